@@ -1,0 +1,1 @@
+"""TD-MPC-Opt: distil and quantise TD-MPC2 world models."""

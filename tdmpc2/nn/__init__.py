@@ -1,0 +1,1 @@
+"""Networks and the maths they need."""

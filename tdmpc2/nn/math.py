@@ -1,0 +1,113 @@
+"""Pure functions: discrete regression in symlog space, the squashed Gaussian, and the running value scale.
+
+Formulas follow specification ``algorithm.md``, sections 4, 5 and 7 (TD-MPC2, Hansen et al. 2024, appendix).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+def symlog(x: Tensor) -> Tensor:
+    """``sign(x) ln(1 + |x|)``, any shape."""
+    return torch.sign(x) * torch.log1p(torch.abs(x))
+
+
+def symexp(x: Tensor) -> Tensor:
+    """Inverse of :func:`symlog`, any shape."""
+    return torch.sign(x) * torch.expm1(torch.abs(x))
+
+
+def bin_centres(num_bins: int, vmin: float, vmax: float) -> Tensor:
+    """K evenly spaced centres on [vmin, vmax] in symlog space, [K]."""
+    return torch.linspace(vmin, vmax, num_bins)
+
+
+def _bin_position(x: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower bin index and the weight of the bin above it, for raw values x [...]."""
+    num_bins = bins.shape[-1]
+    bin_size = (bins[-1] - bins[0]) / (num_bins - 1)
+    position = (symlog(x).clamp(bins[0], bins[-1]) - bins[0]) / bin_size
+    index = position.floor().clamp(0, num_bins - 1)
+    return index.long(), position - index
+
+
+def two_hot(x: Tensor, bins: Tensor) -> Tensor:
+    """Raw values x [..., 1] as weights on the two nearest bins, [..., K]."""
+    index, weight = _bin_position(x, bins)
+    above = (index + 1).clamp(max=bins.shape[-1] - 1)
+    target = x.new_zeros(*x.shape[:-1], bins.shape[-1])
+    return target.scatter(-1, index, 1 - weight).scatter_add(-1, above, weight)
+
+
+def decode(logits: Tensor, bins: Tensor) -> Tensor:
+    """Expected value of logits [..., K] in raw units, [..., 1]; the expectation is taken in symlog space."""
+    return symexp((torch.softmax(logits, -1) * bins).sum(-1, keepdim=True))
+
+
+def soft_cross_entropy(logits: Tensor, x: Tensor, bins: Tensor) -> Tensor:
+    """Cross-entropy of logits [..., K] against the two-hot of raw values x [..., 1], [..., 1].
+
+    Only the two bins with weight are read; leading axes broadcast.
+    """
+    index, weight = _bin_position(x, bins)
+    above = (index + 1).clamp(max=bins.shape[-1] - 1)
+    pair = torch.cat([index, above], -1).expand(*logits.shape[:-1], 2)
+    log_prob = torch.log_softmax(logits, -1).gather(-1, pair)
+    return -((1 - weight) * log_prob[..., :1] + weight * log_prob[..., 1:])
+
+
+def bounded_log_std(raw: Tensor, low: float, high: float) -> Tensor:
+    """Head output to a log standard deviation in (low, high), any shape."""
+    return low + 0.5 * (high - low) * (torch.tanh(raw) + 1)
+
+
+class GaussianStats(NamedTuple):
+    """Log-probability and entropies of one squashed-Gaussian sample, each [..., 1]."""
+
+    log_prob: Tensor  # TD-MPC-Opt's: the density is scaled by the number of active dimensions
+    entropy: Tensor  # TD-MPC2's
+    scaled_entropy: Tensor  # TD-MPC2's
+
+
+def squashed_gaussian_stats(eps: Tensor, log_std: Tensor, action: Tensor, active_dims: Tensor | float) -> GaussianStats:
+    """Statistics of ``action = tanh(mean + eps exp(log_std))`` (specification section 5).
+
+    Args:
+        eps: standard-normal draw, zero on inactive dimensions, [..., A].
+        log_std: zero on inactive dimensions, [..., A].
+        action: squashed sample, [..., A].
+        active_dims: number of active dimensions of the task, broadcastable to [..., 1].
+    """
+    correction = torch.log(torch.relu(1 - action.square()) + 1e-6).sum(-1, keepdim=True)
+    density = (-0.5 * eps.square() - log_std).sum(-1, keepdim=True)
+    log_prob = active_dims * (density - 0.5 * _LOG_2PI) - correction
+    presquash = density - action.shape[-1] * 0.5 * _LOG_2PI
+    squashed = presquash - correction
+    scaled_entropy = -squashed * (active_dims * presquash / (squashed + 1e-8))
+    return GaussianStats(log_prob, -squashed, scaled_entropy)
+
+
+def percentile_range(x: Tensor, low: float = 5.0, high: float = 95.0) -> tuple[Tensor, Tensor]:
+    """Linearly interpolated percentiles of x [B, ...] along the batch, each [...] (specification section 7)."""
+    ordered = x.sort(0).values
+    last = x.shape[0] - 1
+
+    def percentile(p: float) -> Tensor:
+        position = p * last / 100
+        below = math.floor(position)
+        return torch.lerp(ordered[below], ordered[min(below + 1, last)], position - below)
+
+    return percentile(low), percentile(high)
+
+
+def updated_scale(scale: Tensor, x: Tensor, tau: float) -> Tensor:
+    """Running value scale after one batch of values x [B, 1]: an average of the 5-95 percentile range, at least 1."""
+    low, high = percentile_range(x)
+    return torch.lerp(scale, (high - low).clamp(min=1.0).reshape(scale.shape), tau)

@@ -1,0 +1,230 @@
+"""The TD-MPC2 world model: encoder, latent dynamics, reward, Q ensemble and policy prior (specification, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tdmpc2 import layouts
+from tdmpc2.config import Config
+from tdmpc2.nn.layers import Linear, QEnsemble, mlp, simnorm
+from tdmpc2.nn.math import bin_centres, bounded_log_std, decode, squashed_gaussian_stats
+
+
+class TaskContext(NamedTuple):
+    """What the networks know of each row's task. Single-task models have neither embedding nor mask."""
+
+    embedding: Tensor | None  # [..., task_dim]
+    action_mask: Tensor | None  # [..., A]
+
+    def unsqueeze(self, dim: int) -> TaskContext:
+        """The same context for inputs with one more leading axis at ``dim``."""
+        return TaskContext(*(None if x is None else x.unsqueeze(dim) for x in self))
+
+    def detach(self) -> TaskContext:
+        return TaskContext(*(None if x is None else x.detach() for x in self))
+
+
+Task = Tensor | int | TaskContext | None
+
+
+class WorldModel(nn.Module):
+    """All networks of one agent. Every method takes task ids [...] (or a :class:`TaskContext`) as ``task``.
+
+    Leading axes broadcast from the right, so one task per batch column serves a time-major [T, B, .] input.
+    """
+
+    def __init__(self, cfg: Config, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.cfg = cfg
+        latent, width, bins = cfg.latent_dim, cfg.mlp_dim, cfg.num_bins
+        task_dim = cfg.task_dim if cfg.multitask else 0
+        if cfg.multitask:
+            self._task_emb = nn.Embedding(len(cfg.task_specs), task_dim)
+        hidden = [cfg.enc_dim] * max(cfg.num_enc_layers - 1, 1)
+
+        def latent_norm(x: Tensor) -> Tensor:
+            return simnorm(x, cfg.simnorm_dim)
+
+        self._encoder = nn.ModuleDict({"state": mlp(cfg.obs_dim + task_dim, hidden, latent, latent_norm)})
+        joint = latent + task_dim + cfg.action_dim
+        self._dynamics = mlp(joint, [width, width], latent, latent_norm)
+        self._reward = mlp(joint, [width, width], bins)
+        self._pi = mlp(latent + task_dim, [width, width], 2 * cfg.action_dim)
+        self._Qs = QEnsemble(cfg.num_q, joint, width, bins)
+        self._target_Qs = QEnsemble(cfg.num_q, joint, width, bins).requires_grad_(False)
+
+        masks = torch.zeros(len(cfg.task_specs), cfg.action_dim)
+        for row, spec in zip(masks, cfg.task_specs, strict=True):
+            row[: spec.action_dim] = 1
+        self.register_buffer("action_masks", masks, persistent=False)
+        self.register_buffer("bins", bin_centres(bins, cfg.vmin, cfg.vmax), persistent=False)
+        self.register_buffer("discounts", torch.tensor(cfg.discounts), persistent=False)
+        self._init_weights(generator)
+
+    action_masks: Tensor
+    bins: Tensor
+    discounts: Tensor
+
+    @torch.no_grad()
+    def _init_weights(self, generator: torch.Generator | None) -> None:
+        # The specification truncates at 100 standard deviations, which no draw reaches.
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.weight.normal_(0, 0.02, generator=generator)
+            elif isinstance(module, nn.Embedding):
+                module.weight.uniform_(-0.02, 0.02, generator=generator)
+        for index, param in enumerate(self._Qs.params[:8]):
+            if param.ndim == 3:
+                param.normal_(0, 0.02, generator=generator)
+            else:
+                param.fill_(float(index % 4 == 2))
+        last = self._reward[-1]
+        assert isinstance(last, Linear)
+        last.weight.zero_()
+        self.reset_target()
+
+    @torch.no_grad()
+    def reset_target(self) -> None:
+        """Copy the online Q heads into the target heads."""
+        for target, online in zip(self._target_Qs.params, self._Qs.params, strict=True):
+            target.copy_(online)
+
+    @torch.no_grad()
+    def update_target(self, tau: float) -> None:
+        """Move the target heads by a fraction ``tau`` towards the online heads."""
+        torch._foreach_lerp_(list(self._target_Qs.params), list(self._Qs.params), tau)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load any public layout, quantised or not (specification sections 15 and 16).
+
+        Raises:
+            ValueError: names or shapes differ; the message lists them and names the likely fix.
+        """
+        state = layouts.to_layout_a(state_dict)
+        if strict:
+            layouts.check_state(state, self.state_dict(), "the state dict")
+        return super().load_state_dict(state, strict=strict, assign=assign)
+
+    def set_precision(self, dtype: torch.dtype) -> WorldModel:
+        """Cast the weights of all matrix products; LayerNorm, embedding and everything after a product stay float32."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.weight.data, module.bias.data = module.weight.to(dtype), module.bias.to(dtype)
+            elif isinstance(module, QEnsemble):
+                for index in (0, 1, 4, 5, 8, 9):
+                    module.params[index].data = module.params[index].to(dtype)
+        return self
+
+    # -- tasks ------------------------------------------------------------------------------------------------------
+
+    def context(self, task: Task) -> TaskContext:
+        """Embedding and action mask of task ids [...].
+
+        Looked-up rows with norm above 1 are rescaled in the table first, outside the gradient (section 3).
+
+        Raises:
+            ValueError: a multi-task model was given no task.
+        """
+        if isinstance(task, TaskContext):
+            return task
+        if not self.cfg.multitask:
+            return TaskContext(None, None)
+        if task is None:
+            raise ValueError(f"This model has {len(self.cfg.task_specs)} tasks ('{self.cfg.task}'): pass a task id")
+        ids = torch.as_tensor(task, device=self.action_masks.device)
+        table = self._task_emb.weight
+        with torch.no_grad():
+            rows = table[ids]
+            norm = rows.norm(dim=-1, keepdim=True)
+            table[ids] = torch.where(norm > 1, rows / (norm + 1e-7), rows)
+        return TaskContext(F.embedding(ids, table), self.action_masks[ids])
+
+    # -- networks ---------------------------------------------------------------------------------------------------
+
+    def encode(self, obs: Tensor, task: Task = None) -> Tensor:
+        """Latent of observations, [..., O] -> [..., D]."""
+        return self._encoder["state"](_join(obs, self.context(task).embedding))
+
+    def next(self, z: Tensor, a: Tensor, task: Task = None) -> Tensor:
+        """Next latent, [..., D] and [..., A] -> [..., D]."""
+        return self._dynamics(_join(z, self.context(task).embedding, a))
+
+    def reward(self, z: Tensor, a: Tensor, task: Task = None) -> Tensor:
+        """Reward logits, [..., D] and [..., A] -> [..., K]."""
+        return self._reward(_join(z, self.context(task).embedding, a))
+
+    def pi(self, z: Tensor, task: Task = None, eps: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sample the policy prior (specification section 5).
+
+        Args:
+            z: [..., D].
+            eps: standard-normal draw [..., A]; drawn from torch's default generator if not given.
+
+        Returns:
+            The action [..., A] in [-1, 1] and a dict with ``mean`` (squashed) and ``log_std`` [..., A],
+            ``log_prob``, ``entropy`` and ``scaled_entropy`` [..., 1].
+        """
+        context = self.context(task)
+        mean, raw = self._pi(_join(z, context.embedding)).chunk(2, -1)
+        log_std = bounded_log_std(raw, self.cfg.log_std_min, self.cfg.log_std_max)
+        eps = torch.randn_like(mean) if eps is None else eps
+        active: Tensor | float = float(self.cfg.action_dim)
+        if (mask := context.action_mask) is not None:
+            mean, log_std, eps = mean * mask, log_std * mask, eps * mask
+            active = mask.sum(-1, keepdim=True)
+        action = torch.tanh(mean + eps * log_std.exp())
+        stats = squashed_gaussian_stats(eps, log_std, action, active)
+        return action, {"mean": torch.tanh(mean), "log_std": log_std, **stats._asdict()}
+
+    def Q(
+        self,
+        z: Tensor,
+        a: Tensor,
+        task: Task = None,
+        return_type: str = "min",
+        target: bool = False,
+        *,
+        heads: Tensor | None = None,
+        dropout_mask: Tensor | None = None,
+        detach: bool = False,
+    ) -> Tensor:
+        """State-action values (specification section 6). Dropout only where a mask is given.
+
+        Args:
+            z: [..., D].
+            a: [..., A].
+            return_type: ``all`` for the logits of every head [num_q, ..., K]; ``min`` or ``avg`` of two distinct
+                random heads, decoded [..., 1].
+            target: use the target heads.
+            heads: the two heads of ``min`` and ``avg``, [2]; drawn with :func:`draw_heads` if not given.
+            dropout_mask: factors on the first layer's affine output of the evaluated heads, [n, ..., M].
+            detach: treat the weights as constants.
+        """
+        if return_type not in ("min", "avg", "all"):
+            raise ValueError(f"return_type='{return_type}' is not one of min, avg, all")
+        ensemble = self._target_Qs if target else self._Qs
+        x = _join(z, self.context(task).embedding, a)
+        if return_type == "all":
+            return ensemble(x, dropout_mask=dropout_mask, detach=detach)
+        if self.cfg.num_q > 2:
+            heads = draw_heads(self.cfg.num_q, x.device) if heads is None else heads
+        else:
+            heads = None
+        values = decode(ensemble(x, heads, dropout_mask, detach), self.bins)
+        return values.amin(0) if return_type == "min" else values.mean(0)
+
+
+def draw_heads(num_q: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """Two distinct head indices [2], drawn on the device."""
+    return torch.rand(num_q, device=device, generator=generator).topk(2).indices
+
+
+def _join(x: Tensor, *parts: Tensor | None) -> Tensor:
+    """Concatenate on the last axis; leading axes of the parts broadcast to those of x."""
+    lead = x.shape[:-1]
+    return torch.cat([x, *(p.expand(*lead, p.shape[-1]) for p in parts if p is not None)], -1)

@@ -1,0 +1,208 @@
+"""MPPI planning as a function of (model, latents, plan state), batched over environments (specification section 11).
+
+Nothing is kept between calls and no randomness is hidden: the caller passes the previous plan's mean and a
+:class:`PlanNoise`. E environments, H horizon, S samples, P policy samples, A actions, D latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tdmpc2.config import Config
+from tdmpc2.nn.math import decode
+from tdmpc2.nn.world_model import TaskContext, WorldModel, draw_heads
+
+
+class PlanNoise(NamedTuple):
+    """All random numbers of one plan."""
+
+    policy: Tensor  # [H, E, P, A] standard normal, for the policy rollouts
+    samples: Tensor  # [iterations, E, H, S - P, A] standard normal, for the Gaussian samples
+    value: Tensor  # [iterations, E, S, A] standard normal, for the action of the terminal value
+    heads: Tensor  # [iterations, 2] Q heads of the terminal value
+    elite: Tensor  # [E, num_elites] Gumbel, for the choice of the executed elite
+    action: Tensor  # [E, A] standard normal, for exploration
+
+
+class Sweep(NamedTuple):
+    """One MPPI iteration."""
+
+    mean: Tensor  # [E, H, A]
+    std: Tensor  # [E, H, A]
+    value: Tensor  # [E, S] value of every sample
+    elite_value: Tensor  # [E, num_elites], descending
+    score: Tensor  # [E, num_elites], sums to one
+    elite_actions: Tensor  # [E, H, num_elites, A]
+
+
+class Plan(NamedTuple):
+    """The result of planning."""
+
+    action: Tensor  # [E, A]
+    mean: Tensor  # [E, H, A]: the plan state, pass it to the next call
+    sweep: Sweep  # the last iteration
+
+
+SweepFn = Callable[[WorldModel, Tensor, TaskContext, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Sweep]
+
+
+def draw_noise(cfg: Config, num_envs: int, device: torch.device, generator: torch.Generator | None) -> PlanNoise:
+    """Random numbers for one plan of ``num_envs`` environments, drawn on the device."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device, generator=generator)
+
+    sweeps, samples, policy = cfg.plan_iterations, cfg.num_samples, cfg.num_pi_trajs
+    uniform = torch.rand(num_envs, cfg.num_elites, device=device, generator=generator)
+    return PlanNoise(
+        policy=normal(cfg.horizon, num_envs, policy, cfg.action_dim),
+        samples=normal(sweeps, num_envs, cfg.horizon, samples - policy, cfg.action_dim),
+        value=normal(sweeps, num_envs, samples, cfg.action_dim),
+        heads=torch.stack([draw_heads(cfg.num_q, device, generator) for _ in range(sweeps)]),
+        elite=-torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7))),
+        action=normal(num_envs, cfg.action_dim),
+    )
+
+
+def plan(
+    model: WorldModel,
+    z: Tensor,
+    task: TaskContext,
+    discount: Tensor,
+    prev_mean: Tensor,
+    noise: PlanNoise,
+    *,
+    eval_mode: bool,
+    sweep_fn: SweepFn | None = None,
+    rollout_fn: Callable[[WorldModel, Tensor, TaskContext, Tensor], Tensor] | None = None,
+) -> Plan:
+    """Plan one action for each of E environments.
+
+    Args:
+        model: world model; its configuration holds the planner's settings.
+        z: encoded observations, [E, D].
+        task: context of each environment's task.
+        discount: discount of each environment's task, [E, 1].
+        prev_mean: plan state of the previous call, already zero where an episode starts, [E, H, A].
+        noise: see :func:`draw_noise`.
+        eval_mode: without exploration noise on the executed action.
+        sweep_fn: compiled replacement of :func:`sweep`.
+        rollout_fn: compiled replacement of :func:`policy_rollout`.
+    """
+    cfg = model.cfg
+    task = task.unsqueeze(1)
+    policy_actions = (rollout_fn or policy_rollout)(model, z, task, noise.policy)
+    mean = torch.cat([prev_mean[:, 1:], torch.zeros_like(prev_mean[:, :1])], 1)
+    std = torch.full_like(mean, cfg.max_std)
+    for i in range(cfg.plan_iterations):
+        result = (sweep_fn or sweep)(
+            model, z, task, discount, mean, std, policy_actions, noise.samples[i], noise.value[i], noise.heads[i]
+        )
+        mean, std = result.mean, result.std
+
+    choice = (result.score.log() + noise.elite).argmax(-1)  # [E]
+    action = result.elite_actions[torch.arange(len(z), device=z.device), 0, choice]  # [E, A]
+    if not eval_mode:
+        action = action + std[:, 0] * noise.action
+    return Plan(action.clamp(-1, 1), mean, result)
+
+
+def policy_rollout(model: WorldModel, z: Tensor, task: TaskContext, eps: Tensor) -> Tensor:
+    """Roll the policy prior through the dynamics.
+
+    Args:
+        z: [E, D].
+        task: context broadcastable to [E, P].
+        eps: standard normal, [H, E, P, A].
+
+    Returns:
+        Actions [E, H, P, A].
+    """
+    z = z.unsqueeze(1).expand(-1, eps.shape[2], -1)  # [E, P, D]
+    actions = []
+    for t, step_eps in enumerate(eps):
+        actions.append(model.pi(z, task, step_eps)[0])
+        if t + 1 < len(eps):
+            z = model.next(z, actions[-1], task)
+    return torch.stack(actions, 1)
+
+
+def sweep(
+    model: WorldModel,
+    z: Tensor,
+    task: TaskContext,
+    discount: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    policy_actions: Tensor,
+    sample_eps: Tensor,
+    value_eps: Tensor,
+    heads: Tensor,
+) -> Sweep:
+    """One MPPI iteration: sample around (mean, std), evaluate, refit to the elites.
+
+    Args:
+        z: [E, D]; the other shapes are those of :func:`plan` and :class:`PlanNoise`, without the iteration axis.
+    """
+    cfg = model.cfg
+    samples = (mean.unsqueeze(2) + std.unsqueeze(2) * sample_eps).clamp(-1, 1)
+    actions = torch.cat([policy_actions, samples], 2)  # [E, H, S, A]
+    if (mask := task.action_mask) is not None:
+        actions = actions * mask.unsqueeze(1)
+    value = estimate_value(model, z, task, discount, actions, value_eps, heads)
+    return refit(cfg, actions, value, mask)
+
+
+def refit(cfg: Config, actions: Tensor, value: Tensor, mask: Tensor | None) -> Sweep:
+    """Mean and standard deviation of the elites, weighted by value.
+
+    Args:
+        actions: [E, H, S, A].
+        value: [E, S].
+        mask: action mask [E, 1, A] or None.
+    """
+    elite_value, index = value.topk(cfg.num_elites, -1)
+    gather = index[:, None, :, None].expand(-1, actions.shape[1], -1, actions.shape[-1])
+    elite_actions = actions.gather(2, gather)  # [E, H, K, A]
+    score = torch.exp(cfg.temperature * (elite_value - elite_value[:, :1]))
+    score = score / score.sum(-1, keepdim=True)
+    weight = score[:, None, :, None]
+    norm = weight.sum(2) + 1e-9
+    mean = (weight * elite_actions).sum(2) / norm
+    variance = (weight * (elite_actions - mean.unsqueeze(2)).square()).sum(2) / norm
+    std = variance.sqrt().clamp(cfg.min_std, cfg.max_std)
+    if mask is not None:
+        mean, std = mean * mask, std * mask
+    return Sweep(mean, std, value, elite_value, score, elite_actions)
+
+
+def estimate_value(
+    model: WorldModel, z: Tensor, task: TaskContext, discount: Tensor, actions: Tensor, eps: Tensor, heads: Tensor
+) -> Tensor:
+    """Discounted model rewards plus the terminal value of action sequences.
+
+    Args:
+        z: [E, D].
+        discount: [E, 1].
+        actions: [E, H, S, A].
+        eps: standard normal for the terminal action, [E, S, A].
+        heads: the two Q heads to average, [2].
+
+    Returns:
+        [E, S]; NaN becomes 0 and infinities the largest finite values.
+    """
+    z = z.unsqueeze(1).expand(-1, actions.shape[2], -1)  # [E, S, D]
+    total = torch.zeros_like(actions[:, 0, :, 0])
+    weight = torch.ones_like(discount)
+    for t in range(actions.shape[1]):
+        action = actions[:, t]
+        total = total + weight * decode(model.reward(z, action, task), model.bins).squeeze(-1)
+        z = model.next(z, action, task)
+        weight = weight * discount
+    action, _ = model.pi(z, task, eps)
+    value = model.Q(z, action, task, "avg", heads=heads).squeeze(-1)
+    return torch.nan_to_num(total + weight * value, nan=0.0)

@@ -1,0 +1,68 @@
+"""Devices, threads and number formats of the machine this runs on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is CUDA, else MPS, else the CPU; anything else is a torch device.
+
+    Raises:
+        ValueError: the device is not available here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device={name} is not available here ({str(error).splitlines()[0]}); use device=auto"
+        ) from error
+    return device
+
+
+def set_num_threads(count: int | None) -> int:
+    """Use ``count`` CPU threads, or every core this process may run on; returns the number."""
+    count = count or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count or os.cpu_count() or 1
+    torch.set_num_threads(count)
+    return count
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 matrix products are at least as fast as fp32 ones on this device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def resolve_precision(requested: str, stored: str, device: torch.device) -> tuple[str, str]:
+    """The precision to plan in, and one line saying why where it is not what the file or the user asked for.
+
+    Args:
+        requested: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        stored: precision of the file: ``fp32``, ``bf16``, ``fp16``, ``int8`` or ``mixed``.
+    """
+    if requested != "auto":
+        return requested, ""
+    if stored == "fp32":
+        return "fp32", ""
+    if stored == "fp16" and device.type == "cuda":
+        return "fp16", ""
+    if has_fast_bf16(device):
+        return (
+            "bf16",
+            "" if stored == "bf16" else f"{stored} file: computing in bf16, the fastest this {device.type} does well",
+        )
+    return "fp32", f"{stored} file: computing in fp32, this {device.type} has no fast bf16"
+
+
+def has_cpp_compiler() -> bool:
+    """Whether torch.compile can build CPU kernels here."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))

@@ -1,0 +1,106 @@
+"""The task table: what a model must know of a task without building its simulator.
+
+A task's position in its task set is its id. MT30 and MT80 share the first 30 ids
+(specification ``mt30_tasks.md``, sections 1 and 9.1).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """Static facts about one task.
+
+    Attributes:
+        name: name used on the command line, e.g. ``walker-walk``.
+        obs_dim: length of the flat state observation.
+        action_dim: number of action entries, each in [-1, 1].
+        episode_length: agent steps per episode (one agent step is two control steps in dm_control).
+        success_score: score by success rate (Meta-World) instead of return / 10 (dm_control).
+    """
+
+    name: str
+    obs_dim: int
+    action_dim: int
+    episode_length: int = 500
+    success_score: bool = False
+
+
+def _specs(obs_dim: int, action_dim: int, names: str) -> list[TaskSpec]:
+    return [TaskSpec(name, obs_dim, action_dim) for name in names.split()]
+
+
+_DM_CONTROL = [
+    *_specs(24, 6, "walker-stand walker-walk walker-run walker-walk-backwards walker-run-backwards"),
+    *_specs(24, 6, "walker-arabesque walker-lie-down walker-legs-up walker-headstand walker-flip walker-backflip"),
+    *_specs(17, 6, "cheetah-run cheetah-run-backwards cheetah-run-front cheetah-run-back cheetah-jump"),
+    *_specs(17, 6, "cheetah-stand-front cheetah-stand-back cheetah-lie-down cheetah-legs-up"),
+    *_specs(17, 6, "cheetah-flip cheetah-flip-backwards"),
+    *_specs(15, 4, "hopper-stand hopper-hop hopper-hop-backwards hopper-flip hopper-flip-backwards"),
+    *_specs(6, 2, "reacher-easy reacher-hard"),
+    *_specs(8, 3, "reacher-three-easy reacher-three-hard"),
+    *_specs(10, 4, "reacher-four-easy reacher-four-hard"),
+    *_specs(6, 1, "acrobot-swingup"),
+    *_specs(3, 1, "pendulum-swingup pendulum-spin"),
+    *_specs(5, 1, "cartpole-balance cartpole-balance-sparse cartpole-swingup cartpole-swingup-sparse"),
+    *_specs(8, 2, "cup-catch cup-spin"),
+    *_specs(9, 2, "finger-spin"),
+    *_specs(12, 2, "finger-turn-easy finger-turn-hard"),
+    *_specs(24, 5, "fish-swim fish-obstacles"),
+    *_specs(223, 38, "dog-stand dog-walk dog-trot dog-run"),
+    *_specs(67, 21, "humanoid-stand humanoid-walk humanoid-run"),
+    *_specs(78, 12, "quadruped-walk quadruped-run"),
+]
+
+_META_WORLD = [
+    TaskSpec(f"mw-{name}", 39, 4, episode_length=100, success_score=True)
+    for name in """
+    assembly basketball button-press-topdown button-press-topdown-wall button-press button-press-wall
+    coffee-button coffee-pull coffee-push dial-turn disassemble door-open door-close drawer-close drawer-open
+    faucet-open faucet-close hammer handle-press-side handle-press handle-pull-side handle-pull lever-pull
+    peg-insert-side peg-unplug-side pick-out-of-hole pick-place pick-place-wall plate-slide plate-slide-side
+    plate-slide-back plate-slide-back-side push-back push push-wall reach reach-wall shelf-place soccer
+    stick-push stick-pull sweep-into sweep window-open window-close bin-picking box-close door-lock door-unlock
+    hand-insert
+    """.split()
+]
+
+TASKS: dict[str, TaskSpec] = {spec.name: spec for spec in [*_DM_CONTROL, *_META_WORLD]}
+
+MT30: tuple[str, ...] = tuple(
+    """
+    walker-stand walker-walk walker-run cheetah-run reacher-easy reacher-hard acrobot-swingup pendulum-swingup
+    cartpole-balance cartpole-balance-sparse cartpole-swingup cartpole-swingup-sparse cup-catch finger-spin
+    finger-turn-easy finger-turn-hard fish-swim hopper-stand hopper-hop walker-walk-backwards
+    walker-run-backwards cheetah-run-backwards cheetah-run-front cheetah-run-back cheetah-jump
+    hopper-hop-backwards reacher-three-easy reacher-three-hard cup-spin pendulum-spin
+    """.split()
+)
+MT80: tuple[str, ...] = MT30 + tuple(spec.name for spec in _META_WORLD)
+TASK_SETS: dict[str, tuple[str, ...]] = {"mt30": MT30, "mt80": MT80}
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint for an error message: `` Did you mean 'x'?`` or an empty string."""
+    match = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def task_names(task: str) -> tuple[str, ...]:
+    """The tasks of a task set in id order; a single task is a set of one."""
+    return TASK_SETS.get(task, (task,))
+
+
+def lookup(name: str) -> TaskSpec:
+    """The facts of one task of the table.
+
+    Raises:
+        ValueError: the name is not in the table; the message suggests the nearest one.
+    """
+    if name not in TASKS:
+        raise ValueError(f"Unknown task '{name}'.{nearest(name, [*TASKS, *TASK_SETS])}")
+    return TASKS[name]

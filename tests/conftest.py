@@ -1,0 +1,58 @@
+"""Fixtures: recorded numbers and published weights, from the tests' own folder or from ``../shared``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tdmpc2.config import Config
+
+REPO = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("TDMPC2_SHARED", REPO.parent / "shared"))
+
+
+def shared_file(relative: str) -> Path:
+    """A file of ``../shared``; skips the test where it is absent."""
+    path = SHARED / relative
+    if not path.exists():
+        pytest.skip(f"needs {relative} of the shared reference data (set TDMPC2_SHARED to its folder)")
+    return path
+
+
+def load_golden(name: str) -> dict[str, torch.Tensor]:
+    """Recorded arrays as tensors; small files live in tests/golden, larger ones in ``../shared/golden``."""
+    own = Path(__file__).parent / "golden" / name
+    with np.load(own if own.exists() else shared_file(f"golden/{name}")) as arrays:
+        return {
+            key: torch.from_numpy(arrays[key]) if arrays[key].dtype.kind in "fiub" else arrays[key] for key in arrays
+        }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, torch.Tensor]]:
+    return load_golden
+
+
+@pytest.fixture(scope="session")
+def published() -> dict[str, torch.Tensor]:
+    """The published student's weights in float32, layout (a)."""
+    return {name: tensor.float() for name, tensor in load_golden("weights.npz").items()}
+
+
+@pytest.fixture
+def tiny_cfg() -> Config:
+    """A model that trains and plans in milliseconds, MT30 padding and ids."""
+    return Config(
+        task="mt30", model_size=None, enc_dim=16, mlp_dim=16, latent_dim=16, task_dim=8, num_q=3, num_samples=16,
+        num_elites=4, num_pi_trajs=4, iterations=2, batch_size=8, device="cpu",
+    )  # fmt: skip
