@@ -19,7 +19,7 @@ from tdmpc2.checkpoint import load_file, save_file
 from tdmpc2.config import Config
 from tdmpc2.nn.math import soft_cross_entropy, updated_scale
 from tdmpc2.nn.world_model import TaskContext, WorldModel, draw_heads
-from tdmpc2.runtime import resolve_device
+from tdmpc2.runtime import has_cpp_compiler, resolve_device
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 TaskLike = int | str | Sequence[int | str] | np.ndarray | Tensor | None
@@ -60,6 +60,9 @@ class TDMPC2:
         ValueError: teacher and student have different task sets.
     """
 
+    cfg: Config
+    teacher: TDMPC2 | None
+
     def __init__(self, cfg: Config, teacher: TDMPC2 | None = None) -> None:
         if teacher is not None:
             distill.check_teacher(cfg, teacher.cfg)
@@ -81,7 +84,7 @@ class TDMPC2:
         ]
         self._model_params = [*encoder, *others]
         self._policy_params = policy
-        groups = [{"params": encoder, "lr": cfg.lr * cfg.enc_lr_scale}, {"params": others}]
+        groups: list[dict[str, Any]] = [{"params": encoder, "lr": cfg.lr * cfg.enc_lr_scale}, {"params": others}]
         self.optim = torch.optim.Adam(groups, lr=cfg.lr, fused=True)
         self.pi_optim = torch.optim.Adam(policy, lr=cfg.lr, eps=1e-5, fused=True)
         self._rho = cfg.rho ** torch.arange(cfg.horizon + 1, device=self.device)  # [H+1]
@@ -267,6 +270,20 @@ class TDMPC2:
         )
         self._plan_mean = result.mean
         return result.action
+
+    def compile_planner(self, num_plans: int) -> str:
+        """Compile the planner if ``cfg.compile`` says so; ``auto``: if so many plans are worth the minute it takes.
+
+        Returns:
+            One line about it, or nothing.
+        """
+        wanted = self.cfg.compile
+        if not self.cfg.mpc or wanted == "false" or (wanted == "auto" and num_plans < 1000):
+            return ""
+        if self.device.type == "cpu" and not has_cpp_compiler():
+            return "Planning without compilation: no C++ compiler found (install g++ to plan about twice as fast)"
+        self._compiled = planner.compiled()
+        return "Compiling the planner on its first call (about a minute; compile=false turns it off)"
 
     def _task_ids(self, task: TaskLike, num_envs: int) -> Tensor | None:
         if not self.cfg.multitask:

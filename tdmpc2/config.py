@@ -256,6 +256,15 @@ MODEL_SIZES: dict[int, dict[str, int]] = {
     }.items()
 }
 
+#: Keys that describe a run rather than the agent: a file's values for these are not taken over when it is loaded.
+RUN_KEYS = frozenset(
+    """
+    checkpoint data_dir exp_name work_dir steps batch_size seed eval_episodes eval_freq eval_noise eval_seed compare
+    episodes_per_task device precision compile num_threads log_freq save_freq save_agent save_csv save_video
+    wandb_project wandb_entity wandb_silent disable_wandb
+    """.split()
+)
+
 _INF = float("inf")
 _CHOICES = {
     "policy_loss": ("opt", "tdmpc2"),
@@ -271,8 +280,8 @@ _AT_LEAST_ZERO = (
     "enc_lr_scale min_std max_std temperature"
 )
 _RANGES: dict[str, tuple[float, float]] = {
-    **{name: (1, _INF) for name in _AT_LEAST_ONE.split()},
-    **{name: (0, _INF) for name in _AT_LEAST_ZERO.split()},
+    **dict.fromkeys(_AT_LEAST_ONE.split(), (1, _INF)),
+    **dict.fromkeys(_AT_LEAST_ZERO.split(), (0, _INF)),
     "num_bins": (2, _INF),
     "num_q": (2, _INF),
     "rho": (0, 1),

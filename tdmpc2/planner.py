@@ -7,7 +7,7 @@ Nothing is kept between calls and no randomness is hidden: the caller passes the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,6 +66,14 @@ def draw_noise(cfg: Config, num_envs: int, device: torch.device, generator: torc
         elite=-torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7))),
         action=normal(num_envs, cfg.action_dim),
     )
+
+
+def compiled() -> dict[str, Callable[..., Any]]:
+    """Compiled ``sweep_fn`` and ``rollout_fn`` for :func:`plan`, one graph per number of environments."""
+    return {
+        "sweep_fn": torch.compile(sweep, dynamic=False),
+        "rollout_fn": torch.compile(policy_rollout, dynamic=False),
+    }
 
 
 def plan(

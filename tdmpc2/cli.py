@@ -1,0 +1,117 @@
+"""What the command-line scripts share: Hydra's settings, checked overrides, errors without a traceback."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from tdmpc2.config import check_keys, defaults, keys
+from tdmpc2.tasks import nearest
+
+P = ParamSpec("P")
+
+#: Hydra changes no directory and leaves no files; a multirun's own record goes beside the runs.
+_HYDRA = (
+    "hydra.run.dir=.",
+    "hydra.output_subdir=null",
+    "hydra.sweep.dir=logs/multirun",
+    "hydra/job_logging=disabled",
+    "hydra/hydra_logging=disabled",
+)
+_OVERRIDE = re.compile(r"(?:\+\+?|~)?(?P<key>[A-Za-z_][\w./@]*)(?:=.*)?", re.DOTALL)
+
+
+def run(main: Callable[[], None], groups: Sequence[str] = ()) -> None:
+    """Run a Hydra main function with checked overrides.
+
+    Args:
+        main: the decorated function.
+        groups: configurations composed under a name of their own (train.py); none if the keys stand alone.
+    """
+    store = ConfigStore.instance()
+    store.store(name="base", node=defaults())
+    store.store(name="base", group="student_config", node=defaults())
+    # The user's own hydra settings come last and win.
+    sys.argv[1:] = [*_HYDRA, *sys.argv[1:]]
+    one_line_errors(check_overrides)(sys.argv[1:], groups)
+    main()
+
+
+def one_line_errors(function: Callable[P, None]) -> Callable[P, None]:
+    """Print a ``ValueError`` (an error of use) in one line and exit with code 2; TDMPC2_TRACEBACK=1 shows it whole."""
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except ValueError as error:
+            if os.environ.get("TDMPC2_TRACEBACK") == "1":
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    return wrapped
+
+
+def check_overrides(arguments: Sequence[str], groups: Sequence[str]) -> None:
+    """Compare the overrides of a command line with the configuration's keys before Hydra composes it.
+
+    Raises:
+        ValueError: an unknown key; the message suggests the nearest one.
+    """
+    for argument in arguments:
+        match = None if argument.startswith("-") else _OVERRIDE.fullmatch(argument)
+        if match is None or match["key"] == "hydra" or match["key"].startswith(("hydra.", "hydra/")):
+            continue
+        group, _, key = match["key"].partition(".")
+        if not groups:
+            check_keys([match["key"]], "the command line")
+        elif group.partition("@")[0] not in groups:
+            options = [f"{name}.{key}" for name in groups for key in keys()]
+            prefixed = f" Did you mean '{groups[0]}.{match['key']}'?" if match["key"] in keys() else ""
+            raise ValueError(
+                f"Unknown key '{match['key']}' on the command line.{prefixed or nearest(argument, options)}"
+            )
+        elif key:
+            check_keys([key], f"{group} on the command line")
+
+
+def explicit_keys(cfg: DictConfig) -> dict[str, Any]:
+    """The keys that were set on the command line, with their composed values."""
+    names = [override.key_or_group for override in OverridesParser.create().parse_overrides(task_overrides())]
+    values = composed(cfg)
+    return {name: values[name] for name in names if name in values}
+
+
+def task_overrides() -> list[str]:
+    """The overrides of this run, without Hydra's own."""
+    return list(HydraConfig.get().overrides.task)
+
+
+def sweep_name() -> str | None:
+    """In a multirun, a directory name made of the run's overrides; otherwise None."""
+    hydra = HydraConfig.get()
+    if hydra.mode is None or hydra.mode.name != "MULTIRUN":
+        return None
+    parts = [re.sub(r"^(student_config|teacher_config)\.", "", text) for text in task_overrides()]
+    swept = [part for part in parts if not re.match(r"(data_dir|checkpoint|steps|device|wandb_\w+|log_freq)=", part)]
+    return ",".join(re.sub(r"[^\w.,=+-]", "-", part) for part in swept) or "default"
+
+
+def composed(cfg: DictConfig) -> dict[str, Any]:
+    """The keys as plain values; in a multirun ``exp_name`` is filled in, so that its runs do not share a directory."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    values = {str(key): value for key, value in plain.items()}
+    if values.get("exp_name") is None:
+        values["exp_name"] = sweep_name()
+    return values

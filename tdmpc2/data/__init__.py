@@ -1,0 +1,1 @@
+"""Offline data: chunk files on disk, episodes in memory, slices for training."""

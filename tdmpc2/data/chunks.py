@@ -1,0 +1,242 @@
+"""Chunk files, the form the MT30 and MT80 sets are published in: reading, checking and writing.
+
+A chunk is a pickled ``TensorDict`` of batch shape [N, L + 1], N episodes of L steps. Row t of an episode holds the
+observation after step t and the action and reward that led to it. Row 0 holds the first observation; its action and
+reward are filler (NaN in files written here, anything in published ones) and are never used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensordict.utils
+import torch
+from tensordict import TensorDict
+from tensordict._reductions import _make_td
+from torch import Tensor
+
+from tdmpc2.tasks import TaskSpec
+
+DTYPES = {"obs": torch.float32, "action": torch.float32, "reward": torch.float32, "task": torch.int32}
+
+# Names that files of tensordict 0.2 up to now contain, under the paths they had in the version that wrote them.
+_ALLOWED: list[Any] = [
+    _make_td,
+    TensorDict,
+    (TensorDict, "tensordict.tensordict.TensorDict"),
+    (dict, "tensordict.utils._StringOnlyDict"),
+    (getattr(tensordict.utils, "_LockedSchema", tuple), "tensordict.utils._LockedSchema"),
+]
+_NAME = re.compile(r"chunk_(\d+)\.pt")
+_AGAIN = "Download or collect the file again"
+
+
+class Layout(NamedTuple):
+    """Sizes that all chunks of a task set share."""
+
+    rows: int  # L + 1
+    obs_dim: int  # O, padded
+    action_dim: int  # A, padded
+    num_tasks: int
+
+    @classmethod
+    def of(cls, specs: Sequence[TaskSpec]) -> Layout:
+        """The layout of a task set. Where episode lengths differ (MT80), long episodes are cut to the shortest."""
+        return cls(
+            rows=min(spec.episode_length for spec in specs) + 1,
+            obs_dim=max(spec.obs_dim for spec in specs),
+            action_dim=max(spec.action_dim for spec in specs),
+            num_tasks=len(specs),
+        )
+
+
+def chunk_paths(data_dir: str | os.PathLike[str]) -> list[Path]:
+    """The chunk files of a directory, ``chunk_2.pt`` before ``chunk_10.pt``.
+
+    Raises:
+        ValueError: no such directory, nothing in it, or a ``chunk_*.pt`` without a number.
+    """
+    root = Path(data_dir).expanduser()
+    found = sorted(root.glob("chunk_*.pt"))
+    if not found:
+        problem = "has no chunk files" if root.is_dir() else "is not a directory"
+        raise ValueError(
+            f"data_dir={data_dir} {problem}; expected chunk_0.pt, chunk_1.pt, ... in it. Make data with "
+            f"`python collect.py data_dir={data_dir}`, or download the published set: Hugging Face dataset "
+            "nicklashansen/tdmpc2, folder mt30, 4 files, 44 GB"
+        )
+    numbered = []
+    for path in found:
+        if not (match := _NAME.fullmatch(path.name)):
+            raise ValueError(f"{path} is not named chunk_<number>.pt: rename it, or move it away if it is a duplicate")
+        numbered.append((int(match[1]), path))
+    return [path for _, path in sorted(numbered)]
+
+
+def read_chunk(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Map a chunk file into memory without running code from it.
+
+    Rows are read from disk when they are touched; writing to the tensors does not change the file.
+
+    Returns:
+        obs [N, L+1, O], action [N, L+1, A] and reward [N, L+1] in float32, task [N, L+1] in int32.
+
+    Raises:
+        ValueError: unreadable or truncated, holds anything but tensors, or has other fields, types or shapes.
+    """
+    path = Path(path).expanduser()
+    with torch.serialization.safe_globals(_ALLOWED):
+        try:
+            data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            chunk = dict(data.items()) if isinstance(data, TensorDict) else {}
+        except pickle.UnpicklingError as error:  # its text recommends to load unsafely: not passed on
+            name = re.search(r"GLOBAL ([\w.]+)", str(error))
+            reason = f"loading it would run {name[1]}" if name else "it is damaged or not a chunk"
+            raise ValueError(f"{path} is refused: {reason}. Use published or collected files") from None
+        except Exception as error:  # a damaged pickle fails in any way
+            size = f" ({path.stat().st_size:,} bytes)" if path.is_file() else ""
+            raise ValueError(
+                f"{path}{size} cannot be read as a chunk file: missing, truncated, or a Git LFS pointer in its place "
+                f"[{type(error).__name__}: {str(error)[:80]}]. {_AGAIN}"
+            ) from error
+    if not isinstance(data, TensorDict):
+        raise ValueError(f"{path} holds a {type(data).__name__}, not a TensorDict of {', '.join(DTYPES)}")
+    check_fields(path, chunk)
+    return chunk
+
+
+def write_chunk(path: str | os.PathLike[str], obs: Tensor, action: Tensor, reward: Tensor, task: Tensor) -> None:
+    """Write a chunk so that ``path`` either does not exist or is complete, also after a kill or on a full disk.
+
+    Equal data gives equal bytes.
+
+    Args:
+        path: ``.../chunk_<number>.pt``; its directory is made. A kill can leave a ``.chunk_*.tmp`` file beside it,
+            which is never read.
+        obs: [N, L+1, O] float32.
+        action: [N, L+1, A] float32, NaN in row 0.
+        reward: [N, L+1] float32, NaN in row 0.
+        task: [N, L+1], or [N] for all rows, integers.
+
+    Raises:
+        ValueError: the file exists, the name or the data would be refused on reading, row 0 is not filler, or the
+            disk refused; nothing is left behind.
+    """
+    path = Path(path).expanduser()
+    if not _NAME.fullmatch(path.name):
+        raise ValueError(f"{path} is not named chunk_<number>.pt and would not be found again")
+    if path.exists():
+        raise ValueError(f"{path} exists and is not overwritten: remove it or choose another number")
+    if not task.is_floating_point():
+        task = task.to(torch.int32)
+    if task.ndim == 1 and reward.ndim == 2 and len(task) == len(reward):
+        task = task[:, None].expand_as(reward)
+    chunk = {"obs": obs, "action": action, "reward": reward, "task": task}
+    check_fields(path, chunk)
+    check_finite(path, chunk)
+    episode_tasks(path, chunk["task"], num_tasks=torch.iinfo(torch.int32).max)
+    for name in ("action", "reward"):
+        if not chunk[name][:, 0].isnan().all():
+            raise ValueError(f"{path}: row 0 of {name} must be NaN, no step led to it")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            torch.save(TensorDict({k: _own_storage(v) for k, v in chunk.items()}, batch_size=reward.shape), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+    except (OSError, RuntimeError) as error:
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise ValueError(f"Could not write {path}: {reason}. Nothing was left behind") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+# -- checks: each raises a ValueError that names the file and, for values, the episode and row ------------------------
+
+
+def check_fields(path: Path, chunk: Mapping[str, Any]) -> None:
+    """Require exactly obs, action, reward and task, with their types and consistent shapes."""
+    if set(chunk) != set(DTYPES):
+        raise ValueError(f"{path} has the fields {', '.join(sorted(chunk))}; a chunk has {', '.join(DTYPES)}")
+    for name, dtype in DTYPES.items():
+        if not isinstance(chunk[name], Tensor) or chunk[name].dtype != dtype:
+            found = getattr(chunk[name], "dtype", type(chunk[name]).__name__)
+            raise ValueError(f"{path}: {name} is {found}, expected {dtype}")
+    shapes = {name: tuple(chunk[name].shape) for name in DTYPES}
+    batch = shapes["reward"]
+    dims = {name: len(shape) for name, shape in shapes.items()}
+    if (
+        dims != {"obs": 3, "action": 3, "reward": 2, "task": 2}
+        or any(shape[:2] != batch for shape in shapes.values())
+        or batch[0] < 1
+        or batch[1] < 2
+    ):
+        raise ValueError(
+            f"{path} has shapes {shapes}; expected obs [N, L+1, O], action [N, L+1, A], reward [N, L+1], task [N, L+1] "
+            "with at least one episode of one step"
+        )
+
+
+def check_layout(path: Path, chunk: Mapping[str, Tensor], layout: Layout) -> None:
+    """Require the sizes of a task set."""
+    for what, found, expected in (
+        ("episodes of length", chunk["reward"].shape[1] - 1, layout.rows - 1),
+        ("observations of size", chunk["obs"].shape[2], layout.obs_dim),
+        ("actions of size", chunk["action"].shape[2], layout.action_dim),
+    ):
+        if found != expected:
+            raise ValueError(f"{path} has {what} {found}, but the task set has {expected}. Is it data of another task?")
+
+
+def episode_tasks(path: Path, task: Tensor, num_tasks: int) -> Tensor:
+    """The task id of each episode, [N] int64, from the ids per row, [N, L+1]."""
+    ids = task[:, 0].long()
+    for first in range(0, len(task), 4096):  # bounds the memory of the comparison
+        changes = task[first : first + 4096] != task[first : first + 4096, :1]
+        if changes.any():
+            episode, row = changes.nonzero()[0].tolist()
+            raise ValueError(f"{path}: the task id changes in episode {first + episode}, row {row}. {_AGAIN}")
+    unknown = (ids < 0) | (ids >= num_tasks)
+    if unknown.any():
+        episode = int(unknown.nonzero()[0])
+        raise ValueError(
+            f"{path}: the task id is {ids[episode]} in episode {episode}, row 0, but the task set has ids 0 to "
+            f"{num_tasks - 1}. Is it data of another task set?"
+        )
+    return ids
+
+
+def check_finite(path: Path, chunk: Mapping[str, Tensor], episodes: Sequence[int] | Tensor | None = None) -> None:
+    """Require finite values in every used row: all of obs, action and reward from row 1 on.
+
+    Args:
+        path: file the rows come from, for the message.
+        chunk: obs, action and reward of some episodes.
+        episodes: their numbers in the file, for the message; 0, 1, ... by default.
+    """
+    for name, first_row in (("obs", 0), ("action", 1), ("reward", 1)):
+        used = chunk[name][:, first_row:]
+        if torch.isfinite(used.sum()):  # forty times faster than elementwise; false also where only the sum overflows
+            continue
+        bad = (~torch.isfinite(used)).nonzero()
+        if len(bad):
+            index, row, *_ = bad[0].tolist()
+            episode = index if episodes is None else int(episodes[index])
+            value = used[tuple(bad[0])].item()
+            raise ValueError(f"{path}: {name} is {value} in episode {episode}, row {row + first_row}. {_AGAIN}")
+
+
+def _own_storage(tensor: Tensor) -> Tensor:
+    # A view would drag its whole storage into the file.
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor

@@ -1,0 +1,162 @@
+"""dm_control tasks, stock and custom, as Gymnasium environments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+
+from tdmpc2.envs import quadruped
+from tdmpc2.envs.custom_tasks import CUSTOM_TASKS, load
+from tdmpc2.envs.headless import suite
+from tdmpc2.envs.rendering import Renderer, context_module
+from tdmpc2.envs.wrappers import Action, Env, Info, Observation, sizes
+from tdmpc2.tasks import TASK_SETS, TASKS, TaskSpec, nearest
+
+_ALIASES = {"cup": "ball_in_cup", "pointmass": "point_mass"}
+_PAIRS = {f"{domain}_{task}": (domain, task) for domain, task in (*suite.ALL_TASKS, *CUSTOM_TASKS)}
+_ACTION_REPEAT = 2
+EPISODE_LENGTH = 500  # agent steps: all tasks of the suite last 1000 control steps
+
+
+def resolve(name: str) -> tuple[str, str]:
+    """(domain, task) of a name: ``_`` and ``-`` are the same, ``cup`` and ``pointmass`` are short for their domains.
+
+    Raises:
+        ValueError: no such task; the message suggests the nearest name.
+    """
+    key = name.replace("-", "_")
+    domain, _, task = key.partition("_")
+    key = f"{_ALIASES.get(domain, domain)}_{task}"
+    if key not in _PAIRS:
+        known = [*TASKS, *TASK_SETS, *(pair.replace("_", "-") for pair in _PAIRS)]
+        raise ValueError(
+            f"Unknown task '{name}'.{nearest(name, known)} "
+            "An environment of your own is named by its Gymnasium id, e.g. 'my_package:Name-v0'."
+        )
+    return _PAIRS[key]
+
+
+def make(name: str, seed: int | None = None, render_mode: str | None = None) -> Env:
+    """One task with its time limit (500 agent steps, reported as ``truncated``)."""
+    return gymnasium.wrappers.TimeLimit(DMControlEnv(name, seed, render_mode), EPISODE_LENGTH)
+
+
+def spec(name: str) -> TaskSpec:
+    """The facts of any task of the suite, under a name of the table if it has one."""
+    pair = resolve(name)
+    for known in TASKS.values():
+        if not known.success_score and resolve(known.name) == pair:
+            return known
+    env = DMControlEnv(name)
+    return TaskSpec(name, *sizes(env), EPISODE_LENGTH)
+
+
+class DMControlEnv(gymnasium.Env[Observation, Action]):
+    """One dm_control task, without a time limit.
+
+    Observation: the task's observations flattened and concatenated, float32 [obs_dim]. Action: [-1, 1]^action_dim,
+    scaled to the range of each actuator and held for two control steps, whose rewards are added. Nothing clips it.
+
+    The task's random stream starts at ``seed`` and decides first states only. ``reset(seed=s)`` starts it again at s,
+    as in a new environment; ``reset()`` goes on to its next episode.
+
+    Args:
+        task: name as in ``tdmpc2.tasks``, or any task of dm_control's suite.
+        seed: start of the random stream and of ``action_space``; None takes it from the operating system.
+        render_mode: None or ``"rgb_array"``.
+
+    Raises:
+        ValueError: unknown task or render mode, or rendering without a working OpenGL backend.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(self, task: str, seed: int | None = None, render_mode: str | None = None) -> None:
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode={render_mode!r} of task '{task}' must be None or 'rgb_array'.")
+        if render_mode is not None:
+            context_module()  # fails here rather than at the first frame
+        self.render_mode = render_mode
+        self._domain, self._task_name = resolve(task)
+        self._load(seed)
+        self._substeps = round(self._env.control_timestep() / self.physics.timestep())
+        self.metadata = {**self.metadata, "render_fps": round(1 / (_ACTION_REPEAT * self._env.control_timestep()))}
+
+        actions = self._env.action_spec()
+        limited = self.physics.model.actuator_ctrllimited.astype(bool)
+        self._low = np.where(limited, actions.minimum, -1.0)  # actuators without a range (lqr) take the action as it is
+        self._half_range = np.where(limited, (actions.maximum - actions.minimum) / 2, 1.0)
+        obs_dim = sum(int(np.prod(spec.shape)) for spec in self._env.observation_spec().values())
+        self.observation_space = Box(-np.inf, np.inf, (obs_dim,), np.float32)
+        self.action_space = Box(-1.0, 1.0, actions.shape, np.float32, seed=seed)
+
+        self._camera = min(2 if self._domain == "quadruped" else 0, self.physics.model.ncam - 1)
+        self._renderer: Renderer | None = None
+        self._running = False
+
+    def _load(self, seed: int | None) -> None:
+        if (self._domain, self._task_name) in CUSTOM_TASKS:
+            self._env = load(self._domain, self._task_name, seed)
+        else:
+            self._env = suite.load(self._domain, self._task_name, task_kwargs={"random": seed})
+        self.physics, self.task = self._env.physics, self._env.task
+        if self._domain == "quadruped":
+            quadruped.repair(self.physics, self._task_name)
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Observation, Info]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.action_space.seed(seed)
+            if self._domain == "lqr":  # its model is drawn from the stream as well
+                self.close()
+                self._load(seed)
+            else:
+                self.task.random.seed(seed)
+        self._running = True
+        return _flat(self._env.reset().observation), {"success": 0.0}
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, Info]:
+        """One agent step.
+
+        Raises:
+            ValueError: the action has another shape.
+            gymnasium.error.ResetNeeded: there is no episode to go on with.
+        """
+        if not self._running:
+            raise gymnasium.error.ResetNeeded("Call reset() before step(): no episode has begun, or it has terminated.")
+        if np.shape(action) != self.action_space.shape:
+            raise ValueError(f"Action of shape {np.shape(action)}; this task takes {self.action_space.shape}.")
+        native = self._low + self._half_range * (np.asarray(action, np.float64) + 1)
+        reward = 0.0
+        # The body of dm_control's Environment.step, without computing the observation between the two control steps.
+        for _ in range(_ACTION_REPEAT):
+            self.task.before_step(native, self.physics)
+            self.physics.step(self._substeps)
+            self.task.after_step(self.physics)
+            reward += float(self.task.get_reward(self.physics))
+            self._running = self.task.get_termination(self.physics) is None
+            if not self._running:
+                break
+        obs = _flat(self.task.get_observation(self.physics))
+        return obs, reward, not self._running, False, {"success": 0.0}
+
+    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+        """The current state as RGB [384, 384, 3], seen from the task's own camera; None without ``render_mode``."""
+        if self.render_mode is None:
+            return None
+        if self._renderer is None:
+            self._renderer = Renderer(self.physics.model.ptr, self._camera)
+        return self._renderer.frame(self.physics.data.ptr)
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+
+def _flat(observation: dict[str, Any]) -> Observation:
+    return np.concatenate([np.ravel(value) for value in observation.values()]).astype(np.float32)

@@ -1,0 +1,140 @@
+"""Adapters between what environments return and what the agent expects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+
+Observation = NDArray[np.float32]
+Action = NDArray[np.floating[Any]]
+Info = dict[str, Any]
+Env = gymnasium.Env[Observation, Action]
+
+
+class PadEnv(gymnasium.Wrapper[Observation, Action, Observation, Action]):
+    """Zero-pads observations to ``obs_dim`` and cuts actions of length ``action_dim`` to the environment's own.
+
+    Raises:
+        ValueError: the environment is larger than the padded sizes.
+    """
+
+    def __init__(self, env: Env, obs_dim: int, action_dim: int) -> None:
+        super().__init__(env)
+        self._own_obs_dim, self._action_dim = sizes(env)
+        if self._own_obs_dim > obs_dim or self._action_dim > action_dim:
+            raise ValueError(
+                f"An environment of observation size {self._own_obs_dim} and action size {self._action_dim} cannot be "
+                f"padded to obs_dim={obs_dim}, action_dim={action_dim}: it belongs to another task set."
+            )
+        self.metadata = dict(env.metadata)  # vector environments write to it
+        self.observation_space = Box(-np.inf, np.inf, (obs_dim,), np.float32)
+        self.action_space = Box(-1.0, 1.0, (action_dim,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Observation, Info]:
+        if seed is not None:
+            self.action_space.seed(seed)
+        obs, info = self.env.reset(seed=seed, options=options)
+        return self._pad(obs), info
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, Info]:
+        obs, reward, terminated, truncated, info = self.env.step(action[: self._action_dim])
+        return self._pad(obs), float(reward), terminated, truncated, info
+
+    def _pad(self, obs: Observation) -> Observation:
+        padded = np.zeros(_shape(self.observation_space), np.float32)
+        padded[: self._own_obs_dim] = obs
+        return padded
+
+
+class FlatEnv(gymnasium.Wrapper[Observation, Action, Any, Any]):
+    """A Gymnasium environment with Box spaces in the form of this package's own.
+
+    Observations are flattened to float32, actions are in [-1, 1], ``info["success"]`` is always there, and the first
+    ``reset()`` starts from ``seed``.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], seed: int | None) -> None:
+        super().__init__(gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)))
+        self._first_seed = seed
+        size = int(np.prod(_shape(env.observation_space)))
+        self.observation_space = Box(-np.inf, np.inf, (size,), np.float32)
+        self.action_space = Box(-1.0, 1.0, _shape(env.action_space), np.float32, seed=seed)
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Observation, Info]:
+        if seed is not None:
+            self.action_space.seed(seed)
+        obs, info = self.env.reset(seed=self._first_seed if seed is None else seed, options=options)
+        self._first_seed = None
+        return _flat(obs), _with_success(info)
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, Info]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return _flat(obs), float(reward), terminated, truncated, _with_success(info)
+
+
+class OldGymEnv(gymnasium.Env[Any, Any]):
+    """An environment of the old gym API, where ``reset()`` returns an observation and ``step`` four values.
+
+    Register it to use it as a task::
+
+        gymnasium.register("Mine-v0", entry_point=lambda: OldGymEnv(MyOldEnv()), max_episode_steps=200)
+
+    ``done`` is reported as terminated, unless ``info["TimeLimit.truncated"]`` says that it was the time limit.
+
+    Raises:
+        ValueError: a space without bounds ``low`` and ``high``, that is, not a Box.
+    """
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(self, env: Any, render_mode: str | None = None) -> None:
+        self._env = env
+        self.render_mode = render_mode
+        self.observation_space = _box(env.observation_space)
+        self.action_space = _box(env.action_space)
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self._env.seed(seed)
+        return self._env.reset(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, Info]:
+        obs, reward, done, info = self._env.step(action)
+        truncated = bool(done and info.get("TimeLimit.truncated", False))
+        return obs, float(reward), bool(done and not truncated), truncated, info
+
+    def render(self) -> Any:
+        return self._env.render(mode=self.render_mode) if self.render_mode is not None else None
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def sizes(env: gymnasium.Env[Any, Any]) -> tuple[int, int]:
+    """Lengths of the flat observation and of the action."""
+    (obs_dim,), (action_dim,) = _shape(env.observation_space), _shape(env.action_space)
+    return obs_dim, action_dim
+
+
+def _shape(space: gymnasium.Space[Any]) -> tuple[int, ...]:
+    assert space.shape is not None, space
+    return space.shape
+
+
+def _flat(obs: Any) -> Observation:
+    return np.asarray(obs, np.float32).ravel()
+
+
+def _with_success(info: Info) -> Info:
+    return {**info, "success": float(info.get("success", 0.0))}
+
+
+def _box(space: Any) -> Box:
+    if not (hasattr(space, "low") and hasattr(space, "high")):
+        raise ValueError(f"{space} has no bounds 'low' and 'high'; only Box spaces are supported.")
+    return Box(space.low, space.high, dtype=space.dtype)

@@ -1,0 +1,146 @@
+"""Scoring an agent by playing real episodes (specification section 12).
+
+A task's score is return / 10 (dm_control) or 100 x success (Meta-World); the normalised score is the mean over tasks.
+Intervals are 95 % bootstrap intervals over episodes, resampled within each task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.config import Config
+from tdmpc2.progress import Progress
+from tdmpc2.rollout import Actor, Episode, Job, play
+
+Interval = tuple[float, float]
+_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Episodes of one task: returns and successes [n] in the order of their seeds."""
+
+    task: str
+    seeds: tuple[int, ...]
+    returns: tuple[float, ...]
+    successes: tuple[float, ...]
+    success_score: bool
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """Normalised score of each episode, [n]."""
+        return 100 * np.array(self.successes) if self.success_score else np.array(self.returns) / 10
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of all tasks."""
+
+    tasks: tuple[TaskResult, ...]
+
+    @property
+    def normalized_score(self) -> float:
+        """Mean over tasks of the mean episode score."""
+        return float(np.mean([result.scores.mean() for result in self.tasks]))
+
+    @property
+    def interval(self) -> Interval | None:
+        """95 % bootstrap interval of the normalised score; None with one episode per task."""
+        return bootstrap([result.scores for result in self.tasks])
+
+
+def bootstrap(samples: Sequence[NDArray[np.float64]], seed: int = 0) -> Interval | None:
+    """95 % interval of the mean of the samples' means, each sample resampled on its own; None if one has one value."""
+    if any(len(sample) < 2 for sample in samples):
+        return None
+    rng = np.random.default_rng(seed)
+    means = np.mean([rng.choice(sample, (_RESAMPLES, len(sample))).mean(1) for sample in samples], 0)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def agent_actor(agent: TDMPC2, *, noise: bool) -> Actor:
+    """The agent as an actor; ``noise`` adds exploration noise to every action."""
+
+    def act(obs: Any, t0: Any, task_ids: Any) -> Any:
+        return agent.act(obs, t0=t0, eval_mode=not noise, task=task_ids)
+
+    return act
+
+
+def evaluate(agent: TDMPC2, cfg: Config | None = None, *, quiet: bool = False) -> tuple[Evaluation, list[Episode]]:
+    """Play ``eval_episodes`` episodes of each of the agent's tasks, noise-free unless ``eval_noise``.
+
+    Episode k of every task is played in an environment built with seed ``eval_seed + k``, and the planner's draws are
+    those of ``seed``: the same call gives the same result on the same machine.
+
+    Args:
+        agent: the agent; its random state is left as it was.
+        cfg: what to play (by default the agent's): tasks, ``eval_*``, ``save_video`` (first episode of each task).
+        quiet: without progress.
+
+    Returns:
+        The results, and for each task the first episode, which has frames if ``save_video``.
+    """
+    cfg = cfg or agent.cfg
+    before = agent.generator.get_state()
+    agent.generator.manual_seed(cfg.seed)
+    actor = agent_actor(agent, noise=cfg.eval_noise)
+    jobs = [Job(task_id, cfg.eval_seed + k) for task_id in cfg.task_ids for k in range(cfg.eval_episodes)]
+    # An accelerator plans for all at once; a processor gains nothing from more than fits its cache.
+    size = len(jobs) if agent.device.type != "cpu" else cfg.eval_episodes
+    total = sum(cfg.task_specs[job.task_id].episode_length for job in jobs)
+    episodes: list[Episode] = []
+    with contextlib.nullcontext() if quiet else Progress(total, "Evaluating", unit="steps") as bar:
+        for first in range(0, len(jobs), size):
+            text = _last_result(cfg, episodes)
+            on_step = partial(_advance, bar, text) if bar else None
+            batch = jobs[first : first + size]
+            filmed = [i for i, job in enumerate(batch) if cfg.save_video and job.seed == cfg.eval_seed]
+            episodes += play(cfg, actor, batch, render=filmed, on_step=on_step)
+    agent.generator.set_state(before)
+    firsts = [next(e for e in episodes if e.job.task_id == task_id) for task_id in cfg.task_ids]
+    return Evaluation(tuple(_task_result(cfg, episodes, task_id) for task_id in cfg.task_ids)), firsts
+
+
+def _advance(bar: Progress, text: str, num_envs: int) -> None:
+    bar.update(num_envs, text)
+
+
+def _last_result(cfg: Config, episodes: Sequence[Episode]) -> str:
+    if not episodes:
+        return ""
+    result = _task_result(cfg, episodes, episodes[-1].job.task_id)
+    return f"{result.task} {np.mean(result.returns):.0f}"
+
+
+def _task_result(cfg: Config, episodes: Sequence[Episode], task_id: int) -> TaskResult:
+    own = [episode for episode in episodes if episode.job.task_id == task_id]
+    return TaskResult(
+        cfg.task_specs[task_id].name,
+        tuple(episode.job.seed for episode in own),
+        tuple(episode.episode_return for episode in own),
+        tuple(episode.success for episode in own),
+        cfg.task_specs[task_id].success_score,
+    )
+
+
+def compare(first: Evaluation, second: Evaluation) -> tuple[float, Interval | None]:
+    """Difference of normalised scores (first minus second) and its interval over pairs of equally seeded episodes.
+
+    Raises:
+        ValueError: different tasks or seeds.
+    """
+    key = [(result.task, result.seeds) for result in first.tasks]
+    if key != [(result.task, result.seeds) for result in second.tasks]:
+        raise ValueError("Only evaluations of the same tasks and seeds can be compared")
+    pairs = [a.scores - b.scores for a, b in zip(first.tasks, second.tasks, strict=True)]
+    return first.normalized_score - second.normalized_score, bootstrap(pairs)

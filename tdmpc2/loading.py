@@ -1,0 +1,68 @@
+"""From a checkpoint file to an agent that acts: architecture and tasks come from the file itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+from tdmpc2 import layouts
+from tdmpc2.agent import TDMPC2
+from tdmpc2.checkpoint import Checkpoint, load_file, precision_of
+from tdmpc2.config import RUN_KEYS, Config, parse_cfg
+from tdmpc2.runtime import DTYPES, resolve_precision
+from tdmpc2.tasks import TASK_SETS, nearest
+
+_log = logging.getLogger("tdmpc2")
+
+
+def load_agent(
+    source: str | PathLike[str] | Mapping[str, Any], *, device: str = "auto", precision: str = "auto", **overrides: Any
+) -> TDMPC2:
+    """An agent with the architecture, tasks and weights of a file of any public layout or precision.
+
+    Args:
+        source: file, or a dict as read from one.
+        device: where it computes; ``auto`` prefers an accelerator.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``; ``auto`` is the fastest that is correct for the file here.
+            An agent below fp32 acts but does not train.
+        overrides: keys of :class:`~tdmpc2.config.Config` that win over the file's, such as ``num_samples`` or
+            ``task``; a task of a multi-task file selects that task.
+
+    Raises:
+        ValueError: unreadable file, or a task the file does not have.
+    """
+    file = load_file(source)
+    agent = TDMPC2(config_of(file, device=device, precision=precision, **overrides))
+    agent.load({"model": file.model})
+    chosen, remark = resolve_precision(precision, precision_of(file.model), agent.device)
+    if remark:
+        _log.warning("%s: %s", file.origin, remark)
+    if chosen != "fp32":
+        agent.model.requires_grad_(False).set_precision(DTYPES[chosen])
+        agent.precision = chosen
+    return agent
+
+
+def config_of(file: Checkpoint, **overrides: Any) -> Config:
+    """The configuration of a file's agent: the file's own keys, or what its tensors tell, changed by ``overrides``.
+
+    Raises:
+        ValueError: a task the file does not have, or an unknown key.
+    """
+    task = overrides.pop("task", None)
+    if file.config is None:
+        cfg = layouts.infer_config(file.model, task)
+    else:
+        cfg = parse_cfg({key: value for key, value in file.config.items() if key not in RUN_KEYS}, file.origin)
+    if task is not None and task != cfg.task:
+        if task not in cfg.task_names or task in TASK_SETS:
+            raise ValueError(
+                f"task={task}: {file.origin} was trained on '{cfg.task}' ({len(cfg.task_names)} tasks)."
+                f"{nearest(task, (cfg.task, *cfg.task_names))}"
+            )
+        overrides.setdefault("tasks", (task,))
+    elif task is not None and cfg.multitask:
+        overrides.setdefault("tasks", None)
+    return cfg.replace(**overrides)

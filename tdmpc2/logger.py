@@ -1,0 +1,371 @@
+"""Console, CSV and Weights & Biases behind one interface.
+
+Nothing else in the project reads metric values or knows which outputs are on. Values may stay on the device until
+:meth:`Logger.log`, which reads all of them in one transfer. Weights & Biases is imported when a run asks for it, and
+whatever goes wrong there costs one warning line, never the training run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Any, TextIO
+
+import torch
+from rich.live import Live
+from rich.text import Text
+
+from tdmpc2.config import Config
+from tdmpc2.progress import Progress, is_terminal, open_console, print_line, progress, remaining
+
+__all__ = ["Logger", "Progress", "progress", "read_scalars"]
+
+#: Seconds that the end of a run waits for uploads; the environment variable of the same name replaces it.
+WANDB_FINISH_TIMEOUT = 300
+
+
+class Logger:
+    """Metrics of one run, for the length of a ``with`` block.
+
+    Args:
+        cfg: what is trained; says where to write (``run_dir``, ``wandb_*``, ``save_csv``).
+        teacher: the teacher's configuration, recorded beside the student's.
+        total_steps: last step of the run, for the remaining time.
+        start_step: step of the checkpoint a run continues from. Rows after it are dropped from the CSV files, because
+            those steps are taken again; its own rows stay, so log a step before saving it. With 0 the run is new: a
+            CSV file in its way is renamed (``train.csv.1``).
+        run_id: Weights & Biases run to continue, a former :attr:`run_id`.
+        stream: where console output goes; standard output by default.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        *,
+        teacher: Config | None = None,
+        total_steps: int,
+        start_step: int = 0,
+        run_id: str | None = None,
+        stream: TextIO | None = None,
+    ) -> None:
+        self._cfg, self._teacher, self._total, self._start = cfg, teacher, total_steps, start_step
+        self._wandb = _WandB(self.message)
+        self._wandb_id = run_id
+        self._console = open_console(stream)
+        self._live: Live | None = None
+        self._files: dict[str, _CsvFile] = {}
+
+    def __enter__(self) -> Logger:
+        self._cfg.run_dir.mkdir(parents=True, exist_ok=True)
+        if self._cfg.save_csv and self._start:
+            for path in self._cfg.run_dir.glob("*.csv"):
+                _drop_rows_after(path, self._start)
+        terminal = is_terminal(self._console)
+        self._wandb.start(self._cfg, self._teacher, self._wandb_id, capture_console=not terminal)
+        if terminal:
+            self._live = Live(Text(), console=self._console, auto_refresh=False)
+            self._live.start()
+        self._began = self._last_time = monotonic()
+        self._last_step = self._start
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+        for file in self._files.values():
+            file.close()
+        self._wandb.finish(failed=kind is not None)
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the Weights & Biases run, or None without one; kept in the training state to continue the run."""
+        return self._wandb.run_id
+
+    def log(self, step: int, metrics: Mapping[str, float | torch.Tensor], group: str = "train") -> None:
+        """Write one row of scalars to every output.
+
+        Args:
+            step: training step the values belong to.
+            metrics: numbers or one-element tensors, on any device. This call waits for the device once.
+            group: prefix in Weights & Biases and name of the CSV file, ``<run_dir>/<group>.csv``. Rows of "train" are
+                the live line of a terminal; every other group gets a line of its own.
+
+        Raises:
+            ValueError: a metric is not a scalar.
+        """
+        values = read_scalars(metrics)
+        self._write_csv(group, [{"step": step, **values}])
+        row = {f"{group}/{name}": value for name, value in values.items()}
+        total_first = sorted(values, key=lambda name: name != "total_loss")
+        shown = "   ".join(f"{name} {values[name]:.4g}" for name in total_first)
+        if group != "train":
+            self.message(f"{group}: step {step:,}   {shown}")
+        else:
+            speed, left = self._pace(step)
+            row["speed/it_per_s"] = speed
+            place = f"step {step:,}/{self._total:,} ({step / max(self._total, 1):.0%})"
+            line = f"{place}   {speed:,.1f} it/s   ETA {left}   {shown}"
+            if self._live:
+                self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+            else:
+                self.message(line)
+        self._wandb.log(step, row)
+
+    def log_table(self, step: int, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Write a table, such as scores by task: ``<run_dir>/<name>.csv`` with a ``step`` column, one row per row.
+
+        A ``/`` in ``name`` groups the table in Weights & Biases and becomes ``_`` in the file name.
+        """
+        cells = [list(row) for row in rows]
+        named = [dict(zip(["step", *columns], [step, *row], strict=True)) for row in cells]
+        self._write_csv(name.replace("/", "_"), named)
+        self._wandb.table(step, name, list(columns), cells)
+
+    def log_video(self, step: int, name: str, path: str | Path) -> None:
+        """Show a video file in Weights & Biases; elsewhere the file itself is the record."""
+        self._wandb.video(step, name, Path(path))
+
+    def save_artifact(self, path: str | Path, name: str, kind: str) -> None:
+        """Upload a file to Weights & Biases as the next version of artifact ``name`` of type ``kind``."""
+        self._wandb.artifact(Path(path), name, kind)
+
+    def message(self, text: str) -> None:
+        """Print a line that stays; on a terminal, above the live line."""
+        print_line(self._console, text)
+
+    def _pace(self, step: int) -> tuple[float, str]:
+        """Steps per second since the last row, and the remaining time at the mean pace, evaluations included."""
+        now = monotonic()
+        speed = (step - self._last_step) / max(now - self._last_time, 1e-9)
+        self._last_step, self._last_time = step, now
+        return speed, remaining(step - self._start, self._total - self._start, now - self._began)
+
+    def _write_csv(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        if not self._cfg.save_csv:
+            return
+        if name not in self._files:
+            path = self._cfg.run_dir / f"{name}.csv"
+            if not self._start:
+                _set_aside(path)
+            self._files[name] = _CsvFile(path)
+        self._files[name].append(rows)
+
+
+def read_scalars(metrics: Mapping[str, float | torch.Tensor]) -> dict[str, float]:
+    """All values as Python numbers, in order, with one transfer and one wait per device.
+
+    Raises:
+        ValueError: a tensor has more or less than one element.
+    """
+    by_device: dict[torch.device, dict[str, torch.Tensor]] = {}
+    values: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, torch.Tensor):
+            if value.numel() != 1:
+                raise ValueError(f"metric '{name}' has shape {list(value.shape)}; log a scalar, such as its mean")
+            by_device.setdefault(value.device, {})[name] = value.detach().reshape(())
+            values[name] = float("nan")  # holds the place
+        else:
+            values[name] = value if type(value) is int else float(value)
+    for tensors in by_device.values():
+        dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()), torch.float32)
+        stacked = torch.stack([tensor.to(dtype) for tensor in tensors.values()])
+        values.update(zip(tensors, stacked.tolist(), strict=True))
+    return values
+
+
+# -- CSV -------------------------------------------------------------------------------------------------------------
+
+
+class _CsvFile:
+    """One CSV file that is appended to row by row and rewritten whole when a column is new."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._columns = _read_csv(path)[0]
+        self._file: TextIO | None = None
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        new = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in self._columns]
+        if new:
+            self.close()
+            self._columns += new
+            _replace(self._path, _csv_text(self._columns, _read_csv(self._path)[1]))
+        if self._file is None:
+            self._file = self._path.open("a", encoding="utf-8", newline="")
+        self._file.write(_csv_text(self._columns, rows, header=False))
+        self._file.flush()  # what the operating system has survives a kill
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and whole rows of a file; a last line without its newline was torn by a kill and is left out."""
+    if not path.exists():
+        return [], []
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        text = file.read()
+    columns, *rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))) or [[]]
+    return columns, [dict(zip(columns, row, strict=True)) for row in rows if len(row) == len(columns)]
+
+
+def _csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], header: bool = True) -> str:
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _drop_rows_after(path: Path, step: int) -> None:
+    columns, rows = _read_csv(path)
+    if columns[:1] == ["step"]:  # otherwise not a file of ours
+        _replace(path, _csv_text(columns, (row for row in rows if row["step"].isdigit() and int(row["step"]) <= step)))
+
+
+def _set_aside(path: Path) -> None:
+    if path.exists():
+        names = (path.with_name(f"{path.name}.{n}") for n in itertools.count(1))
+        path.rename(next(name for name in names if not name.exists()))
+
+
+# -- Weights & Biases ------------------------------------------------------------------------------------------------
+
+
+class _WandB:
+    """A Weights & Biases run that may be absent: methods then do nothing, and failures are one line each."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._run: Any = None
+        self._wandb: Any = None
+        self._failed: set[str] = set()
+
+    @property
+    def run_id(self) -> str | None:
+        return None if self._run is None else str(self._run.id)
+
+    def start(self, cfg: Config, teacher: Config | None, run_id: str | None, capture_console: bool) -> None:
+        if cfg.disable_wandb or not cfg.wandb_project:
+            reason = "disable_wandb=true" if cfg.disable_wandb else "set wandb_project to turn it on"
+            self._say(f"Weights & Biases: off ({reason})")
+            return
+        try:
+            import wandb
+
+            with _no_prompt():
+                run = wandb.init(**_run_options(wandb, cfg, teacher, run_id, capture_console))
+            if run.disabled:
+                self._say("Weights & Biases: off (WANDB_MODE=disabled)")
+                return
+            run.define_metric("step")
+            run.define_metric("*", step_metric="step")
+        except Exception as error:  # network, login, disk, a foreign version: none of them is worth a training run
+            self._say(f"Weights & Biases: off, it did not start ({_reason(error)}). Training continues without it.")
+            return
+        self._run, self._wandb = run, wandb
+        where = f"offline, `wandb sync {Path(run.dir).parent}` uploads it" if run.offline else run.url
+        self._say(f"Weights & Biases: {where}")
+
+    def log(self, step: int, row: Mapping[str, Any]) -> None:
+        self._call("metrics", lambda run: run.log({**row, "step": step}))
+
+    def table(self, step: int, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        def send(run: Any) -> None:
+            table = self._wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
+            run.log({name: table, "step": step})
+
+        self._call("tables", send)
+
+    def video(self, step: int, name: str, path: Path) -> None:
+        self._call("videos", lambda run: run.log({name: self._wandb.Video(str(path)), "step": step}))
+
+    def artifact(self, path: Path, name: str, kind: str) -> None:
+        def send(run: Any) -> None:
+            artifact = self._wandb.Artifact(name, type=kind)
+            artifact.add_file(str(path))
+            run.log_artifact(artifact)
+
+        self._call("artifacts", send)
+
+    def finish(self, failed: bool) -> None:
+        self._call("finish", lambda run: run.finish(exit_code=int(failed)))
+        self._run = None
+
+    def _call(self, what: str, action: Callable[[Any], None]) -> None:
+        """Run ``action``; after a failure leave this kind of output out, and everything if metrics failed."""
+        if self._run is None or what in self._failed:
+            return
+        try:
+            action(self._run)
+        except Exception as error:  # as in start
+            self._failed.add(what)
+            if what == "metrics":
+                self._run = None
+            self._say(f"Weights & Biases: {what} off after an error ({_reason(error)}). Training continues.")
+
+
+def _run_options(
+    wandb: Any, cfg: Config, teacher: Config | None, run_id: str | None, capture_console: bool
+) -> dict[str, Any]:
+    """Arguments of ``wandb.init``. Settings left out keep what the user's environment says."""
+    settings: dict[str, Any] = {"finish_timeout": float(os.environ.get("WANDB_FINISH_TIMEOUT", WANDB_FINISH_TIMEOUT))}
+    if cfg.wandb_silent:
+        settings["silent"] = True
+    if not capture_console:  # a live line would arrive there as thousands of lines
+        settings["console"] = "off"
+    experiment = f"{cfg.task}-{cfg.exp_name or 'default'}"[:100]
+    size = "custom-size" if cfg.model_size is None else f"{cfg.model_size}M"
+    return {
+        "project": cfg.wandb_project,
+        "entity": cfg.wandb_entity,
+        "dir": str(cfg.run_dir),
+        "id": run_id,
+        "resume": "allow" if run_id else None,
+        "name": f"{experiment}-{cfg.seed}",
+        "group": experiment,
+        "tags": [cfg.task[:64], size, "from-scratch" if teacher is None else "distilled"],
+        "config": {"student": cfg.to_dict(), "teacher": None if teacher is None else teacher.to_dict()},
+        "reinit": "finish_previous",
+        "settings": wandb.Settings(**settings),
+    }
+
+
+@contextlib.contextmanager
+def _no_prompt() -> Iterator[None]:
+    """Standard input that is no terminal, so that a missing login is an error at once, not a question for ever."""
+    stdin = sys.stdin
+    with open(os.devnull) as sys.stdin:
+        try:
+            yield
+        finally:
+            sys.stdin = stdin
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"

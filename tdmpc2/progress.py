@@ -1,0 +1,121 @@
+"""Progress of long work, and the console that it shares with the logger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from datetime import timedelta
+from time import monotonic
+from types import TracebackType
+from typing import TextIO, TypeVar
+
+import rich.progress as bars
+from rich import get_console
+from rich.console import Console
+
+T = TypeVar("T")
+
+
+class Progress:
+    """Rate and remaining time of long work: a bar on a terminal, a line every 10 % or 30 s elsewhere.
+
+    Args:
+        total: amount of work in ``unit``; None if unknown.
+        description: what is going on, such as "Evaluating".
+        unit: what is counted, in the plural.
+        stream: where it is shown; standard output by default.
+    """
+
+    def __init__(
+        self, total: int | None, description: str, *, unit: str = "steps", stream: TextIO | None = None
+    ) -> None:
+        self._total, self._description, self._unit = total, description, unit
+        self._console = open_console(stream)
+        self._bar: bars.Progress | None = None
+        self._done = 0
+
+    def __enter__(self) -> Progress:
+        self._began = self._shown = monotonic()
+        if is_terminal(self._console):
+            self._bar = bars.Progress(
+                bars.TextColumn("{task.description}", markup=False),
+                bars.BarColumn(bar_width=16),
+                bars.TextColumn("{task.fields[status]}", markup=False),
+                console=self._console,
+                transient=True,
+                auto_refresh=False,  # no thread: work may fork
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self._description, total=self._total, status="")
+        return self
+
+    def update(self, n: int = 1, text: str = "") -> None:
+        """Count ``n`` more units as done; ``text`` says what was done last, such as a task and its return."""
+        tenth = self._tenth()
+        self._done += n
+        now = monotonic()
+        if self._bar:
+            if now - self._shown >= 0.1:
+                self._shown = now
+                self._bar.update(self._task, completed=self._done, status=self._status(now, text), refresh=True)
+        elif self._done != self._total and (self._tenth() > tenth or now - self._shown >= 30):
+            self._shown = now
+            print_line(self._console, f"{self._description}: {self._status(now, text)}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.update(self._task, visible=False, refresh=True)  # a display around this one draws it once more
+            self._bar.stop()
+        elapsed = monotonic() - self._began
+        rate = self._done / max(elapsed, 1e-9)
+        ending = "done" if kind is None else "stopped"
+        amount = f"{self._done:,} {self._unit} in {_clock(elapsed)} ({rate:,.1f}/s)"
+        print_line(self._console, f"{self._description}: {ending}, {amount}")
+
+    def _tenth(self) -> int:
+        return 10 * self._done // self._total if self._total else 0
+
+    def _status(self, now: float, text: str) -> str:
+        elapsed = now - self._began
+        amount = f"{self._done:,}"
+        if self._total:
+            amount += f"/{self._total:,}"
+        parts = [f"{amount} {self._unit}", f"{self._done / max(elapsed, 1e-9):,.1f}/s"]
+        if self._total:
+            parts[0] += f" ({self._done / self._total:.0%})"
+            parts.append(f"ETA {remaining(self._done, self._total, elapsed)}")
+        return ", ".join([*parts, text] if text else parts)
+
+
+def progress(items: Iterable[T], description: str, *, unit: str = "items", stream: TextIO | None = None) -> Iterator[T]:
+    """The items one by one, with a :class:`Progress` around the loop that takes them."""
+    total = len(items) if isinstance(items, Sized) else None
+    with Progress(total, description, unit=unit, stream=stream) as bar:
+        for item in items:
+            yield item
+            bar.update()
+
+
+def open_console(stream: TextIO | None) -> Console:
+    """The console on ``stream``; on standard output the one shared console, so that live displays nest."""
+    return get_console() if stream is None else Console(file=stream)
+
+
+def is_terminal(console: Console) -> bool:
+    """Whether lines can be redrawn. FORCE_COLOR alone makes rich say yes for a log file."""
+    return console.is_interactive and console.file.isatty()
+
+
+def print_line(console: Console, text: str) -> None:
+    """Print ``text`` as it is: unstyled, unwrapped, brackets kept."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def remaining(done: int, total: int, elapsed: float) -> str:
+    """Time left at the mean pace so far, as h:mm:ss."""
+    return _clock(max(total - done, 0) * elapsed / done) if done > 0 else "?"
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

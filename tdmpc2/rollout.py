@@ -1,0 +1,110 @@
+"""Episodes in many environments side by side; what evaluation scores and the collector stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tdmpc2.config import Config
+
+Floats = NDArray[np.float32]
+
+#: (observations [E, O], episode starts [E], task ids [E]) -> actions [E, A]
+Actor = Callable[[Floats, NDArray[np.bool_], NDArray[np.int64]], Floats]
+
+
+class Job(NamedTuple):
+    """One episode to play: a task of the set, in an environment built with ``seed``."""
+
+    task_id: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One played episode of T steps; row t >= 1 holds what led to observation t, row 0 of action and reward is NaN."""
+
+    job: Job
+    obs: Floats  # [T+1, O]
+    action: Floats  # [T+1, A]
+    reward: Floats  # [T+1]
+    episode_return: float  # summed in float64
+    success: float  # of the last step
+    terminated: bool
+    frames: list[NDArray[np.uint8]]  # rendered images [height, width, 3], if asked for
+
+
+def play(
+    cfg: Config,
+    actor: Actor,
+    jobs: Sequence[Job],
+    *,
+    render: Sequence[int] = (),
+    on_step: Callable[[int], None] | None = None,
+) -> list[Episode]:
+    """Play one episode per job, all at once; the actor sees every environment at every step.
+
+    Args:
+        cfg: names the tasks and their padding.
+        actor: chooses actions for all E = len(jobs) environments.
+        jobs: task and seed of each environment.
+        render: environments whose frames are kept.
+        on_step: called after each step with the number of environments that were still playing.
+    """
+    from tdmpc2.envs.vector import make_vec_env
+
+    specs = [cfg.task_specs[job.task_id] for job in jobs]
+    task_ids = np.array([job.task_id for job in jobs])
+    longest = max(spec.episode_length for spec in specs)
+    num_envs = len(jobs)
+    obs = np.full((longest + 1, num_envs, cfg.obs_dim), np.nan, np.float32)
+    action = np.full((longest + 1, num_envs, cfg.action_dim), np.nan, np.float32)
+    reward = np.full((longest + 1, num_envs), np.nan)
+    success, terminated = np.zeros(num_envs), np.zeros(num_envs, bool)
+    length = np.zeros(num_envs, int)
+    frames: list[list[NDArray[np.uint8]]] = [[] for _ in jobs]
+
+    envs = make_vec_env(
+        specs, [job.seed for job in jobs], cfg.obs_dim, cfg.action_dim, render_mode="rgb_array" if render else None
+    )
+    try:
+        current: Floats = envs.reset()[0]
+        obs[0] = current
+        playing = np.ones(num_envs, bool)
+        for t in range(1, longest + 1):
+            for i in render:
+                if playing[i]:
+                    frames[i].append(np.asarray(envs.envs[i].render()))
+            acting = actor(current, np.full(num_envs, t == 1), task_ids)
+            outcome: tuple[Any, ...] = envs.step(acting)
+            current, reward[t], ended, truncated, info = outcome
+            obs[t], action[t] = current, acting
+            success[playing], terminated[playing] = info["success"][playing], ended[playing]
+            length[playing] = t
+            if on_step:
+                on_step(int(playing.sum()))
+            done = ended | truncated
+            playing &= ~done
+            if not playing.any():
+                break
+            if done.any():  # what has finished is restarted only to keep step() valid; its rows are cut off below
+                current, _ = envs.reset(options={"reset_mask": done})
+    finally:
+        envs.close()
+    return [
+        Episode(
+            job,
+            obs[: n + 1, i],
+            action[: n + 1, i],
+            reward[: n + 1, i].astype(np.float32),
+            float(reward[1 : n + 1, i].sum()),
+            float(success[i]),
+            bool(terminated[i]),
+            frames[i],
+        )
+        for i, (job, n) in enumerate(zip(jobs, length, strict=True))
+    ]

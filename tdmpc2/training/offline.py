@@ -1,0 +1,118 @@
+"""Offline training on stored episodes, with or without a teacher (specification section 13)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.checkpoint import file_sha256, load_file
+from tdmpc2.config import Config
+from tdmpc2.data.chunks import chunk_paths
+from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
+from tdmpc2.evaluation import evaluate
+from tdmpc2.loading import load_agent
+from tdmpc2.logger import Logger
+from tdmpc2.progress import Progress
+from tdmpc2.results import table_rows
+from tdmpc2.runtime import set_num_threads
+from tdmpc2.training import run_dir
+
+
+def preflight(cfg: Config, teacher: Config | None) -> None:
+    """Look for everything a run reads before any work is done.
+
+    Raises:
+        ValueError: one message that lists all that is missing and how to get it.
+    """
+    problems = []
+    try:
+        chunk_paths(cfg.data_dir)
+    except ValueError as error:
+        problems.append(f"data: {error}")
+    if teacher is not None and (teacher.checkpoint is None or not Path(teacher.checkpoint).exists()):
+        problems.append(
+            f"teacher: teacher_config.checkpoint={teacher.checkpoint} does not exist. Name a file, download the "
+            "published mt30-317M.pt (Hugging Face model nicklashansen/tdmpc2, folder multitask, 2.0 GB), train one with "
+            "`python train.py teacher_config=null student_config.model_size=5 student_config.exp_name=teacher`, "
+            "or train without: teacher_config=null"
+        )
+    if cfg.checkpoint is not None and not Path(cfg.checkpoint).exists():
+        problems.append(f"weights to start from: student_config.checkpoint={cfg.checkpoint} does not exist")
+    if problems:
+        raise ValueError("\n  ".join(["training cannot start, something is missing", *problems]))
+
+
+def train(cfg: Config, teacher_cfg: Config | None) -> Path:
+    """Train until ``cfg.steps``, continuing the run in ``cfg.run_dir`` if there is one.
+
+    Args:
+        cfg: the student.
+        teacher_cfg: names the teacher's checkpoint; its architecture is the file's own.
+
+    Returns:
+        The deployable checkpoint, ``<run_dir>/model.pt``.
+
+    Raises:
+        ValueError: something is missing or does not fit, or the directory belongs to another run.
+    """
+    preflight(cfg, teacher_cfg)
+    threads = set_num_threads(cfg.num_threads)
+    teacher, sha256 = None, None
+    if teacher_cfg is not None and teacher_cfg.checkpoint is not None:
+        teacher = load_agent(teacher_cfg.checkpoint, device=cfg.device, precision="fp32")
+        teacher.model.requires_grad_(False)
+        sha256 = file_sha256(teacher_cfg.checkpoint)
+    agent = TDMPC2(cfg, teacher)
+    if cfg.checkpoint is not None:
+        agent.load(load_file(cfg.checkpoint).model)
+    run_dir.claim(cfg, sha256)
+    start, wandb_id = run_dir.restore(agent, cfg.run_dir)
+    path = cfg.run_dir / "model.pt"
+    if start >= cfg.steps:
+        print(f"{cfg.run_dir} is already trained for {start:,} steps; set student_config.steps higher to go on")
+        return path
+
+    data = _load_data(cfg)
+    sampler = SliceSampler(data)
+    with Logger(
+        cfg, teacher=teacher.cfg if teacher else None, total_steps=cfg.steps, start_step=start, run_id=wandb_id
+    ) as logger:
+        logger.message(
+            f"{cfg.run_dir}: {sum(p.numel() for p in agent.model.parameters() if p.requires_grad):,} parameters, "
+            f"{len(data):,} episodes, {'teacher ' + str(teacher_cfg.checkpoint) if teacher_cfg else 'no teacher'}, "
+            f"{agent.device}, {threads} threads" + (f", continuing at step {start:,}" if start else "")
+        )
+        for step in range(start, cfg.steps):
+            batch = sampler.sample(step, cfg.batch_size, cfg.horizon, cfg.seed).to(agent.device)
+            metrics = agent.update(batch)
+            done = step + 1
+            if done % cfg.log_freq == 0 or done == cfg.steps:
+                logger.log(done, metrics)
+            if cfg.eval_freq and (done % cfg.eval_freq == 0 or done == cfg.steps):
+                _evaluate(agent, cfg, logger, done)
+            if cfg.save_agent and (done % cfg.save_freq == 0 or done == cfg.steps):
+                run_dir.save(agent, cfg.run_dir, done, logger.run_id)
+                logger.save_artifact(path, f"{cfg.task}-{cfg.exp_name or 'default'}", "model")
+        if cfg.save_agent:
+            logger.message(f"Trained for {cfg.steps:,} steps: {path}")
+    return path
+
+
+def _load_data(cfg: Config) -> EpisodeDataset:
+    with Progress(None, "Loading", unit="episodes") as bar:
+        seen = 0
+
+        def show(done: int, total: int) -> None:
+            nonlocal seen
+            bar.update(done - seen)
+            seen = done
+
+        return EpisodeDataset.load(cfg.data_dir, cfg.task_specs, cfg.task_ids, progress=show)
+
+
+def _evaluate(agent: TDMPC2, cfg: Config, logger: Logger, step: int) -> None:
+    result, _ = evaluate(agent, cfg)
+    low, high = result.interval or (result.normalized_score, result.normalized_score)
+    logger.log(step, {"normalized_score": result.normalized_score, "low": low, "high": high}, "eval")
+    columns = ("task", "episodes", "return", "success")
+    logger.log_table(step, "eval/tasks", columns, [row[:4] for row in table_rows(result)])
