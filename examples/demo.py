@@ -1,0 +1,85 @@
+"""The whole path on four MT30 tasks, small enough for two CPU cores: `make demo`.
+
+Collects real dm_control episodes, trains a 5M teacher on them, distils it into a 1M student, evaluates both and the
+untrained student, quantises the student, and prints one table. Every step is a command a user would type; what they
+leave behind is in demo/. The budget is minutes, so the scores are far below a trained model's.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = Path("demo")
+TASKS = "tasks=[cartpole-balance,cartpole-swingup,pendulum-spin,cheetah-run-backwards]"
+#: A sixth of the full planner's samples and half its iterations: stated in the table.
+PLANNER = "num_samples=96 num_elites=16 num_pi_trajs=8 iterations=3"
+console = Console()
+
+
+def run(command: str) -> float:
+    """Run one of the repository's scripts; returns seconds."""
+    console.print(f"\n$ python {command}", style="bold", markup=False, highlight=False)
+    script, *arguments = shlex.split(command)
+    start = time.perf_counter()
+    subprocess.run([sys.executable, str(ROOT / script), *arguments], check=True)
+    return time.perf_counter() - start
+
+
+def train(name: str, steps: int, *settings: str) -> float:
+    """Train into demo/<name>; the settings are the student's, or start with teacher_config."""
+    common = f"data_dir={OUT}/data {TASKS} work_dir={OUT}/{name} steps={steps} eval_freq=0 save_freq={steps} log_freq=50"
+    prefixed = [s if s.startswith("teacher_config") else f"student_config.{s}" for s in (*common.split(), *settings)]
+    return run(" ".join(["train.py", *prefixed]))
+
+
+def evaluate(name: str, checkpoint: str) -> dict[str, float]:
+    """Return per task, and under ``score`` the normalised score."""
+    directory = OUT / f"eval-{name}"
+    run(f"evaluate.py checkpoint={checkpoint} {TASKS} {PLANNER} eval_episodes=2 compile=false work_dir={directory}")
+    results = json.loads((directory / "results.json").read_text())
+    return {t["task"]: t["return"] for t in results["tasks"]} | {"score": results["normalized_score"]}
+
+
+def main() -> None:
+    if OUT.exists():
+        sys.exit(f"error: {OUT}/ exists from an earlier demo: remove it first (rm -r {OUT})")
+    start = time.perf_counter()
+    run(f"collect.py {TASKS} data_dir={OUT}/data episodes_per_task=40")
+    teacher_s = train("teacher", 400, "model_size=5", "batch_size=128", "teacher_config=null")
+    student_s = train("student", 600, f"teacher_config.checkpoint={OUT}/teacher/model.pt")
+    train("untrained", 1, "teacher_config=null", "batch_size=1")
+    run(f"quantize.py --checkpoint {OUT}/student/model.pt --out {OUT}/student")
+
+    rows = {
+        "1M untrained": ("untrained", f"{OUT}/untrained/model.pt", ""),
+        "5M teacher": ("teacher", f"{OUT}/teacher/model.pt", f"{teacher_s:.0f} s"),
+        "1M student, distilled": ("student", f"{OUT}/student/model.pt", f"{student_s:.0f} s"),
+        "1M student, int8": ("student-int8", f"{OUT}/student/model_int8.pt", ""),
+    }
+    scores = {label: evaluate(name, path) for label, (name, path, _) in rows.items()}
+
+    names = [task for task in next(iter(scores.values())) if task != "score"]
+    table = Table("model", "file", "training", *names, "score", box=box.SIMPLE)
+    for label, (_, path, seconds) in rows.items():
+        values = [f"{scores[label][task]:.0f}" for task in names]
+        table.add_row(label, f"{Path(path).stat().st_size / 1e6:.1f} MB", seconds, *values, f"{scores[label]['score']:.1f}")
+    console.print(table)
+    console.print(
+        f"Mean return of 2 noise-free episodes a task; score = mean return / 10. Reduced planner ({PLANNER}).\n"
+        f"{time.perf_counter() - start:.0f} s in all; everything is in {OUT}/",
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    main()
