@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from rich import get_console
 
 from tdmpc2 import cli
-from tdmpc2.config import RUN_KEYS, parse_cfg
+from tdmpc2.config import parse_cfg
 from tdmpc2.data.collector import collect
 from tdmpc2.loading import load_agent
 from tdmpc2.runtime import set_num_threads
@@ -26,12 +26,9 @@ from tdmpc2.runtime import set_num_threads
 @cli.one_line_errors
 def main(cfg: DictConfig) -> None:
     settings = cli.composed(cfg)
-    agent = None
-    config = parse_cfg(settings)
-    if config.checkpoint is not None:
-        keys = {key: settings[key] for key in RUN_KEYS} | cli.explicit_keys(cfg)
-        agent = load_agent(keys.pop("checkpoint"), **keys)
-        config = agent.cfg
+    path = settings.get("checkpoint")
+    agent = None if path is None else load_agent(path, **cli.load_keys(cfg))
+    config = parse_cfg(settings) if agent is None else agent.cfg
     set_num_threads(config.num_threads)
     if agent is not None and (line := agent.compile_planner(config.episodes_per_task * len(config.task_ids) * 500)):
         print(line)

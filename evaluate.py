@@ -8,25 +8,24 @@ python evaluate.py checkpoint=models/student.pt compare=models/student_int8.pt
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import hydra
 from omegaconf import DictConfig
 from rich import get_console
 
 from tdmpc2 import cli, results
+from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoint import file_sha256
-from tdmpc2.config import RUN_KEYS
 from tdmpc2.evaluation import Evaluation, compare, evaluate
 from tdmpc2.loading import load_agent
 from tdmpc2.runtime import set_num_threads
 
 
-def score(path: str, keys: dict[str, Any]) -> Evaluation:
-    """Evaluate one file; print its table and leave results and videos in its run directory."""
+def score(path: str, agent: TDMPC2) -> Evaluation:
+    """Evaluate the agent of a file; print its table and leave results and videos in a run directory."""
     stem = Path(path).stem
-    agent = load_agent(path, **keys)
-    cfg = agent.cfg.replace(exp_name=agent.cfg.exp_name or f"eval-{stem}")
+    cfg = agent.cfg.replace(checkpoint=path, exp_name=agent.cfg.exp_name or f"eval-{stem}")
+    compilation = agent.compile_planner(len(cfg.task_ids) * cfg.eval_episodes * 500)
     protocol = {
         "checkpoint": path,
         "sha256": file_sha256(path),
@@ -34,14 +33,14 @@ def score(path: str, keys: dict[str, Any]) -> Evaluation:
         "precision": agent.precision,
         "device": str(agent.device),
         "num_threads": set_num_threads(cfg.num_threads),
-        "compiled": cfg.compile,
+        "compiled": agent.compiled,
         "config": cfg.to_dict(),
     }
     budget = f"{cfg.plan_iterations} x {cfg.num_samples} samples, horizon {cfg.horizon}" if cfg.mpc else "no planning"
     noise = "with exploration noise" if cfg.eval_noise else "noise-free"
     print(f"{stem}: {protocol['action']} ({budget}), {agent.precision} on {agent.device}, {noise}")
-    if line := agent.compile_planner(len(cfg.task_ids) * cfg.eval_episodes * 500):
-        print(line)
+    if compilation:
+        print(compilation)
     result, firsts = evaluate(agent, cfg)
     get_console().print(results.table(result, stem))
     directory = results.fresh_directory(cfg.run_dir)
@@ -56,16 +55,21 @@ def score(path: str, keys: dict[str, Any]) -> Evaluation:
 @hydra.main(config_name="config_mt30", config_path="./student_config", version_base="1.3")
 @cli.one_line_errors
 def main(cfg: DictConfig) -> None:
-    settings = cli.composed(cfg)
-    keys = {key: settings[key] for key in RUN_KEYS} | cli.explicit_keys(cfg)
-    path, other = keys.pop("checkpoint"), keys.get("compare")
-    if path is None:
+    keys = cli.load_keys(cfg)
+    paths = [str(keys[key]) for key in ("checkpoint", "compare") if keys.get(key) is not None]
+    if keys.get("checkpoint") is None:
         raise ValueError("Nothing to evaluate: name a file, as in `python evaluate.py checkpoint=models/student.pt`")
-    result = score(path, keys)
-    if other is not None:
-        difference, interval = compare(result, score(other, keys))
-        print(f"{path} minus {other}: {difference:+.2f} {results.format_interval(interval)}")
-    print(f"Normalized score: {result.normalized_score:.2f}")
+    # What is wrong with the second file is said before the first one plays.
+    agents = [load_agent(path, **keys) for path in paths]
+    if len({tuple(agent.cfg.task_specs[i].name for i in agent.cfg.task_ids) for agent in agents}) > 1:
+        raise ValueError(f"{' and '.join(paths)} have different tasks: choose common ones, as in tasks=[walker-walk]")
+    if agents[0].cfg.save_video:
+        results.video_writer()
+    scores = [score(path, agent) for path, agent in zip(paths, agents, strict=True)]
+    if len(scores) == 2:
+        difference, interval = compare(*scores)
+        print(f"{paths[0]} minus {paths[1]}: {difference:+.2f} {results.format_interval(interval)}")
+    print(f"Normalized score: {scores[0].normalized_score:.2f}")
 
 
 if __name__ == "__main__":

@@ -285,6 +285,11 @@ class TDMPC2:
         self._compiled = planner.compiled()
         return "Compiling the planner on its first call (about a minute; compile=false turns it off)"
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the planner is compiled."""
+        return bool(self._compiled)
+
     def _task_ids(self, task: TaskLike, num_envs: int) -> Tensor | None:
         if not self.cfg.multitask:
             return None

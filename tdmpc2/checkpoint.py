@@ -211,7 +211,7 @@ def precision_of(state: Mapping[str, Any]) -> str:
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """Checksum of a file, 64 hexadecimal digits."""
-    with open(path, "rb") as file:
+    with Path(path).expanduser().open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

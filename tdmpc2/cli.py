@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -12,9 +13,10 @@ from typing import Any, ParamSpec
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from tdmpc2.config import check_keys, defaults, keys
+from tdmpc2.config import RUN_KEYS, check_keys, defaults, keys
 from tdmpc2.tasks import nearest
 
 P = ParamSpec("P")
@@ -27,7 +29,7 @@ _HYDRA = (
     "hydra/job_logging=disabled",
     "hydra/hydra_logging=disabled",
 )
-_OVERRIDE = re.compile(r"(?:\+\+?|~)?(?P<key>[A-Za-z_][\w./@]*)(?:=.*)?", re.DOTALL)
+_OVERRIDE = re.compile(r"(?:\+\+?|~)?(?P<key>[A-Za-z_][\w./@]*)=.*", re.DOTALL)
 
 
 def run(main: Callable[[], None], groups: Sequence[str] = ()) -> None:
@@ -40,9 +42,9 @@ def run(main: Callable[[], None], groups: Sequence[str] = ()) -> None:
     store = ConfigStore.instance()
     store.store(name="base", node=defaults())
     store.store(name="base", group="student_config", node=defaults())
-    # The user's own hydra settings come last and win.
-    sys.argv[1:] = [*_HYDRA, *sys.argv[1:]]
     one_line_errors(check_overrides)(sys.argv[1:], groups)
+    # The user's own hydra settings come last and win.
+    sys.argv[1:] = [*_HYDRA, _exclude_fixed(sys.argv[1:]), *sys.argv[1:]]
     main()
 
 
@@ -69,7 +71,7 @@ def check_overrides(arguments: Sequence[str], groups: Sequence[str]) -> None:
         ValueError: an unknown key; the message suggests the nearest one.
     """
     for argument in arguments:
-        match = None if argument.startswith("-") else _OVERRIDE.fullmatch(argument)
+        match = _OVERRIDE.fullmatch(argument)
         if match is None or match["key"] == "hydra" or match["key"].startswith(("hydra.", "hydra/")):
             continue
         group, _, key = match["key"].partition(".")
@@ -85,26 +87,29 @@ def check_overrides(arguments: Sequence[str], groups: Sequence[str]) -> None:
             check_keys([key], f"{group} on the command line")
 
 
-def explicit_keys(cfg: DictConfig) -> dict[str, Any]:
-    """The keys that were set on the command line, with their composed values."""
-    names = [override.key_or_group for override in OverridesParser.create().parse_overrides(task_overrides())]
-    values = composed(cfg)
-    return {name: values[name] for name in names if name in values}
+def _exclude_fixed(arguments: Sequence[str]) -> str:
+    """The setting that leaves overrides with one value for all runs of a multirun out of ``job.override_dirname``."""
+    fixed: list[str] = []
+    with contextlib.suppress(HydraException):  # Hydra parses them again and reports what is wrong
+        overrides = OverridesParser.create().parse_overrides([text for text in arguments if _OVERRIDE.fullmatch(text)])
+        fixed = [override.key_or_group for override in overrides if not override.is_sweep_override()]
+    return f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"
 
 
-def task_overrides() -> list[str]:
-    """The overrides of this run, without Hydra's own."""
-    return list(HydraConfig.get().overrides.task)
+def load_keys(cfg: DictConfig) -> dict[str, Any]:
+    """The keys a checkpoint is loaded with: how it is run, and whatever was set on the command line."""
+    overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
+    names = RUN_KEYS.union(override.key_or_group for override in overrides)
+    return {name: value for name, value in composed(cfg).items() if name in names}
 
 
 def sweep_name() -> str | None:
-    """In a multirun, a directory name made of the run's overrides; otherwise None."""
+    """In a multirun, a directory name made of the run's swept overrides; otherwise None."""
     hydra = HydraConfig.get()
     if hydra.mode is None or hydra.mode.name != "MULTIRUN":
         return None
-    parts = [re.sub(r"^(student_config|teacher_config)\.", "", text) for text in task_overrides()]
-    swept = [part for part in parts if not re.match(r"(data_dir|checkpoint|steps|device|wandb_\w+|log_freq)=", part)]
-    return ",".join(re.sub(r"[^\w.,=+-]", "-", part) for part in swept) or "default"
+    swept = re.sub(r"(^|,)student_config\.", r"\1", hydra.job.override_dirname)
+    return re.sub(r"[^\w.,=+-]", "-", swept) or "default"
 
 
 def composed(cfg: DictConfig) -> dict[str, Any]:

@@ -7,6 +7,8 @@ is a property, so nothing is ever written to a configuration after :func:`parse_
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 import re
 import types
 import typing
@@ -194,6 +196,7 @@ class Config:
 
     def replace(self, **changes: Any) -> Config:
         """A copy with some keys changed, validated like a new one."""
+        check_keys(changes.keys() - {"task_specs"}, "the overrides")
         if "task" in changes:
             changes.setdefault("task_specs", ())
         return dataclasses.replace(self, **changes)
@@ -276,12 +279,13 @@ _AT_LEAST_ONE = (
     "latent_dim simnorm_dim num_channels eval_episodes episodes_per_task num_threads log_freq save_freq buffer_size"
 )
 _AT_LEAST_ZERO = (
-    "seed eval_seed eval_freq reward_coef value_coef consistency_coef distillation_weight entropy_coef task_dim lr "
+    "eval_freq reward_coef value_coef consistency_coef distillation_weight entropy_coef task_dim lr "
     "enc_lr_scale min_std max_std temperature"
 )
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(_AT_LEAST_ONE.split(), (1, _INF)),
     **dict.fromkeys(_AT_LEAST_ZERO.split(), (0, _INF)),
+    **dict.fromkeys(("seed", "eval_seed"), (0, 2**31 - 1)),  # simulators take 32 bits
     "num_bins": (2, _INF),
     "num_q": (2, _INF),
     "rho": (0, 1),
@@ -327,13 +331,19 @@ def parse_cfg(cfg: DictConfig | Mapping[str, Any], origin: str = "the configurat
     check_keys((name for name in plain if name != "task_specs"), origin)
     task = str(plain.get("task", Config.task)).strip()
     if task not in TASK_SETS and not plain.get("task_specs"):
-        from tdmpc2.envs import task_spec  # only a task outside the table loads the environment layer
+        from gymnasium.error import UnregisteredEnv
 
-        plain["task_specs"] = (task_spec(task),)
+        from tdmpc2.envs import task_spec
+
+        try:
+            plain["task_specs"] = (task_spec(task),)
+        except (UnregisteredEnv, ModuleNotFoundError) as error:
+            raise ValueError(f"task={task} in {origin}: {error}") from error
     return Config(**{**plain, "task": task})
 
 
 _TYPES = typing.get_type_hints(Config)
+_PATHS = ("checkpoint", "data_dir", "work_dir", "compare")
 _ARITHMETIC = re.compile(r"\s*([-+]?[\d._]+(?:e[-+]?\d+)?)\s*([-+*/])\s*([\d._]+(?:e[-+]?\d+)?)\s*", re.IGNORECASE)
 
 
@@ -347,15 +357,19 @@ def _convert(name: str, value: Any) -> Any:
     if want in (int, float) and isinstance(value, str):
         value = _number(value)
     if typing.get_origin(want) is tuple and isinstance(value, (list, tuple, str)):
-        return tuple(map(str, value.split(",") if isinstance(value, str) else value))
+        return tuple(str(item).strip() for item in (value.split(",") if isinstance(value, str) else value))
     if want is str and name == "compile" and isinstance(value, bool):
         return str(value).lower()
     if want is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if want is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if want is str and isinstance(value, (int, Path)) and not isinstance(value, bool):
-        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}={value} must be a finite number")
+    if want is str and isinstance(value, (int, float, Path)) and not isinstance(value, bool):
+        value = str(value)
+    if name in _PATHS and isinstance(value, str):
+        return os.path.expanduser(value)
     if isinstance(want, type) and isinstance(value, want) and not (want is int and isinstance(value, bool)):
         return value
     nullable = " or null" if type(None) in options else ""

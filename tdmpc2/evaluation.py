@@ -7,7 +7,7 @@ Intervals are 95 % bootstrap intervals over episodes, resampled within each task
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -91,24 +91,31 @@ def evaluate(agent: TDMPC2, cfg: Config | None = None, *, quiet: bool = False) -
         The results, and for each task the first episode, which has frames if ``save_video``.
     """
     cfg = cfg or agent.cfg
-    before = agent.generator.get_state()
-    agent.generator.manual_seed(cfg.seed)
     actor = agent_actor(agent, noise=cfg.eval_noise)
     jobs = [Job(task_id, cfg.eval_seed + k) for task_id in cfg.task_ids for k in range(cfg.eval_episodes)]
     # An accelerator plans for all at once; a processor gains nothing from more than fits its cache.
     size = len(jobs) if agent.device.type != "cpu" else cfg.eval_episodes
     total = sum(cfg.task_specs[job.task_id].episode_length for job in jobs)
     episodes: list[Episode] = []
-    with contextlib.nullcontext() if quiet else Progress(total, "Evaluating", unit="steps") as bar:
+    with _seeded(agent, cfg.seed), contextlib.nullcontext() if quiet else Progress(total, "Evaluating") as bar:
         for first in range(0, len(jobs), size):
             text = _last_result(cfg, episodes)
             on_step = partial(_advance, bar, text) if bar else None
             batch = jobs[first : first + size]
             filmed = [i for i, job in enumerate(batch) if cfg.save_video and job.seed == cfg.eval_seed]
             episodes += play(cfg, actor, batch, render=filmed, on_step=on_step)
-    agent.generator.set_state(before)
     firsts = [next(e for e in episodes if e.job.task_id == task_id) for task_id in cfg.task_ids]
     return Evaluation(tuple(_task_result(cfg, episodes, task_id) for task_id in cfg.task_ids)), firsts
+
+
+@contextlib.contextmanager
+def _seeded(agent: TDMPC2, seed: int) -> Iterator[None]:
+    before = agent.generator.get_state()
+    agent.generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        agent.generator.set_state(before)
 
 
 def _advance(bar: Progress, text: str, num_envs: int) -> None:

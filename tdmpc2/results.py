@@ -10,6 +10,7 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -89,20 +90,30 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], fps: int = 25) -> None:
-    """An mp4 of rendered frames, written atomically.
+def video_writer() -> ModuleType:
+    """The library that writes videos.
 
     Raises:
         ValueError: imageio with its ffmpeg plugin is not installed.
     """
     try:
-        import imageio.v3 as imageio
+        import imageio.v3
         import imageio_ffmpeg  # noqa: F401
     except ImportError as error:
         raise ValueError("save_video needs imageio and ffmpeg: pip install 'tdmpc2-opt[video]'") from error
+    return imageio.v3
+
+
+def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], fps: int = 25) -> None:
+    """An mp4 of rendered frames, written atomically.
+
+    Raises:
+        ValueError: see :func:`video_writer`.
+    """
+    write = video_writer().imwrite
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp.mp4")
-    imageio.imwrite(temporary, np.stack(frames), plugin="FFMPEG", fps=fps, codec="libx264", macro_block_size=16)
+    write(temporary, np.stack(frames), plugin="FFMPEG", fps=fps, codec="libx264", macro_block_size=16)
     os.replace(temporary, path)
 
 

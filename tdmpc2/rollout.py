@@ -44,6 +44,7 @@ def play(
     jobs: Sequence[Job],
     *,
     render: Sequence[int] = (),
+    max_steps: int | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> list[Episode]:
     """Play one episode per job, all at once; the actor sees every environment at every step.
@@ -53,6 +54,7 @@ def play(
         actor: chooses actions for all E = len(jobs) environments.
         jobs: task and seed of each environment.
         render: environments whose frames are kept.
+        max_steps: longer episodes are cut.
         on_step: called after each step with the number of environments that were still playing.
     """
     from tdmpc2.envs.vector import make_vec_env
@@ -60,6 +62,7 @@ def play(
     specs = [cfg.task_specs[job.task_id] for job in jobs]
     task_ids = np.array([job.task_id for job in jobs])
     longest = max(spec.episode_length for spec in specs)
+    longest = min(longest, max_steps or longest)
     num_envs = len(jobs)
     obs = np.full((longest + 1, num_envs, cfg.obs_dim), np.nan, np.float32)
     action = np.full((longest + 1, num_envs, cfg.action_dim), np.nan, np.float32)

@@ -17,10 +17,11 @@ SHARED = Path(os.environ.get("TDMPC2_SHARED", REPO.parent / "shared"))
 
 
 def shared_file(relative: str) -> Path:
-    """A file of ``../shared``; skips the test where it is absent."""
+    """A file of ``../shared``; where it is absent the test is skipped, or fails if TDMPC2_REQUIRE_SHARED=1 (CI)."""
     path = SHARED / relative
     if not path.exists():
-        pytest.skip(f"needs {relative} of the shared reference data (set TDMPC2_SHARED to its folder)")
+        absent = pytest.fail if os.environ.get("TDMPC2_REQUIRE_SHARED") == "1" else pytest.skip
+        absent(f"needs {relative} of the shared reference data (set TDMPC2_SHARED to its folder)")
     return path
 
 

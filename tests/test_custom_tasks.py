@@ -109,6 +109,23 @@ def test_reward_formula(domain: str, task: str) -> None:
     assert max(rewards) > min(rewards) or "hard" in task
 
 
+def test_hopper_height_is_a_hard_limit() -> None:
+    """Tilted from upright to lying while moving backwards: reward 1 down to a height of 0.6, then 0."""
+    env = load("hopper", "hop_backwards", seed=1)
+    env.reset()
+    physics = env.physics
+    heights, rewards = [], []
+    for angle in np.linspace(0, np.pi / 2, 200):
+        with physics.reset_context():
+            physics.named.data.qpos["rooty"] = angle
+            physics.named.data.qvel["rootx"] = -2
+        heights.append(physics.height())
+        rewards.append(env.task.get_reward(physics))
+    np.testing.assert_array_equal(rewards, (np.array(heights) >= 0.6).astype(float))
+    assert any(0.58 < height < 0.6 for height in heights)
+    assert any(0.6 < height < 0.62 for height in heights)
+
+
 def test_every_formula_has_a_task() -> None:
     assert set(_formulas()) == set(CUSTOM_TASKS)
     assert len(CUSTOM_TASKS) == 28

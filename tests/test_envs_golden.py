@@ -83,18 +83,22 @@ def test_rollout(env: gymnasium.Env, seed: int, recorded: Golden) -> None:
         np.testing.assert_allclose(reward[part], expected, atol=reward_tolerance, rtol=0)
 
 
+TOUCHDOWN = (1, 48)  # seed, step
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_single_steps(env: gymnasium.Env, seed: int, recorded: Golden) -> None:
     """Every recorded state and action lead to the next recorded one, so errors cannot add up."""
     task = env.unwrapped.test_task
     data = {key: recorded[f"{task}/{seed}/{key}"] for key in ("qpos", "qvel", "action", "obs", "reward")}
-    # MuJoCo 3.3.0 differs from the 3.17.0 of the recording by 1.4e-5 where the walker touches down (seed 1, step 48)
-    tolerance = 1e-4 if task.startswith("walker") else 1e-5
     env.reset(seed=seed)
     for t, action in enumerate(data["action"]):
         _set_state(env, data["qpos"][t], data["qvel"][t])
         obs, reward, *_ = env.unwrapped.step(action)
-        np.testing.assert_allclose(obs, data["obs"][t], atol=tolerance, rtol=0)
+        # At this one step of the walkers' common trajectory, a touchdown, MuJoCo 3.3.0 itself differs by 1.38e-5 from the
+        # 3.17.0 of the recording (which meets 1e-5 there too).
+        known = task.startswith("walker") and (seed, t) == TOUCHDOWN
+        np.testing.assert_allclose(obs, data["obs"][t], atol=1.5e-5 if known else 1e-5, rtol=0)
         assert reward == pytest.approx(data["reward"][t], abs=1e-7)
 
 

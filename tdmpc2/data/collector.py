@@ -35,8 +35,9 @@ def collect(
 ) -> list[Path]:
     """Add ``episodes_per_task`` episodes of each task to a directory, one chunk file per task.
 
-    Existing files stay. Chunk n is a pure function of the configuration, the agent and n: its environments have seeds
-    from ``10 000 (1000 seed + n)`` on, so a repeated command adds new episodes, not the same ones.
+    Where episode lengths differ (MT80), long episodes are cut to the shortest, as the chunk format needs.
+    Existing files stay. Chunk n is a pure function of the configuration, the agent and n: the seeds of its environments
+    are drawn from (seed, n), so a repeated command adds new episodes, not the same ones.
 
     Args:
         cfg: tasks, ``seed`` and ``episodes_per_task``.
@@ -53,14 +54,14 @@ def collect(
     with Progress(total, "Collecting", unit="steps") as bar:
         for task_id in cfg.task_ids:
             number = next_chunk(data_dir)
-            first_seed = 10_000 * (1000 * cfg.seed + number)
+            draws, *seeds = np.random.SeedSequence((cfg.seed, number)).generate_state(cfg.episodes_per_task + 1).tolist()
             if agent is not None:
-                agent.generator.manual_seed(first_seed)
-            actor = random_actor(cfg, first_seed) if agent is None else agent_actor(agent, noise=True)
-            jobs = [Job(task_id, first_seed + k) for k in range(cfg.episodes_per_task)]
+                agent.generator.manual_seed(draws)
+            actor = random_actor(cfg, draws) if agent is None else agent_actor(agent, noise=True)
+            jobs = [Job(task_id, seed) for seed in seeds]
             episodes: list[Episode] = []
             for first in range(0, len(jobs), _AT_ONCE):
-                episodes += play(cfg, actor, jobs[first : first + _AT_ONCE], on_step=bar.update)
+                episodes += play(cfg, actor, jobs[first : first + _AT_ONCE], max_steps=length, on_step=bar.update)
             name = cfg.task_specs[task_id].name
             if short := next((e for e in episodes if len(e.reward) != length + 1), None):
                 raise ValueError(

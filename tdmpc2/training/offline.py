@@ -13,7 +13,7 @@ from tdmpc2.evaluation import evaluate
 from tdmpc2.loading import load_agent
 from tdmpc2.logger import Logger
 from tdmpc2.progress import Progress
-from tdmpc2.results import table_rows
+from tdmpc2.results import table_rows, write_video
 from tdmpc2.runtime import set_num_threads
 from tdmpc2.training import run_dir
 
@@ -32,8 +32,8 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
     if teacher is not None and (teacher.checkpoint is None or not Path(teacher.checkpoint).exists()):
         problems.append(
             f"teacher: teacher_config.checkpoint={teacher.checkpoint} does not exist. Name a file, download the "
-            "published mt30-317M.pt (Hugging Face model nicklashansen/tdmpc2, folder multitask, 2.0 GB), train one with "
-            "`python train.py teacher_config=null student_config.model_size=5 student_config.exp_name=teacher`, "
+            "published mt30-317M.pt (Hugging Face model nicklashansen/tdmpc2, folder multitask, 2.0 GB), train one "
+            "with `python train.py teacher_config=null student_config.model_size=5 student_config.exp_name=teacher`, "
             "or train without: teacher_config=null"
         )
     if cfg.checkpoint is not None and not Path(cfg.checkpoint).exists():
@@ -59,13 +59,14 @@ def train(cfg: Config, teacher_cfg: Config | None) -> Path:
     threads = set_num_threads(cfg.num_threads)
     teacher, sha256 = None, None
     if teacher_cfg is not None and teacher_cfg.checkpoint is not None:
-        teacher = load_agent(teacher_cfg.checkpoint, device=cfg.device, precision="fp32")
+        task = {} if teacher_cfg.multitask else {"task": teacher_cfg.task}  # files of other code bases do not name it
+        teacher = load_agent(teacher_cfg.checkpoint, device=cfg.device, precision="fp32", **task)
         teacher.model.requires_grad_(False)
         sha256 = file_sha256(teacher_cfg.checkpoint)
     agent = TDMPC2(cfg, teacher)
     if cfg.checkpoint is not None:
         agent.load(load_file(cfg.checkpoint).model)
-    run_dir.claim(cfg, sha256)
+    record = run_dir.check(cfg, sha256)
     start, wandb_id = run_dir.restore(agent, cfg.run_dir)
     path = cfg.run_dir / "model.pt"
     if start >= cfg.steps:
@@ -74,6 +75,7 @@ def train(cfg: Config, teacher_cfg: Config | None) -> Path:
 
     data = _load_data(cfg)
     sampler = SliceSampler(data)
+    run_dir.claim(cfg.run_dir, record)  # everything has been read and found good
     with Logger(
         cfg, teacher=teacher.cfg if teacher else None, total_steps=cfg.steps, start_step=start, run_id=wandb_id
     ) as logger:
@@ -111,8 +113,13 @@ def _load_data(cfg: Config) -> EpisodeDataset:
 
 
 def _evaluate(agent: TDMPC2, cfg: Config, logger: Logger, step: int) -> None:
-    result, _ = evaluate(agent, cfg)
+    result, firsts = evaluate(agent, cfg)
     low, high = result.interval or (result.normalized_score, result.normalized_score)
     logger.log(step, {"normalized_score": result.normalized_score, "low": low, "high": high}, "eval")
     columns = ("task", "episodes", "return", "success")
     logger.log_table(step, "eval/tasks", columns, [row[:4] for row in table_rows(result)])
+    for episode in firsts if cfg.save_video else ():
+        name = cfg.task_specs[episode.job.task_id].name
+        path = cfg.run_dir / "videos" / f"{name}-{step}.mp4"
+        write_video(path, episode.frames)
+        logger.log_video(step, f"video/{name}", path)

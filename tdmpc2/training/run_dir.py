@@ -23,19 +23,19 @@ from tdmpc2.config import Config
 CHANGEABLE = frozenset(
     """
     steps device precision compile num_threads log_freq save_freq save_agent save_csv save_video eval_freq eval_episodes
-    wandb_project wandb_entity wandb_silent disable_wandb data_dir work_dir
+    wandb_project wandb_entity wandb_silent disable_wandb data_dir work_dir exp_name
     """.split()
 )
 
 
-def claim(cfg: Config, teacher_sha256: str | None) -> None:
-    """Make the run directory, or make sure that the one there belongs to the same run.
+def check(cfg: Config, teacher_sha256: str | None) -> dict[str, Any]:
+    """Make sure that the run directory is new or belongs to the same run; what its ``run.json`` is to hold.
 
     Raises:
         ValueError: it holds a run of another configuration; the message lists the differing keys.
     """
     path = cfg.run_dir / "run.json"
-    record = json.loads(json.dumps({**cfg.to_dict(), "teacher_sha256": teacher_sha256}))
+    record: dict[str, Any] = json.loads(json.dumps({**cfg.to_dict(), "teacher_sha256": teacher_sha256}))
     if path.exists():
         there: dict[str, Any] = json.loads(path.read_text())
         differing = [
@@ -50,7 +50,13 @@ def claim(cfg: Config, teacher_sha256: str | None) -> None:
             )
     elif cfg.run_dir.exists() and any(cfg.run_dir.glob("*.pt")):
         raise ValueError(f"{cfg.run_dir} holds checkpoints but no run.json: set exp_name to start a new run beside it")
-    cfg.run_dir.mkdir(parents=True, exist_ok=True)
+    return record
+
+
+def claim(run_dir: Path, record: dict[str, Any]) -> None:
+    """Make the run directory and write its ``run.json``."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path = run_dir / "run.json"
     temporary = path.with_name(f".run.json.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(record, indent=2) + "\n")
     os.replace(temporary, path)

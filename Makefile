@@ -1,0 +1,48 @@
+# Targets that need the environment make it first. Another interpreter: make setup PYTHON=python3.12
+# More arguments for pytest: make test ARGS="-k planner"
+
+PYTHON ?= python3
+PY := .venv/bin/python
+STAMP := .venv/.installed
+BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+TOO_OLD := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.11 or newer is needed, \
+	$(PYTHON) is %d.%d: name another one, for example make setup PYTHON=python3.11" % v[:2])
+
+.PHONY: help setup test test-slow lint format type demo bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with the versions of constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x .venv/bin/pip || { $(PYTHON) -c '$(TOO_OLD)' && $(PYTHON) -m venv .venv; }
+	$(PY) -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+test: setup ## run the tests, without the slow ones
+	$(PY) -m pytest -m "not slow" $(ARGS)
+
+test-slow: setup ## run the slow tests
+	$(PY) -m pytest -m slow $(ARGS)
+
+lint: setup ## check style and formatting
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: setup ## rewrite the files in the project's format
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+type: setup ## check types
+	$(PY) -m mypy
+
+demo: setup ## collect, train a teacher, distil a student, evaluate, quantise
+	$(PY) examples/demo.py
+
+bench: setup ## run every benchmark
+	@for file in $(BENCHMARKS); do echo "== $$file"; $(PY) $$file || exit 1; done
+
+clean: ## remove caches and build products; .venv, data, logs and models stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find . -path ./.venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
