@@ -203,7 +203,7 @@ def estimate_value(
     Returns:
         [E, S]; NaN becomes 0 and infinities the largest finite values.
     """
-    z = z.unsqueeze(1).expand(-1, actions.shape[2], -1)  # [E, S, D]
+    z = z.unsqueeze(1)  # [E, 1, D] at the first step: its products are shared by all samples
     total = torch.zeros_like(actions[:, 0, :, 0])
     weight = torch.ones_like(discount)
     for t in range(actions.shape[1]):

@@ -148,15 +148,15 @@ class WorldModel(nn.Module):
 
     def encode(self, obs: Tensor, task: Task = None) -> Tensor:
         """Latent of observations, [..., O] -> [..., D]."""
-        return self._encoder["state"](_join(obs, self.context(task).embedding))
+        return self._encoder["state"](*_parts(obs, self.context(task).embedding))
 
     def next(self, z: Tensor, a: Tensor, task: Task = None) -> Tensor:
         """Next latent, [..., D] and [..., A] -> [..., D]."""
-        return self._dynamics(_join(z, self.context(task).embedding, a))
+        return self._dynamics(*_parts(z, self.context(task).embedding, a))
 
     def reward(self, z: Tensor, a: Tensor, task: Task = None) -> Tensor:
         """Reward logits, [..., D] and [..., A] -> [..., K]."""
-        return self._reward(_join(z, self.context(task).embedding, a))
+        return self._reward(*_parts(z, self.context(task).embedding, a))
 
     def pi(self, z: Tensor, task: Task = None, eps: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Sample the policy prior (specification section 5).
@@ -170,7 +170,7 @@ class WorldModel(nn.Module):
             ``log_prob``, ``entropy`` and ``scaled_entropy`` [..., 1].
         """
         context = self.context(task)
-        mean, raw = self._pi(_join(z, context.embedding)).chunk(2, -1)
+        mean, raw = self._pi(*_parts(z, context.embedding)).chunk(2, -1)
         log_std = bounded_log_std(raw, self.cfg.log_std_min, self.cfg.log_std_max)
         eps = torch.randn_like(mean) if eps is None else eps
         active: Tensor | float = float(self.cfg.action_dim)
@@ -208,14 +208,14 @@ class WorldModel(nn.Module):
         if return_type not in ("min", "avg", "all"):
             raise ValueError(f"return_type='{return_type}' is not one of min, avg, all")
         ensemble = self._target_Qs if target else self._Qs
-        x = _join(z, self.context(task).embedding, a)
+        parts = _parts(z, self.context(task).embedding, a)
         if return_type == "all":
-            return ensemble(x, dropout_mask=dropout_mask, detach=detach)
+            return ensemble(*parts, dropout_mask=dropout_mask, detach=detach)
         if self.cfg.num_q > 2:
-            heads = draw_heads(self.cfg.num_q, x.device) if heads is None else heads
+            heads = draw_heads(self.cfg.num_q, z.device) if heads is None else heads
         else:
             heads = None
-        values = decode(ensemble(x, heads, dropout_mask, detach), self.bins)
+        values = decode(ensemble(*parts, heads=heads, dropout_mask=dropout_mask, detach=detach), self.bins)
         return values.amin(0) if return_type == "min" else values.mean(0)
 
 
@@ -224,7 +224,5 @@ def draw_heads(num_q: int, device: torch.device, generator: torch.Generator | No
     return torch.rand(num_q, device=device, generator=generator).topk(2).indices
 
 
-def _join(x: Tensor, *parts: Tensor | None) -> Tensor:
-    """Concatenate on the last axis; leading axes of the parts broadcast to those of x."""
-    lead = x.shape[:-1]
-    return torch.cat([x, *(p.expand(*lead, p.shape[-1]) for p in parts if p is not None)], -1)
+def _parts(*parts: Tensor | None) -> list[Tensor]:
+    return [part for part in parts if part is not None]

@@ -1,0 +1,44 @@
+"""Small Gymnasium environments as a user's package would have them: importing it registers them.
+
+``tests.toy_envs:Falls-v0`` terminates, with success, at step 3 of at most 9; ``tests.toy_envs:Stands-v0`` is cut off at
+step 7. An observation tells the start state, the step and the last action; a frame's brightness tells the step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box
+
+FALLS, STANDS = "tests.toy_envs:Falls-v0", "tests.toy_envs:Stands-v0"
+FALLS_AT, STANDS_FOR = 3, 7
+
+
+class ToyEnv(gymnasium.Env[Any, Any]):
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(self, falls_at: int | None = None, render_mode: str | None = None) -> None:
+        self.falls_at, self.render_mode = falls_at, render_mode
+        self.observation_space = Box(-np.inf, np.inf, (4,), np.float64)
+        self.action_space = Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t, self.start = 0, self.np_random.uniform()
+        return np.array([self.start, 0, 0, 0]), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        terminated = self.t == self.falls_at
+        reward = self.start + 0.1 * self.t * float(action[0])
+        return np.array([self.start, self.t, *action]), reward, terminated, False, {"success": terminated}
+
+    def render(self) -> Any:
+        return np.full((48, 32, 3), 20 * self.t, np.uint8)
+
+
+for _name, _limit, _kwargs in (("Falls-v0", 9, {"falls_at": FALLS_AT}), ("Stands-v0", STANDS_FOR, {})):
+    if _name not in gymnasium.registry:
+        gymnasium.register(_name, ToyEnv, max_episode_steps=_limit, kwargs=_kwargs)
