@@ -19,7 +19,8 @@ from tdmpc2.training.offline import train
 @cli.one_line_errors
 def main(cfg: DictConfig) -> None:
     student = parse_cfg(cli.composed(cfg.student_config), "student_config")
-    teacher = None if cfg.teacher_config is None else parse_cfg(cli.composed(cfg.teacher_config), "teacher_config")
+    taught = cfg.get("teacher_config") is not None
+    teacher = parse_cfg(cli.composed(cfg.teacher_config), "teacher_config") if taught else None
     train(student, teacher)
 
 

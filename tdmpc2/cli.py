@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -26,8 +27,8 @@ _HYDRA = (
     "hydra.run.dir=.",
     "hydra.output_subdir=null",
     "hydra.sweep.dir=logs/multirun",
-    "hydra/job_logging=disabled",
-    "hydra/hydra_logging=disabled",
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
 )
 _OVERRIDE = re.compile(r"(?:\+\+?|~)?(?P<key>[A-Za-z_][\w./@]*)=.*", re.DOTALL)
 
@@ -42,9 +43,14 @@ def run(main: Callable[[], None], groups: Sequence[str] = ()) -> None:
     store = ConfigStore.instance()
     store.store(name="base", node=defaults())
     store.store(name="base", group="student_config", node=defaults())
-    one_line_errors(check_overrides)(sys.argv[1:], groups)
-    # The user's own hydra settings come last and win.
-    sys.argv[1:] = [*_HYDRA, _exclude_fixed(sys.argv[1:]), *sys.argv[1:]]
+    log = logging.getLogger("tdmpc2")
+    log.addHandler(logging.StreamHandler())  # remarks of the library, as plain lines
+    log.propagate = False
+    given = sys.argv[1:]
+    one_line_errors(check_overrides)(given, groups)
+    # Hydra takes only overrides that stand in a row; the user's own hydra settings come last and win.
+    first = next((index for index, text in enumerate(given) if _OVERRIDE.fullmatch(text)), len(given))
+    sys.argv[1:] = [*given[:first], *_HYDRA, _exclude_fixed(given), *given[first:]]
     main()
 
 
@@ -92,7 +98,8 @@ def _exclude_fixed(arguments: Sequence[str]) -> str:
     fixed: list[str] = []
     with contextlib.suppress(HydraException):  # Hydra parses them again and reports what is wrong
         overrides = OverridesParser.create().parse_overrides([text for text in arguments if _OVERRIDE.fullmatch(text)])
-        fixed = [override.key_or_group for override in overrides if not override.is_sweep_override()]
+        swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
+        fixed = [override.key_or_group for override in overrides if override.key_or_group not in swept]
     return f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"
 
 

@@ -236,6 +236,8 @@ class Config:
                 f"num_samples={self.num_samples} must be at least num_elites={self.num_elites} "
                 f"and more than num_pi_trajs={self.num_pi_trajs}"
             )
+        if self.horizon > (length := min(spec.episode_length for spec in self.task_specs)):
+            raise ValueError(f"horizon={self.horizon} must be at most {length}, the length of the shortest episode")
         if self.latent_dim % self.simnorm_dim:
             raise ValueError(f"latent_dim={self.latent_dim} must be a multiple of simnorm_dim={self.simnorm_dim}")
         for low_key, high_key in (("vmin", "vmax"), ("log_std_min", "log_std_max"), ("discount_min", "discount_max")):

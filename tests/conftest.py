@@ -39,6 +39,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _own_console(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich's shared console remembers whether the first test that used it ran on a terminal."""
+    monkeypatch.setattr("rich._console", None)
+
+
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], dict[str, torch.Tensor]]:
     return load_golden

@@ -196,6 +196,8 @@ def test_one_operation_is_evaluated(left: int, right: int, operator: str) -> Non
         ({"num_bins": 1}, "num_bins=1 must be at least 2"),
         ({"distillation_temperature": 0}, "distillation_temperature=0.0"),
         ({"num_threads": 0}, "num_threads=0 must be at least 1"),
+        ({"horizon": 501}, "horizon=501 must be at most 500, the length of the shortest episode"),
+        ({"task": "mt80", "horizon": 101}, "horizon=101 must be at most 100"),
     ],
 )
 def test_value_out_of_range(changes: dict[str, Any], message: str) -> None:

@@ -111,13 +111,17 @@ class WorldModel(nn.Module):
         return super().load_state_dict(state, strict=strict, assign=assign)
 
     def set_precision(self, dtype: torch.dtype) -> WorldModel:
-        """Cast the weights of all matrix products; LayerNorm, embedding and everything after a product stay float32."""
-        for module in self.modules():
-            if isinstance(module, Linear):
-                module.weight.data, module.bias.data = module.weight.to(dtype), module.bias.to(dtype)
-            elif isinstance(module, QEnsemble):
-                for index in (0, 1, 4, 5, 8, 9):
-                    module.params[index].data = module.params[index].to(dtype)
+        """Cast the weights of all matrix products that planning repeats for every sample.
+
+        The encoder, which runs once per plan, LayerNorms, the embedding and all that follows a product stay float32.
+        """
+        for network in (self._dynamics, self._reward, self._pi):
+            for layer in network:
+                assert isinstance(layer, Linear)
+                layer.weight.data, layer.bias.data = layer.weight.to(dtype), layer.bias.to(dtype)
+        for heads in (self._Qs, self._target_Qs):
+            for index in (0, 1, 4, 5, 8, 9):
+                heads.params[index].data = heads.params[index].to(dtype)
         return self
 
     # -- tasks ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,475 @@
+"""The four scripts as they are typed: what they print, write and refuse.
+
+Commands run in processes of their own. Most are forked from one that has the libraries loaded, because loading them
+takes longer than the work; each script is also started from nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.checkpoint import load_file
+from tdmpc2.cli import one_line_errors
+from tdmpc2.config import keys, parse_cfg
+from tdmpc2.data.chunks import read_chunk
+
+from .conftest import REPO
+
+TASKS = "tasks=[pendulum-spin,cartpole-balance]"
+SIZES = (
+    "model_size=null enc_dim=16 mlp_dim=16 latent_dim=16 task_dim=8 num_samples=16 num_elites=4 num_pi_trajs=4 "
+    "iterations=1 num_threads=1 device=cpu"
+)
+RUN = f"{SIZES} {TASKS} data_dir=data batch_size=16 steps=10 log_freq=5 eval_freq=0"
+STUDENT = " ".join(f"student_config.{key}" for key in RUN.split())
+EVALUATE = "evaluate.py eval_episodes=1 num_threads=1 device=cpu compile=false"
+
+_SERVER = """
+import json, os, runpy, sys, traceback
+import tdmpc2.envs.dm_control, tdmpc2.envs.vector, tdmpc2.training.offline, tdmpc2.data.collector, tdmpc2.cli
+import torch._dynamo
+for line in sys.stdin:
+    job = json.loads(line)
+    if (child := os.fork()) == 0:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for stream in (1, 2):
+            os.dup2(os.open(job[f"stream{stream}"], os.O_WRONLY | os.O_CREAT), stream)
+        os.chdir(job["cwd"])
+        sys.argv, code = job["argv"], 0
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def environment() -> dict[str, str]:
+    own = {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "WANDB_MODE": "disabled", "PYTHONPATH": str(REPO)}
+    return {**{k: v for k, v in os.environ.items() if k not in ("TDMPC2_TRACEBACK", "FORCE_COLOR")}, **own}
+
+
+def start(command: str, cwd: Path) -> Outcome:
+    """Run a command in a new interpreter."""
+    script, *arguments = command.split()
+    line = [sys.executable, str(REPO / script), *arguments]
+    done = subprocess.run(line, cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+Run = Callable[[str, Path], Outcome]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Run a command in a fork of a process that has everything imported."""
+    folder = tmp_path_factory.mktemp("streams")
+    server = subprocess.Popen(
+        [sys.executable, "-c", _SERVER], env=environment(), cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert server.stdin is not None
+    assert server.stdout is not None
+    jobs = iter(range(10_000))
+
+    def call(command: str, cwd: Path) -> Outcome:
+        script, *arguments = command.split()
+        files = {f"stream{i}": str(folder / f"{next(jobs)}") for i in (1, 2)}
+        job = {"argv": [str(REPO / script), *arguments], "cwd": str(cwd), **files}
+        server.stdin.write(json.dumps(job) + "\n")
+        server.stdin.flush()
+        return Outcome(int(server.stdout.readline()), *(Path(file).read_text() for file in files.values()))
+
+    yield call
+    server.stdin.close()
+    assert server.wait(30) == 0
+
+
+def good(outcome: Outcome) -> Outcome:
+    assert outcome.code == 0, outcome
+    assert "Traceback" not in outcome.err
+    return outcome
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+# The whole path, once for this file
+
+
+@pytest.fixture(scope="module")
+def home(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, a teacher, a student and its quantised copies, made by typing commands in it."""
+    cwd = tmp_path_factory.mktemp("home")
+    good(run(f"collect.py {TASKS} episodes_per_task=2 data_dir=data num_threads=1", cwd))
+    good(run(f"train.py {STUDENT} teacher_config=null student_config.exp_name=teacher student_config.num_q=3", cwd))
+    good(run(f"train.py {STUDENT} teacher_config.checkpoint=logs/mt30/1/teacher/model.pt", cwd))
+    good(run("quantize.py --checkpoint logs/mt30/1/default/model.pt --out quantised", cwd))
+    shutil.copy(cwd / "logs/mt30/1/default/model.pt", cwd / "student.pt")
+    return cwd
+
+
+@pytest.fixture
+def cwd(home: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    shutil.copytree(home, tmp_path / "home")
+    return tmp_path / "home"
+
+
+def test_what_the_commands_leave_behind(home: Path) -> None:
+    assert sorted(path.name for path in home.iterdir()) == ["data", "logs", "quantised", "student.pt"]
+    assert sorted(files(home / "data")) == ["chunk_0.pt", "chunk_1.pt"]
+    assert sorted(files(home / "logs")) == [
+        f"mt30/1/{name}/{file}"
+        for name in ("default", "teacher")
+        for file in ("model.pt", "run.json", "state.pt", "train.csv")
+    ]
+    assert sorted(files(home / "quantised")) == ["model_fp16.pt", "model_int8.pt", "model_mixed.pt"]
+    assert (read_chunk(home / "data" / "chunk_1.pt")["task"] == 8).all()
+    header = (home / "logs/mt30/1/default/train.csv").read_text().splitlines()[0]
+    assert "distillation_loss" in header
+
+
+def test_evaluate(run: Run, cwd: Path) -> None:
+    """A planned evaluation of the file's own tasks, with two words of the command line against the file's."""
+    outcome = good(run(f"{EVALUATE} checkpoint=student.pt num_samples=12 eval_episodes=1 horizon=2", cwd))
+    assert re.fullmatch(r"Normalized score: \d+\.\d\d", outcome.out.splitlines()[-1])
+    assert "student: planner (1 x 12 samples, horizon 2), fp32 on cpu, noise-free" in outcome.out
+    assert outcome.err == ""
+    for task in ("pendulum-spin", "cartpole-balance"):
+        assert re.search(rf"{task} +1 +\d+\.\d +- ", outcome.out)
+    directory = cwd / "logs/mt30/1/eval-student"
+    summary = json.loads((directory / "results.json").read_text())
+    assert f"{summary['normalized_score']:.2f}" == outcome.out.split()[-1]
+    assert [row["task"] for row in summary["tasks"]] == ["pendulum-spin", "cartpole-balance"]
+    protocol = summary["protocol"]
+    config = protocol["config"]
+    assert (protocol["action"], protocol["precision"], protocol["compiled"]) == ("planner", "fp32", False)
+    assert (config["num_samples"], config["horizon"]) == (12, 2)  # typed
+    assert (config["num_elites"], config["iterations"], config["latent_dim"]) == (4, 1, 16)  # of the file
+    lines = (directory / "results.csv").read_text().splitlines()
+    assert lines[0] == "task,seed,return,success"
+    assert [line.split(",")[:2] for line in lines[1:]] == [["pendulum-spin", "100"], ["cartpole-balance", "100"]]
+
+
+def test_evaluating_again_overwrites_nothing(run: Run, cwd: Path) -> None:
+    before = files(cwd)
+    command = f"{EVALUATE} checkpoint=student.pt task=pendulum-spin mpc=false"
+    first, second = good(run(command, cwd)), good(run(command, cwd))
+    assert first.out.splitlines()[-1] == second.out.splitlines()[-1]
+    after = files(cwd)
+    assert after.items() >= before.items()
+    folders = [f"logs/mt30/1/eval-student{suffix}" for suffix in ("", "-2")]
+    assert after.keys() - before.keys() == {f"{f}/results.{kind}" for f in folders for kind in ("csv", "json")}
+    episodes = [after[f"{folder}/results.csv"].decode().splitlines()[1:] for folder in folders]
+    assert episodes[0] == episodes[1]
+    assert [line.split(",")[0] for line in episodes[0]] == ["pendulum-spin"]  # one task of a multi-task file
+    assert "student: policy (no planning)" in first.out
+
+
+@pytest.mark.slow
+def test_choice_of_tasks(run: Run, cwd: Path) -> None:
+    """Tasks the file was not trained on are its tasks all the same."""
+    outcome = good(run(f"{EVALUATE} checkpoint=student.pt tasks=[cup-spin,pendulum-spin] mpc=false eval_seed=7", cwd))
+    lines = (cwd / "logs/mt30/1/eval-student/results.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in lines[1:]] == [["cup-spin", "7"], ["pendulum-spin", "7"]]
+    assert "walker" not in outcome.out
+
+
+def test_compare_and_precisions(run: Run, cwd: Path) -> None:
+    """The report names both files; quantised files say what they compute in."""
+    settings = f"mpc=false eval_episodes=2 {TASKS} exp_name=comparison"
+    outcome = good(run(f"{EVALUATE} checkpoint=student.pt compare=quantised/model_int8.pt {settings}", cwd))
+    *_, difference, last = outcome.out.splitlines()
+    number = r"-?\d+\.\d"
+    pattern = rf"student\.pt minus quantised/model_int8\.pt: [-+]\d+\.\d\d \[{number}, {number}\]"
+    assert re.fullmatch(pattern, difference)
+    scores = []
+    for folder in ("comparison", "comparison-2"):
+        summary = json.loads((cwd / "logs/mt30/1" / folder / "results.json").read_text())
+        scores.append(summary["normalized_score"])
+        assert summary["interval"][0] <= summary["normalized_score"] <= summary["interval"][1]
+    assert last == f"Normalized score: {scores[0]:.2f}"
+    assert float(difference.split()[3]) == pytest.approx(scores[0] - scores[1], abs=0.006)
+    assert re.fullmatch(r"quantised/model_int8\.pt: int8 file: computing in (bf16|fp32), .*\n", outcome.err)
+
+
+@pytest.mark.slow
+def test_explicit_precision(run: Run, cwd: Path) -> None:
+    outcome = good(run(f"{EVALUATE} checkpoint=student.pt task=pendulum-spin mpc=false precision=bf16", cwd))
+    assert "bf16 on cpu" in outcome.out
+    assert outcome.err == ""
+
+
+@pytest.mark.slow
+def test_short_evaluations_are_not_compiled(run: Run, cwd: Path) -> None:
+    command = EVALUATE.replace("compile=false", "compile=auto")
+    outcome = good(run(f"{command} checkpoint=student.pt task=pendulum-spin", cwd))
+    assert "ompil" not in outcome.out + outcome.err
+
+
+def test_collecting_with_a_checkpoint(run: Run, cwd: Path) -> None:
+    before = files(cwd)
+    settings = "checkpoint=student.pt task=pendulum-spin episodes_per_task=1 mpc=false num_threads=1 device=cpu"
+    outcome = good(run(f"collect.py {settings} data_dir=data", cwd))
+    assert "pendulum-spin: return" in outcome.out
+    assert outcome.out.splitlines()[-1] == "1 episodes in 1 files: data/chunk_2.pt to chunk_2.pt"
+    assert files(cwd).items() > before.items()
+    chunk = read_chunk(cwd / "data" / "chunk_2.pt")
+    assert chunk["obs"].shape == (1, 501, 24)
+    assert (chunk["task"] == 29).all()
+
+
+def test_training_again(run: Run, cwd: Path) -> None:
+    """The same command is done, more steps continue it, another configuration is refused."""
+    command = f"train.py {STUDENT} teacher_config.checkpoint=logs/mt30/1/teacher/model.pt"
+    before = files(cwd)
+    assert "already trained for 10 steps" in good(run(command, cwd)).out
+    refused = run(f"{command} student_config.rho=0.4 student_config.seed=1", cwd)
+    assert refused.code == 2
+    assert "rho: 0.5 there, 0.4 now" in refused.err
+    refused = run(f"train.py {STUDENT} ~teacher_config", cwd)
+    assert refused.code == 2
+    assert "teacher_sha256: " in refused.err
+    assert files(cwd) == before
+    assert "continuing at step 10" in good(run(f"{command} student_config.steps=1e1+4", cwd)).out
+    assert load_file(cwd / "logs/mt30/1/default/model.pt").step == 14
+
+
+def test_multirun(run: Run, cwd: Path) -> None:
+    """What is swept names the runs; what all of them share does not."""
+    shared = f"{STUDENT} teacher_config.checkpoint=logs/mt30/1/teacher/model.pt student_config.steps=2"
+    good(run(f"train.py --multirun {shared} student_config.distillation_weight=0,0.45", cwd))
+    names = ("distillation_weight=0", "distillation_weight=0.45")
+    for name in names:
+        record = json.loads((cwd / "logs/mt30/1" / name / "run.json").read_text())
+        assert record["distillation_weight"] == float(name.split("=")[1])
+    shutil.copytree(cwd / "data", cwd / "more" / "data")
+    shared = shared.replace("student_config.data_dir=data", "student_config.data_dir=data,more/data")
+    good(run(f"train.py -m {shared} student_config.seed=1,2", cwd))
+    runs = sorted(str(path.parent.relative_to(cwd)) for path in (cwd / "logs").rglob("model.pt"))
+    assert runs == sorted(
+        [f"logs/mt30/1/{name}" for name in ("default", "teacher", *names)]
+        + [f"logs/mt30/{seed}/data_dir={data},seed={seed}" for seed in (1, 2) for data in ("data", "more-data")]
+    )
+    assert sorted(path.name for path in cwd.iterdir()) == ["data", "logs", "more", "quantised", "student.pt"]
+
+
+def test_tasks_of_ones_own(run: Run, tmp_path: Path) -> None:
+    """A Gymnasium environment named by its module and id, from collecting to evaluating and filming."""
+    task = "tests.toy_envs:Stands-v0"
+    sizes = SIZES.replace("task_dim=8 ", "")
+    good(run(f"collect.py task={task} data_dir=data episodes_per_task=3 num_threads=1", tmp_path))
+    settings = f"task={task} {sizes} data_dir=data batch_size=4 steps=2 eval_freq=0 horizon=2"
+    student = " ".join(f"student_config.{key}" for key in settings.split())
+    good(run(f"train.py teacher_config=null {student} student_config.work_dir=run", tmp_path))
+    pytest.importorskip("imageio_ffmpeg", reason="videos need imageio-ffmpeg")
+    outcome = good(run(f"{EVALUATE} checkpoint=run/model.pt work_dir=result save_video=true", tmp_path))
+    assert outcome.out.splitlines()[-1].startswith("Normalized score: ")
+    assert sorted(files(tmp_path / "result")) == ["results.csv", "results.json", f"{task}.mp4"]
+
+
+# Starting from nothing
+
+
+def test_nothing_prepared(tmp_path: Path) -> None:
+    outcome = start("train.py", tmp_path)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    first, data, teacher = outcome.err.splitlines()
+    assert first.startswith("error: training cannot start, something is missing")
+    assert re.search(r"data: data_dir=data/mt30 .*`python collect\.py .*nicklashansen/tdmpc2", data)
+    assert re.search(r"teacher: teacher_config\.checkpoint=models/mt30-317M\.pt .*teacher_config=null", teacher)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("collect.py tasks=[walker-wlak]", "'walker-walk'"),
+        ("evaluate.py", "Nothing to evaluate"),
+        ("quantize.py --checkpoint none.pt", "none.pt does not exist"),
+    ],
+)
+def test_every_script_starts_and_fails_in_one_line(command: str, message: str, tmp_path: Path) -> None:
+    refused(start(command, tmp_path), message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_cfg_job_prints_every_key(run: Run, tmp_path: Path) -> None:
+    shown = OmegaConf.create(good(run("train.py --cfg job student_config.steps=7", tmp_path)).out)
+    assert set(shown.student_config) == set(shown.teacher_config) == set(keys())
+    assert (shown.student_config.steps, shown.teacher_config.model_size) == (7, 317)
+    shown = OmegaConf.create(good(run("evaluate.py --cfg job", tmp_path)).out)
+    assert set(shown) == set(keys())
+    assert not list(tmp_path.iterdir())
+
+
+# Bad input
+
+
+def refused(outcome: Outcome, message: str) -> None:
+    assert outcome.code == 2, outcome
+    assert re.search(message, outcome.err), outcome.err
+    *_, last = outcome.err.splitlines()
+    assert last.startswith("error: ")
+    assert "Traceback" not in outcome.err
+    assert outcome.err.count("error:") == 1
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, ...]]:
+        return os.system, ("touch exploded",)
+
+
+@pytest.fixture(scope="module")
+def traps(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same folder with bad files in it."""
+    cwd = tmp_path_factory.mktemp("traps") / "home"
+    shutil.copytree(home, cwd)
+    content = (cwd / "student.pt").read_bytes()
+    (cwd / "half.pt").write_bytes(content[: len(content) // 2])
+    (cwd / "empty.pt").write_bytes(b"")
+    (cwd / "words.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (cwd / "bomb.pt").write_bytes(pickle.dumps({"model": Bomb()}))
+    torch.save({"model": Bomb()}, cwd / "zipped_bomb.pt")
+    torch.save({"model": {"weight": torch.zeros(2)}}, cwd / "other.pt")
+    single = dict(setting.split("=") for setting in SIZES.replace("model_size=null ", "").split())
+    TDMPC2(parse_cfg({**single, "task": "cup-spin", "model_size": None})).save(cwd / "single.pt")
+    for name in ("no_data", "half_data", "bomb_data", "misnamed"):
+        (cwd / name).mkdir()
+    chunk = (cwd / "data/chunk_0.pt").read_bytes()
+    (cwd / "half_data/chunk_0.pt").write_bytes(chunk[: len(chunk) // 2])
+    (cwd / "bomb_data/chunk_0.pt").write_bytes(pickle.dumps(Bomb()))
+    shutil.copy(cwd / "data/chunk_0.pt", cwd / "misnamed/chunk_0 (1).pt")
+    return cwd
+
+
+TRAIN = f"train.py {STUDENT} teacher_config=null student_config.exp_name=new"
+TAUGHT = f"train.py {STUDENT} student_config.exp_name=new teacher_config.checkpoint"
+
+
+BAD_INPUT = [
+    # keys
+    ("train.py student_config.stepz=1", "'stepz' in student_config on the command line. Did you mean 'steps'"),
+    ("train.py steps=1", "'steps' on the command line. Did you mean 'student_config.steps'"),
+    ("evaluate.py chekpoint=x.pt", "'chekpoint' in the command line. Did you mean 'checkpoint'"),
+    # values
+    (f"{TRAIN} student_config.lr=fast", "lr='fast' must be float"),
+    (f"{TRAIN} student_config.horizon=501", "horizon=501 must be at most 500"),
+    (f"{EVALUATE} checkpoint=student.pt device=tpu9", "device=tpu9 is not available here .*use device=auto"),
+    (f"{EVALUATE} checkpoint=student.pt latent_dim=24", "latent_dim 16 instead of 24"),
+    # tasks
+    (f"{TRAIN} student_config.task=walker-wlak", "'walker-wlak'. Did you mean 'walker-walk'"),
+    (f"{TRAIN} student_config.task=Nope-v9", "task=Nope-v9 in student_config"),
+    ("collect.py tasks=[walker-wlak]", "'walker-wlak' is not in task set 'mt30'. Did you mean 'walker-walk'"),
+    (f"{EVALUATE} checkpoint=student.pt task=pendulum-spim", "Did you mean 'pendulum-spin'"),
+    # files
+    ("evaluate.py", "Nothing to evaluate: name a file"),
+    (f"{EVALUATE} checkpoint=studen.pt", "studen.pt does not exist. Did you mean 'student.pt'"),
+    (f"{EVALUATE} checkpoint=half.pt", r"half.pt \([\d,]+ bytes\) is truncated or not a checkpoint"),
+    (f"{EVALUATE} checkpoint=bomb.pt", "bomb.pt was refused: .*Nothing in it was executed"),
+    (f"{EVALUATE} checkpoint=zipped_bomb.pt", "was refused: it asks for '(posix|nt).system'"),
+    (f"{EVALUATE} checkpoint=student.pt compare=studen.pt", "studen.pt does not exist"),
+    ("quantize.py --checkpoint half.pt", "half.pt"),
+    ("quantize.py --checkpoint logs/mt30/1/default/model.pt --out quantised", "There is already .*--force"),
+    (f"{TAUGHT}=half.pt", "half.pt"),
+    (f"{TAUGHT}=gone.pt", "teacher_config.checkpoint=gone.pt does not exist"),
+    # data
+    (f"{TRAIN} student_config.data_dir=no_data", "data_dir=no_data has no chunk files"),
+    (f"{TRAIN} student_config.data_dir=half_data", "half_data/chunk_0.pt .* cannot be read as a chunk file"),
+    (f"{TRAIN} student_config.data_dir=bomb_data", "bomb_data/chunk_0.pt"),
+    (f"{TRAIN} student_config.tasks=[cup-spin]", "cup-spin"),
+]
+MORE_BAD_INPUT = [
+    ("train.py +student_config.new=1", "'new' in student_config"),
+    ("train.py ++nonsense=1", "Unknown key 'nonsense'"),
+    ("train.py teacher_cfg=null", "'teacher_cfg' on the command line"),
+    ("collect.py episodes=3", "Unknown key 'episodes'"),
+    ("collect.py student_config.seed=3", "Unknown key 'student_config.seed'"),
+    (f"{TRAIN} student_config.batch_size=0", "batch_size=0 must be at least 1"),
+    (f"{EVALUATE} checkpoint=student.pt eval_episodes=0", "eval_episodes=0 must be at least 1"),
+    (f"{EVALUATE} checkpoint=student.pt precision=fp8", "precision=fp8 is not one of auto, fp32, bf16, fp16"),
+    ("collect.py task=mw-reach", "Meta-World environments are not supported yet"),
+    (f"{EVALUATE} checkpoint=student.pt task=dog-run", "task=dog-run: student.pt was trained on 'mt30'"),
+    (f"{EVALUATE} checkpoint=student.pt task=mt80", "task=mt80: student.pt was trained on 'mt30'"),
+    (f"{EVALUATE} checkpoint=student.pt tasks=[]", "tasks=.. must name at least one task"),
+    ("evaluate.py compare=student.pt", "Nothing to evaluate: name a file"),
+    (f"{EVALUATE} checkpoint=nowhere/x.pt", "nor does its directory"),
+    (f"{EVALUATE} checkpoint=data", "is a directory"),
+    (f"{EVALUATE} checkpoint=empty.pt", "empty.pt"),
+    (f"{EVALUATE} checkpoint=words.pt", "words.pt"),
+    (f"{EVALUATE} checkpoint=other.pt", "Not the weights of a TD-MPC2 model"),
+    (f"{EVALUATE} checkpoint=student.pt compare=bomb.pt", "bomb.pt was refused"),
+    (f"{EVALUATE} checkpoint=student.pt compare=single.pt", "have different tasks: choose common ones"),
+    ("collect.py checkpoint=half.pt", "half.pt"),
+    ("quantize.py --checkpoint bomb.pt", "was refused"),
+    (f"{TAUGHT}=bomb.pt", "was refused"),
+    (f"{TAUGHT}=single.pt", "Teacher and student have different task sets"),
+    (f"{TRAIN} student_config.checkpoint=gone.pt", "student_config.checkpoint=gone.pt does not exist"),
+    (f"{TRAIN} student_config.checkpoint=bomb.pt", "was refused"),
+    (f"{TRAIN} student_config.data_dir=misnamed", "is not named chunk_<number>.pt"),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"), [*BAD_INPUT, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_BAD_INPUT)]
+)
+def test_bad_input_gets_one_line_and_destroys_nothing(run: Run, traps: Path, command: str, message: str) -> None:
+    before = files(traps)
+    outcome = run(command, traps)
+    if "cannot start, something is missing" in outcome.err:  # a list: one line for each thing
+        assert outcome.code == 2
+        assert re.search(message, outcome.err)
+    else:
+        refused(outcome, message)
+        assert len(outcome.err.splitlines()) == 1
+    assert files(traps) == before
+    assert not (traps / "exploded").exists()
+
+
+def test_a_device_that_is_not_there(run: Run, cwd: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    command = EVALUATE.replace("device=cpu", "device=cuda")
+    refused(run(f"{command} checkpoint=student.pt", cwd), r"device=cuda is not available here \(.*\); use device=auto")
+
+
+def test_the_traceback_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    @one_line_errors
+    def fails() -> None:
+        raise ValueError("wrong")
+
+    with pytest.raises(SystemExit) as leaving:
+        fails()
+    assert leaving.value.code == 2
+    monkeypatch.setenv("TDMPC2_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="wrong"):
+        fails()
