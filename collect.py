@@ -30,7 +30,8 @@ def main(cfg: DictConfig) -> None:
     agent = None if path is None else load_agent(path, **cli.load_keys(cfg))
     config = parse_cfg(settings) if agent is None else agent.cfg
     set_num_threads(config.num_threads)
-    if agent is not None and (line := agent.compile_planner(config.episodes_per_task * len(config.task_ids) * 500)):
+    steps = config.episodes_per_task * sum(config.task_specs[i].episode_length for i in config.task_ids)
+    if agent is not None and (line := agent.compile_planner(steps)):
         print(line)
 
     def report(task: str, returns: np.ndarray) -> None:

@@ -16,16 +16,16 @@ from rich import get_console
 from tdmpc2 import cli, results
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoint import file_sha256
-from tdmpc2.evaluation import Evaluation, compare, evaluate
+from tdmpc2.evaluation import Evaluation, compare, evaluate, num_steps
 from tdmpc2.loading import load_agent
 from tdmpc2.runtime import set_num_threads
 
 
 def score(path: str, agent: TDMPC2) -> Evaluation:
     """Evaluate the agent of a file; print its table and leave results and videos in a run directory."""
-    stem = Path(path).stem
-    cfg = agent.cfg.replace(checkpoint=path, exp_name=agent.cfg.exp_name or f"eval-{stem}")
-    compilation = agent.compile_planner(len(cfg.task_ids) * cfg.eval_episodes * 500)
+    name = Path(path).stem if Path(path).stem != "model" else Path(path).absolute().parent.name
+    cfg = agent.cfg.replace(checkpoint=path, exp_name=agent.cfg.exp_name or f"eval-{name}")
+    compilation = agent.compile_planner(num_steps(cfg))
     protocol = {
         "checkpoint": path,
         "sha256": file_sha256(path),
@@ -38,16 +38,13 @@ def score(path: str, agent: TDMPC2) -> Evaluation:
     }
     budget = f"{cfg.plan_iterations} x {cfg.num_samples} samples, horizon {cfg.horizon}" if cfg.mpc else "no planning"
     noise = "with exploration noise" if cfg.eval_noise else "noise-free"
-    print(f"{stem}: {protocol['action']} ({budget}), {agent.precision} on {agent.device}, {noise}")
+    print(f"{name}: {protocol['action']} ({budget}), {agent.precision} on {agent.device}, {noise}")
     if compilation:
         print(compilation)
-    result, firsts = evaluate(agent, cfg)
-    get_console().print(results.table(result, stem))
     directory = results.fresh_directory(cfg.run_dir)
+    result = evaluate(agent, cfg, film=lambda task, frames: results.write_video(directory / f"{task}.mp4", frames))
+    get_console().print(results.table(result, name))
     results.write_results(directory, result, protocol)
-    for episode in firsts if cfg.save_video else ():
-        name = cfg.task_specs[episode.job.task_id].name
-        results.write_video(directory / f"{name}.mp4", episode.frames)
     print(f"Results: {directory}")
     return result
 

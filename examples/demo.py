@@ -37,7 +37,9 @@ def run(command: str) -> float:
 
 def train(name: str, steps: int, *settings: str) -> float:
     """Train into demo/<name>; the settings are the student's, or start with teacher_config."""
-    common = f"data_dir={OUT}/data {TASKS} work_dir={OUT}/{name} steps={steps} eval_freq=0 save_freq={steps} log_freq=50"
+    common = (
+        f"data_dir={OUT}/data {TASKS} work_dir={OUT}/{name} steps={steps} eval_freq=0 save_freq={steps} log_freq=50"
+    )
     prefixed = [s if s.startswith("teacher_config") else f"student_config.{s}" for s in (*common.split(), *settings)]
     return run(" ".join(["train.py", *prefixed]))
 
@@ -72,7 +74,9 @@ def main() -> None:
     table = Table("model", "file", "training", *names, "score", box=box.SIMPLE)
     for label, (_, path, seconds) in rows.items():
         values = [f"{scores[label][task]:.0f}" for task in names]
-        table.add_row(label, f"{Path(path).stat().st_size / 1e6:.1f} MB", seconds, *values, f"{scores[label]['score']:.1f}")
+        table.add_row(
+            label, f"{Path(path).stat().st_size / 1e6:.1f} MB", seconds, *values, f"{scores[label]['score']:.1f}"
+        )
     console.print(table)
     console.print(
         f"Mean return of 2 noise-free episodes a task; score = mean return / 10. Reduced planner ({PLANNER}).\n"

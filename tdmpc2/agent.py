@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,26 +16,13 @@ from torch.nn.utils import clip_grad_norm_
 
 from tdmpc2 import distill, planner
 from tdmpc2.checkpoint import load_file, save_file
-from tdmpc2.config import Config
+from tdmpc2.config import RUN_KEYS, Config
 from tdmpc2.nn.math import soft_cross_entropy, updated_scale
 from tdmpc2.nn.world_model import TaskContext, WorldModel, draw_heads
-from tdmpc2.runtime import has_cpp_compiler, resolve_device
+from tdmpc2.runtime import can_compile, resolve_device
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 TaskLike = int | str | Sequence[int | str] | np.ndarray | Tensor | None
-
-
-class Batch(Protocol):
-    """What :meth:`TDMPC2.update` reads: a named tuple or a tensordict with these entries."""
-
-    @property
-    def obs(self) -> Tensor: ...  # [H+1, B, O]
-    @property
-    def action(self) -> Tensor: ...  # [H, B, A]
-    @property
-    def reward(self) -> Tensor: ...  # [H, B, 1]
-    @property
-    def task(self) -> Tensor: ...  # [B]
 
 
 class UpdateNoise(NamedTuple):
@@ -93,23 +80,24 @@ class TDMPC2:
 
     # -- learning ---------------------------------------------------------------------------------------------------
 
-    def update(self, batch: Batch, noise: UpdateNoise | None = None) -> dict[str, Tensor]:
+    def update(self, batch: Any, noise: UpdateNoise | None = None) -> dict[str, Tensor]:
         """One gradient step on every network (section 9).
 
         Args:
-            batch: time-major slices; entry t of action and reward leads from obs[t] to obs[t+1].
+            batch: named tuple, tensordict or dict of time-major slices: obs [H+1, B, O], action [H, B, A],
+                reward [H, B, 1], task [B]; entry t of action and reward leads from obs[t] to obs[t+1].
             noise: random numbers to use instead of the agent's own.
 
         Returns:
             Losses and gradient norms (before clipping) as 0-d tensors on the device.
+
+        Raises:
+            ValueError: the agent's weights are below float32.
         """
-        if self.precision != "fp32":
-            raise ValueError(
-                f"This agent was loaded to act in {self.precision}; load it with precision='fp32' to train"
-            )
+        self._require_fp32("train")
         cfg, model = self.cfg, self.model
-        obs, action, reward = batch.obs, batch.action, batch.reward
-        task = batch.task if cfg.multitask else None
+        obs, action, reward, task = (_field(batch, name) for name in ("obs", "action", "reward", "task"))
+        task = task if cfg.multitask else None
         noise = noise or self._draw_update_noise(obs.shape[1])
         horizon, rho = cfg.horizon, self._rho
 
@@ -238,7 +226,8 @@ class TDMPC2:
         context = self.model.context(ids)
         z = self.model.encode(x, context)
         if self.cfg.mpc:
-            action = self._plan(z, context, ids, torch.as_tensor(t0, device=self.device).expand(len(x)), eval_mode)
+            starts = torch.as_tensor(t0, device=self.device).bool().expand(len(x))
+            action = self._plan(z, context, ids, starts, eval_mode)
         else:
             eps = torch.randn(len(x), self.cfg.action_dim, device=self.device, generator=self.generator)
             sample, info = self.model.pi(z, context, eps)
@@ -280,8 +269,8 @@ class TDMPC2:
         wanted = self.cfg.compile
         if not self.cfg.mpc or wanted == "false" or (wanted == "auto" and num_plans < 1000):
             return ""
-        if self.device.type == "cpu" and not has_cpp_compiler():
-            return "Planning without compilation: no C++ compiler found (install g++ to plan about twice as fast)"
+        if not can_compile(self.device):
+            return f"Planning without compilation: no compiler for {self.device.type} found (for a CPU, install g++)"
         self._compiled = planner.compiled()
         return "Compiling the planner on its first call (about a minute; compile=false turns it off)"
 
@@ -291,23 +280,24 @@ class TDMPC2:
         return bool(self._compiled)
 
     def _task_ids(self, task: TaskLike, num_envs: int) -> Tensor | None:
+        names = self.cfg.task_names
         if not self.cfg.multitask:
             return None
         if task is None:
-            raise ValueError(f"This agent plays {len(self.cfg.task_names)} tasks: pass task=, a name or an id")
-        if isinstance(task, (Tensor, np.ndarray)):
-            ids = torch.as_tensor(task, device=self.device)
+            raise ValueError(f"This agent plays {len(names)} tasks: pass task=, a name or an id")
+        if isinstance(task, Tensor) and task.device.type != "cpu":
+            ids = task  # checking these would wait for the device
         else:
-            names = [task] if isinstance(task, (int, str)) else list(task)
-            ids = torch.tensor([self._task_id(name) for name in names], device=self.device)
-        return ids.long().reshape(-1).expand(num_envs)
+            items = np.asarray(task).reshape(-1).tolist()
+            ids = torch.tensor([names.index(item) if item in names else item for item in items if self._knows(item)])
+        if len(ids := ids.to(self.device).long().reshape(-1)) not in (1, num_envs):
+            raise ValueError(f"{len(ids)} tasks for {num_envs} environments: pass one, or one for each")
+        return ids.expand(num_envs)
 
-    def _task_id(self, task: int | str) -> int:
+    def _knows(self, task: int | str) -> bool:
         names = self.cfg.task_names
-        if isinstance(task, str) and task in names:
-            return names.index(task)
-        if isinstance(task, int) and 0 <= task < len(names):
-            return task
+        if task in names or (isinstance(task, int) and 0 <= task < len(names)):
+            return True
         raise ValueError(f"task={task!r} is not one of this agent's {len(names)} tasks ({names[0]}, ..., {names[-1]})")
 
     # -- files ------------------------------------------------------------------------------------------------------
@@ -316,10 +306,11 @@ class TDMPC2:
         """Write a full-precision checkpoint (layout a with target heads, plus the configuration), atomically.
 
         Raises:
-            ValueError: the file exists and ``overwrite`` is false.
+            ValueError: the file exists and ``overwrite`` is false, or the agent's weights are below float32.
         """
-        state = {name: tensor.detach().float().cpu() for name, tensor in self.model.state_dict().items()}
-        save_file(path, {"model": state, "config": self.cfg.to_dict(), "format": 1, "step": step}, overwrite=overwrite)
+        self._require_fp32("save")
+        config = {key: value for key, value in self.cfg.to_dict().items() if key not in RUN_KEYS}
+        save_file(path, {"model": self.model.state_dict(), "config": config, "step": step}, overwrite=overwrite)
 
     def load(self, source: str | PathLike[str] | Mapping[str, Any]) -> None:
         """Load weights of any public layout or precision into this architecture.
@@ -339,8 +330,20 @@ class TDMPC2:
         }
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`training_state`."""
+        """Continue from :meth:`training_state`; on another kind of device with other, but fixed, random draws."""
         self.optim.load_state_dict(state["optim"])
         self.pi_optim.load_state_dict(state["pi_optim"])
         self.scale = state["scale"].to(self.device)
-        self.generator.set_state(state["generator"].cpu())
+        generator = state["generator"].cpu()
+        if generator.shape == self.generator.get_state().shape:
+            self.generator.set_state(generator)
+        else:
+            self.generator.manual_seed(int.from_bytes(generator.numpy().tobytes()[:7], "little"))
+
+    def _require_fp32(self, purpose: str) -> None:
+        if self.precision != "fp32":
+            raise ValueError(f"This agent was loaded to act in {self.precision}: use precision='fp32' to {purpose}")
+
+
+def _field(batch: Any, name: str) -> Tensor:
+    return getattr(batch, name) if hasattr(batch, name) else batch[name]

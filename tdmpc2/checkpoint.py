@@ -10,12 +10,10 @@ else its writer adds. Names and tensor forms are the business of :mod:`tdmpc2.la
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import os
 import pickle
 import re
-import secrets
 import sys
 import warnings
 from collections import OrderedDict
@@ -29,6 +27,7 @@ from torch import Tensor, nn
 
 from tdmpc2 import layouts
 from tdmpc2.config import Config
+from tdmpc2.files import replacing
 from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest
 
 FORMAT = 1  # version of the files written here
@@ -91,24 +90,9 @@ def save_file(path: str | os.PathLike[str], payload: Mapping[str, Any], *, overw
         ValueError: the file exists and ``overwrite`` is false, an entry is neither a tensor nor plain, or the disk
             refused; nothing is left behind.
     """
-    path = Path(path).expanduser()
-    if path.exists() and not overwrite:
-        raise ValueError(f"{path} exists: choose another name, or say that it may be replaced (overwrite)")
     plain = _plain({"format": FORMAT, **payload}, "payload")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            torch.save(plain, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise ValueError(f"Could not write {path}: {reason}. What was there before is unchanged") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with replacing(path, overwrite=overwrite) as temporary:
+        torch.save(plain, temporary)
 
 
 def _plain(value: Any, where: str) -> Any:

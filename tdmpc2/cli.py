@@ -55,13 +55,13 @@ def run(main: Callable[[], None], groups: Sequence[str] = ()) -> None:
 
 
 def one_line_errors(function: Callable[P, None]) -> Callable[P, None]:
-    """Print a ``ValueError`` (an error of use) in one line and exit with code 2; TDMPC2_TRACEBACK=1 shows it whole."""
+    """Print an error of use or of the disk in one line and exit with code 2; TDMPC2_TRACEBACK=1 shows it whole."""
 
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             function(*args, **kwargs)
-        except ValueError as error:
+        except (ValueError, OSError, ModuleNotFoundError) as error:
             if os.environ.get("TDMPC2_TRACEBACK") == "1":
                 raise
             print(f"error: {error}", file=sys.stderr)
@@ -115,8 +115,8 @@ def sweep_name() -> str | None:
     hydra = HydraConfig.get()
     if hydra.mode is None or hydra.mode.name != "MULTIRUN":
         return None
-    swept = re.sub(r"(^|,)student_config\.", r"\1", hydra.job.override_dirname)
-    return re.sub(r"[^\w.,=+-]", "-", swept) or "default"
+    swept = re.sub(r"(^|,)student_config\.", r"\1", hydra.job.override_dirname).replace("=", "_")
+    return re.sub(r"[^\w.+-]", "-", swept) or "default"  # nothing that an override naming the directory trips over
 
 
 def composed(cfg: DictConfig) -> dict[str, Any]:

@@ -7,10 +7,6 @@ is a property, so nothing is ever written to a configuration after :func:`parse_
 from __future__ import annotations
 
 import dataclasses
-import math
-import os
-import re
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from tdmpc2.conversion import convert
 from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest, task_names
 
 
@@ -56,13 +53,13 @@ class Config:
     discount_denom: float = 5.0
     discount_min: float = 0.95
     discount_max: float = 0.995
-    buffer_size: int = 1_000_000  # transitions kept by online training
+    buffer_size: int = 1_000_000  # for online training, which is not built yet
     policy_loss: str = "opt"  # opt: TD-MPC-Opt's entropy term; tdmpc2: the current TD-MPC2 one
     entropy_coef: float = 1e-4
 
     # Distillation
     distillation_weight: float = 0.45  # coefficient of the reward distillation loss
-    distillation_temperature: float = 2.0  # softmax temperature of logit targets
+    distillation_temperature: float = 2.0  # softmax temperature of logit targets, of which there are none yet
 
     # Planning
     mpc: bool = True  # false: act with the policy prior alone
@@ -92,7 +89,7 @@ class Config:
     task_dim: int = 96
     dropout: float = 0.01
     simnorm_dim: int = 8
-    num_channels: int = 32
+    num_channels: int = 32  # of the pixel encoder, which is not built yet
 
     # Evaluation
     eval_episodes: int = 10
@@ -125,8 +122,9 @@ class Config:
     task_specs: tuple[TaskSpec, ...] = field(default=(), metadata={"derived": True})
 
     def __post_init__(self) -> None:
+        hints = typing.get_type_hints(Config)
         for name in keys():
-            object.__setattr__(self, name, _convert(name, getattr(self, name)))
+            object.__setattr__(self, name, convert(name, hints[name], getattr(self, name)))
         if not self.task_specs:
             object.__setattr__(self, "task_specs", tuple(lookup(name) for name in task_names(self.task)))
         specs = (spec if isinstance(spec, TaskSpec) else TaskSpec(**spec) for spec in self.task_specs)
@@ -342,49 +340,3 @@ def parse_cfg(cfg: DictConfig | Mapping[str, Any], origin: str = "the configurat
         except (UnregisteredEnv, ModuleNotFoundError) as error:
             raise ValueError(f"task={task} in {origin}: {error}") from error
     return Config(**{**plain, "task": task})
-
-
-_TYPES = typing.get_type_hints(Config)
-_PATHS = ("checkpoint", "data_dir", "work_dir", "compare")
-_ARITHMETIC = re.compile(r"\s*([-+]?[\d._]+(?:e[-+]?\d+)?)\s*([-+*/])\s*([\d._]+(?:e[-+]?\d+)?)\s*", re.IGNORECASE)
-
-
-def _convert(name: str, value: Any) -> Any:
-    """``value`` as the type of key ``name``; numbers may be written as ``1e6`` or as one operation, ``1000*500``."""
-    hint = _TYPES[name]
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
-        return None
-    want = next(option for option in options if option is not type(None))
-    if want in (int, float) and isinstance(value, str):
-        value = _number(value)
-    if typing.get_origin(want) is tuple and isinstance(value, (list, tuple, str)):
-        return tuple(str(item).strip() for item in (value.split(",") if isinstance(value, str) else value))
-    if want is str and name == "compile" and isinstance(value, bool):
-        return str(value).lower()
-    if want is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if want is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name}={value} must be a finite number")
-    if want is str and isinstance(value, (int, float, Path)) and not isinstance(value, bool):
-        value = str(value)
-    if name in _PATHS and isinstance(value, str):
-        return os.path.expanduser(value)
-    if isinstance(want, type) and isinstance(value, want) and not (want is int and isinstance(value, bool)):
-        return value
-    nullable = " or null" if type(None) in options else ""
-    raise ValueError(f"{name}={value!r} must be {getattr(want, '__name__', want)}{nullable}")
-
-
-def _number(text: str) -> Any:
-    try:
-        if match := _ARITHMETIC.fullmatch(text):
-            left, right = float(match[1]), float(match[3])
-            return {"+": left + right, "-": left - right, "*": left * right, "/": left / (right or float("nan"))}[
-                match[2]
-            ]
-        return float(text)
-    except ValueError:
-        return text

@@ -7,18 +7,19 @@ Intervals are 95 % bootstrap intervals over episodes, resampled within each task
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.progress import Progress
-from tdmpc2.rollout import Actor, Episode, Job, play
+from tdmpc2.rollout import Actor, Episode, Frames, Job, check_playable, play
 
 Interval = tuple[float, float]
 _RESAMPLES = 10_000
@@ -76,7 +77,13 @@ def agent_actor(agent: TDMPC2, *, noise: bool) -> Actor:
     return act
 
 
-def evaluate(agent: TDMPC2, cfg: Config | None = None, *, quiet: bool = False) -> tuple[Evaluation, list[Episode]]:
+def evaluate(
+    agent: TDMPC2,
+    cfg: Config | None = None,
+    *,
+    quiet: bool = False,
+    film: Callable[[str, Frames], None] | None = None,
+) -> Evaluation:
     """Play ``eval_episodes`` episodes of each of the agent's tasks, noise-free unless ``eval_noise``.
 
     Episode k of every task is played in an environment built with seed ``eval_seed + k``, and the planner's draws are
@@ -84,28 +91,49 @@ def evaluate(agent: TDMPC2, cfg: Config | None = None, *, quiet: bool = False) -
 
     Args:
         agent: the agent; its random state is left as it was.
-        cfg: what to play (by default the agent's): tasks, ``eval_*``, ``save_video`` (first episode of each task).
+        cfg: what to play (by default the agent's): tasks, ``eval_*``, ``save_video``.
         quiet: without progress.
+        film: called with the task's name and the frames of each task's first episode, if ``save_video``.
 
-    Returns:
-        The results, and for each task the first episode, which has frames if ``save_video``.
+    Raises:
+        ValueError: a task has no environment here.
     """
     cfg = cfg or agent.cfg
+    check_playable(cfg)
     actor = agent_actor(agent, noise=cfg.eval_noise)
     jobs = [Job(task_id, cfg.eval_seed + k) for task_id in cfg.task_ids for k in range(cfg.eval_episodes)]
-    # An accelerator plans for all at once; a processor gains nothing from more than fits its cache.
-    size = len(jobs) if agent.device.type != "cpu" else cfg.eval_episodes
-    total = sum(cfg.task_specs[job.task_id].episode_length for job in jobs)
+    size = _side_by_side(cfg, len(jobs), agent.device)
     episodes: list[Episode] = []
-    with _seeded(agent, cfg.seed), contextlib.nullcontext() if quiet else Progress(total, "Evaluating") as bar:
+    with _seeded(agent, cfg.seed), contextlib.nullcontext() if quiet else Progress(num_steps(cfg), "Evaluating") as bar:
         for first in range(0, len(jobs), size):
             text = _last_result(cfg, episodes)
             on_step = partial(_advance, bar, text) if bar else None
             batch = jobs[first : first + size]
-            filmed = [i for i, job in enumerate(batch) if cfg.save_video and job.seed == cfg.eval_seed]
-            episodes += play(cfg, actor, batch, render=filmed, on_step=on_step)
-    firsts = [next(e for e in episodes if e.job.task_id == task_id) for task_id in cfg.task_ids]
-    return Evaluation(tuple(_task_result(cfg, episodes, task_id) for task_id in cfg.task_ids)), firsts
+            filmed = [i for i, job in enumerate(batch) if film and cfg.save_video and job.seed == cfg.eval_seed]
+            played = play(cfg, actor, batch, render=filmed, on_step=on_step)
+            for i in filmed:
+                assert film is not None
+                film(cfg.task_specs[batch[i].task_id].name, played[i].frames)
+                played[i].frames.clear()
+            episodes += played
+    return Evaluation(tuple(_task_result(cfg, episodes, task_id) for task_id in cfg.task_ids))
+
+
+def num_steps(cfg: Config) -> int:
+    """Agent steps of a whole evaluation."""
+    return cfg.eval_episodes * sum(cfg.task_specs[task_id].episode_length for task_id in cfg.task_ids)
+
+
+def _side_by_side(cfg: Config, num_jobs: int, device: torch.device) -> int:
+    """Environments per batch, all of one size, since a compiled planner is built for one size.
+
+    On a processor at most four, which fit its caches; on CUDA as many as the activations of planning have room for.
+    """
+    most = 4
+    if device.type == "cuda" and not cfg.save_video:  # frames of many episodes would fill the main memory
+        most = max(1, torch.cuda.mem_get_info(device)[0] // (cfg.num_samples * cfg.mlp_dim * 4 * 16))
+    batches = -(-num_jobs // most)
+    return next(num_jobs // n for n in range(batches, num_jobs + 1) if num_jobs % n == 0)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from rich import box
 from rich.table import Table
 
 from tdmpc2.evaluation import Evaluation, Interval, bootstrap
+from tdmpc2.files import replacing, write_text
 
 
 def table_rows(result: Evaluation) -> list[tuple[str, int, float, float, Interval | None]]:
@@ -54,11 +54,12 @@ def table(result: Evaluation, title: str) -> Table:
 
 def fresh_directory(path: Path) -> Path:
     """``path``, or the first of ``path-2``, ``path-3``, ... that holds no results yet."""
+    path = path.absolute()
     candidate, number = path, 1
     while (candidate / "results.json").exists():
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
+    return candidate.relative_to(Path.cwd()) if candidate.is_relative_to(Path.cwd()) else candidate
 
 
 def write_results(directory: Path, result: Evaluation, protocol: dict[str, Any]) -> None:
@@ -74,14 +75,13 @@ def write_results(directory: Path, result: Evaluation, protocol: dict[str, Any])
         "versions": versions(),
         "tasks": tasks,
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    _write_text(directory / "results.json", json.dumps(summary, indent=2) + "\n")
+    write_text(directory / "results.json", json.dumps(summary, indent=2) + "\n")
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["task", "seed", "return", "success"])
     for t in result.tasks:
         writer.writerows(zip([t.task] * len(t.seeds), t.seeds, t.returns, t.successes, strict=True))
-    _write_text(directory / "results.csv", text.getvalue())
+    write_text(directory / "results.csv", text.getvalue())
 
 
 def versions() -> dict[str, str]:
@@ -111,13 +111,6 @@ def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], fps: int = 25) 
         ValueError: see :func:`video_writer`.
     """
     write = video_writer().imwrite
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp.mp4")
-    write(temporary, np.stack(frames), plugin="FFMPEG", fps=fps, codec="libx264", macro_block_size=16)
-    os.replace(temporary, path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    form = {"extension": ".mp4", "plugin": "FFMPEG", "codec": "libx264", "macro_block_size": 16}
+    with replacing(path) as temporary:
+        write(temporary, np.stack(frames), fps=fps, **form)

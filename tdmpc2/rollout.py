@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tdmpc2.config import Config
 
 Floats = NDArray[np.float32]
+Frames = list[NDArray[np.uint8]]  # each [height, width, 3]
 
 #: (observations [E, O], episode starts [E], task ids [E]) -> actions [E, A]
 Actor = Callable[[Floats, NDArray[np.bool_], NDArray[np.int64]], Floats]
@@ -35,7 +36,15 @@ class Episode:
     episode_return: float  # summed in float64
     success: float  # of the last step
     terminated: bool
-    frames: list[NDArray[np.uint8]]  # rendered images [height, width, 3], if asked for
+    frames: Frames  # if asked for
+
+
+def check_playable(cfg: Config) -> None:
+    """Raise ``ValueError`` unless every task that is to be played has an environment here."""
+    from tdmpc2.envs import check_task
+
+    for task_id in cfg.task_ids:
+        check_task(cfg.task_specs[task_id].name)
 
 
 def play(
@@ -69,7 +78,7 @@ def play(
     reward = np.full((longest + 1, num_envs), np.nan)
     success, terminated = np.zeros(num_envs), np.zeros(num_envs, bool)
     length = np.zeros(num_envs, int)
-    frames: list[list[NDArray[np.uint8]]] = [[] for _ in jobs]
+    frames: list[Frames] = [[] for _ in jobs]
 
     envs = make_vec_env(
         specs, [job.seed for job in jobs], cfg.obs_dim, cfg.action_dim, render_mode="rgb_array" if render else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
+from pathlib import Path
 
 import torch
 
@@ -29,10 +31,19 @@ def resolve_device(name: str) -> torch.device:
 
 
 def set_num_threads(count: int | None) -> int:
-    """Use ``count`` CPU threads, or every core this process may run on; returns the number."""
-    count = count or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count or os.cpu_count() or 1
+    """Use ``count`` CPU threads; None: what OMP_NUM_THREADS says, else every core this process may use."""
+    if count is None:
+        count = int(os.environ.get("OMP_NUM_THREADS", 0)) or usable_cores()
     torch.set_num_threads(count)
     return count
+
+
+def usable_cores() -> int:
+    """Cores of this process: its affinity mask, cut to a container's CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    limit, _, period = quota.read_text().partition(" ") if quota.exists() else ("max", "", "")
+    return cores if limit == "max" else max(1, min(cores, round(int(limit) / int(period))))
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -61,6 +72,13 @@ def resolve_precision(requested: str, stored: str, device: torch.device) -> tupl
             "" if stored == "bf16" else f"{stored} file: computing in bf16, the fastest this {device.type} does well",
         )
     return "fp32", f"{stored} file: computing in fp32, this {device.type} has no fast bf16"
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile can build kernels for this device here."""
+    if device.type == "cuda":
+        return importlib.util.find_spec("triton") is not None
+    return device.type == "cpu" and has_cpp_compiler()
 
 
 def has_cpp_compiler() -> bool:

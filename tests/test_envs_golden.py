@@ -95,8 +95,8 @@ def test_single_steps(env: gymnasium.Env, seed: int, recorded: Golden) -> None:
     for t, action in enumerate(data["action"]):
         _set_state(env, data["qpos"][t], data["qvel"][t])
         obs, reward, *_ = env.unwrapped.step(action)
-        # At this one step of the walkers' common trajectory, a touchdown, MuJoCo 3.3.0 itself differs by 1.38e-5 from the
-        # 3.17.0 of the recording (which meets 1e-5 there too).
+        # At one step of the walkers' common trajectory, a touchdown, MuJoCo 3.3.0 itself differs by 1.38e-5 from the
+        # recording's 3.17.0, which meets 1e-5 there too.
         known = task.startswith("walker") and (seed, t) == TOUCHDOWN
         np.testing.assert_allclose(obs, data["obs"][t], atol=1.5e-5 if known else 1e-5, rtol=0)
         assert reward == pytest.approx(data["reward"][t], abs=1e-7)

@@ -102,5 +102,5 @@ def test_an_agent_below_fp32_acts_but_does_not_train(caplog: pytest.LogCaptureFi
     assert "fp16 file" in caplog.messages[0]
     bf16 = load_agent(path, device="cpu", precision="bf16")
     assert agent.act(torch.zeros(24), t0=True, task="walker-walk").shape == (6,)
-    with pytest.raises(ValueError, match="acts in bf16|act in bf16"):
+    with pytest.raises(ValueError, match="loaded to act in bf16"):
         bf16.update(None)  # type: ignore[arg-type]

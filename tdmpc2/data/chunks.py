@@ -7,11 +7,9 @@ reward are filler (NaN in files written here, anything in published ones) and ar
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +20,7 @@ from tensordict import TensorDict
 from tensordict._reductions import _make_td
 from torch import Tensor
 
+from tdmpc2.files import replacing
 from tdmpc2.tasks import TaskSpec
 
 DTYPES = {"obs": torch.float32, "action": torch.float32, "reward": torch.float32, "task": torch.int32}
@@ -132,8 +131,6 @@ def write_chunk(path: str | os.PathLike[str], obs: Tensor, action: Tensor, rewar
     path = Path(path).expanduser()
     if not _NAME.fullmatch(path.name):
         raise ValueError(f"{path} is not named chunk_<number>.pt and would not be found again")
-    if path.exists():
-        raise ValueError(f"{path} exists and is not overwritten: remove it or choose another number")
     if not task.is_floating_point():
         task = task.to(torch.int32)
     if task.ndim == 1 and reward.ndim == 2 and len(task) == len(reward):
@@ -145,20 +142,8 @@ def write_chunk(path: str | os.PathLike[str], obs: Tensor, action: Tensor, rewar
     for name in ("action", "reward"):
         if not chunk[name][:, 0].isnan().all():
             raise ValueError(f"{path}: row 0 of {name} must be NaN, no step led to it")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            torch.save(TensorDict({k: _own_storage(v) for k, v in chunk.items()}, batch_size=reward.shape), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-    except (OSError, RuntimeError) as error:
-        reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise ValueError(f"Could not write {path}: {reason}. Nothing was left behind") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with replacing(path, overwrite=False) as temporary:
+        torch.save(TensorDict({k: _own_storage(v) for k, v in chunk.items()}, batch_size=reward.shape), temporary)
 
 
 # -- checks: each raises a ValueError that names the file and, for values, the episode and row ------------------------

@@ -50,13 +50,22 @@ def make_env(task: str | EnvConfig, seed: int | None = None, *, render_mode: str
         task = task.task_specs[0].name
     if task in TASK_SETS:
         return MultiTaskEnv([lookup(name) for name in task_names(task)], seed, render_mode)
-    if task.startswith("mw-"):
-        raise ValueError(f"Task '{task}': Meta-World environments are not supported yet, only its data and models.")
+    check_task(task)
     if gymnasium_env.is_id(task):
         return gymnasium_env.make(task, seed, render_mode)
     from tdmpc2.envs import dm_control
 
     return dm_control.make(task, seed, render_mode)
+
+
+def check_task(name: str) -> None:
+    """Raise ``ValueError`` unless the task has an environment here; none is built."""
+    if name.startswith("mw-"):
+        raise ValueError(f"Task '{name}': Meta-World environments are not supported yet, only its data and models.")
+    if not gymnasium_env.is_id(name):
+        from tdmpc2.envs import dm_control
+
+        dm_control.resolve(name)
 
 
 def task_spec(name: str) -> TaskSpec:

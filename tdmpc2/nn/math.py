@@ -34,7 +34,7 @@ def _bin_position(x: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
     num_bins = bins.shape[-1]
     bin_size = (bins[-1] - bins[0]) / (num_bins - 1)
     position = (symlog(x).clamp(bins[0], bins[-1]) - bins[0]) / bin_size
-    index = position.floor().clamp(0, num_bins - 1)
+    index = position.nan_to_num().floor().clamp(0, num_bins - 1)  # NaN stays in the weight, not in the index
     return index.long(), position - index
 
 

@@ -9,11 +9,12 @@ from tdmpc2.checkpoint import file_sha256, load_file
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import chunk_paths
 from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
-from tdmpc2.evaluation import evaluate
+from tdmpc2.evaluation import evaluate, num_steps
 from tdmpc2.loading import load_agent
 from tdmpc2.logger import Logger
 from tdmpc2.progress import Progress
-from tdmpc2.results import table_rows, write_video
+from tdmpc2.results import table_rows, video_writer, write_video
+from tdmpc2.rollout import Frames, check_playable
 from tdmpc2.runtime import set_num_threads
 from tdmpc2.training import run_dir
 
@@ -38,6 +39,13 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
         )
     if cfg.checkpoint is not None and not Path(cfg.checkpoint).exists():
         problems.append(f"weights to start from: student_config.checkpoint={cfg.checkpoint} does not exist")
+    if cfg.eval_freq and cfg.eval_freq <= cfg.steps:
+        try:
+            check_playable(cfg)
+            if cfg.save_video:
+                video_writer()
+        except ValueError as error:
+            problems.append(f"evaluation: {error} (student_config.eval_freq=0 trains without)")
     if problems:
         raise ValueError("\n  ".join(["training cannot start, something is missing", *problems]))
 
@@ -90,11 +98,11 @@ def train(cfg: Config, teacher_cfg: Config | None) -> Path:
             done = step + 1
             if done % cfg.log_freq == 0 or done == cfg.steps:
                 logger.log(done, metrics)
-            if cfg.eval_freq and (done % cfg.eval_freq == 0 or done == cfg.steps):
-                _evaluate(agent, cfg, logger, done)
             if cfg.save_agent and (done % cfg.save_freq == 0 or done == cfg.steps):
                 run_dir.save(agent, cfg.run_dir, done, logger.run_id)
                 logger.save_artifact(path, f"{cfg.task}-{cfg.exp_name or 'default'}", "model")
+            if cfg.eval_freq and done % cfg.eval_freq == 0:
+                _evaluate(agent, cfg, logger, done)
         if cfg.save_agent:
             logger.message(f"Trained for {cfg.steps:,} steps: {path}")
     return path
@@ -113,13 +121,15 @@ def _load_data(cfg: Config) -> EpisodeDataset:
 
 
 def _evaluate(agent: TDMPC2, cfg: Config, logger: Logger, step: int) -> None:
-    result, firsts = evaluate(agent, cfg)
+    def film(task: str, frames: Frames) -> None:
+        path = cfg.run_dir / "videos" / f"{task}-{step}.mp4"
+        write_video(path, frames)
+        logger.log_video(step, f"video/{task}", path)
+
+    if not agent.compiled and (line := agent.compile_planner(num_steps(cfg))):
+        logger.message(line)
+    result = evaluate(agent, cfg, film=film)
     low, high = result.interval or (result.normalized_score, result.normalized_score)
     logger.log(step, {"normalized_score": result.normalized_score, "low": low, "high": high}, "eval")
     columns = ("task", "episodes", "return", "success")
     logger.log_table(step, "eval/tasks", columns, [row[:4] for row in table_rows(result)])
-    for episode in firsts if cfg.save_video else ():
-        name = cfg.task_specs[episode.job.task_id].name
-        path = cfg.run_dir / "videos" / f"{name}-{step}.mp4"
-        write_video(path, episode.frames)
-        logger.log_video(step, f"video/{name}", path)
