@@ -97,19 +97,19 @@ class TDMPC2:
         self._require_fp32("train")
         cfg, model = self.cfg, self.model
         obs, action, reward, task = (_field(batch, name) for name in ("obs", "action", "reward", "task"))
-        task = task if cfg.multitask else None
+        ids = task if cfg.multitask else None
         noise = noise or self._draw_update_noise(obs.shape[1])
         horizon, rho = cfg.horizon, self._rho
 
         with torch.no_grad():
-            context = model.context(task)
+            context = model.context(ids)
             next_z = model.encode(obs[1:], context)  # [H, B, D]
-            discount = model.discounts[task].unsqueeze(-1) if task is not None else model.discounts
+            discount = model.discounts[ids].unsqueeze(-1) if ids is not None else model.discounts
             td_target = self._td_target(next_z, reward, discount, context, noise)
             if self.teacher is not None:
-                teacher_reward = distill.teacher_reward(self.teacher, obs[0], action[0], task)
+                teacher_reward = distill.teacher_reward(self.teacher, obs[0], action[0], ids)
 
-        context = model.context(task)
+        context = model.context(ids)
         z = [model.encode(obs[0], context)]
         for t in range(horizon):
             z.append(model.next(z[t], action[t], context))
@@ -133,7 +133,7 @@ class TDMPC2:
         grad_norm = clip_grad_norm_(self._model_params, cfg.grad_clip_norm)
         self.optim.step()
 
-        pi_stats = self._update_policy(zs.detach(), task, noise)
+        pi_stats = self._update_policy(zs.detach(), ids, noise)
         model.update_target(cfg.tau)
         return {
             **{f"{name}_loss": loss.detach() for name, loss in losses.items()},

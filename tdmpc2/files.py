@@ -44,4 +44,4 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         ValueError: see :func:`replacing`.
     """
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, newline="")
