@@ -91,8 +91,8 @@ def save_file(path: str | os.PathLike[str], payload: Mapping[str, Any], *, overw
             refused; nothing is left behind.
     """
     plain = _plain({"format": FORMAT, **payload}, "payload")
-    with replacing(path, overwrite=overwrite) as temporary:
-        torch.save(plain, temporary)
+    with replacing(path, overwrite=overwrite) as temporary, open(temporary, "wb") as file:
+        torch.save(plain, file)  # given a name, torch would store it and hide what the disk says
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -116,7 +116,7 @@ def sweep_name() -> str | None:
     if hydra.mode is None or hydra.mode.name != "MULTIRUN":
         return None
     swept = re.sub(r"(^|,)student_config\.", r"\1", hydra.job.override_dirname).replace("=", "_")
-    return re.sub(r"[^\w.+-]", "-", swept) or "default"  # nothing that an override naming the directory trips over
+    return re.sub(r"[^\w.+-]", "-", swept, flags=re.ASCII) or "default"  # what stands unquoted in an override
 
 
 def composed(cfg: DictConfig) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class Config:
     device: str = "auto"
     precision: str = "auto"  # auto | fp32 | bf16 | fp16: what planning computes in
     compile: str = "auto"  # auto | true | false
-    num_threads: int | None = None  # null: every core of this machine
+    num_threads: int | None = None  # null: OMP_NUM_THREADS, else every core of this process
 
     # Logging and saving
     log_freq: int = 100

@@ -44,4 +44,4 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         ValueError: see :func:`replacing`.
     """
     with replacing(path) as temporary:
-        temporary.write_text(text, newline="")
+        temporary.write_text(text, encoding="utf-8", newline="")

@@ -232,7 +232,8 @@ def _csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], header:
 def _drop_rows_after(path: Path, step: int) -> None:
     columns, rows = _read_csv(path)
     if columns[:1] == ["step"]:  # otherwise not a file of ours
-        write_text(path, _csv_text(columns, (row for row in rows if row["step"].isdigit() and int(row["step"]) <= step)))
+        kept = (row for row in rows if row["step"].isdigit() and int(row["step"]) <= step)
+        write_text(path, _csv_text(columns, kept))
 
 
 def _set_aside(path: Path) -> None:

@@ -33,7 +33,8 @@ def resolve_device(name: str) -> torch.device:
 def set_num_threads(count: int | None) -> int:
     """Use ``count`` CPU threads; None: what OMP_NUM_THREADS says, else every core this process may use."""
     if count is None:
-        count = int(os.environ.get("OMP_NUM_THREADS", 0)) or usable_cores()
+        first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # one number per level of nesting
+        count = int(first) if first.strip().isdigit() and int(first) else usable_cores()
     torch.set_num_threads(count)
     return count
 

@@ -20,14 +20,9 @@ from tdmpc2.checkpoint import FORMAT, Checkpoint, file_sha256, load_file, precis
 from tdmpc2.config import Config
 from tdmpc2.nn.world_model import WorldModel
 
-REPO = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("TDMPC2_SHARED", REPO.parent / "shared"))
-PUBLISHED = {kind: SHARED / "checkpoints" / f"mt30_1M_steps_045dist_{kind}.pt" for kind in ("fp16", "int8", "mixed")}
-GOLDEN = SHARED / "golden" / "quantized.npz"
-published_files = pytest.mark.skipif(
-    not all(path.exists() for path in [*PUBLISHED.values(), GOLDEN]),
-    reason="the published checkpoints and golden numbers are not here (set TDMPC2_SHARED)",
-)
+from .conftest import REPO, shared_file
+
+KINDS = ("fp16", "int8", "mixed")
 SMALL = {"model_size": None, "enc_dim": 8, "mlp_dim": 16, "latent_dim": 16, "num_q": 3, "task_dim": 4, "num_bins": 11}
 
 
@@ -344,20 +339,24 @@ def test_unknown_precision(state: dict[str, Tensor]) -> None:
 # -- published files --------------------------------------------------------------------------------------------------
 
 
-@published_files
+def published_file(kind: str) -> Path:
+    return shared_file(f"checkpoints/mt30_1M_steps_045dist_{kind}.pt")
+
+
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("kind", PUBLISHED)
+@pytest.mark.parametrize("kind", KINDS)
 def test_published_files(kind: str) -> None:
-    read = load_file(PUBLISHED[kind])
+    path = published_file(kind)
+    read = load_file(path)
     assert precision_of(read.model) == kind
     assert layouts.layout_of(read.model) == "a"
     assert layouts.infer_config(read.model) == Config(task="mt30", model_size=1)
     assert [spec.name for spec in read.task_specs][-1] == "pendulum-spin"
     state = layouts.to_layout_a(read.model)
     assert len(state) == 61
-    with np.load(GOLDEN) as golden:
-        assert file_sha256(PUBLISHED[kind]) == golden[f"{kind}/sha256"].tobytes().hex()
-        assert PUBLISHED[kind].stat().st_size == golden[f"{kind}/file_size"]
+    with np.load(shared_file("golden/quantized.npz")) as golden:
+        assert file_sha256(path) == golden[f"{kind}/sha256"].tobytes().hex()
+        assert path.stat().st_size == golden[f"{kind}/file_size"]
         for name, tensor in state.items():
             assert tensor.dtype == torch.float32
             assert tensor.double().sum().item() == pytest.approx(golden[f"{kind}/param_sum/{name}"], rel=1e-9, abs=1e-6)
@@ -381,9 +380,9 @@ def convert(source: Path, layout: str, out: Path, *options: str) -> int:
     return checkpoint.main(["convert", str(source), "--layout", layout, "--out", str(out), *options])
 
 
-@published_files
 def test_inspect_a_published_file() -> None:
-    child = run("inspect", PUBLISHED["mixed"])
+    path = published_file("mixed")
+    child = run("inspect", path)
     assert child.returncode == 0, child.stderr
     facts = {line[:22].strip(): line[22:] for line in child.stdout.splitlines()}
     assert facts["layout"] == "(a)"
@@ -396,7 +395,7 @@ def test_inspect_a_published_file() -> None:
     assert facts["bytes of _Qs"] == "553,930"  # one byte per parameter
     assert facts["bytes of _task_emb"] == f"{30 * 96 * 2:,}"
     assert facts["bytes of the file"] == "2,873,651"
-    assert facts["sha256"] == file_sha256(PUBLISHED["mixed"])
+    assert facts["sha256"] == file_sha256(path)
 
 
 def test_inspect_files_written_here(

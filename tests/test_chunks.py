@@ -6,8 +6,7 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor
 from tdmpc2.data import chunks
 from tdmpc2.data.chunks import chunk_paths, read_chunk, write_chunk
 from tdmpc2.data.dataset import EpisodeDataset
+from tests.conftest import largest_file
 from tests.test_data import ALL, SPECS, L, fields, save_raw
 
 # -- the file format --------------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "chunk_0.pt"
     write_chunk(path, **fields([0]))
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"chunk_0\.pt exists and is not overwritten"):
+    with pytest.raises(ValueError, match=r"chunk_0\.pt exists: choose another name"):
         write_chunk(path, **fields([1]))
     assert path.read_bytes() == before
 
@@ -250,19 +250,8 @@ def test_filler_must_be_nan(tmp_path: Path, name: str) -> None:
         write_chunk(tmp_path / "chunk_0.pt", **data)
 
 
-@contextmanager
-def _largest_file(size: int) -> Iterator[None]:
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_refusal_by_the_disk_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"Could not write .*chunk_0\.pt: .*File too large"), _largest_file(8192):
+    with pytest.raises(ValueError, match=r"Could not write .*chunk_0\.pt: .*File too large"), largest_file(8192):
         write_chunk(tmp_path / "chunk_0.pt", **fields([0] * 100))
     assert os.listdir(tmp_path) == []
 
@@ -289,7 +278,7 @@ def _write_and_die(path: Path, moment: str) -> None:
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
-@pytest.mark.parametrize("moment", ["save", "fsync", "rename"])
+@pytest.mark.parametrize("moment", ["save", "fsync", "replace"])
 def test_kill_while_writing_leaves_no_chunk(tmp_path: Path, moment: str) -> None:
     write_chunk(tmp_path / "chunk_0.pt", **fields([2]))
     path = tmp_path / "chunk_1.pt"

@@ -19,11 +19,14 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoint import load_file
-from tdmpc2.cli import one_line_errors
+from tdmpc2.cli import one_line_errors, sweep_name
 from tdmpc2.config import keys, parse_cfg
 from tdmpc2.data.chunks import read_chunk
 
@@ -266,19 +269,41 @@ def test_multirun(run: Run, cwd: Path) -> None:
     """What is swept names the runs; what all of them share does not."""
     shared = f"{STUDENT} teacher_config.checkpoint=logs/mt30/1/teacher/model.pt student_config.steps=2"
     good(run(f"train.py --multirun {shared} student_config.distillation_weight=0,0.45", cwd))
-    names = ("distillation_weight=0", "distillation_weight=0.45")
+    names = ("distillation_weight_0", "distillation_weight_0.45")
     for name in names:
         record = json.loads((cwd / "logs/mt30/1" / name / "run.json").read_text())
-        assert record["distillation_weight"] == float(name.split("=")[1])
+        assert record["distillation_weight"] == float(name.rpartition("_")[2])
     shutil.copytree(cwd / "data", cwd / "more" / "data")
     shared = shared.replace("student_config.data_dir=data", "student_config.data_dir=data,more/data")
     good(run(f"train.py -m {shared} student_config.seed=1,2", cwd))
     runs = sorted(str(path.parent.relative_to(cwd)) for path in (cwd / "logs").rglob("model.pt"))
     assert runs == sorted(
         [f"logs/mt30/1/{name}" for name in ("default", "teacher", *names)]
-        + [f"logs/mt30/{seed}/data_dir={data},seed={seed}" for seed in (1, 2) for data in ("data", "more-data")]
+        + [f"logs/mt30/{seed}/data_dir_{data}-seed_{seed}" for seed in (1, 2) for data in ("data", "more-data")]
     )
     assert sorted(path.name for path in cwd.iterdir()) == ["data", "logs", "more", "quantised", "student.pt"]
+    settings = "task=pendulum-spin mpc=false"
+    outcome = good(run(f"{EVALUATE} checkpoint=logs/mt30/1/{names[1]}/model.pt {settings}", cwd))
+    assert f"{names[1]}: policy" in outcome.out  # not "model", as every run's file is called
+
+
+@pytest.mark.parametrize(
+    "swept",
+    [
+        "student_config.lr=1e-05,student_config.seed=2",
+        "student_config.tasks=[cup-spin,walker-walk]",
+        "teacher_config.checkpoint=/a b/c=d.pt",
+        "student_config.data_dir='data/ü(1)'",
+        "student_config.exp_name=null",
+    ],
+)
+def test_directories_of_a_multirun_can_be_typed(monkeypatch: pytest.MonkeyPatch, swept: str) -> None:
+    """As the value of an override, without quotes."""
+    settings = OmegaConf.create({"mode": RunMode.MULTIRUN, "job": {"override_dirname": swept}})
+    monkeypatch.setattr(HydraConfig, "get", lambda: settings)
+    path = f"logs/mt30/1/{sweep_name()}/model.pt"
+    (override,) = OverridesParser.create().parse_overrides([f"checkpoint={path}"])
+    assert override.value() == path
 
 
 def test_tasks_of_ones_own(run: Run, tmp_path: Path) -> None:
@@ -460,6 +485,18 @@ def test_a_device_that_is_not_there(run: Run, cwd: Path) -> None:
         pytest.skip("this machine has a GPU")
     command = EVALUATE.replace("device=cpu", "device=cuda")
     refused(run(f"{command} checkpoint=student.pt", cwd), r"device=cuda is not available here \(.*\); use device=auto")
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), PermissionError(13, "x"), ModuleNotFoundError("x")])
+def test_errors_of_use_take_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    @one_line_errors
+    def fails() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as leaving:
+        fails()
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err == f"error: {error}\n"
 
 
 def test_the_traceback_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,9 +57,16 @@ def test_every_key_has_a_plain_default_so_that_yaml_can_hold_it() -> None:
 def test_run_keys_and_changeable_keys_are_keys() -> None:
     assert set(keys()) >= RUN_KEYS
     assert set(keys()) >= CHANGEABLE
-    learned = set(keys()) - RUN_KEYS
-    assert not CHANGEABLE & learned, "a key that the agent depends on must not change within a run"
-    assert not CHANGEABLE & {"seed", "batch_size", "checkpoint"}
+    assert not CHANGEABLE & {
+        "seed",
+        "batch_size",
+        "checkpoint",
+        "task",
+        "tasks",
+        "horizon",
+        "lr",
+        "distillation_weight",
+    }
 
 
 @pytest.mark.parametrize("path", sorted((REPO / "student_config").glob("*.yaml")), ids=lambda path: path.stem)

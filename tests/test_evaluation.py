@@ -21,8 +21,8 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data.collector import random_actor
 from tdmpc2.envs.rendering import context_module
-from tdmpc2.evaluation import Evaluation, TaskResult, bootstrap, compare, evaluate
-from tdmpc2.rollout import Episode, Job, play
+from tdmpc2.evaluation import Evaluation, TaskResult, _side_by_side, bootstrap, compare, evaluate, num_steps
+from tdmpc2.rollout import Frames, Job, play
 from tdmpc2.runtime import has_cpp_compiler
 from tdmpc2.tasks import lookup
 
@@ -244,17 +244,17 @@ def agent() -> TDMPC2:
     return TDMPC2(parse_cfg({"task": STANDS, "eval_episodes": 3, **TINY}))
 
 
-def episodes_of(agent: TDMPC2, **changes: Any) -> tuple[TaskResult, list[Episode]]:
-    result, firsts = evaluate(agent, agent.cfg.replace(**changes), quiet=True)
-    return result.tasks[0], firsts
+def episodes_of(agent: TDMPC2, **changes: Any) -> TaskResult:
+    (result,) = evaluate(agent, agent.cfg.replace(**changes), quiet=True).tasks
+    return result
 
 
 def test_evaluation_is_deterministic_and_leaves_no_trace(agent: TDMPC2) -> None:
     torch.rand(3, generator=agent.generator)
     before, weights = agent.generator.get_state(), {k: v.clone() for k, v in agent.model.state_dict().items()}
-    first, _ = episodes_of(agent)
+    first = episodes_of(agent)
     torch.rand(7, generator=agent.generator)
-    second, _ = episodes_of(agent)
+    second = episodes_of(agent)
     assert first == second
     agent.generator.set_state(before)
     episodes_of(agent, eval_noise=True)
@@ -271,23 +271,23 @@ def test_the_random_state_comes_back_after_a_failure(agent: TDMPC2, monkeypatch:
 
 
 def test_seeds_and_protocols(agent: TDMPC2) -> None:
-    plain, _ = episodes_of(agent)
+    plain = episodes_of(agent)
     assert plain.seeds == (100, 101, 102)
     assert len(set(plain.returns)) == 3
-    shifted, _ = episodes_of(agent, eval_seed=101)
+    shifted = episodes_of(agent, eval_seed=101)
     assert shifted.seeds == (101, 102, 103)
-    noisy, _ = episodes_of(agent, eval_noise=True)
-    policy, _ = episodes_of(agent, eval_noise=False, seed=2)
+    noisy = episodes_of(agent, eval_noise=True)
+    policy = episodes_of(agent, eval_noise=False, seed=2)
     assert len({plain.returns, noisy.returns, policy.returns}) == 3
 
 
 def test_policy_only(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = TDMPC2(agent.cfg.replace(mpc=False))
     monkeypatch.setattr("tdmpc2.planner.plan", lambda *args, **kwargs: pytest.fail("planned"))
-    first, _ = episodes_of(policy)
-    again, _ = episodes_of(policy, seed=5)
+    first = episodes_of(policy)
+    again = episodes_of(policy, seed=5)
     assert first.returns == again.returns  # the policy's mean needs no random numbers
-    assert episodes_of(policy, eval_noise=True)[0].returns != first.returns
+    assert episodes_of(policy, eval_noise=True).returns != first.returns
 
 
 def test_the_planner_is_compiled_only_for_long_evaluations(agent: TDMPC2) -> None:
@@ -305,16 +305,16 @@ def test_the_planner_is_compiled_only_for_long_evaluations(agent: TDMPC2) -> Non
         assert done
         assert "compile=false turns it off" in line
     else:
-        assert "no C++ compiler" in compiled(1000)[1]
+        assert "no compiler for cpu" in compiled(1000)[1]
 
 
 def test_tasks_in_the_order_asked_for() -> None:
     cfg = Config(tasks=("cup-spin", "pendulum-spin"), eval_episodes=2, mpc=False, **TINY)
-    result, firsts = evaluate(TDMPC2(cfg), quiet=True)
-    assert [task.task for task in result.tasks] == ["cup-spin", "pendulum-spin"]
-    assert [episode.job.task_id for episode in firsts] == list(cfg.task_ids)
-    assert [episode.episode_return for episode in firsts] == [task.returns[0] for task in result.tasks]
-    assert all(not episode.frames for episode in firsts)
+    agent = TDMPC2(cfg)
+    cup, pendulum = evaluate(agent, quiet=True).tasks
+    assert (cup.task, pendulum.task) == ("cup-spin", "pendulum-spin")
+    reverse = evaluate(agent, cfg.replace(tasks=("pendulum-spin", "cup-spin")), quiet=True)
+    assert reverse.tasks == (pendulum, cup)  # without planning an episode depends on its seed alone
 
 
 def test_progress_counts_every_step(agent: TDMPC2, capsys: pytest.CaptureFixture[str]) -> None:
@@ -327,9 +327,35 @@ def test_progress_counts_every_step(agent: TDMPC2, capsys: pytest.CaptureFixture
 
 def test_an_episode_that_ends_early_counts_with_what_it_got() -> None:
     falls = TDMPC2(parse_cfg({"task": FALLS, "eval_episodes": 2, **TINY}))
-    result, firsts = evaluate(falls, quiet=True)
-    assert result.tasks[0].successes == (1, 1)
-    assert firsts[0].terminated
+    result = episodes_of(falls)
+    assert result.successes == (1, 1)
+    assert len(result.returns) == 2
+
+
+def test_tasks_without_an_environment_are_refused_before_anything_is_played() -> None:
+    cfg = Config(task="mt80", tasks=("cup-spin", "mw-reach"), **TINY)
+    with pytest.raises(ValueError, match="Task 'mw-reach': Meta-World environments are not supported yet"):
+        evaluate(TDMPC2(cfg), quiet=True)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@given(num_jobs=st.integers(1, 400))
+@settings(max_examples=40, deadline=None)
+def test_all_batches_are_of_one_size(device: str, num_jobs: int) -> None:
+    most = 4 if device == "cpu" else 50
+    cfg = Config()
+    with pytest.MonkeyPatch.context() as patch:
+        needed = cfg.num_samples * cfg.mlp_dim * 4 * 16
+        patch.setattr(torch.cuda, "mem_get_info", lambda _: (most * needed + 1, 2**60))
+        size = _side_by_side(cfg, num_jobs, torch.device(device))
+        filmed = _side_by_side(cfg.replace(save_video=True), num_jobs, torch.device(device))
+    assert size == max(n for n in range(1, most + 1) if num_jobs % n == 0)
+    assert filmed <= 4  # frames of more episodes would fill the main memory
+
+
+def test_steps_of_an_evaluation(agent: TDMPC2) -> None:
+    assert num_steps(agent.cfg) == 3 * STANDS_FOR
+    assert num_steps(Config(task="mt80", tasks=("cup-spin", "mw-reach"), eval_episodes=2)) == 2 * (500 + 100)
 
 
 # Videos
@@ -341,10 +367,10 @@ def decoded(path: Path) -> Iterator[np.ndarray]:
 
 def test_video_holds_every_frame(tmp_path: Path, agent: TDMPC2) -> None:
     pytest.importorskip("imageio_ffmpeg", reason="videos need imageio-ffmpeg")
-    _, (episode,) = episodes_of(agent, save_video=True)
-    assert len(episode.frames) == STANDS_FOR
     path = tmp_path / "new" / "stands.mp4"
-    results.write_video(path, episode.frames)
+    evaluate(
+        agent, agent.cfg.replace(save_video=True), quiet=True, film=lambda _, frames: results.write_video(path, frames)
+    )
     frames = list(decoded(path))
     assert len(frames) == STANDS_FOR
     assert frames[0].shape == (48, 32, 3)
@@ -356,8 +382,20 @@ def test_video_holds_every_frame(tmp_path: Path, agent: TDMPC2) -> None:
 def test_only_the_first_episode_is_filmed(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[float] = []
     monkeypatch.setattr(ToyEnv, "render", lambda self: drawn.append(self.start) or np.zeros((2, 2, 3), np.uint8))
-    _, (first,) = episodes_of(agent, save_video=True)
+    filmed: list[tuple[str, Frames]] = []
+    cfg = agent.cfg.replace(save_video=True, eval_episodes=9)
+
+    def film(task: str, frames: Frames) -> None:
+        filmed.append((task, list(frames)))
+
+    evaluate(agent, cfg, quiet=True, film=film)
+    ((task, frames),) = filmed
+    assert (task, len(frames)) == (STANDS, STANDS_FOR)
+    (first,) = play(cfg, random_actor(cfg, 0), [Job(0, cfg.eval_seed)])
     assert drawn == [pytest.approx(first.obs[0, 0])] * STANDS_FOR
+    evaluate(agent, cfg.replace(save_video=False), quiet=True, film=film)
+    evaluate(agent, cfg, quiet=True)
+    assert (len(filmed), len(drawn)) == (1, STANDS_FOR)
 
 
 def test_missing_video_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,10 +21,10 @@ def test_training_on_random_play_improves_planning(tmp_path: Path) -> None:
     returns: list[np.ndarray] = []
     collect(cfg, None, tmp_path, lambda _, r: returns.append(r))
     agent = TDMPC2(cfg)
-    before = evaluate(agent, quiet=True)[0].tasks[0].returns
+    before = evaluate(agent, quiet=True).tasks[0].returns
     sampler = SliceSampler(EpisodeDataset.load(tmp_path, cfg.task_specs, cfg.task_ids))
     for step in range(600):
         agent.update(sampler.sample(step, cfg.batch_size, cfg.horizon, cfg.seed))
-    after = evaluate(agent, quiet=True)[0].tasks[0].returns
+    after = evaluate(agent, quiet=True).tasks[0].returns
     assert np.mean(after) > 2 * max(np.mean(before), returns[0].mean())
     assert min(after) > max(before)

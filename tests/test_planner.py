@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.testing import assert_close
 
 from tdmpc2 import planner
@@ -150,6 +153,19 @@ def test_value_handles_non_finite_models(tiny_cfg: Config) -> None:
     assert torch.isfinite(agent.act(torch.randn(24), t0=True, task=0)).all()
 
 
+def test_planning_runs_without_device_synchronisation(tiny_cfg: Config) -> None:
+    """Reading a tensor on the host fails on a fake tensor, so a whole plan traces only without any such read."""
+    with FakeTensorMode():
+        model = WorldModel(tiny_cfg).requires_grad_(False)
+        ids = torch.arange(3)
+        context, discount = model.context(ids), model.discounts[ids].unsqueeze(-1)
+        noise = planner.draw_noise(tiny_cfg, 3, torch.device("cpu"), None)
+        z = model.encode(torch.zeros(3, 24), context)
+        result = planner.plan(model, z, context, discount, torch.zeros(3, 3, 6), noise, eval_mode=False)
+    assert isinstance(result.action, FakeTensor)
+    assert (result.action.shape, result.mean.shape) == ((3, 6), (3, 3, 6))
+
+
 class TestAct:
     def test_types_and_shapes_follow_the_observation(self, tiny_cfg: Config) -> None:
         agent = TDMPC2(tiny_cfg)
@@ -195,6 +211,33 @@ class TestAct:
         assert Config(task="dog-run").plan_iterations == 8
         assert Config(task="quadruped-run").plan_iterations == 6
 
+    @pytest.mark.parametrize(
+        "same", [np.int64(3), np.array(3), torch.tensor([3]), "cheetah-run", [3], ("cheetah-run",)]
+    )
+    def test_ways_to_name_a_task(self, tiny_cfg: Config, same: Any) -> None:
+        obs = torch.ones(24)
+        assert torch.equal(TDMPC2(tiny_cfg).act(obs, t0=True, task=same), TDMPC2(tiny_cfg).act(obs, t0=True, task=3))
+
+    def test_tasks_and_starts_of_several_environments(self, tiny_cfg: Config) -> None:
+        obs, starts = np.ones((2, 24), np.float32), np.array([True, True])
+        mixed: list[Any] = [[0, "walker-run"], np.array([0, 2]), torch.tensor([0, 2])]
+        first, *others = (TDMPC2(tiny_cfg).act(obs, t0=starts, task=task) for task in mixed)
+        assert all(np.array_equal(first, other) for other in others)
+        for t0 in (1, True, np.array([1, 1]), torch.tensor([True, True])):
+            assert np.array_equal(TDMPC2(tiny_cfg).act(obs, t0=t0, task=[0, 2]), first)
+
+    def test_a_start_as_a_number(self, tiny_cfg: Config) -> None:
+        """0 continues the plan as False does, 1 begins one as True does."""
+        outcomes = []
+        for later in (0, False, 1, True):
+            agent = TDMPC2(tiny_cfg)
+            agent.act(torch.ones(24), t0=1, task=0)
+            agent.generator.manual_seed(0)
+            outcomes.append(agent.act(torch.ones(24), t0=later, task=0))
+        assert torch.equal(outcomes[0], outcomes[1])
+        assert torch.equal(outcomes[2], outcomes[3])
+        assert not torch.equal(outcomes[0], outcomes[2])
+
     def test_bad_calls(self, tiny_cfg: Config) -> None:
         agent = TDMPC2(tiny_cfg)
         with pytest.raises(ValueError, match="size 17, but the model takes 24"):
@@ -204,6 +247,14 @@ class TestAct:
         for bad in ("walker-wlk", 30):
             with pytest.raises(ValueError, match=f"task={bad!r} is not one of"):
                 agent.act(np.zeros(24, np.float32), t0=True, task=bad)
+        for ids in ([0, -1, 2], np.array([0, -1, 2]), torch.tensor([0, -1, 2])):
+            with pytest.raises(ValueError, match="task=-1 is not one of"):
+                agent.act(torch.zeros(3, 24), t0=True, task=ids)
+        with pytest.raises(ValueError, match="task=30 is not one of"):
+            agent.act(torch.zeros(2, 24), t0=True, task=np.array([0, 30]))
+        for count in (0, 2, 4):
+            with pytest.raises(ValueError, match=f"{count} tasks for 3 environments: pass one, or one for each"):
+                agent.act(torch.zeros(3, 24), t0=True, task=torch.arange(count))
         agent.act(torch.zeros(3, 24), t0=True, task=0)
         with pytest.raises(ValueError, match="3 environments and now with 2"):
             agent.act(torch.zeros(2, 24), t0=np.array([True, False]), task=0)

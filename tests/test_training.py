@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ import torch
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoint import file_sha256, load_file
-from tdmpc2.config import Config, parse_cfg
+from tdmpc2.config import RUN_KEYS, Config, keys, parse_cfg
 from tdmpc2.data.chunks import read_chunk, write_chunk
 from tdmpc2.data.collector import collect, next_chunk
 from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
 from tdmpc2.distill import check_teacher
 from tdmpc2.loading import load_agent
+from tdmpc2.training import run_dir
 from tdmpc2.training.offline import train
 from tdmpc2.training.run_dir import CHANGEABLE
 
@@ -158,8 +160,12 @@ def test_files_of_a_run(cfg: Config) -> None:
     assert sorted(p.name for p in cfg.run_dir.iterdir()) == ["model.pt", "run.json", "state.pt", "train.csv"]
     record = json.loads((cfg.run_dir / "run.json").read_text())
     assert record.pop("teacher_sha256") is None
+    assert record.pop("data") == {p.name: p.stat().st_size for p in Path(cfg.data_dir).iterdir()}
     assert Config(**record) == cfg
-    assert load_file(path).step == 20
+    stored = load_file(path)
+    assert stored.step == 20
+    assert stored.config is not None
+    assert stored.config.keys() == {*keys(), "task_specs"} - RUN_KEYS  # the agent, not where and how it was made
     agent = load_agent(path, device="cpu")
     assert agent.cfg.tasks == TASKS  # evaluated on what it was trained on
     assert agent.cfg.replace(**{key: getattr(cfg, key) for key in ("data_dir", "work_dir", "steps", "batch_size",
@@ -191,11 +197,23 @@ def test_evaluation_while_training_does_not_change_it(cfg: Config, tmp_path: Pat
     watched = train(cfg.replace(work_dir=str(tmp_path / "watched"), eval_freq=4), None)
     assert equal(quiet, watched)
     log = rows(tmp_path / "watched" / "eval.csv")
-    assert [row["step"] for row in log] == [4, 6]  # every eval_freq and at the end
+    assert [row["step"] for row in log] == [4]
     assert all(row["low"] <= row["normalized_score"] <= row["high"] for row in log)
     table = (tmp_path / "watched" / "eval_tasks.csv").read_text().splitlines()
     assert table[0] == "step,task,episodes,return,success"
     assert table[1].startswith("4,pendulum-spin,2,")
+
+
+def test_a_failing_evaluation_does_not_lose_the_checkpoint(
+    cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = train(cfg.replace(work_dir=str(tmp_path / "straight"), steps=8), None)
+    cfg = cfg.replace(steps=8, eval_freq=4, save_freq=4)
+    monkeypatch.setattr("tdmpc2.training.offline.evaluate", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(cfg, None)
+    assert load_file(cfg.run_dir / "model.pt").step == 4
+    assert equal(train(cfg.replace(eval_freq=0), None), straight)
 
 
 def test_videos_of_evaluations(data_dir: Path, tmp_path: Path) -> None:
@@ -265,15 +283,88 @@ def test_a_killed_run_continues_at_its_last_checkpoint(cfg: Config, monkeypatch:
 
 
 def test_what_may_change_when_continuing(cfg: Config, data_dir: Path, tmp_path: Path) -> None:
+    """Everything that may change does, and the weights are still those of a run without a break."""
     straight = train(cfg, None)
     shutil.copytree(data_dir, tmp_path / "moved data")
     start = cfg.replace(work_dir=str(tmp_path / "there"), steps=10)
     train(start, None)
     shutil.move(tmp_path / "there", tmp_path / "here")
-    changes = {"steps": 20, "work_dir": str(tmp_path / "here"), "data_dir": str(tmp_path / "moved data"),
-               "exp_name": "renamed", "log_freq": 3, "save_freq": 4, "eval_episodes": 1}  # fmt: skip
-    assert changes.keys() <= CHANGEABLE
+    changes = {
+        "steps": 20, "work_dir": str(tmp_path / "here"), "data_dir": str(tmp_path / "moved data"),
+        "exp_name": "renamed", "log_freq": 3, "save_freq": 4, "save_csv": False, "save_video": True, "mpc": False,
+        "iterations": 3, "num_samples": 24, "num_elites": 6, "num_pi_trajs": 2, "min_std": 0.1, "max_std": 1.5,
+        "temperature": 0.7, "precision": "bf16", "compile": False, "eval_freq": 1000, "eval_episodes": 1,
+        "eval_noise": True, "eval_seed": 7, "compare": "other.pt", "episodes_per_task": 4, "buffer_size": 10,
+        "wandb_project": "p", "wandb_entity": "e", "wandb_silent": True, "disable_wandb": True,
+    }  # fmt: skip
+    needed = {"device", "num_threads", "save_agent"}  # this machine's, and what is looked at below
+    assert changes.keys() == CHANGEABLE - needed
+    assert all(value != getattr(start, key) for key, value in changes.items())
     assert equal(train(start.replace(**changes), None), straight)
+
+
+@pytest.mark.parametrize("lag", ["older", "missing"])
+def test_a_model_that_lags_behind_the_state_is_written_again(cfg: Config, lag: str) -> None:
+    """The two files are written one after the other, and a kill can come between."""
+    path = train(cfg.replace(steps=10), None)
+    older = path.read_bytes()
+    train(cfg, None)
+    newest = path.read_bytes()
+    path.write_bytes(older) if lag == "older" else path.unlink()
+    assert train(cfg, None) == path  # also where nothing is left to train
+    assert path.read_bytes() == newest
+
+
+def test_weights_without_their_state_are_not_replaced(cfg: Config) -> None:
+    train(cfg, None)
+    (cfg.run_dir / "state.pt").unlink()
+    before = snapshot(cfg.run_dir)
+    for steps in (20, 30):
+        with pytest.raises(ValueError, match=r"has model\.pt but no state\.pt to continue from: set exp_name"):
+            train(cfg.replace(steps=steps), None)
+    assert snapshot(cfg.run_dir) == before
+
+
+def test_other_data_is_refused(cfg: Config, data_dir: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(data_dir, tmp_path / "data")
+    train(cfg.replace(steps=1), None)
+    shutil.copy(data / "chunk_0.pt", data / "chunk_2.pt")
+    before = snapshot(cfg.run_dir)
+    with pytest.raises(ValueError, match=r"another configuration \(data: .*'chunk_2\.pt': \d+.* now\)"):
+        train(cfg.replace(data_dir=str(data)), None)
+    assert snapshot(cfg.run_dir) == before
+
+
+def test_continuing_on_another_kind_of_device(cfg: Config) -> None:
+    """Its generator's state is of another size: the draws differ from then on, but are still a function of it."""
+    agents = [TDMPC2(cfg) for _ in range(3)]
+    state = agents[0].training_state()
+    for agent, byte in zip(agents, (1, 1, 2), strict=True):
+        agent.load_training_state({**state, "generator": torch.full((16,), byte, dtype=torch.uint8)})
+    first, same, other = (agent.act(torch.ones(24), t0=True, task=0) for agent in agents)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_weights_that_are_not_finite_are_not_saved(cfg: Config) -> None:
+    agent = TDMPC2(cfg)
+    run_dir.save(agent, cfg.run_dir, 1, None)
+    before = snapshot(cfg.run_dir)
+    assert before.keys() == {"model.pt", "state.pt"}
+    with torch.no_grad():
+        agent.model._dynamics[1].bias[3] = float("nan")  # type: ignore[union-attr,operator]
+    with pytest.raises(ValueError, match=r"diverged: '_dynamics\.1\.bias' .* not finite at step 2\."):
+        run_dir.save(agent, cfg.run_dir, 2, None)
+    assert snapshot(cfg.run_dir) == before
+
+
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(cfg: Config) -> None:
+    with pytest.raises(ValueError, match="Training diverged"):
+        train(cfg.replace(lr=1e30, save_freq=1), None)
+    step = load_file(cfg.run_dir / "model.pt").step
+    assert step is not None
+    assert 1 <= step < 20
+    assert load_agent(cfg.run_dir / "model.pt", device="cpu").cfg.lr == 1e30
 
 
 @pytest.mark.parametrize(
@@ -416,6 +507,21 @@ def test_everything_missing_is_listed_at_once(cfg: Config, tmp_path: Path) -> No
     assert not cfg.run_dir.exists()
 
 
+def test_evaluations_that_could_not_be_played_are_refused(
+    cfg: Config, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {**TINY, "task": "mt80", "tasks": ("mw-reach",), "data_dir": str(data_dir), "eval_freq": 2}
+    with pytest.raises(
+        ValueError, match=r"evaluation: Task 'mw-reach'.*\(student_config\.eval_freq=0 trains without\)"
+    ):
+        train(Config(**keys), None)
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(ValueError, match=r"evaluation: save_video needs imageio"):
+        train(cfg.replace(eval_freq=2, save_video=True), None)
+    assert not cfg.run_dir.exists()
+    train(cfg.replace(steps=1, eval_freq=2, save_video=True), None)  # none would be played
+
+
 def test_data_of_other_lengths(cfg: Config, tmp_path: Path) -> None:
     short = parse_cfg({"task": STANDS, "episodes_per_task": 2})
     collect(short, None, tmp_path / "short")
@@ -427,8 +533,11 @@ def test_an_agent_loaded_to_act_does_not_train(cfg: Config, data_dir: Path, tmp_
     TDMPC2(cfg).save(tmp_path / "x.pt")
     agent = load_agent(tmp_path / "x.pt", device="cpu", precision="bf16")
     data = EpisodeDataset.load(data_dir, cfg.task_specs, cfg.task_ids)
-    with pytest.raises(ValueError, match="precision='fp32'"):
+    with pytest.raises(ValueError, match="use precision='fp32' to train"):
         agent.update(SliceSampler(data).sample(0, 4, 3, 0))
+    with pytest.raises(ValueError, match="use precision='fp32' to save"):
+        agent.save(tmp_path / "y.pt")
+    assert not (tmp_path / "y.pt").exists()
 
 
 @pytest.fixture(autouse=True)

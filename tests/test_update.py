@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torch.testing import assert_close
 
 from tdmpc2.agent import TDMPC2, UpdateNoise
@@ -148,6 +150,25 @@ def test_same_seed_same_run_and_no_leak_between_updates(tiny_cfg: Config) -> Non
     assert all(
         torch.equal(a, b) for a, b in zip(agents[0].model.parameters(), agents[1].model.parameters(), strict=True)
     )
+
+
+@pytest.mark.parametrize("form", [dict, lambda fields: TensorDict(fields, batch_size=[])], ids=["dict", "TensorDict"])
+def test_forms_of_a_batch_are_equal(tiny_cfg: Config, form: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    named, other = TDMPC2(tiny_cfg), TDMPC2(tiny_cfg)
+    batch = random_batch(tiny_cfg, 0)
+    first, second = named.update(batch), other.update(form(batch._asdict()))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for (name, p), q in zip(named.model.state_dict().items(), other.model.state_dict().values(), strict=True):
+        assert torch.equal(p, q), name
+
+
+def test_a_reward_that_is_nan_gives_losses_that_are_nan(tiny_cfg: Config) -> None:
+    agent = TDMPC2(tiny_cfg)
+    batch = random_batch(tiny_cfg, 0)
+    batch.reward[1, 3] = float("nan")
+    stats = agent.update(batch)
+    assert all(stats[name].isnan() for name in ("reward_loss", "value_loss", "total_loss", "grad_norm"))
+    assert stats["consistency_loss"].isfinite()
 
 
 def test_policy_loss_leaves_no_gradient_outside_the_policy(tiny_cfg: Config) -> None:

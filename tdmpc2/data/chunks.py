@@ -142,8 +142,8 @@ def write_chunk(path: str | os.PathLike[str], obs: Tensor, action: Tensor, rewar
     for name in ("action", "reward"):
         if not chunk[name][:, 0].isnan().all():
             raise ValueError(f"{path}: row 0 of {name} must be NaN, no step led to it")
-    with replacing(path, overwrite=False) as temporary:
-        torch.save(TensorDict({k: _own_storage(v) for k, v in chunk.items()}, batch_size=reward.shape), temporary)
+    with replacing(path, overwrite=False) as temporary, open(temporary, "wb") as file:
+        torch.save(TensorDict({k: _own_storage(v) for k, v in chunk.items()}, batch_size=reward.shape), file)
 
 
 # -- checks: each raises a ValueError that names the file and, for values, the episode and row ------------------------

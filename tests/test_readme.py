@@ -1,0 +1,94 @@
+"""What the README tells a reader to type: the snippet runs, scripts, keys and values exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.cli import check_overrides
+from tdmpc2.config import Config, keys, parse_cfg
+
+from .conftest import REPO
+
+README = (REPO / "README.md").read_text()
+GROUPS = ("student_config", "teacher_config")
+OPTIONS = {"--multirun", "--cfg"}  # Hydra's own
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[list[str]]:
+    """Words of every command that runs one of the scripts, without variables before it."""
+    lines = "".join(blocks("")).replace("\\\n", " ").splitlines() + re.findall(r"`(python [^`]*)`", README)
+    words = [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
+    return [line[line.index("python") + 1 :] for line in words if "python" in line]
+
+
+COMMANDS = commands()
+
+
+def test_snippet_plays_an_episode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = Config(
+        model_size=None, enc_dim=8, mlp_dim=8, latent_dim=8, task_dim=4, horizon=1, iterations=1, num_samples=4,
+        num_elites=2, num_pi_trajs=1,
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    TDMPC2(small).save("demo/student/model.pt")
+    exec(compile(blocks("python")[0], "README.md", "exec"), {})
+    assert re.fullmatch(r"return \d+\.\d\n", capsys.readouterr().out)
+
+
+def test_commands_are_found() -> None:
+    """So that none of the tests below passes because it looks at nothing."""
+    assert {line[0] for line in COMMANDS} >= {"collect.py", "train.py", "evaluate.py", "quantize.py"}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command)[:60])
+def test_command(command: list[str]) -> None:
+    script, *arguments = command
+    assert (REPO / script).is_file()
+    settings = [word for word in arguments if "=" in word]
+    if script == "quantize.py":
+        options = {word for word in arguments if word.startswith("-")}
+        assert not settings
+        assert all(f'"{option}"' in (REPO / script).read_text() for option in options)
+        return
+    assert {word for word in arguments if word.startswith("-")} <= OPTIONS
+    groups = GROUPS if script == "train.py" else ()
+    check_overrides(settings, groups)
+    for override in OverridesParser.create().parse_overrides(settings):
+        key = override.key_or_group.removeprefix(f"{GROUPS[0]}.").removeprefix(f"{GROUPS[1]}.")
+        if key not in (*GROUPS, "task"):  # a task of one's own needs the reader's module
+            values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+            assert all(parse_cfg({key: value}) for value in values)
+
+
+def test_keys_in_the_text() -> None:
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE))
+    named = [match for span in spans for match in re.findall(r"(?:^|\s)(?:\w+_config\.)?([a-z_]+)=(?!=)", span)]
+    assert len(named) > 5
+    assert set(named) <= {*keys(), *GROUPS}
+    prefixed = [match for span in spans for match in re.findall(r"(?:student|teacher)_config\.(\w+)", span)]
+    assert set(prefixed) <= set(keys())
+
+
+def test_make_targets() -> None:
+    targets = re.findall(r"^make ([\w-]+)", "".join(blocks("")), re.MULTILINE)
+    assert targets
+    assert all(re.search(rf"^{target}:", (REPO / "Makefile").read_text(), re.MULTILINE) for target in targets)
+
+
+def test_files_of_the_layout() -> None:
+    """Every file that the description of the code names is there."""
+    layout = next(block for block in blocks("") if "train.py evaluate.py" in block)
+    known = {path.name for path in REPO.rglob("*.py") if ".venv" not in path.parts} | {"generic.yaml"}
+    assert set(re.findall(r"\b[\w]+\.(?:py|yaml)\b", layout)) <= known
