@@ -112,5 +112,6 @@ def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], fps: int = 25) 
     """
     write = video_writer().imwrite
     form = {"extension": ".mp4", "plugin": "FFMPEG", "codec": "libx264", "macro_block_size": 16}
+    form["output_params"] = ["-f", "mp4"]  # not to be told from the temporary name
     with replacing(path) as temporary:
         write(temporary, np.stack(frames), fps=fps, **form)

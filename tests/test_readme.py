@@ -27,8 +27,8 @@ def blocks(language: str) -> list[str]:
 def commands() -> list[list[str]]:
     """Words of every command that runs one of the scripts, without variables before it."""
     lines = "".join(blocks("")).replace("\\\n", " ").splitlines() + re.findall(r"`(python [^`]*)`", README)
-    words = [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
-    return [line[line.index("python") + 1 :] for line in words if "python" in line]
+    words = [shlex.split(line) for line in lines if re.match(r"([A-Z_]+=\S+ )*python ", line)]
+    return [line[line.index("python") + 1 :] for line in words]
 
 
 COMMANDS = commands()
