@@ -288,7 +288,7 @@ class TDMPC2:
         if isinstance(task, Tensor) and task.device.type != "cpu":
             ids = task  # checking these would wait for the device
         else:
-            items = np.asarray(task).reshape(-1).tolist()
+            items = np.asarray(task, dtype=object).reshape(-1).tolist()  # names and ids may be mixed
             ids = torch.tensor([names.index(item) if item in names else item for item in items if self._knows(item)])
         if len(ids := ids.to(self.device).long().reshape(-1)) not in (1, num_envs):
             raise ValueError(f"{len(ids)} tasks for {num_envs} environments: pass one, or one for each")
@@ -296,7 +296,7 @@ class TDMPC2:
 
     def _knows(self, task: int | str) -> bool:
         names = self.cfg.task_names
-        if task in names or (isinstance(task, int) and 0 <= task < len(names)):
+        if task in names or (isinstance(task, (int, np.integer)) and 0 <= task < len(names)):
             return True
         raise ValueError(f"task={task!r} is not one of this agent's {len(names)} tasks ({names[0]}, ..., {names[-1]})")
 

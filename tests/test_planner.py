@@ -220,7 +220,13 @@ class TestAct:
 
     def test_tasks_and_starts_of_several_environments(self, tiny_cfg: Config) -> None:
         obs, starts = np.ones((2, 24), np.float32), np.array([True, True])
-        mixed: list[Any] = [[0, "walker-run"], np.array([0, 2]), torch.tensor([0, 2])]
+        mixed: list[Any] = [
+            [0, "walker-run"],
+            [np.int64(0), "walker-run"],
+            [0, 2],
+            np.array([0, 2]),
+            torch.tensor([0, 2]),
+        ]
         first, *others = (TDMPC2(tiny_cfg).act(obs, t0=starts, task=task) for task in mixed)
         assert all(np.array_equal(first, other) for other in others)
         for t0 in (1, True, np.array([1, 1]), torch.tensor([True, True])):

@@ -99,13 +99,13 @@ def save(agent: TDMPC2, run_dir: Path, step: int, wandb_id: str | None) -> None:
 
 
 def restore(agent: TDMPC2, run_dir: Path) -> tuple[int, str | None]:
-    """Load ``state.pt`` into the agent, and write ``model.pt`` again if a kill kept it from following.
+    """Load ``state.pt`` into the agent, and write ``model.pt`` again if it is missing, damaged or of another step.
 
     Returns:
         The step it is from and the W&B run id, or (0, None) if there is nothing to continue.
 
     Raises:
-        ValueError: a file cannot be read.
+        ValueError: ``state.pt`` cannot be read.
     """
     path, model = run_dir / "state.pt", run_dir / "model.pt"
     if not path.exists():
@@ -115,6 +115,13 @@ def restore(agent: TDMPC2, run_dir: Path) -> tuple[int, str | None]:
         agent.model.load_state_dict(state["weights"])
     agent.load_training_state(state["training"])
     step = int(state["step"])
-    if not model.exists() or load_file(model).step != step:
+    if _step_of(model) != step:
         agent.save(model, step=step, overwrite=True)
     return step, state["wandb_id"]
+
+
+def _step_of(path: Path) -> int | None:
+    try:
+        return load_file(path).step
+    except ValueError:  # missing or damaged
+        return None
