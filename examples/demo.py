@@ -74,20 +74,19 @@ def main() -> None:
 
     models = {
         "5M teacher": ("teacher", f"{OUT}/teacher/model.pt", f"{teacher_s:.0f} s"),
-        "1M student, distilled": ("student", f"{OUT}/student/model.pt", f"{student_s:.0f} s"),
-        "1M student, int8": ("student-int8", f"{OUT}/student/model_int8.pt", ""),
+        "1M student": ("student", f"{OUT}/student/model.pt", f"{student_s:.0f} s"),
+        "1M int8": ("student-int8", f"{OUT}/student/model_int8.pt", "-"),
     }
-    table = Table("player", "file", "training", box=box.SIMPLE)
-    rows = [("random actions", "", "", random_returns())]
-    for label, (name, path, seconds) in models.items():
-        rows.append((label, f"{Path(path).stat().st_size / 1e6:.1f} MB", seconds, evaluate(name, path)))
-    for task in rows[0][3]:
-        table.add_column(task, justify="right")
-    for *facts, scores in rows:
-        table.add_row(*facts, *(f"{value:.1f}" for value in scores.values()))
+    returns = {"random": random_returns(), **{label: evaluate(*models[label][:2]) for label in models}}
+    table = Table("", *returns, box=box.SIMPLE)
+    for task in returns["random"]:
+        table.add_row(task, *(f"{scores[task]:.1f}" for scores in returns.values()))
+    table.add_section()
+    table.add_row("file", "-", *(f"{Path(path).stat().st_size / 1e6:.1f} MB" for _, path, _ in models.values()))
+    table.add_row("training", "-", *(seconds for _, _, seconds in models.values()))
     console.print(table)
     console.print(
-        "Returns: random play the mean of 40 episodes, the others one noise-free episode a task, with a reduced planner\n"
+        "Returns: random play the mean of 40 episodes, the others one noise-free episode a task, reduced planner\n"
         f"({PLANNER}). Score: mean return / 10.\n"
         f"{time.perf_counter() - start:.0f} s in all; everything is in {OUT}/",
         highlight=False,
