@@ -25,9 +25,6 @@ class TaskContext(NamedTuple):
         """The same context for inputs with one more leading axis at ``dim``."""
         return TaskContext(*(None if x is None else x.unsqueeze(dim) for x in self))
 
-    def detach(self) -> TaskContext:
-        return TaskContext(*(None if x is None else x.detach() for x in self))
-
 
 Task = Tensor | int | TaskContext | None
 

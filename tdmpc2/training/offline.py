@@ -34,8 +34,8 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
         problems.append(
             f"teacher: teacher_config.checkpoint={teacher.checkpoint} does not exist. Name a file, download the "
             "published mt30-317M.pt (Hugging Face model nicklashansen/tdmpc2, folder multitask, 2.0 GB), train one "
-            "with `python train.py teacher_config=null student_config.model_size=5 student_config.exp_name=teacher`, "
-            "or train without: teacher_config=null"
+            "with `python train.py teacher_config=null student_config.model_size=5 student_config.exp_name=teacher` "
+            "and add teacher_config.checkpoint=logs/mt30/1/teacher/model.pt, or train without: teacher_config=null"
         )
     if cfg.checkpoint is not None and not Path(cfg.checkpoint).exists():
         problems.append(f"weights to start from: student_config.checkpoint={cfg.checkpoint} does not exist")
