@@ -35,9 +35,14 @@ class Config:
 
     # Files
     checkpoint: str | None = None  # weights to start from, or to evaluate; null: random weights
-    data_dir: str = "data/mt30"  # directory of chunk_*.pt
+    data_dir: str = "data/mt30"  # an episode store, or a directory of chunk_*.pt
     exp_name: str | None = None  # null: "default", or the swept overrides in a multirun
     work_dir: str | None = None  # null: logs/<task>/<seed>/<exp_name>
+
+    # Data
+    data_device: str = "auto"  # auto | cuda | cpu | disk: where the episodes lie while training
+    task_balance: str = "episodes"  # episodes: every episode is equally likely; tasks: every task is
+    max_episodes_per_task: int | None = None  # that many of each task, evenly spaced; null: all
 
     # Offline training
     steps: int = 200_000
@@ -60,6 +65,7 @@ class Config:
     # Distillation
     distillation_weight: float = 0.45  # coefficient of the reward distillation loss
     distillation_temperature: float = 2.0  # softmax temperature of logit targets, of which there are none yet
+    distillation_cache: str = "off"  # off | lazy: keep the teacher's targets as they are used | full: compute all first
 
     # Planning
     mpc: bool = True  # false: act with the policy prior alone
@@ -100,6 +106,8 @@ class Config:
 
     # Collecting
     episodes_per_task: int = 10
+    episodes_per_file: int = 100
+    mix: tuple[str, ...] | None = None  # "SHARE random|policy|planner [CHECKPOINT] [noise STD]"; null: checkpoint alone
 
     # Device
     device: str = "auto"
@@ -263,7 +271,8 @@ MODEL_SIZES: dict[int, dict[str, int]] = {
 RUN_KEYS = frozenset(
     """
     checkpoint data_dir exp_name work_dir steps batch_size seed eval_episodes eval_freq eval_noise eval_seed compare
-    episodes_per_task device precision compile num_threads log_freq save_freq save_agent save_csv save_video
+    episodes_per_task episodes_per_file mix data_device task_balance max_episodes_per_task distillation_cache
+    device precision compile num_threads log_freq save_freq save_agent save_csv save_video
     wandb_project wandb_entity wandb_silent disable_wandb
     """.split()
 )
@@ -273,10 +282,14 @@ _CHOICES = {
     "policy_loss": ("opt", "tdmpc2"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "compile": ("auto", "true", "false"),
+    "data_device": ("auto", "cuda", "cpu", "disk"),
+    "task_balance": ("episodes", "tasks"),
+    "distillation_cache": ("off", "lazy", "full"),
 }
 _AT_LEAST_ONE = (
     "steps batch_size iterations num_samples num_elites num_pi_trajs horizon num_enc_layers enc_dim mlp_dim "
-    "latent_dim simnorm_dim num_channels eval_episodes episodes_per_task num_threads log_freq save_freq buffer_size"
+    "latent_dim simnorm_dim num_channels eval_episodes episodes_per_task episodes_per_file num_threads log_freq save_freq buffer_size "
+    "max_episodes_per_task"
 )
 _AT_LEAST_ZERO = (
     "eval_freq reward_coef value_coef consistency_coef distillation_weight entropy_coef task_dim lr "

@@ -32,6 +32,8 @@ def convert(name: str, hint: Any, value: Any) -> Any:
         return tuple(str(item).strip() for item in (value.split(",") if isinstance(value, str) else value))
     if want is str and name == "compile" and isinstance(value, bool):
         return str(value).lower()
+    if name == "distillation_cache" and value is False:
+        return "off"  # which YAML reads as false
     if want is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if want is float and isinstance(value, int) and not isinstance(value, bool):
