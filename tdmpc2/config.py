@@ -288,8 +288,8 @@ _CHOICES = {
 }
 _AT_LEAST_ONE = (
     "steps batch_size iterations num_samples num_elites num_pi_trajs horizon num_enc_layers enc_dim mlp_dim "
-    "latent_dim simnorm_dim num_channels eval_episodes episodes_per_task episodes_per_file num_threads log_freq save_freq buffer_size "
-    "max_episodes_per_task"
+    "latent_dim simnorm_dim num_channels eval_episodes episodes_per_task episodes_per_file max_episodes_per_task "
+    "num_threads log_freq save_freq buffer_size"
 )
 _AT_LEAST_ZERO = (
     "eval_freq reward_coef value_coef consistency_coef distillation_weight entropy_coef task_dim lr "

@@ -1,4 +1,4 @@
-"""Episodes of equal length in memory, and slices of them for training.
+"""Episodes of equal length, and slices of them for training.
 
 Which slices make up a batch is a pure function of (seed, step, rank): resuming needs no saved position and several
 processes need no coordination.
@@ -7,8 +7,8 @@ processes need no coordination.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from tdmpc2.data.chunks import Layout, check_finite, check_layout, chunk_paths, episode_tasks, read_chunk
+from tdmpc2.data.rows import RowFormat
+from tdmpc2.data.store import EpisodeStore
 from tdmpc2.tasks import TaskSpec
 
 _BLOCK = 256  # episodes copied at a time: 16 MB of MT30, small beside any chunk
@@ -28,32 +30,48 @@ class Batch(NamedTuple):
     action: Tensor  # [H, B, A] float32
     reward: Tensor  # [H, B, 1] float32
     task: Tensor  # [B] int64
+    teacher_reward: Tensor | None = None  # [H, B, 1] float32, the teacher's reward of the same steps
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         to_gpu = torch.device(device).type == "cuda"  # the other way, reading could begin before the copy has ended
-        return Batch(*(tensor.to(device, non_blocking=to_gpu) for tensor in self))
+        return self._replace(**{name: tensor.to(device, non_blocking=to_gpu) for name, tensor in self._columns()})
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which a GPU copies without the processor."""
+        return self._replace(**{name: tensor.pin_memory() for name, tensor in self._columns()})
+
+    def _columns(self) -> list[tuple[str, Tensor]]:
+        return [(name, tensor) for name, tensor in self._asdict().items() if tensor is not None]
 
 
 @dataclass(frozen=True, eq=False)
 class EpisodeDataset:
-    """N episodes of L steps, in the row layout of :mod:`tdmpc2.data.chunks`.
+    """N episodes of L steps as records; row 0 of an episode has a first observation, its action and reward are filler.
 
     Attributes:
-        obs: [N, L+1, O] float32.
-        action: [N, L+1, A] float32; row 0 is filler.
-        reward: [N, L+1] float32; row 0 is filler.
-        task: [N] int64, ids in the task set.
+        row_format: what a record holds.
+        rows: [N, L+1, W] int32 records, in memory, on a GPU or mapped from disk.
+        task: [N] int64, ids in the task set, on the device of ``rows``.
+        targets: extra columns of a teacher's outputs by name, [N, L+1] float32; row t is of the step that led to row t.
     """
 
-    obs: Tensor
-    action: Tensor
-    reward: Tensor
+    row_format: RowFormat
+    rows: Tensor
     task: Tensor
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        assert self.obs.shape[:2] == self.action.shape[:2] == self.reward.shape
-        assert self.task.shape == self.reward.shape[:1]
+        assert self.rows.ndim == 3
+        assert self.rows.shape[2] == self.row_format.words
+        assert self.task.shape == self.rows.shape[:1]
+        assert all(column.shape == self.rows.shape[:2] for column in self.targets.values())
+
+    @classmethod
+    def of(cls, obs: Tensor, action: Tensor, reward: Tensor, task: Tensor) -> EpisodeDataset:
+        """A data set of obs [N, L+1, O], action [N, L+1, A], reward [N, L+1] and task [N]."""
+        row_format = RowFormat(obs.shape[2], action.shape[2])
+        return cls(row_format, row_format.join(obs, action, reward), task)
 
     @classmethod
     def load(
@@ -63,6 +81,7 @@ class EpisodeDataset:
         task_ids: Sequence[int],
         device: torch.device | str = "cpu",
         progress: Callable[[int, int], None] | None = None,
+        max_per_task: int | None = None,
     ) -> EpisodeDataset:
         """Read the episodes of some tasks from all chunk files of a directory and check every row that is used.
 
@@ -74,43 +93,68 @@ class EpisodeDataset:
             task_ids: ids of the tasks to keep.
             device: where the episodes are to live.
             progress: called with (episodes read, episodes to read) as the reading goes on.
+            max_per_task: that many episodes of each task, see :func:`select_episodes`.
 
         Raises:
             ValueError: no data, a damaged file, data of another task set, or a task without an episode.
         """
         layout = Layout.of(specs)
-        wanted = torch.zeros(len(specs), dtype=torch.bool)
-        wanted[list(task_ids)] = True
         paths = chunk_paths(data_dir)
         tasks = []
         for path in paths:
             chunk = read_chunk(path)
             check_layout(path, chunk, layout)
             tasks.append(episode_tasks(path, chunk["task"], layout.num_tasks))
-        task = torch.cat([ids[wanted[ids]] for ids in tasks])
-        if missing := set(task_ids) - set(task.unique().tolist()):
-            names = ",".join(specs[index].name for index in sorted(missing))
-            raise ValueError(
-                f"data_dir={data_dir} has no episodes of {names}: collect some, or name only tasks it has (tasks=[...])"
-            )
-
-        total, done = len(task), 0
-        columns = {
-            "obs": torch.empty(total, layout.rows, layout.obs_dim, device=device),
-            "action": torch.empty(total, layout.rows, layout.action_dim, device=device),
-            "reward": torch.empty(total, layout.rows, device=device),
-        }
+        task = torch.cat(tasks)
+        kept = select_episodes(task, specs, task_ids, str(data_dir), max_per_task)
+        row_format = RowFormat(layout.obs_dim, layout.action_dim)
+        rows = torch.empty(len(kept), layout.rows, row_format.words, dtype=torch.int32, device=device)
+        done = first = 0
         for path, ids in zip(paths, tasks, strict=True):
             chunk = read_chunk(path)
-            for episodes in wanted[ids].nonzero().squeeze(1).split(_BLOCK):
-                block = {name: chunk[name][episodes] for name in columns}
+            own = kept[(kept >= first) & (kept < first + len(ids))] - first
+            first += len(ids)
+            for episodes in own.split(_BLOCK):
+                block = {name: chunk[name][episodes] for name in ("obs", "action", "reward")}
                 check_finite(path, block, episodes)
-                for name, column in columns.items():
-                    column[done : done + len(episodes)] = block[name]
+                rows[done : done + len(episodes)] = row_format.join(**block)
                 done += len(episodes)
                 if progress:
-                    progress(done, total)
-        return cls(**columns, task=task.to(device))
+                    progress(done, len(kept))
+        return cls(row_format, rows, task[kept].to(device))
+
+    @classmethod
+    def read(
+        cls,
+        store: EpisodeStore,
+        episodes: Tensor,
+        device: torch.device | str = "cpu",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> EpisodeDataset:
+        """Copy episodes of a store into the memory of a device, reading its file from beginning to end.
+
+        Args:
+            store: the store.
+            episodes: [n] int64, ascending.
+            device: where they are to live.
+            progress: called with (episodes read, episodes to read).
+        """
+        rows = torch.empty(len(episodes), *store.rows.shape[1:], dtype=torch.int32, device=device)
+        done = 0
+        for first in range(0, len(store.rows), _BLOCK):
+            own = episodes[(episodes >= first) & (episodes < first + _BLOCK)] - first
+            if len(own):
+                block = store.read(first, min(_BLOCK, len(store.rows) - first))
+                rows[done : done + len(own)] = block if len(own) == len(block) else block[own]
+                done += len(own)
+                if progress:
+                    progress(done, len(episodes))
+        return cls(store.meta.row_format, rows, store.task[episodes].to(device))
+
+    @classmethod
+    def map(cls, store: EpisodeStore) -> EpisodeDataset:
+        """All episodes of a store, left on disk."""
+        return cls(store.meta.row_format, store.rows, store.task)
 
     def __len__(self) -> int:
         """Number of episodes N."""
@@ -119,7 +163,22 @@ class EpisodeDataset:
     @property
     def episode_length(self) -> int:
         """Steps per episode L."""
-        return self.reward.shape[1] - 1
+        return self.rows.shape[1] - 1
+
+    @property
+    def obs(self) -> Tensor:
+        """Observations as stored, [N, L+1, O]."""
+        return self.row_format.split(self.rows)[0]
+
+    @property
+    def action(self) -> Tensor:
+        """Actions as stored, [N, L+1, A]; row 0 is filler."""
+        return self.row_format.split(self.rows)[1]
+
+    @property
+    def reward(self) -> Tensor:
+        """Rewards, [N, L+1] float32; row 0 is filler."""
+        return self.row_format.split(self.rows)[2]
 
     def episode_returns(self) -> dict[int, Tensor]:
         """Task id -> return of each of its episodes, [n] float32, in the order they are stored."""
@@ -127,13 +186,57 @@ class EpisodeDataset:
         return {index: returns[self.task == index] for index in self.task.unique().tolist()}
 
 
+def select_episodes(
+    task: Tensor, specs: Sequence[TaskSpec], task_ids: Sequence[int], origin: str, max_per_task: int | None = None
+) -> Tensor:
+    """Numbers of the episodes of some tasks, [n] int64, ascending.
+
+    Args:
+        task: task id of each episode, [N].
+        specs: tasks of the set, in id order.
+        task_ids: ids of the tasks to keep.
+        origin: where the episodes are from, for the message.
+        max_per_task: keep at most so many of each task, evenly spaced: recordings often go from beginner to expert.
+
+    Raises:
+        ValueError: a task has no episode.
+    """
+    own = {task_id: (task == task_id).nonzero().squeeze(1) for task_id in task_ids}
+    if missing := [specs[task_id].name for task_id, episodes in own.items() if not len(episodes)]:
+        raise ValueError(
+            f"data_dir={origin} has no episodes of {','.join(missing)}: collect some, or name only tasks it has "
+            "(tasks=[...])"
+        )
+    if max_per_task is not None:
+        for task_id, episodes in own.items():
+            if len(episodes) > max_per_task:
+                own[task_id] = episodes[torch.arange(max_per_task) * len(episodes) // max_per_task]
+    return torch.cat(list(own.values())).sort().values
+
+
 def draw_slices(
-    num_episodes: int, episode_length: int, step: int, batch_size: int, horizon: int, seed: int, rank: int = 0
+    num_episodes: int | np.ndarray,
+    episode_length: int,
+    step: int,
+    batch_size: int,
+    horizon: int,
+    seed: int,
+    rank: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Episode and first row of each slice of a batch: uniform over episodes, then over the starts 0 to L - H.
 
     The generator is counter-based, keyed with (seed, rank) and started at block ``step``: different triples read
     different, non-overlapping parts of its output.
+
+    Args:
+        num_episodes: N; or [T] numbers of episodes per task, to draw the task first, all equally likely. Episodes are
+            then numbered task by task.
+        episode_length: L.
+        step: number of the update, from 0.
+        batch_size: B.
+        horizon: H.
+        seed: seed of the run.
+        rank: number of the process.
 
     Returns:
         episode [B] and start [B], int64.
@@ -145,16 +248,64 @@ def draw_slices(
         raise ValueError(f"horizon={horizon} must be between 1 and {episode_length}, the length of an episode")
     key, counter = np.array([seed, rank], dtype=np.uint64), np.array([0, 0, 0, step], dtype=np.uint64)
     generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
-    episode = generator.integers(num_episodes, size=batch_size)
+    if isinstance(num_episodes, np.ndarray):
+        task = generator.integers(len(num_episodes), size=batch_size)
+        episode = np.cumsum(num_episodes)[task] - 1 - generator.integers(num_episodes[task])
+    else:
+        episode = generator.integers(num_episodes, size=batch_size)
     start = generator.integers(episode_length - horizon + 1, size=batch_size)
     return episode, start
 
 
-@dataclass(frozen=True)
 class SliceSampler:
-    """Uniform slices of a data set, each inside one episode."""
+    """Uniform slices of a data set, each inside one episode.
 
-    dataset: EpisodeDataset
+    Args:
+        dataset: the episodes.
+        episodes: numbers of those to draw from, [n] int64; all by default.
+        balance: ``episodes``: every episode is equally likely; ``tasks``: every task is, then its episodes are.
+    """
+
+    def __init__(self, dataset: EpisodeDataset, episodes: Tensor | None = None, balance: str = "episodes") -> None:
+        self.dataset = dataset
+        self._episodes = None if episodes is None or len(episodes) == len(dataset) else episodes.to(dataset.task.device)
+        self._count: int | np.ndarray = len(dataset) if self._episodes is None else len(self._episodes)
+        if balance == "tasks":
+            task = dataset.task if self._episodes is None else dataset.task[self._episodes]
+            order = task.argsort(stable=True)
+            self._episodes = order if self._episodes is None else self._episodes[order]
+            self._count = task.unique(return_counts=True)[1].cpu().numpy()
+
+    def __len__(self) -> int:
+        """Number of episodes that are drawn from."""
+        return len(self.dataset) if self._episodes is None else len(self._episodes)
+
+    def rows(self, step: int, batch_size: int, horizon: int, seed: int, rank: int = 0) -> Tensor:
+        """Numbers of the rows of a batch among all rows, end to end: [H+1, B] int64; the arguments are ``sample``'s.
+
+        Raises:
+            ValueError: see :func:`draw_slices`.
+        """
+        length, device = self.dataset.episode_length, self.dataset.rows.device
+        drawn = draw_slices(self._count, length, step, batch_size, horizon, seed, rank)
+        episode, start = (torch.from_numpy(index).to(device) for index in drawn)
+        if self._episodes is not None:
+            episode = self._episodes[episode]
+        return episode * (length + 1) + start + torch.arange(horizon + 1, device=device)[:, None]
+
+    def gather(self, rows: Tensor) -> Batch:
+        """The batch of rows [H+1, B], on the data set's device."""
+        data = self.dataset
+        records = data.rows.view(-1, data.rows.shape[2]).index_select(0, rows.flatten()).view(*rows.shape, -1)
+        obs, action, reward = (part.float() for part in data.row_format.split(records))
+        steps = rows[1:]  # what led to a row is stored with it
+        return Batch(
+            obs.contiguous(),
+            action[1:].contiguous(),
+            reward[1:].unsqueeze(-1).contiguous(),
+            data.task[rows[0] // data.rows.shape[1]],
+            **{name: column.view(-1)[steps].unsqueeze(-1) for name, column in data.targets.items()},
+        )
 
     def sample(self, step: int, batch_size: int, horizon: int, seed: int, rank: int = 0) -> Batch:
         """The batch of a training step, on the data set's device; the same arguments give the same batch.
@@ -169,17 +320,4 @@ class SliceSampler:
         Raises:
             ValueError: see :func:`draw_slices`.
         """
-        data = self.dataset
-        episode, start = (
-            torch.from_numpy(index).to(data.obs.device)
-            for index in draw_slices(len(data), data.episode_length, step, batch_size, horizon, seed, rank)
-        )
-        first = episode * (data.episode_length + 1) + start  # in all rows, end to end
-        rows = first + torch.arange(horizon + 1, device=first.device)[:, None]  # [H+1, B]
-
-        def gather(column: Tensor, rows: Tensor) -> Tensor:
-            flat = column.view(-1, *column.shape[2:])  # index_select: twice as fast as indexing with [episode, row]
-            return flat.index_select(0, rows.flatten()).view(*rows.shape, -1)
-
-        steps = rows[1:]  # what led to a row is stored with it
-        return Batch(gather(data.obs, rows), gather(data.action, steps), gather(data.reward, steps), data.task[episode])
+        return self.gather(self.rows(step, batch_size, horizon, seed, rank))

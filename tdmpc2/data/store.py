@@ -1,0 +1,191 @@
+"""The episode store: one directory of memory-mapped arrays, opened at once whatever its size.
+
+rows.npy    [N, L+1] records of obs, action and reward (:mod:`tdmpc2.data.rows`); row 0 holds the first observation,
+            row t what the t-th step led to. ``np.load("rows.npy", mmap_mode="r")["obs"]`` reads it without this project.
+task.npy    [N] task id of each episode
+meta.json   version, task names and sizes in id order, number and length of episodes, bytes and checksums of both files
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdmpc2.data.chunks import Layout
+from tdmpc2.data.rows import DTYPES, RowFormat
+from tdmpc2.tasks import TaskSpec
+
+FORMAT = 1
+BLOCK = 4096  # episodes under one checksum: 254 MB of MT30
+_AGAIN = "Import or download it again"
+
+
+@dataclass(frozen=True)
+class StoreFile:
+    """Size and content of one file: SHA-256 of the data after the ``.npy`` header, one for each block of episodes."""
+
+    bytes: int
+    sha256: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StoreMeta:
+    """What ``meta.json`` says.
+
+    Attributes:
+        task: name of the task set.
+        tasks: its tasks in id order.
+        episodes: N.
+        dtype: of observation and action.
+        files: per file name.
+        source: file names and sizes in bytes of the chunks it was imported from; empty if it was not.
+        block: episodes under one checksum.
+    """
+
+    task: str
+    tasks: tuple[TaskSpec, ...]
+    episodes: int
+    dtype: str = "float32"
+    files: dict[str, StoreFile] = field(default_factory=dict)
+    source: dict[str, int] = field(default_factory=dict)
+    block: int = BLOCK
+
+    @property
+    def layout(self) -> Layout:
+        """Rows per episode and padded sizes."""
+        return Layout.of(self.tasks)
+
+    @property
+    def row_format(self) -> RowFormat:
+        """The record of a row."""
+        return RowFormat(self.layout.obs_dim, self.layout.action_dim, self.dtype)
+
+    @property
+    def episode_bytes(self) -> int:
+        """Bytes of one episode."""
+        return self.layout.rows * self.row_format.record.itemsize
+
+    def to_json(self) -> str:
+        """The text of ``meta.json``; equal stores have equal text."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> StoreMeta:
+        """Read ``meta.json``.
+
+        Raises:
+            ValueError: missing, damaged or of a newer version.
+        """
+        try:
+            plain: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            version = plain.pop("format")
+            if version != FORMAT:
+                raise ValueError(f"{path} has format {version}, this version reads {FORMAT}: update tdmpc2-opt")
+            plain["tasks"] = tuple(TaskSpec(**spec) for spec in plain["tasks"])
+            plain["files"] = {name: StoreFile(f["bytes"], tuple(f["sha256"])) for name, f in plain["files"].items()}
+            meta = cls(**plain)
+            if meta.dtype not in DTYPES or meta.episodes < 1 or set(meta.files) != {"rows.npy", "task.npy"}:
+                raise KeyError("dtype, episodes or files")
+            return meta
+        except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is damaged or not of an episode store [{type(error).__name__}: {error}]. {_AGAIN}"
+            ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodeStore:
+    """An open store. Rows are read from disk when they are touched.
+
+    Attributes:
+        path: its directory.
+        meta: what it holds.
+        rows: [N, L+1, W] int32 records, mapped read-only: writing to them ends the process.
+        task: [N] int64.
+    """
+
+    path: Path
+    meta: StoreMeta
+    rows: Tensor
+    task: Tensor
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> EpisodeStore:
+        """Map a store into memory; its size does not matter.
+
+        Raises:
+            ValueError: not a store, or a file that is not as long or of the type that ``meta.json`` says.
+        """
+        root = Path(path).expanduser()
+        meta = StoreMeta.read(root / "meta.json")
+        shape, record = (meta.episodes, meta.layout.rows), meta.row_format.record
+        mapped, offset = _map(root / "rows.npy", shape, record, meta.files["rows.npy"].bytes)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            rows = torch.frombuffer(mapped, dtype=torch.int32, offset=offset).view(*shape, meta.row_format.words)
+        _map(root / "task.npy", shape[:1], np.dtype("<i4"), meta.files["task.npy"].bytes)
+        task = np.load(root / "task.npy")
+        if len(bad := np.flatnonzero((task < 0) | (task >= len(meta.tasks)))):
+            raise ValueError(
+                f"{root / 'task.npy'}: the task id is {task[bad[0]]} in episode {bad[0]}, but {root / 'meta.json'} "
+                f"names {len(meta.tasks)} tasks. {_AGAIN}"
+            )
+        return cls(root, meta, rows, torch.from_numpy(task.astype(np.int64)))
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 of the file checksums and what they are of: equal for equal data, whatever it was imported from."""
+        plain = json.loads(self.meta.to_json())
+        del plain["source"]
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+    def read(self, first: int, count: int) -> Tensor:
+        """Episodes ``first`` to ``first + count - 1`` in memory, [count, L+1, W]: one sequential read of the file."""
+        size = self.rows[0].numel()
+        offset = self.meta.files["rows.npy"].bytes - 4 * self.rows.numel() + 4 * first * size
+        values = np.fromfile(self.path / "rows.npy", np.int32, count * size, offset=offset)
+        return torch.from_numpy(values.reshape(count, *self.rows.shape[1:]))
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """(first episode, number of episodes) of each block under one checksum."""
+        for first in range(0, self.meta.episodes, self.meta.block):
+            yield first, min(self.meta.block, self.meta.episodes - first)
+
+
+def header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    """The first bytes of a ``.npy`` file."""
+    text = BytesIO()
+    np.lib.format.write_array_header_1_0(
+        text, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    )
+    return text.getvalue()
+
+
+def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype, size: int) -> tuple[mmap.mmap, int]:
+    start = header(shape, dtype)
+    try:
+        with open(path, "rb") as file:
+            found = os.fstat(file.fileno()).st_size
+            if found != size:
+                raise ValueError(f"{path} has {found:,} bytes instead of {size:,}. {_AGAIN}")
+            if file.read(len(start)) != start or size != len(start) + int(np.prod(shape)) * dtype.itemsize:
+                raise ValueError(f"{path} does not hold {shape} of {dtype} as its meta.json says. {_AGAIN}")
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}. {_AGAIN}") from error
+    if hasattr(mmap, "MADV_RANDOM"):  # slices are far apart: reading ahead would read 30 times as much
+        mapped.madvise(mmap.MADV_RANDOM)
+    return mapped, len(start)
