@@ -85,7 +85,8 @@ class TDMPC2:
 
         Args:
             batch: named tuple, tensordict or dict of time-major slices: obs [H+1, B, O], action [H, B, A],
-                reward [H, B, 1], task [B]; entry t of action and reward leads from obs[t] to obs[t+1].
+                reward [H, B, 1], task [B]; entry t of action and reward leads from obs[t] to obs[t+1]. With
+                teacher_reward [1 to H, B, 1], the teacher's for the same steps, the teacher is not asked.
             noise: random numbers to use instead of the agent's own.
 
         Returns:
@@ -106,8 +107,7 @@ class TDMPC2:
             next_z = model.encode(obs[1:], context)  # [H, B, D]
             discount = model.discounts[ids].unsqueeze(-1) if ids is not None else model.discounts
             td_target = self._td_target(next_z, reward, discount, context, noise)
-            if self.teacher is not None:
-                teacher_reward = distill.teacher_reward(self.teacher, obs[0], action[0], ids)
+            teacher_reward = distill.reward_target(batch, self.teacher, obs[0], action[0], ids)
 
         context = model.context(ids)
         z = [model.encode(obs[0], context)]
@@ -123,7 +123,7 @@ class TDMPC2:
             "value": (rho[:-1] * soft_cross_entropy(q_logits, td_target, model.bins).mean((2, 3))).mean(),
         }
         coefs = {"consistency": cfg.consistency_coef, "reward": cfg.reward_coef, "value": cfg.value_coef}
-        if self.teacher is not None:
+        if teacher_reward is not None:
             losses["distillation"] = distill.reward_distillation_loss(reward_logits[0], teacher_reward, model.bins)
             coefs["distillation"] = cfg.distillation_weight
         total = torch.stack([coefs[name] * loss for name, loss in losses.items()]).sum()

@@ -89,7 +89,14 @@ class Logger:
         """Id of the Weights & Biases run, or None without one; kept in the training state to continue the run."""
         return self._wandb.run_id
 
-    def log(self, step: int, metrics: Mapping[str, float | torch.Tensor], group: str = "train") -> None:
+    def log(
+        self,
+        step: int,
+        metrics: Mapping[str, float | torch.Tensor],
+        group: str = "train",
+        *,
+        data_wait: float | None = None,
+    ) -> None:
         """Write one row of scalars to every output.
 
         Args:
@@ -97,6 +104,7 @@ class Logger:
             metrics: numbers or one-element tensors, on any device. This call waits for the device once.
             group: prefix in Weights & Biases and name of the CSV file, ``<run_dir>/<group>.csv``. Rows of "train" are
                 the live line of a terminal; every other group gets a line of its own.
+            data_wait: share of the time since the last row that was spent waiting for data, 0 to 1.
 
         Raises:
             ValueError: a metric is not a scalar.
@@ -111,8 +119,11 @@ class Logger:
         else:
             speed, left = self._pace(step)
             row["speed/it_per_s"] = speed
-            place = f"step {step:,}/{self._total:,} ({step / max(self._total, 1):.0%})"
-            line = f"{place}   {speed:,.1f} it/s   ETA {left}   {shown}"
+            place = f"step {step:,}/{self._total:,} ({step / max(self._total, 1):.0%})   {speed:,.1f} it/s"
+            if data_wait is not None:
+                row["speed/data_wait"] = data_wait
+                place += f"   data {data_wait:.0%}"
+            line = f"{place}   ETA {left}   {shown}"
             if self._live:
                 self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
             else:

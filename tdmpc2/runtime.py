@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import psutil
 import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,6 +46,16 @@ def usable_cores() -> int:
     quota = Path("/sys/fs/cgroup/cpu.max")
     limit, _, period = quota.read_text().partition(" ") if quota.exists() else ("max", "", "")
     return cores if limit == "max" else max(1, min(cores, round(int(limit) / int(period))))
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes of memory this process can still take on a device; on a processor within its container's limit."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    available = psutil.virtual_memory().available
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return available if text == "max" else min(available, int(text) - psutil.Process().memory_info().rss)
 
 
 def has_fast_bf16(device: torch.device) -> bool:

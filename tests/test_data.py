@@ -154,7 +154,7 @@ def test_batch_moves_to_a_device() -> None:
     batch = SliceSampler(in_memory([0, 1])).sample(0, 4, 3, seed=1)
     moved = batch.to("meta")
     assert isinstance(moved, Batch)
-    assert {tensor.device.type for tensor in moved} == {"meta"}
+    assert {tensor.device.type for tensor in moved[:4]} == {"meta"}
     assert [tensor.shape for tensor in moved[:4]] == [tensor.shape for tensor in batch[:4]]
 
 
@@ -166,7 +166,7 @@ def test_data_on_the_gpu_gives_the_same_batches(tmp_path: Path) -> None:
             SliceSampler(EpisodeDataset.load(tmp_path, SPECS, ALL, device)).sample(step, 8, 3, seed=1)
             for device in ("cpu", "cuda")
         )
-        assert {tensor.device.type for tensor in gpu} == {"cuda"}
+        assert {tensor.device.type for tensor in gpu[:4]} == {"cuda"}
         assert all(torch.equal(a, b.cpu()) for a, b in zip(cpu[:4], gpu[:4], strict=True))
         assert all(torch.equal(a, b.to("cuda").to("cpu")) for a, b in zip(cpu[:4], cpu[:4], strict=True))
 
@@ -178,14 +178,14 @@ def test_chunks_are_joined_in_numerical_order(tmp_path: Path) -> None:
     for number, first in ((0, 0), (2, 2), (10, 4)):
         write_chunk(tmp_path / f"chunk_{number}.pt", **fields([0, 1], first))
     assert [path.name for path in chunk_paths(tmp_path)] == ["chunk_0.pt", "chunk_2.pt", "chunk_10.pt"]
-    calls: list[tuple[int, int]] = []
-    dataset = EpisodeDataset.load(tmp_path, SPECS, (0, 1), progress=lambda *args: calls.append(args))
+    calls: list[int] = []
+    dataset = EpisodeDataset.load(tmp_path, SPECS, (0, 1), progress=calls.append)
     expected = fields([0, 1, 0, 1, 0, 1])
     for name in ("obs", "action", "reward"):
         assert torch.equal(getattr(dataset, name).nan_to_num(-1), expected[name].nan_to_num(-1))
     assert dataset.task.tolist() == [0, 1, 0, 1, 0, 1]
     assert (len(dataset), dataset.episode_length) == (6, L)
-    assert calls == [(2, 6), (4, 6), (6, 6)]
+    assert calls == [2, 2, 2]
 
 
 @settings(max_examples=25, deadline=None)
@@ -250,7 +250,7 @@ def test_loading_needs_no_second_copy(tmp_path: Path) -> None:
         write_chunk(tmp_path / f"chunk_{number}.pt", **fields([0] * 1200, length=500, obs_dim=16))
     peak, before = 0, anonymous()
 
-    def watch(done: int, total: int) -> None:
+    def watch(episodes: int) -> None:
         nonlocal peak
         peak = max(peak, anonymous() - before)
 

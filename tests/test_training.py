@@ -295,6 +295,7 @@ def test_what_may_change_when_continuing(cfg: Config, data_dir: Path, tmp_path: 
         "iterations": 3, "num_samples": 24, "num_elites": 6, "num_pi_trajs": 2, "min_std": 0.1, "max_std": 1.5,
         "temperature": 0.7, "precision": "bf16", "compile": False, "eval_freq": 1000, "eval_episodes": 1,
         "eval_noise": True, "eval_seed": 7, "compare": "other.pt", "episodes_per_task": 4, "buffer_size": 10,
+        "data_device": "disk", "episodes_per_file": 7, "mix": ["1 random"],
         "wandb_project": "p", "wandb_entity": "e", "wandb_silent": True, "disable_wandb": True,
     }  # fmt: skip
     needed = {"device", "num_threads", "save_agent"}  # this machine's, and what is looked at below

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ _ALLOWED: list[Any] = [
     (getattr(tensordict.utils, "_LockedSchema", tuple), "tensordict.utils._LockedSchema"),
 ]
 _NAME = re.compile(r"chunk_(\d+)\.pt")
+_RECORD = re.compile(r"[^/]+/data/\d+")  # a tensor's values, in the archive that a file is
 _AGAIN = "Download or collect the file again"
 
 
@@ -88,13 +90,16 @@ def read_chunk(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         obs [N, L+1, O], action [N, L+1, A] and reward [N, L+1] in float32, task [N, L+1] in int32.
 
     Raises:
-        ValueError: unreadable or truncated, holds anything but tensors, or has other fields, types or shapes.
+        ValueError: unreadable, truncated or shorter than it says, holds anything but tensors, or has other fields,
+            types or shapes.
     """
     path = Path(path).expanduser()
     with torch.serialization.safe_globals(_ALLOWED):
         try:
             data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             chunk = dict(data.items()) if isinstance(data, TensorDict) else {}
+            with zipfile.ZipFile(path) as archive:  # what torch.save writes
+                records = [record for record in archive.infolist() if _RECORD.fullmatch(record.filename)]
         except pickle.UnpicklingError as error:  # its text recommends to load unsafely: not passed on
             name = re.search(r"GLOBAL ([\w.]+)", str(error))
             reason = f"loading it would run {name[1]}" if name else "it is damaged or not a chunk"
@@ -108,6 +113,7 @@ def read_chunk(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not isinstance(data, TensorDict):
         raise ValueError(f"{path} holds a {type(data).__name__}, not a TensorDict of {', '.join(DTYPES)}")
     check_fields(path, chunk)
+    check_sizes(path, chunk, records)
     return chunk
 
 
@@ -172,6 +178,23 @@ def check_fields(path: Path, chunk: Mapping[str, Any]) -> None:
         )
 
 
+def check_sizes(path: Path, chunk: Mapping[str, Tensor], records: Sequence[zipfile.ZipInfo]) -> None:
+    """Require that the tensors' values are all in the file: reading mapped values beyond its end ends the process."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in chunk.values()}
+    claimed = [size for _, size in sorted(storages.items())]
+    found = [record.file_size for record in sorted(records, key=lambda record: record.header_offset)]
+    size = path.stat().st_size
+    if (
+        len(found) != len(claimed)
+        or any(there < needed for there, needed in zip(found, claimed, strict=True))
+        or any(record.header_offset + record.file_size > size for record in records)
+    ):
+        raise ValueError(
+            f"{path} ({size:,} bytes) is shorter than it says: it claims arrays of "
+            f"{', '.join(f'{n:,}' for n in claimed)} bytes and holds {', '.join(f'{n:,}' for n in found)}. {_AGAIN}"
+        )
+
+
 def check_layout(path: Path, chunk: Mapping[str, Tensor], layout: Layout) -> None:
     """Require the sizes of a task set."""
     for what, found, expected in (
@@ -183,20 +206,21 @@ def check_layout(path: Path, chunk: Mapping[str, Tensor], layout: Layout) -> Non
             raise ValueError(f"{path} has {what} {found}, but the task set has {expected}. Is it data of another task?")
 
 
-def episode_tasks(path: Path, task: Tensor, num_tasks: int) -> Tensor:
-    """The task id of each episode, [N] int64, from the ids per row, [N, L+1]."""
+def episode_tasks(path: Path, task: Tensor, num_tasks: int, first_episode: int = 0) -> Tensor:
+    """The task id of each episode, [N] int64, from the ids per row, [N, L+1], of episodes from ``first_episode`` on."""
     ids = task[:, 0].long()
     for first in range(0, len(task), 4096):  # bounds the memory of the comparison
         changes = task[first : first + 4096] != task[first : first + 4096, :1]
         if changes.any():
             episode, row = changes.nonzero()[0].tolist()
-            raise ValueError(f"{path}: the task id changes in episode {first + episode}, row {row}. {_AGAIN}")
+            episode += first_episode + first
+            raise ValueError(f"{path}: the task id changes in episode {episode}, row {row}. {_AGAIN}")
     unknown = (ids < 0) | (ids >= num_tasks)
     if unknown.any():
         episode = int(unknown.nonzero()[0])
         raise ValueError(
-            f"{path}: the task id is {ids[episode]} in episode {episode}, row 0, but the task set has ids 0 to "
-            f"{num_tasks - 1}. Is it data of another task set?"
+            f"{path}: the task id is {ids[episode]} in episode {first_episode + episode}, row 0, but the task set has "
+            f"ids 0 to {num_tasks - 1}. Is it data of another task set?"
         )
     return ids
 

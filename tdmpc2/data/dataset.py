@@ -80,7 +80,7 @@ class EpisodeDataset:
         specs: Sequence[TaskSpec],
         task_ids: Sequence[int],
         device: torch.device | str = "cpu",
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int], None] | None = None,
         max_per_task: int | None = None,
     ) -> EpisodeDataset:
         """Read the episodes of some tasks from all chunk files of a directory and check every row that is used.
@@ -92,7 +92,7 @@ class EpisodeDataset:
             specs: tasks of the set, in id order.
             task_ids: ids of the tasks to keep.
             device: where the episodes are to live.
-            progress: called with (episodes read, episodes to read) as the reading goes on.
+            progress: called with the number of episodes just read.
             max_per_task: that many episodes of each task, see :func:`select_episodes`.
 
         Raises:
@@ -120,7 +120,7 @@ class EpisodeDataset:
                 rows[done : done + len(episodes)] = row_format.join(**block)
                 done += len(episodes)
                 if progress:
-                    progress(done, len(kept))
+                    progress(len(episodes))
         return cls(row_format, rows, task[kept].to(device))
 
     @classmethod
@@ -129,7 +129,7 @@ class EpisodeDataset:
         store: EpisodeStore,
         episodes: Tensor,
         device: torch.device | str = "cpu",
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> EpisodeDataset:
         """Copy episodes of a store into the memory of a device, reading its file from beginning to end.
 
@@ -137,7 +137,7 @@ class EpisodeDataset:
             store: the store.
             episodes: [n] int64, ascending.
             device: where they are to live.
-            progress: called with (episodes read, episodes to read).
+            progress: called with the number of episodes just read.
         """
         rows = torch.empty(len(episodes), *store.rows.shape[1:], dtype=torch.int32, device=device)
         done = 0
@@ -148,7 +148,7 @@ class EpisodeDataset:
                 rows[done : done + len(own)] = block if len(own) == len(block) else block[own]
                 done += len(own)
                 if progress:
-                    progress(done, len(episodes))
+                    progress(len(own))
         return cls(store.meta.row_format, rows, store.task[episodes].to(device))
 
     @classmethod
@@ -267,35 +267,36 @@ class SliceSampler:
     """
 
     def __init__(self, dataset: EpisodeDataset, episodes: Tensor | None = None, balance: str = "episodes") -> None:
-        self.dataset = dataset
-        self._episodes = None if episodes is None or len(episodes) == len(dataset) else episodes.to(dataset.task.device)
+        self.dataset, self.selection = dataset, (episodes, balance)
+        self._episodes = None if episodes is None or len(episodes) == len(dataset) else episodes.cpu()
         self._count: int | np.ndarray = len(dataset) if self._episodes is None else len(self._episodes)
         if balance == "tasks":
-            task = dataset.task if self._episodes is None else dataset.task[self._episodes]
+            task = dataset.task.cpu() if self._episodes is None else dataset.task.cpu()[self._episodes]
             order = task.argsort(stable=True)
             self._episodes = order if self._episodes is None else self._episodes[order]
-            self._count = task.unique(return_counts=True)[1].cpu().numpy()
+            self._count = task.unique(return_counts=True)[1].numpy()
 
     def __len__(self) -> int:
         """Number of episodes that are drawn from."""
         return len(self.dataset) if self._episodes is None else len(self._episodes)
 
     def rows(self, step: int, batch_size: int, horizon: int, seed: int, rank: int = 0) -> Tensor:
-        """Numbers of the rows of a batch among all rows, end to end: [H+1, B] int64; the arguments are ``sample``'s.
+        """Numbers of a batch's rows among all rows, end to end: [H+1, B] int64 on the host; arguments as ``sample``'s.
 
         Raises:
             ValueError: see :func:`draw_slices`.
         """
-        length, device = self.dataset.episode_length, self.dataset.rows.device
+        length = self.dataset.episode_length
         drawn = draw_slices(self._count, length, step, batch_size, horizon, seed, rank)
-        episode, start = (torch.from_numpy(index).to(device) for index in drawn)
+        episode, start = (torch.from_numpy(index) for index in drawn)
         if self._episodes is not None:
             episode = self._episodes[episode]
-        return episode * (length + 1) + start + torch.arange(horizon + 1, device=device)[:, None]
+        return episode * (length + 1) + start + torch.arange(horizon + 1)[:, None]
 
     def gather(self, rows: Tensor) -> Batch:
         """The batch of rows [H+1, B], on the data set's device."""
         data = self.dataset
+        rows = rows.to(data.rows.device)
         records = data.rows.view(-1, data.rows.shape[2]).index_select(0, rows.flatten()).view(*rows.shape, -1)
         obs, action, reward = (part.float() for part in data.row_format.split(records))
         steps = rows[1:]  # what led to a row is stored with it

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoint import file_sha256, load_file
+from tdmpc2.checkpoint import load_file
 from tdmpc2.config import Config
-from tdmpc2.data.chunks import chunk_paths
-from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
+from tdmpc2.data.batches import Batches
+from tdmpc2.data.dataset import Batch
+from tdmpc2.data.placement import data_record, open_data
 from tdmpc2.evaluation import evaluate, num_steps
-from tdmpc2.loading import load_agent
 from tdmpc2.logger import Logger
-from tdmpc2.progress import Progress
 from tdmpc2.results import table_rows, video_writer, write_video
 from tdmpc2.rollout import Frames, check_playable
 from tdmpc2.runtime import set_num_threads
 from tdmpc2.training import run_dir
+from tdmpc2.training.teacher import Teacher, add_targets
 
 
 def preflight(cfg: Config, teacher: Config | None) -> None:
@@ -27,7 +27,7 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
     """
     problems = []
     try:
-        chunk_paths(cfg.data_dir)
+        data_record(cfg.data_dir)
     except ValueError as error:
         problems.append(f"data: {error}")
     if teacher is not None and (teacher.checkpoint is None or not Path(teacher.checkpoint).exists()):
@@ -65,39 +65,42 @@ def train(cfg: Config, teacher_cfg: Config | None) -> Path:
     """
     preflight(cfg, teacher_cfg)
     threads = set_num_threads(cfg.num_threads)
-    teacher, sha256 = None, None
-    if teacher_cfg is not None and teacher_cfg.checkpoint is not None:
-        task = {} if teacher_cfg.multitask else {"task": teacher_cfg.task}  # files of other code bases do not name it
-        teacher = load_agent(teacher_cfg.checkpoint, device=cfg.device, precision="fp32", **task)
-        teacher.model.requires_grad_(False)
-        sha256 = file_sha256(teacher_cfg.checkpoint)
-    agent = TDMPC2(cfg, teacher)
+    teacher = Teacher.of(teacher_cfg)
+    alive = teacher.load(cfg.device) if teacher and cfg.distillation_cache == "off" else None
+    agent = TDMPC2(cfg, alive)
     if cfg.checkpoint is not None:
         agent.load(load_file(cfg.checkpoint).model)
-    record = run_dir.check(cfg, sha256)
+    record = run_dir.check(cfg, teacher.sha256 if teacher else None)
     start, wandb_id = run_dir.restore(agent, cfg.run_dir)
     path = cfg.run_dir / "model.pt"
     if start >= cfg.steps:
         print(f"{cfg.run_dir} is already trained for {start:,} steps; set student_config.steps higher to go on")
         return path
 
-    data = _load_data(cfg)
-    sampler = SliceSampler(data)
+    data, lazy = open_data(cfg, agent.device), None
+    if teacher and not alive:
+        data, lazy = add_targets(data, teacher, cfg.distillation_cache, agent.device)
+    sampler = data.sampler
     run_dir.claim(cfg.run_dir, record)  # everything has been read and found good
     with Logger(
-        cfg, teacher=teacher.cfg if teacher else None, total_steps=cfg.steps, start_step=start, run_id=wandb_id
+        cfg, teacher=alive.cfg if alive else teacher_cfg, total_steps=cfg.steps, start_step=start, run_id=wandb_id
     ) as logger:
         logger.message(
             f"{cfg.run_dir}: {sum(p.numel() for p in agent.model.parameters() if p.requires_grad):,} parameters, "
-            f"{len(data):,} episodes, {'teacher ' + str(teacher_cfg.checkpoint) if teacher_cfg else 'no teacher'}, "
+            f"{len(sampler):,} episodes on {data.place}, {f'teacher {teacher.path}' if teacher else 'no teacher'}, "
             f"{agent.device}, {threads} threads" + (f", continuing at step {start:,}" if start else "")
         )
-        for step in range(start, cfg.steps):
-            batch = sampler.sample(step, cfg.batch_size, cfg.horizon, cfg.seed).to(agent.device)
+
+        def draw(step: int) -> Batch:
+            return sampler.sample(step, cfg.batch_size, cfg.horizon, cfg.seed)
+
+        batches = Batches(draw, range(start, cfg.steps), agent.device, data.ahead)
+        for done, batch in enumerate(batches, start + 1):
+            if lazy:
+                batch = lazy.fill(batch, sampler.rows(done - 1, cfg.batch_size, cfg.horizon, cfg.seed))
             metrics = agent.update(batch)
-            done = step + 1
             if done % cfg.log_freq == 0 or done == cfg.steps:
-                logger.log(done, metrics)
+                logger.log(done, metrics, data_wait=batches.take_wait())
             if cfg.save_agent and (done % cfg.save_freq == 0 or done == cfg.steps):
                 run_dir.save(agent, cfg.run_dir, done, logger.run_id)
                 logger.save_artifact(path, f"{cfg.task}-{cfg.exp_name or 'default'}", "model")
@@ -106,18 +109,6 @@ def train(cfg: Config, teacher_cfg: Config | None) -> Path:
         if cfg.save_agent:
             logger.message(f"Trained for {cfg.steps:,} steps: {path}")
     return path
-
-
-def _load_data(cfg: Config) -> EpisodeDataset:
-    with Progress(None, "Loading", unit="episodes") as bar:
-        seen = 0
-
-        def show(done: int, total: int) -> None:
-            nonlocal seen
-            bar.update(done - seen)
-            seen = done
-
-        return EpisodeDataset.load(cfg.data_dir, cfg.task_specs, cfg.task_ids, progress=show)
 
 
 def _evaluate(agent: TDMPC2, cfg: Config, logger: Logger, step: int) -> None:

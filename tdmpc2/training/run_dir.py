@@ -1,6 +1,6 @@
 """The directory of one run: what it was started with, its newest weights, and all it needs to continue.
 
-run.json    the resolved configuration, the teacher's checksum, the data files and their sizes
+run.json    the resolved configuration, the teacher's checksum, the data files and their sizes or their checksum
 model.pt    newest deployable checkpoint
 state.pt    the same weights with optimisers, value scale, random state and step: one file, so always consistent
 train.csv, eval.csv, ...
@@ -16,8 +16,8 @@ import torch
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoint import load_file, read_file, save_file
-from tdmpc2.config import Config
-from tdmpc2.data.chunks import chunk_paths
+from tdmpc2.config import Config, defaults
+from tdmpc2.data.placement import data_record
 from tdmpc2.files import write_text
 
 #: Keys that may change when a run is continued: none of them is read by an update or by the choice of its batch.
@@ -25,7 +25,8 @@ CHANGEABLE = frozenset(
     """
     steps data_dir work_dir exp_name device num_threads log_freq save_freq save_agent save_csv save_video
     mpc iterations num_samples num_elites num_pi_trajs min_std max_std temperature precision compile
-    eval_freq eval_episodes eval_noise eval_seed compare episodes_per_task buffer_size
+    eval_freq eval_episodes eval_noise eval_seed compare buffer_size
+    data_device episodes_per_task episodes_per_file mix
     wandb_project wandb_entity wandb_silent disable_wandb
     """.split()
 )
@@ -39,12 +40,11 @@ def check(cfg: Config, teacher_sha256: str | None) -> dict[str, Any]:
             weights that cannot be continued and would be overwritten.
     """
     path = cfg.run_dir / "run.json"
-    data = {chunk.name: chunk.stat().st_size for chunk in chunk_paths(cfg.data_dir)}
-    now = {**cfg.to_dict(), "teacher_sha256": teacher_sha256, "data": data}
+    now = {**cfg.to_dict(), "teacher_sha256": teacher_sha256, "data": data_record(cfg.data_dir)}
     record: dict[str, Any] = json.loads(json.dumps(now))
     if path.exists():
         try:
-            there: dict[str, Any] = json.loads(path.read_text())
+            there: dict[str, Any] = {**defaults(), **json.loads(path.read_text())}  # keys may be newer than the run
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is damaged ({error}): set exp_name to start a new run") from error
         differing = [

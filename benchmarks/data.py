@@ -1,0 +1,210 @@
+"""Data at the size of MT30: opening, memory, drawing batches; beside torchrl's SliceSampler.
+
+python benchmarks/data.py                       # 10 minutes; writes 20 GB (or half the free disk) and removes them
+python benchmarks/data.py --gb 1 --repeats 50   # the same in a minute
+
+A store of 345,690,000 rows is made, of which the first --gb are really written and the rest is a hole in the file.
+Index times are over all rows; batches are gathered from the written part only, first from cold pages, then the same
+batches again from warm ones. Everything runs on one core. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from distillation_cache import measure as measure_distillation
+from rich import box, get_console
+from rich.table import Table
+from tensordict import TensorDict
+from torchrl.data import SliceSampler as TorchrlSliceSampler
+
+from tdmpc2.data.batches import Batches
+from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
+from tdmpc2.data.replay import EpisodeSliceSampler, replay_buffer, to_batch
+from tdmpc2.data.store import BLOCK, EpisodeStore, StoreFile, StoreMeta, header
+from tdmpc2.progress import Progress
+from tdmpc2.tasks import MT30, lookup
+
+EPISODES, B, H, SEED = 690_000, 256, 3, 1
+
+
+def make_store(root: Path, written_bytes: int) -> int:
+    """Make the store; returns the number of episodes whose bytes are really on disk."""
+    specs = tuple(lookup(name) for name in MT30)
+    meta = StoreMeta("mt30", specs, EPISODES)
+    start = header((EPISODES, meta.layout.rows), meta.row_format.record)
+    noise = np.random.default_rng(0).standard_normal(BLOCK * meta.episode_bytes // 4, np.float32)
+    written = min(EPISODES, written_bytes // meta.episode_bytes)
+    with open(root / "rows.npy", "wb") as file, Progress(written, "Writing", unit="episodes") as bar:
+        file.write(start)
+        for first in range(0, written, BLOCK):
+            count = min(BLOCK, written - first)
+            file.write(noise[: count * meta.episode_bytes // 4].data)
+            file.flush()
+            os.fsync(file.fileno())
+            bar.update(count)
+        file.truncate(len(start) + EPISODES * meta.episode_bytes)
+    task = np.arange(EPISODES, dtype="<i4") % len(specs)
+    np.save(root / "task.npy", task)
+    files = {name: StoreFile((root / name).stat().st_size, ("",)) for name in ("rows.npy", "task.npy")}
+    (root / "meta.json").write_text(StoreMeta("mt30", specs, EPISODES, files=files).to_json())
+    return written
+
+
+def drop_cache(path: Path) -> None:
+    """Let the system forget the file's pages, where it takes such advice."""
+    if hasattr(os, "posix_fadvise"):
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def resident_mb() -> float:
+    """Anonymous and shared memory of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))) / 1024
+
+
+def median_ms(function: Callable[[int], object], repeats: int, first: int = 0) -> float:
+    """Median time of ``function(first)``, ``function(first + 1)``, ..."""
+    seconds = []
+    for step in range(first, first + repeats):
+        start = time.perf_counter()
+        function(step)
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(seconds))
+
+
+def measure_store(root: Path, written: int, repeats: int) -> dict[str, float]:
+    """Opening and drawing."""
+    start = time.perf_counter()
+    store = EpisodeStore.open(root)
+    sampler = SliceSampler(EpisodeDataset.map(store))
+    open_s = time.perf_counter() - start
+    part = SliceSampler(EpisodeDataset.map(store), torch.arange(written))
+
+    def index(step: int) -> object:
+        return sampler.rows(step, B, H, SEED)
+
+    def batch(step: int) -> object:
+        return part.sample(step, B, H, SEED)
+
+    drop_cache(root / "rows.npy")
+    cold = median_ms(batch, repeats, first=0)
+    batches = iter(
+        Batches(lambda step: part.sample(step, B, H, SEED), range(repeats, 3 * repeats), torch.device("cpu"), 8)
+    )
+    start = time.perf_counter()
+    ahead = sum(1 for _ in batches)
+    threads = 1e3 * (time.perf_counter() - start) / ahead
+    index_ms, batch_ms = median_ms(index, 10 * repeats), median_ms(batch, repeats, first=0)
+    tasks = SliceSampler(EpisodeDataset.map(store), torch.arange(written), "tasks")
+    return {
+        "rows": store.rows.shape[0] * store.rows.shape[1],
+        "written_gb": written * store.meta.episode_bytes / 1e9,
+        "open_s": open_s,
+        "anon_mb": resident_mb(),
+        "index_ms": index_ms,
+        "index_by_task_ms": median_ms(lambda step: tasks.rows(step, B, H, SEED), 10 * repeats),
+        "batch_ms": batch_ms,
+        "cold_batch_ms": cold,
+        "cold_batch_8_threads_ms": threads,
+    }
+
+
+def measure_torchrl(root: Path, written: int, repeats: int) -> dict[str, float]:
+    """torchrl's sampler over the same rows, and ours through torchrl; warm pages: the same draws are made twice."""
+    store = EpisodeStore.open(root)
+    dataset = EpisodeDataset.map(store)
+    part = SliceSampler(dataset, torch.arange(written))
+    through = replay_buffer(dataset, EpisodeSliceSampler(part, H, SEED), B, H)
+    result = {}
+    median_ms(lambda _: through.sample(), repeats)
+    through.empty()
+    result["replay_buffer_ms"] = median_ms(lambda _: to_batch(through.sample(), H), repeats)
+    rows = len(dataset) * (dataset.episode_length + 1)
+    for name, cached, count in (("uncached", False, 5), ("cached", True, repeats)):
+        gc.collect()
+        sampler = TorchrlSliceSampler(traj_key="episode", slice_len=H + 1, cache_values=cached)
+        buffer = replay_buffer(dataset, sampler, B, H)
+        for _ in range(2):  # the second time from warm pages
+            buffer.set_rng(torch.Generator().manual_seed(0))
+            buffer.sample()  # fills the cache
+            result[f"slice_sampler_{name}_ms"] = median_ms(lambda _, b=buffer: to_batch(b.sample(), H), count)
+        del buffer, sampler
+    return {"slice_sampler_rows": rows, **result}
+
+
+def measure_layouts(root: Path, repeats: int) -> dict[str, float]:
+    """The same rows as records, as three arrays, and as a memory-mapped TensorDict: 0.5 GB, warm, interleaved."""
+    count, length = 8_000, 501
+    meta = StoreMeta.read(root / "meta.json")
+    records = EpisodeDataset(
+        meta.row_format, EpisodeStore.open(root).read(0, count), torch.arange(count) % len(meta.tasks)
+    )
+    sampler = SliceSampler(records)
+    columns = {name: getattr(records, name).flatten(0, 1) for name in ("obs", "action", "reward")}
+    arrays = {}
+    for name, column in columns.items():
+        np.save(root / f"{name}.npy", column.numpy())
+        arrays[name] = torch.from_numpy(np.load(root / f"{name}.npy", mmap_mode="r+"))
+    mapped = TensorDict(columns, batch_size=[count * length]).memmap(root / "tensordict")
+
+    def three(step: int) -> object:
+        rows = sampler.rows(step, B, H, SEED)
+        steps = rows[1:].flatten()
+        return (
+            arrays["obs"].index_select(0, rows.flatten()).view(H + 1, B, -1),
+            arrays["action"].index_select(0, steps).view(H, B, -1),
+            arrays["reward"].index_select(0, steps).view(H, B, 1),
+        )
+
+    cases: dict[str, Callable[[int], object]] = {
+        "records_ms": lambda step: sampler.sample(step, B, H, SEED),
+        "three_arrays_ms": three,
+        "tensordict_memmap_ms": lambda step: mapped[sampler.rows(step, B, H, SEED)],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for step in range(2 * repeats):
+        for name, case in cases.items():
+            seconds[name].append(median_ms(case, 1, first=step % repeats))
+    return {name: float(np.median(values[repeats:])) for name, values in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gb", type=float, default=20, help="really written data")
+    parser.add_argument("--dir", type=Path, default=Path("."), help="where the store is made; it is removed again")
+    parser.add_argument("--repeats", type=int, default=200)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    gb = min(args.gb, shutil.disk_usage(args.dir).free / 2e9)
+    with tempfile.TemporaryDirectory(prefix="benchmark_data_", dir=args.dir) as name:
+        root = Path(name)
+        written = make_store(root, int(gb * 1e9))
+        result = measure_store(root, written, args.repeats)
+        result |= measure_torchrl(root, written, args.repeats)
+        result |= measure_layouts(root, args.repeats)
+    result["slice_sampler_ms"] = result["slice_sampler_uncached_ms"]
+    result["ratio_uncached"] = result["slice_sampler_uncached_ms"] / result["batch_ms"]
+    result["ratio_cached"] = result["slice_sampler_cached_ms"] / result["batch_ms"]
+    distillation = measure_distillation()
+    result["cached_step_over_plain_step"] = distillation["cached_step_over_plain_step"]
+    table = Table("", "", box=box.SIMPLE)
+    for key, value in result.items():
+        table.add_row(key, f"{value:,.3f}" if isinstance(value, float) else f"{value:,}")
+    get_console().print(table)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""From an episode store back to chunk files, which the reference code bases read."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tdmpc2.data.chunks import read_chunk, write_chunk
+from tdmpc2.data.store import EpisodeStore
+from tdmpc2.progress import Progress
+
+_PIECE = 256  # episodes copied at a time
+
+
+def export_chunks(
+    store: EpisodeStore, out_dir: str | os.PathLike[str], episodes_per_file: int = 16384, quiet: bool = False
+) -> list[Path]:
+    """Write all episodes of a store to ``out_dir/chunk_0.pt``, ``chunk_1.pt``, ... in float32.
+
+    Files that are already there with exactly these episodes stay, so that a call after a kill continues. The memory it
+    takes is that of one file: 1 GB of MT30 by default.
+
+    Args:
+        store: the store.
+        out_dir: directory, made if need be.
+        episodes_per_file: N of a chunk.
+        quiet: print nothing.
+
+    Returns:
+        The paths.
+
+    Raises:
+        ValueError: ``out_dir`` holds other chunk files, which are left alone, a row that is used is not finite, or the
+            disk refused.
+    """
+    if episodes_per_file < 1:
+        raise ValueError(f"episodes_per_file={episodes_per_file} must be at least 1")
+    root = Path(out_dir).expanduser()
+    firsts = range(0, store.meta.episodes, episodes_per_file)
+    paths = [root / f"chunk_{number}.pt" for number in range(len(firsts))]
+    if other := sorted(set(root.glob("chunk_*.pt")) - set(paths)):
+        raise ValueError(f"{other[0]} is not of this export of {len(paths)} files: name an empty directory")
+    with nullcontext() if quiet else Progress(store.meta.episodes, "Exporting", unit="episodes") as bar:
+        for path, first in zip(paths, firsts, strict=True):
+            count = min(episodes_per_file, store.meta.episodes - first)
+            chunk = _read(store, first, count)
+            if not path.exists():
+                write_chunk(path, **chunk)
+            elif not _same(read_chunk(path), chunk):
+                last = first + count - 1
+                raise ValueError(f"{path} exists and does not hold episodes {first} to {last} of {store.path}")
+            if bar:
+                bar.update(count)
+    return paths
+
+
+def _read(store: EpisodeStore, first: int, count: int) -> dict[str, Tensor]:
+    meta, layout = store.meta, store.meta.layout
+    obs = torch.empty(count, layout.rows, layout.obs_dim)
+    action = torch.empty(count, layout.rows, layout.action_dim)
+    reward = torch.empty(count, layout.rows)
+    for start in range(0, count, _PIECE):
+        piece = slice(start, min(start + _PIECE, count))
+        parts = meta.row_format.split(store.read(first + start, piece.stop - start))
+        obs[piece], action[piece], reward[piece] = parts
+    action[:, 0] = reward[:, 0] = torch.nan
+    task = store.task[first : first + count].to(torch.int32)
+    return {"obs": obs, "action": action, "reward": reward, "task": task[:, None].expand(-1, layout.rows)}
+
+
+def _same(chunk: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(chunk[name].view(torch.int32), other[name].view(torch.int32)) for name in other)

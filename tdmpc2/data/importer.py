@@ -1,0 +1,229 @@
+"""Making an episode store from chunk files and other stores, and finding the one a directory of chunk files has.
+
+Memory: a few pieces of 4 MB. Chunk files are mapped anew for each piece, so that pages once read do not stay.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from datetime import timedelta
+from itertools import cycle
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tdmpc2.data.chunks import check_finite
+from tdmpc2.data.rows import RowFormat
+from tdmpc2.data.selection import Part, Selection, check_tasks, chunk_sizes
+from tdmpc2.data.store import BLOCK, EpisodeStore, StoreMeta
+from tdmpc2.data.writer import StoreWriter, buffers, clean, disk_bytes, has_leftovers, locked, say
+from tdmpc2.progress import Progress
+from tdmpc2.tasks import TaskSpec
+
+_PIECE = 4 << 20  # bytes copied at a time: they stay in the processor's cache between reading, hashing and writing
+_RATE = 300e6  # bytes per second of a plain SSD, for the estimate
+
+
+def import_episodes(
+    sources: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    task: str,
+    specs: Sequence[TaskSpec],
+    *,
+    dtype: str = "float32",
+    task_ids: Sequence[int] | None = None,
+    max_per_task: int | None = None,
+    block: int = BLOCK,
+    quiet: bool = False,
+) -> EpisodeStore:
+    """Write the episodes of some directories into a new store; every row that is used is checked on the way.
+
+    Equal episodes give equal bytes. Row 0 of action and reward becomes NaN. After a kill, a call with the same
+    arguments and unchanged files continues with the first unfinished block. Where another process is making the same
+    store, it is waited for.
+
+    Args:
+        sources: directories of chunk files, or stores; their episodes follow one another.
+        out: directory of the store, which must not exist.
+        task: name of the task set.
+        specs: its tasks in id order.
+        dtype: of observation and action, ``float32`` or ``float16``.
+        task_ids: ids of the tasks to keep; every episode by default.
+        max_per_task: that many episodes of each task, see :func:`select_episodes`.
+        block: episodes under one checksum.
+        quiet: print nothing.
+
+    Raises:
+        ValueError: ``out`` exists, the disk is too small, a file is damaged, of another task set, or holds a value
+            that is not finite or too large for ``dtype``. Nothing that was there before is changed.
+    """
+    out = Path(out).expanduser()
+    if out.exists() and not has_leftovers(out):
+        raise ValueError(_exists(out))
+    selection = Selection.of(sources, task, specs, dtype, task_ids, max_per_task, block)
+    return _import(selection, out, replace=False, quiet=quiet)
+
+
+def find_store(data_dir: str | os.PathLike[str]) -> EpisodeStore | None:
+    """The store that holds the data of a directory.
+
+    It is the directory itself, or ``store`` in it: where there are also chunk files, only if it was imported from
+    files of these names and sizes.
+
+    Returns:
+        None if there is no store, or only one of other chunk files than those that are there now.
+
+    Raises:
+        ValueError: a store is damaged.
+    """
+    root = Path(data_dir).expanduser()
+    if (root / "meta.json").exists():
+        return EpisodeStore.open(root)
+    path = root / "store"
+    if (path / "meta.json").exists() and (
+        not any(root.glob("chunk_*.pt")) or StoreMeta.read(path / "meta.json").source == chunk_sizes(root)
+    ):
+        return EpisodeStore.open(path)
+    return None
+
+
+def ensure_store(
+    data_dir: str | os.PathLike[str], task: str, specs: Sequence[TaskSpec], quiet: bool = False
+) -> EpisodeStore:
+    """The store of a directory; all chunk files of the directory are imported to ``<data_dir>/store`` if need be.
+
+    A store there that was imported from some of the files is replaced once the new one is complete. One that may hold
+    episodes that are nowhere else, because it was not imported from here or files of its are gone, is not.
+
+    Raises:
+        ValueError: see :func:`import_episodes`; no data; or a store that may not be replaced is in the way.
+    """
+    root = Path(data_dir).expanduser()
+    out = root / "store"
+    store = find_store(root)
+    if store is None:
+        _check_replaceable(out, root)
+        store = _import(Selection.of([root], task, specs), out, replace=True, quiet=quiet)
+    elif store.path == out and has_leftovers(out):
+        with locked(out, quiet):
+            clean(out)
+    check_tasks(f"task={task}", specs, str(store.path), store.meta.tasks)
+    return store
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def _import(selection: Selection, out: Path, replace: bool, quiet: bool) -> EpisodeStore:
+    origin = selection.origin()
+    with locked(out, quiet):
+        writer = StoreWriter(out, selection.meta, selection.task, origin)
+        if out.exists():
+            if writer.is_finished():  # made while this process waited, or by one that was killed at the last moment
+                clean(out)
+                return EpisodeStore.open(out)
+            if not replace:
+                raise ValueError(_exists(out))
+        missing = selection.meta.episodes - writer.first_episode
+        _check_disk(out, selection, writer, missing * selection.meta.episode_bytes, quiet)
+        try:
+            with writer:
+                with nullcontext() if quiet else Progress(missing, "Importing", unit="episodes") as bar:
+                    _copy(selection, writer, bar)
+                if selection.origin() != origin:
+                    writer.discard()
+                    raise ValueError(f"{selection.label} changed while it was imported: import it again")
+                writer.finish()
+        except OSError as error:
+            again = " Import again to continue where it stopped" if writer.finished else ""
+            raise ValueError(f"Could not write {out}: {error}. What was there before is unchanged.{again}") from error
+    return EpisodeStore.open(out)
+
+
+def _copy(selection: Selection, writer: StoreWriter, bar: Progress | None) -> None:
+    """Read, check and convert here, hash and write in a thread."""
+    ring = buffers(selection.meta, _PIECE, 3)
+    waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(1) as thread:
+        pieces = selection.pieces(writer.first_episode, len(ring[0]))
+        for buffer, (part, episodes) in zip(cycle(ring), pieces, strict=False):
+            if len(waiting) == len(ring):
+                waiting.popleft().result()
+            try:
+                _fill(buffer, selection.meta.row_format, part, episodes)
+            except ValueError:  # the journal is of no use: the file must change first
+                _settle(waiting)
+                writer.discard()
+                raise
+            waiting.append(thread.submit(writer.write, buffer[: len(episodes)]))
+            if bar:
+                bar.update(len(episodes))
+        _settle(waiting)
+
+
+def _settle(waiting: deque[Future[None]]) -> None:
+    while waiting:
+        waiting.popleft().result()
+
+
+def _fill(buffer: Tensor, row_format: RowFormat, part: Part, episodes: Tensor) -> None:
+    data = part.read(episodes)
+    check_finite(part.path, data, episodes)
+    obs, action, reward = row_format.split(buffer[: len(episodes)])
+    action[:, 0] = torch.nan
+    reward[:, 0] = torch.nan
+    for name, first_row, target in (("obs", 0, obs), ("action", 1, action), ("reward", 1, reward)):
+        values = data[name][:, first_row:]
+        limit = torch.finfo(target.dtype).max
+        if target.dtype == torch.float16 and max(-values.min(), values.max()) > limit:
+            episode, row, entry = (values.abs() > limit).nonzero()[0].tolist()
+            raise ValueError(
+                f"{part.path}: {name} is {values[episode, row, entry].item():g} in episode {int(episodes[episode])}, "
+                f"row {row + first_row}; float16 holds at most {limit:,.0f}. Import it as float32"
+            )
+        target[:, first_row:].copy_(values)
+
+
+def _check_disk(out: Path, selection: Selection, writer: StoreWriter, size: int, quiet: bool) -> None:
+    needed, free = writer.bytes_to_reserve, shutil.disk_usage(out.parent).free
+    if not writer.finished and writer.partial.exists():  # it is deleted first
+        free += disk_bytes(writer.partial / "rows.npy")
+    if needed > free:
+        raise ValueError(
+            f"{out} needs {needed / 1e9:,.2f} GB more and its disk has {free / 1e9:,.2f} GB free: make room, name "
+            "another disk, or import fewer tasks or episodes, or float16. Nothing was written"
+        )
+    if quiet:
+        return
+    meta, num_tasks = selection.meta, len(selection.task.unique())
+    if writer.finished:
+        say(f"Continuing: {writer.first_episode:,} of {meta.episodes:,} episodes are in {writer.partial}")
+    elif writer.partial.exists():
+        say(f"Starting afresh: {writer.partial} is of other files or choices")
+    say(
+        f"Importing {meta.episodes:,} episodes of {num_tasks} task{'s' * (num_tasks > 1)} from {selection.label} to "
+        f"{out}: {size / 1e9:,.2f} GB to write, {free / 1e9:,.2f} GB free, about "
+        f"{timedelta(seconds=round(size / _RATE))} at {_RATE / 1e6:.0f} MB/s"
+    )
+
+
+def _check_replaceable(out: Path, root: Path) -> None:
+    if not out.exists():
+        return
+    source = StoreMeta.read(out / "meta.json").source
+    if not source or (gone := source.keys() - chunk_sizes(root).keys()):
+        reason = f"was imported from {min(gone)}, which is gone" if source else "was not imported from them"
+        raise ValueError(
+            f"{root} holds chunk files and a store that {reason}. It may hold other episodes: move it away, or name "
+            f"{out} as data_dir"
+        )
+
+
+def _exists(out: Path) -> str:
+    return f"{out} exists: name another directory, or move it away"

@@ -1,0 +1,142 @@
+"""From ``data_dir`` to a sampler: which form the data has, and where its episodes lie while training."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tdmpc2.config import Config
+from tdmpc2.data.chunks import chunk_paths
+from tdmpc2.data.dataset import EpisodeDataset, SliceSampler, select_episodes
+from tdmpc2.data.importer import ensure_store, find_store
+from tdmpc2.data.store import EpisodeStore
+from tdmpc2.progress import Progress
+from tdmpc2.runtime import available_memory
+
+#: Share of the free memory that data may take: the rest is for the model, its activations and other programs.
+_SHARE = {"cuda": 0.8, "cpu": 0.6}
+#: Batches drawn ahead. Cold pages of a disk are fetched by that many threads at once.
+_AHEAD = {"cuda": 0, "cpu": 2, "disk": 8}
+
+
+class Data(NamedTuple):
+    """Data of a run, opened."""
+
+    sampler: SliceSampler
+    place: str  # cuda, cpu or disk
+    ahead: int  # batches to draw ahead
+    store: EpisodeStore | None  # None: chunk files, read into memory
+    episodes: Tensor  # [n] numbers in the store of the episodes that are drawn from
+
+
+def choose_place(data_device: str, device: torch.device, size: int) -> str:
+    """Where ``size`` bytes of episodes are to lie: on the GPU if they fit, else in memory, else on disk.
+
+    Args:
+        data_device: ``auto``, ``cuda``, ``cpu`` or ``disk``.
+        device: the device that trains.
+        size: bytes.
+
+    Returns:
+        ``cuda``, ``cpu`` or ``disk``.
+
+    Raises:
+        ValueError: the place that was asked for is not there or too small.
+    """
+    if data_device == "disk":
+        return "disk"
+    if data_device == "cuda" and device.type != "cuda":
+        raise ValueError(f"data_device=cuda, but training is on {device}: use auto, cpu or disk")
+    if data_device == "auto":
+        wanted = ["cuda", "cpu"] if device.type == "cuda" else ["cpu"]
+    else:
+        wanted = [data_device]
+    for place in wanted:
+        free = available_memory(device if place == "cuda" else torch.device("cpu"))
+        if size <= _SHARE[place] * free:
+            return place
+    if data_device != "auto":
+        raise ValueError(
+            f"data_device={data_device}: the episodes take {size / 1e9:.1f} GB, of {free / 1e9:.1f} GB free there "
+            f"{_SHARE[place]:.0%} may be used. Use data_device=disk, fewer tasks, or max_episodes_per_task"
+        )
+    return "disk"
+
+
+def open_data(cfg: Config, device: torch.device) -> Data:
+    """Open the data of a run; chunk files that do not fit into memory are imported into a store first.
+
+    Args:
+        cfg: ``data_dir``, ``data_device``, ``tasks``, ``task_balance``, ``max_episodes_per_task``; with a
+            ``distillation_cache`` chunk files are always imported, since the cache belongs to a store.
+        device: the device that trains.
+
+    Raises:
+        ValueError: no data, damaged data or data of another task set.
+    """
+    store = find_store(cfg.data_dir)
+    if store is None:
+        size = sum(path.stat().st_size for path in chunk_paths(cfg.data_dir))
+        place = choose_place(cfg.data_device, device, size)
+        if place != "disk" and cfg.distillation_cache == "off":
+            return _read_chunks(cfg, device, place)
+        store = ensure_store(cfg.data_dir, cfg.task, cfg.task_specs)
+    check_tasks(store, cfg)
+    episodes = select_episodes(
+        store.task, cfg.task_specs, cfg.task_ids, cfg.data_dir, max_per_task=cfg.max_episodes_per_task
+    )
+    place = choose_place(cfg.data_device, device, len(episodes) * store.meta.episode_bytes)
+    if place == "disk":
+        sampler = SliceSampler(EpisodeDataset.map(store), episodes, cfg.task_balance)
+    else:
+        with Progress(len(episodes), "Loading", unit="episodes") as bar:
+            dataset = EpisodeDataset.read(store, episodes, device if place == "cuda" else "cpu", bar.update)
+        sampler = SliceSampler(dataset, balance=cfg.task_balance)
+    return Data(sampler, place, _ahead(place, device), store, episodes)
+
+
+def data_record(data_dir: str) -> dict[str, int | str]:
+    """What tells data apart without reading it: names and sizes of chunk files, or a store's checksum.
+
+    A store that was imported from chunk files counts as those files.
+
+    Raises:
+        ValueError: no data.
+    """
+    store = find_store(data_dir)
+    if store is None:
+        return {path.name: path.stat().st_size for path in chunk_paths(data_dir)}
+    return dict(store.meta.source) or {"checksum": store.checksum}
+
+
+def check_tasks(store: EpisodeStore, cfg: Config) -> None:
+    """Raise ``ValueError`` unless the store has the tasks of the configuration, with the same ids and sizes."""
+    if store.meta.tasks != cfg.task_specs:
+        pairs = zip(store.meta.tasks, cfg.task_specs, strict=False)
+        names = next((f"id {i}: '{a.name}' and '{b.name}'" for i, (a, b) in enumerate(pairs) if a != b), "")
+        first = f"; first difference at {names}" if names else ""
+        raise ValueError(
+            f"data_dir={cfg.data_dir} holds task={store.meta.task} ({len(store.meta.tasks)} tasks), but the "
+            f"configuration has task={cfg.task} ({len(cfg.task_specs)} tasks){first}. Use data of the same task set"
+        )
+
+
+def _read_chunks(cfg: Config, device: torch.device, place: str) -> Data:
+    with Progress(None, "Loading", unit="episodes") as bar:
+        dataset = EpisodeDataset.load(
+            cfg.data_dir,
+            cfg.task_specs,
+            cfg.task_ids,
+            device if place == "cuda" else "cpu",
+            bar.update,
+            cfg.max_episodes_per_task,
+        )
+    sampler = SliceSampler(dataset, balance=cfg.task_balance)
+    return Data(sampler, place, _ahead(place, device), None, torch.arange(len(dataset)))
+
+
+def _ahead(place: str, device: torch.device) -> int:
+    # On a processor that trains from memory a batch costs 0.1 % of an update: nothing to gain from threads.
+    return 0 if place == "cpu" and device.type == "cpu" else _AHEAD[place]

@@ -1,0 +1,139 @@
+"""Opening offline data of either form the same way: an episode store, or a directory of chunk files."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tdmpc2.config import parse_cfg
+from tdmpc2.data.chunks import Layout
+from tdmpc2.data.selection import Part, Selection
+from tdmpc2.data.store import StoreMeta
+from tdmpc2.tasks import TaskSpec
+
+STORE, CHUNKS = "episode store", "chunk files"
+FIRST_ROW = {"obs": 0, "action": 1, "reward": 1}  # row 0 of action and reward is filler
+
+
+@dataclass(frozen=True)
+class Source:
+    """Offline data on disk, opened.
+
+    Attributes:
+        path: its directory.
+        form: ``episode store`` or ``chunk files``.
+        task: name of the task set.
+        specs: its tasks in id order.
+        dtype: of observation and action.
+        files: bytes per file name.
+        parts: its episodes.
+    """
+
+    path: Path
+    form: str
+    task: str
+    specs: tuple[TaskSpec, ...]
+    dtype: str
+    files: dict[str, int]
+    parts: tuple[Part, ...]
+
+    @property
+    def layout(self) -> Layout:
+        """Rows per episode and padded sizes."""
+        return Layout.of(self.specs)
+
+    @property
+    def task_ids(self) -> Tensor:
+        """Task id of each episode, [N] int64."""
+        return torch.cat([part.task for part in self.parts])
+
+
+def find_form(data_dir: str | os.PathLike[str]) -> tuple[Path, str]:
+    """Where the data of a directory is, and its form: ``episode store`` or ``chunk files``.
+
+    It is the directory itself, or a store named ``store`` in it if there are no chunk files.
+
+    Raises:
+        ValueError: the directory does not exist or holds neither.
+    """
+    root = Path(data_dir).expanduser()
+    if (root / "meta.json").exists():
+        return root, STORE
+    if any(root.glob("chunk_*.pt")):
+        return root, CHUNKS
+    if (root / "store" / "meta.json").exists():
+        return root / "store", STORE
+    problem = "holds neither form of data" if root.is_dir() else "is not a directory"
+    raise ValueError(
+        f"{data_dir} {problem}: expected an episode store (meta.json, rows.npy, task.npy) or chunk files "
+        "(chunk_0.pt, chunk_1.pt, ...)"
+    )
+
+
+def chunk_tasks(data_dir: str | os.PathLike[str], task: str | None = None) -> tuple[str, tuple[TaskSpec, ...]]:
+    """Name and tasks of the task set that chunk files are of.
+
+    Args:
+        data_dir: their directory; ``collect.json`` in it names the tasks of collected files.
+        task: a task set or task; by default what ``collect.json`` says, or mt30.
+
+    Raises:
+        ValueError: unknown task, or ``collect.json`` is damaged.
+    """
+    record = Path(data_dir).expanduser() / "collect.json"
+    if task is None and record.exists():
+        try:
+            plain = json.loads(record.read_text(encoding="utf-8"))
+            return str(plain["task"]), tuple(TaskSpec(**spec) for spec in plain["tasks"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{record} is damaged [{type(error).__name__}: {error}]: name the task set with --task"
+            ) from error
+    task = task or "mt30"
+    return task, parse_cfg({"task": task}, "--task").task_specs
+
+
+class Kind(NamedTuple):
+    """What data is of."""
+
+    task: str  # name of the task set
+    specs: tuple[TaskSpec, ...]  # in id order
+    dtype: str  # of observation and action
+
+
+def kind_of(data_dir: str | os.PathLike[str], task: str | None = None) -> Kind:
+    """Task set and precision of either form of data, without opening it.
+
+    Args:
+        data_dir: a store or a directory of chunk files.
+        task: task set of chunk files, see :func:`chunk_tasks`. A store names its own.
+
+    Raises:
+        ValueError: neither form, an unknown task, a store of another task set, or a damaged file that names the tasks.
+    """
+    root, form = find_form(data_dir)
+    if form == CHUNKS:
+        return Kind(*chunk_tasks(root, task), "float32")
+    meta = StoreMeta.read(root / "meta.json")
+    if task not in (None, meta.task):
+        raise ValueError(f"{root} is an episode store of task={meta.task}, not of {task}: leave out --task")
+    return Kind(meta.task, meta.tasks, meta.dtype)
+
+
+def open_source(data_dir: str | os.PathLike[str], task: str | None = None) -> Source:
+    """Open either form of data; the arguments are those of :func:`kind_of`.
+
+    Raises:
+        ValueError: see :func:`kind_of`; or a damaged file, or data of another task set.
+    """
+    root, form = find_form(data_dir)
+    kind = kind_of(root, task)
+    selection = Selection.of([root], kind.task, kind.specs)
+    files = {path.name: path.stat().st_size for path in selection.files}
+    return Source(root, form, *kind, files, tuple(selection.parts))

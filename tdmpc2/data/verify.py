@@ -1,0 +1,222 @@
+"""Checking data against its checksums, and that every value that is used is finite.
+
+All damage is gathered: a problem in one file or block does not hide those in others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdmpc2.data.chunks import Layout, check_finite, check_layout, chunk_paths, episode_tasks, read_chunk
+from tdmpc2.data.columns import verify_targets
+from tdmpc2.data.source import FIRST_ROW, STORE, chunk_tasks, find_form
+from tdmpc2.data.store import EpisodeStore, StoreMeta, header
+from tdmpc2.progress import Progress
+
+_EPISODES = 256  # read at a time
+_BYTES = 1 << 24
+
+
+@dataclass
+class Verified:
+    """How much was checked, and one line per damaged file or block of episodes."""
+
+    files: int = 0
+    episodes: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def verify(data_dir: str | os.PathLike[str], task: str | None = None) -> Verified:
+    """Check a store against the checksums in its ``meta.json``, or chunk files against those in the files.
+
+    With chunk files, a store that was made beside them is checked as well; with a store, its teachers' targets.
+    Progress goes to standard error.
+
+    Args:
+        data_dir: a store or a directory of chunk files.
+        task: task set of chunk files; by default what ``collect.json`` says, or mt30.
+
+    Raises:
+        ValueError: neither form of data, or an unknown task. Damage is no error but a problem in the result.
+    """
+    root, form = find_form(data_dir)
+    result = Verified()
+    if form == STORE:
+        _verify_store(root, result)
+        return result
+    layout = Layout.of(chunk_tasks(root, task)[1])
+    paths = chunk_paths(root)
+    result.files = len(paths)
+    with _Meter(2 * sum(path.stat().st_size for path in paths)) as meter:  # read once each for checksum and values
+        for path in paths:
+            _verify_chunk(path, layout, result, meter)
+    if (root / "store" / "meta.json").exists():  # made from them, and what training reads if it is up to date
+        _verify_store(root / "store", result)
+    return result
+
+
+class _Meter(Progress):
+    """Progress in megabytes, told in bytes."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__(_megabytes(total), "Verifying", unit="MB", stream=sys.stderr)
+        self._bytes = 0
+
+    def __enter__(self) -> _Meter:
+        super().__enter__()
+        return self
+
+    def add(self, count: int, text: str) -> None:
+        before, self._bytes = self._bytes, self._bytes + count
+        self.update(_megabytes(self._bytes) - _megabytes(before), text)
+
+
+def _megabytes(count: int) -> int:
+    return -(-count // 10**6)
+
+
+# -- store ------------------------------------------------------------------------------------------------------------
+
+
+def _verify_store(root: Path, result: Verified) -> None:
+    result.files += 3
+    try:
+        meta = StoreMeta.read(root / "meta.json")
+    except ValueError as error:
+        result.problems.append(str(error))
+        return
+    result.episodes += meta.episodes
+    before = len(result.problems)
+    row_format, rows, count = meta.row_format, meta.layout.rows, meta.episodes
+
+    def check_rows(data: np.ndarray, first: int, path: Path) -> None:
+        words = torch.from_numpy(data.view(np.int32)).view(-1, rows, row_format.words)
+        parts = dict(zip(FIRST_ROW, (part.float() for part in row_format.split(words)), strict=True))
+        check_finite(path, parts, range(first, first + len(words)))
+
+    def check_tasks(data: np.ndarray, first: int, path: Path) -> None:
+        ids = data.view("<i4")
+        if len(unknown := np.flatnonzero((ids < 0) | (ids >= len(meta.tasks)))):
+            raise ValueError(
+                f"{path}: the task id is {ids[unknown[0]]} in episode {first + unknown[0]}, but meta.json names "
+                f"{len(meta.tasks)} tasks"
+            )
+
+    with _Meter(sum(file.bytes for file in meta.files.values())) as meter:
+        for name, record, shape, check in (
+            ("rows.npy", row_format.record, (count, rows), check_rows),
+            ("task.npy", np.dtype("<i4"), (count,), check_tasks),
+        ):
+            try:
+                _verify_array(root / name, header(shape, record), meta, check, result, meter)
+            except OSError as error:
+                result.problems.append(f"{root / name} cannot be read: {error}")
+    if len(result.problems) == before and (columns := list((root / "targets").glob("[!.]*/"))):
+        result.files += 2 * len(columns)
+        result.problems += verify_targets(EpisodeStore.open(root))
+
+
+def _verify_array(
+    path: Path,
+    start: bytes,
+    meta: StoreMeta,
+    check: Callable[[np.ndarray, int, Path], None],
+    result: Verified,
+    meter: _Meter,
+) -> None:
+    """One file of a store, block by block; ``check(data, first episode, path)`` raises for wrong values."""
+    expected = meta.files[path.name]
+    size = (expected.bytes - len(start)) // meta.episodes  # of an episode
+    blocks = range(0, meta.episodes, meta.block)
+    with open(path, "rb") as file:
+        if (there := path.stat().st_size) != expected.bytes:
+            result.problems.append(f"{path} has {there:,} bytes instead of {expected.bytes:,}")
+        if file.read(len(start)) != start or expected.bytes != len(start) + size * meta.episodes:
+            result.problems.append(f"{path} has a header that does not fit meta.json")
+            return
+        if len(expected.sha256) != len(blocks):
+            result.problems.append(f"{path} has {len(expected.sha256)} checksums in meta.json for {len(blocks)} blocks")
+            return
+        for first, recorded in zip(blocks, expected.sha256, strict=True):
+            end = min(first + meta.block, meta.episodes)
+            digest, wrong, cut = hashlib.sha256(), "", False
+            for episode in range(first, end, _EPISODES):
+                wanted = size * (min(episode + _EPISODES, end) - episode)
+                data = np.fromfile(file, np.uint8, wanted)
+                digest.update(data.data)
+                meter.add(len(data), path.name)
+                cut = cut or len(data) < wanted
+                if not wrong and not cut:
+                    try:
+                        check(data, episode, path)
+                    except ValueError as error:
+                        wrong = str(error)
+            where = f"{path}, episodes {first}-{end - 1}"
+            if cut:
+                result.problems.append(f"{where}: the file ends before their end")
+            elif (found := digest.hexdigest()) != recorded:
+                result.problems.append(f"{where}: checksum {found[:16]} instead of {recorded[:16]}")
+            elif wrong:
+                result.problems.append(f"{wrong} (episodes {first}-{end - 1} are as they were written)")
+
+
+# -- chunk files ------------------------------------------------------------------------------------------------------
+
+
+def _verify_chunk(path: Path, layout: Layout, result: Verified, meter: _Meter) -> None:
+    try:
+        chunk = read_chunk(path)
+        result.problems += _damaged_records(path, meter)
+        check_layout(path, chunk, layout)
+    except (ValueError, OSError) as error:
+        result.problems.append(str(error))
+        return
+    result.episodes += (count := len(chunk["reward"]))
+    changes, not_finite, affected = "", "", 0
+    for first in range(0, count, _EPISODES):
+        chunk = read_chunk(path)  # anew: the pages of a mapping that is kept count as this process's memory
+        block = {name: values[first : first + _EPISODES] for name, values in chunk.items()}
+        try:
+            episode_tasks(path, block["task"], layout.num_tasks, first)
+        except ValueError as error:
+            changes = changes or str(error)
+        try:
+            check_finite(path, block, range(first, first + _EPISODES))
+        except ValueError as error:
+            not_finite = not_finite or str(error)
+            affected += _count_not_finite(block)
+        meter.add(sum(values.nbytes for values in block.values()), path.name)
+    if changes:
+        result.problems.append(changes)
+    if not_finite:
+        result.problems.append(f"{not_finite}. Episodes of the file with values that are not finite: {affected:,}")
+
+
+def _damaged_records(path: Path, meter: _Meter) -> list[str]:
+    """A line for each part of a chunk file, which is a zip archive, that does not have its CRC-32."""
+    problems = []
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            try:
+                with archive.open(entry) as record:
+                    while data := record.read(_BYTES):
+                        meter.add(len(data), path.name)
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                problems.append(f"{path}, record {entry.filename}: {error}. Download or collect the file again")
+    return problems
+
+
+def _count_not_finite(block: dict[str, Tensor]) -> int:
+    bad = [(~block[name][:, row:].isfinite()).flatten(1).any(1) for name, row in FIRST_ROW.items()]
+    return int(torch.stack(bad).any(0).sum())

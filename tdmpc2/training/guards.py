@@ -1,0 +1,74 @@
+"""What stops a run in time: values that are not finite, and signals."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+from torch import Tensor
+
+#: Exit code of a run that was asked to stop and has saved: "try again later" (EX_TEMPFAIL), for queues that requeue.
+STOPPED = 75
+
+
+class FiniteGuard:
+    """Remembers on the device the first step with a loss or gradient norm that is not finite.
+
+    Asking costs one wait for the device, so ask when values are read anyway.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._first = torch.full((), -1, dtype=torch.int64, device=device)
+
+    def watch(self, step: int, metrics: Mapping[str, Tensor]) -> None:
+        """Look at the 0-d metrics of a step; the device is not waited for."""
+        finite = torch.stack([value.detach().float() for value in metrics.values()]).isfinite().all()
+        self._first = torch.where(finite | (self._first >= 0), self._first, step)
+
+    def first_bad_step(self) -> int | None:
+        """The first such step, or None."""
+        step = int(self._first)
+        return step if step >= 0 else None
+
+
+class StopRequest:
+    """Whether SIGTERM or SIGINT has asked the run to end after the current step."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[StopRequest]:
+    """Turn the first SIGTERM or SIGINT into a request; a second one ends the process as usual.
+
+    Signals reach only the main thread; elsewhere nothing is changed.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    handled = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in handled}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _: FrameType | None) -> None:
+        request.signal = signal.Signals(number)
+        restore()
+
+    for number in handled:
+        signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        restore()
