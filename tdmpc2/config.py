@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tdmpc2.conversion import convert
+from tdmpc2.limits import check_value
 from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest, task_names
 
 
@@ -119,6 +120,10 @@ class Config:
     log_freq: int = 100
     save_freq: int = 50_000
     save_agent: bool = True
+    keep_last: int = 1  # newest checkpoints that are kept; all but model.pt are model_<step>.pt
+    save_best: bool = True  # best.pt: the checkpoint with the highest score of the evaluations while training
+    resume: str = "auto"  # auto: continue the run if there is one; never: refuse to; must: refuse to start a new one
+    dry_run: bool = False  # check everything, estimate time, memory and disk, and stop
     save_csv: bool = True
     save_video: bool = False
     wandb_project: str | None = None  # null: no Weights & Biases
@@ -229,14 +234,8 @@ class Config:
                 raise ValueError(f"tasks: '{name}' is not in task set '{self.task}'.{nearest(name, self.task_names)}")
         if self.tasks is not None and (not self.tasks or len(set(self.tasks)) < len(self.tasks)):
             raise ValueError(f"tasks={list(self.tasks)} must name at least one task, each once")
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)} is not one of {', '.join(allowed)}")
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                limits = f"at least {low}" if high == _INF else f"between {low} and {high}"
-                raise ValueError(f"{name}={value} must be {limits}")
+        for name in keys():
+            check_value(name, getattr(self, name))
         if self.num_elites > self.num_samples or self.num_pi_trajs >= self.num_samples:
             raise ValueError(
                 f"num_samples={self.num_samples} must be at least num_elites={self.num_elites} "
@@ -273,43 +272,10 @@ RUN_KEYS = frozenset(
     checkpoint data_dir exp_name work_dir steps batch_size seed eval_episodes eval_freq eval_noise eval_seed compare
     episodes_per_task episodes_per_file mix data_device task_balance max_episodes_per_task distillation_cache
     device precision compile num_threads log_freq save_freq save_agent save_csv save_video
+    keep_last save_best resume dry_run
     wandb_project wandb_entity wandb_silent disable_wandb
     """.split()
 )
-
-_INF = float("inf")
-_CHOICES = {
-    "policy_loss": ("opt", "tdmpc2"),
-    "precision": ("auto", "fp32", "bf16", "fp16"),
-    "compile": ("auto", "true", "false"),
-    "data_device": ("auto", "cuda", "cpu", "disk"),
-    "task_balance": ("episodes", "tasks"),
-    "distillation_cache": ("off", "lazy", "full"),
-}
-_AT_LEAST_ONE = (
-    "steps batch_size iterations num_samples num_elites num_pi_trajs horizon num_enc_layers enc_dim mlp_dim "
-    "latent_dim simnorm_dim num_channels eval_episodes episodes_per_task episodes_per_file max_episodes_per_task "
-    "num_threads log_freq save_freq buffer_size"
-)
-_AT_LEAST_ZERO = (
-    "eval_freq reward_coef value_coef consistency_coef distillation_weight entropy_coef task_dim lr "
-    "enc_lr_scale min_std max_std temperature"
-)
-_RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(_AT_LEAST_ONE.split(), (1, _INF)),
-    **dict.fromkeys(_AT_LEAST_ZERO.split(), (0, _INF)),
-    **dict.fromkeys(("seed", "eval_seed"), (0, 2**31 - 1)),  # simulators take 32 bits
-    "num_bins": (2, _INF),
-    "num_q": (2, _INF),
-    "rho": (0, 1),
-    "tau": (0, 1),
-    "dropout": (0, 0.999),
-    "discount_min": (0, 1),
-    "discount_max": (0, 1),
-    "discount_denom": (1e-6, _INF),
-    "grad_clip_norm": (1e-6, _INF),
-    "distillation_temperature": (1e-6, _INF),
-}
 
 
 def keys() -> tuple[str, ...]:

@@ -40,6 +40,7 @@ class Logger:
             those steps are taken again; its own rows stay, so log a step before saving it. With 0 the run is new: a
             CSV file in its way is renamed (``train.csv.1``).
         run_id: Weights & Biases run to continue, a former :attr:`run_id`.
+        evaluate_again: the evaluation at ``start_step`` is made again, so that its rows are dropped, too.
         stream: where console output goes; standard output by default.
     """
 
@@ -51,11 +52,12 @@ class Logger:
         total_steps: int,
         start_step: int = 0,
         run_id: str | None = None,
+        evaluate_again: bool = False,
         stream: TextIO | None = None,
     ) -> None:
         self._cfg, self._teacher, self._total, self._start = cfg, teacher, total_steps, start_step
         self._wandb = WandbRun(self.message)
-        self._wandb_id = run_id
+        self._wandb_id, self._evaluate_again = run_id, evaluate_again
         self._console = open_console(stream)
         self._live: Live | None = None
         self._files: dict[str, _CsvFile] = {}
@@ -64,7 +66,8 @@ class Logger:
         self._cfg.run_dir.mkdir(parents=True, exist_ok=True)
         if self._cfg.save_csv and self._start:
             for path in self._cfg.run_dir.glob("*.csv"):
-                _drop_rows_after(path, self._start)
+                again = self._evaluate_again and path.name.startswith("eval")
+                _drop_rows_after(path, self._start - again)
         terminal = is_terminal(self._console)
         self._wandb.start(self._cfg, self._teacher, self._wandb_id, capture_console=not terminal)
         if terminal:
@@ -147,6 +150,10 @@ class Logger:
     def save_artifact(self, path: str | Path, name: str, kind: str) -> None:
         """Upload a file to Weights & Biases as the next version of artifact ``name`` of type ``kind``."""
         self._wandb.artifact(Path(path), name, kind)
+
+    def alert(self, title: str, text: str) -> None:
+        """Tell people who are not watching, where Weights & Biases can; the console shows it anyway."""
+        self._wandb.alert(title, text)
 
     def message(self, text: str) -> None:
         """Print a line that stays; on a terminal, above the live line."""

@@ -71,6 +71,9 @@ class WandbRun:
 
         self._call("artifacts", send)
 
+    def alert(self, title: str, text: str) -> None:
+        self._call("alerts", lambda run: run.alert(title=title, text=text, level="ERROR"))
+
     def finish(self, failed: bool) -> None:
         self._call("finish", lambda run: run.finish(exit_code=int(failed)))
         self._run = None

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,12 @@ import torch
 from tdmpc2.config import Config
 
 REPO = Path(__file__).resolve().parent.parent
+TASKS = ("pendulum-spin", "cartpole-balance")
+TINY: dict[str, Any] = {
+    "model_size": None, "enc_dim": 16, "mlp_dim": 16, "latent_dim": 16, "task_dim": 8, "num_samples": 16,
+    "num_elites": 4, "num_pi_trajs": 4, "iterations": 1, "device": "cpu", "num_threads": 1, "tasks": TASKS,
+    "batch_size": 16, "steps": 20, "log_freq": 5, "eval_freq": 0,
+}  # fmt: skip
 SHARED = Path(os.environ.get("TDMPC2_SHARED", REPO.parent / "shared"))
 
 
@@ -76,3 +83,19 @@ def tiny_cfg() -> Config:
         task="mt30", model_size=None, enc_dim=16, mlp_dim=16, latent_dim=16, task_dim=8, num_q=3, num_samples=16,
         num_elites=4, num_pi_trajs=4, iterations=2, batch_size=8, device="cpu",
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three random episodes of each task."""
+    from tdmpc2.data.collector import collect
+
+    path = tmp_path_factory.mktemp("data")
+    collect(Config(tasks=TASKS, episodes_per_task=3), None, path)
+    return path
+
+
+@pytest.fixture
+def cfg(data_dir: Path, tmp_path: Path) -> Config:
+    """A run of 20 steps on them."""
+    return Config(data_dir=str(data_dir), work_dir=str(tmp_path / "run"), **TINY)

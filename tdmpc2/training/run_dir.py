@@ -1,74 +1,114 @@
 """The directory of one run: what it was started with, its newest weights, and all it needs to continue.
 
-run.json    the resolved configuration, the teacher's checksum, the data files and their sizes or their checksum
-model.pt    newest deployable checkpoint
-state.pt    the same weights with optimisers, value scale, random state and step: one file, so always consistent
+run.json         the resolved configuration, the teacher's checksum, the data files and their sizes or their checksum
+model.pt         newest deployable checkpoint; model_<step>.pt: the newest ``keep_last``, if that is more than one
+best.pt          the one with the highest score, evaluations.json the score of every evaluation
+state.pt         the newest weights with optimisers, value scale, random state and step: one file, so always consistent
 train.csv, eval.csv, ...
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoint import load_file, read_file, save_file
 from tdmpc2.config import Config, defaults
 from tdmpc2.data.placement import data_record
-from tdmpc2.files import write_text
+from tdmpc2.files import replacing, write_text
 
 #: Keys that may change when a run is continued: none of them is read by an update or by the choice of its batch.
+#: (Cached and live teachers agree to rounding.)
 CHANGEABLE = frozenset(
     """
     steps data_dir work_dir exp_name device num_threads log_freq save_freq save_agent save_csv save_video
     mpc iterations num_samples num_elites num_pi_trajs min_std max_std temperature precision compile
     eval_freq eval_episodes eval_noise eval_seed compare buffer_size
-    data_device episodes_per_task episodes_per_file mix
+    data_device distillation_cache episodes_per_task episodes_per_file mix keep_last save_best
     wandb_project wandb_entity wandb_silent disable_wandb
     """.split()
 )
+#: Keys that say what one start of the program does, not what the run is.
+_OF_A_START = {"resume", "dry_run"}
 
 
-def check(cfg: Config, teacher_sha256: str | None) -> dict[str, Any]:
-    """Make sure that the run directory is new or belongs to the same run; what its ``run.json`` is to hold.
+@contextmanager
+def lock(run_dir: Path) -> Iterator[None]:
+    """Keep other processes out of a run directory, by a file beside it; a lock ends with its process, even a killed one.
+
+    Raises:
+        ValueError: another process trains there, or the directory cannot be made.
+    """
+    try:
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(run_dir.with_name(f".{run_dir.name}.lock"), timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(f"Another process is training in {run_dir}: wait for it, or set exp_name") from error
+    except OSError as error:
+        raise ValueError(
+            f"{run_dir} cannot be used: {error}. Set work_dir to a directory that can be written"
+        ) from error
+
+
+def check(cfg: Config, teacher_sha256: str | None) -> tuple[dict[str, Any], str]:
+    """Make sure that the run directory is new or belongs to the same run, and that ``cfg.resume`` allows it.
+
+    Returns:
+        What its ``run.json`` is to hold, and one line on settings that differ from those so far but may (or "").
 
     Raises:
         ValueError: it holds a run of another configuration or data; the message lists what differs. Or it holds
             weights that cannot be continued and would be overwritten.
     """
-    path = cfg.run_dir / "run.json"
+    directory = cfg.run_dir
+    path = directory / "run.json"
     now = {**cfg.to_dict(), "teacher_sha256": teacher_sha256, "data": data_record(cfg.data_dir)}
-    record: dict[str, Any] = json.loads(json.dumps(now))
-    if path.exists():
-        try:
-            there: dict[str, Any] = {**defaults(), **json.loads(path.read_text())}  # keys may be newer than the run
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is damaged ({error}): set exp_name to start a new run") from error
-        differing = [
-            f"{key}: {there.get(key)} there, {record.get(key)} now"
-            for key in sorted(there.keys() | record.keys())
-            if there.get(key) != record.get(key) and key not in CHANGEABLE
-        ]
-        if differing:
+    record: dict[str, Any] = json.loads(
+        json.dumps({key: value for key, value in now.items() if key not in _OF_A_START})
+    )
+    if cfg.resume == "must" and not (directory / "state.pt").exists():
+        raise ValueError(f"resume=must, but {directory} has no state.pt to continue from: resume=auto starts a new run")
+    if not path.exists():
+        if directory.exists() and any(directory.glob("*.pt")):
             raise ValueError(
-                f"{cfg.run_dir} holds a run of another configuration ({'; '.join(differing)}): "
-                "set exp_name to start a new run, or move the directory away"
+                f"{directory} holds checkpoints but no run.json: set exp_name to start a new run beside it"
             )
-        if (cfg.run_dir / "model.pt").exists() and not (cfg.run_dir / "state.pt").exists():
-            raise ValueError(
-                f"{cfg.run_dir} has model.pt but no state.pt to continue from: set exp_name to start a new run, "
-                "with checkpoint=<that model.pt> if it is to start from those weights"
-            )
-    elif cfg.run_dir.exists() and any(cfg.run_dir.glob("*.pt")):
-        raise ValueError(f"{cfg.run_dir} holds checkpoints but no run.json: set exp_name to start a new run beside it")
-    return record
+        return record, ""
+    if cfg.resume == "never":
+        raise ValueError(f"resume=never, but {directory} holds a run: set exp_name, or move the directory away")
+    try:
+        there: dict[str, Any] = {**defaults(), **json.loads(path.read_text())}  # keys may be newer than the run
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}): set exp_name to start a new run") from error
+    differing = {
+        key: f"{key}: {there.get(key)} there, {record.get(key)} now"
+        for key in sorted((there.keys() | record.keys()) - _OF_A_START)
+        if there.get(key) != record.get(key)
+    }
+    if refused := [text for key, text in differing.items() if key not in CHANGEABLE]:
+        raise ValueError(
+            f"{directory} holds a run of another configuration ({'; '.join(refused)}): "
+            "set exp_name to start a new run, or move the directory away"
+        )
+    if (directory / "model.pt").exists() and not (directory / "state.pt").exists():
+        raise ValueError(
+            f"{directory} has model.pt but no state.pt to continue from: set exp_name to start a new run, "
+            "with checkpoint=<that model.pt> if it is to start from those weights"
+        )
+    return record, f"Continuing with other settings: {'; '.join(differing.values())}" if differing else ""
 
 
 def claim(run_dir: Path, record: dict[str, Any]) -> None:
-    """Make the run directory and write its ``run.json``.
+    """Write the ``run.json`` of a run directory.
 
     Raises:
         ValueError: the disk refused.
@@ -76,8 +116,8 @@ def claim(run_dir: Path, record: dict[str, Any]) -> None:
     write_text(run_dir / "run.json", json.dumps(record, indent=2) + "\n")
 
 
-def save(agent: TDMPC2, run_dir: Path, step: int, wandb_id: str | None) -> None:
-    """Write ``state.pt`` and ``model.pt``, replacing the run's own older ones.
+def save(agent: TDMPC2, run_dir: Path, step: int, wandb_id: str | None, keep_last: int = 1) -> None:
+    """Write ``state.pt`` and ``model.pt``, replacing the run's own older ones but for the newest ``keep_last``.
 
     Raises:
         ValueError: a weight is not finite, or the disk refused; the older files are unchanged.
@@ -96,6 +136,12 @@ def save(agent: TDMPC2, run_dir: Path, step: int, wandb_id: str | None) -> None:
     }
     save_file(run_dir / "state.pt", state, overwrite=True)
     agent.save(run_dir / "model.pt", step=step, overwrite=True)
+    if keep_last > 1:
+        with replacing(run_dir / f"model_{step}.pt") as temporary:
+            shutil.copyfile(run_dir / "model.pt", temporary)
+    numbered = {int(path.stem[6:]): path for path in run_dir.glob("model_*.pt") if path.stem[6:].isdigit()}
+    for old in sorted(numbered, reverse=True)[keep_last if keep_last > 1 else 0 :]:
+        numbered[old].unlink()
 
 
 def restore(agent: TDMPC2, run_dir: Path) -> tuple[int, str | None]:
@@ -118,6 +164,37 @@ def restore(agent: TDMPC2, run_dir: Path) -> tuple[int, str | None]:
     if _step_of(model) != step:
         agent.save(model, step=step, overwrite=True)
     return step, state["wandb_id"]
+
+
+def scores(run_dir: Path, until: int) -> dict[int, float]:
+    """Normalised scores of the evaluations up to a step, by step: those a run that continues there has behind it.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = run_dir / "evaluations.json"
+    if not path.exists():
+        return {}
+    try:
+        return {int(step): float(score) for step, score in json.loads(path.read_text()).items() if int(step) <= until}
+    except (json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete it to lose the best score so far, not the run"
+        ) from error
+
+
+def record_score(agent: TDMPC2, run_dir: Path, step: int, score: float, save_best: bool) -> bool:
+    """Add an evaluation to ``evaluations.json``; the weights become ``best.pt`` if no score before was as high.
+
+    Returns:
+        Whether it is the best so far.
+    """
+    earlier = scores(run_dir, step - 1)
+    best = score > max(earlier.values(), default=float("-inf"))
+    if best and save_best:
+        agent.save(run_dir / "best.pt", step=step, overwrite=True)
+    write_text(run_dir / "evaluations.json", json.dumps({**earlier, step: score}, indent=1) + "\n")
+    return best
 
 
 def _step_of(path: Path) -> int | None:
