@@ -90,7 +90,9 @@ def chunk_tasks(data_dir: str | os.PathLike[str], task: str | None = None) -> tu
     if task is None and record.exists():
         try:
             plain = json.loads(record.read_text(encoding="utf-8"))
-            return str(plain["task"]), tuple(TaskSpec(**spec) for spec in plain["tasks"])
+            specs = tuple(TaskSpec(**spec) for spec in plain["tasks"])
+            Layout.of(specs)  # not of an empty list, nor of sizes that are no numbers
+            return str(plain["task"]), specs
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{record} is damaged [{type(error).__name__}: {error}]: name the task set with --task"
