@@ -102,7 +102,7 @@ def evaluate(
     check_playable(cfg)
     actor = agent_actor(agent, noise=cfg.eval_noise)
     jobs = [Job(task_id, cfg.eval_seed + k) for task_id in cfg.task_ids for k in range(cfg.eval_episodes)]
-    size = _side_by_side(cfg, len(jobs), agent.device)
+    size = side_by_side(cfg, len(jobs), agent.device)
     episodes: list[Episode] = []
     with _seeded(agent, cfg.seed), contextlib.nullcontext() if quiet else Progress(num_steps(cfg), "Evaluating") as bar:
         for first in range(0, len(jobs), size):
@@ -124,7 +124,7 @@ def num_steps(cfg: Config) -> int:
     return cfg.eval_episodes * sum(cfg.task_specs[task_id].episode_length for task_id in cfg.task_ids)
 
 
-def _side_by_side(cfg: Config, num_jobs: int, device: torch.device) -> int:
+def side_by_side(cfg: Config, num_jobs: int, device: torch.device) -> int:
     """Environments per batch, all of one size, since a compiled planner is built for one size.
 
     On a processor at most four, which fit its caches; on CUDA as many as the activations of planning have room for.

@@ -21,7 +21,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data.collector import random_actor
 from tdmpc2.envs.rendering import context_module
-from tdmpc2.evaluation import Evaluation, TaskResult, _side_by_side, bootstrap, compare, evaluate, num_steps
+from tdmpc2.evaluation import Evaluation, TaskResult, side_by_side, bootstrap, compare, evaluate, num_steps
 from tdmpc2.rollout import Frames, Job, play
 from tdmpc2.runtime import has_cpp_compiler
 from tdmpc2.tasks import lookup
@@ -347,8 +347,8 @@ def test_all_batches_are_of_one_size(device: str, num_jobs: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         needed = cfg.num_samples * cfg.mlp_dim * 4 * 16
         patch.setattr(torch.cuda, "mem_get_info", lambda _: (most * needed + 1, 2**60))
-        size = _side_by_side(cfg, num_jobs, torch.device(device))
-        filmed = _side_by_side(cfg.replace(save_video=True), num_jobs, torch.device(device))
+        size = side_by_side(cfg, num_jobs, torch.device(device))
+        filmed = side_by_side(cfg.replace(save_video=True), num_jobs, torch.device(device))
     assert size == max(n for n in range(1, most + 1) if num_jobs % n == 0)
     assert filmed <= 4  # frames of more episodes would fill the main memory
 

@@ -20,7 +20,7 @@ from tdmpc2 import evaluation
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoint import load_file
 from tdmpc2.config import Config
-from tdmpc2.training import offline, run_dir
+from tdmpc2.training import offline, preflight, run_dir
 from tdmpc2.training.guards import STOPPED, FiniteGuard, stop_on_signal
 from tdmpc2.training.offline import train
 from tests.conftest import REPO, TINY
@@ -212,3 +212,45 @@ def test_training_killed_at_random_moments(tmp_path: Path) -> None:
     from tests.kill import killed_at_random
 
     killed_at_random("train", times=3, seed=1, root=tmp_path)
+
+
+# -- before a run -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_dry_run_estimates_and_writes_nothing(cfg: Config, capsys: pytest.CaptureFixture[str], begun: bool) -> None:
+    if begun:
+        train(cfg.replace(steps=10), None)
+    there = {path: path.stat().st_mtime_ns for path in cfg.run_dir.parent.rglob("*")}
+    capsys.readouterr()
+    train(cfg.replace(dry_run=True, steps=1000, eval_freq=250, eval_episodes=2), None)
+    assert {path: path.stat().st_mtime_ns for path in cfg.run_dir.parent.rglob("*")} == there
+    text = capsys.readouterr().out
+    assert ("continues at step 10" in text) == begun
+    updates = re.search(r"updates     ([\d,]+) x (\d+\.\d) ms = 0:0\d:\d\d", text)
+    assert updates is not None
+    assert updates[1] == ("990" if begun else "1,000")
+    assert float(updates[2]) > 0
+    assert "evaluation  4 x 2,000 plans" in text
+    assert "teacher     none" in text
+    assert re.search(r"data        chunk files, 0\.\d\d GB on cpu", text)
+    assert re.search(r"memory      about 0\.\d\d GB .*\ndisk        0\.\d\d GB .*\nin all      about 0:", text)
+
+
+def test_a_dry_run_refuses_what_the_run_would(cfg: Config) -> None:
+    with pytest.raises(ValueError, match=r"training cannot start.*\n  data: data_dir=nowhere"):
+        train(cfg.replace(dry_run=True, data_dir="nowhere"), None)
+
+
+def test_a_disk_without_room_for_checkpoints(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "_free_disk", lambda path: 1000)
+    with pytest.raises(ValueError, match=r"needs 0\.00 GB for checkpoints, but 0\.00 GB are free: make room"):
+        train(cfg, None)
+    assert not cfg.run_dir.exists()
+
+
+def test_the_estimate_of_checkpoints_is_an_upper_bound(cfg: Config) -> None:
+    cfg = cfg.replace(model_size=1, steps=2, save_freq=1, keep_last=2)
+    train(cfg, None)
+    written = sum(path.stat().st_size for path in cfg.run_dir.glob("*.pt"))
+    assert written <= preflight.checkpoint_bytes(TDMPC2(cfg), cfg) < 3 * written

@@ -11,46 +11,16 @@ from tdmpc2.checkpoint import load_file
 from tdmpc2.config import Config
 from tdmpc2.data.batches import Batches
 from tdmpc2.data.dataset import Batch
-from tdmpc2.data.placement import Data, data_record, open_data
+from tdmpc2.data.placement import Data, open_data
 from tdmpc2.evaluation import evaluate, num_steps
 from tdmpc2.logger import Logger
-from tdmpc2.results import table_rows, video_writer, write_video
-from tdmpc2.rollout import Frames, check_playable
+from tdmpc2.results import table_rows, write_video
+from tdmpc2.rollout import Frames
 from tdmpc2.runtime import set_num_threads
 from tdmpc2.training import run_dir
 from tdmpc2.training.guards import STOPPED, FiniteGuard, stop_on_signal
+from tdmpc2.training.preflight import check_disk, dry_run, preflight
 from tdmpc2.training.teacher import Teacher, add_targets
-
-
-def preflight(cfg: Config, teacher: Config | None) -> None:
-    """Look for everything a run reads before any work is done.
-
-    Raises:
-        ValueError: one message that lists all that is missing and how to get it.
-    """
-    problems = []
-    try:
-        data_record(cfg.data_dir)
-    except ValueError as error:
-        problems.append(f"data: {error}")
-    if teacher is not None and (teacher.checkpoint is None or not Path(teacher.checkpoint).exists()):
-        problems.append(
-            f"teacher: teacher_config.checkpoint={teacher.checkpoint} does not exist. Name a file, download the "
-            "published mt30-317M.pt (Hugging Face model nicklashansen/tdmpc2, folder multitask, 2.0 GB), train one "
-            "with `python train.py teacher_config=null student_config.model_size=5 student_config.exp_name=teacher` "
-            "and add teacher_config.checkpoint=logs/mt30/1/teacher/model.pt, or train without: teacher_config=null"
-        )
-    if cfg.checkpoint is not None and not Path(cfg.checkpoint).exists():
-        problems.append(f"weights to start from: student_config.checkpoint={cfg.checkpoint} does not exist")
-    if cfg.eval_freq and cfg.eval_freq <= cfg.steps:
-        try:
-            check_playable(cfg)
-            if cfg.save_video:
-                video_writer()
-        except ValueError as error:
-            problems.append(f"evaluation: {error} (student_config.eval_freq=0 trains without)")
-    if problems:
-        raise ValueError("\n  ".join(["training cannot start, something is missing", *problems]))
 
 
 def train(cfg: Config, teacher_cfg: Config | None) -> Path:
@@ -68,6 +38,9 @@ def train(cfg: Config, teacher_cfg: Config | None) -> Path:
             training diverged.
         SystemExit: with code :data:`~tdmpc2.training.guards.STOPPED` after SIGTERM or SIGINT, when all is saved.
     """
+    if cfg.dry_run:
+        print(*dry_run(cfg, teacher_cfg), sep="\n")
+        return cfg.run_dir / "model.pt"
     preflight(cfg, teacher_cfg)
     with run_dir.lock(cfg.run_dir):
         return _train(cfg, teacher_cfg)
@@ -80,6 +53,7 @@ def _train(cfg: Config, teacher_cfg: Config | None) -> Path:
     agent = TDMPC2(cfg, alive)
     if cfg.checkpoint is not None:
         agent.load(load_file(cfg.checkpoint).model)
+    check_disk(agent, cfg)
     record, remark = run_dir.check(cfg, teacher.sha256 if teacher else None)
     start, wandb_id = run_dir.restore(agent, cfg.run_dir)
     path = cfg.run_dir / "model.pt"

@@ -42,7 +42,7 @@ _OF_A_START = {"resume", "dry_run"}
 
 @contextmanager
 def lock(run_dir: Path) -> Iterator[None]:
-    """Keep other processes out of a run directory, by a file beside it; a lock ends with its process, even a killed one.
+    """Keep other processes out of a run directory, by a file beside it; a lock ends with its process, even if killed.
 
     Raises:
         ValueError: another process trains there, or the directory cannot be made.

@@ -1,0 +1,192 @@
+"""What can be known before a run: what is missing, and how long and how large it will be."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.checkpoint import read_file
+from tdmpc2.config import Config
+from tdmpc2.data.chunks import chunk_paths
+from tdmpc2.data.dataset import Batch, select_episodes
+from tdmpc2.data.importer import find_store
+from tdmpc2.data.placement import check_tasks, choose_place, data_record
+from tdmpc2.evaluation import num_steps, side_by_side
+from tdmpc2.results import video_writer
+from tdmpc2.rollout import check_playable
+from tdmpc2.runtime import available_memory, set_num_threads
+from tdmpc2.training import run_dir
+from tdmpc2.training.teacher import Teacher
+
+
+def preflight(cfg: Config, teacher: Config | None) -> None:
+    """Look for everything a run reads before any work is done.
+
+    Raises:
+        ValueError: one message that lists all that is missing and how to get it.
+    """
+    problems = []
+    try:
+        data_record(cfg.data_dir)
+    except ValueError as error:
+        problems.append(f"data: {error}")
+    if teacher is not None and (teacher.checkpoint is None or not Path(teacher.checkpoint).exists()):
+        problems.append(
+            f"teacher: teacher_config.checkpoint={teacher.checkpoint} does not exist. Name a file, download the "
+            "published mt30-317M.pt (Hugging Face model nicklashansen/tdmpc2, folder multitask, 2.0 GB), train one "
+            "with `python train.py teacher_config=null student_config.model_size=5 student_config.exp_name=teacher` "
+            "and add teacher_config.checkpoint=logs/mt30/1/teacher/model.pt, or train without: teacher_config=null"
+        )
+    if cfg.checkpoint is not None and not Path(cfg.checkpoint).exists():
+        problems.append(f"weights to start from: student_config.checkpoint={cfg.checkpoint} does not exist")
+    if cfg.eval_freq and cfg.eval_freq <= cfg.steps:
+        try:
+            check_playable(cfg)
+            if cfg.save_video:
+                video_writer()
+        except ValueError as error:
+            problems.append(f"evaluation: {error} (student_config.eval_freq=0 trains without)")
+    if problems:
+        raise ValueError("\n  ".join(["training cannot start, something is missing", *problems]))
+
+
+def checkpoint_bytes(agent: TDMPC2, cfg: Config) -> int:
+    """Bytes that the checkpoints of a run take at most, the one that is being written included."""
+    model = sum(tensor.nbytes for tensor in agent.model.state_dict().values())
+    trained = sum(p.nbytes for p in agent.model.parameters() if p.requires_grad)
+    state = model + 2 * trained  # two moments of Adam
+    models = 1 + (cfg.keep_last if cfg.keep_last > 1 else 0) + cfg.save_best
+    return (2 * state + (models + 1) * model) if cfg.save_agent else 0
+
+
+def check_disk(agent: TDMPC2, cfg: Config) -> None:
+    """Raise ``ValueError`` if the disk has no room for the run's checkpoints."""
+    needed, free = checkpoint_bytes(agent, cfg), _free_disk(cfg.run_dir)
+    if free < needed:
+        raise ValueError(
+            f"{cfg.run_dir} needs {needed / 1e9:.2f} GB for checkpoints, but {free / 1e9:.2f} GB are free: make room, "
+            "set work_dir to another disk, or keep_last lower"
+        )
+
+
+def dry_run(cfg: Config, teacher_cfg: Config | None) -> list[str]:
+    """What a run would do: time, memory and disk, from a few updates and plans. Nothing is written.
+
+    Returns:
+        One line on each subject.
+
+    Raises:
+        ValueError: the run would be refused.
+    """
+    preflight(cfg, teacher_cfg)
+    threads = set_num_threads(cfg.num_threads)
+    teacher = Teacher.of(teacher_cfg)
+    run_dir.check(cfg, teacher.sha256 if teacher else None)
+    alive = teacher.load(cfg.device) if teacher else None
+    agent = TDMPC2(cfg, alive if cfg.distillation_cache == "off" else None)
+    check_disk(agent, cfg)
+    state = cfg.run_dir / "state.pt"
+    start = int(read_file(state)["step"]) if state.exists() else 0
+    steps = max(cfg.steps - start, 0)
+    data_line, data_bytes = _data(cfg, agent.device)
+
+    batch = _random_batch(cfg, agent.device)
+    update_s = _seconds(lambda: agent.update(batch), agent.device)
+    parameters = sum(p.numel() for p in agent.model.parameters() if p.requires_grad)
+    lines = [
+        f"run         {cfg.run_dir}, " + (f"continues at step {start:,}" if start else "new"),
+        f"student     {parameters:,} parameters on {agent.device}, {threads} threads",
+        "teacher     " + _teacher_line(teacher, alive, cfg),
+        data_line,
+        f"updates     {steps:,} x {1e3 * update_s:.1f} ms = {_clock(steps * update_s)}",
+    ]
+    total = steps * update_s
+    if cfg.eval_freq:
+        evaluations = cfg.steps // cfg.eval_freq - start // cfg.eval_freq
+        size = side_by_side(cfg, cfg.eval_episodes * len(cfg.task_ids), agent.device)
+        obs, ids = np.zeros((size, cfg.obs_dim), np.float32), np.arange(size) % len(cfg.task_specs)
+        plan_s = _seconds(lambda: agent.act(obs, t0=True, eval_mode=True, task=ids), agent.device) / size
+        once = num_steps(cfg) * plan_s
+        total += evaluations * once
+        lines.append(
+            f"evaluation  {evaluations} x {num_steps(cfg):,} plans x {1e3 * plan_s:.1f} ms = "
+            f"{_clock(evaluations * once)} (without compilation and simulation)"
+        )
+    memory = data_bytes + parameters * 4 * 4 + sum(t.nbytes for t in agent.model.state_dict().values())
+    if agent.device.type == "cuda":
+        memory = data_bytes + torch.cuda.max_memory_allocated(agent.device)
+    free_memory = available_memory(agent.device)
+    needed, free = checkpoint_bytes(agent, cfg), _free_disk(cfg.run_dir)
+    return [
+        *lines,
+        f"memory      about {memory / 1e9:.2f} GB with data and optimisers, {free_memory / 1e9:.1f} GB free",
+        f"disk        {needed / 1e9:.2f} GB for checkpoints, {free / 1e9:.1f} GB free",
+        f"in all      about {_clock(total)}",
+    ]
+
+
+def _data(cfg: Config, device: torch.device) -> tuple[str, int]:
+    """One line on the data, and the bytes it takes of the memory it is placed in."""
+    store = find_store(cfg.data_dir)
+    if store is None:
+        size = sum(path.stat().st_size for path in chunk_paths(cfg.data_dir))
+        place, what = choose_place(cfg.data_device, device, size), "chunk files"
+        imported = place == "disk" or cfg.distillation_cache != "off"
+        what += f", to be imported into {Path(cfg.data_dir) / 'store'} first" if imported else ""
+    else:
+        check_tasks(store, cfg)
+        episodes = select_episodes(
+            store.task, cfg.task_specs, cfg.task_ids, cfg.data_dir, max_per_task=cfg.max_episodes_per_task
+        )
+        size = len(episodes) * store.meta.episode_bytes
+        place, what = choose_place(cfg.data_device, device, size), f"{len(episodes):,} episodes of {store.path}"
+    return f"data        {what}, {size / 1e9:.2f} GB on {place}", 0 if place == "disk" else size
+
+
+def _teacher_line(teacher: Teacher | None, alive: TDMPC2 | None, cfg: Config) -> str:
+    if teacher is None or alive is None:
+        return "none"
+    count = sum(p.numel() for p in alive.model.parameters())
+    cache = {"off": "asked in every update", "lazy": "asked for rows that are new", "full": "asked once, before"}
+    return f"{teacher.path}, {count:,} parameters, {cache[cfg.distillation_cache]}"
+
+
+def _random_batch(cfg: Config, device: torch.device) -> Batch:
+    horizon, size = cfg.horizon, cfg.batch_size
+    generator = torch.Generator().manual_seed(cfg.seed)
+    batch = Batch(
+        torch.randn(horizon + 1, size, cfg.obs_dim, generator=generator),
+        torch.rand(horizon, size, cfg.action_dim, generator=generator) * 2 - 1,
+        torch.rand(horizon, size, 1, generator=generator),
+        torch.randint(len(cfg.task_specs), (size,), generator=generator),
+    )
+    return batch.to(device)
+
+
+def _seconds(function: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
+    """Median time of a call, the first two left out."""
+    seconds = []
+    for _ in range(repeats + 2):
+        start = perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(perf_counter() - start)
+    return median(seconds[2:])
+
+
+def _free_disk(path: Path) -> int:
+    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(there).free
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
