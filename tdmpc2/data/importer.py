@@ -1,6 +1,6 @@
 """Making an episode store from chunk files and other stores, and finding the one a directory of chunk files has.
 
-Memory: a few pieces of 4 MB. Chunk files are mapped anew for each piece, so that pages once read do not stay.
+Memory: some pieces of 4 MB. Chunk files are mapped anew every few pieces, so that pages once read do not stay.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from datetime import timedelta
@@ -20,13 +20,14 @@ from torch import Tensor
 
 from tdmpc2.data.chunks import check_finite
 from tdmpc2.data.rows import RowFormat
-from tdmpc2.data.selection import Part, Selection, check_tasks, chunk_sizes
+from tdmpc2.data.selection import Selection, check_tasks, chunk_sizes
 from tdmpc2.data.store import BLOCK, EpisodeStore, StoreMeta
 from tdmpc2.data.writer import StoreWriter, buffers, clean, disk_bytes, has_leftovers, locked, say
 from tdmpc2.progress import Progress
 from tdmpc2.tasks import TaskSpec
 
 _PIECE = 4 << 20  # bytes copied at a time: they stay in the processor's cache between reading, hashing and writing
+_READ = 4  # pieces for which a chunk file is mapped
 _RATE = 300e6  # bytes per second of a plain SSD, for the estimate
 
 
@@ -94,7 +95,11 @@ def find_store(data_dir: str | os.PathLike[str]) -> EpisodeStore | None:
 
 
 def ensure_store(
-    data_dir: str | os.PathLike[str], task: str, specs: Sequence[TaskSpec], quiet: bool = False
+    data_dir: str | os.PathLike[str],
+    task: str,
+    specs: Sequence[TaskSpec],
+    quiet: bool = False,
+    block: int = BLOCK,
 ) -> EpisodeStore:
     """The store of a directory; all chunk files of the directory are imported to ``<data_dir>/store`` if need be.
 
@@ -109,7 +114,7 @@ def ensure_store(
     store = find_store(root)
     if store is None:
         _check_replaceable(out, root)
-        store = _import(Selection.of([root], task, specs), out, replace=True, quiet=quiet)
+        store = _import(Selection.of([root], task, specs, block=block), out, replace=True, quiet=quiet)
     elif store.path == out and has_leftovers(out):
         with locked(out, quiet):
             clean(out)
@@ -150,20 +155,24 @@ def _copy(selection: Selection, writer: StoreWriter, bar: Progress | None) -> No
     """Read, check and convert here, hash and write in a thread."""
     ring = buffers(selection.meta, _PIECE, 3)
     waiting: deque[Future[None]] = deque()
+    buffer = cycle(ring)
     with ThreadPoolExecutor(1) as thread:
-        pieces = selection.pieces(writer.first_episode, len(ring[0]))
-        for buffer, (part, episodes) in zip(cycle(ring), pieces, strict=False):
-            if len(waiting) == len(ring):
-                waiting.popleft().result()
+        for part, episodes in selection.pieces(writer.first_episode, _READ * len(ring[0])):
             try:
-                _fill(buffer, selection.meta.row_format, part, episodes)
+                data = part.read(episodes)
+                for own in torch.arange(len(episodes)).split(len(ring[0])):
+                    if len(waiting) == len(ring):
+                        waiting.popleft().result()
+                    records = next(buffer)[: len(own)]
+                    _fill(records, selection.meta.row_format, part.path, data, episodes, slice(own[0], own[-1] + 1))
+                    waiting.append(thread.submit(writer.write, records))
+                    if bar:
+                        bar.update(len(own))
+                del data  # before the next
             except ValueError:  # the journal is of no use: the file must change first
                 _settle(waiting)
                 writer.discard()
                 raise
-            waiting.append(thread.submit(writer.write, buffer[: len(episodes)]))
-            if bar:
-                bar.update(len(episodes))
         _settle(waiting)
 
 
@@ -172,10 +181,12 @@ def _settle(waiting: deque[Future[None]]) -> None:
         waiting.popleft().result()
 
 
-def _fill(buffer: Tensor, row_format: RowFormat, part: Part, episodes: Tensor) -> None:
-    data = part.read(episodes)
-    check_finite(part.path, data, episodes)
-    obs, action, reward = row_format.split(buffer[: len(episodes)])
+def _fill(
+    records: Tensor, row_format: RowFormat, path: Path, data: Mapping[str, Tensor], episodes: Tensor, own: slice
+) -> None:
+    data, episodes = {name: values[own] for name, values in data.items()}, episodes[own]
+    check_finite(path, data, episodes)
+    obs, action, reward = row_format.split(records)
     action[:, 0] = torch.nan
     reward[:, 0] = torch.nan
     for name, first_row, target in (("obs", 0, obs), ("action", 1, action), ("reward", 1, reward)):
@@ -184,7 +195,7 @@ def _fill(buffer: Tensor, row_format: RowFormat, part: Part, episodes: Tensor) -
         if target.dtype == torch.float16 and max(-values.min(), values.max()) > limit:
             episode, row, entry = (values.abs() > limit).nonzero()[0].tolist()
             raise ValueError(
-                f"{part.path}: {name} is {values[episode, row, entry].item():g} in episode {int(episodes[episode])}, "
+                f"{path}: {name} is {values[episode, row, entry].item():g} in episode {int(episodes[episode])}, "
                 f"row {row + first_row}; float16 holds at most {limit:,.0f}. Import it as float32"
             )
         target[:, first_row:].copy_(values)

@@ -1,7 +1,7 @@
 """The episode store: one directory of memory-mapped arrays, opened at once whatever its size.
 
 rows.npy    [N, L+1] records of obs, action and reward (:mod:`tdmpc2.data.rows`); row 0 holds the first observation,
-            row t what the t-th step led to. ``np.load("rows.npy", mmap_mode="r")["obs"]`` reads it without this project.
+            row t what the t-th step led to. Numpy alone reads it: ``np.load("rows.npy", mmap_mode="r")["obs"]``.
 task.npy    [N] task id of each episode
 meta.json   version, task names and sizes in id order, number and length of episodes, bytes and checksums of both files
 """
@@ -97,10 +97,9 @@ class StoreMeta:
             plain["tasks"] = tuple(TaskSpec(**spec) for spec in plain["tasks"])
             plain["files"] = {name: StoreFile(f["bytes"], tuple(f["sha256"])) for name, f in plain["files"].items()}
             meta = cls(**plain)
-            if meta.dtype not in DTYPES or meta.episodes < 1 or set(meta.files) != {"rows.npy", "task.npy"}:
-                raise KeyError("dtype, episodes or files")
+            _check_types(meta)
             return meta
-        except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} is damaged or not of an episode store [{type(error).__name__}: {error}]. {_AGAIN}"
             ) from error
@@ -172,6 +171,24 @@ def header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
         text, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     )
     return text.getvalue()
+
+
+def _check_types(meta: StoreMeta) -> None:
+    sizes = [size for spec in meta.tasks for size in (spec.obs_dim, spec.action_dim, spec.episode_length)]
+    counts = [meta.episodes, meta.block, *sizes]
+    texts = [meta.task, *(spec.name for spec in meta.tasks)]
+    blocks = -(-meta.episodes // meta.block) if all(type(n) is int and 0 < n < 2**31 for n in counts) else 0
+    files = list(meta.files.values())
+    sound = {
+        "task or tasks": bool(sizes) and max(sizes) < 2**20 and all(isinstance(text, str) for text in texts),
+        "success_score": all(isinstance(spec.success_score, bool) for spec in meta.tasks),
+        "episodes, block or a size": blocks > 0,
+        "dtype": meta.dtype in DTYPES,
+        "files": set(meta.files) == {"rows.npy", "task.npy"} and all(len(file.sha256) == blocks for file in files),
+        "bytes": all(type(size) is int for size in [*meta.source.values(), *(file.bytes for file in files)]),
+    }
+    if wrong := [name for name, right in sound.items() if not right]:
+        raise TypeError(f"wrong {wrong[0]}")
 
 
 def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype, size: int) -> tuple[mmap.mmap, int]:

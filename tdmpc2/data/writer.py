@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,7 @@ class StoreWriter:
         self._size = len(self._header) + meta.episodes * meta.episode_bytes
         self.finished = self._read_journal()
         self._hash, self._in_block, self._intact = hashlib.sha256(), 0, True
+        self._thread = ThreadPoolExecutor(1)
 
     @property
     def first_episode(self) -> int:
@@ -100,11 +102,14 @@ class StoreWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
         self._file.close()
         self._journal.close()
 
     def write(self, records: Tensor) -> None:
-        """Append episodes [n, L+1, W] int32; a block's last episode must also be the last of a call.
+        """Append episodes [n, L+1, W] int32, hashing and writing them at the same time.
+
+        A block's last episode must also be the last of a call.
 
         Raises:
             OSError: the disk refused. What was finished stays, and nothing more can be written.
@@ -112,12 +117,13 @@ class StoreWriter:
         assert self._intact
         self._intact = False  # a block with a gap must never be recorded
         values = records.numpy().data.cast("B")
-        self._hash.update(values)
+        hashing = self._thread.submit(self._hash.update, values)
         begin, rest = self._file.tell(), values
         while rest:
             rest = rest[self._file.write(rest) :]
         if hasattr(os, "posix_fadvise"):  # the disk begins to write now and not only when the block is complete
             os.posix_fadvise(self._file.fileno(), begin, len(values), os.POSIX_FADV_DONTNEED)
+        hashing.result()
         self._in_block += len(records)
         if self._in_block == min(self.meta.block, self.meta.episodes - self.first_episode):
             os.fsync(self._file.fileno())  # before the journal says so
