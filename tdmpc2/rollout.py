@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc2.config import Config
+
+if TYPE_CHECKING:
+    from tdmpc2.envs.vector import EnvPool
 
 Floats = NDArray[np.float32]
 Frames = list[NDArray[np.uint8]]  # each [height, width, 3]
@@ -55,6 +58,7 @@ def play(
     render: Sequence[int] = (),
     max_steps: int | None = None,
     on_step: Callable[[int], None] | None = None,
+    pool: EnvPool | None = None,
 ) -> list[Episode]:
     """Play one episode per job, all at once; the actor sees every environment at every step.
 
@@ -65,6 +69,7 @@ def play(
         render: environments whose frames are kept.
         max_steps: longer episodes are cut.
         on_step: called after each step with the number of environments that were still playing.
+        pool: keeps environments from one call to the next; not for rendering. By default they are built and closed.
     """
     from tdmpc2.envs.vector import make_vec_env
 
@@ -80,11 +85,13 @@ def play(
     length = np.zeros(num_envs, int)
     frames: list[Frames] = [[] for _ in jobs]
 
-    envs = make_vec_env(
-        specs, [job.seed for job in jobs], cfg.obs_dim, cfg.action_dim, render_mode="rgb_array" if render else None
-    )
+    if pool is None:
+        mode = "rgb_array" if render else None
+        envs = make_vec_env(specs, [job.seed for job in jobs], cfg.obs_dim, cfg.action_dim, render_mode=mode)
+    else:
+        envs = pool.make(specs)
     try:
-        current: Floats = envs.reset()[0]
+        current: Floats = envs.reset(seed=[job.seed for job in jobs])[0]
         obs[0] = current
         playing = np.ones(num_envs, bool)
         for t in range(1, longest + 1):
@@ -106,7 +113,8 @@ def play(
             if done.any():  # what has finished is restarted only to keep step() valid; its rows are cut off below
                 current, _ = envs.reset(options={"reset_mask": done})
     finally:
-        envs.close()
+        if pool is None:
+            envs.close()
     return [
         Episode(
             job,

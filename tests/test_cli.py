@@ -147,11 +147,14 @@ def cwd(home: Path, tmp_path: Path) -> Path:
 
 def test_what_the_commands_leave_behind(home: Path) -> None:
     assert sorted(path.name for path in home.iterdir()) == ["data", "logs", "quantised", "student.pt"]
-    assert sorted(files(home / "data")) == ["chunk_0.pt", "chunk_1.pt"]
+    assert sorted(files(home / "data")) == ["chunk_0.pt", "chunk_1.pt", "collect.json", "collect.lock"]
     assert sorted(files(home / "logs")) == [
-        f"mt30/1/{name}/{file}"
-        for name in ("default", "teacher")
-        for file in ("model.pt", "run.json", "state.pt", "train.csv")
+        *(f"mt30/1/.{name}.lock" for name in ("default", "teacher")),
+        *(
+            f"mt30/1/{name}/{file}"
+            for name in ("default", "teacher")
+            for file in ("model.pt", "run.json", "state.pt", "train.csv")
+        ),
     ]
     assert sorted(files(home / "quantised")) == ["model_fp16.pt", "model_int8.pt", "model_mixed.pt"]
     assert (read_chunk(home / "data" / "chunk_1.pt")["task"] == 8).all()
@@ -241,8 +244,9 @@ def test_collecting_with_a_checkpoint(run: Run, cwd: Path) -> None:
     before = files(cwd)
     settings = "checkpoint=student.pt task=pendulum-spin episodes_per_task=1 mpc=false num_threads=1 device=cpu"
     outcome = good(run(f"collect.py {settings} data_dir=data", cwd))
-    assert "pendulum-spin: return" in outcome.out
-    assert outcome.out.splitlines()[-1] == "1 episodes in 1 files: data/chunk_2.pt to chunk_2.pt"
+    assert re.search(r"pendulum-spin: return .*, policy student\.pt, chunk_2\.pt", outcome.out)
+    assert "data: 1 episodes in 1 files, chunk_2.pt; 0.1 MB to collect" in outcome.out
+    del before["data/collect.json"]
     assert files(cwd).items() > before.items()
     chunk = read_chunk(cwd / "data" / "chunk_2.pt")
     assert chunk["obs"].shape == (1, 501, 24)

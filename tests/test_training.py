@@ -26,28 +26,9 @@ from tdmpc2.training import run_dir
 from tdmpc2.training.offline import train
 from tdmpc2.training.run_dir import CHANGEABLE
 
+from .conftest import TASKS, TINY
 from .test_rollout import by_hand
 from .toy_envs import FALLS, STANDS, STANDS_FOR
-
-TASKS = ("pendulum-spin", "cartpole-balance")
-TINY: dict[str, Any] = {
-    "model_size": None, "enc_dim": 16, "mlp_dim": 16, "latent_dim": 16, "task_dim": 8, "num_samples": 16,
-    "num_elites": 4, "num_pi_trajs": 4, "iterations": 1, "device": "cpu", "num_threads": 1, "tasks": TASKS,
-    "batch_size": 16, "steps": 20, "log_freq": 5, "eval_freq": 0,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three random episodes of each task."""
-    path = tmp_path_factory.mktemp("data")
-    collect(Config(tasks=TASKS, episodes_per_task=3), None, path)
-    return path
-
-
-@pytest.fixture
-def cfg(data_dir: Path, tmp_path: Path) -> Config:
-    return Config(data_dir=str(data_dir), work_dir=str(tmp_path / "run"), **TINY)
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +63,7 @@ def snapshot(directory: Path) -> dict[str, bytes]:
 def test_chunks_hold_what_was_played(data_dir: Path) -> None:
     """The actions of a file, played again in an environment of the file's seed, give its observations and rewards."""
     cfg = Config(tasks=TASKS, episodes_per_task=3)
-    assert sorted(path.name for path in data_dir.iterdir()) == ["chunk_0.pt", "chunk_1.pt"]
+    assert sorted(path.name for path in data_dir.glob("chunk*")) == ["chunk_0.pt", "chunk_1.pt"]
     for number, task_id in enumerate(cfg.task_ids):
         spec = cfg.task_specs[task_id]
         chunk = read_chunk(data_dir / f"chunk_{number}.pt")
@@ -99,9 +80,10 @@ def test_chunks_hold_what_was_played(data_dir: Path) -> None:
 def test_collecting_again_adds_other_episodes(data_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(data_dir, tmp_path / "data")
     before = snapshot(tmp_path / "data")
+    del before["collect.json"]  # to which a line is added
     cfg = Config(tasks=("pendulum-spin",), episodes_per_task=1)
     returns: dict[str, np.ndarray] = {}
-    paths = collect(cfg, None, tmp_path / "data", lambda task, values: returns.update({task: values}))
+    paths = collect(cfg, None, tmp_path / "data", lambda shard, values: returns.update({shard.task: values}))
     assert [path.name for path in paths] == ["chunk_2.pt"]
     assert snapshot(tmp_path / "data").items() > before.items()
     new, old = read_chunk(paths[0]), read_chunk(tmp_path / "data" / "chunk_0.pt")
@@ -132,7 +114,7 @@ def test_an_agent_collects_with_noise(tmp_path: Path) -> None:
 def test_episodes_that_end_early_are_not_data(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ended after 3 of 9 steps \(seed \d+\)"):
         collect(parse_cfg({"task": FALLS, "episodes_per_task": 2}), None, tmp_path / "data")
-    assert not (tmp_path / "data").exists()
+    assert not list((tmp_path / "data").glob("*chunk*"))
 
 
 def test_long_tasks_of_mt80_are_cut(tmp_path: Path) -> None:
@@ -160,7 +142,7 @@ def test_files_of_a_run(cfg: Config) -> None:
     assert sorted(p.name for p in cfg.run_dir.iterdir()) == ["model.pt", "run.json", "state.pt", "train.csv"]
     record = json.loads((cfg.run_dir / "run.json").read_text())
     assert record.pop("teacher_sha256") is None
-    assert record.pop("data") == {p.name: p.stat().st_size for p in Path(cfg.data_dir).iterdir()}
+    assert record.pop("data") == {p.name: p.stat().st_size for p in Path(cfg.data_dir).glob("chunk*")}
     assert Config(**record) == cfg
     stored = load_file(path)
     assert stored.step == 20
@@ -296,6 +278,7 @@ def test_what_may_change_when_continuing(cfg: Config, data_dir: Path, tmp_path: 
         "temperature": 0.7, "precision": "bf16", "compile": False, "eval_freq": 1000, "eval_episodes": 1,
         "eval_noise": True, "eval_seed": 7, "compare": "other.pt", "episodes_per_task": 4, "buffer_size": 10,
         "data_device": "disk", "episodes_per_file": 7, "mix": ["1 random"],
+        "distillation_cache": "lazy", "keep_last": 3, "save_best": False,
         "wandb_project": "p", "wandb_entity": "e", "wandb_silent": True, "disable_wandb": True,
     }  # fmt: skip
     needed = {"device", "num_threads", "save_agent"}  # this machine's, and what is looked at below

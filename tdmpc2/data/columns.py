@@ -1,9 +1,10 @@
-"""The file of a frozen teacher's outputs for the episodes of a store: a column with one number for each row.
+"""The files of a frozen teacher's outputs for the episodes of a store: columns with one number for each row.
 
 <store>/targets/<teacher>-<data>/reward.npy   [N, L+1] float32; row t is of the step that led to row t, as in the store;
                                               NaN: not computed yet (row 0, to which no step leads, stays so)
+                                /value.npy    the same of its value
                                 /meta.json    whose outputs these are and of which data, with whole checksums
-                <teacher>-<data>.lock         held while the file is made or computed
+                <teacher>-<data>.lock         held while a file is made or computed
 
 :mod:`tdmpc2.data.targets` fills it. A number once written is never changed, so that several runs may read and fill one
 column at a time.
@@ -28,25 +29,33 @@ from tdmpc2.data.store import EpisodeStore, header
 from tdmpc2.files import write_text
 
 FORMAT = 1
+COLUMNS = ("reward", "value")
 _DTYPE = np.dtype("<f4")
 _BLOCK = 4096  # episodes looked at at a time: 8 MB of MT30
 
 
 @dataclass(frozen=True, eq=False)
 class TeacherTargets:
-    """An open column of a teacher's rewards.
+    """An open column of a teacher's outputs.
 
     Attributes:
         store: the episodes it belongs to.
         path: its directory.
+        name: ``reward`` or ``value``, decoded, see :func:`tdmpc2.distill.teacher_columns`.
         values: [N, L+1] float32, mapped from the file. Use it as it is for a data set that is left on disk.
         writable: whether the file can be filled; otherwise what is written stays in this process.
     """
 
     store: EpisodeStore
     path: Path
+    name: str
     values: Tensor
     writable: bool
+
+    @property
+    def file(self) -> Path:
+        """The column's file."""
+        return self.path / f"{self.name}.npy"
 
     def missing(self, episodes: Tensor | None = None) -> Tensor:
         """Whether an episode lacks a number, [n] bool, for episodes [n] int64 (default: all)."""
@@ -67,7 +76,7 @@ class TeacherTargets:
         done = 0
         for block in self._blocks(episodes):
             if block[:, 1:].isnan().any():
-                raise ValueError(f"{self.path} is not complete: compute the rest with `distillation_cache=full`")
+                raise ValueError(f"{self.file} is not complete: compute the rest with `distillation_cache=full`")
             column[done : done + len(block)] = block
             done += len(block)
         return column
@@ -80,41 +89,45 @@ class TeacherTargets:
                 yield self.values[own]
 
 
-def open_targets(store: EpisodeStore, teacher_sha256: str, teacher_name: str) -> TeacherTargets:
-    """The column of a teacher and a store; an empty one is made if there is none.
+def open_targets(
+    store: EpisodeStore, teacher_sha256: str, teacher_name: str, name: str = "reward"
+) -> TeacherTargets:
+    """A column of a teacher and a store; an empty one is made if there is none.
 
     Args:
         store: the episodes.
         teacher_sha256: checksum of the teacher's file, :func:`tdmpc2.checkpoint.file_sha256`.
         teacher_name: name of that file, for people who look into ``meta.json``.
+        name: which column, ``reward`` or ``value``.
 
     Raises:
         ValueError: no room on the disk, or a damaged column.
     """
     path = store.path / "targets" / _name(teacher_sha256, store.checksum)
-    if not path.exists():
+    if not (path / f"{name}.npy").exists():
         meta = {"teacher": teacher_name, "teacher_sha256": teacher_sha256, "data_checksum": store.checksum}
-        _create(path, store, meta)
-    return _open(path, store, teacher_sha256)
+        _create(path, name, store, meta)
+    return _open(path, name, store, teacher_sha256)
 
 
 def verify_targets(store: EpisodeStore) -> list[str]:
     """What is wrong with the columns of a store, one line each; reads them whole."""
     problems = []
     for path in sorted((store.path / "targets").glob("[!.]*/")):
-        try:
-            targets = _open(path, store)
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        for number, block in enumerate(targets.values.split(_BLOCK)):
-            wrong = block.isinf()
-            wrong[:, 0] = ~block[:, 0].isnan()
-            if wrong.any():
-                own, row = wrong.nonzero()[0].tolist()
-                where = f"episode {number * _BLOCK + own}, row {row}"
-                problems.append(f"{path / 'reward.npy'} holds {block[own, row]} in {where}. {_again(path)}")
+        for name in [name for name in COLUMNS if (path / f"{name}.npy").exists()] or COLUMNS[:1]:
+            try:
+                targets = _open(path, name, store)
+            except ValueError as error:
+                problems.append(str(error))
                 break
+            for number, block in enumerate(targets.values.split(_BLOCK)):
+                wrong = block.isinf()
+                wrong[:, 0] = ~block[:, 0].isnan()
+                if wrong.any():
+                    own, row = wrong.nonzero()[0].tolist()
+                    where = f"episode {number * _BLOCK + own}, row {row}"
+                    problems.append(f"{targets.file} holds {block[own, row]} in {where}. {_again(path)}")
+                    break
     return problems
 
 
@@ -125,14 +138,14 @@ def _layout(store: EpisodeStore) -> tuple[tuple[int, int], bytes, int]:
     return shape, start, len(start) + shape[0] * shape[1] * _DTYPE.itemsize
 
 
-def _create(path: Path, store: EpisodeStore, meta: dict[str, str]) -> None:
+def _create(path: Path, name: str, store: EpisodeStore, meta: dict[str, str]) -> None:
     """Every byte is written: filling a file with holes through a map would end the process when the disk is full."""
     (episodes, rows), start, size = _layout(store)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(exist_ok=True)
         with one_process(path):
-            if path.exists():
+            if (path / f"{name}.npy").exists():
                 return
             shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed here
             if (free := shutil.disk_usage(path.parent).free) < size:
@@ -142,12 +155,15 @@ def _create(path: Path, store: EpisodeStore, meta: dict[str, str]) -> None:
                 )
             try:
                 temporary.mkdir()
-                with open(temporary / "reward.npy", "wb") as file:
+                with open(temporary / f"{name}.npy", "wb") as file:
                     file.write(start)
                     for first in range(0, episodes, _BLOCK):
                         file.write(np.full((min(_BLOCK, episodes - first), rows), np.nan, _DTYPE).data)
                     file.flush()
                     os.fsync(file.fileno())
+                if path.exists():  # with other columns
+                    os.rename(temporary / f"{name}.npy", path / f"{name}.npy")
+                    return
                 write_text(temporary / "meta.json", json.dumps({"format": FORMAT, **meta}, indent=1) + "\n")
                 os.rename(temporary, path)
             finally:
@@ -156,9 +172,9 @@ def _create(path: Path, store: EpisodeStore, meta: dict[str, str]) -> None:
         raise ValueError(f"Could not make {path}: {error}. distillation_cache=off works without it") from error
 
 
-def _open(path: Path, store: EpisodeStore, teacher_sha256: str | None = None) -> TeacherTargets:
+def _open(path: Path, name: str, store: EpisodeStore, teacher_sha256: str | None = None) -> TeacherTargets:
     shape, start, size = _layout(store)
-    file = path / "reward.npy"
+    file = path / f"{name}.npy"
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
         version, data, teacher = meta["format"], meta["data_checksum"], meta["teacher_sha256"]
@@ -175,7 +191,7 @@ def _open(path: Path, store: EpisodeStore, teacher_sha256: str | None = None) ->
         values = np.memmap(file, _DTYPE, "r+" if writable else "c", len(start), shape)
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged [{type(error).__name__}: {error}]. {_again(path)}") from error
-    return TeacherTargets(store, path, torch.from_numpy(values), writable)
+    return TeacherTargets(store, path, name, torch.from_numpy(values), writable)
 
 
 def _name(teacher_sha256: str, data_checksum: str) -> str:

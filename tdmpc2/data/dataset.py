@@ -31,6 +31,7 @@ class Batch(NamedTuple):
     reward: Tensor  # [H, B, 1] float32
     task: Tensor  # [B] int64
     teacher_reward: Tensor | None = None  # [H, B, 1] float32, the teacher's reward of the same steps
+    teacher_value: Tensor | None = None  # [H, B, 1] float32, its value
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""

@@ -1,0 +1,169 @@
+"""``collect.json``: the collections of a directory of chunk files, their settings and the file numbers they reserved.
+
+A chunk file is a function of its collection's settings and of its number, so the record says what is still missing, and
+a file that was deleted can be played again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tdmpc2.config import Config
+from tdmpc2.data.chunks import Layout, check_layout, read_chunk
+from tdmpc2.files import write_text
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The files chunk_<first>.pt to chunk_<first + count - 1>.pt.
+
+    Attributes:
+        first: number of the first file.
+        count: number of files.
+        settings: what decides which episodes they hold, as plain values.
+        computing: what decides their last bits: device, threads, precision and the like.
+        players: the mixture in words, for people.
+    """
+
+    first: int
+    count: int
+    settings: dict[str, Any]
+    computing: dict[str, Any]
+    players: list[str]
+
+    def check_computing(self, computing: Mapping[str, Any], record: Path) -> None:
+        """Require that the rest is computed as the beginning was: only then is every file as in an undisturbed run.
+
+        Raises:
+            ValueError: naming what differs.
+        """
+        differing = [key for key in {**self.computing, **computing} if self.computing.get(key) != computing.get(key)]
+        if differing:
+            there, now = ({key: values.get(key) for key in differing} for values in (self.computing, computing))
+            raise ValueError(
+                f"{record}: the unfinished collection of these settings was begun with {_listed(there)}, now it is "
+                f"{_listed(now)}, which changes results in the last digits. Continue it as it was begun, or give "
+                "another seed for a collection of its own"
+            )
+
+
+@dataclass
+class Record:
+    """The content of ``collect.json``."""
+
+    path: Path
+    task: str
+    tasks: list[dict[str, Any]]
+    collections: list[Collection]
+
+    @classmethod
+    def read(cls, data_dir: Path, cfg: Config) -> Record:
+        """The record of a directory, an empty one where there is none.
+
+        Raises:
+            ValueError: damaged, of a newer version, or the directory holds data of another task set or a store.
+        """
+        path = data_dir / "collect.json"
+        tasks = [dataclasses.asdict(spec) for spec in cfg.task_specs]
+        if (data_dir / "meta.json").exists():
+            raise ValueError(f"data_dir={data_dir} is an episode store: collect into another directory, then import it")
+        if not path.exists():
+            if numbers := chunk_numbers(data_dir):
+                there = data_dir / f"chunk_{numbers[0]}.pt"
+                check_layout(there, read_chunk(there), Layout.of(cfg.task_specs))
+            return cls(path, cfg.task, tasks, [])
+        try:
+            plain = json.loads(path.read_text(encoding="utf-8"))
+            version = int(plain["format"])
+            record = cls(path, plain["task"], plain["tasks"], [Collection(**entry) for entry in plain["collections"]])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is damaged [{type(error).__name__}: {error}]: move it away; the files it records then stay as "
+                "they are, and new ones are added"
+            ) from error
+        if version > FORMAT:
+            raise ValueError(f"{path} has format {version}, this version reads up to {FORMAT}: update tdmpc2")
+        if record.tasks != tasks:
+            raise ValueError(
+                f"data_dir={data_dir} holds data of task={record.task} ({len(record.tasks)} tasks), not of "
+                f"task={cfg.task} ({len(tasks)} tasks) as it is now: name another directory"
+            )
+        return record
+
+    def find(self, settings: dict[str, Any]) -> Collection | None:
+        """The collection of these settings."""
+        return next((collection for collection in self.collections if collection.settings == _plain(settings)), None)
+
+    def next_number(self) -> int:
+        """The first number after those of all files and collections."""
+        reserved = [collection.first + collection.count for collection in self.collections]
+        return max([0, *reserved, *(number + 1 for number in chunk_numbers(self.path.parent)[-1:])])
+
+    def add(self, collection: Collection) -> None:
+        """Record one more collection.
+
+        Raises:
+            ValueError: the disk refused.
+        """
+        entry = Collection(**_plain(dataclasses.asdict(collection)))
+        content = {
+            "format": FORMAT,
+            "task": self.task,
+            "tasks": self.tasks,
+            "collections": [dataclasses.asdict(each) for each in (*self.collections, entry)],
+        }
+        for left_by_a_kill in self.path.parent.glob(f".{self.path.name}.*.tmp"):
+            left_by_a_kill.unlink()
+        write_text(self.path, json.dumps(content, indent=1) + "\n")
+        self.collections.append(entry)
+
+
+def chunk_numbers(data_dir: Path) -> list[int]:
+    """Numbers of the chunk files in a directory, in order."""
+    return sorted(int(p.stem[6:]) for p in data_dir.glob("chunk_*.pt") if p.stem[6:].isdigit())
+
+
+@contextlib.contextmanager
+def locked(path: Path, timeout: float, otherwise: str) -> Iterator[None]:
+    """Hold a lock file; the lock ends with this process, however that ends.
+
+    Args:
+        path: the lock file; its directory is made.
+        timeout: seconds to wait for another process.
+        otherwise: what is the matter if that is not enough.
+
+    Raises:
+        ValueError: another process holds it, or the directory cannot be written to.
+    """
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        raise ValueError(otherwise) from None
+    except OSError as error:
+        raise ValueError(f"Could not write {path}: {error}. Name a directory that can be written to") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    plain = json.loads(json.dumps(value))
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in values.items())
