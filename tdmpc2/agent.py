@@ -5,35 +5,27 @@ H horizon, B batch, E environments, O observation, A action, D latent, K bins, Q
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from tdmpc2 import distill, planner
+from tdmpc2 import distill, distill_losses, planner
 from tdmpc2.checkpoint import load_file, save_file
 from tdmpc2.config import RUN_KEYS, Config
 from tdmpc2.nn.math import soft_cross_entropy, updated_scale
-from tdmpc2.nn.world_model import TaskContext, WorldModel, draw_heads
+from tdmpc2.nn.world_model import TaskContext, WorldModel
+from tdmpc2.noise import UpdateNoise as UpdateNoise
+from tdmpc2.noise import draw_update_noise
 from tdmpc2.runtime import can_compile, resolve_device
+from tdmpc2.training.process_group import ProcessGroup
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 TaskLike = int | str | Sequence[int | str] | np.ndarray | Tensor | None
-
-
-class UpdateNoise(NamedTuple):
-    """All random numbers of one update."""
-
-    target_eps: Tensor  # [H, B, A] standard normal
-    target_heads: Tensor  # [2]
-    policy_eps: Tensor  # [H+1, B, A] standard normal
-    policy_heads: Tensor  # [2]
-    value_dropout: Tensor | None  # [Q, H, B, M] factors
-    policy_dropout: Tensor | None  # [2, H+1, B, M] factors
 
 
 class TDMPC2:
@@ -42,6 +34,7 @@ class TDMPC2:
     Args:
         cfg: the agent's configuration; ``cfg.seed`` seeds the weights and all later draws.
         teacher: a trained agent of the same tasks. It is never updated.
+        group: the processes that train together; the batches of their updates are shares of one batch.
 
     Raises:
         ValueError: teacher and student have different task sets.
@@ -50,11 +43,12 @@ class TDMPC2:
     cfg: Config
     teacher: TDMPC2 | None
 
-    def __init__(self, cfg: Config, teacher: TDMPC2 | None = None) -> None:
+    def __init__(self, cfg: Config, teacher: TDMPC2 | None = None, group: ProcessGroup | None = None) -> None:
         if teacher is not None:
             distill.check_teacher(cfg, teacher.cfg)
         self.cfg = cfg
         self.teacher = teacher
+        self.group = group or ProcessGroup()
         self.device = resolve_device(cfg.device)
         self.precision = "fp32"
         self.model = WorldModel(cfg, torch.Generator().manual_seed(cfg.seed)).eval()
@@ -69,9 +63,12 @@ class TDMPC2:
             for name, p in self.model.named_parameters()
             if p.requires_grad and not name.startswith(("_encoder.", "_pi."))
         ]
-        self._model_params = [*encoder, *others]
+        self.distillation = distill.Distillation(cfg, teacher, self.device)
+        self._model_params = [*encoder, *others, *self.distillation.parameters]
         self._policy_params = policy
         groups: list[dict[str, Any]] = [{"params": encoder, "lr": cfg.lr * cfg.enc_lr_scale}, {"params": others}]
+        if self.distillation.parameters:
+            groups.append({"params": self.distillation.parameters})
         self.optim = torch.optim.Adam(groups, lr=cfg.lr, fused=True)
         self.pi_optim = torch.optim.Adam(policy, lr=cfg.lr, eps=1e-5, fused=True)
         self._rho = cfg.rho ** torch.arange(cfg.horizon + 1, device=self.device)  # [H+1]
@@ -85,31 +82,32 @@ class TDMPC2:
 
         Args:
             batch: named tuple, tensordict or dict of time-major slices: obs [H+1, B, O], action [H, B, A],
-                reward [H, B, 1], task [B]; entry t of action and reward leads from obs[t] to obs[t+1]. With
-                teacher_reward [1 to H, B, 1], the teacher's for the same steps, the teacher is not asked.
+                reward [H, B, 1], task [B]; entry t of action and reward leads from obs[t] to obs[t+1]. For
+                teacher_reward and teacher_value [1 to H, B, 1], of the same steps, the teacher is not asked.
             noise: random numbers to use instead of the agent's own.
 
         Returns:
             Losses and gradient norms (before clipping) as 0-d tensors on the device.
 
         Raises:
-            ValueError: the agent's weights are below float32.
+            ValueError: the agent's weights are below float32, or what is to be distilled is not there.
         """
         self._require_fp32("train")
         cfg, model = self.cfg, self.model
         obs, action, reward, task = (_field(batch, name) for name in ("obs", "action", "reward", "task"))
         ids = task if cfg.multitask else None
+        all_ids = None if ids is None else self.group.gather(ids)  # [N B], those of all N processes
         noise = noise or self._draw_update_noise(obs.shape[1])
         horizon, rho = cfg.horizon, self._rho
 
         with torch.no_grad():
-            context = model.context(ids)
+            context = self._context(all_ids)
             next_z = model.encode(obs[1:], context)  # [H, B, D]
             discount = model.discounts[ids].unsqueeze(-1) if ids is not None else model.discounts
             td_target = self._td_target(next_z, reward, discount, context, noise)
-            teacher_reward = distill.reward_target(batch, self.teacher, obs[0], action[0], ids)
+            taught = self.distillation.ask(batch, obs, action, ids)
 
-        context = model.context(ids)
+        context = self._context(all_ids)
         z = [model.encode(obs[0], context)]
         for t in range(horizon):
             z.append(model.next(z[t], action[t], context))
@@ -122,25 +120,28 @@ class TDMPC2:
             "reward": (rho[:-1] * soft_cross_entropy(reward_logits, reward, model.bins).mean((1, 2))).mean(),
             "value": (rho[:-1] * soft_cross_entropy(q_logits, td_target, model.bins).mean((2, 3))).mean(),
         }
-        coefs = {"consistency": cfg.consistency_coef, "reward": cfg.reward_coef, "value": cfg.value_coef}
-        if teacher_reward is not None:
-            losses["distillation"] = distill.reward_distillation_loss(reward_logits[0], teacher_reward, model.bins)
-            coefs["distillation"] = cfg.distillation_weight
+        coefs: dict[str, Any] = {
+            "consistency": cfg.consistency_coef,
+            "reward": cfg.reward_coef,
+            "value": cfg.value_coef,
+        }
+        if taught is not None:
+            distilled = self.distillation.losses(taught, zs, reward_logits, q_logits, rho[:-1], model.bins)
+            losses |= {distill.metric(target): loss for target, loss in distilled.items()}
+            coefs |= {distill.metric(target): self.distillation.weight(target) for target in distilled}
         total = torch.stack([coefs[name] * loss for name, loss in losses.items()]).sum()
 
         self.optim.zero_grad()
         total.backward()
+        stats = {f"{name}_loss": loss.detach() for name, loss in losses.items()} | {"total_loss": total.detach()}
+        self.group.average([*_gradients(self._model_params), *stats.values()])
         grad_norm = clip_grad_norm_(self._model_params, cfg.grad_clip_norm)
         self.optim.step()
 
-        pi_stats = self._update_policy(zs.detach(), ids, noise)
+        pi_stats = self._update_policy(zs.detach(), all_ids, noise, taught)
         model.update_target(cfg.tau)
-        return {
-            **{f"{name}_loss": loss.detach() for name, loss in losses.items()},
-            "total_loss": total.detach(),
-            "grad_norm": grad_norm,
-            **pi_stats,
-        }
+        stats |= {"grad_norm": grad_norm, **pi_stats}
+        return stats | self.distillation.count(stats)
 
     def _td_target(
         self, next_z: Tensor, reward: Tensor, discount: Tensor, context: TaskContext, noise: UpdateNoise
@@ -150,48 +151,48 @@ class TDMPC2:
         value = self.model.Q(next_z, action, context, "min", target=True, heads=noise.target_heads)
         return reward + discount * value
 
-    def _update_policy(self, zs: Tensor, task: Tensor | None, noise: UpdateNoise) -> dict[str, Tensor]:
+    def _update_policy(
+        self, zs: Tensor, all_ids: Tensor | None, noise: UpdateNoise, taught: distill.TeacherOutputs | None = None
+    ) -> dict[str, Tensor]:
         """One step of the policy prior on constant latents zs [H+1, B, D] (section 9.1).
 
         The Q weights and the task embedding are constants here, so no gradient is left in them for the next update.
         """
         cfg, model = self.cfg, self.model
         with torch.no_grad():
-            context = model.context(task)
+            context = self._context(all_ids)
         action, info = model.pi(zs, context, noise.policy_eps)
         value = model.Q(
             zs, action, context, "avg", heads=noise.policy_heads, dropout_mask=noise.policy_dropout, detach=True
         )  # [H+1, B, 1]
-        self.scale = updated_scale(self.scale, value[0].detach(), cfg.tau)
+        self.scale = updated_scale(self.scale, self.group.gather(value[0].detach()), cfg.tau)
         entropy = -info["log_prob"] if cfg.policy_loss == "opt" else info["scaled_entropy"]
         loss = -(self._rho * (cfg.entropy_coef * entropy + value / self.scale).mean((1, 2))).mean()
 
+        stats = {"pi_loss": loss.detach()}
+        if taught is not None and taught.policy is not None:
+            divergence = distill_losses.policy_loss(info["presquash_mean"][0], info["log_std"][0], *taught.policy)
+            loss = loss + self.distillation.weight("policy") * divergence
+            stats["distillation_policy_loss"] = divergence.detach()
+
         loss.backward()
+        self.group.average([*_gradients(self._policy_params), *stats.values()])
         grad_norm = clip_grad_norm_(self._policy_params, cfg.grad_clip_norm)
         self.pi_optim.step()
         self.pi_optim.zero_grad()
-        return {"pi_loss": loss.detach(), "pi_grad_norm": grad_norm, "pi_scale": self.scale}
+        return {**stats, "pi_grad_norm": grad_norm, "pi_scale": self.scale}
 
     def _draw_update_noise(self, batch_size: int) -> UpdateNoise:
-        cfg, device, generator = self.cfg, self.device, self.generator
+        group, all_rows = self.group, batch_size * self.group.world_size
+        noise = draw_update_noise(self.cfg, all_rows, self.device, self.generator)
+        return noise if group.world_size == 1 else noise.rows(group.rows(all_rows))
 
-        def normal(steps: int) -> Tensor:
-            return torch.randn(steps, batch_size, cfg.action_dim, device=device, generator=generator)
-
-        def dropout(heads: int, steps: int) -> Tensor | None:
-            if cfg.dropout == 0:
-                return None
-            uniform = torch.rand(heads, steps, batch_size, cfg.mlp_dim, device=device, generator=generator)
-            return (uniform >= cfg.dropout) / (1 - cfg.dropout)
-
-        return UpdateNoise(
-            target_eps=normal(cfg.horizon),
-            target_heads=draw_heads(cfg.num_q, device, generator),
-            policy_eps=normal(cfg.horizon + 1),
-            policy_heads=draw_heads(cfg.num_q, device, generator),
-            value_dropout=dropout(cfg.num_q, cfg.horizon),
-            policy_dropout=dropout(2, cfg.horizon + 1),
-        )
+    def _context(self, all_ids: Tensor | None) -> TaskContext:
+        """What this process's rows know of their tasks. Looking up rescales the table: in all processes alike."""
+        context = self.model.context(all_ids)
+        if all_ids is None or self.group.world_size == 1:
+            return context
+        return context.rows(self.group.rows(len(all_ids)))
 
     # -- acting -----------------------------------------------------------------------------------------------------
 
@@ -327,6 +328,7 @@ class TDMPC2:
             "pi_optim": self.pi_optim.state_dict(),
             "scale": self.scale,
             "generator": self.generator.get_state(),
+            "distillation": self.distillation.state(),
         }
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
@@ -334,6 +336,8 @@ class TDMPC2:
         self.optim.load_state_dict(state["optim"])
         self.pi_optim.load_state_dict(state["pi_optim"])
         self.scale = state["scale"].to(self.device)
+        if "distillation" in state:  # older files have none, and need none
+            self.distillation.load_state(state["distillation"])
         generator = state["generator"].cpu()
         if generator.shape == self.generator.get_state().shape:
             self.generator.set_state(generator)
@@ -343,6 +347,10 @@ class TDMPC2:
     def _require_fp32(self, purpose: str) -> None:
         if self.precision != "fp32":
             raise ValueError(f"This agent was loaded to act in {self.precision}: use precision='fp32' to {purpose}")
+
+
+def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 def _field(batch: Any, name: str) -> Tensor:

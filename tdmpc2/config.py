@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tdmpc2.conversion import convert
-from tdmpc2.limits import check_value
+from tdmpc2.limits import CACHED_TARGETS, check_value, distillation_terms
 from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest, task_names
 
 
@@ -64,8 +64,10 @@ class Config:
     entropy_coef: float = 1e-4
 
     # Distillation
-    distillation_weight: float = 0.45  # coefficient of the reward distillation loss
-    distillation_temperature: float = 2.0  # softmax temperature of logit targets, of which there are none yet
+    distillation_targets: tuple[str, ...] = ("reward",)  # "NAME [WEIGHT]", names in tdmpc2/distill.py
+    distillation_weight: float = 0.45  # coefficient of a target without a weight of its own
+    distillation_schedule: str = "constant"  # constant | linear | cosine | gap: a factor on all these weights
+    distillation_temperature: float = 2.0  # softmax temperature of reward_logits
     distillation_cache: str = "off"  # off | lazy: keep the teacher's targets as they are used | full: compute all first
 
     # Planning
@@ -194,15 +196,19 @@ class Config:
         return self.iterations + 2 * (self.action_dim >= 20)
 
     @property
+    def distillation_terms(self) -> dict[str, float]:
+        """What is distilled, and with which weight."""
+        return distillation_terms(self.distillation_targets, self.distillation_weight)
+
+    @property
     def run_dir(self) -> Path:
         """Directory of everything a run writes."""
         return Path(self.work_dir or Path("logs") / self.task / str(self.seed) / (self.exp_name or "default"))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict of strings, numbers, lists and None; ``Config(**d)`` is the inverse."""
-        plain = dataclasses.asdict(self)
+        plain = {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
         plain["task_specs"] = [dict(spec) for spec in plain["task_specs"]]
-        plain["tasks"] = None if self.tasks is None else list(self.tasks)
         return plain
 
     def replace(self, **changes: Any) -> Config:
@@ -250,6 +256,12 @@ class Config:
                 raise ValueError(
                     f"{low_key}={getattr(self, low_key)} must be below {high_key}={getattr(self, high_key)}"
                 )
+        uncached = [name for name in self.distillation_terms if name not in CACHED_TARGETS]
+        if uncached and self.distillation_cache != "off":
+            raise ValueError(
+                f"distillation_cache={self.distillation_cache} holds rewards and values, not what "
+                f"distillation_targets={', '.join(uncached)} needs: use distillation_cache=off"
+            )
         if self.min_std > self.max_std:
             raise ValueError(f"min_std={self.min_std} must not exceed max_std={self.max_std}")
 
@@ -285,7 +297,11 @@ def keys() -> tuple[str, ...]:
 
 def defaults() -> dict[str, Any]:
     """Every key with its default, as plain values."""
-    return {f.name: f.default for f in dataclasses.fields(Config) if not f.metadata.get("derived")}
+    return {f.name: _plain(f.default) for f in dataclasses.fields(Config) if not f.metadata.get("derived")}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def check_keys(names: Iterable[str], origin: str) -> None:

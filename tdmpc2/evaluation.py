@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -89,11 +89,14 @@ def evaluate(
     Episode k of every task is played in an environment built with seed ``eval_seed + k``, and the planner's draws are
     those of ``seed``: the same call gives the same result on the same machine.
 
+    The processes of ``agent.group`` share the episodes and all return the whole result. The planner's draws depend on
+    which episodes are played together, so with planning another number of processes gives other returns.
+
     Args:
         agent: the agent; its random state is left as it was.
         cfg: what to play (by default the agent's): tasks, ``eval_*``, ``save_video``.
         quiet: without progress.
-        film: called with the task's name and the frames of each task's first episode, if ``save_video``.
+        film: called in the process that played it with the task's name and the frames of each task's first episode, if ``save_video``.
 
     Raises:
         ValueError: a task has no environment here.
@@ -101,10 +104,13 @@ def evaluate(
     cfg = cfg or agent.cfg
     check_playable(cfg)
     actor = agent_actor(agent, noise=cfg.eval_noise)
+    group = agent.group
     jobs = [Job(task_id, cfg.eval_seed + k) for task_id in cfg.task_ids for k in range(cfg.eval_episodes)]
-    size = side_by_side(cfg, len(jobs), agent.device)
+    jobs = jobs[group.rank :: group.world_size]  # neighbours are of one task and take as long
+    size = side_by_side(cfg, len(jobs), agent.device) if jobs else 1
+    steps = sum(cfg.task_specs[job.task_id].episode_length for job in jobs)
     episodes: list[Episode] = []
-    with _seeded(agent, cfg.seed), contextlib.nullcontext() if quiet else Progress(num_steps(cfg), "Evaluating") as bar:
+    with _seeded(agent, cfg.seed), contextlib.nullcontext() if quiet else Progress(steps, "Evaluating") as bar:
         for first in range(0, len(jobs), size):
             text = _last_result(cfg, episodes)
             on_step = partial(_advance, bar, text) if bar else None
@@ -116,6 +122,10 @@ def evaluate(
                 film(cfg.task_specs[batch[i].task_id].name, played[i].frames)
                 played[i].frames.clear()
             episodes += played
+    if group.world_size > 1:
+        scores = [replace(e, obs=e.obs[:0], action=e.action[:0], reward=e.reward[:0]) for e in episodes]
+        shares = group.collect(scores)
+        episodes = [shares[i % group.world_size][i // group.world_size] for i in range(sum(map(len, shares)))]
     return Evaluation(tuple(_task_result(cfg, episodes, task_id) for task_id in cfg.task_ids))
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
+
+from tdmpc2.tasks import nearest
 
 _INF = float("inf")
 CHOICES = {
@@ -12,8 +16,15 @@ CHOICES = {
     "data_device": ("auto", "cuda", "cpu", "disk"),
     "task_balance": ("episodes", "tasks"),
     "distillation_cache": ("off", "lazy", "full"),
+    "distillation_schedule": ("constant", "linear", "cosine", "gap"),
     "resume": ("auto", "never", "must"),
 }
+#: What a student can learn from its teacher, see :mod:`tdmpc2.distill`.
+DISTILLATION_TARGETS = (
+    "reward", "reward_horizon", "reward_logits", "next_state_linear", "next_state_pca", "value", "policy",
+)  # fmt: skip
+#: The column of a cache that a target is computed from; the other targets need more than one number for each row.
+CACHED_TARGETS = {"reward": "reward", "reward_horizon": "reward", "value": "value"}
 _AT_LEAST_ONE = (
     "steps batch_size iterations num_samples num_elites num_pi_trajs horizon num_enc_layers enc_dim mlp_dim "
     "latent_dim simnorm_dim num_channels eval_episodes episodes_per_task episodes_per_file max_episodes_per_task "
@@ -49,3 +60,30 @@ def check_value(name: str, value: Any) -> None:
         if not low <= value <= high:
             limits = f"at least {low}" if high == _INF else f"between {low} and {high}"
             raise ValueError(f"{name}={value} must be {limits}")
+
+
+def distillation_terms(entries: Iterable[str], default_weight: float) -> dict[str, float]:
+    """Target -> weight of the entries ``NAME`` and ``NAME WEIGHT`` of the key ``distillation_targets``, in their order.
+
+    Raises:
+        ValueError: an unknown name, one that is there twice, or a weight that is not a number of at least zero.
+    """
+    terms: dict[str, float] = {}
+    for entry in entries:
+        name, *rest = entry.split() or [""]
+        where = f"distillation_targets: '{entry}'"
+        if name not in DISTILLATION_TARGETS:
+            names = ", ".join(DISTILLATION_TARGETS)
+            raise ValueError(f"{where}: '{name}' is not one of {names}.{nearest(name, DISTILLATION_TARGETS)}")
+        if name in terms:
+            raise ValueError(f"{where}: '{name}' is there twice")
+        try:
+            (weight,) = (float(item) for item in rest) if rest else (default_weight,)
+        except ValueError:
+            raise ValueError(f"{where} is not 'NAME' or 'NAME WEIGHT', for example 'value 0.1'") from None
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"{where}: the weight {weight} must be at least 0")
+        terms[name] = weight
+    if not terms:
+        raise ValueError("distillation_targets must name at least one target; teacher_config=null trains without")
+    return terms

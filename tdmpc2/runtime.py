@@ -32,12 +32,18 @@ def resolve_device(name: str) -> torch.device:
 
 
 def set_num_threads(count: int | None) -> int:
-    """Use ``count`` CPU threads; None: what OMP_NUM_THREADS says, else every core this process may use."""
+    """Use ``count`` CPU threads; None: what OMP_NUM_THREADS says, else its share of the cores."""
     if count is None:
         first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # one number per level of nesting
-        count = int(first) if first.strip().isdigit() and int(first) else usable_cores()
+        own = max(1, usable_cores() // local_processes())
+        count = int(first) if first.strip().isdigit() and int(first) else own
     torch.set_num_threads(count)
     return count
+
+
+def local_processes() -> int:
+    """Processes of this run on this machine, as torchrun says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def usable_cores() -> int:
@@ -49,13 +55,15 @@ def usable_cores() -> int:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes of memory this process can still take on a device; on a processor within its container's limit."""
+    """Bytes this process can still take on a device; on a processor its share of what the container's limit leaves."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     available = psutil.virtual_memory().available
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.exists() else "max"
-    return available if text == "max" else min(available, int(text) - psutil.Process().memory_info().rss)
+    if text != "max":
+        available = min(available, int(text) - psutil.Process().memory_info().rss)
+    return available // local_processes()
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -19,7 +19,7 @@ from rich.console import Console
 from tdmpc2 import results
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config, parse_cfg
-from tdmpc2.data.collector import random_actor
+from tdmpc2.data.mixture import random_actor
 from tdmpc2.envs.rendering import context_module
 from tdmpc2.evaluation import Evaluation, TaskResult, side_by_side, bootstrap, compare, evaluate, num_steps
 from tdmpc2.rollout import Frames, Job, play

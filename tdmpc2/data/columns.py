@@ -89,9 +89,7 @@ class TeacherTargets:
                 yield self.values[own]
 
 
-def open_targets(
-    store: EpisodeStore, teacher_sha256: str, teacher_name: str, name: str = "reward"
-) -> TeacherTargets:
+def open_targets(store: EpisodeStore, teacher_sha256: str, teacher_name: str, name: str = "reward") -> TeacherTargets:
     """A column of a teacher and a store; an empty one is made if there is none.
 
     Args:

@@ -191,8 +191,9 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tdmpc2.data.targets",
-        description="Compute a teacher's rewards, values or both for all episodes. Training with student_config.distillation_cache="
-        "full then needs no teacher. Interrupt it at any moment and start it again to go on.",
+        description="Compute a teacher's rewards, values or both for all episodes. Training with "
+        "student_config.distillation_cache=full then needs no teacher. Interrupt it at any moment and start it again "
+        "to go on.",
     )
     parser.add_argument("data_dir", help="an episode store, or a directory of chunk files, which are imported first")
     parser.add_argument("teacher", help="the teacher's checkpoint")

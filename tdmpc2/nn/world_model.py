@@ -25,6 +25,10 @@ class TaskContext(NamedTuple):
         """The same context for inputs with one more leading axis at ``dim``."""
         return TaskContext(*(None if x is None else x.unsqueeze(dim) for x in self))
 
+    def rows(self, rows: slice) -> TaskContext:
+        """The context of some rows."""
+        return TaskContext(*(None if x is None else x[rows] for x in self))
+
 
 Task = Tensor | int | TaskContext | None
 
@@ -167,8 +171,8 @@ class WorldModel(nn.Module):
             eps: standard-normal draw [..., A]; drawn from torch's default generator if not given.
 
         Returns:
-            The action [..., A] in [-1, 1] and a dict with ``mean`` (squashed) and ``log_std`` [..., A],
-            ``log_prob``, ``entropy`` and ``scaled_entropy`` [..., 1].
+            The action [..., A] in [-1, 1] and a dict with ``mean`` (squashed), ``presquash_mean`` and ``log_std``
+            [..., A], ``log_prob``, ``entropy`` and ``scaled_entropy`` [..., 1].
         """
         context = self.context(task)
         mean, raw = self._pi(*_parts(z, context.embedding)).chunk(2, -1)
@@ -180,7 +184,12 @@ class WorldModel(nn.Module):
             active = mask.sum(-1, keepdim=True)
         action = torch.tanh(mean + eps * log_std.exp())
         stats = squashed_gaussian_stats(eps, log_std, action, active)
-        return action, {"mean": torch.tanh(mean), "log_std": log_std, **stats._asdict()}
+        return action, {
+            "mean": torch.tanh(mean),
+            "presquash_mean": mean,
+            "log_std": log_std,
+            **stats._asdict(),
+        }
 
     def Q(
         self,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -20,11 +22,17 @@ from tdmpc2.runtime import set_num_threads
 from tdmpc2.training import run_dir
 from tdmpc2.training.guards import STOPPED, FiniteGuard, stop_on_signal
 from tdmpc2.training.preflight import check_disk, dry_run, preflight
-from tdmpc2.training.teacher import Teacher, add_targets
+from tdmpc2.training.process_group import ProcessGroup, process_group
+from tdmpc2.training.teacher import Teacher, add_targets, fit_pca
+
+#: Updates between two moments at which several processes ask whether one of them was told to stop.
+_ASK_EVERY = 10
 
 
 def train(cfg: Config, teacher_cfg: Config | None) -> Path:
     """Train until ``cfg.steps``, continuing the run in ``cfg.run_dir`` if there is one.
+
+    Started by torchrun, the processes share each batch; how many they are changes nothing but rounding.
 
     Args:
         cfg: the student.
@@ -38,40 +46,47 @@ def train(cfg: Config, teacher_cfg: Config | None) -> Path:
             training diverged.
         SystemExit: with code :data:`~tdmpc2.training.guards.STOPPED` after SIGTERM or SIGINT, when all is saved.
     """
-    if cfg.dry_run:
-        print(*dry_run(cfg, teacher_cfg), sep="\n")
-        return cfg.run_dir / "model.pt"
-    preflight(cfg, teacher_cfg)
-    with run_dir.lock(cfg.run_dir):
-        return _train(cfg, teacher_cfg)
+    with process_group(cfg.device) as group:
+        if cfg.dry_run:
+            if group.main:
+                print(*dry_run(cfg, teacher_cfg), sep="\n")
+            return cfg.run_dir / "model.pt"
+        preflight(cfg, teacher_cfg)
+        with run_dir.lock(cfg.run_dir) if group.main else nullcontext():
+            return _train(cfg, teacher_cfg, group)
 
 
-def _train(cfg: Config, teacher_cfg: Config | None) -> Path:
+def _train(cfg: Config, teacher_cfg: Config | None, group: ProcessGroup) -> Path:
+    own = group.rows(cfg.batch_size)
     threads = set_num_threads(cfg.num_threads)
     teacher = Teacher.of(teacher_cfg)
     alive = teacher.load(cfg.device) if teacher and cfg.distillation_cache == "off" else None
-    agent = TDMPC2(cfg, alive)
+    agent = TDMPC2(cfg, alive, group)
     if cfg.checkpoint is not None:
         agent.load(load_file(cfg.checkpoint).model)
-    check_disk(agent, cfg)
-    record, remark = run_dir.check(cfg, teacher.sha256 if teacher else None)
-    start, wandb_id = run_dir.restore(agent, cfg.run_dir)
+    found = _restore(agent, cfg, teacher) if group.main else None
+    record, remark, start, wandb_id, unevaluated = group.share(found)
     path = cfg.run_dir / "model.pt"
-    # An evaluation that the run was ended before or while it made.
-    unevaluated = _due(start, cfg.eval_freq) and start not in run_dir.scores(cfg.run_dir, start)
     if start >= cfg.steps and not unevaluated:
         print(f"{cfg.run_dir} is already trained for {start:,} steps; set student_config.steps higher to go on")
         return path
 
-    data, lazy = open_data(cfg, agent.device), None
-    if teacher and not alive:
-        data, lazy = add_targets(data, teacher, cfg.distillation_cache, agent.device)
+    with group.main_first():
+        data, lazy = open_data(cfg, agent.device), None
+        if teacher and not alive:
+            data, lazy = add_targets(data, teacher, cfg, agent.device)
     sampler = data.sampler
-    run_dir.claim(cfg.run_dir, record)  # everything has been read and found good
+    fitted = fit_pca(agent, sampler) if group.main else ""
+    weights, state = group.share((agent.model.state_dict(), agent.training_state()))
+    if not group.main:
+        agent.model.load_state_dict(weights)
+        agent.load_training_state(state)
+    if group.main:
+        run_dir.claim(cfg.run_dir, record)  # everything has been read and found good
     with (
         stop_on_signal() as stop,
         Logger(
-            cfg,
+            cfg if group.main else cfg.replace(save_csv=False, disable_wandb=True),
             teacher=alive.cfg if alive else teacher_cfg,
             total_steps=cfg.steps,
             start_step=start,
@@ -82,16 +97,17 @@ def _train(cfg: Config, teacher_cfg: Config | None) -> Path:
         logger.message(
             f"{cfg.run_dir}: {sum(p.numel() for p in agent.model.parameters() if p.requires_grad):,} parameters, "
             f"{len(sampler):,} episodes on {data.place}, {f'teacher {teacher.path}' if teacher else 'no teacher'}, "
-            f"{agent.device}, {threads} threads" + (f", continuing at step {start:,}" if start else "")
+            f"{f'{group.world_size} processes on ' if group.world_size > 1 else ''}{agent.device}, {threads} threads"
+            + (f", continuing at step {start:,}" if start else "")
         )
-        if remark:
-            logger.message(remark)
-
-        def draw(step: int) -> Batch:
-            return sampler.sample(step, cfg.batch_size, cfg.horizon, cfg.seed)
+        for line in filter(None, (remark, fitted)):
+            logger.message(line)
 
         def rows(step: int) -> Tensor:
             return sampler.rows(step, cfg.batch_size, cfg.horizon, cfg.seed)
+
+        def draw(step: int) -> Batch:
+            return sampler.gather(rows(step)[:, own])
 
         batches = Batches(draw, range(start, cfg.steps), agent.device, data.ahead)
         guard = FiniteGuard(agent.device)
@@ -100,10 +116,11 @@ def _train(cfg: Config, teacher_cfg: Config | None) -> Path:
             _evaluate(agent, cfg, logger, start)
         for done, batch in enumerate(batches, start + 1):
             if lazy:
-                batch = lazy.fill(batch, rows(done - 1))
+                batch = lazy.fill(batch, rows(done - 1)[:, own])
             metrics = agent.update(batch)
             guard.watch(done, metrics)
-            stopping = bool(stop)  # asked once: a signal may come at any moment below
+            # Asked once, since a signal may come at any moment below. Several processes ask one another now and then.
+            stopping = (group.world_size == 1 or done % _ASK_EVERY == 0) and any(group.collect(bool(stop)))
             evaluating = _due(done, cfg.eval_freq)
             saving = done == cfg.steps or _due(done, cfg.save_freq) or evaluating or stopping
             logging = done == cfg.steps or _due(done, cfg.log_freq)
@@ -112,14 +129,14 @@ def _train(cfg: Config, teacher_cfg: Config | None) -> Path:
             if (logging or saving) and (bad := guard.first_bad_step()) is not None:
                 logger.alert("Training diverged", text := _diverged(cfg, bad, rows(bad - 1), data, saved))
                 raise ValueError(text)
-            if cfg.save_agent and saving:
+            if cfg.save_agent and saving and group.main:
                 run_dir.save(agent, cfg.run_dir, done, logger.run_id, cfg.keep_last)
                 saved = done
                 if not stopping:
                     logger.save_artifact(path, f"{cfg.task}-{cfg.exp_name or 'default'}", "model")
             if stopping:
                 logger.message(
-                    f"Stopped by {stop.signal.name if stop.signal else ''} at step {done:,}"
+                    f"Stopped by {stop.signal.name if stop.signal else 'a signal to another process'} at step {done:,}"
                     + (", everything is saved; the same command goes on" if cfg.save_agent else "")
                 )
                 raise SystemExit(STOPPED)
@@ -128,6 +145,20 @@ def _train(cfg: Config, teacher_cfg: Config | None) -> Path:
         if cfg.save_agent:
             logger.message(f"Trained for {cfg.steps:,} steps: {path}")
     return path
+
+
+def _restore(agent: TDMPC2, cfg: Config, teacher: Teacher | None) -> tuple[dict[str, Any], str, int, str | None, bool]:
+    """Bring the agent to where the run's directory says it is.
+
+    Returns:
+        The run's record, a remark, the step, the W&B run, and whether the evaluation of that step is to be made: the
+        run was ended before or while it made it.
+    """
+    check_disk(agent, cfg)
+    record, remark = run_dir.check(cfg, teacher.sha256 if teacher else None)
+    step, wandb_id = run_dir.restore(agent, cfg.run_dir)
+    unevaluated = _due(step, cfg.eval_freq) and step not in run_dir.scores(cfg.run_dir, step)
+    return record, remark, step, wandb_id, unevaluated
 
 
 def _due(step: int, every: int) -> bool:
@@ -148,17 +179,20 @@ def _diverged(cfg: Config, step: int, rows: Tensor, data: Data, saved: int) -> s
 
 
 def _evaluate(agent: TDMPC2, cfg: Config, logger: Logger, step: int) -> None:
+    videos = cfg.run_dir / "videos"
+
     def film(task: str, frames: Frames) -> None:
-        path = cfg.run_dir / "videos" / f"{task}-{step}.mp4"
-        write_video(path, frames)
-        logger.log_video(step, f"video/{task}", path)
+        write_video(videos / f"{task}-{step}.mp4", frames)
 
     if not agent.compiled and (line := agent.compile_planner(num_steps(cfg))):
         logger.message(line)
     result = evaluate(agent, cfg, film=film)
+    if cfg.save_video:  # each was written by the process that played it
+        for name in (task.task for task in result.tasks):
+            logger.log_video(step, f"video/{name}", videos / f"{name}-{step}.mp4")
     low, high = result.interval or (result.normalized_score, result.normalized_score)
     logger.log(step, {"normalized_score": result.normalized_score, "low": low, "high": high}, "eval")
     columns = ("task", "episodes", "return", "success")
     logger.log_table(step, "eval/tasks", columns, [row[:4] for row in table_rows(result)])
-    if cfg.save_agent:  # last, so that an evaluation that was ended before this is made again
+    if cfg.save_agent and agent.group.main:  # last, so that an evaluation that was ended before this is made again
         run_dir.record_score(agent, cfg.run_dir, step, result.normalized_score, cfg.save_best)

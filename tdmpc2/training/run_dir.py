@@ -49,8 +49,13 @@ def lock(run_dir: Path) -> Iterator[None]:
     """
     try:
         run_dir.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(run_dir.with_name(f".{run_dir.name}.lock"), timeout=0):
-            yield
+        path = run_dir.with_name(f".{run_dir.name}.lock")
+        with FileLock(path, timeout=0):
+            try:
+                yield
+            finally:
+                if not run_dir.exists():  # refused: nothing to keep others from
+                    path.unlink(missing_ok=True)
     except Timeout as error:
         raise ValueError(f"Another process is training in {run_dir}: wait for it, or set exp_name") from error
     except OSError as error:
@@ -94,7 +99,9 @@ def check(cfg: Config, teacher_sha256: str | None) -> tuple[dict[str, Any], str]
         for key in sorted((there.keys() | record.keys()) - _OF_A_START)
         if there.get(key) != record.get(key)
     }
-    if refused := [text for key, text in differing.items() if key not in CHANGEABLE]:
+    # These schedules end at ``steps``: with others, the updates so far would have been others.
+    fixed = {"steps"} if teacher_sha256 and cfg.distillation_schedule in ("linear", "cosine") else set()
+    if refused := [text for key, text in differing.items() if key not in CHANGEABLE - fixed]:
         raise ValueError(
             f"{directory} holds a run of another configuration ({'; '.join(refused)}): "
             "set exp_name to start a new run, or move the directory away"

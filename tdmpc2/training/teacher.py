@@ -13,6 +13,7 @@ from tdmpc2.config import Config
 from tdmpc2.data.dataset import SliceSampler
 from tdmpc2.data.placement import Data
 from tdmpc2.data.targets import LazyTargets, compute_all, open_targets
+from tdmpc2.limits import CACHED_TARGETS
 from tdmpc2.loading import load_agent
 
 
@@ -54,29 +55,60 @@ class Teacher:
         return agent
 
 
-def add_targets(data: Data, teacher: Teacher, mode: str, device: torch.device) -> tuple[Data, LazyTargets | None]:
-    """Give the data the teacher's rewards, so that no update asks the teacher.
+def add_targets(data: Data, teacher: Teacher, cfg: Config, device: torch.device) -> tuple[Data, LazyTargets | None]:
+    """Give the data the teacher's rewards and values, as far as they are needed, so that no update asks the teacher.
 
     Args:
         data: data in a store.
-        teacher: whose rewards; it is loaded only if some are missing.
-        mode: ``full``: all that are missing are computed now; ``lazy``: they are when they are needed.
+        teacher: whose outputs; it is loaded only if some are missing.
+        cfg: ``distillation_cache``: ``full``: all that are missing are computed now; ``lazy``: they are when they are
+            needed. ``distillation_targets``: which.
         device: where the teacher computes.
 
     Returns:
-        The data with a column of rewards; or the data as it was and what fills its batches.
+        The data with the columns; or the data as it was and what fills its batches.
 
     Raises:
         ValueError: a teacher of other tasks, or no room on the disk.
     """
     assert data.store is not None
-    targets = open_targets(data.store, teacher.sha256, teacher.path.name)
-    if not targets.complete(data.episodes):
+    names = dict.fromkeys(CACHED_TARGETS[name] for name in cfg.distillation_terms)
+    columns = [open_targets(data.store, teacher.sha256, teacher.path.name, name) for name in names]
+    if not all(column.complete(data.episodes) for column in columns):
         agent = teacher.load(device)
-        if mode == "lazy":
-            return data, LazyTargets(targets, agent, None if data.place == "disk" else data.episodes)
-        compute_all(targets, agent, data.episodes)
+        if cfg.distillation_cache == "lazy":
+            steps = cfg.horizon if "reward_horizon" in cfg.distillation_terms else 1
+            return data, LazyTargets(columns, agent, None if data.place == "disk" else data.episodes, steps)
+        compute_all(columns, agent, data.episodes)
     dataset = data.sampler.dataset
-    column = targets.values if data.place == "disk" else targets.column(data.episodes, dataset.rows.device)
-    dataset = replace(dataset, targets={"teacher_reward": column})
-    return data._replace(sampler=SliceSampler(dataset, *data.sampler.selection)), None
+    targets = {
+        f"teacher_{column.name}": column.values
+        if data.place == "disk"
+        else column.column(data.episodes, dataset.rows.device)
+        for column in columns
+    }
+    return data._replace(sampler=SliceSampler(replace(dataset, targets=targets), *data.sampler.selection)), None
+
+
+def fit_pca(agent: TDMPC2, sampler: SliceSampler) -> str:
+    """Fit the PCA of the target ``next_state_pca`` if that is wanted and not done yet.
+
+    The latents are those of 10,000 random rows, the same in every process and whenever the run is started.
+
+    Returns:
+        One line about it, or nothing.
+
+    Raises:
+        ValueError: latents without variance.
+    """
+    if not agent.distillation.needs_pca:
+        return ""
+    cfg, teacher = agent.cfg, agent.teacher
+    assert teacher is not None
+    batches = (sampler.sample(step, 1000, 1, cfg.seed).to(agent.device) for step in range(10))
+    share = agent.distillation.fit_pca((batch.obs[1], batch.task if cfg.multitask else None) for batch in batches)
+    agent.distillation.load_state(agent.group.share(agent.distillation.state()))  # the same bits in every process
+    return (
+        f"PCA of the teacher's latents: {cfg.latent_dim} of {teacher.cfg.latent_dim} components, "
+        f"{share:.1%} of the variance"
+    )
