@@ -160,7 +160,8 @@ def measure_layouts(root: Path, repeats: int) -> dict[str, float]:
         array = np.load(root / f"{name}.npy", mmap_mode="r+")
         array._mmap.madvise(mmap.MADV_RANDOM)
         arrays[name] = torch.from_numpy(array)
-    mapped = TensorDict(columns, batch_size=[count * length]).memmap(root / "tensordict")
+    TensorDict(columns, batch_size=[count * length]).memmap(root / "tensordict")
+    mapped = TensorDict.load_memmap(root / "tensordict")
 
     def three(step: int) -> object:
         rows = sampler.rows(step, B, H, SEED)
