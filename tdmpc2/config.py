@@ -132,6 +132,8 @@ class Config:
     wandb_entity: str | None = None
     wandb_silent: bool = False
     disable_wandb: bool = False
+    teacher_score: float | None = None  # normalised score of the teacher, if known: a flat line beside the student's
+    control_score: float | None = None  # that of a student trained for as long without a teacher
 
     # Derived by parse_cfg; not a key
     task_specs: tuple[TaskSpec, ...] = field(default=(), metadata={"derived": True})
@@ -285,7 +287,7 @@ RUN_KEYS = frozenset(
     episodes_per_task episodes_per_file mix data_device task_balance max_episodes_per_task distillation_cache
     device precision compile num_threads log_freq save_freq save_agent save_csv save_video
     keep_last save_best resume dry_run
-    wandb_project wandb_entity wandb_silent disable_wandb
+    wandb_project wandb_entity wandb_silent disable_wandb teacher_score control_score
     """.split()
 )
 

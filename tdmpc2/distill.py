@@ -173,7 +173,9 @@ class Distillation:
         self.terms = cfg.distillation_terms
         self.projection: Linear | None = None
         if teacher is not None and "next_state_linear" in self.terms:
-            self.projection = linear_projection(cfg.latent_dim, teacher.cfg.latent_dim, cfg.seed).to(device)
+            self.projection = linear_projection(cfg.latent_dim, teacher.cfg.latent_dim, cfg.seed)
+            if device.type != "cpu":
+                self.projection.to(device)
         self.pca: PCA | None = None
         self._device = device
         self._updates = 0

@@ -349,7 +349,7 @@ def test_other_damage_of_a_store(tmp_path: Path, run: Any, damage: str) -> None:
         plain = json.loads((root / "meta.json").read_text())
         plain["files"]["rows.npy"]["sha256"].pop()
         (root / "meta.json").write_text(json.dumps(plain))
-        message = "rows.npy has 4 checksums in meta.json for 5 blocks"
+        message = "meta.json is damaged"
     else:
         (root / "rows.npy").unlink()
         message = "rows.npy cannot be read"

@@ -18,6 +18,7 @@ from .conftest import REPO
 README = (REPO / "README.md").read_text()
 GROUPS = ("student_config", "teacher_config")
 OPTIONS = {"--multirun", "--cfg"}  # Hydra's own
+WITH_OPTIONS = ("quantize.py", "report.py")  # and `python -m ...`: argparse instead of Hydra
 
 
 def blocks(language: str) -> list[str]:
@@ -56,13 +57,18 @@ def test_commands_are_found() -> None:
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command)[:60])
 def test_command(command: list[str]) -> None:
     script, *arguments = command
-    assert (REPO / script).is_file()
     settings = [word for word in arguments if "=" in word]
-    if script == "quantize.py":
+    if script in ("-m", *WITH_OPTIONS):
+        if script == "-m":
+            module = REPO / arguments.pop(0).replace(".", "/")
+            file = module / "__main__.py" if module.is_dir() else module.with_suffix(".py")
+        else:
+            file = REPO / script
         options = {word for word in arguments if word.startswith("-")}
         assert not settings
-        assert all(f'"{option}"' in (REPO / script).read_text() for option in options)
+        assert all(f'"{option}"' in file.read_text() for option in options)
         return
+    assert (REPO / script).is_file()
     assert {word for word in arguments if word.startswith("-")} <= OPTIONS
     groups = GROUPS if script == "train.py" else ()
     check_overrides(settings, groups)
@@ -77,7 +83,7 @@ def test_keys_in_the_text() -> None:
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE))
     named = [match for span in spans for match in re.findall(r"(?:^|\s)(?:\w+_config\.)?([a-z_]+)=(?!=)", span)]
     assert len(named) > 5
-    assert set(named) <= {*keys(), *GROUPS}
+    assert set(named) <= {*keys(), *GROUPS, "mmap_mode"}
     prefixed = [match for span in spans for match in re.findall(r"(?:student|teacher)_config\.(\w+)", span)]
     assert set(prefixed) <= set(keys())
 

@@ -26,6 +26,7 @@ from tdmpc2.data import targets as module
 from tdmpc2.data.dataset import Batch, EpisodeDataset, SliceSampler
 from tdmpc2.data.store import EpisodeStore, StoreFile, StoreMeta, header
 from tdmpc2.data.targets import LazyTargets, TeacherTargets, compute_all, main, open_targets, verify_targets
+from tdmpc2.nn.math import decode
 from tests.conftest import largest_file
 from tests.kill import killed_at_random
 
@@ -129,6 +130,72 @@ def test_single_task_teacher(tmp_path: Path, tiny_cfg: Config) -> None:
     rows = sampler.rows(0, 16, 3, seed=1)
     batch = LazyTargets(lazy, teacher, steps=3).fill(sampler.gather(rows), rows)
     assert_close(batch.teacher_reward.squeeze(-1), full.values.view(-1)[rows[1:]], rtol=0, atol=1e-6)  # type: ignore[union-attr]
+
+
+def make_valuer(cfg: Config) -> TDMPC2:
+    """A teacher whose values, too, depend on their inputs."""
+    teacher = make_teacher(cfg)
+    generator, model = torch.Generator().manual_seed(5), teacher.model
+    with torch.no_grad():
+        model._Qs.params[8].normal_(0, 0.5, generator=generator)
+        model._Qs.params[9].copy_(-4 * (model.bins - 2).square())
+    return teacher
+
+
+def open_columns(store: EpisodeStore, *names: str) -> list[TeacherTargets]:
+    return [open_targets(store, SHA256, "teacher.pt", name) for name in names]
+
+
+def test_values_in_a_column_of_their_own(
+    store: EpisodeStore, tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = make_valuer(tiny_cfg)
+    columns = open_columns(store, "reward", "value")
+    asked: list[tuple[str, ...]] = []
+    original = distill.teacher_columns
+    monkeypatch.setattr(distill, "teacher_columns", lambda *args: asked.append(tuple(args[1])) or original(*args))
+    compute_all(columns, teacher, batch_rows=1000)
+    assert asked == [("reward", "value")] * 4  # one pass for both
+    assert sorted(content(columns[0])) == ["meta.json", "reward.npy", "value.npy"]
+    for episode, row in ((0, 1), (3, 250), (6, 500)):
+        obs, action, _ = store.meta.row_format.split(store.rows[episode])
+        z, task = teacher.model.encode(obs[row - 1].float(), store.task[episode]), store.task[episode]
+        heads = teacher.model.Q(z, action[row].float(), task, "all")
+        value = decode(heads, teacher.model.bins).mean().item()
+        assert float(columns[1].values[episode, row]) == pytest.approx(value, rel=1e-6)
+        reward = one_by_one(store, teacher, episode, row)
+        assert float(columns[0].values[episode, row]) == pytest.approx(reward, abs=1e-6)
+    assert columns[1].values[:, 1:].std() > 0.1
+    sampler = SliceSampler(EpisodeDataset.map(store))
+    rows, alone = sampler.rows(0, 16, 3, seed=1), open_targets(store, "cd" * 32, "t", "value")
+    filled = LazyTargets(alone, teacher, steps=3).fill(sampler.gather(rows), rows)
+    assert filled.teacher_reward is None
+    assert_close(filled.teacher_value.squeeze(-1), columns[1].values.view(-1)[rows[1:]], rtol=1e-6, atol=1e-6)  # type: ignore[union-attr]
+
+
+def test_a_column_is_added_to_others(store: EpisodeStore, tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there is neither made nor computed again, whole or in part, in full or lazily."""
+    teacher = make_valuer(tiny_cfg)
+    (reward,) = open_columns(store, "reward")
+    compute_all(reward, teacher, torch.tensor([0, 1, 4]), batch_rows=500)
+    before = reward.file.read_bytes(), (reward.path / "meta.json").read_bytes()
+    reward, value = open_columns(store, "reward", "value")
+    assert value.values.isnan().all()
+    assert (reward.file.read_bytes(), (reward.path / "meta.json").read_bytes()) == before
+    asked: list[tuple[str, ...]] = []
+    original = distill.teacher_columns
+    monkeypatch.setattr(distill, "teacher_columns", lambda *args: asked.append(tuple(args[1])) or original(*args))
+    sampler = SliceSampler(EpisodeDataset.map(store), torch.tensor([4]))
+    rows = sampler.rows(0, 8, 3, 1)
+    filled = LazyTargets([reward, value], teacher).fill(sampler.gather(rows), rows)
+    assert asked == [("value",)]
+    assert torch.equal(filled.teacher_reward[0, :, 0], reward.values.view(-1)[rows[1]])  # type: ignore[index]
+    compute_all([reward, value], teacher, batch_rows=500)
+    assert asked[1:] == [("value",) if episode in (0, 1, 4) else ("reward", "value") for episode in range(7)]
+    undisturbed = open_targets(store, "cd" * 32, "t"), open_targets(store, "cd" * 32, "t", "value")
+    compute_all(undisturbed, teacher, batch_rows=500)
+    assert reward.file.read_bytes() == undisturbed[0].file.read_bytes()
+    assert_close(value.values, undisturbed[1].values, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 def cached_sampler(
@@ -315,6 +382,13 @@ def test_columns_that_are_damaged(store: EpisodeStore, teacher: TDMPC2) -> None:
         (targets.path / "reward.npy").write_bytes(with_value(position, value))
         (line,) = verify_targets(store)
         assert where in line
+    (targets.path / "reward.npy").write_bytes(good)
+    (value,) = open_columns(store, "value")
+    assert verify_targets(store) == []
+    value.values[2, 3] = torch.inf
+    (line,) = verify_targets(store)
+    assert f"{value.path / 'value.npy'} holds inf in episode 2, row 3" in line
+    value.file.unlink()
     (targets.path / "reward.npy").unlink()
     (line,) = verify_targets(store)
     assert "is damaged [FileNotFoundError" in line
@@ -458,6 +532,13 @@ def test_command(store: EpisodeStore, teacher: TDMPC2, tmp_path: Path, capsys: p
     assert "is complete" in text
     targets = open_targets(store, file_sha256(path), "t.pt")
     assert targets.complete()
+    before = content(targets)
+    main([str(store.path), str(path), "--device", "cpu", "--columns", "value", "reward"])
+    text = capsys.readouterr().out
+    assert "Teacher's value: done, 7 episodes in" in text
+    assert "is complete: value, reward" in text
+    assert open_targets(store, file_sha256(path), "t.pt", "value").complete()
+    assert content(targets).items() > before.items()
     torch.set_num_threads(1)
     for arguments, message in (
         (["nowhere", str(path)], "data_dir=nowhere is not a directory"),

@@ -107,7 +107,7 @@ def fit_pca(agent: TDMPC2, sampler: SliceSampler) -> str:
     assert teacher is not None
     batches = (sampler.sample(step, 1000, 1, cfg.seed).to(agent.device) for step in range(10))
     share = agent.distillation.fit_pca((batch.obs[1], batch.task if cfg.multitask else None) for batch in batches)
-    agent.distillation.load_state(agent.group.share(agent.distillation.state()))  # the same bits in every process
+    agent.distillation.load_state(agent.group.from_main(agent.distillation.state))  # the same bits in every process
     return (
         f"PCA of the teacher's latents: {cfg.latent_dim} of {teacher.cfg.latent_dim} components, "
         f"{share:.1%} of the variance"

@@ -1,0 +1,110 @@
+"""The loss of each distillation target, a pure function of what student and teacher say (see :mod:`tdmpc2.distill`).
+
+H horizon, B batch, A action, D_S and D_T latent sizes of student and teacher, K bins, Q heads.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tdmpc2.nn.layers import Linear
+from tdmpc2.nn.math import decode, soft_cross_entropy
+from tdmpc2.projection import PCA
+
+
+def reward_loss(student_logits: Tensor, teacher_value: Tensor, bins: Tensor) -> Tensor:
+    """Mean squared error of decoded rewards, in raw reward units.
+
+    Args:
+        student_logits: the student's reward logits of the first step, [B, K].
+        teacher_value: the teacher's decoded reward, [B, 1].
+    """
+    return (decode(student_logits, bins) - teacher_value).square().mean()
+
+
+def reward_horizon_loss(student_logits: Tensor, teacher_value: Tensor, bins: Tensor, rho: Tensor) -> Tensor:
+    """``1/H sum_t rho^t MSE_t`` of decoded rewards, in raw reward units, normalised like the reward loss.
+
+    Args:
+        student_logits: reward logits on the student's imagined latents z_0 to z_{H-1}, [H, B, K].
+        teacher_value: the teacher's decoded reward at its encoding of the real observations, [H, B, 1].
+        rho: rho^t, [H].
+
+    Raises:
+        ValueError: the teacher's rewards are of fewer steps.
+    """
+    if len(teacher_value) < len(student_logits):
+        raise ValueError(
+            f"distillation_targets=reward_horizon needs the teacher's reward of {len(student_logits)} steps, but "
+            f"teacher_reward has {len(teacher_value)}"
+        )
+    error = decode(student_logits, bins) - teacher_value[: len(student_logits)]
+    return (rho * error.square().mean((1, 2))).mean()
+
+
+def reward_logits_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """``T^2 CE(softmax(teacher / T), softmax(student / T))`` (Hinton et al. 2015), mean over the batch.
+
+    T^2 keeps the size of the gradient at any temperature. The least the loss can be is T^2 times the teacher's entropy.
+
+    Args:
+        student_logits: the student's reward logits of the first step, [B, K].
+        teacher_logits: the teacher's, on the same bins, [B, K].
+    """
+    target = torch.softmax(teacher_logits / temperature, -1)
+    return -(target * torch.log_softmax(student_logits / temperature, -1)).sum(-1).mean() * temperature**2
+
+
+def next_state_linear_loss(z: Tensor, teacher_z: Tensor, projection: Linear) -> Tensor:
+    """Mean squared error of the projected latent, over batch and D_T.
+
+    Args:
+        z: the student's first predicted latent z_1, [B, D_S].
+        teacher_z: the teacher's encoding of the second observation, [B, D_T].
+        projection: trained with the student, [B, D_S] -> [B, D_T].
+    """
+    return F.mse_loss(projection(z), teacher_z)
+
+
+def next_state_pca_loss(z: Tensor, teacher_z: Tensor, pca: PCA, group: int) -> Tensor:
+    """Mean squared error to the teacher's latent in the student's space, over batch and D_S.
+
+    The teacher's leading principal components are put through the student's SimNorm: a student's latent lies on
+    simplices, which the components themselves do not.
+
+    Args:
+        z: the student's first predicted latent z_1, [B, D_S].
+        teacher_z: the teacher's encoding of the second observation, [B, D_T].
+        pca: fitted before training, D_T -> D_S.
+        group: the student's ``simnorm_dim``.
+    """
+    return F.mse_loss(z, pca.project(teacher_z, group))
+
+
+def value_loss(q_logits: Tensor, teacher_value: Tensor, bins: Tensor) -> Tensor:
+    """Cross-entropy with the two-hot of the teacher's value, mean over heads and batch, as in the value loss.
+
+    Args:
+        q_logits: logits of all the student's heads at the first step, [Q, B, K].
+        teacher_value: the teacher's decoded value of the same observation and action, [B, 1].
+    """
+    return soft_cross_entropy(q_logits, teacher_value, bins).mean()
+
+
+def policy_loss(mean: Tensor, log_std: Tensor, teacher_mean: Tensor, teacher_log_std: Tensor) -> Tensor:
+    """``KL(teacher || student)`` of the Gaussians before tanh, summed over action dimensions, mean over the batch.
+
+    Both are zero on dimensions that a task does not have, and those add nothing. tanh is the same for both and would
+    not change the divergence.
+
+    Args:
+        mean: before tanh, [B, A].
+        log_std: [B, A].
+        teacher_mean: [B, A].
+        teacher_log_std: [B, A].
+    """
+    scaled = ((teacher_mean - mean) / log_std.exp()).square()
+    ratio = torch.exp(2 * (teacher_log_std - log_std))
+    return (log_std - teacher_log_std + (ratio + scaled - 1) / 2).sum(-1).mean()

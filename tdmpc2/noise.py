@@ -1,0 +1,55 @@
+"""The random numbers of one update, drawn at once: what an update does is then a function of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tdmpc2.config import Config
+from tdmpc2.nn.world_model import draw_heads
+
+
+class UpdateNoise(NamedTuple):
+    """All random numbers of one update."""
+
+    target_eps: Tensor  # [H, B, A] standard normal
+    target_heads: Tensor  # [2]
+    policy_eps: Tensor  # [H+1, B, A] standard normal
+    policy_heads: Tensor  # [2]
+    value_dropout: Tensor | None  # [Q, H, B, M] factors
+    policy_dropout: Tensor | None  # [2, H+1, B, M] factors
+
+    def rows(self, rows: slice) -> UpdateNoise:
+        """The numbers of some rows of the batch."""
+        return self._replace(
+            target_eps=self.target_eps[:, rows],
+            policy_eps=self.policy_eps[:, rows],
+            value_dropout=None if self.value_dropout is None else self.value_dropout[:, :, rows],
+            policy_dropout=None if self.policy_dropout is None else self.policy_dropout[:, :, rows],
+        )
+
+
+def draw_update_noise(
+    cfg: Config, batch_size: int, device: torch.device, generator: torch.Generator | None
+) -> UpdateNoise:
+    """Random numbers for one update of ``batch_size`` slices, drawn on the device."""
+
+    def normal(steps: int) -> Tensor:
+        return torch.randn(steps, batch_size, cfg.action_dim, device=device, generator=generator)
+
+    def dropout(heads: int, steps: int) -> Tensor | None:
+        if cfg.dropout == 0:
+            return None
+        uniform = torch.rand(heads, steps, batch_size, cfg.mlp_dim, device=device, generator=generator)
+        return (uniform >= cfg.dropout) / (1 - cfg.dropout)
+
+    return UpdateNoise(
+        target_eps=normal(cfg.horizon),
+        target_heads=draw_heads(cfg.num_q, device, generator),
+        policy_eps=normal(cfg.horizon + 1),
+        policy_heads=draw_heads(cfg.num_q, device, generator),
+        value_dropout=dropout(cfg.num_q, cfg.horizon),
+        policy_dropout=dropout(2, cfg.horizon + 1),
+    )
