@@ -14,7 +14,7 @@ from typing import Any, ParamSpec
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from tdmpc2.config import RUN_KEYS, check_keys, defaults, keys
@@ -55,14 +55,23 @@ def run(main: Callable[[], None], groups: Sequence[str] = ()) -> None:
 
 
 def one_line_errors(function: Callable[P, None]) -> Callable[P, None]:
-    """Print an error of use or of the disk in one line and exit with code 2; TDMPC2_TRACEBACK=1 shows it whole."""
+    """Print an error of use or of the disk in one line and exit with code 2; TDMPC2_TRACEBACK=1 shows it whole.
+
+    In a multirun the line names the run, the other runs go on, and Hydra ends with code 1 after the last one.
+    """
 
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             function(*args, **kwargs)
-        except (ValueError, OSError, ModuleNotFoundError) as error:
-            if os.environ.get("TDMPC2_TRACEBACK") == "1":
+        except Exception as error:
+            expected = isinstance(error, (ValueError, OSError, ModuleNotFoundError))
+            expected = expected and os.environ.get("TDMPC2_TRACEBACK") != "1"
+            if HydraConfig.initialized() and (name := sweep_name()):
+                print(f"error: {name}: {error}", file=sys.stderr, flush=True)  # Hydra shows only the first, at the end
+                if expected:
+                    raise CompactHydraException(f"{name} failed: {error}") from None
+            if not expected:
                 raise
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)

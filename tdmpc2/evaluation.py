@@ -96,7 +96,8 @@ def evaluate(
         agent: the agent; its random state is left as it was.
         cfg: what to play (by default the agent's): tasks, ``eval_*``, ``save_video``.
         quiet: without progress.
-        film: called in the process that played it with the task's name and the frames of each task's first episode, if ``save_video``.
+        film: called with the task's name and the frames of each task's first episode, if ``save_video``, in the process
+            that played it.
 
     Raises:
         ValueError: a task has no environment here.

@@ -2,7 +2,8 @@
 
 Nothing else in the project reads metric values or knows which outputs are on. Values may stay on the device until
 :meth:`Logger.log`, which reads all of them in one transfer. Weights & Biases is imported when a run asks for it, and
-whatever goes wrong there costs one warning line, never the training run.
+whatever goes wrong there costs one warning line, never the training run. There, the groups are train/, distill/
+(metrics whose name starts with "distillation"), eval/ and speed/, all with ``step`` as their axis.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tdmpc2.files import write_text
 from tdmpc2.progress import Progress, is_terminal, open_console, print_line, progress, remaining
 from tdmpc2.wandb_run import WandbRun
 
-__all__ = ["Logger", "Progress", "progress", "read_scalars"]
+__all__ = ["Logger", "Progress", "progress", "read_csv", "read_scalars"]
 
 
 class Logger:
@@ -61,6 +62,8 @@ class Logger:
         self._console = open_console(stream)
         self._live: Live | None = None
         self._files: dict[str, _CsvFile] = {}
+        lines = {"eval/teacher_score": cfg.teacher_score, "eval/control_score": cfg.control_score}
+        self._lines = {name: value for name, value in lines.items() if value is not None}
 
     def __enter__(self) -> Logger:
         self._cfg.run_dir.mkdir(parents=True, exist_ok=True)
@@ -73,6 +76,8 @@ class Logger:
         if terminal:
             self._live = Live(Text(), console=self._console, auto_refresh=False)
             self._live.start()
+        if self._lines:
+            self._wandb.log(self._start, self._lines)
         self._began = self._last_time = monotonic()
         self._last_step = self._start
         return self
@@ -106,7 +111,8 @@ class Logger:
             step: training step the values belong to.
             metrics: numbers or one-element tensors, on any device. This call waits for the device once.
             group: prefix in Weights & Biases and name of the CSV file, ``<run_dir>/<group>.csv``. Rows of "train" are
-                the live line of a terminal; every other group gets a line of its own.
+                the live line of a terminal, and their speed is a row of ``speed.csv``; every other group gets a line
+                of its own. Rows of "eval" carry the scores of ``teacher_score`` and ``control_score`` along.
             data_wait: share of the time since the last row that was spent waiting for data, 0 to 1.
 
         Raises:
@@ -114,18 +120,21 @@ class Logger:
         """
         values = read_scalars(metrics)
         self._write_csv(group, [{"step": step, **values}])
-        row = {f"{group}/{name}": value for name, value in values.items()}
+        row: dict[str, float] = {f"{_wandb_group(group, name)}/{name}": value for name, value in values.items()}
         total_first = sorted(values, key=lambda name: name != "total_loss")
         shown = "   ".join(f"{name} {values[name]:.4g}" for name in total_first)
         if group != "train":
+            row.update(self._lines if group == "eval" else {})
             self.message(f"{group}: step {step:,}   {shown}")
         else:
-            speed, left = self._pace(step)
-            row["speed/it_per_s"] = speed
+            seconds, speed, left = self._pace(step)
+            pace = {"it_per_s": speed}
             place = f"step {step:,}/{self._total:,} ({step / max(self._total, 1):.0%})   {speed:,.1f} it/s"
             if data_wait is not None:
-                row["speed/data_wait"] = data_wait
+                pace["data_wait"] = data_wait
                 place += f"   data {data_wait:.0%}"
+            self._write_csv("speed", [{"step": step, "seconds": seconds, **pace}])
+            row.update({f"speed/{name}": value for name, value in pace.items()})
             line = f"{place}   ETA {left}   {shown}"
             if self._live:
                 self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
@@ -133,23 +142,44 @@ class Logger:
                 self.message(line)
         self._wandb.log(step, row)
 
-    def log_table(self, step: int, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    def log_table(
+        self,
+        step: int,
+        name: str,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[Any]],
+        curve: str | None = None,
+    ) -> None:
         """Write a table, such as scores by task: ``<run_dir>/<name>.csv`` with a ``step`` column, one row per row.
 
         A ``/`` in ``name`` groups the table in Weights & Biases and becomes ``_`` in the file name.
+
+        Args:
+            step: training step the table belongs to.
+            name: its name.
+            columns: headings.
+            rows: cells.
+            curve: the column that Weights & Biases also draws over the steps, a curve for each row, named by the row's
+                first cell, in the table's group.
         """
         cells = [list(row) for row in rows]
         named = [dict(zip(["step", *columns], [step, *row], strict=True)) for row in cells]
         self._write_csv(name.replace("/", "_"), named)
         self._wandb.table(step, name, list(columns), cells)
+        if curve is not None:
+            group, column = name.partition("/")[0], list(columns).index(curve)
+            self._wandb.log(step, {f"{group}/{row[0]}": row[column] for row in cells if row[column] is not None})
 
     def log_video(self, step: int, name: str, path: str | Path) -> None:
         """Show a video file in Weights & Biases; elsewhere the file itself is the record."""
         self._wandb.video(step, name, Path(path))
 
-    def save_artifact(self, path: str | Path, name: str, kind: str) -> None:
-        """Upload a file to Weights & Biases as the next version of artifact ``name`` of type ``kind``."""
-        self._wandb.artifact(Path(path), name, kind)
+    def save_artifact(self, path: str | Path, name: str, kind: str, aliases: Sequence[str] = ()) -> None:
+        """Upload a file to Weights & Biases as the next version of artifact ``name`` of type ``kind``.
+
+        Its aliases are "latest" and those given, which move there from older versions.
+        """
+        self._wandb.artifact(Path(path), name, kind, aliases)
 
     def alert(self, title: str, text: str) -> None:
         """Tell people who are not watching, where Weights & Biases can; the console shows it anyway."""
@@ -159,12 +189,13 @@ class Logger:
         """Print a line that stays; on a terminal, above the live line."""
         print_line(self._console, text)
 
-    def _pace(self, step: int) -> tuple[float, str]:
-        """Steps per second since the last row, and the remaining time at the mean pace, evaluations included."""
+    def _pace(self, step: int) -> tuple[float, float, str]:
+        """Seconds and steps per second since the last row, and the time left at the mean pace; evaluations count."""
         now = monotonic()
-        speed = (step - self._last_step) / max(now - self._last_time, 1e-9)
+        seconds = now - self._last_time
+        speed = (step - self._last_step) / max(seconds, 1e-9)
         self._last_step, self._last_time = step, now
-        return speed, remaining(step - self._start, self._total - self._start, now - self._began)
+        return seconds, speed, remaining(step - self._start, self._total - self._start, now - self._began)
 
     def _write_csv(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         if not self._cfg.save_csv:
@@ -200,6 +231,10 @@ def read_scalars(metrics: Mapping[str, float | torch.Tensor]) -> dict[str, float
     return values
 
 
+def _wandb_group(group: str, name: str) -> str:
+    return "distill" if group == "train" and name.startswith("distillation") else group
+
+
 # -- CSV -------------------------------------------------------------------------------------------------------------
 
 
@@ -208,7 +243,7 @@ class _CsvFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._columns = _read_csv(path)[0]
+        self._columns = read_csv(path)[0]
         self._file: TextIO | None = None
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -216,7 +251,7 @@ class _CsvFile:
         if new:
             self.close()
             self._columns += new
-            write_text(self._path, _csv_text(self._columns, _read_csv(self._path)[1]))
+            write_text(self._path, _csv_text(self._columns, read_csv(self._path)[1]))
         if self._file is None:
             self._file = self._path.open("a", encoding="utf-8", newline="")
         self._file.write(_csv_text(self._columns, rows, header=False))
@@ -228,7 +263,7 @@ class _CsvFile:
             self._file = None
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Columns and whole rows of a file; a last line without its newline was torn by a kill and is left out."""
     if not path.exists():
         return [], []
@@ -248,7 +283,7 @@ def _csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], header:
 
 
 def _drop_rows_after(path: Path, step: int) -> None:
-    columns, rows = _read_csv(path)
+    columns, rows = read_csv(path)
     if columns[:1] == ["step"]:  # otherwise not a file of ours
         kept = (row for row in rows if row["step"].isdigit() and int(row["step"]) <= step)
         write_text(path, _csv_text(columns, kept))

@@ -1,28 +1,51 @@
-"""A Weights & Biases run that never stops or delays the work it records: whatever fails costs one warning line."""
+"""A Weights & Biases run that never stops or delays the work it records: whatever fails costs one warning line.
+
+After the start everything is sent by a thread of its own: logging an artifact asks the server, and metrics wait for the
+local service process when that is busy or stopped.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import queue
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
+
+import psutil
 
 from tdmpc2.config import Config
 
 #: Seconds that the end of a run waits for uploads; the environment variable of the same name replaces it.
-WANDB_FINISH_TIMEOUT = 300
+WANDB_FINISH_TIMEOUT = 300.0
+#: Calls that may wait to be sent: those of a million steps at the default log_freq. Later ones are dropped.
+_WAITING = 10_000
+#: Beginning of the names of directories that hold what is being uploaded.
+_COPY = ".wandb-"
+
+_Action = Callable[[Any], None]
 
 
 class WandbRun:
-    """A Weights & Biases run that may be absent: methods then do nothing, and failures are one line each."""
+    """A Weights & Biases run that may be absent: methods then do nothing, and failures are one line each.
+
+    No method but ``start`` and ``finish`` waits for anything.
+    """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._run: Any = None
         self._wandb: Any = None
         self._failed: set[str] = set()
+        self._waiting: queue.Queue[tuple[str, _Action] | None] = queue.Queue(_WAITING)
+        self._remarks: queue.SimpleQueue[str] = queue.SimpleQueue()  # the thread's; printed by the caller's
+        self._dropped = 0
 
     @property
     def run_id(self) -> str | None:
@@ -47,6 +70,10 @@ class WandbRun:
             self._say(f"Weights & Biases: off, it did not start ({_reason(error)}). Training continues without it.")
             return
         self._run, self._wandb = run, wandb
+        for left in cfg.run_dir.glob(f"{_COPY}*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        self._thread = threading.Thread(target=self._send_all, args=(run,), name="wandb-sender", daemon=True)
+        self._thread.start()
         where = f"offline, `wandb sync {Path(run.dir).parent}` uploads it" if run.offline else run.url
         self._say(f"Weights & Biases: {where}")
 
@@ -63,39 +90,79 @@ class WandbRun:
     def video(self, step: int, name: str, path: Path) -> None:
         self._call("videos", lambda run: run.log({name: self._wandb.Video(str(path)), "step": step}))
 
-    def artifact(self, path: Path, name: str, kind: str) -> None:
+    def artifact(self, path: Path, name: str, kind: str, aliases: Sequence[str]) -> None:
+        if self._run is None or not self._failed.isdisjoint(("artifacts", "metrics")):
+            return
+        try:  # the file may have been replaced by the time it is sent
+            directory = tempfile.TemporaryDirectory(dir=path.parent, prefix=_COPY, ignore_cleanup_errors=True)
+            own = Path(directory.name) / path.name
+            try:
+                os.link(path, own)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, own)
+        except OSError as error:
+            self._failed.add("artifacts")
+            self._say(_off("artifacts", error))
+            return
+
         def send(run: Any) -> None:
-            artifact = self._wandb.Artifact(name, type=kind)
-            artifact.add_file(str(path))
-            run.log_artifact(artifact)
+            with directory:
+                artifact = self._wandb.Artifact(name, type=kind)
+                artifact.add_file(str(own), name="model.pt" if kind == "model" else path.name)  # equal files are one
+                run.log_artifact(artifact, aliases=["latest", *aliases])
 
         self._call("artifacts", send)
 
     def alert(self, title: str, text: str) -> None:
-        self._call("alerts", lambda run: run.alert(title=title, text=text, level="ERROR"))
+        self._call("alerts", lambda run: run.alert(title=title[:63], text=text, level="ERROR"))
 
     def finish(self, failed: bool) -> None:
-        self._call("finish", lambda run: run.finish(exit_code=int(failed)))
+        """Wait until everything is sent, at most WANDB_FINISH_TIMEOUT seconds and a little more."""
+        if self._run is None:
+            return
+        end = monotonic() + 1 + 1.1 * (timeout := _finish_timeout())  # the library's own end comes first
+        with contextlib.suppress(queue.Full):
+            for item in (("finish", lambda run: run.finish(exit_code=int(failed))), None):
+                self._waiting.put(item, timeout=max(end - monotonic(), 0.001))
+        self._thread.join(max(end - monotonic(), 0))
+        self._print_remarks()
+        if self._thread.is_alive():
+            self._say(f"Weights & Biases: gave up after {timeout:g} s, {self._waiting.qsize()} records were not sent")
+            _end_service()
+        if self._dropped:
+            self._say(f"Weights & Biases: {self._dropped} records were dropped, it was too slow")
         self._run = None
 
-    def _call(self, what: str, action: Callable[[Any], None]) -> None:
-        """Run ``action``; after a failure leave this kind of output out, and everything if metrics failed."""
-        if self._run is None or what in self._failed:
+    def _call(self, what: str, action: _Action) -> None:
+        """Have ``action`` run by the thread. After a failure ``what`` is left out; after one of metrics, all is."""
+        self._print_remarks()
+        if self._run is None:
             return
         try:
-            action(self._run)
-        except Exception as error:  # as in start
-            self._failed.add(what)
-            if what == "metrics":
-                self._run = None
-            self._say(f"Weights & Biases: {what} off after an error ({_reason(error)}). Training continues.")
+            self._waiting.put_nowait((what, action))
+        except queue.Full:
+            self._dropped += 1
+
+    def _send_all(self, run: Any) -> None:
+        while (item := self._waiting.get()) is not None:
+            what, action = item
+            if self._failed.isdisjoint((what, "metrics")):
+                try:
+                    action(run)
+                except Exception as error:  # as in start
+                    self._failed.add(what)
+                    self._remarks.put(_off(what, error))
+
+    def _print_remarks(self) -> None:
+        while not self._remarks.empty():
+            self._say(self._remarks.get())
 
 
 def _run_options(
     wandb: Any, cfg: Config, teacher: Config | None, run_id: str | None, capture_console: bool
 ) -> dict[str, Any]:
     """Arguments of ``wandb.init``. Settings left out keep what the user's environment says."""
-    settings: dict[str, Any] = {"finish_timeout": float(os.environ.get("WANDB_FINISH_TIMEOUT", WANDB_FINISH_TIMEOUT))}
+    settings: dict[str, Any] = {"finish_timeout": _finish_timeout()}
     if cfg.wandb_silent:
         settings["silent"] = True
     if not capture_console:  # a live line would arrive there as thousands of lines
@@ -117,6 +184,21 @@ def _run_options(
     }
 
 
+def _end_service() -> None:
+    """Kill the service processes of this one, for which its exit would wait without end."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.name().startswith("wandb-"):
+                process.kill()
+
+
+def _finish_timeout() -> float:
+    try:
+        return float(os.environ.get("WANDB_FINISH_TIMEOUT", WANDB_FINISH_TIMEOUT))
+    except ValueError:
+        return WANDB_FINISH_TIMEOUT
+
+
 @contextlib.contextmanager
 def _no_prompt() -> Iterator[None]:
     """Standard input that is no terminal, so that a missing login is an error at once, not a question for ever."""
@@ -126,6 +208,10 @@ def _no_prompt() -> Iterator[None]:
             yield
         finally:
             sys.stdin = stdin
+
+
+def _off(what: str, error: Exception) -> str:
+    return f"Weights & Biases: {what} off after an error ({_reason(error)}). Training continues."
 
 
 def _reason(error: Exception) -> str:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import itertools
 import json
+import math
 import multiprocessing
 import os
 import re
 import runpy
 import signal
+import subprocess
 import sys
 import tempfile
+import threading
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +30,12 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tdmpc2.logger
+from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
+from tdmpc2.evaluation import Evaluation, TaskResult
+from tdmpc2.files import write_text
 from tdmpc2.logger import Logger, Progress, progress, read_scalars
+from tdmpc2.training import offline
 from tests.wandb_reader import read_run
 
 OFF = "Weights & Biases: off (set wandb_project to turn it on)"
@@ -174,7 +184,22 @@ def test_new_columns_are_added_to_earlier_rows(tmp_path: Path) -> None:
         logger.log(2, {"b": 2.0, "a": 1.5})
         logger.log(3, {"b": 3.0})
     assert (tmp_path / "train.csv").read_text() == "step,a,b\n1,1.0,\n2,1.5,2.0\n3,,3.0\n"
-    assert {path.name for path in tmp_path.iterdir()} == {"train.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"train.csv", "speed.csv"}
+
+
+def test_speed_has_a_file_of_its_own(tmp_path: Path, clock: list[float]) -> None:
+    """Not in train.csv: times would make equal runs differ. Their sum is the time of the steps that were kept."""
+    with Logger(config(tmp_path), total_steps=300, stream=io.StringIO()) as logger:
+        for step in (100, 200):
+            clock[0] += 4.0
+            logger.log(step, {"a": 1.0}, data_wait=0.5)
+    with Logger(config(tmp_path), total_steps=300, start_step=100, stream=io.StringIO()) as logger:
+        clock[0] += 2.0
+        logger.log(200, {"a": 1.0})
+    assert (tmp_path / "train.csv").read_text() == "step,a\n100,1.0\n200,1.0\n"
+    assert (tmp_path / "speed.csv").read_text() == (
+        "step,seconds,it_per_s,data_wait\n100,4.0,25.0,0.5\n200,2.0,50.0,\n"
+    )
 
 
 def test_save_csv_false_writes_no_file(tmp_path: Path) -> None:
@@ -187,7 +212,7 @@ def test_a_new_run_keeps_the_files_of_an_old_one(tmp_path: Path) -> None:
     for value in (1.0, 2.0, 3.0):
         with Logger(config(tmp_path), total_steps=1, stream=io.StringIO()) as logger:
             logger.log(1, {"a": value})
-    found = {path.name: rows(path)[0]["a"] for path in tmp_path.iterdir()}
+    found = {path.name: rows(path)[0]["a"] for path in tmp_path.glob("train*")}
     assert found == {"train.csv.1": "1.0", "train.csv.2": "2.0", "train.csv": "3.0"}
 
 
@@ -280,7 +305,7 @@ class FakeRun:
             raise ConnectionResetError("Connection lost\nand a second line")
         self.rows.append(row)
 
-    def log_artifact(self, artifact: Any) -> None:
+    def log_artifact(self, artifact: Any, aliases: list[str]) -> None:
         raise OSError("disk quota exceeded")
 
     def finish(self, exit_code: int) -> None:
@@ -289,7 +314,7 @@ class FakeRun:
 
 @pytest.fixture
 def fake_wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.SimpleNamespace]:
-    artifact = types.SimpleNamespace(add_file=lambda path: None)
+    artifact = types.SimpleNamespace(add_file=lambda path, name: None)
     fake = types.SimpleNamespace(Settings=dict, Artifact=lambda name, type: artifact)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     return fake
@@ -344,11 +369,12 @@ def test_failing_metrics_turn_wandb_off_after_one_line(tmp_path: Path, fake_wand
 def test_failing_artifacts_leave_metrics_on(tmp_path: Path, fake_wandb: types.SimpleNamespace) -> None:
     run, stream = FakeRun(), io.StringIO()
     fake_wandb.init = lambda **options: run
+    (tmp_path / "x.pt").write_bytes(b"weights")
 
     def train() -> None:
         with Logger(config(tmp_path, wandb_project="p"), total_steps=9, stream=stream) as logger:
             for step in (1, 2):
-                logger.save_artifact("x.pt", "student", "model")
+                logger.save_artifact(tmp_path / "x.pt", "student", "model")
                 logger.log(step, {"a": 1.0})
             raise RuntimeError("diverged")
 
@@ -360,6 +386,69 @@ def test_failing_artifacts_leave_metrics_on(tmp_path: Path, fake_wandb: types.Si
     ]
     assert [(row["step"], row["train/a"]) for row in run.rows] == [(1, 1.0), (2, 1.0)]
     assert run.exit_code == 1, "a run that ends with an exception is marked as failed"
+    assert {path.name for path in tmp_path.iterdir()} == {"train.csv", "speed.csv", "x.pt"}, "copies are gone"
+
+
+def test_a_failing_alert_is_one_line(tmp_path: Path, fake_wandb: types.SimpleNamespace) -> None:
+    """The fake run has none, as other versions might not."""
+    run, stream = FakeRun(), io.StringIO()
+    fake_wandb.init = lambda **options: run
+    with Logger(config(tmp_path, wandb_project="p"), total_steps=9, stream=stream) as logger:
+        logger.alert("Training diverged", "at step 7")
+        logger.alert("Training diverged", "at step 8")
+        logger.log(9, {"a": 1.0})
+    lines = stream.getvalue().splitlines()
+    assert len([line for line in lines if "alerts off after an error (AttributeError" in line]) == 1
+    assert len(run.rows) == 1
+
+
+def test_an_artifact_that_is_not_there_is_one_line(tmp_path: Path, fake_wandb: types.SimpleNamespace) -> None:
+    run, stream = FakeRun(), io.StringIO()
+    fake_wandb.init = lambda **options: run
+    with Logger(config(tmp_path, wandb_project="p"), total_steps=9, stream=stream) as logger:
+        for _ in range(2):
+            logger.save_artifact(tmp_path / "none.pt", "student", "model")
+    assert stream.getvalue().count("artifacts off after an error (FileNotFoundError") == 1
+
+
+def test_what_is_uploaded_is_the_file_of_that_moment(tmp_path: Path, fake_wandb: types.SimpleNamespace) -> None:
+    """Files are replaced while earlier ones wait to be sent."""
+    run, release, uploaded = FakeRun(), threading.Event(), []
+    fake_wandb.init = lambda **options: run
+
+    def add_file(path: str, name: str) -> None:
+        assert release.wait(60)
+        uploaded.append((name, Path(path).read_bytes()))
+
+    fake_wandb.Artifact = lambda name, type: types.SimpleNamespace(add_file=add_file)
+    run.log_artifact = lambda artifact, aliases: None  # type: ignore[method-assign]
+    with Logger(config(tmp_path, wandb_project="p"), total_steps=9, stream=io.StringIO()) as logger:
+        for content in ("old", "new"):
+            write_text(tmp_path / "best.pt", content)
+            logger.save_artifact(tmp_path / "best.pt", "student", "model")
+        release.set()
+    assert uploaded == [("model.pt", b"old"), ("model.pt", b"new")]
+
+
+def test_a_service_that_hangs_delays_nothing(
+    tmp_path: Path, fake_wandb: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    run, stream = FakeRun(), io.StringIO()
+    run.log = lambda row: release.wait(60)  # type: ignore[method-assign, assignment, return-value]
+    fake_wandb.init = lambda **options: run
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "0.1")
+    monkeypatch.setattr("tdmpc2.wandb_run._WAITING", 50)
+    began = time.monotonic()
+    with Logger(config(tmp_path, wandb_project="p"), total_steps=100, stream=stream) as logger:
+        for step in range(1, 101):
+            logger.log(step, {"a": 1.0})
+    assert time.monotonic() - began < 30
+    release.set()
+    *_, gave_up, dropped = stream.getvalue().splitlines()
+    assert gave_up == "Weights & Biases: gave up after 0.1 s, 50 records were not sent"
+    assert re.fullmatch(r"Weights & Biases: (49|50) records were dropped, it was too slow", dropped)
+    assert len(rows(tmp_path / "train.csv")) == 100
 
 
 def test_offline_run_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,16 +457,22 @@ def test_offline_run_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for name in ("DATA", "CACHE", "CONFIG"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
     cfg = config(tmp_path / "run", wandb_project="proj", wandb_silent=True, seed=7)
+    cfg = cfg.replace(teacher_score=40.5, control_score=18.93)
     teacher = config(tmp_path, model_size=5)
     checkpoint = tmp_path / "student.pt"
     checkpoint.write_bytes(b"weights")
     stream = io.StringIO()
     with Logger(cfg, teacher=teacher, total_steps=40_000, stream=stream) as logger:
         for step in range(100, 40_001, 100):  # enough records for several blocks of the file
-            logger.log(step, {"total_loss": torch.tensor(1 / step), "pi_scale": 2.0})
-        logger.log(20_000, {"score": 31.5}, group="eval")
-        logger.log_table(20_000, "eval/tasks", ["task", "score"], [["walker-walk", 31.5], ["walker-run", None]])
+            metrics = {"total_loss": torch.tensor(1 / step), "distillation_loss": 3.0, "distillation_value_loss": 4.0}
+            logger.log(step, metrics, data_wait=0.25)
+        for step, value in ((20_000, 31.5), (40_000, 32.5)):
+            logger.log(step, {"score": value}, group="eval")
+            table = [["walker-walk", value], ["walker-run", None]]
+            logger.log_table(step, "eval/tasks", ["task", "score"], table, curve="score")
         logger.save_artifact(checkpoint, "student", "model")
+        logger.save_artifact(checkpoint, "student", "model", ["step-40000", "best"])
+        logger.alert("Training diverged", "at step 7")
         run_id = logger.run_id
     wandb.teardown()  # the service has written everything when it has gone
     (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
@@ -393,15 +488,105 @@ def test_offline_run_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     expected = [(step, torch.tensor(1 / step).item()) for step in range(100, 40_001, 100)]
     assert run.series("train/total_loss") == expected
     assert len(run.series("speed/it_per_s")) == 400
-    assert run.series("eval/score") == [(20_000, 31.5)]
-    ((step, table_path),) = run.series("eval/tasks.path")
-    table = json.loads((path.parent / "files" / table_path).read_text())
-    assert (step, table["columns"], table["data"]) == (
-        20_000,
+    assert run.series("speed/data_wait")[-1] == (40_000, 0.25)
+    assert run.series("distill/distillation_loss")[0] == (100, 3.0)
+    assert run.series("distill/distillation_value_loss")[0] == (100, 4.0)
+    assert not run.series("train/distillation_loss")
+    assert run.series("eval/score") == [(20_000, 31.5), (40_000, 32.5)]
+    assert run.series("eval/walker-walk") == [(20_000, 31.5), (40_000, 32.5)]
+    assert run.series("eval/teacher_score") == [(0, 40.5), (20_000, 40.5), (40_000, 40.5)]
+    assert run.series("eval/control_score") == [(0, 18.93), (20_000, 18.93), (40_000, 18.93)]
+    groups = {name.partition("/")[0] for row in run.history for name in row if "/" in name}
+    assert groups == {"train", "distill", "eval", "speed"}
+    columns = ["step", "total_loss", "distillation_loss", "distillation_value_loss"]
+    assert list(rows(tmp_path / "run" / "train.csv")[0]) == columns
+    (_, (step, table_path)) = run.series("eval/tasks.path")
+    found = json.loads((path.parent / "files" / table_path).read_text())
+    assert (step, found["columns"], found["data"]) == (
+        40_000,
         ["task", "score"],
-        [["walker-walk", 31.5], ["walker-run", None]],
+        [["walker-walk", 32.5], ["walker-run", None]],
     )
     assert run.artifacts["student"] == "model"
+    own = [set(aliases) for name, aliases in run.aliases if name == "student"]
+    assert own == [{"latest"}, {"latest", "step-40000", "best"}]
+    assert ("model.pt",) in run.contents
+    assert run.alerts == [("Training diverged", "at step 7", "ERROR")]
+
+
+def test_a_run_of_train_offline(cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What training sends: curves per task, the best checkpoint, and an alert when it diverges."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
+    scores = iter((30.0, 20.0))
+
+    def scored(*_: Any, **__: Any) -> Evaluation:
+        return Evaluation((TaskResult("pendulum-spin", (1,), (10 * next(scores),), (0.0,), False),))
+
+    update, calls = TDMPC2.update, itertools.count(1)
+
+    def poisoned(self: TDMPC2, batch: Any) -> Any:
+        return update(self, batch._replace(obs=batch.obs * math.nan) if next(calls) == 23 else batch)
+
+    monkeypatch.setattr(offline, "evaluate", scored)
+    monkeypatch.setattr(TDMPC2, "update", poisoned)
+    cfg = cfg.replace(steps=30, eval_freq=10, save_freq=10, wandb_project="p", wandb_silent=True, exp_name="e")
+    with pytest.raises(ValueError, match="not finite at step 23") as error:
+        offline.train(cfg, None)
+    wandb.teardown()
+    (path,) = (cfg.run_dir / "wandb").glob("offline-run-*/*.wandb")
+    run = read_run(path)
+    assert run.exit_code == 1
+    assert run.alerts == [("Training diverged", str(error.value), "ERROR")]
+    assert run.series("eval/normalized_score") == [(10, 30.0), (20, 20.0)]
+    assert run.series("eval/pendulum-spin") == [(10, 300.0), (20, 200.0)]
+    own = [set(aliases) for name, aliases in run.aliases if name == "mt30-e"]
+    assert own == [{"latest", "step-10"}, {"latest", "step-10", "best"}, {"latest", "step-20"}]
+    assert [step for step, _ in run.series("train/total_loss")] == [5, 10, 15, 20, 25]
+    assert len(run.series("speed/it_per_s")) == len(run.series("speed/data_wait")) == 5
+    assert not list(cfg.run_dir.glob(".wandb-*"))
+
+
+@pytest.mark.slow
+def test_a_stopped_wandb_process_delays_nothing(tmp_path: Path) -> None:
+    """Its own service process is stopped in the middle of an offline run: every row is in the CSV file, and it ends."""
+    pytest.importorskip("wandb")
+    script = f"""
+import signal
+import psutil
+from tdmpc2.config import Config
+from tdmpc2.logger import Logger
+cfg = Config(task="walker-walk", work_dir={str(tmp_path / "run")!r}, wandb_project="p", wandb_silent=True)
+with Logger(cfg, total_steps=9000) as logger:
+    logger.log(1, {{"a": 1.0}})
+    for process in psutil.Process().children(recursive=True):
+        print("stopped", process.pid, flush=True)
+        process.send_signal(signal.SIGSTOP)
+    for step in range(2, 9000):
+        logger.log(step, {{"a": 1.0}})
+"""
+    environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_FINISH_TIMEOUT": "1", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    stopped = []
+    try:
+        output = []
+        for line in process.stdout:
+            stopped += [int(line.split()[1])] if line.startswith("stopped") else []
+            output.append(line)
+            if "gave up" in line:
+                break
+        assert stopped
+        assert "gave up after 1 s" in output[-1]
+        assert process.wait(60) == 0
+        assert len(rows(tmp_path / "run" / "train.csv")) == 8999
+    finally:
+        process.kill()
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 # -- progress ---------------------------------------------------------------------------------------------------------

@@ -139,7 +139,8 @@ def test_losses_go_down(cfg: Config) -> None:
 def test_files_of_a_run(cfg: Config) -> None:
     path = train(cfg, None)
     assert path == cfg.run_dir / "model.pt"
-    assert sorted(p.name for p in cfg.run_dir.iterdir()) == ["model.pt", "run.json", "state.pt", "train.csv"]
+    names = ["model.pt", "run.json", "speed.csv", "state.pt", "train.csv"]
+    assert sorted(p.name for p in cfg.run_dir.iterdir()) == names
     record = json.loads((cfg.run_dir / "run.json").read_text())
     assert record.pop("teacher_sha256") is None
     assert record.pop("data") == {p.name: p.stat().st_size for p in Path(cfg.data_dir).glob("chunk*")}
@@ -280,6 +281,7 @@ def test_what_may_change_when_continuing(cfg: Config, data_dir: Path, tmp_path: 
         "data_device": "disk", "episodes_per_file": 7, "mix": ["1 random"],
         "distillation_cache": "lazy", "keep_last": 3, "save_best": False,
         "wandb_project": "p", "wandb_entity": "e", "wandb_silent": True, "disable_wandb": True,
+        "teacher_score": 30.5, "control_score": 14.0,
     }  # fmt: skip
     needed = {"device", "num_threads", "save_agent"}  # this machine's, and what is looked at below
     assert changes.keys() == CHANGEABLE - needed

@@ -31,6 +31,9 @@ class OfflineRun:
     history: list[dict[str, Any]] = field(default_factory=list)
     step_metrics: dict[str, str] = field(default_factory=dict)  # metric or glob -> its step axis
     artifacts: dict[str, str] = field(default_factory=dict)  # name -> type
+    aliases: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)  # name and aliases of each artifact
+    contents: list[tuple[str, ...]] = field(default_factory=list)  # names of the files of each artifact
+    alerts: list[tuple[str, str, str]] = field(default_factory=list)  # title, text, level
     exit_code: int | None = None
 
     def series(self, name: str) -> list[tuple[Any, Any]]:
@@ -54,6 +57,10 @@ def read_run(path: Path) -> OfflineRun:
             run.step_metrics[record.metric.name or record.metric.glob_name] = record.metric.step_metric
         elif kind == "artifact":
             run.artifacts[record.artifact.name] = record.artifact.type
+            run.aliases.append((record.artifact.name, tuple(record.artifact.aliases)))
+            run.contents.append(tuple(entry.path for entry in record.artifact.manifest.contents))
+        elif kind == "alert":
+            run.alerts.append((record.alert.title, record.alert.text, record.alert.level))
         elif kind == "exit":
             run.exit_code = record.exit.exit_code
     return run

@@ -36,7 +36,7 @@ class FiniteGuard:
 
 
 class StopRequest:
-    """Whether SIGTERM or SIGINT has asked the run to end after the current step."""
+    """Whether a signal has asked the run to end after the current step."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -46,16 +46,21 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[StopRequest]:
+def stop_on_signal(launched: bool = False) -> Iterator[StopRequest]:
     """Turn the first SIGTERM or SIGINT into a request; a second one ends the process as usual.
 
-    Signals reach only the main thread; elsewhere nothing is changed.
+    SIGUSR2, if something handles it (submitit does, to queue the job again), is a request as well and is handed on at
+    the end, when all is saved. Signals reach only the main thread; elsewhere nothing is changed.
+
+    Args:
+        launched: by torchrun or a queue, which may both send SIGTERM, so that one more means nothing.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    handled = (signal.SIGTERM, signal.SIGINT)
+    handled = [signal.SIGTERM, signal.SIGINT]
+    handled += [signal.SIGUSR2] if callable(signal.getsignal(signal.SIGUSR2)) else []
     before = {number: signal.getsignal(number) for number in handled}
 
     def restore() -> None:
@@ -65,6 +70,8 @@ def stop_on_signal() -> Iterator[StopRequest]:
     def note(number: int, _: FrameType | None) -> None:
         request.signal = signal.Signals(number)
         restore()
+        if launched:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     for number in handled:
         signal.signal(number, note)
@@ -72,3 +79,5 @@ def stop_on_signal() -> Iterator[StopRequest]:
         yield request
     finally:
         restore()
+        if request.signal == signal.SIGUSR2:
+            signal.raise_signal(signal.SIGUSR2)

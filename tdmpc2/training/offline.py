@@ -64,8 +64,11 @@ def _train(cfg: Config, teacher_cfg: Config | None, group: ProcessGroup) -> Path
     agent = TDMPC2(cfg, alive, group)
     if cfg.checkpoint is not None:
         agent.load(load_file(cfg.checkpoint).model)
-    found = _restore(agent, cfg, teacher) if group.main else None
-    record, remark, start, wandb_id, unevaluated = group.share(found)
+    record, remark, start, wandb_id, unevaluated = group.from_main(lambda: _restore(agent, cfg, teacher))
+    weights, state = group.from_main(lambda: (agent.model.state_dict(), agent.training_state()))
+    if not group.main:
+        agent.model.load_state_dict(weights)
+        agent.load_training_state(state)
     path = cfg.run_dir / "model.pt"
     if start >= cfg.steps and not unevaluated:
         print(f"{cfg.run_dir} is already trained for {start:,} steps; set student_config.steps higher to go on")
@@ -76,15 +79,11 @@ def _train(cfg: Config, teacher_cfg: Config | None, group: ProcessGroup) -> Path
         if teacher and not alive:
             data, lazy = add_targets(data, teacher, cfg, agent.device)
     sampler = data.sampler
-    fitted = fit_pca(agent, sampler) if group.main else ""
-    weights, state = group.share((agent.model.state_dict(), agent.training_state()))
-    if not group.main:
-        agent.model.load_state_dict(weights)
-        agent.load_training_state(state)
+    fitted = fit_pca(agent, sampler)
     if group.main:
         run_dir.claim(cfg.run_dir, record)  # everything has been read and found good
     with (
-        stop_on_signal() as stop,
+        stop_on_signal(launched=group.world_size > 1) as stop,
         Logger(
             cfg if group.main else cfg.replace(save_csv=False, disable_wandb=True),
             teacher=alive.cfg if alive else teacher_cfg,
@@ -133,7 +132,7 @@ def _train(cfg: Config, teacher_cfg: Config | None, group: ProcessGroup) -> Path
                 run_dir.save(agent, cfg.run_dir, done, logger.run_id, cfg.keep_last)
                 saved = done
                 if not stopping:
-                    logger.save_artifact(path, f"{cfg.task}-{cfg.exp_name or 'default'}", "model")
+                    _upload(cfg, logger, path, f"step-{done}")
             if stopping:
                 logger.message(
                     f"Stopped by {stop.signal.name if stop.signal else 'a signal to another process'} at step {done:,}"
@@ -193,6 +192,12 @@ def _evaluate(agent: TDMPC2, cfg: Config, logger: Logger, step: int) -> None:
     low, high = result.interval or (result.normalized_score, result.normalized_score)
     logger.log(step, {"normalized_score": result.normalized_score, "low": low, "high": high}, "eval")
     columns = ("task", "episodes", "return", "success")
-    logger.log_table(step, "eval/tasks", columns, [row[:4] for row in table_rows(result)])
+    logger.log_table(step, "eval/tasks", columns, [row[:4] for row in table_rows(result)], curve="return")
     if cfg.save_agent and agent.group.main:  # last, so that an evaluation that was ended before this is made again
-        run_dir.record_score(agent, cfg.run_dir, step, result.normalized_score, cfg.save_best)
+        best = run_dir.record_score(agent, cfg.run_dir, step, result.normalized_score, cfg.save_best)
+        if best and cfg.save_best:
+            _upload(cfg, logger, cfg.run_dir / "best.pt", f"step-{step}", "best")
+
+
+def _upload(cfg: Config, logger: Logger, path: Path, *aliases: str) -> None:
+    logger.save_artifact(path, f"{cfg.task}-{cfg.exp_name or 'default'}", "model", aliases)

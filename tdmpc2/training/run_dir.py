@@ -33,7 +33,7 @@ CHANGEABLE = frozenset(
     mpc iterations num_samples num_elites num_pi_trajs min_std max_std temperature precision compile
     eval_freq eval_episodes eval_noise eval_seed compare buffer_size
     data_device distillation_cache episodes_per_task episodes_per_file mix keep_last save_best
-    wandb_project wandb_entity wandb_silent disable_wandb
+    wandb_project wandb_entity wandb_silent disable_wandb teacher_score control_score
     """.split()
 )
 #: Keys that say what one start of the program does, not what the run is.

@@ -1,0 +1,274 @@
+"""A study: runs read from their directories, and grouped by what they differ in apart from the seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tdmpc2.config import RUN_KEYS, defaults
+from tdmpc2.limits import distillation_terms
+from tdmpc2.logger import read_csv
+
+#: Keys of a run that its weights or its score depend on; the other run keys say where and how it was made.
+_COUNTING = {
+    *"checkpoint steps batch_size eval_episodes eval_noise eval_seed precision".split(),
+    *("task_balance", "max_episodes_per_task"),
+}
+_IGNORED = (RUN_KEYS - _COUNTING) | {"seed", "buffer_size", "num_channels", "task_specs"}
+_TEACHER = "teacher_sha256"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the directory of one run says.
+
+    Attributes:
+        path: the directory.
+        config: its ``run.json``: every key, ``teacher_sha256`` and ``data``.
+        step: the newest step on record.
+        scores: normalised score by step.
+        returns: mean return by task, of the last evaluation.
+        losses: last row of ``train.csv``.
+        heldout: its ``heldout.json``, or empty.
+        seconds: time between first and last step, with evaluations; None if unknown.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    step: int
+    scores: dict[int, float]
+    returns: dict[str, float]
+    losses: dict[str, float]
+    heldout: dict[str, Any]
+    seconds: float | None
+
+    @property
+    def seed(self) -> int:
+        """Its random seed."""
+        return int(self.config["seed"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are taken and an evaluation that is due at the last one has been made."""
+        steps, every = self.config["steps"], self.config["eval_freq"]
+        return bool(self.step >= steps and (not every or steps % every or steps in self.scores))
+
+    @property
+    def taught(self) -> bool:
+        """Whether a teacher had any influence: there was one, and one of its targets has a weight above 0."""
+        terms = distillation_terms(self.config["distillation_targets"], self.config["distillation_weight"])
+        return self.config[_TEACHER] is not None and any(weight > 0 for weight in terms.values())
+
+    @cached_property
+    def budget(self) -> dict[str, Any]:
+        """All that the result depends on, but for seed, teacher and what is distilled."""
+        # Chunk files are known by their sizes alone, which data of another seed may have, too.
+        ignored = _IGNORED if "checksum" in (self.config["data"] or {}) else _IGNORED - {"data_dir"}
+        return {
+            key: value
+            for key, value in sorted(self.config.items())
+            if key not in ignored and key != _TEACHER and not key.startswith("distillation")
+        }
+
+    @cached_property
+    def teaching(self) -> dict[str, Any]:
+        """Teacher and what is distilled. Without influence of a teacher only whether there was one."""
+        if not self.taught:
+            return {_TEACHER: self.config[_TEACHER] and "of weight 0"}
+        names = (key for key in sorted(self.config) if key.startswith("distillation") and key not in _IGNORED)
+        return {_TEACHER: self.config[_TEACHER], **{key: self.config[key] for key in names}}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed.
+
+    Attributes:
+        name: what tells them from the other groups.
+        runs: finished ones, in the order of their seeds.
+        values: the keys in which the groups differ, and this group's values.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    values: dict[str, Any]
+
+    @property
+    def taught(self) -> bool:
+        """See :attr:`Run.taught`."""
+        return self.runs[0].taught
+
+    @property
+    def scores(self) -> list[float]:
+        """Score of the last evaluation of each run that has one."""
+        return [run.scores[max(run.scores)] for run in self.runs if run.scores]
+
+
+@dataclass(frozen=True)
+class Study:
+    """All runs under some paths.
+
+    Attributes:
+        groups: the finished runs; those without a teacher first.
+        unfinished: runs that have not reached their last step.
+        left_out: why a directory is in none of them, a line each.
+    """
+
+    groups: tuple[Group, ...]
+    unfinished: tuple[Run, ...]
+    left_out: tuple[str, ...]
+
+    def control_of(self, group: Group) -> Group | None:
+        """The group without a teacher and with the same budget; one that never had a teacher is preferred.
+
+        Of groups with scores it must have some, too.
+        """
+        equal = [
+            other
+            for other in self.groups
+            if not other.taught and other.runs[0].budget == group.runs[0].budget and (other.scores or not group.scores)
+        ]
+        return min(equal, key=lambda other: other.runs[0].config[_TEACHER] is not None, default=None)
+
+
+def read_study(paths: Iterable[Path]) -> Study:
+    """Read every run directory under some paths.
+
+    Raises:
+        ValueError: there is no run, or a path does not exist.
+    """
+    paths = list(paths)
+    if missing := [str(path) for path in paths if not path.exists()]:
+        raise ValueError(f"{', '.join(missing)} does not exist: name directories of runs, such as logs/mt30")
+    found = {file.parent.resolve(): file.parent for path in paths for file in sorted(path.rglob("run.json"))}
+    runs: list[Run] = []
+    left_out: list[str] = []
+    for directory in found.values():
+        try:
+            runs.append(read_run(directory))
+        except ValueError as error:
+            left_out.append(str(error))
+    if not runs:
+        reasons = "".join(f"\n  {line}" for line in left_out)
+        raise ValueError(f"No run that can be read under {', '.join(map(str, paths))} (run.json){reasons}")
+    unfinished = tuple(run for run in runs if not run.finished)
+    unique: dict[str, Run] = {}
+    for run in sorted((run for run in runs if run.finished), key=lambda run: (run.seed, str(run.path))):
+        first = unique.setdefault(json.dumps([run.budget, run.teaching, run.seed]), run)
+        if first is not run:
+            left_out.append(f"{run.path} repeats {first.path}: same settings and seed")
+    return Study(_groups(list(unique.values())), unfinished, tuple(left_out))
+
+
+def read_run(path: Path) -> Run:
+    """Read one run directory.
+
+    Raises:
+        ValueError: a file is damaged; the message names it.
+    """
+    config = {_TEACHER: None, "data": None, **defaults(), **read_json(path / "run.json")}
+    if any(type(config[key]) is not int for key in ("seed", "steps", "eval_freq")):
+        raise ValueError(f"{path / 'run.json'} is damaged [seed, steps and eval_freq must be integers]")
+    evaluated = _read_numbers(path / "eval.csv")
+    scores = {int(row["step"]): row["normalized_score"] for row in evaluated if "normalized_score" in row}
+    for step, score in read_json(path / "evaluations.json", {}).items():
+        if not step.isdigit() or type(score) not in (int, float):
+            raise ValueError(f"{path / 'evaluations.json'} is damaged [{step}: {score}]")
+        scores[int(step)] = float(score)
+    train, speed = _read_numbers(path / "train.csv"), _read_numbers(path / "speed.csv")
+    tasks = read_csv(path / "eval_tasks.csv")[1]
+    try:
+        last = max((int(row["step"]) for row in tasks), default=0)
+        returns = {row["task"]: float(row["return"]) for row in tasks if int(row["step"]) == last}
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path / 'eval_tasks.csv'} is damaged [{type(error).__name__}: {error}]") from error
+    return Run(
+        path=path,
+        config=config,
+        step=max([0, *scores, *(int(row["step"]) for row in train)]),
+        scores=scores,
+        returns=returns,
+        losses=train[-1] if train else {},
+        heldout=read_json(path / "heldout.json", {}),
+        seconds=sum(row["seconds"] for row in speed) if speed else None,
+    )
+
+
+def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The object that a file holds, or ``absent`` if there is no file.
+
+    Raises:
+        ValueError: no file, or it is damaged; the message names it.
+    """
+    if absent is not None and not path.exists():
+        return absent
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+        return content
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged [{type(error).__name__}: {error}]") from error
+
+
+def _read_numbers(path: Path) -> list[dict[str, float]]:
+    """Rows of a CSV file, without empty cells; none if it does not exist."""
+    rows = []
+    for number, row in enumerate(read_csv(path)[1], 2):
+        try:
+            values = {name: float(text) for name, text in row.items() if text}
+            rows.append({"step": values.pop("step"), **values})
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path} is damaged [line {number}, {type(error).__name__}: {error}]") from error
+    return rows
+
+
+def _groups(runs: Sequence[Run]) -> tuple[Group, ...]:
+    members: dict[str, list[Run]] = {}
+    for run in runs:
+        members.setdefault(json.dumps([run.budget, run.teaching]), []).append(run)
+    firsts = [group[0] for group in members.values()]
+    differing = _differing([run.budget for run in firsts]) | _differing([run.teaching for run in firsts if run.taught])
+    groups = []
+    for own in members.values():
+        settings = {**own[0].budget, **(own[0].teaching if own[0].taught else {})}
+        values = {key: settings[key] for key in sorted(differing & settings.keys())}
+        groups.append(Group(_name(own[0], values), tuple(own), values))
+    return tuple(sorted(groups, key=lambda g: (g.taught, [_sortable(value) for value in g.values.values()], g.name)))
+
+
+def _differing(settings: Sequence[Mapping[str, Any]]) -> set[str]:
+    names = {name for one in settings for name in one}
+    return {name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1}
+
+
+def _name(run: Run, values: Mapping[str, Any]) -> str:
+    shown = {key: value for key, value in values.items() if key not in (_TEACHER, "data", "data_dir")}
+    if run.taught and not any(key.startswith("distillation") for key in shown):
+        shown["distillation_weight"] = run.config["distillation_weight"]
+    parts = [f"{key}={setting(value)}" for key, value in shown.items()]
+    if _TEACHER in values and run.taught:
+        parts.append(f"teacher {run.config[_TEACHER][:8]}")
+    if {"data", "data_dir"} & values.keys():
+        parts.append(f"data {run.config['data_dir']}")
+    if not run.taught:
+        parts.insert(0, "no teacher" if run.config[_TEACHER] is None else "no teacher (one of weight 0)")
+    return ", ".join(parts)
+
+
+def setting(value: Any) -> str:
+    """A value as it is typed after ``key=`` on a command line."""
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(setting, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def _sortable(value: Any) -> tuple[bool, float, str]:
+    number = isinstance(value, (int, float))
+    return not number, float(value) if number else 0.0, "" if number else json.dumps(value)
