@@ -21,7 +21,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data.mixture import random_actor
 from tdmpc2.envs.rendering import context_module
-from tdmpc2.evaluation import Evaluation, TaskResult, side_by_side, bootstrap, compare, evaluate, num_steps
+from tdmpc2.evaluation import Evaluation, TaskResult, bootstrap, compare, evaluate, num_steps, side_by_side
 from tdmpc2.rollout import Frames, Job, play
 from tdmpc2.runtime import has_cpp_compiler
 from tdmpc2.tasks import lookup

@@ -47,21 +47,21 @@ def lock(run_dir: Path) -> Iterator[None]:
     Raises:
         ValueError: another process trains there, or the directory cannot be made.
     """
+    path = run_dir.with_name(f".{run_dir.name}.lock")
+    file = FileLock(path)
     try:
         run_dir.parent.mkdir(parents=True, exist_ok=True)
-        path = run_dir.with_name(f".{run_dir.name}.lock")
-        with FileLock(path, timeout=0):
-            try:
-                yield
-            finally:
-                if not run_dir.exists():  # refused: nothing to keep others from
-                    path.unlink(missing_ok=True)
+        file.acquire(timeout=0)
     except Timeout as error:
         raise ValueError(f"Another process is training in {run_dir}: wait for it, or set exp_name") from error
-    except OSError as error:
-        raise ValueError(
-            f"{run_dir} cannot be used: {error}. Set work_dir to a directory that can be written"
-        ) from error
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        raise ValueError(f"{run_dir} cannot be used: {error}. Set work_dir to a directory that can be written") from error
+    try:
+        yield
+    finally:
+        if not run_dir.exists():  # refused: nothing to keep others from
+            path.unlink(missing_ok=True)
+        file.release()
 
 
 def check(cfg: Config, teacher_sha256: str | None) -> tuple[dict[str, Any], str]:
