@@ -55,7 +55,9 @@ def lock(run_dir: Path) -> Iterator[None]:
     except Timeout as error:
         raise ValueError(f"Another process is training in {run_dir}: wait for it, or set exp_name") from error
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
-        raise ValueError(f"{run_dir} cannot be used: {error}. Set work_dir to a directory that can be written") from error
+        raise ValueError(
+            f"{run_dir} cannot be used: {error}. Set work_dir to a directory that can be written"
+        ) from error
     try:
         yield
     finally:
