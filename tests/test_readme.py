@@ -74,7 +74,9 @@ def test_command(command: list[str]) -> None:
     check_overrides(settings, groups)
     for override in OverridesParser.create().parse_overrides(settings):
         key = override.key_or_group.removeprefix(f"{GROUPS[0]}.").removeprefix(f"{GROUPS[1]}.")
-        if key not in (*GROUPS, "task"):  # a task of one's own needs the reader's module
+        if key not in (*GROUPS, "task") and not key.startswith(
+            "hydra"
+        ):  # a task of one's own needs the reader's module
             values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
             assert all(parse_cfg({key: value}) for value in values)
 
