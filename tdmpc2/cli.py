@@ -64,6 +64,9 @@ def one_line_errors(function: Callable[P, None]) -> Callable[P, None]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             function(*args, **kwargs)
+        except KeyboardInterrupt:
+            print("Stopped by Ctrl-C", file=sys.stderr)
+            sys.exit(130)
         except Exception as error:
             expected = isinstance(error, (ValueError, OSError, ModuleNotFoundError))
             expected = expected and os.environ.get("TDMPC2_TRACEBACK") != "1"

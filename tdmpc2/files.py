@@ -24,7 +24,7 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with open(temporary, "rb") as file:
+        with open(temporary, "r+b") as file:  # Windows syncs only what may be written
             os.fsync(file.fileno())
         if path.exists() and not overwrite:
             raise ValueError(exists)

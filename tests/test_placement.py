@@ -124,7 +124,7 @@ def test_tasks_and_limits_on_disk_and_in_memory(cfg: Config) -> None:
 
 def test_store_of_another_task_set(cfg: Config) -> None:
     other = Config(task="walker-stand", data_dir=as_store(cfg).data_dir, device="cpu")
-    message = "holds task=mt30 (30 tasks), but the configuration has task=walker-stand (1 tasks)"
+    message = "holds other tasks than task=walker-stand; the first difference is id 1"
     with pytest.raises(ValueError, match=re.escape(message)):
         open_data(other, CPU)
 

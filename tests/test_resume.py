@@ -254,3 +254,49 @@ def test_the_estimate_of_checkpoints_is_an_upper_bound(cfg: Config) -> None:
     train(cfg, None)
     written = sum(path.stat().st_size for path in cfg.run_dir.glob("*.pt"))
     assert written <= preflight.checkpoint_bytes(TDMPC2(cfg), cfg) < 3 * written
+
+
+def test_a_dry_run_counts_import_and_cache(cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = cfg.replace(checkpoint=str(train(cfg.replace(steps=1, work_dir=str(tmp_path / "teacher")), None)))
+    capsys.readouterr()
+    train(cfg.replace(dry_run=True, distillation_cache="full", data_device="disk"), teacher)
+    text = capsys.readouterr().out
+    assert re.search(r"data        chunk files, to be imported into .*store first, 0\.\d\d GB on disk", text)
+    assert re.search(r"import      0\.\d\d GB at 300 MB/s = 0:00:00", text)
+    rows = re.search(r"cache       at most ([\d,]+) rows x (\d+\.\d) us", text)
+    assert rows is not None
+    assert int(rows[1].replace(",", "")) == 6 * 501
+    assert re.search(r"GB for checkpoints, .*; 0\.\d\d GB beside the data, ", text)
+    assert not (Path(cfg.data_dir) / "store").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_update_ends_the_run_at_once(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    def loading(*_: Any) -> None:
+        signal.raise_signal(number)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(offline, "open_data", loading)
+    with pytest.raises(SystemExit) as ended:
+        train(cfg, None)
+    assert ended.value.code == STOPPED
+    assert f"Stopped by {number.name} before the first update" in capsys.readouterr().out
+    monkeypatch.undo()
+    train(cfg, None)
+
+
+def test_leftovers_of_a_killed_save_are_removed(cfg: Config) -> None:
+    train(cfg.replace(steps=5), None)
+    (cfg.run_dir / ".state.pt.0123abcd.tmp").write_bytes(b"half")
+    train(cfg, None)
+    assert not list(cfg.run_dir.glob(".*.tmp"))
+
+
+def test_diverged_episodes_are_numbered_as_in_the_files(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = TDMPC2.update
+    monkeypatch.setattr(TDMPC2, "update", lambda self, batch: update(self, batch._replace(obs=batch.obs * math.nan)))
+    with pytest.raises(ValueError, match=r"Its batch has 3 episodes: 3, 4, 5 of ") as error:
+        train(cfg.replace(tasks=("cartpole-balance",), batch_size=64), None)
+    assert "Nothing was saved before" in str(error.value)

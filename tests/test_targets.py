@@ -23,9 +23,10 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoint import file_sha256
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data import targets as module
+from tdmpc2.data.columns import verify_targets
 from tdmpc2.data.dataset import Batch, EpisodeDataset, SliceSampler
 from tdmpc2.data.store import EpisodeStore, StoreFile, StoreMeta, header
-from tdmpc2.data.targets import LazyTargets, TeacherTargets, compute_all, main, open_targets, verify_targets
+from tdmpc2.data.targets import LazyTargets, TeacherTargets, compute_all, main, open_targets
 from tdmpc2.nn.math import decode
 from tests.conftest import largest_file
 from tests.kill import killed_at_random

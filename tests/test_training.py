@@ -18,8 +18,9 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoint import file_sha256, load_file
 from tdmpc2.config import RUN_KEYS, Config, keys, parse_cfg
 from tdmpc2.data.chunks import read_chunk, write_chunk
-from tdmpc2.data.collector import collect, next_chunk
+from tdmpc2.data.collector import collect
 from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
+from tdmpc2.data.selection import chunk_fingerprints
 from tdmpc2.distill import check_teacher
 from tdmpc2.loading import load_agent
 from tdmpc2.training import run_dir
@@ -99,8 +100,6 @@ def test_a_chunk_is_a_function_of_seed_and_number(tmp_path: Path) -> None:
     assert first.read_bytes() == same.read_bytes()
     assert (read_chunk(first)["obs"][0, 0] != read_chunk(other)["obs"][0, 0]).any()
     assert read_chunk(first)["obs"].shape == (20, STANDS_FOR + 1, 4)
-    assert next_chunk(tmp_path / "a") == 1
-    assert next_chunk(tmp_path / "nowhere") == 0
 
 
 def test_an_agent_collects_with_noise(tmp_path: Path) -> None:
@@ -143,7 +142,7 @@ def test_files_of_a_run(cfg: Config) -> None:
     assert sorted(p.name for p in cfg.run_dir.iterdir()) == names
     record = json.loads((cfg.run_dir / "run.json").read_text())
     assert record.pop("teacher_sha256") is None
-    assert record.pop("data") == {p.name: p.stat().st_size for p in Path(cfg.data_dir).glob("chunk*")}
+    assert record.pop("data") == chunk_fingerprints(cfg.data_dir)
     assert Config(**record) == cfg
     stored = load_file(path)
     assert stored.step == 20
@@ -316,7 +315,13 @@ def test_other_data_is_refused(cfg: Config, data_dir: Path, tmp_path: Path) -> N
     train(cfg.replace(steps=1), None)
     shutil.copy(data / "chunk_0.pt", data / "chunk_2.pt")
     before = snapshot(cfg.run_dir)
-    with pytest.raises(ValueError, match=r"another configuration \(data: .*'chunk_2\.pt': \d+.* now\)"):
+    chunk = read_chunk(data / "chunk_1.pt")
+    (data / "chunk_1.pt").unlink()
+    write_chunk(data / "chunk_1.pt", chunk["obs"] + 1, *(chunk[name] for name in ("action", "reward", "task")))
+    assert (data / "chunk_1.pt").stat().st_size == (data_dir / "chunk_1.pt").stat().st_size
+    with pytest.raises(ValueError, match=r"another configuration \(data: .*'chunk_1\.pt'"):
+        train(cfg.replace(data_dir=str(data)), None)
+    with pytest.raises(ValueError, match=r"another configuration \(data: .*'chunk_2\.pt': '\d+-\w+'.* now\)"):
         train(cfg.replace(data_dir=str(data)), None)
     assert snapshot(cfg.run_dir) == before
 

@@ -18,7 +18,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import Layout, read_chunk, write_chunk
 from tdmpc2.data.mixture import Player, load_players, player_of, sources_of, split
-from tdmpc2.data.record import Collection, Record, chunk_numbers, locked
+from tdmpc2.data.record import Collection, Record, locked
 from tdmpc2.loading import load_agent
 from tdmpc2.progress import Progress, open_console, print_line
 from tdmpc2.rollout import Actor, Episode, Floats, Job, check_playable, play
@@ -162,11 +162,6 @@ def episode_returns(paths: Sequence[Path], cfg: Config) -> dict[str, np.ndarray]
         returns = chunk["reward"][:, 1:].double().sum(1).numpy()
         found[cfg.task_specs[int(chunk["task"][0, 0])].name].append(returns)
     return {name: np.concatenate(parts) for name, parts in found.items() if parts}
-
-
-def next_chunk(data_dir: Path) -> int:
-    """The first number after those of the chunk files in a directory."""
-    return max(chunk_numbers(data_dir), default=-1) + 1
 
 
 def _play(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -54,12 +55,14 @@ class EpisodeDataset:
         row_format: what a record holds.
         rows: [N, L+1, W] int32 records, in memory, on a GPU or mapped from disk.
         task: [N] int64, ids in the task set, on the device of ``rows``.
+        numbers: [N] numbers of the episodes in what they were read from; None: their own.
         targets: extra columns of a teacher's outputs by name, [N, L+1] float32; row t is of the step that led to row t.
     """
 
     row_format: RowFormat
     rows: Tensor
     task: Tensor
+    numbers: Tensor | None = None
     targets: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -100,14 +103,7 @@ class EpisodeDataset:
             ValueError: no data, a damaged file, data of another task set, or a task without an episode.
         """
         layout = Layout.of(specs)
-        paths = chunk_paths(data_dir)
-        tasks = []
-        for path in paths:
-            chunk = read_chunk(path)
-            check_layout(path, chunk, layout)
-            tasks.append(episode_tasks(path, chunk["task"], layout.num_tasks))
-        task = torch.cat(tasks)
-        kept = select_episodes(task, specs, task_ids, str(data_dir), max_per_task)
+        paths, tasks, kept = select_from_chunks(data_dir, specs, task_ids, max_per_task)
         row_format = RowFormat(layout.obs_dim, layout.action_dim)
         rows = torch.empty(len(kept), layout.rows, row_format.words, dtype=torch.int32, device=device)
         done = first = 0
@@ -122,7 +118,7 @@ class EpisodeDataset:
                 done += len(episodes)
                 if progress:
                     progress(len(episodes))
-        return cls(row_format, rows, task[kept].to(device))
+        return cls(row_format, rows, torch.cat(tasks)[kept].to(device), kept)
 
     @classmethod
     def read(
@@ -150,7 +146,7 @@ class EpisodeDataset:
                 done += len(own)
                 if progress:
                     progress(len(own))
-        return cls(store.meta.row_format, rows, store.task[episodes].to(device))
+        return cls(store.meta.row_format, rows, store.task[episodes].to(device), episodes)
 
     @classmethod
     def map(cls, store: EpisodeStore) -> EpisodeDataset:
@@ -213,6 +209,29 @@ def select_episodes(
             if len(episodes) > max_per_task:
                 own[task_id] = episodes[torch.arange(max_per_task) * len(episodes) // max_per_task]
     return torch.cat(list(own.values())).sort().values
+
+
+def select_from_chunks(
+    data_dir: str | os.PathLike[str],
+    specs: Sequence[TaskSpec],
+    task_ids: Sequence[int],
+    max_per_task: int | None = None,
+) -> tuple[list[Path], list[Tensor], Tensor]:
+    """:func:`select_episodes` for a directory of chunk files.
+
+    Returns:
+        The files, the task id of each of their episodes, and the numbers of the kept episodes among all.
+
+    Raises:
+        ValueError: no data, a damaged file, data of another task set, or a task without an episode.
+    """
+    layout, tasks = Layout.of(specs), []
+    paths = chunk_paths(data_dir)
+    for path in paths:
+        chunk = read_chunk(path)
+        check_layout(path, chunk, layout)
+        tasks.append(episode_tasks(path, chunk["task"], layout.num_tasks))
+    return paths, tasks, select_episodes(torch.cat(tasks), specs, task_ids, str(data_dir), max_per_task)
 
 
 def draw_slices(

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import chunk_paths
-from tdmpc2.data.dataset import EpisodeDataset, SliceSampler, select_episodes
+from tdmpc2.data.dataset import EpisodeDataset, SliceSampler, select_episodes, select_from_chunks
 from tdmpc2.data.importer import ensure_store, find_store
-from tdmpc2.data.store import EpisodeStore
+from tdmpc2.data.selection import check_tasks, chunk_fingerprints
+from tdmpc2.data.store import EpisodeStore, StoreMeta
 from tdmpc2.progress import Progress
 from tdmpc2.runtime import available_memory
 
@@ -65,29 +66,49 @@ def choose_place(data_device: str, device: torch.device, size: int) -> str:
     return "disk"
 
 
-def open_data(cfg: Config, device: torch.device) -> Data:
+def plan_place(cfg: Config, device: torch.device) -> str:
+    """Where the episodes of a run are to lie, see :func:`choose_place`.
+
+    Raises:
+        ValueError: no data, damaged data or data of another task set; or no room where they were asked to be.
+    """
+    return choose_place(cfg.data_device, device, data_bytes(cfg))
+
+
+def data_bytes(cfg: Config) -> int:
+    """Bytes of the episodes that a run draws from.
+
+    Raises:
+        ValueError: no data, damaged data or data of another task set.
+    """
+    store = find_store(cfg.data_dir)
+    if store is not None:
+        return len(_select(store, cfg)) * store.meta.episode_bytes
+    if cfg.tasks is None and cfg.max_episodes_per_task is None:
+        return sum(path.stat().st_size for path in chunk_paths(cfg.data_dir))
+    *_, kept = select_from_chunks(cfg.data_dir, cfg.task_specs, cfg.task_ids, cfg.max_episodes_per_task)
+    return len(kept) * StoreMeta(cfg.task, cfg.task_specs, len(kept)).episode_bytes
+
+
+def open_data(cfg: Config, device: torch.device, place: str | None = None) -> Data:
     """Open the data of a run; chunk files that do not fit into memory are imported into a store first.
 
     Args:
         cfg: ``data_dir``, ``data_device``, ``tasks``, ``task_balance``, ``max_episodes_per_task``; with a
             ``distillation_cache`` chunk files are always imported, since the cache belongs to a store.
         device: the device that trains.
+        place: where the episodes are to lie; by default :func:`plan_place` decides.
 
     Raises:
         ValueError: no data, damaged data or data of another task set.
     """
+    place = place or plan_place(cfg, device)
     store = find_store(cfg.data_dir)
     if store is None:
-        size = sum(path.stat().st_size for path in chunk_paths(cfg.data_dir))
-        place = choose_place(cfg.data_device, device, size)
         if place != "disk" and cfg.distillation_cache == "off":
             return _read_chunks(cfg, device, place)
         store = ensure_store(cfg.data_dir, cfg.task, cfg.task_specs)
-    check_tasks(store, cfg)
-    episodes = select_episodes(
-        store.task, cfg.task_specs, cfg.task_ids, cfg.data_dir, max_per_task=cfg.max_episodes_per_task
-    )
-    place = choose_place(cfg.data_device, device, len(episodes) * store.meta.episode_bytes)
+    episodes = _select(store, cfg)
     if place == "disk":
         sampler = SliceSampler(EpisodeDataset.map(store), episodes, cfg.task_balance)
     else:
@@ -97,30 +118,26 @@ def open_data(cfg: Config, device: torch.device) -> Data:
     return Data(sampler, place, _ahead(place, device), store, episodes)
 
 
-def data_record(data_dir: str) -> dict[str, int | str]:
-    """What tells data apart without reading it: names and sizes of chunk files, or a store's checksum.
+def data_record(data_dir: str) -> dict[str, str]:
+    """What tells data from other data without reading it: fingerprints of chunk files, or a store's checksum.
 
-    A store that was imported from chunk files counts as those files.
+    A store that was imported from chunk files counts as those files, unless it holds them in half precision.
 
     Raises:
         ValueError: no data.
     """
     store = find_store(data_dir)
     if store is None:
-        return {path.name: path.stat().st_size for path in chunk_paths(data_dir)}
-    return dict(store.meta.source) or {"checksum": store.checksum}
+        return chunk_fingerprints(data_dir)
+    own = dict(store.meta.source) if store.meta.dtype == "float32" else {}
+    return own or {"checksum": store.checksum}
 
 
-def check_tasks(store: EpisodeStore, cfg: Config) -> None:
-    """Raise ``ValueError`` unless the store has the tasks of the configuration, with the same ids and sizes."""
-    if store.meta.tasks != cfg.task_specs:
-        pairs = zip(store.meta.tasks, cfg.task_specs, strict=False)
-        names = next((f"id {i}: '{a.name}' and '{b.name}'" for i, (a, b) in enumerate(pairs) if a != b), "")
-        first = f"; first difference at {names}" if names else ""
-        raise ValueError(
-            f"data_dir={cfg.data_dir} holds task={store.meta.task} ({len(store.meta.tasks)} tasks), but the "
-            f"configuration has task={cfg.task} ({len(cfg.task_specs)} tasks){first}. Use data of the same task set"
-        )
+def _select(store: EpisodeStore, cfg: Config) -> Tensor:
+    check_tasks(f"task={cfg.task}", cfg.task_specs, str(store.path), store.meta.tasks)
+    return select_episodes(
+        store.task, cfg.task_specs, cfg.task_ids, cfg.data_dir, max_per_task=cfg.max_episodes_per_task
+    )
 
 
 def _read_chunks(cfg: Config, device: torch.device, place: str) -> Data:

@@ -18,7 +18,6 @@ from tdmpc2 import cli, distill
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoint import file_sha256
 from tdmpc2.data.columns import COLUMNS, TeacherTargets, one_process, open_targets
-from tdmpc2.data.columns import verify_targets as verify_targets
 from tdmpc2.data.dataset import Batch
 from tdmpc2.data.importer import ensure_store
 from tdmpc2.data.store import EpisodeStore
@@ -78,7 +77,7 @@ def compute_all(
                     _write(column, rows, outputs[column.name])
                 bar.update(len(own))
         for column in columns:
-            with open(column.file, "rb") as file:
+            with open(column.file, "r+b") as file:
                 os.fsync(file.fileno())
 
 

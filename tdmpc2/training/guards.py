@@ -40,6 +40,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        #: While nothing has to be saved: a request ends the process at once, with :data:`STOPPED`.
+        self.at_once = False
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -60,7 +62,8 @@ def stop_on_signal(launched: bool = False) -> Iterator[StopRequest]:
         yield request
         return
     handled = [signal.SIGTERM, signal.SIGINT]
-    handled += [signal.SIGUSR2] if callable(signal.getsignal(signal.SIGUSR2)) else []
+    again = getattr(signal, "SIGUSR2", None)  # not on Windows
+    handled += [again] if again and callable(signal.getsignal(again)) else []
     before = {number: signal.getsignal(number) for number in handled}
 
     def restore() -> None:
@@ -72,6 +75,9 @@ def stop_on_signal(launched: bool = False) -> Iterator[StopRequest]:
         restore()
         if launched:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if request.at_once:
+            print(f"Stopped by {request.signal.name} before the first update; the same command goes on", flush=True)
+            raise SystemExit(STOPPED)
 
     for number in handled:
         signal.signal(number, note)
@@ -79,5 +85,5 @@ def stop_on_signal(launched: bool = False) -> Iterator[StopRequest]:
         yield request
     finally:
         restore()
-        if request.signal == signal.SIGUSR2:
-            signal.raise_signal(signal.SIGUSR2)
+        if request.signal and request.signal == again:
+            signal.raise_signal(again)

@@ -13,7 +13,7 @@ from tdmpc2.checkpoint import load_file
 from tdmpc2.config import Config
 from tdmpc2.data.batches import Batches
 from tdmpc2.data.dataset import Batch
-from tdmpc2.data.placement import Data, open_data
+from tdmpc2.data.placement import Data, open_data, plan_place
 from tdmpc2.evaluation import evaluate, num_steps
 from tdmpc2.logger import Logger
 from tdmpc2.results import table_rows, write_video
@@ -74,14 +74,18 @@ def _train(cfg: Config, teacher_cfg: Config | None, group: ProcessGroup) -> Path
         print(f"{cfg.run_dir} is already trained for {start:,} steps; set student_config.steps higher to go on")
         return path
 
-    with group.main_first():
-        data, lazy = open_data(cfg, agent.device), None
-        if teacher and not alive:
-            data, lazy = add_targets(data, teacher, cfg, agent.device)
-    sampler = data.sampler
-    fitted = fit_pca(agent, sampler)
-    if group.main:
-        run_dir.claim(cfg.run_dir, record)  # everything has been read and found good
+    with stop_on_signal(launched=group.world_size > 1) as stop:
+        stop.at_once = True  # whatever is made before the first update survives a kill
+        place = group.from_main(lambda: plan_place(cfg, agent.device))
+        with group.main_first():
+            data, lazy = open_data(cfg, agent.device, place), None
+            if teacher and not alive:
+                data, lazy = add_targets(data, teacher, cfg, agent.device)
+        sampler = data.sampler
+        fitted = fit_pca(agent, sampler)
+        if group.main:
+            run_dir.claim(cfg.run_dir, record)  # everything has been read and found good
+        stop.at_once = False
     with (
         stop_on_signal(launched=group.world_size > 1) as stop,
         Logger(
@@ -167,7 +171,7 @@ def _due(step: int, every: int) -> bool:
 def _diverged(cfg: Config, step: int, rows: Tensor, data: Data, saved: int) -> str:
     """What is known of the first update with a value that is not finite."""
     episodes = (rows[0] // (data.sampler.dataset.episode_length + 1)).unique()
-    numbers = data.episodes[episodes].tolist() if data.place != "disk" else episodes.tolist()
+    numbers = episodes.tolist() if (known := data.sampler.dataset.numbers) is None else known[episodes].tolist()
     good = cfg.run_dir / "model.pt"
     return (
         f"Training diverged: a loss or gradient is not finite at step {step:,}. Its batch has {len(numbers)} episodes: "

@@ -12,19 +12,25 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from tdmpc2 import distill
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoint import read_file
 from tdmpc2.config import Config
-from tdmpc2.data.chunks import chunk_paths
-from tdmpc2.data.dataset import Batch, select_episodes
+from tdmpc2.data.chunks import Layout, chunk_paths
+from tdmpc2.data.dataset import Batch
 from tdmpc2.data.importer import find_store
-from tdmpc2.data.placement import check_tasks, choose_place, data_record
+from tdmpc2.data.placement import data_bytes, data_record, plan_place
+from tdmpc2.data.rows import RowFormat
 from tdmpc2.evaluation import num_steps, side_by_side
+from tdmpc2.limits import CACHED_TARGETS
 from tdmpc2.results import video_writer
 from tdmpc2.rollout import check_playable
 from tdmpc2.runtime import available_memory, set_num_threads
 from tdmpc2.training import run_dir
 from tdmpc2.training.teacher import Teacher
+
+_IMPORT_RATE = 300e6  # bytes per second of a plain SSD
+_CACHE_BATCH = 4096  # rows a teacher takes at a time
 
 
 def preflight(cfg: Config, teacher: Config | None) -> None:
@@ -96,7 +102,8 @@ def dry_run(cfg: Config, teacher_cfg: Config | None) -> list[str]:
     state = cfg.run_dir / "state.pt"
     start = int(read_file(state)["step"]) if state.exists() else 0
     steps = max(cfg.steps - start, 0)
-    data_line, data_bytes = _data(cfg, agent.device)
+    data_line, size, imported = _data(cfg, agent.device)
+    before, before_s, before_bytes = _preparation(cfg, alive, size, imported)
 
     batch = _random_batch(cfg, agent.device)
     update_s = _seconds(lambda: agent.update(batch), agent.device)
@@ -106,9 +113,10 @@ def dry_run(cfg: Config, teacher_cfg: Config | None) -> list[str]:
         f"student     {parameters:,} parameters on {agent.device}, {threads} threads",
         "teacher     " + _teacher_line(teacher, alive, cfg),
         data_line,
+        *before,
         f"updates     {steps:,} x {1e3 * update_s:.1f} ms = {_clock(steps * update_s)}",
     ]
-    total = steps * update_s
+    total = before_s + steps * update_s
     if cfg.eval_freq:
         evaluations = cfg.steps // cfg.eval_freq - start // cfg.eval_freq
         size = side_by_side(cfg, cfg.eval_episodes * len(cfg.task_ids), agent.device)
@@ -120,35 +128,54 @@ def dry_run(cfg: Config, teacher_cfg: Config | None) -> list[str]:
             f"evaluation  {evaluations} x {num_steps(cfg):,} plans x {1e3 * plan_s:.1f} ms = "
             f"{_clock(evaluations * once)} (without compilation and simulation)"
         )
-    memory = data_bytes + parameters * 4 * 4 + sum(t.nbytes for t in agent.model.state_dict().values())
+    in_memory = 0 if data_line.endswith("disk") else size
+    memory = in_memory + parameters * 4 * 4 + sum(t.nbytes for t in agent.model.state_dict().values())
     if agent.device.type == "cuda":
-        memory = data_bytes + torch.cuda.max_memory_allocated(agent.device)
+        memory = in_memory + torch.cuda.max_memory_allocated(agent.device)
     free_memory = available_memory(agent.device)
     needed, free = checkpoint_bytes(agent, cfg), _free_disk(cfg.run_dir)
+    beside = f"; {before_bytes / 1e9:.2f} GB beside the data, {_free_disk(Path(cfg.data_dir)) / 1e9:.1f} GB free"
     return [
         *lines,
         f"memory      about {memory / 1e9:.2f} GB with data and optimisers, {free_memory / 1e9:.1f} GB free",
-        f"disk        {needed / 1e9:.2f} GB for checkpoints, {free / 1e9:.1f} GB free",
+        f"disk        {needed / 1e9:.2f} GB for checkpoints, {free / 1e9:.1f} GB free"
+        + (beside if before_bytes else ""),
         f"in all      about {_clock(total)}",
     ]
 
 
-def _data(cfg: Config, device: torch.device) -> tuple[str, int]:
-    """One line on the data, and the bytes it takes of the memory it is placed in."""
-    store = find_store(cfg.data_dir)
-    if store is None:
-        size = sum(path.stat().st_size for path in chunk_paths(cfg.data_dir))
-        place, what = choose_place(cfg.data_device, device, size), "chunk files"
-        imported = place == "disk" or cfg.distillation_cache != "off"
-        what += f", to be imported into {Path(cfg.data_dir) / 'store'} first" if imported else ""
-    else:
-        check_tasks(store, cfg)
-        episodes = select_episodes(
-            store.task, cfg.task_specs, cfg.task_ids, cfg.data_dir, max_per_task=cfg.max_episodes_per_task
-        )
-        size = len(episodes) * store.meta.episode_bytes
-        place, what = choose_place(cfg.data_device, device, size), f"{len(episodes):,} episodes of {store.path}"
-    return f"data        {what}, {size / 1e9:.2f} GB on {place}", 0 if place == "disk" else size
+def _data(cfg: Config, device: torch.device) -> tuple[str, int, bool]:
+    """One line on the data, the bytes that are drawn from, and whether chunk files are imported first."""
+    store, size, place = find_store(cfg.data_dir), data_bytes(cfg), plan_place(cfg, device)
+    imported = store is None and (place == "disk" or cfg.distillation_cache != "off")
+    what = "chunk files" if store is None else str(store.path)
+    what += f", to be imported into {Path(cfg.data_dir) / 'store'} first" if imported else ""
+    return f"data        {what}, {size / 1e9:.2f} GB on {place}", size, imported
+
+
+def _preparation(cfg: Config, alive: TDMPC2 | None, size: int, imported: bool) -> tuple[list[str], float, int]:
+    """Import and cached targets: lines, seconds and bytes, at most."""
+    lines: list[str] = []
+    seconds, disk = 0.0, 0
+    if imported:
+        disk = sum(path.stat().st_size for path in chunk_paths(cfg.data_dir))
+        seconds = disk / _IMPORT_RATE
+        lines.append(f"import      {disk / 1e9:.2f} GB at {_IMPORT_RATE / 1e6:.0f} MB/s = {_clock(seconds)}")
+    if alive is not None and cfg.distillation_cache != "off":
+        layout = Layout.of(cfg.task_specs)
+        rows = size // RowFormat(layout.obs_dim, layout.action_dim).record.itemsize
+        names = {CACHED_TARGETS[name] for name in cfg.distillation_terms}
+        disk += 4 * rows * len(names)
+        if cfg.distillation_cache == "full":
+            batch = _random_batch(cfg.replace(batch_size=_CACHE_BATCH), alive.device)
+            ids = batch.task if alive.cfg.multitask else None
+            once = _seconds(
+                lambda: distill.teacher_columns(alive, names, batch.obs[0], batch.action[0], ids), alive.device
+            )
+            filling = rows / _CACHE_BATCH * once
+            seconds += filling
+            lines.append(f"cache       at most {rows:,} rows x {1e6 * once / _CACHE_BATCH:.1f} us = {_clock(filling)}")
+    return lines, seconds, disk
 
 
 def _teacher_line(teacher: Teacher | None, alive: TDMPC2 | None, cfg: Config) -> str:

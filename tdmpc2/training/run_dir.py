@@ -59,6 +59,8 @@ def lock(run_dir: Path) -> Iterator[None]:
             f"{run_dir} cannot be used: {error}. Set work_dir to a directory that can be written"
         ) from error
     try:
+        for left_by_a_kill in run_dir.glob(".*.tmp"):
+            left_by_a_kill.unlink()
         yield
     finally:
         if not run_dir.exists():  # refused: nothing to keep others from
