@@ -207,6 +207,13 @@ def test_inspect_without_a_record_of_collecting_takes_mt30(tmp_path: Path, run: 
     lines = [line.split() for line in out.splitlines()]
     assert ["6", "acrobot-swingup", "1", *["500.0"] * 6] in lines
     assert ["0", "walker-stand", "0", *["-"] * 6] in lines
+    chunks = write_chunks(tmp_path / "three", episodes())
+    (chunks / "collect.json").unlink()
+    hint = "No collect.json names it: mt30 was assumed, name another one with --task"
+    for command in (("inspect", chunks, "--no-figure"), ("verify", chunks), ("convert", chunks, tmp_path / "out")):
+        code, out, error = run(*command)
+        assert code in (1, 2)
+        assert hint in out + error
     code, _, error = run("inspect", tmp_path / "d", "--task", "mt80", "--no-figure")
     assert (code, error.count("\n")) == (2, 1)
     assert "Is it data of another task?" in error
@@ -392,13 +399,19 @@ def test_a_store_beside_chunk_files_and_teachers_targets_are_checked(tmp_path: P
     root = write_chunks(tmp_path / "d", episodes())
     store = import_episodes([root], root / "store", "three", SPECS, quiet=True)
     open_targets(store, "ab" * 32, "teacher.pt").values[4, 3] = 1.0
-    assert run("verify", root)[:2] == (0, "7 files, 18 episodes: good\n")
+    assert run("verify", root)[:2] == (0, "7 files, 9 episodes: good\n")
     open_targets(store, "ab" * 32, "teacher.pt").values[4, 3] = torch.inf
     (problem,) = problems_of(run, root)
     assert "reward.npy holds inf in episode 4, row 3" in problem
     flip(root / "store" / "rows.npy", -1)
     (problem,) = problems_of(run, root)
     assert "rows.npy, episodes 0-8: checksum" in problem
+    flip(root / "store" / "rows.npy", -1)
+    open_targets(store, "ab" * 32, "teacher.pt").values[4, 3] = 1.0
+    write_chunk(root / "chunk_2.pt", **episodes([0, 1], seed=5))
+    (problem,) = problems_of(run, root)
+    assert "store was not made of the chunk files that are beside it now" in problem
+    assert run("verify", root)[1].endswith("8 files, 11 episodes: 1 problem\n")
 
 
 # -- convert ----------------------------------------------------------------------------------------------------------
@@ -415,7 +428,7 @@ def test_convert_merges_thins_out_and_compacts(tmp_path: Path, run: Any) -> None
     reward = merged.meta.row_format.split(merged.rows)[2]
     assert torch.equal(reward[:9, 1:], episodes(seed=1)["reward"][:, 1:])
     assert torch.equal(reward[9:, 1:], episodes([1, 2, 0], seed=2)["reward"][:, 1:])
-    options = ("--tasks", f"{SPECS[1].name},{SPECS[0].name}", "--max-episodes-per-task", 2, "--dtype", "float16")
+    options = ("--tasks", f"{SPECS[1].name}, {SPECS[0].name}", "--max-episodes-per-task", 2, "--dtype", "float16")
     assert run("convert", tmp_path / "all", tmp_path / "few", *options)[0] == 0
     few = EpisodeStore.open(tmp_path / "few")
     assert few.task.tolist() == [0, 1, 0, 1]

@@ -13,6 +13,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,12 @@ from tdmpc2.config import Config
 from tdmpc2.data import selection, writer
 from tdmpc2.data.chunks import Layout, chunk_paths, read_chunk, write_chunk
 from tdmpc2.data.export import export_chunks
-from tdmpc2.data.importer import ensure_store, find_store, import_episodes
+from tdmpc2.data.importer import clean_leftovers, ensure_store, find_store, import_episodes
+from tdmpc2.data.record import Record
 from tdmpc2.data.rows import RowFormat
-from tdmpc2.data.selection import Part
-from tdmpc2.data.store import EpisodeStore
+from tdmpc2.data.selection import Part, chunk_fingerprints
+from tdmpc2.data.source import chunk_tasks
+from tdmpc2.data.store import EpisodeStore, StoreMeta
 from tdmpc2.data.writer import StoreWriter
 from tdmpc2.tasks import TaskSpec
 from tests.conftest import REPO, largest_file
@@ -94,11 +97,10 @@ def test_any_split_and_selection_gives_the_obvious_bytes(
     assert store.rows.nbytes == len(expected)
     assert store.task.tolist() == [tasks[episode] for episode in kept]
     everything = len(kept) == len(tasks)
-    sizes = {path.name: path.stat().st_size for path in chunk_paths(root / "chunks")}
-    assert store.meta.source == (sizes if everything else {})
+    assert store.meta.source == (chunk_fingerprints(root / "chunks") if everything else {})
     assert store.meta.block == block
     assert sorted(content(root / "out")) == ["meta.json", "rows.npy", "task.npy"]
-    assert sorted(os.listdir(root)) == ["chunks", "out", "out.lock"]
+    assert sorted(os.listdir(root)) == [".out.lock", "chunks", "out"]
 
 
 def test_equal_episodes_give_equal_bytes_whatever_the_filler_was(tmp_path: Path) -> None:
@@ -108,7 +110,9 @@ def test_equal_episodes_give_equal_bytes_whatever_the_filler_was(tmp_path: Path)
         (tmp_path / name).mkdir()
         save_raw(tmp_path / name / "chunk_0.pt", data)
         import_episodes([tmp_path / name], tmp_path / f"{name}.store", "three", SPECS, block=3, quiet=True)
-    assert content(tmp_path / "a.store") == content(tmp_path / "b.store")
+    a, b = (content(tmp_path / f"{name}.store") for name in ("a", "b"))
+    assert [a[name] for name in ("rows.npy", "task.npy")] == [b[name] for name in ("rows.npy", "task.npy")]
+    assert EpisodeStore.open(tmp_path / "a.store").checksum == EpisodeStore.open(tmp_path / "b.store").checksum
 
 
 def test_chunks_to_store_to_chunks_to_store(tmp_path: Path) -> None:
@@ -130,7 +134,51 @@ def test_exported_files_are_those_that_were_imported(tmp_path: Path) -> None:
     make_chunks(tmp_path / "chunks", [TASKS])
     store = import_episodes([tmp_path / "chunks"], tmp_path / "store", "three", SPECS)
     export_chunks(store, tmp_path / "back")
-    assert content(tmp_path / "back") == content(tmp_path / "chunks")
+    exported = content(tmp_path / "back")
+    assert json.loads(exported.pop("collect.json"))["task"] == "three"
+    assert exported == content(tmp_path / "chunks")
+
+
+def test_an_export_is_a_directory_of_collected_files(tmp_path: Path) -> None:
+    """It names its tasks, and collect.py takes it."""
+    data = fields([0, 1, 1], length=500, obs_dim=24, action_dim=6)
+    write_chunk(tmp_path / "chunks/chunk_0.pt", **data)
+    cfg = Config(task="mt30")
+    store = import_episodes([tmp_path / "chunks"], tmp_path / "store", "mt30", cfg.task_specs)
+    export_chunks(store, tmp_path / "back", episodes_per_file=2)
+    assert chunk_tasks(tmp_path / "back") == ("mt30", cfg.task_specs)
+    record = Record.read(tmp_path / "back", cfg)
+    assert (record.collections, record.next_number()) == ([], 2)
+    other = Config(task="walker-stand")
+    with pytest.raises(ValueError, match="holds data of task=mt30"):
+        Record.read(tmp_path / "back", other)
+
+
+def test_an_export_into_a_directory_of_other_tasks(tmp_path: Path) -> None:
+    store = import_episodes([make_chunks(tmp_path / "chunks")], tmp_path / "store", "three", SPECS)
+    two = import_episodes([make_chunks(tmp_path / "c", [[0, 1]])], tmp_path / "two", "two", SPECS[:2])
+    export_chunks(two, tmp_path / "back")
+    (tmp_path / "back/chunk_0.pt").unlink()
+    with pytest.raises(ValueError, match=r"collect\.json is of other tasks than .*store: name an empty directory"):
+        export_chunks(store, tmp_path / "back")
+
+
+def test_what_a_killed_export_left_is_deleted(tmp_path: Path) -> None:
+    store = import_episodes([make_chunks(tmp_path / "chunks")], tmp_path / "store", "three", SPECS)
+    (tmp_path / "back").mkdir()
+    for name in (".chunk_0.pt.0123abcd.tmp", ".chunk_9.pt.0123abcd.tmp"):
+        (tmp_path / "back" / name).touch()
+    export_chunks(store, tmp_path / "back")
+    assert sorted(os.listdir(tmp_path / "back")) == [".chunk_9.pt.0123abcd.tmp", "chunk_0.pt", "collect.json"]
+
+
+def test_an_export_to_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = import_episodes([make_chunks(tmp_path / "chunks")], tmp_path / "store", "three", SPECS)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ValueError, match=r"back/new needs 0\.00 GB more and its disk has 0\.00 GB free: make room"):
+        export_chunks(store, tmp_path / "back/new")
+    assert not (tmp_path / "back").exists()
 
 
 def test_export_continues_and_overwrites_nothing(tmp_path: Path) -> None:
@@ -200,7 +248,7 @@ def test_values_beyond_float16_are_refused(tmp_path: Path, name: str, value: flo
     message = rf"chunk_0\.pt: {name} is {value:g} in episode 5, row 2; float16 holds at most 65,504\. Import it as"
     with pytest.raises(ValueError, match=message.replace("+", r"\+")):
         import_episodes([tmp_path], tmp_path / "half", "three", SPECS, dtype="float16", block=2)
-    assert sorted(os.listdir(tmp_path)) == ["chunk_0.pt", "half.lock"]
+    assert sorted(os.listdir(tmp_path)) == [".half.lock", ".half.partial", "chunk_0.pt"]
     assert len(import_episodes([tmp_path], tmp_path / "single", "three", SPECS).rows) == len(TASKS)
 
 
@@ -229,7 +277,20 @@ def test_rows_are_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.Monkey
         assert store.meta.row_format.split(store.rows)[0][:, 0, 0].tolist() == kept
         if source.name == "chunks":
             import_episodes([source], tmp_path / "all", "three", SPECS, block=5)
-    assert content(tmp_path / "chunks_out") == content(tmp_path / "all_out")
+    for name in ("rows.npy", "task.npy"):
+        assert (tmp_path / "chunks_out" / name).read_bytes() == (tmp_path / "all_out" / name).read_bytes()
+
+
+def test_the_pieces_of_many_files_are_found_quickly() -> None:
+    number = 6900
+    parts = [Part(Path("chunk_0.pt"), torch.zeros(100, dtype=torch.int64)) for _ in range(number)]
+    kept = torch.arange(0, 100 * number, 2)
+    meta = StoreMeta("three", SPECS, len(kept))
+    begin = time.perf_counter()
+    found = list(selection.Selection(meta, parts, kept, torch.zeros_like(kept), [], "").pieces(0, 256))
+    assert time.perf_counter() - begin < 4  # 0.1 s; a comparison of each block with each file takes 12 s
+    offsets = {id(part): 100 * index for index, part in enumerate(parts)}
+    assert torch.equal(torch.cat([episodes + offsets[id(part)] for part, episodes in found]), kept)
 
 
 def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,7 +315,7 @@ def refused(tmp_path: Path, match: str, **arguments: Any) -> None:
     with pytest.raises(ValueError, match=match):
         import_episodes([tmp_path / "chunks"], tmp_path / "out", "three", SPECS, **arguments)
     assert content(tmp_path / "chunks") == before
-    assert set(os.listdir(tmp_path)) <= {"chunks", "out.lock"}
+    assert set(os.listdir(tmp_path)) <= {"chunks", ".out.lock", ".out.partial"}
 
 
 @pytest.mark.parametrize("case", BAD_FIELDS | BAD_VALUES)
@@ -284,7 +345,7 @@ def test_bad_values_are_named_by_their_episode_in_the_file(tmp_path: Path, monke
     refused(tmp_path, r"chunk_1\.pt: reward is nan in episode 5, row 3", block=3, task_ids=[0])
     assert len(import_episodes([tmp_path / "chunks"], tmp_path / "others", "three", SPECS, task_ids=[1, 2]).task) == 10
     shutil.rmtree(tmp_path / "others")
-    (tmp_path / "others.lock").unlink()
+    (tmp_path / ".others.lock").unlink()
     for change, message in (((6, 2), "changes in episode 6, row 2"), ((5,), "is 9 in episode 5, row 0")):
         data = fields(TASKS)
         data["task"][change] = 9
@@ -359,11 +420,11 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="out exists: name another directory"):
         import_episodes([tmp_path / "chunks"], out, "three", SPECS)
     assert content(out) == before
-    (tmp_path / "new.partial").mkdir()
-    (tmp_path / "new.partial/thesis.txt").write_text("a")
-    with pytest.raises(ValueError, match=r"new\.partial holds thesis\.txt, which is not of an episode store"):
+    (tmp_path / ".new.partial").mkdir()
+    (tmp_path / ".new.partial/thesis.txt").write_text("a")
+    with pytest.raises(ValueError, match=r"\.new\.partial holds thesis\.txt, which is not of an episode store"):
         import_episodes([tmp_path / "chunks"], tmp_path / "new", "three", SPECS)
-    assert content(tmp_path / "new.partial") == {"thesis.txt": b"a"}
+    assert content(tmp_path / ".new.partial") == {"thesis.txt": b"a"}
 
 
 # -- a full disk ------------------------------------------------------------------------------------------------------
@@ -395,7 +456,7 @@ def test_without_reservation_zeros_are_written(tmp_path: Path, monkeypatch: pyte
     assert import_episodes([tmp_path / "chunks"], tmp_path / "zeros", "three", SPECS).checksum == expected
     for name in ("zeros", "reserved"):
         shutil.rmtree(tmp_path / name)
-        (tmp_path / f"{name}.lock").unlink()
+        (tmp_path / f".{name}.lock").unlink()
     with largest_file(8192):
         refused(tmp_path, "Could not write .*out: .*File too large")
 
@@ -442,7 +503,7 @@ def test_a_small_disk(tmp_path: Path, kind: str, message: str) -> None:
     assert done.returncode == 0, done.stderr  # -7 would be the bus error
     assert "refused: " in done.stdout
     assert message in done.stdout
-    assert done.stdout.splitlines()[-1] == "left: ['finished', 'finished.lock', 'out.lock']"
+    assert done.stdout.splitlines()[-1] == "left: ['.finished.lock', '.out.lock', 'finished']"
     assert content(tmp_path / "large") == before
 
 
@@ -494,15 +555,15 @@ def test_continues_with_the_first_unfinished_block(
     assert ("Import again to continue" in str(raised.value)) == (isinstance(error, OSError) and blocks > 0)
     assert not (tmp_path / "out").exists()
     size = (expected / "rows.npy").stat().st_size
-    assert (tmp_path / "out.partial/rows.npy").stat().st_size == size  # reserved from the beginning
+    assert (tmp_path / ".out.partial/rows.npy").stat().st_size == size  # reserved from the beginning
     reads.clear()
     capsys.readouterr()
     import_episodes([tmp_path / "chunks"], tmp_path / "out", "three", SPECS, block=2)
     assert sum(reads) == len(tasks) - 2 * blocks
-    continued = f"Continuing: {2 * blocks} of 9 episodes are in {tmp_path}/out.partial"
+    continued = f"Continuing: {2 * blocks} of 9 episodes are in {tmp_path}/.out.partial"
     assert (continued in capsys.readouterr().out) == (blocks > 0)
     assert content(tmp_path / "out") == content(expected)
-    assert not (tmp_path / "out.partial").exists()
+    assert not (tmp_path / ".out.partial").exists()
 
 
 def _interrupted(root: Path, monkeypatch: pytest.MonkeyPatch, blocks: int = 2) -> tuple[Path, dict[str, bytes]]:
@@ -522,7 +583,6 @@ TORN: dict[str, tuple[Callable[[Path], Any], int]] = {
     "zeros": (lambda journal: journal.write_bytes(journal.read_bytes() + bytes(65) + b"\n"), 3),
     "half of its first line": (lambda journal: journal.write_bytes(journal.read_bytes()[:50]), 7),
     "empty": (lambda journal: journal.write_bytes(b""), 7),
-    "gone": (lambda journal: journal.unlink(), 7),
     "data gone": (lambda journal: (journal.parent / "rows.npy").unlink(), 7),
     "data short": (lambda journal: os.truncate(journal.parent / "rows.npy", 300), 7),
     "temporary file": (lambda journal: (journal.parent / ".meta.json.0123abcd.tmp").touch(), 3),
@@ -533,11 +593,73 @@ TORN: dict[str, tuple[Callable[[Path], Any], int]] = {
 def test_torn_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[int], case: str) -> None:
     tear, to_read = TORN[case]
     chunks, whole = _interrupted(tmp_path, monkeypatch)
-    tear(tmp_path / "out.partial/journal")
+    tear(tmp_path / ".out.partial/journal")
     reads.clear()
     import_episodes([chunks], tmp_path / "out", "three", SPECS, block=2)
     assert sum(reads) == to_read
     assert content(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize("name", [".s.partial", ".s.replaced", "s.partial", "s.old", "s.replaced"])
+@pytest.mark.parametrize("command", ["import", "ensure"])
+def test_a_users_own_store_is_not_deleted_whatever_its_name(tmp_path: Path, name: str, command: str) -> None:
+    make_chunks(tmp_path / "chunks")
+    out = tmp_path / "s"
+    if command == "ensure":
+        make_chunks(tmp_path, [TASKS[:3]])
+        name, out = name.replace("s", "store", 1), tmp_path / "store"
+        ensure_store(tmp_path, "three", SPECS)
+        write_chunk(tmp_path / "chunk_1.pt", **fields(TASKS[3:], first=3))
+    own = import_episodes([tmp_path / "chunks"], tmp_path / name, "three", SPECS, max_per_task=1).path
+    before = content(own)
+    for _ in range(2):
+        with suppress(ValueError):  # it may be in the way
+            if command == "import":
+                import_episodes([own], out, "three", SPECS, dtype="float16")
+            else:
+                ensure_store(tmp_path, "three", SPECS)
+        assert content(own) == before
+
+
+def test_blocks_of_files_that_did_not_change_are_kept(tmp_path: Path, reads: list[int]) -> None:
+    """A bad value in the last file: once it is mended, only that file's blocks are read again."""
+    make_chunks(tmp_path / "chunks", [TASKS, TASKS[:2]])
+    data = fields(TASKS[:2], first=7)
+    write_chunk(tmp_path / "good/chunk_0.pt", **data)
+    data["obs"][1, 2, 0] = torch.nan
+    save_raw(tmp_path / "chunks/chunk_1.pt", data)
+    message = rf"chunk_1\.pt: obs is nan in episode 1.* 8 episodes are kept in {tmp_path}/\.out\.partial"
+    with pytest.raises(ValueError, match=message):
+        import_episodes([tmp_path / "chunks"], tmp_path / "out", "three", SPECS, block=2)
+    shutil.copy(tmp_path / "good/chunk_0.pt", tmp_path / "chunks/chunk_1.pt")
+    reads.clear()
+    store = import_episodes([tmp_path / "chunks"], tmp_path / "out", "three", SPECS, block=2)
+    assert sum(reads) == 3
+    fresh = import_episodes([tmp_path / "chunks"], tmp_path / "fresh", "three", SPECS, block=2)
+    assert content(store.path) == content(fresh.path)
+
+
+def test_out_may_be_a_link_to_another_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = make_chunks(tmp_path / "chunks")
+    disks: set[Path] = set()
+    rename = os.rename
+
+    def note(source: Path, target: Path) -> None:
+        disks.update((Path(source).parent, Path(target).parent))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", note)
+    (tmp_path / "other").mkdir()
+    (chunks / "store").symlink_to(tmp_path / "other/large")
+    assert len(ensure_store(chunks, "three", SPECS).task) == len(TASKS)
+    write_chunk(chunks / "chunk_2.pt", **fields([1], first=7))
+    assert len(ensure_store(chunks, "three", SPECS).task) == len(TASKS) + 1
+    assert disks == {tmp_path / "other"}
+    assert (chunks / "store").is_symlink()
+    assert sorted(os.listdir(tmp_path / "other")) == [".large.lock", "large"]
+    (tmp_path / "s").symlink_to(tmp_path / "other/s")
+    import_episodes([chunks], tmp_path / "s", "three", SPECS)
+    assert (tmp_path / "other/s/meta.json").exists()
 
 
 @pytest.mark.parametrize("change", ["file changed", "file added", "dtype", "tasks", "block"])
@@ -555,7 +677,7 @@ def test_another_import_starts_afresh(
     else:
         arguments.update({"dtype": {"dtype": "float16"}, "tasks": {"task_ids": [0]}, "block": {"block": 3}}[change])
     import_episodes([chunks], tmp_path / "out", "three", SPECS, **arguments)
-    assert f"Starting afresh: {tmp_path}/out.partial is of other files or choices" in capsys.readouterr().out
+    assert f"Starting afresh: {tmp_path}/.out.partial is of other files or choices" in capsys.readouterr().out
     fresh = import_episodes([chunks], tmp_path / "fresh", "three", SPECS, **arguments).path
     assert content(tmp_path / "out") == content(fresh)
 
@@ -563,7 +685,7 @@ def test_another_import_starts_afresh(
 def test_the_journal_never_runs_ahead_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the rows reach the disk, the journal does not yet speak of their block."""
     make_chunks(tmp_path / "chunks")
-    journal = tmp_path / "out.partial/journal"
+    journal = tmp_path / ".out.partial/journal"
     fsync, lines = os.fsync, []
 
     def record(descriptor: int) -> None:
@@ -575,7 +697,7 @@ def test_the_journal_never_runs_ahead_of_the_data(tmp_path: Path, monkeypatch: p
         pytest.skip("needs /proc")
     monkeypatch.setattr(os, "fsync", record)
     import_episodes([tmp_path / "chunks"], tmp_path / "out", "three", SPECS, block=2)
-    assert lines == [0, 1, 2, 3]
+    assert lines == [0, 0, 1, 2, 3]  # the first is of the header
 
 
 def test_a_file_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -663,9 +785,9 @@ def test_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
     process = _slow_import(tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait(60)
-    assert (tmp_path / "out.partial").exists()
+    assert (tmp_path / ".out.partial").exists()
     assert len(import_episodes([tmp_path / "chunks"], tmp_path / "out", "three", SPECS).task) == len(TASKS)
-    assert not (tmp_path / "out.partial").exists()
+    assert not (tmp_path / ".out.partial").exists()
 
 
 # -- the store of a directory of chunk files --------------------------------------------------------------------------
@@ -706,8 +828,30 @@ def test_a_store_of_fewer_files_is_replaced(tmp_path: Path) -> None:
     store = ensure_store(tmp_path, "three", SPECS)
     assert store.task.tolist() == [*TASKS, 1]
     assert len(store.meta.source) == 3
-    assert sorted(os.listdir(tmp_path)) == ["chunk_0.pt", "chunk_1.pt", "chunk_2.pt", "store", "store.lock"]
+    assert sorted(os.listdir(tmp_path)) == [".store.lock", "chunk_0.pt", "chunk_1.pt", "chunk_2.pt", "store"]
     assert sorted(os.listdir(store.path)) == ["meta.json", "rows.npy", "task.npy"]
+
+
+def test_a_store_of_files_of_equal_size_is_replaced(tmp_path: Path) -> None:
+    make_chunks(tmp_path)
+    before = chunk_fingerprints(tmp_path)
+    ensure_store(tmp_path, "three", SPECS)
+    size = (tmp_path / "chunk_1.pt").stat().st_size
+    (tmp_path / "chunk_1.pt").unlink()
+    write_chunk(tmp_path / "chunk_1.pt", **fields(TASKS[3:], first=100))
+    assert (tmp_path / "chunk_1.pt").stat().st_size == size
+    assert find_store(tmp_path) is None
+    store = ensure_store(tmp_path, "three", SPECS)
+    assert store.meta.row_format.split(store.rows)[0][:, 0, 0].tolist() == [0, 1, 2, 100, 101, 102, 103]
+    (tmp_path / "chunk_1.pt").unlink()
+    write_chunk(tmp_path / "chunk_1.pt", **fields(TASKS[3:], first=3))
+    assert chunk_fingerprints(tmp_path) == before  # of equal data
+
+
+def test_fingerprint_of_a_file_that_is_no_archive(tmp_path: Path) -> None:
+    (make_chunks(tmp_path) / "chunk_1.pt").write_text("version https://git-lfs")
+    with pytest.raises(ValueError, match=r"chunk_1\.pt \(23 bytes\) cannot be read as a chunk file: .*BadZipFile"):
+        chunk_fingerprints(tmp_path)
 
 
 def test_a_store_with_episodes_that_are_nowhere_else_is_not_replaced(tmp_path: Path) -> None:
@@ -724,6 +868,68 @@ def test_a_store_with_episodes_that_are_nowhere_else_is_not_replaced(tmp_path: P
     with pytest.raises(ValueError, match=r"a store that was not imported from them.* name .*more/store as data_dir"):
         ensure_store(tmp_path / "more", "three", SPECS)
     assert len(EpisodeStore.open(tmp_path / "more/store").task) == 3 + len(TASKS)
+
+
+def test_an_empty_directory_in_the_way(tmp_path: Path) -> None:
+    make_chunks(tmp_path)
+    (tmp_path / "store").mkdir()
+    assert len(ensure_store(tmp_path, "three", SPECS).task) == len(TASKS)
+
+
+def test_something_else_in_the_way(tmp_path: Path) -> None:
+    make_chunks(tmp_path, [TASKS[:3]])
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/thesis.txt").write_text("a")
+    with pytest.raises(ValueError, match="store is in the way of the store to be made there, and is none"):
+        ensure_store(tmp_path, "three", SPECS)
+    (tmp_path / "store/thesis.txt").unlink()
+    ensure_store(tmp_path, "three", SPECS)
+    (tmp_path / "store/thesis.txt").write_text("a")
+    write_chunk(tmp_path / "chunk_1.pt", **fields([1], first=3))
+    with pytest.raises(ValueError, match=r"holds thesis\.txt, which is not of an episode store: move it away"):
+        ensure_store(tmp_path, "three", SPECS)
+    assert (tmp_path / "store/thesis.txt").read_text() == "a"
+    assert sorted(os.listdir(tmp_path)) == [".store.lock", "chunk_0.pt", "chunk_1.pt", "store"]
+
+
+def test_a_directory_that_cannot_be_written_to(tmp_path: Path) -> None:
+    make_chunks(tmp_path)
+    (tmp_path / "store").symlink_to("/dev/null/x/store")
+    message = rf"Could not write .*tdmpc2\.data convert {tmp_path} ELSEWHERE`.* data_device=cpu"
+    with pytest.raises(ValueError, match=message):
+        ensure_store(tmp_path, "three", SPECS)
+
+
+def test_teachers_targets_that_will_be_deleted_are_announced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_chunks(tmp_path)
+    targets = ensure_store(tmp_path, "three", SPECS, quiet=True).path / "targets/of_a_teacher"
+    targets.mkdir(parents=True)
+    (targets / "reward.npy").write_bytes(bytes(20_000_000))
+    write_chunk(tmp_path / "chunk_2.pt", **fields([1], first=7))
+    ensure_store(tmp_path, "three", SPECS)
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"Replacing {tmp_path}/store: 0.02 GB of teachers' targets in it are deleted")
+    assert second.startswith("Importing 8 episodes")
+
+
+def test_what_a_kill_left_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_chunks(tmp_path)
+    ensure_store(tmp_path, "three", SPECS, quiet=True)
+    write_chunk(tmp_path / "chunk_2.pt", **fields([1], first=7))
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "clean", lambda *_: None)
+        whole = content(ensure_store(tmp_path, "three", SPECS).path)
+    assert (tmp_path / ".store.replaced/rows.npy").exists()
+    with writer.locked(tmp_path / "store"):
+        clean_leftovers(tmp_path)
+    assert (tmp_path / ".store.replaced/rows.npy").exists()  # another process is writing there
+    clean_leftovers(tmp_path / "store")
+    clean_leftovers(tmp_path)
+    clean_leftovers(tmp_path / "absent")
+    assert sorted(os.listdir(tmp_path)) == [".store.lock", *(f"chunk_{i}.pt" for i in range(3)), "store"]
+    assert content(tmp_path / "store") == {name: values for name, values in whole.items() if name != "journal"}
 
 
 def test_a_store_of_other_tasks(tmp_path: Path) -> None:
@@ -770,7 +976,7 @@ def test_stopped_anywhere_in_the_end_it_is_finished_by_the_next_call(
                 number += 1
         ensure_store(root, "three", SPECS, quiet=True)
         assert content(root / "store") == whole
-        assert sorted(os.listdir(root)) == ["chunk_0.pt", "chunk_1.pt", "store", "store.lock"]
+        assert sorted(os.listdir(root)) == [".store.lock", "chunk_0.pt", "chunk_1.pt", "store"]
     assert number >= {"shutil.rmtree": int(replaces)}.get(function, 1)
 
 
@@ -779,7 +985,7 @@ def test_an_import_that_stopped_before_its_journal_was_deleted(
 ) -> None:
     chunks, _ = _interrupted(tmp_path, monkeypatch)
 
-    def stop(_: Path) -> None:
+    def stop(*_: Any) -> None:
         raise _Interrupt
 
     with monkeypatch.context() as patch:
@@ -792,6 +998,21 @@ def test_an_import_that_stopped_before_its_journal_was_deleted(
     assert len(store.task) == len(TASKS)
     assert reads == []
     assert sorted(content(store.path)) == ["meta.json", "rows.npy", "task.npy"]
+
+
+def test_a_finished_store_of_other_files_is_not_taken_for_the_one_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal names, sizes and tasks, and a journal that a kill left."""
+    make_chunks(tmp_path / "big")
+    make_chunks(tmp_path / "big2", first=50)
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "clean", lambda *_: None)
+        before = content(import_episodes([tmp_path / "big"], tmp_path / "out", "three", SPECS).path)
+    with pytest.raises(ValueError, match="out exists: name another directory"):
+        import_episodes([tmp_path / "big2"], tmp_path / "out", "three", SPECS)
+    assert content(tmp_path / "out") == before
+    assert len(import_episodes([tmp_path / "big"], tmp_path / "out", "three", SPECS).task) == len(TASKS)
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 
 from tdmpc2.config import Config
 from tdmpc2.data import placement
-from tdmpc2.data.chunks import write_chunk
+from tdmpc2.data.chunks import read_chunk, write_chunk
 from tdmpc2.data.importer import import_episodes
 from tdmpc2.data.placement import choose_place, data_record, open_data
 from tdmpc2.tasks import MT30
@@ -103,6 +103,32 @@ def test_chunk_files_that_do_not_fit_are_imported_once(
     open_data(cfg, CPU)
     assert (store / "meta.json").stat().st_mtime_ns == before
     assert data_record(cfg.data_dir) == record  # the same data: a run that began with the chunk files goes on
+
+
+@pytest.mark.parametrize("data_device", ["cpu", "disk"])
+def test_episodes_that_only_a_store_holds_are_not_left_out(cfg: Config, data_device: str) -> None:
+    """Imported, chunk files deleted, others collected: the directory holds episodes in two places."""
+    open_data(on_disk(cfg), CPU)
+    root = Path(cfg.data_dir)
+    (root / "chunk_0.pt").unlink()
+    (root / "chunk_1.pt").rename(root / "chunk_7.pt")
+    with pytest.raises(
+        ValueError, match=r"holds chunk files and a store that was imported from chunk_0\.pt, which is gone"
+    ):
+        open_data(cfg.replace(data_device=data_device), CPU)
+
+
+def test_a_stale_store_is_not_trained_on(cfg: Config) -> None:
+    """Other episodes in files of the same names and sizes."""
+    before = open_data(on_disk(cfg), CPU).sampler.sample(0, 20, 3, 1).obs
+    path = Path(cfg.data_dir) / "chunk_0.pt"
+    chunk, size = {name: tensor.clone() for name, tensor in read_chunk(path).items()}, path.stat().st_size
+    path.unlink()
+    write_chunk(path, chunk["obs"] + 1, chunk["action"], chunk["reward"], chunk["task"])
+    assert path.stat().st_size == size
+    for place in ("cpu", "disk"):
+        after = open_data(cfg.replace(data_device=place), CPU).sampler.sample(0, 20, 3, 1).obs
+        assert not torch.equal(before, after)
 
 
 def test_a_run_goes_on_when_its_data_has_moved_to_disk(cfg: Config, tmp_path: Path) -> None:

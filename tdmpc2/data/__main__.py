@@ -19,7 +19,7 @@ from tdmpc2.data.export import export_chunks
 from tdmpc2.data.figures import figure_class, return_histograms
 from tdmpc2.data.importer import import_episodes
 from tdmpc2.data.rows import DTYPES
-from tdmpc2.data.source import CHUNKS, STORE, find_form, kind_of, open_source
+from tdmpc2.data.source import CHUNKS, STORE, find_form, kind_of, naming_the_task_set, open_source
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.data.verify import verify
 from tdmpc2.tasks import nearest
@@ -161,19 +161,20 @@ def _convert(args: argparse.Namespace) -> int:
             raise ValueError(f"{args.source[0]} is of task={task}, {source} of {kind.task}: merge data of one task set")
     same = all(kind.dtype == dtype for kind in kinds)
     names = [spec.name for spec in specs]
-    wanted = args.tasks.split(",") if args.tasks else []
+    wanted = [name.strip() for name in args.tasks.split(",")] if args.tasks else []
     for name in wanted:
         if name not in names:
             raise ValueError(f"--tasks: '{name}' is not a task of {task}.{nearest(name, names)}")
-    store = import_episodes(
-        args.source,
-        args.out,
-        task,
-        specs,
-        dtype=args.dtype or (dtype if same else "float32"),
-        task_ids=sorted({names.index(name) for name in wanted}) or None,
-        max_per_task=args.max_episodes_per_task,
-    )
+    with naming_the_task_set(args.source[0], args.task):
+        store = import_episodes(
+            args.source,
+            args.out,
+            task,
+            specs,
+            dtype=args.dtype or (dtype if same else "float32"),
+            task_ids=sorted({names.index(name) for name in wanted}) or None,
+            max_per_task=args.max_episodes_per_task,
+        )
     size = store.meta.files["rows.npy"].bytes
     print(f"{args.out}: episode store, {store.meta.dtype}, {store.meta.episodes:,} episodes, {size:,} bytes")
     return 0

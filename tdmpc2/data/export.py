@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tdmpc2.data.chunks import read_chunk, write_chunk
+from tdmpc2.data.record import FORMAT
+from tdmpc2.data.source import chunk_tasks
 from tdmpc2.data.store import EpisodeStore
+from tdmpc2.files import write_text
 from tdmpc2.progress import Progress
 
 _PIECE = 256  # episodes copied at a time
@@ -22,7 +28,7 @@ def export_chunks(
     """Write all episodes of a store to ``out_dir/chunk_0.pt``, ``chunk_1.pt``, ... in float32.
 
     Files that are already there with exactly these episodes stay, so that a call after a kill continues. The memory it
-    takes is that of one file: 1 GB of MT30 by default.
+    takes is that of one file: 1 GB of MT30 by default. ``collect.json`` beside them names the task set.
 
     Args:
         store: the store.
@@ -34,8 +40,8 @@ def export_chunks(
         The paths.
 
     Raises:
-        ValueError: ``out_dir`` holds other chunk files, which are left alone, a row that is used is not finite, or the
-            disk refused.
+        ValueError: ``out_dir`` holds other chunk files or is of another task set, which is left alone; a row that is
+            used is not finite; the disk is too small, or refused.
     """
     if episodes_per_file < 1:
         raise ValueError(f"episodes_per_file={episodes_per_file} must be at least 1")
@@ -44,6 +50,11 @@ def export_chunks(
     paths = [root / f"chunk_{number}.pt" for number in range(len(firsts))]
     if other := sorted(set(root.glob("chunk_*.pt")) - set(paths)):
         raise ValueError(f"{other[0]} is not of this export of {len(paths)} files: name an empty directory")
+    _check_disk(store, root, episodes_per_file, [path for path in paths if not path.exists()])
+    for path in paths:
+        for temporary in root.glob(f".{path.name}.*.tmp"):  # of an export that was killed
+            temporary.unlink()
+    _write_record(store, root)
     with nullcontext() if quiet else Progress(store.meta.episodes, "Exporting", unit="episodes") as bar:
         for path, first in zip(paths, firsts, strict=True):
             count = min(episodes_per_file, store.meta.episodes - first)
@@ -56,6 +67,28 @@ def export_chunks(
             if bar:
                 bar.update(count)
     return paths
+
+
+def _check_disk(store: EpisodeStore, root: Path, episodes_per_file: int, missing: list[Path]) -> None:
+    layout = store.meta.layout
+    episode = layout.rows * 4 * (layout.obs_dim + layout.action_dim + 2)  # reward and task
+    needed = episode * min(len(missing) * episodes_per_file, store.meta.episodes)
+    there = next(path for path in (root, *root.absolute().parents) if path.exists())
+    if needed > (free := shutil.disk_usage(there).free):
+        raise ValueError(
+            f"{root} needs {needed / 1e9:,.2f} GB more and its disk has {free / 1e9:,.2f} GB free: make room, or name "
+            "another disk. Nothing was written"
+        )
+
+
+def _write_record(store: EpisodeStore, root: Path) -> None:
+    """``collect.json`` without collections (:mod:`tdmpc2.data.record`): these files can not be played again."""
+    path, tasks = root / "collect.json", [asdict(spec) for spec in store.meta.tasks]
+    if not path.exists():
+        content = {"format": FORMAT, "task": store.meta.task, "tasks": tasks, "collections": []}
+        write_text(path, json.dumps(content, indent=1) + "\n")
+    elif chunk_tasks(root)[1] != store.meta.tasks:
+        raise ValueError(f"{path} is of other tasks than {store.path}: name an empty directory")
 
 
 def _read(store: EpisodeStore, first: int, count: int) -> dict[str, Tensor]:

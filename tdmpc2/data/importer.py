@@ -10,19 +10,32 @@ import shutil
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from itertools import cycle
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from tdmpc2.data.chunks import check_finite
 from tdmpc2.data.rows import RowFormat
-from tdmpc2.data.selection import Selection, check_tasks, chunk_sizes
+from tdmpc2.data.selection import Selection, check_tasks, chunk_fingerprints
 from tdmpc2.data.store import BLOCK, EpisodeStore, StoreMeta
-from tdmpc2.data.writer import StoreWriter, buffers, clean, disk_bytes, has_leftovers, locked, say
+from tdmpc2.data.writer import (
+    StoreWriter,
+    beside,
+    buffers,
+    check_may_move_away,
+    clean,
+    discard,
+    disk_bytes,
+    foreign,
+    has_leftovers,
+    locked,
+    say,
+)
 from tdmpc2.progress import Progress
 from tdmpc2.tasks import TaskSpec
 
@@ -64,18 +77,18 @@ def import_episodes(
         ValueError: ``out`` exists, the disk is too small, a file is damaged, of another task set, or holds a value
             that is not finite or too large for ``dtype``. Nothing that was there before is changed.
     """
-    out = Path(out).expanduser()
-    if out.exists() and not has_leftovers(out):
+    out = _target(Path(out).expanduser())
+    if out.exists() and not (out / "journal").exists():
         raise ValueError(_exists(out))
     selection = Selection.of(sources, task, specs, dtype, task_ids, max_per_task, block)
-    return _import(selection, out, replace=False, quiet=quiet)
+    return _import(selection, out, replaces=None, quiet=quiet)
 
 
 def find_store(data_dir: str | os.PathLike[str]) -> EpisodeStore | None:
     """The store that holds the data of a directory.
 
     It is the directory itself, or ``store`` in it: where there are also chunk files, only if it was imported from
-    files of these names and sizes.
+    files of these names and contents.
 
     Returns:
         None if there is no store, or only one of other chunk files than those that are there now.
@@ -88,7 +101,7 @@ def find_store(data_dir: str | os.PathLike[str]) -> EpisodeStore | None:
         return EpisodeStore.open(root)
     path = root / "store"
     if (path / "meta.json").exists() and (
-        not any(root.glob("chunk_*.pt")) or StoreMeta.read(path / "meta.json").source == chunk_sizes(root)
+        not any(root.glob("chunk_*.pt")) or StoreMeta.read(path / "meta.json").source == chunk_fingerprints(root)
     ):
         return EpisodeStore.open(path)
     return None
@@ -110,44 +123,72 @@ def ensure_store(
         ValueError: see :func:`import_episodes`; no data; or a store that may not be replaced is in the way.
     """
     root = Path(data_dir).expanduser()
-    out = root / "store"
     store = find_store(root)
     if store is None:
-        _check_replaceable(out, root)
-        store = _import(Selection.of([root], task, specs, block=block), out, replace=True, quiet=quiet)
-    elif store.path == out and has_leftovers(out):
-        with locked(out, quiet):
-            clean(out)
+        out = _target(root / "store")
+        check_replaceable(out, root)
+        store = _import(Selection.of([root], task, specs, block=block), out, replaces=root, quiet=quiet)
+    else:
+        clean_leftovers(root)
     check_tasks(f"task={task}", specs, str(store.path), store.meta.tasks)
     return store
+
+
+def clean_leftovers(data_dir: str | os.PathLike[str]) -> None:
+    """Delete what an import that was killed at the last moment left of the store of a directory, if it can be deleted.
+
+    That is the store it replaced, which can be as large. Nothing is done while another process writes there.
+    """
+    root = Path(data_dir).expanduser()
+    out = _target(root if (root / "meta.json").exists() else root / "store")
+    if not (out / "meta.json").exists() or not has_leftovers(out):
+        return
+    with suppress(OSError, NotImplementedError, Timeout), FileLock(beside(out, "lock"), timeout=0):
+        clean(out, replaces=True)
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def _import(selection: Selection, out: Path, replace: bool, quiet: bool) -> EpisodeStore:
-    origin = selection.origin()
-    with locked(out, quiet):
-        writer = StoreWriter(out, selection.meta, selection.task, origin)
+def _import(selection: Selection, out: Path, replaces: Path | None, quiet: bool) -> EpisodeStore:
+    """Import to ``out``, which may be replaced if it is the store of a directory of chunk files, ``replaces``."""
+    origins = selection.origins()
+    advice = "Name a directory that can be written to"
+    if replaces:
+        advice = (
+            f"Make the store elsewhere with `python -m tdmpc2.data convert {replaces} ELSEWHERE` and name ELSEWHERE as "
+            "data_dir, or train from memory with data_device=cpu"
+        )
+    with locked(out, quiet, advice):
+        writer = StoreWriter(out, selection.meta, selection.task, origins)
         if out.exists():
             if writer.is_finished():  # made while this process waited, or by one that was killed at the last moment
-                clean(out)
+                clean(out, replaces is not None)
                 return EpisodeStore.open(out)
-            if not replace:
+            if not replaces:
                 raise ValueError(_exists(out))
+            check_replaceable(out, replaces)
         missing = selection.meta.episodes - writer.first_episode
         _check_disk(out, selection, writer, missing * selection.meta.episode_bytes, quiet)
         try:
             with writer:
                 with nullcontext() if quiet else Progress(missing, "Importing", unit="episodes") as bar:
                     _copy(selection, writer, bar)
-                if selection.origin() != origin:
-                    writer.discard()
+                if selection.origins() != origins:
                     raise ValueError(f"{selection.label} changed while it was imported: import it again")
-                writer.finish()
+                writer.finish(replaces is not None)
         except OSError as error:
             again = " Import again to continue where it stopped" if writer.finished else ""
             raise ValueError(f"Could not write {out}: {error}. What was there before is unchanged.{again}") from error
+        except ValueError as error:
+            if not writer.finished:
+                with suppress(ValueError):  # not of an import, as the error says
+                    discard(writer.partial)
+                raise
+            raise ValueError(
+                f"{error}. {writer.first_episode:,} episodes are kept in {writer.partial} for the next import to "
+                f"{out}; delete it if there is to be none"
+            ) from error
     return EpisodeStore.open(out)
 
 
@@ -158,27 +199,18 @@ def _copy(selection: Selection, writer: StoreWriter, bar: Progress | None) -> No
     buffer = cycle(ring)
     with ThreadPoolExecutor(1) as thread:
         for part, episodes in selection.pieces(writer.first_episode, _READ * len(ring[0])):
-            try:
-                data = part.read(episodes)
-                for own in torch.arange(len(episodes)).split(len(ring[0])):
-                    if len(waiting) == len(ring):
-                        waiting.popleft().result()
-                    records = next(buffer)[: len(own)]
-                    _fill(records, selection.meta.row_format, part.path, data, episodes, slice(own[0], own[-1] + 1))
-                    waiting.append(thread.submit(writer.write, records))
-                    if bar:
-                        bar.update(len(own))
-                del data  # before the next
-            except ValueError:  # the journal is of no use: the file must change first
-                _settle(waiting)
-                writer.discard()
-                raise
-        _settle(waiting)
-
-
-def _settle(waiting: deque[Future[None]]) -> None:
-    while waiting:
-        waiting.popleft().result()
+            data = part.read(episodes)
+            for own in torch.arange(len(episodes)).split(len(ring[0])):
+                if len(waiting) == len(ring):
+                    waiting.popleft().result()
+                records = next(buffer)[: len(own)]
+                _fill(records, selection.meta.row_format, part.path, data, episodes, slice(own[0], own[-1] + 1))
+                waiting.append(thread.submit(writer.write, records))
+                if bar:
+                    bar.update(len(own))
+            del data  # before the next
+        while waiting:
+            waiting.popleft().result()
 
 
 def _fill(
@@ -212,6 +244,11 @@ def _check_disk(out: Path, selection: Selection, writer: StoreWriter, size: int,
         )
     if quiet:
         return
+    if targets := sum(path.stat().st_size for path in out.glob("targets/**/*") if path.is_file()):
+        say(
+            f"Replacing {out}: {targets / 1e9:,.2f} GB of teachers' targets in it are deleted once the new one is "
+            "complete"
+        )
     meta, num_tasks = selection.meta, len(selection.task.unique())
     if writer.finished:
         say(f"Continuing: {writer.first_episode:,} of {meta.episodes:,} episodes are in {writer.partial}")
@@ -224,11 +261,19 @@ def _check_disk(out: Path, selection: Selection, writer: StoreWriter, size: int,
     )
 
 
-def _check_replaceable(out: Path, root: Path) -> None:
+def check_replaceable(out: Path, root: Path) -> None:
+    """Raise ``ValueError`` unless all that a store ``out`` holds, if there is one, is in the chunk files of ``root``."""
     if not out.exists():
         return
+    check_may_move_away(out)
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if not out.is_dir() or not (out / "meta.json").exists():
+        raise ValueError(f"{out} is in the way of the store to be made there, and is none: move it away")
+    if other := foreign(out):
+        raise ValueError(f"{out} is to be replaced, but holds {other}, which is not of an episode store: move it away")
     source = StoreMeta.read(out / "meta.json").source
-    if not source or (gone := source.keys() - chunk_sizes(root).keys()):
+    if not source or (gone := source.keys() - chunk_fingerprints(root).keys()):
         reason = f"was imported from {min(gone)}, which is gone" if source else "was not imported from them"
         raise ValueError(
             f"{root} holds chunk files and a store that {reason}. It may hold other episodes: move it away, or name "
@@ -238,3 +283,8 @@ def _check_replaceable(out: Path, root: Path) -> None:
 
 def _exists(out: Path) -> str:
     return f"{out} exists: name another directory, or move it away"
+
+
+def _target(out: Path) -> Path:
+    """Where a link leads: what is written beside ``out`` and renamed must be on its disk."""
+    return out.resolve() if out.is_symlink() else out

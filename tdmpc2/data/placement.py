@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import chunk_paths
 from tdmpc2.data.dataset import EpisodeDataset, SliceSampler, select_episodes, select_from_chunks
-from tdmpc2.data.importer import ensure_store, find_store
+from tdmpc2.data.importer import check_replaceable, clean_leftovers, ensure_store, find_store
 from tdmpc2.data.selection import check_tasks, chunk_fingerprints
 from tdmpc2.data.store import EpisodeStore, StoreMeta
 from tdmpc2.progress import Progress
@@ -81,7 +82,7 @@ def data_bytes(cfg: Config) -> int:
     Raises:
         ValueError: no data, damaged data or data of another task set.
     """
-    store = find_store(cfg.data_dir)
+    store = _find(cfg.data_dir)
     if store is not None:
         return len(_select(store, cfg)) * store.meta.episode_bytes
     if cfg.tasks is None and cfg.max_episodes_per_task is None:
@@ -103,11 +104,13 @@ def open_data(cfg: Config, device: torch.device, place: str | None = None) -> Da
         ValueError: no data, damaged data or data of another task set.
     """
     place = place or plan_place(cfg, device)
-    store = find_store(cfg.data_dir)
+    store = _find(cfg.data_dir)
     if store is None:
         if place != "disk" and cfg.distillation_cache == "off":
             return _read_chunks(cfg, device, place)
         store = ensure_store(cfg.data_dir, cfg.task, cfg.task_specs)
+    else:
+        clean_leftovers(cfg.data_dir)
     episodes = _select(store, cfg)
     if place == "disk":
         sampler = SliceSampler(EpisodeDataset.map(store), episodes, cfg.task_balance)
@@ -126,11 +129,19 @@ def data_record(data_dir: str) -> dict[str, str]:
     Raises:
         ValueError: no data.
     """
-    store = find_store(data_dir)
+    store = _find(data_dir)
     if store is None:
         return chunk_fingerprints(data_dir)
     own = dict(store.meta.source) if store.meta.dtype == "float32" else {}
     return own or {"checksum": store.checksum}
+
+
+def _find(data_dir: str) -> EpisodeStore | None:
+    store = find_store(data_dir)
+    if store is None:
+        root = Path(data_dir)
+        check_replaceable(root / "store", root)  # or its episodes would be left out without a word
+    return store
 
 
 def _select(store: EpisodeStore, cfg: Config) -> Tensor:

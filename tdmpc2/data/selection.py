@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,6 +102,7 @@ class Selection:
             raise ValueError(f"task_ids names {min(unknown)}, but task={task} has ids 0 to {len(specs) - 1}")
         parts: list[Part] = []
         files: list[Path] = []
+        contents: list[str | dict[str, str]] = []
         expected = f"task={task}", tuple(specs)
         for root in roots:
             if _is_store(root):
@@ -106,39 +111,62 @@ class Selection:
                 expected = str(store.path), store.meta.tasks
                 parts.append(Part(store.path / "rows.npy", store.task, store))
                 files += [store.path / name for name in ("meta.json", *store.meta.files)]
+                contents.append(store.checksum)
             else:
                 files += (paths := chunk_paths(root))
                 parts += [Part(path, _chunk_tasks(path, Layout.of(specs))) for path in paths]
+                contents.append(chunk_fingerprints(root))
         ids = torch.cat([part.task for part in parts])
         kept = torch.arange(len(ids))
         if task_ids is not None or max_per_task is not None:
             wanted = sorted(set(ids.unique().tolist() if task_ids is None else task_ids))
             kept = select_episodes(ids, specs, wanted, label, max_per_task)
-        everything = len(roots) == 1 and len(kept) == len(ids) and not _is_store(roots[0])
-        source = chunk_sizes(roots[0]) if everything else {}
-        meta = StoreMeta(task, tuple(specs), len(kept), dtype, source=source, block=block)
+        everything = len(roots) == 1 and len(kept) == len(ids)
+        source = contents[0] if everything and isinstance(contents[0], dict) else {}
+        taken = _digest(contents, kept)
+        meta = StoreMeta(task, tuple(specs), len(kept), dtype, source=source, block=block, selection=taken)
         return cls(meta, parts, kept, ids[kept], files, label)
 
-    def origin(self) -> str:
-        """A line of text that changes with the files, what is taken from them, and how it is written."""
-        stats = [(path.resolve(), path.stat()) for path in self.files]
-        return json.dumps(
-            {
-                "files": [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats],
-                "episodes": hashlib.sha256(self.kept.numpy().tobytes()).hexdigest(),
-                "meta": json.loads(self.meta.to_json()),
-            }
-        )
+    def origins(self) -> list[str]:
+        """For each block a SHA-256 that changes with the files it is read from and the episodes taken of them."""
+        stats = [part.path.stat() for part in self.parts]
+        files = [
+            (str(part.path.resolve()), stat.st_size, stat.st_mtime_ns)
+            for part, stat in zip(self.parts, stats, strict=True)
+        ]
+        return [
+            _digest([files[number] for number, _ in owned], *(episodes for _, episodes in owned))
+            for owned in (list(self._of_parts(block)) for block in self.kept.split(self.meta.block))
+        ]
 
     def pieces(self, first: int, size: int) -> Iterator[tuple[Part, Tensor]]:
         """At most ``size`` episodes at a time of one part and one block, from kept episode ``first`` on."""
         for block in self.kept[first:].split(self.meta.block):
-            start = 0
-            for part in self.parts:
-                own = block[(block >= start) & (block < start + len(part.task))] - start
-                start += len(part.task)
-                if len(own):
-                    yield from ((part, episodes) for episodes in own.split(size))
+            for number, own in self._of_parts(block):
+                yield from ((self.parts[number], episodes) for episodes in own.split(size))
+
+    def _of_parts(self, episodes: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The parts that episodes, ascending, are in, and their numbers there."""
+        if not len(episodes):
+            return
+        first, last = torch.searchsorted(self._ends, episodes[[0, -1]], right=True).tolist()
+        ends = self._ends[first : last + 1]
+        cuts = torch.searchsorted(episodes, ends).tolist()
+        for number, begin, end in zip(range(first, last + 1), [0, *cuts], cuts, strict=False):
+            if begin < end:
+                yield number, episodes[begin:end] - (self._ends[number] - len(self.parts[number].task))
+
+    @cached_property
+    def _ends(self) -> Tensor:
+        """The number of the episode after the last of each part."""
+        return torch.tensor([len(part.task) for part in self.parts]).cumsum(0)
+
+
+def _digest(plain: Any, *episodes: Tensor) -> str:
+    digest = hashlib.sha256(json.dumps(plain).encode())
+    for numbers in episodes:
+        digest.update(hashlib.sha256(numbers.numpy().tobytes()).digest())
+    return digest.hexdigest()
 
 
 def _chunk_tasks(path: Path, layout: Layout) -> Tensor:
@@ -157,9 +185,31 @@ def _is_store(root: Path) -> bool:
     )
 
 
-def chunk_sizes(root: Path) -> dict[str, int]:
-    """Bytes of each chunk file of a directory, by name."""
-    return {path.name: path.stat().st_size for path in chunk_paths(root)}
+def chunk_fingerprints(root: str | os.PathLike[str]) -> dict[str, str]:
+    """What tells the chunk files of a directory from others, by file name, without reading their data.
+
+    A chunk file is a zip archive whose directory, some kilobytes at its end, holds a CRC-32 of each array.
+
+    Returns:
+        ``<bytes of the file>-<CRC-32 of names, sizes and CRC-32s of its records>`` for each chunk file.
+
+    Raises:
+        ValueError: no chunk files, or one that is no archive.
+    """
+    return {path.name: _fingerprint(path) for path in chunk_paths(root)}
+
+
+def _fingerprint(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = [(record.filename, record.file_size, record.CRC) for record in archive.infolist()]
+        return f"{path.stat().st_size}-{zlib.crc32(json.dumps(records).encode()):08x}"
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        size = f" ({path.stat().st_size:,} bytes)" if path.is_file() else ""
+        raise ValueError(
+            f"{path}{size} cannot be read as a chunk file: missing, truncated, or a Git LFS pointer in its place "
+            f"[{type(error).__name__}: {str(error)[:80]}]. Download or collect the file again"
+        ) from error
 
 
 def check_tasks(origin: str, expected: Sequence[TaskSpec], path: str, found: Sequence[TaskSpec]) -> None:

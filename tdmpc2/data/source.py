@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +20,7 @@ from tdmpc2.data.store import StoreMeta
 from tdmpc2.tasks import TaskSpec
 
 STORE, CHUNKS = "episode store", "chunk files"
+OTHER_TASKS = "Is it data of another task"  # how the check of chunk files ends
 FIRST_ROW = {"obs": 0, "action": 1, "reward": 1}  # row 0 of action and reward is filler
 
 
@@ -101,6 +104,18 @@ def chunk_tasks(data_dir: str | os.PathLike[str], task: str | None = None) -> tu
     return task, parse_cfg({"task": task}, "--task").task_specs
 
 
+@contextlib.contextmanager
+def naming_the_task_set(data_dir: str | os.PathLike[str], task: str | None) -> Iterator[None]:
+    """Where the task set of chunk files was assumed and does not fit, the error says how to name it."""
+    try:
+        yield
+    except ValueError as error:
+        root = Path(data_dir).expanduser()
+        if task or (root / "collect.json").exists() or OTHER_TASKS not in str(error):
+            raise
+        raise ValueError(f"{error} No collect.json names it: mt30 was assumed, name another one with --task") from error
+
+
 class Kind(NamedTuple):
     """What data is of."""
 
@@ -136,6 +151,7 @@ def open_source(data_dir: str | os.PathLike[str], task: str | None = None) -> So
     """
     root, form = find_form(data_dir)
     kind = kind_of(root, task)
-    selection = Selection.of([root], kind.task, kind.specs)
+    with naming_the_task_set(root, task):
+        selection = Selection.of([root], kind.task, kind.specs)
     files = {path.name: path.stat().st_size for path in selection.files}
     return Source(root, form, *kind, files, tuple(selection.parts))

@@ -13,10 +13,9 @@ import json
 import mmap
 import os
 import warnings
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from io import BytesIO
+from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,9 @@ class StoreMeta:
         episodes: N.
         dtype: of observation and action.
         files: per file name.
-        source: file names and sizes in bytes of the chunks it was imported from; empty if it was not.
+        source: names and fingerprints of the chunk files it was imported from, see
+            :func:`tdmpc2.data.selection.chunk_fingerprints`; empty if it was not.
+        selection: SHA-256 of the content of all it was imported from and of the numbers of the episodes taken.
         block: episodes under one checksum.
     """
 
@@ -60,8 +61,9 @@ class StoreMeta:
     episodes: int
     dtype: str = "float32"
     files: dict[str, StoreFile] = field(default_factory=dict)
-    source: dict[str, int] = field(default_factory=dict)
+    source: dict[str, str] = field(default_factory=dict)
     block: int = BLOCK
+    selection: str = ""
 
     @property
     def layout(self) -> Layout:
@@ -79,7 +81,7 @@ class StoreMeta:
         return self.layout.rows * self.row_format.record.itemsize
 
     def to_json(self) -> str:
-        """The text of ``meta.json``; equal stores have equal text."""
+        """The text of ``meta.json``."""
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
 
     @classmethod
@@ -114,12 +116,14 @@ class EpisodeStore:
         meta: what it holds.
         rows: [N, L+1, W] int32 records, mapped read-only: writing to them ends the process.
         task: [N] int64.
+        file: ``rows.npy``, kept open: another store may come under its name.
     """
 
     path: Path
     meta: StoreMeta
     rows: Tensor
     task: Tensor
+    file: FileIO = field(repr=False)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> EpisodeStore:
@@ -131,7 +135,7 @@ class EpisodeStore:
         root = Path(path).expanduser()
         meta = StoreMeta.read(root / "meta.json")
         shape, record = (meta.episodes, meta.layout.rows), meta.row_format.record
-        mapped, offset = _map(root / "rows.npy", shape, record, meta.files["rows.npy"].bytes)
+        mapped, offset, file = _map(root / "rows.npy", shape, record, meta.files["rows.npy"].bytes)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             rows = torch.frombuffer(mapped, dtype=torch.int32, offset=offset).view(*shape, meta.row_format.words)
@@ -142,26 +146,33 @@ class EpisodeStore:
                 f"{root / 'task.npy'}: the task id is {task[bad[0]]} in episode {bad[0]}, but {root / 'meta.json'} "
                 f"names {len(meta.tasks)} tasks. {_AGAIN}"
             )
-        return cls(root, meta, rows, torch.from_numpy(task.astype(np.int64)))
+        return cls(root, meta, rows, torch.from_numpy(task.astype(np.int64)), file)
 
     @cached_property
     def checksum(self) -> str:
         """SHA-256 of the file checksums and what they are of: equal for equal data, whatever it was imported from."""
         plain = json.loads(self.meta.to_json())
-        del plain["source"]
+        del plain["source"], plain["selection"]
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
     def read(self, first: int, count: int) -> Tensor:
-        """Episodes ``first`` to ``first + count - 1`` in memory, [count, L+1, W]: one sequential read of the file."""
+        """Episodes ``first`` to ``first + count - 1`` in memory, [count, L+1, W]: one sequential read of the file.
+
+        Raises:
+            ValueError: the disk refused, or the file was cut.
+        """
         size = self.rows[0].numel()
         offset = self.meta.files["rows.npy"].bytes - 4 * self.rows.numel() + 4 * first * size
-        values = np.fromfile(self.path / "rows.npy", np.int32, count * size, offset=offset)
+        values = np.empty(count * size, np.int32)
+        rest = values.data.cast("B")
+        try:
+            while rest:
+                if not (done := _read_at(self.file, rest, offset)):
+                    raise ValueError(f"{self.path / 'rows.npy'} has become shorter. {_AGAIN}")
+                offset, rest = offset + done, rest[done:]
+        except OSError as error:
+            raise ValueError(f"{self.path / 'rows.npy'} cannot be read: {error}. {_AGAIN}") from error
         return torch.from_numpy(values.reshape(count, *self.rows.shape[1:]))
-
-    def blocks(self) -> Iterator[tuple[int, int]]:
-        """(first episode, number of episodes) of each block under one checksum."""
-        for first in range(0, self.meta.episodes, self.meta.block):
-            yield first, min(self.meta.block, self.meta.episodes - first)
 
 
 def header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
@@ -185,24 +196,34 @@ def _check_types(meta: StoreMeta) -> None:
         "episodes, block or a size": blocks > 0,
         "dtype": meta.dtype in DTYPES,
         "files": set(meta.files) == {"rows.npy", "task.npy"} and all(len(file.sha256) == blocks for file in files),
-        "bytes": all(type(size) is int for size in [*meta.source.values(), *(file.bytes for file in files)]),
+        "bytes": all(type(file.bytes) is int for file in files),
+        "source or selection": all(isinstance(text, str) for text in [meta.selection, *meta.source.values()]),
     }
     if wrong := [name for name, right in sound.items() if not right]:
         raise TypeError(f"wrong {wrong[0]}")
 
 
-def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype, size: int) -> tuple[mmap.mmap, int]:
+def _read_at(file: FileIO, buffer: memoryview, offset: int) -> int:
+    """Read from a position of a file that other threads and processes read from as well."""
+    if hasattr(os, "preadv"):
+        return os.preadv(file.fileno(), [buffer], offset)
+    with open(file.name, "rb", buffering=0) as own:
+        own.seek(offset)
+        return own.readinto(buffer) or 0
+
+
+def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype, size: int) -> tuple[mmap.mmap, int, FileIO]:
     start = header(shape, dtype)
     try:
-        with open(path, "rb") as file:
-            found = os.fstat(file.fileno()).st_size
-            if found != size:
-                raise ValueError(f"{path} has {found:,} bytes instead of {size:,}. {_AGAIN}")
-            if file.read(len(start)) != start or size != len(start) + int(np.prod(shape)) * dtype.itemsize:
-                raise ValueError(f"{path} does not hold {shape} of {dtype} as its meta.json says. {_AGAIN}")
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        file = open(path, "rb", buffering=0)  # noqa: SIM115, it stays open
+        found = os.fstat(file.fileno()).st_size
+        if found != size:
+            raise ValueError(f"{path} has {found:,} bytes instead of {size:,}. {_AGAIN}")
+        if file.read(len(start)) != start or size != len(start) + int(np.prod(shape)) * dtype.itemsize:
+            raise ValueError(f"{path} does not hold {shape} of {dtype} as its meta.json says. {_AGAIN}")
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}. {_AGAIN}") from error
     if hasattr(mmap, "MADV_RANDOM"):  # slices are far apart: reading ahead would read 30 times as much
         mapped.madvise(mmap.MADV_RANDOM)
-    return mapped, len(start)
+    return mapped, len(start), file

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from tdmpc2.data.chunks import Layout, check_finite, check_layout, chunk_paths, episode_tasks, read_chunk
 from tdmpc2.data.columns import verify_targets
-from tdmpc2.data.source import FIRST_ROW, STORE, chunk_tasks, find_form
+from tdmpc2.data.selection import chunk_fingerprints
+from tdmpc2.data.source import FIRST_ROW, STORE, chunk_tasks, find_form, naming_the_task_set
 from tdmpc2.data.store import EpisodeStore, StoreMeta, header
 from tdmpc2.progress import Progress
 
@@ -60,9 +61,12 @@ def verify(data_dir: str | os.PathLike[str], task: str | None = None) -> Verifie
     result.files = len(paths)
     with _Meter(2 * sum(path.stat().st_size for path in paths)) as meter:  # read once each for checksum and values
         for path in paths:
-            _verify_chunk(path, layout, result, meter)
-    if (root / "store" / "meta.json").exists():  # made from them, and what training reads if it is up to date
+            _verify_chunk(path, layout, result, meter, task)
+    if (root / "store" / "meta.json").exists():
+        episodes = result.episodes
         _verify_store(root / "store", result)
+        result.episodes = episodes  # the same ones
+        result.problems += _made_of_other_files(root)
     return result
 
 
@@ -168,14 +172,28 @@ def _verify_array(
                 result.problems.append(f"{wrong} (episodes {first}-{end - 1} are as they were written)")
 
 
+def _made_of_other_files(root: Path) -> list[str]:
+    """A line if the store beside chunk files is not one of them; damage is reported elsewhere."""
+    try:
+        if StoreMeta.read(root / "store" / "meta.json").source == chunk_fingerprints(root):
+            return []
+    except ValueError:
+        return []
+    return [
+        f"{root / 'store'} was not made of the chunk files that are beside it now: training makes it anew, or move it "
+        "away if it holds other episodes"
+    ]
+
+
 # -- chunk files ------------------------------------------------------------------------------------------------------
 
 
-def _verify_chunk(path: Path, layout: Layout, result: Verified, meter: _Meter) -> None:
+def _verify_chunk(path: Path, layout: Layout, result: Verified, meter: _Meter, task: str | None) -> None:
     try:
         chunk = read_chunk(path)
         result.problems += _damaged_records(path, meter)
-        check_layout(path, chunk, layout)
+        with naming_the_task_set(path.parent, task):
+            check_layout(path, chunk, layout)
     except (ValueError, OSError) as error:
         result.problems.append(str(error))
         return

@@ -1,9 +1,10 @@
 """An episode store in the making: written block by block, and continued after a kill or a power cut.
 
-<out>.lock      held by the one process that writes; it means nothing once that process has ended
-<out>.partial/  rows.npy at its full size from the beginning, and
-                journal: what the store is made from, then the SHA-256 of each block that is safely on disk
-<out>.old/      the store that <out> replaces, while it does
+.<out>.lock       held by the one process that writes; it means nothing once that process has ended
+.<out>.partial/   rows.npy at its full size from the beginning, and
+                  journal: the form of the store, then for each block that is safely on disk its SHA-256 and what it
+                  was made from
+.<out>.replaced/  the store that <out> replaces, while it does; a file in it says so
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +30,14 @@ from tdmpc2.data.store import EpisodeStore, StoreFile, StoreMeta, header
 from tdmpc2.files import replacing, write_text
 from tdmpc2.progress import open_console, print_line
 
-_OWN = {"rows.npy", "task.npy", "meta.json", "journal", "targets"}  # nothing else is ever deleted
-_HASH = re.compile(r"[0-9a-f]{64}")
+_MARK = "replaced-by-import"  # in a store that may be deleted as soon as its successor is complete
+_OWN = {"rows.npy", "task.npy", "meta.json", "journal", "targets", _MARK}  # nothing else is ever deleted
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_LINE = re.compile(r"[0-9a-f]{64} [0-9a-f]{64}")
 
 
 class StoreWriter:
-    """Writes a store to ``<out>.partial`` and renames it to ``out`` when it is complete.
+    """Writes a store to ``.<out>.partial`` and renames it to ``out`` when it is complete.
 
     Only one process may use it at a time, see :func:`locked`.
 
@@ -41,17 +45,15 @@ class StoreWriter:
         out: directory of the store.
         meta: what it is to hold, without ``files``.
         task: task id of each episode, [N].
-        origin: a line of text that says what the store is made from; with another one it starts afresh.
+        origins: SHA-256 of what each block is made from; it continues with the first that differs from before.
 
     Attributes:
         finished: SHA-256 of the blocks that are already there.
-
-    Raises:
-        ValueError: ``<out>.partial`` holds files of something else.
     """
 
-    def __init__(self, out: Path, meta: StoreMeta, task: Tensor, origin: str) -> None:
-        self.out, self.meta, self._task, self._origin = out, meta, task.numpy().astype("<i4"), origin
+    def __init__(self, out: Path, meta: StoreMeta, task: Tensor, origins: Sequence[str]) -> None:
+        self.out, self.meta, self._task, self._origins = out, meta, task.numpy().astype("<i4"), origins
+        self._form = json.dumps([asdict(spec) for spec in meta.tasks] + [meta.episodes, meta.dtype, meta.block])
         self.partial = beside(out, "partial")
         self._shape = (meta.episodes, meta.layout.rows)
         self._header = header(self._shape, meta.row_format.record)
@@ -76,6 +78,7 @@ class StoreWriter:
 
         Raises:
             OSError: the disk refused; unless there were finished blocks, nothing is left behind.
+            ValueError: ``.<out>.partial`` holds files of something else.
         """
         if not self.finished:
             discard(self.partial)
@@ -83,13 +86,15 @@ class StoreWriter:
             self.partial.mkdir(exist_ok=True)
             for temporary in self.partial.glob(".*.tmp"):  # of a process that was killed
                 temporary.unlink()
+            lines = (" ".join(pair) for pair in zip(self.finished, self._origins, strict=False))
+            write_text(self._journal_path, "\n".join([self._form, *lines]) + "\n")
+            _sync_directory(self.partial)  # the journal also says that this directory is of an import
             self._file = open(self._rows, "r+b" if self.finished else "xb", buffering=0)
             try:
                 reserve(self._file.fileno(), self._size)
                 self._file.write(self._header)
                 self._file.seek(len(self._header) + self.first_episode * self.meta.episode_bytes)
                 os.fsync(self._file.fileno())
-                write_text(self._journal_path, "\n".join([self._origin, *self.finished]) + "\n")
                 _sync_directory(self.partial)
                 self._journal = open(self._journal_path, "a", encoding="utf-8")
             except BaseException:
@@ -127,18 +132,21 @@ class StoreWriter:
         self._in_block += len(records)
         if self._in_block == min(self.meta.block, self.meta.episodes - self.first_episode):
             os.fsync(self._file.fileno())  # before the journal says so
-            self._journal.write(f"{self._hash.hexdigest()}\n")
+            self._journal.write(f"{self._hash.hexdigest()} {self._origins[len(self.finished)]}\n")
             self._journal.flush()
             os.fsync(self._journal.fileno())
             self.finished.append(self._hash.hexdigest())
             self._hash, self._in_block = hashlib.sha256(), 0
         self._intact = True
 
-    def finish(self) -> None:
-        """Complete the store and give it its name; a store of that name is replaced.
+    def finish(self, replaces: bool) -> None:
+        """Complete the store and give it its name.
+
+        Args:
+            replaces: whether a store of that name is deleted.
 
         Raises:
-            OSError, ValueError: the disk refused.
+            OSError, ValueError: the disk refused, or ``out`` exists and is not to be replaced.
         """
         assert self.first_episode == self.meta.episodes
         task_header, block = header(self._shape[:1], self._task.dtype), self.meta.block
@@ -153,17 +161,13 @@ class StoreWriter:
         }
         write_text(self.partial / "meta.json", replace(self.meta, files=files).to_json())
         _sync_directory(self.partial)
-        discard(beside(self.out, "old"))
         if self.out.exists():
-            os.rename(self.out, beside(self.out, "old"))
+            if not replaces:
+                raise ValueError(f"{self.out} exists: move it away, and import again to put the finished store there")
+            _move_away(self.out)
         os.rename(self.partial, self.out)
         _sync_directory(self.out.parent)
-        clean(self.out)
-
-    def discard(self) -> None:
-        """Delete what was written."""
-        self.__exit__()
-        discard(self.partial)
+        clean(self.out, replaces)
 
     def is_finished(self) -> bool:
         """Whether ``out`` is the store that this writer was to make.
@@ -187,29 +191,29 @@ class StoreWriter:
     def _read_journal(self) -> list[str]:
         try:
             lines = self._journal_path.read_bytes().decode(errors="replace").split("\n")
-            if lines[0] != self._origin or self._rows.stat().st_size != self._size:
+            if lines[0] != self._form or self._rows.stat().st_size != self._size:
                 return []
         except FileNotFoundError:
             return []
         finished = []
-        for line in lines[1:-1]:  # the last one was not written to its end, or is empty
-            if not _HASH.fullmatch(line):
+        for line, origin in zip(lines[1:-1], self._origins, strict=False):  # the last one is empty or not complete
+            if not _LINE.fullmatch(line) or not line.endswith(origin):
                 break
-            finished.append(line)
+            finished.append(line[:64])
         return finished
 
 
 def beside(out: Path, ending: str) -> Path:
-    """``<out>.<ending>``."""
-    return out.with_name(f"{out.name}.{ending}")
+    """``.<out>.<ending>``."""
+    return out.with_name(f".{out.name}.{ending}")
 
 
 @contextlib.contextmanager
-def locked(out: Path, quiet: bool = False) -> Iterator[None]:
-    """Hold ``<out>.lock``; where another process does, say so and wait for it.
+def locked(out: Path, quiet: bool = False, advice: str = "Name a directory that can be written to") -> Iterator[None]:
+    """Hold ``.<out>.lock``; where another process does, say so and wait for it.
 
     Raises:
-        ValueError: the directory of ``out`` cannot be written to.
+        ValueError: the directory of ``out`` cannot be written to; it ends with ``advice``.
     """
     lock = FileLock(beside(out, "lock"))
     try:
@@ -221,7 +225,7 @@ def locked(out: Path, quiet: bool = False) -> Iterator[None]:
                 say(f"Another process is writing {out}: waiting for it")
             lock.acquire()
     except OSError as error:
-        raise ValueError(f"Could not write {out}: {error}. Name a directory that can be written to") from error
+        raise ValueError(f"Could not write {out}: {error}. {advice}") from error
     try:
         yield
     finally:
@@ -260,28 +264,81 @@ def disk_bytes(path: Path) -> int:
 
 
 def discard(path: Path) -> None:
-    """Delete a directory of a store, if it is there; nothing is deleted if it holds anything else.
+    """Delete the directory of an unfinished import, if it is there.
 
     Raises:
         ValueError: it holds something else.
     """
     if not path.exists():
         return
-    found = {entry.name for entry in path.iterdir()}
-    if other := {name for name in found - _OWN if not re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", name)}:
-        raise ValueError(f"{path} holds {min(other)}, which is not of an episode store: move it away")
-    shutil.rmtree(path)
+    if other := foreign(path):
+        raise ValueError(f"{path} holds {other}, which is not of an episode store: move it away")
+    left = {entry.name for entry in path.iterdir() if not _TEMPORARY.fullmatch(entry.name)}
+    if left and "journal" not in left:
+        raise ValueError(f"{path} holds {min(left)}, but no journal of an import: move it away")
+    _delete(path, "journal")
 
 
-def clean(out: Path) -> None:
-    """Delete what a kill at the last moment can leave of a finished store: its journal and the store it replaced."""
-    discard(beside(out, "old"))
-    (out / "journal").unlink(missing_ok=True)
+def foreign(path: Path) -> str | None:
+    """The name of a file in a directory that no episode store has."""
+    names = {entry.name for entry in path.iterdir()} - _OWN
+    return min((name for name in names if not _TEMPORARY.fullmatch(name)), default=None)
+
+
+def clean(out: Path, replaces: bool) -> None:
+    """Delete what a kill at the last moment can leave of a finished store.
+
+    Args:
+        out: the store.
+        replaces: whether the store it replaced, if there is one, is deleted as well.
+    """
+    for name in ("journal", _MARK):
+        (out / name).unlink(missing_ok=True)
+    replaced = beside(out, "replaced")
+    if replaces and _is_replaced(replaced):
+        _delete(replaced, _MARK)
 
 
 def has_leftovers(out: Path) -> bool:
     """Whether :func:`clean` has something to do."""
-    return (out / "journal").exists() or beside(out, "old").exists()
+    return (out / "journal").exists() or (out / _MARK).exists() or _is_replaced(beside(out, "replaced"))
+
+
+def _move_away(out: Path) -> None:
+    if not any(out.iterdir()):
+        out.rmdir()
+        return
+    check_may_move_away(out)
+    replaced = beside(out, "replaced")
+    if replaced.exists():  # left by a kill
+        _delete(replaced, _MARK)
+    write_text(out / _MARK, "The store that replaces this one was complete.\n")
+    os.rename(out, replaced)
+
+
+def check_may_move_away(out: Path) -> None:
+    """Require that ``.<out>.replaced`` is free, or may be deleted.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    replaced = beside(out, "replaced")
+    if replaced.exists() and not _is_replaced(replaced):
+        raise ValueError(f"{replaced} is in the way, and was not put there by an import: move it away")
+
+
+def _is_replaced(path: Path) -> bool:
+    return path.is_dir() and ((path / _MARK).exists() or not any(path.iterdir()))
+
+
+def _delete(path: Path, last: str) -> None:
+    """Delete a directory, and last the file that says that it may be deleted: the next call can continue."""
+    for entry in path.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != last:
+            entry.unlink()
+    shutil.rmtree(path)
 
 
 def say(text: str) -> None:
