@@ -91,11 +91,6 @@ def teacher_columns(
     return _columns(teacher.model, names, teacher.model.encode(obs, context), action, context)
 
 
-def teacher_reward(teacher: TDMPC2, obs: Tensor, action: Tensor, task: Task) -> Tensor:
-    """The teacher's decoded reward, obs [..., O] and action [..., A] -> [..., 1]."""
-    return teacher_columns(teacher, ("reward",), obs, action, task)["reward"]
-
-
 def _columns(
     model: WorldModel, names: Collection[str], z: Tensor, action: Tensor, context: TaskContext
 ) -> dict[str, Tensor]:

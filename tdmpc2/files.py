@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
@@ -45,3 +47,37 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+@contextlib.contextmanager
+def locked(
+    path: Path, busy: str, *, wait: float | None = 0, advice: str = "Name a directory that can be written to"
+) -> Iterator[None]:
+    """Hold a lock file; the lock ends with this process, however that ends.
+
+    Args:
+        path: the lock file; its directory is made.
+        busy: what is the matter while another process holds it.
+        wait: seconds to wait for that process before it is an error; None: print ``busy`` and wait for its end.
+        advice: what to do where no lock can be had.
+
+    Raises:
+        ValueError: another process holds it, the directory cannot be written to, or its file system has no locks.
+    """
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=wait or 0)
+        except Timeout:
+            if wait is not None:
+                raise ValueError(busy) from None
+            if busy:
+                print(busy, flush=True)
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        raise ValueError(f"Could not write {path}: {error}. {advice}") from error
+    try:
+        yield
+    finally:
+        lock.release()

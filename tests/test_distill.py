@@ -271,8 +271,12 @@ def test_the_reward_is_bit_for_bit_that_of_its_first_step(tiny_cfg: Config) -> N
     expert, batch = make_expert(tiny_cfg), random_batch(tiny_cfg, 0)
     expert.model.context(batch.task)
     got = distill.teacher_outputs(expert, ("reward",), batch.obs, batch.action, batch.task).reward
-    assert torch.equal(got, distill.teacher_reward(expert, batch.obs[:1], batch.action[:1], batch.task))  # type: ignore[arg-type]
-    assert torch.equal(got[0], distill.teacher_reward(expert, batch.obs[0], batch.action[0], batch.task))  # type: ignore[index]
+    assert torch.equal(
+        got, distill.teacher_columns(expert, ("reward",), batch.obs[:1], batch.action[:1], batch.task)["reward"]
+    )
+    assert torch.equal(
+        got[0], distill.teacher_columns(expert, ("reward",), batch.obs[0], batch.action[0], batch.task)["reward"]
+    )
 
 
 # -- in an update -----------------------------------------------------------------------------------------------------

@@ -91,7 +91,9 @@ def one_by_one(store: EpisodeStore, teacher: TDMPC2, episode: int, row: int) -> 
     """The slow, obvious way to the reward of a row."""
     obs, action, _ = store.meta.row_format.split(store.rows[episode])
     task = store.task[episode] if teacher.cfg.multitask else None
-    return float(distill.teacher_reward(teacher, obs[row - 1].float(), action[row].float(), task))
+    return float(
+        distill.teacher_columns(teacher, ("reward",), obs[row - 1].float(), action[row].float(), task)["reward"]
+    )
 
 
 def content(targets: TeacherTargets) -> dict[str, bytes]:
@@ -116,7 +118,7 @@ def test_row_t_has_the_reward_of_the_step_that_led_to_it(tmp_path: Path, tiny_cf
     batch = cached_sampler(store, targets).sample(0, 32, 3, seed=1)
     assert batch.teacher_reward is not None
     for t in range(3):
-        live = distill.teacher_reward(teacher, batch.obs[t], batch.action[t], batch.task)
+        live = distill.teacher_columns(teacher, ("reward",), batch.obs[t], batch.action[t], batch.task)["reward"]
         assert_close(batch.teacher_reward[t], live, rtol=0, atol=1e-6)
 
 

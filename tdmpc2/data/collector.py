@@ -18,7 +18,8 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import Layout, read_chunk, write_chunk
 from tdmpc2.data.mixture import Player, load_players, player_of, sources_of, split
-from tdmpc2.data.record import Collection, Record, locked
+from tdmpc2.data.record import Collection, Record
+from tdmpc2.files import locked
 from tdmpc2.loading import load_agent
 from tdmpc2.progress import Progress, open_console, print_line
 from tdmpc2.rollout import Actor, Episode, Floats, Job, check_playable, play
@@ -128,7 +129,7 @@ def collect(
     }
     data_dir = Path(data_dir).expanduser()
     busy = f"Another process has held {data_dir}/collect.lock for a minute: try again"
-    with locked(data_dir / "collect.lock", 60, busy):
+    with locked(data_dir / "collect.lock", busy, wait=60):
         record = Record.read(data_dir, cfg)
         collection = record.find(settings)
         new = collection is None
@@ -139,7 +140,7 @@ def collect(
     shards = plan(cfg, players, collection.first)
     own_lock = data_dir / f"collect_{collection.first}.lock"
     running = f"{data_dir}: another process is collecting these episodes (collect.json, files from {shards[0].name} on)"
-    with locked(own_lock, 0, running):
+    with locked(own_lock, running):
         missing = [shard for shard in shards if not _is_there(data_dir, shard)]
         if missing and not new:
             collection.check_computing(computing, record.path)

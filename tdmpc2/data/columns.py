@@ -16,17 +16,16 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from tdmpc2.data.store import EpisodeStore, header
-from tdmpc2.files import write_text
+from tdmpc2.files import locked, write_text
 
 FORMAT = 1
 COLUMNS = ("reward", "value")
@@ -200,16 +199,11 @@ def _again(path: Path) -> str:
     return f"Delete the directory {path}: what it held is computed again"
 
 
-@contextmanager
-def one_process(path: Path) -> Iterator[None]:
-    """Let one process at a time make or compute a column; the lock ends with its process, even a killed one."""
-    lock = FileLock(path.with_name(f"{path.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"Waiting for another process that is at work on {path}", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def one_process(path: Path) -> AbstractContextManager[None]:
+    """Let one process at a time make or compute the columns of a directory; the others wait for it."""
+    return locked(
+        path.with_name(f"{path.name}.lock"),
+        f"Waiting for another process that is at work on {path}",
+        wait=None,
+        advice="distillation_cache=off works without it",
+    )

@@ -41,7 +41,7 @@ from tdmpc2.tasks import TaskSpec
 
 _PIECE = 4 << 20  # bytes copied at a time: they stay in the processor's cache between reading, hashing and writing
 _READ = 4  # pieces for which a chunk file is mapped
-_RATE = 300e6  # bytes per second of a plain SSD, for the estimate
+RATE = 300e6  # bytes per second of a plain SSD, for the estimate
 
 
 def import_episodes(
@@ -159,7 +159,7 @@ def _import(selection: Selection, out: Path, replaces: Path | None, quiet: bool)
             f"Make the store elsewhere with `python -m tdmpc2.data convert {replaces} ELSEWHERE` and name ELSEWHERE as "
             "data_dir, or train from memory with data_device=cpu"
         )
-    with locked(out, quiet, advice):
+    with locked(out, quiet, advice=advice):
         writer = StoreWriter(out, selection.meta, selection.task, origins)
         if out.exists():
             if writer.is_finished():  # made while this process waited, or by one that was killed at the last moment
@@ -257,7 +257,7 @@ def _check_disk(out: Path, selection: Selection, writer: StoreWriter, size: int,
     say(
         f"Importing {meta.episodes:,} episodes of {num_tasks} task{'s' * (num_tasks > 1)} from {selection.label} to "
         f"{out}: {size / 1e9:,.2f} GB to write, {free / 1e9:,.2f} GB free, about "
-        f"{timedelta(seconds=round(size / _RATE))} at {_RATE / 1e6:.0f} MB/s"
+        f"{timedelta(seconds=round(size / RATE))} at {RATE / 1e6:.0f} MB/s"
     )
 
 

@@ -6,15 +6,12 @@ a file that was deleted can be played again.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import Layout, check_layout, read_chunk
@@ -131,32 +128,6 @@ class Record:
 def chunk_numbers(data_dir: Path) -> list[int]:
     """Numbers of the chunk files in a directory, in order."""
     return sorted(int(p.stem[6:]) for p in data_dir.glob("chunk_*.pt") if p.stem[6:].isdigit())
-
-
-@contextlib.contextmanager
-def locked(path: Path, timeout: float, otherwise: str) -> Iterator[None]:
-    """Hold a lock file; the lock ends with this process, however that ends.
-
-    Args:
-        path: the lock file; its directory is made.
-        timeout: seconds to wait for another process.
-        otherwise: what is the matter if that is not enough.
-
-    Raises:
-        ValueError: another process holds it, or the directory cannot be written to.
-    """
-    lock = FileLock(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=timeout)
-    except Timeout:
-        raise ValueError(otherwise) from None
-    except OSError as error:
-        raise ValueError(f"Could not write {path}: {error}. Name a directory that can be written to") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:

@@ -18,14 +18,15 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
+from tdmpc2 import files
 from tdmpc2.data.store import EpisodeStore, StoreFile, StoreMeta, header
 from tdmpc2.files import replacing, write_text
 from tdmpc2.progress import open_console, print_line
@@ -208,28 +209,10 @@ def beside(out: Path, ending: str) -> Path:
     return out.with_name(f".{out.name}.{ending}")
 
 
-@contextlib.contextmanager
-def locked(out: Path, quiet: bool = False, advice: str = "Name a directory that can be written to") -> Iterator[None]:
-    """Hold ``.<out>.lock``; where another process does, say so and wait for it.
-
-    Raises:
-        ValueError: the directory of ``out`` cannot be written to; it ends with ``advice``.
-    """
-    lock = FileLock(beside(out, "lock"))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if not quiet:
-                say(f"Another process is writing {out}: waiting for it")
-            lock.acquire()
-    except OSError as error:
-        raise ValueError(f"Could not write {out}: {error}. {advice}") from error
-    try:
-        yield
-    finally:
-        lock.release()
+def locked(out: Path, quiet: bool = False, **advice: str) -> AbstractContextManager[None]:
+    """Hold ``.<out>.lock``; where another process does, say so and wait for it. See :func:`tdmpc2.files.locked`."""
+    busy = "" if quiet else f"Another process is writing {out}: waiting for it"
+    return files.locked(beside(out, "lock"), busy, wait=None, **advice)
 
 
 def reserve(descriptor: int, size: int) -> None:

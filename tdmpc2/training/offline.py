@@ -20,7 +20,7 @@ from tdmpc2.results import table_rows, write_video
 from tdmpc2.rollout import Frames
 from tdmpc2.runtime import set_num_threads
 from tdmpc2.training import run_dir
-from tdmpc2.training.guards import STOPPED, FiniteGuard, stop_on_signal
+from tdmpc2.training.guards import STOPPED, FiniteGuard, StopRequest, stop_on_signal
 from tdmpc2.training.preflight import check_disk, dry_run, preflight
 from tdmpc2.training.process_group import ProcessGroup, process_group
 from tdmpc2.training.teacher import Teacher, add_targets, fit_pca
@@ -52,11 +52,15 @@ def train(cfg: Config, teacher_cfg: Config | None) -> Path:
                 print(*dry_run(cfg, teacher_cfg), sep="\n")
             return cfg.run_dir / "model.pt"
         preflight(cfg, teacher_cfg)
-        with run_dir.lock(cfg.run_dir) if group.main else nullcontext():
-            return _train(cfg, teacher_cfg, group)
+        with (
+            run_dir.lock(cfg.run_dir) if group.main else nullcontext(),
+            stop_on_signal(launched=group.world_size > 1) as stop,
+        ):
+            return _train(cfg, teacher_cfg, group, stop)
 
 
-def _train(cfg: Config, teacher_cfg: Config | None, group: ProcessGroup) -> Path:
+def _train(cfg: Config, teacher_cfg: Config | None, group: ProcessGroup, stop: StopRequest) -> Path:
+    stop.at_once = True  # whatever is made before the first update survives a kill
     own = group.rows(cfg.batch_size)
     threads = set_num_threads(cfg.num_threads)
     teacher = Teacher.of(teacher_cfg)
@@ -74,29 +78,24 @@ def _train(cfg: Config, teacher_cfg: Config | None, group: ProcessGroup) -> Path
         print(f"{cfg.run_dir} is already trained for {start:,} steps; set student_config.steps higher to go on")
         return path
 
-    with stop_on_signal(launched=group.world_size > 1) as stop:
-        stop.at_once = True  # whatever is made before the first update survives a kill
-        place = group.from_main(lambda: plan_place(cfg, agent.device))
-        with group.main_first():
-            data, lazy = open_data(cfg, agent.device, place), None
-            if teacher and not alive:
-                data, lazy = add_targets(data, teacher, cfg, agent.device)
-        sampler = data.sampler
-        fitted = fit_pca(agent, sampler)
-        if group.main:
-            run_dir.claim(cfg.run_dir, record)  # everything has been read and found good
-        stop.at_once = False
-    with (
-        stop_on_signal(launched=group.world_size > 1) as stop,
-        Logger(
-            cfg if group.main else cfg.replace(save_csv=False, disable_wandb=True),
-            teacher=alive.cfg if alive else teacher_cfg,
-            total_steps=cfg.steps,
-            start_step=start,
-            run_id=wandb_id,
-            evaluate_again=unevaluated,
-        ) as logger,
-    ):
+    place = group.from_main(lambda: plan_place(cfg, agent.device))
+    with group.main_first():
+        data, lazy = open_data(cfg, agent.device, place), None
+        if teacher and not alive:
+            data, lazy = add_targets(data, teacher, cfg, agent.device)
+    sampler = data.sampler
+    fitted = fit_pca(agent, sampler)
+    stop.at_once = False
+    if group.main:
+        run_dir.claim(cfg.run_dir, record)  # everything has been read and found good
+    with Logger(
+        cfg if group.main else cfg.replace(save_csv=False, disable_wandb=True),
+        teacher=alive.cfg if alive else teacher_cfg,
+        total_steps=cfg.steps,
+        start_step=start,
+        run_id=wandb_id,
+        evaluate_again=unevaluated,
+    ) as logger:
         logger.message(
             f"{cfg.run_dir}: {sum(p.numel() for p in agent.model.parameters() if p.requires_grad):,} parameters, "
             f"{len(sampler):,} episodes on {data.place}, {f'teacher {teacher.path}' if teacher else 'no teacher'}, "

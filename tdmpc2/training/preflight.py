@@ -18,8 +18,8 @@ from tdmpc2.checkpoint import read_file
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import Layout, chunk_paths
 from tdmpc2.data.dataset import Batch
-from tdmpc2.data.importer import find_store
-from tdmpc2.data.placement import data_bytes, data_record, plan_place
+from tdmpc2.data.importer import RATE, find_store
+from tdmpc2.data.placement import choose_place, data_bytes, data_record
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.evaluation import num_steps, side_by_side
 from tdmpc2.limits import CACHED_TARGETS
@@ -29,7 +29,6 @@ from tdmpc2.runtime import available_memory, set_num_threads
 from tdmpc2.training import run_dir
 from tdmpc2.training.teacher import Teacher
 
-_IMPORT_RATE = 300e6  # bytes per second of a plain SSD
 _CACHE_BATCH = 4096  # rows a teacher takes at a time
 
 
@@ -146,7 +145,8 @@ def dry_run(cfg: Config, teacher_cfg: Config | None) -> list[str]:
 
 def _data(cfg: Config, device: torch.device) -> tuple[str, int, bool]:
     """One line on the data, the bytes that are drawn from, and whether chunk files are imported first."""
-    store, size, place = find_store(cfg.data_dir), data_bytes(cfg), plan_place(cfg, device)
+    store, size = find_store(cfg.data_dir), data_bytes(cfg)
+    place = choose_place(cfg.data_device, device, size)
     imported = store is None and (place == "disk" or cfg.distillation_cache != "off")
     what = "chunk files" if store is None else str(store.path)
     what += f", to be imported into {Path(cfg.data_dir) / 'store'} first" if imported else ""
@@ -159,8 +159,8 @@ def _preparation(cfg: Config, alive: TDMPC2 | None, size: int, imported: bool) -
     seconds, disk = 0.0, 0
     if imported:
         disk = sum(path.stat().st_size for path in chunk_paths(cfg.data_dir))
-        seconds = disk / _IMPORT_RATE
-        lines.append(f"import      {disk / 1e9:.2f} GB at {_IMPORT_RATE / 1e6:.0f} MB/s = {_clock(seconds)}")
+        seconds = disk / RATE
+        lines.append(f"import      {disk / 1e9:.2f} GB at {RATE / 1e6:.0f} MB/s = {_clock(seconds)}")
     if alive is not None and cfg.distillation_cache != "off":
         layout = Layout.of(cfg.task_specs)
         rows = size // RowFormat(layout.obs_dim, layout.action_dim).record.itemsize

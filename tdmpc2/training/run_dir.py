@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
+from tdmpc2 import files
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoint import load_file, read_file, save_file
 from tdmpc2.config import Config, defaults
@@ -48,24 +48,15 @@ def lock(run_dir: Path) -> Iterator[None]:
         ValueError: another process trains there, or the directory cannot be made.
     """
     path = run_dir.with_name(f".{run_dir.name}.lock")
-    file = FileLock(path)
-    try:
-        run_dir.parent.mkdir(parents=True, exist_ok=True)
-        file.acquire(timeout=0)
-    except Timeout as error:
-        raise ValueError(f"Another process is training in {run_dir}: wait for it, or set exp_name") from error
-    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
-        raise ValueError(
-            f"{run_dir} cannot be used: {error}. Set work_dir to a directory that can be written"
-        ) from error
-    try:
-        for left_by_a_kill in run_dir.glob(".*.tmp"):
-            left_by_a_kill.unlink()
-        yield
-    finally:
-        if not run_dir.exists():  # refused: nothing to keep others from
-            path.unlink(missing_ok=True)
-        file.release()
+    busy = f"Another process is training in {run_dir}: wait for it, or set exp_name"
+    with files.locked(path, busy, advice="Set work_dir to a directory that can be written"):
+        try:
+            for left_by_a_kill in run_dir.glob(".*.tmp"):
+                left_by_a_kill.unlink()
+            yield
+        finally:
+            if not run_dir.exists():  # refused: nothing to keep others from
+                path.unlink(missing_ok=True)
 
 
 def check(cfg: Config, teacher_sha256: str | None) -> tuple[dict[str, Any], str]:
