@@ -21,14 +21,14 @@ from rich.table import Table
 from tdmpc2 import planner
 from tdmpc2.config import Config
 from tdmpc2.nn.world_model import WorldModel
-from tdmpc2.runtime import DTYPES, resolve_device, set_num_threads
+from tdmpc2.runtime import resolve_device, set_num_threads
 
 
 def make_case(cfg: Config, precision: str, num_envs: int, compile_it: bool) -> Callable[[], None]:
     """A function that plans once for ``num_envs`` environments."""
     device = resolve_device(cfg.device)
     model = WorldModel(cfg, torch.Generator().manual_seed(0)).requires_grad_(False).to(device)
-    model.set_precision(DTYPES[precision])
+    model.set_precision(precision)
     ids = torch.arange(num_envs, device=device) % len(cfg.task_specs)
     context, discount = model.context(ids), model.discounts[ids].unsqueeze(-1)
     z = model.encode(torch.randn(num_envs, cfg.obs_dim, device=device), context)

@@ -5,7 +5,7 @@ H horizon, B batch, E environments, O observation, A action, D latent, K bins, Q
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -343,6 +343,12 @@ class TDMPC2:
             self.generator.set_state(generator)
         else:
             self.generator.manual_seed(int.from_bytes(generator.numpy().tobytes()[:7], "little"))
+
+    def set_precision(self, name: str, format_of: Callable[[str], str], wide: torch.dtype) -> None:
+        """Act in lower precision from now on, and train no more; see :class:`~tdmpc2.precision.Execution`."""
+        self._require_fp32("change the precision")
+        self.model.set_precision(format_of, wide)
+        self.precision = name
 
     def _require_fp32(self, purpose: str) -> None:
         if self.precision != "fp32":

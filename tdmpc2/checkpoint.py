@@ -39,7 +39,7 @@ _PRECISIONS = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
     torch.int8: "int8",
-    torch.qint8: "int8",
+    torch.qint8: "qint8",  # the published files': one scale per tensor
 }
 _MATRIX = re.compile(r"(?!_task_emb).*(?<!\.ln)\.weight|_(target_)?Qs\.params\.(0|4|8)")
 
@@ -178,19 +178,31 @@ def load_file(source: str | os.PathLike[str] | Mapping[str, Any]) -> Checkpoint:
     return Checkpoint(model, config, step, version, entries, path)
 
 
-def precision_of(state: Mapping[str, Any]) -> str:
-    """How the weight matrices are stored: ``fp32``, ``fp16``, ``bf16``, ``int8``, or ``mixed`` for more than one.
+def formats_of(state: Mapping[str, Any]) -> dict[str, str]:
+    """How each weight matrix is stored, target heads included: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``qint8``.
 
     Embedding, biases and LayerNorms do not count: they take no part in matrix products.
 
     Raises:
         ValueError: unknown layout or number format.
     """
-    dtypes = {tensor.dtype for name, tensor in layouts.rename(state).items() if _MATRIX.fullmatch(name)}
-    if unknown := sorted(str(dtype) for dtype in dtypes if dtype not in _PRECISIONS):
+    dtypes = {name: tensor.dtype for name, tensor in layouts.rename(state).items() if _MATRIX.fullmatch(name)}
+    if unknown := sorted({str(dtype) for dtype in dtypes.values() if dtype not in _PRECISIONS}):
         raise ValueError(f"Weights stored as {', '.join(unknown)} are not supported")
-    found = {_PRECISIONS[dtype] for dtype in dtypes}
-    return found.pop() if len(found) == 1 else "mixed"
+    return {name: _PRECISIONS[dtype] for name, dtype in dtypes.items()}
+
+
+def precision_of(state: Mapping[str, Any]) -> str:
+    """``fp32``, ``fp16`` or ``bf16``; ``int8`` if all matrices but the encoder's first are; ``mixed`` for all else.
+
+    Raises:
+        ValueError: unknown layout or number format.
+    """
+    formats = {name: "int8" if kind == "qint8" else kind for name, kind in formats_of(state).items()}
+    if len(found := set(formats.values())) == 1:
+        return found.pop()
+    formats.pop("_encoder.state.0.weight", None)  # sees raw observations, so an int8 file may keep it in fp16
+    return "int8" if set(formats.values()) == {"int8"} else "mixed"
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -114,7 +114,7 @@ class Config:
 
     # Device
     device: str = "auto"
-    precision: str = "auto"  # auto | fp32 | bf16 | fp16: what planning computes in
+    precision: str = "auto"  # auto | fp32 | bf16 | fp16 | int8: what planning computes in
     compile: str = "auto"  # auto | true | false
     num_threads: int | None = None  # null: OMP_NUM_THREADS, else every core of this process
 

@@ -11,7 +11,7 @@ from tdmpc2.tasks import nearest
 _INF = float("inf")
 CHOICES = {
     "policy_loss": ("opt", "tdmpc2"),
-    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "precision": ("auto", "fp32", "bf16", "fp16", "int8"),
     "compile": ("auto", "true", "false"),
     "data_device": ("auto", "cuda", "cpu", "disk"),
     "task_balance": ("episodes", "tasks"),

@@ -9,9 +9,9 @@ from typing import Any
 
 from tdmpc2 import layouts
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoint import Checkpoint, load_file, precision_of
+from tdmpc2.checkpoint import Checkpoint, load_file
 from tdmpc2.config import RUN_KEYS, Config, parse_cfg
-from tdmpc2.runtime import DTYPES, resolve_precision
+from tdmpc2.precision import execution
 from tdmpc2.tasks import TASK_SETS, nearest
 
 _log = logging.getLogger("tdmpc2")
@@ -25,8 +25,8 @@ def load_agent(
     Args:
         source: file, or a dict as read from one.
         device: where it computes; ``auto`` prefers an accelerator.
-        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``; ``auto`` is the fastest that is correct for the file here.
-            An agent below fp32 acts but does not train.
+        precision: ``auto``, ``fp32``, ``bf16``, ``fp16`` or ``int8``; ``auto`` is the fastest that is correct for the
+            file here. An agent below fp32 acts but does not train.
         overrides: keys of :class:`~tdmpc2.config.Config` that win over the file's, such as ``num_samples`` or
             ``task``; a task of a multi-task file selects that task.
 
@@ -36,12 +36,11 @@ def load_agent(
     file = load_file(source)
     agent = TDMPC2(config_of(file, device=device, precision=precision, **overrides))
     agent.load({"model": file.model})
-    chosen, remark = resolve_precision(precision, precision_of(file.model), agent.device)
-    if remark:
-        _log.warning("%s: %s", file.origin, remark)
-    if chosen != "fp32":
-        agent.model.requires_grad_(False).set_precision(DTYPES[chosen])
-        agent.precision = chosen
+    chosen = execution(precision, file, agent.device)
+    if chosen.remark:
+        _log.warning("%s: %s", file.origin, chosen.remark)
+    if chosen.name != "fp32":
+        agent.set_precision(chosen.name, chosen.format_of, chosen.wide)
     return agent
 
 

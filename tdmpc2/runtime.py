@@ -1,4 +1,4 @@
-"""Devices, threads and number formats of the machine this runs on."""
+"""Devices, threads and abilities of the machine this runs on."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 
 import psutil
 import torch
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -73,25 +71,11 @@ def has_fast_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def resolve_precision(requested: str, stored: str, device: torch.device) -> tuple[str, str]:
-    """The precision to plan in, and one line saying why where it is not what the file or the user asked for.
-
-    Args:
-        requested: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
-        stored: precision of the file: ``fp32``, ``bf16``, ``fp16``, ``int8`` or ``mixed``.
-    """
-    if requested != "auto":
-        return requested, ""
-    if stored == "fp32":
-        return "fp32", ""
-    if stored == "fp16" and device.type == "cuda":
-        return "fp16", ""
-    if has_fast_bf16(device):
-        return (
-            "bf16",
-            "" if stored == "bf16" else f"{stored} file: computing in bf16, the fastest this {device.type} does well",
-        )
-    return "fp32", f"{stored} file: computing in fp32, this {device.type} has no fast bf16"
+def has_fast_int8(device: torch.device) -> bool:
+    """Whether int8 matrix products are faster than bf16 ones on this device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and bool(torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def can_compile(device: torch.device) -> bool:

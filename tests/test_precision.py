@@ -6,8 +6,6 @@ the low-precision plan's mean sequence is than float32's own, in standard deviat
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 import torch
 from torch import Tensor
@@ -15,10 +13,9 @@ from torch.testing import assert_close
 
 from tdmpc2 import planner
 from tdmpc2.config import Config
-from tdmpc2.loading import load_agent
 from tdmpc2.nn.world_model import WorldModel
-from tdmpc2.runtime import has_cpp_compiler, resolve_precision
-from tests.conftest import load_golden, shared_file
+from tdmpc2.runtime import has_cpp_compiler
+from tests.conftest import load_golden
 
 CFG = Config(device="cpu")
 
@@ -26,7 +23,9 @@ CFG = Config(device="cpu")
 def make_model(state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> WorldModel:
     model = WorldModel(CFG)
     model.load_state_dict(state)
-    return model.requires_grad_(False).set_precision(dtype)
+    return model.requires_grad_(False).set_precision(
+        {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    )
 
 
 def regret(reference: WorldModel, other: WorldModel, rows: slice, **compiled: object) -> Tensor:
@@ -83,24 +82,3 @@ def test_compiled_planner_equals_the_plain_one(published: dict[str, Tensor]) -> 
     low = make_model(published, torch.bfloat16)
     found = torch.cat([regret(model, low, slice(i, i + 12), **compiled) for i in (0, 12, 24)])
     assert float(found.mean()) < 0.1
-
-
-def test_precision_follows_the_file_and_the_device() -> None:
-    cpu = torch.device("cpu")
-    assert resolve_precision("auto", "fp32", cpu) == ("fp32", "")
-    assert resolve_precision("fp32", "fp16", cpu) == ("fp32", "")
-    chosen, remark = resolve_precision("auto", "fp16", cpu)
-    assert chosen in ("bf16", "fp32")
-    assert remark.startswith("fp16 file: computing in " + chosen)
-
-
-def test_an_agent_below_fp32_acts_but_does_not_train(caplog: pytest.LogCaptureFixture) -> None:
-    path = shared_file("checkpoints/mt30_1M_steps_045dist_fp16.pt")
-    with caplog.at_level(logging.WARNING):
-        agent = load_agent(path, device="cpu", num_samples=32, num_elites=8, num_pi_trajs=4)
-    assert len(caplog.messages) == 1
-    assert "fp16 file" in caplog.messages[0]
-    bf16 = load_agent(path, device="cpu", precision="bf16")
-    assert agent.act(torch.zeros(24), t0=True, task="walker-walk").shape == (6,)
-    with pytest.raises(ValueError, match="loaded to act in bf16"):
-        bf16.update(None)  # type: ignore[arg-type]

@@ -206,14 +206,16 @@ def relative_error(x: torch.Tensor, reference: torch.Tensor) -> float:
     return float((x - reference).norm() / reference.norm())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_lower_precision_keeps_the_outputs_close(published: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_lower_precision_keeps_the_outputs_close(
+    published: dict[str, torch.Tensor], precision: str, dtype: torch.dtype
+) -> None:
     g = load_golden("model_forward.npz")
     plain, model = WorldModel(Config()), WorldModel(Config())
     for each in (plain, model):
         each.load_state_dict(published)
         each.requires_grad_(False)
-    model.set_precision(dtype)
+    model.set_precision(precision)
     lowered = {name for name, p in model.state_dict().items() if p.dtype != torch.float32}
     assert lowered == {name for name in published if LOWERED.fullmatch(name)}
     assert all(model.state_dict()[name].dtype == dtype for name in lowered)

@@ -1,7 +1,7 @@
 """Layers of the world model. Parameter names are those of published checkpoints (specification section 15, layout a).
 
-A layer computes its matrix product in the dtype of its weight and everything else (LayerNorm, activation, SimNorm)
-in float32, so lowering the precision of a model is a cast of its weights.
+A layer computes its matrix product in the format of its weight (:mod:`tdmpc2.nn.products`) and everything else
+(LayerNorm, activation, SimNorm) in float32, so lowering the precision of a model is a conversion of its weights.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tdmpc2.nn.products import FLOATS, FORMATS, batched_product, product, to_int8
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -29,7 +31,13 @@ def mish(x: Tensor) -> Tensor:
     return x * (n / (n + 2))
 
 
-def split_linear(parts: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
+def split_linear(
+    parts: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None = None,
+    wide: torch.dtype | None = None,
+) -> Tensor:
     """``weight @ concatenated parts + bias``, without concatenating.
 
     The parts' leading axes broadcast, so what is the same for many rows (a task embedding, a planner's first latent)
@@ -37,29 +45,55 @@ def split_linear(parts: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tenso
 
     Args:
         parts: [..., in_i] with the in_i adding up to in.
-        weight: [out, in]; its dtype is the product's.
+        weight: [out, in]; its format is the product's.
         bias: [out].
+        scale: of an int8 weight, [out, 1].
+        wide: see :func:`~tdmpc2.nn.products.product`.
 
     Returns:
         [..., out] in the dtype of the first part.
     """
     weights = weight.split([part.shape[-1] for part in parts], -1) if len(parts) > 1 else (weight,)
-    total = F.linear(parts[0].to(weight.dtype), weights[0], bias).to(parts[0].dtype)
+    total = product(parts[0], weights[0], bias, scale, wide)
     for part, own in zip(parts[1:], weights[1:], strict=True):
-        total = total + F.linear(part.to(weight.dtype), own).to(part.dtype)
+        total = total + product(part, own, None, scale, wide)
     return total
 
 
 class Linear(nn.Module):
-    """Affine map of concatenated inputs, [..., in] -> [..., out], in the dtype of its weight, float32 out."""
+    """Affine map of concatenated inputs, [..., in] -> [..., out], in the format of its weight, float32 out.
+
+    Attributes:
+        scale: of an int8 weight, [out, 1], else None.
+        wide: what an int8 weight is widened to in the product; None: the inputs are quantised as well.
+    """
+
+    scale: Tensor | None
+    wide: torch.dtype | None = None
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features))
+        self.register_buffer("scale", None, persistent=False)
+
+    def set_format(self, name: str, wide: torch.dtype = torch.float32) -> None:
+        """Convert a float32 layer to one of :data:`~tdmpc2.nn.products.FORMATS`; it can no longer be trained."""
+        weight, self.scale, self.wide = _converted(self.weight, name, wide)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(self.bias.to(FLOATS.get(name, torch.float32)), requires_grad=False)
 
     def forward(self, *parts: Tensor) -> Tensor:
-        return split_linear(parts, self.weight, self.bias)
+        return split_linear(parts, self.weight, self.bias, self.scale, self.wide)
+
+
+def _converted(weight: Tensor, name: str, wide: torch.dtype) -> tuple[Tensor, Tensor | None, torch.dtype | None]:
+    """Weight in a format, its scale, and what it is widened to."""
+    assert name in FORMATS, name
+    assert weight.dtype == torch.float32, "converted twice"
+    if name in FLOATS:
+        return weight.detach().to(FLOATS[name]), None, None
+    return *to_int8(weight.detach()), wide if name == "int8-weight-only" else None
 
 
 class NormedLinear(Linear):
@@ -98,8 +132,13 @@ class QEnsemble(nn.Module):
     """``num_q`` value networks in -> M -> M -> K as stacked weights; all heads in one batched product per layer.
 
     Parameter ``4 l + s`` belongs to layer l: s = 0 weight [Q, out, in], 1 bias [Q, out], 2 and 3 LayerNorm scale and
-    shift [Q, out]; the last layer has only 8 and 9.
+    shift [Q, out]; the last layer has only 8 and 9. ``scale0`` to ``scale2`` are the scales [Q, out, 1] of the layers
+    with int8 weights, else None.
     """
+
+    scale0: Tensor | None
+    scale1: Tensor | None
+    scale2: Tensor | None
 
     def __init__(self, num_q: int, in_features: int, width: int, num_bins: int) -> None:
         super().__init__()
@@ -108,6 +147,17 @@ class QEnsemble(nn.Module):
             shapes += [(num_q, o, i), (num_q, o), (num_q, o), (num_q, o)]
         shapes += [(num_q, num_bins, width), (num_q, num_bins)]
         self.params = nn.ParameterList([nn.Parameter(torch.zeros(shape)) for shape in shapes])
+        for layer in range(3):
+            self.register_buffer(f"scale{layer}", None, persistent=False)
+        self._wide: list[torch.dtype | None] = [None, None, None]
+
+    def set_format(self, layer: int, name: str, wide: torch.dtype = torch.float32) -> None:
+        """Convert a float32 layer; see :meth:`Linear.set_format`."""
+        weight, scale, self._wide[layer] = _converted(self.params[4 * layer], name, wide)
+        setattr(self, f"scale{layer}", scale)
+        bias = self.params[4 * layer + 1].to(FLOATS.get(name, torch.float32))
+        self.params[4 * layer] = nn.Parameter(weight, requires_grad=False)
+        self.params[4 * layer + 1] = nn.Parameter(bias, requires_grad=False)
 
     def forward(
         self,
@@ -128,20 +178,23 @@ class QEnsemble(nn.Module):
             [n, ..., K].
         """
         params = [p.detach() if detach else p for p in self.params]
+        scales = [self.scale0, self.scale1, self.scale2]
         if heads is not None:
             params = [p.index_select(0, heads) for p in params]
-        w0, b0, scale0, shift0, w1, b1, scale1, shift1, w2, b2 = params
-        h = split_linear(parts, w0.flatten(0, 1), b0.flatten())  # [..., n M]
-        lead, dtype = h.shape[:-1], h.dtype
+            scales = [None if scale is None else scale.index_select(0, heads) for scale in scales]
+        w0, b0, gain0, shift0, w1, b1, gain1, shift1, w2, b2 = params
+        scale0 = None if scales[0] is None else scales[0].flatten(0, 1)
+        h = split_linear(parts, w0.flatten(0, 1), b0.flatten(), scale0, self._wide[0])  # [..., n M]
+        lead = h.shape[:-1]
         h = h.reshape(-1, w0.shape[0], w0.shape[1]).transpose(0, 1)  # [n, N, M]
         if dropout_mask is not None:
             h = h * dropout_mask.reshape(h.shape)
-        h = _norm_mish(h, scale0, shift0)
-        h = _norm_mish(torch.baddbmm(b1[:, None], h.to(w1.dtype), w1.mT).to(dtype), scale1, shift1)
-        logits = torch.baddbmm(b2[:, None], h.to(w2.dtype), w2.mT).to(dtype)
+        h = _norm_mish(h, gain0, shift0)
+        h = _norm_mish(batched_product(h, w1, b1, scales[1], self._wide[1]), gain1, shift1)
+        logits = batched_product(h, w2, b2, scales[2], self._wide[2])
         return logits.reshape(len(logits), *lead, -1)
 
 
-def _norm_mish(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Mish of LayerNorm with one scale and shift per head, h [n, N, M]."""
-    return mish(torch.addcmul(shift[:, None], F.layer_norm(h, h.shape[-1:]), scale[:, None]))
+def _norm_mish(h: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+    """Mish of LayerNorm with one gain and shift per head, h [n, N, M]."""
+    return mish(torch.addcmul(shift[:, None], F.layer_norm(h, h.shape[-1:]), gain[:, None]))

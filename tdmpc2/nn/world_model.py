@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -111,19 +112,35 @@ class WorldModel(nn.Module):
             layouts.check_state(state, self.state_dict(), "the state dict")
         return super().load_state_dict(state, strict=strict, assign=assign)
 
-    def set_precision(self, dtype: torch.dtype) -> WorldModel:
-        """Cast the weights of all matrix products that planning repeats for every sample.
+    def set_precision(self, precision: str | Callable[[str], str], wide: torch.dtype = torch.float32) -> WorldModel:
+        """Convert a float32 model's weight matrices to the formats it is to act in; it can no longer be trained.
 
-        The encoder, which runs once per plan, LayerNorms, the embedding and all that follows a product stay float32.
+        LayerNorms, the embedding and all that follows a product stay float32. There are no target heads of its own
+        afterwards: they are the online heads.
+
+        Args:
+            precision: one of :data:`~tdmpc2.nn.products.FORMATS` for all matrices, the encoder's excepted: it runs once
+                per plan, where planning repeats the others for every sample. Or the format of each matrix by its name.
+            wide: what int8 weights are widened to where a product is not int8 itself; the encoder's to float32.
         """
-        for network in (self._dynamics, self._reward, self._pi):
-            for layer in network:
-                assert isinstance(layer, Linear)
-                layer.weight.data, layer.bias.data = layer.weight.to(dtype), layer.bias.to(dtype)
-        for heads in (self._Qs, self._target_Qs):
-            for index in (0, 1, 4, 5, 8, 9):
-                heads.params[index].data = heads.params[index].to(dtype)
+        format_of = precision if callable(precision) else partial(_planning_format, precision)
+        self.requires_grad_(False)
+        networks: dict[str, Any] = {name: getattr(self, name) for name in ("_dynamics", "_reward", "_pi")}
+        for name, network in {"_encoder.state": self._encoder["state"], **networks}.items():
+            for index, layer in enumerate(network):
+                layer.set_format(format_of(f"{name}.{index}.weight"), wide if name in networks else torch.float32)
+        for index in range(3):
+            self._Qs.set_format(index, format_of(f"_Qs.params.{4 * index}"), wide)
+        self._target_Qs = self._Qs
         return self
+
+    def weight_bytes(self) -> int:
+        """Bytes of all weights as they lie in memory, scales included."""
+        tensors = {t.data_ptr(): t.nbytes for t in (*self.parameters(), *self._scales())}
+        return sum(tensors.values())
+
+    def _scales(self) -> list[Tensor]:
+        return [buffer for name, buffer in self.named_buffers() if name.rpartition(".")[2].startswith("scale")]
 
     # -- tasks ------------------------------------------------------------------------------------------------------
 
@@ -232,6 +249,10 @@ class WorldModel(nn.Module):
 def draw_heads(num_q: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
     """Two distinct head indices [2], drawn on the device."""
     return torch.rand(num_q, device=device, generator=generator).topk(2).indices
+
+
+def _planning_format(precision: str, name: str) -> str:
+    return "fp32" if name.startswith("_encoder.") else precision
 
 
 def _parts(*parts: Tensor | None) -> list[Tensor]:

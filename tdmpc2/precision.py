@@ -1,0 +1,76 @@
+"""What an agent acts in: from the formats its file stores and what the device does fast (DESIGN section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from tdmpc2.checkpoint import Checkpoint, formats_of, precision_of
+from tdmpc2.nn.products import FLOATS
+from tdmpc2.runtime import has_fast_bf16, has_fast_int8
+
+
+class Execution(NamedTuple):
+    """How a model's products are computed.
+
+    Attributes:
+        name: ``fp32``, ``bf16``, ``fp16``, ``int8``, ``int8-weight-only`` or ``mixed``.
+        format_of: name of a weight matrix -> one of :data:`~tdmpc2.nn.products.FORMATS`.
+        wide: what int8 weights are widened to where a product is not int8.
+        remark: one line where this is not what the file's name promises, else empty.
+    """
+
+    name: str
+    format_of: Callable[[str], str]
+    wide: torch.dtype
+    remark: str
+
+
+def execution(requested: str, file: Checkpoint, device: torch.device) -> Execution:
+    """What to compute a file's model in.
+
+    The encoder runs once per plan: its products are float32, with int8 weights widened.
+
+    Args:
+        requested: ``auto`` (the fastest that is correct for the file here), ``fp32``, ``bf16``, ``fp16`` or ``int8``.
+        file: the file; its int8 matrices stay int8 unless a floating-point format is requested.
+        device: where it is computed.
+    """
+    formats, stored = formats_of(file.model), precision_of(file.model)
+    floating = requested if requested in FLOATS else _fastest(stored, device)
+    kept = _int8_format(file) if requested == "auto" else "int8"
+    keep = requested == "int8"
+    if requested == "auto" and "int8" in formats.values():
+        keep = kept == "int8-weight-only" or has_fast_int8(device)
+
+    def format_of(matrix: str) -> str:
+        is_int8 = keep and formats[matrix] == "int8"
+        if matrix.startswith("_encoder."):
+            return "int8-weight-only" if is_int8 else "fp32"
+        return kept if is_int8 or requested == "int8" else floating
+
+    computed = {
+        (formats[m], format_of(m).removesuffix("-weight-only")) for m in formats if not m.startswith("_encoder.")
+    }
+    changes = [f"{was} weights are computed in {now}" for was, now in sorted(computed) if was != now]
+    remark = f"{stored} file: {', '.join(changes)}, the fastest this {device.type} does well" if changes else ""
+    name = floating if not keep else kept if stored != "mixed" or requested == "int8" else "mixed"
+    return Execution(name, format_of, FLOATS[floating], remark if requested == "auto" else "")
+
+
+def _fastest(stored: str, device: torch.device) -> str:
+    """Floating-point format for a file's products."""
+    if stored == "fp32":
+        return "fp32"
+    if stored != "bf16" and device.type == "cuda":
+        return "fp16"
+    return "bf16" if has_fast_bf16(device) else "fp32"
+
+
+def _int8_format(file: Checkpoint) -> str:
+    """What a file's recipe wants its int8 weights multiplied with."""
+    recipe = file.extra.get("recipe")
+    weight_only = isinstance(recipe, dict) and recipe.get("activations") == "float"
+    return "int8-weight-only" if weight_only else "int8"
