@@ -98,8 +98,8 @@ def plan(
         prev_mean: plan state of the previous call, already zero where an episode starts, [E, H, A].
         noise: see :func:`draw_noise`.
         eval_mode: without exploration noise on the executed action.
-        sweep_fn: compiled replacement of :func:`sweep`.
-        rollout_fn: compiled replacement of :func:`policy_rollout`.
+        sweep_fn: faster replacement of :func:`sweep`.
+        rollout_fn: faster replacement of :func:`policy_rollout`.
     """
     cfg = model.cfg
     task = task.unsqueeze(1)
@@ -150,18 +150,20 @@ def sweep(
     sample_eps: Tensor,
     value_eps: Tensor,
     heads: Tensor,
+    value_fn: Callable[..., Tensor] | None = None,
 ) -> Sweep:
     """One MPPI iteration: sample around (mean, std), evaluate, refit to the elites.
 
     Args:
         z: [E, D]; the other shapes are those of :func:`plan` and :class:`PlanNoise`, without the iteration axis.
+        value_fn: faster replacement of :func:`estimate_value`.
     """
     cfg = model.cfg
     samples = (mean.unsqueeze(2) + std.unsqueeze(2) * sample_eps).clamp(-1, 1)
     actions = torch.cat([policy_actions, samples], 2)  # [E, H, S, A]
     if (mask := task.action_mask) is not None:
         actions = actions * mask.unsqueeze(1)
-    value = estimate_value(model, z, task, discount, actions, value_eps, heads)
+    value = (value_fn or estimate_value)(model, z, task, discount, actions, value_eps, heads)
     return refit(cfg, actions, value, mask)
 
 

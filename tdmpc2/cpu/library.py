@@ -1,0 +1,96 @@
+"""The C++ libraries of the kernels: built once per machine with g++, and kept in the user's cache."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch  # noqa: F401 - it brings the OpenMP runtime that the library then shares
+
+#: The files of each library; the last one is compiled.
+PLANNER, UPDATE = ("gemm.h", "planner.cpp"), ("norm_mish.cpp",)
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
+_INSTRUCTIONS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16")
+
+
+def load(sources: tuple[str, ...] = PLANNER) -> ctypes.CDLL:
+    """The library of these files, built on first use.
+
+    Raises:
+        RuntimeError: it is not available here, with :func:`reason`.
+    """
+    library, why = _load(sources)
+    if library is None:
+        raise RuntimeError(f"The CPU kernels are not available: {why}")
+    return library
+
+
+def reason(sources: tuple[str, ...] = PLANNER) -> str:
+    """Why the library is not available here, in one line; empty if it is. Builds it on first use."""
+    return _load(sources)[1]
+
+
+@functools.cache
+def _load(sources: tuple[str, ...]) -> tuple[ctypes.CDLL | None, str]:
+    try:
+        return ctypes.CDLL(str(build(cache_dir(), sources))), ""
+    except (OSError, RuntimeError) as error:
+        return None, " ".join(str(error).split())
+
+
+def cache_dir() -> Path:
+    """Where built libraries are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tdmpc2"
+
+
+def build(directory: Path, sources: tuple[str, ...] = PLANNER) -> Path:
+    """Build the library for this machine, or find it built.
+
+    Args:
+        directory: created if absent; several processes may build into it at once.
+        sources: :data:`PLANNER` or :data:`UPDATE`.
+
+    Raises:
+        RuntimeError: the processor or the compiler will not do, in one line.
+        OSError: the directory cannot be written.
+    """
+    flags = cpu_flags()
+    if missing := [name for name in _INSTRUCTIONS if name not in flags]:
+        raise RuntimeError(f"this processor ({platform.machine()}) has no {', '.join(missing)}")
+    compiler = shlex.split(os.environ.get("CXX") or "g++")
+    if shutil.which(compiler[0]) is None:
+        raise RuntimeError(f"no C++ compiler: '{compiler[0]}' is not installed (CXX names another)")
+    version = _run([*compiler, "--version"])
+    files = [Path(__file__).parent / name for name in sources]
+    key = [*(file.read_text() for file in files), *_FLAGS, *compiler, version, *sorted(flags)]
+    path = directory / f"{files[-1].stem}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
+    if not path.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory) as own:
+            built = Path(own) / path.name
+            _run([*compiler, *_FLAGS, str(files[-1]), "-o", str(built)])
+            built.replace(path)
+    return path
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets of an x86 processor under Linux; none elsewhere."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+
+
+def _run(command: list[str]) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if result.returncode:
+        lines = (result.stderr or result.stdout).strip().splitlines() or [f"exit code {result.returncode}"]
+        raise RuntimeError(f"{command[0]}: {next((line for line in lines if 'error' in line), lines[-1])}")
+    return result.stdout

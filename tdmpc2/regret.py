@@ -1,0 +1,120 @@
+"""How much worse the plans of other models are, in the eyes of the float32 model (DESIGN, section 9).
+
+Actions of two precisions do not compare: MPPI's elite (specification, section 11) is drawn, so that the last bit of a
+sum can change it. What compares is the value that the float32 model gives the mean sequence of either plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tdmpc2 import planner
+from tdmpc2.config import Config
+from tdmpc2.nn.world_model import WorldModel
+from tdmpc2.planner import Plan, PlanNoise, Sweep
+
+PlanFn = Callable[..., Plan]
+
+
+def plan_regret(
+    reference: WorldModel,
+    other: WorldModel,
+    obs: Tensor,
+    task: Tensor | None,
+    *,
+    seed: int = 0,
+    plan_fn: PlanFn = planner.plan,
+) -> Tensor:
+    """:func:`plan_regrets` of one model, [E]."""
+    return plan_regrets(reference, [other], obs, task, seed=seed, plan_fn=plan_fn)[0]
+
+
+@torch.no_grad()
+def plan_regrets(
+    reference: WorldModel,
+    others: Sequence[WorldModel],
+    obs: Tensor,
+    task: Tensor | None,
+    *,
+    seed: int = 0,
+    plan_fn: PlanFn = planner.plan,
+) -> Tensor:
+    """How much less the reference's value is for the mean of other models' plans than for that of its own plan.
+
+    All plans start an episode and use the same random numbers, as far as their budgets have them in common. The value
+    of a mean is the reference's: its rewards, then all Q heads at the policy's mean action. The unit is the standard
+    deviation of the values of the reference's first sweep, which are those of actions drawn at random.
+
+    Args:
+        reference: the float32 model; plans with the settings of its configuration, uncompiled.
+        others: the same model in other precisions, or with another planning budget in their configurations.
+        obs: [E, O]; memory is that of planning for E environments at once.
+        task: ids [E]; None for single-task models.
+        seed: of the random numbers.
+        plan_fn: plans for ``others``: :func:`~tdmpc2.planner.plan` or a function with its arguments, such as
+            ``partial(planner.plan, **planner.compiled())``.
+
+    Returns:
+        [len(others), E]; negative where the other plan is better.
+
+    Raises:
+        ValueError: another horizon: the value of more or fewer steps is that of another question.
+    """
+    cfg = reference.cfg
+    for other in others:
+        if other.cfg.horizon != cfg.horizon:
+            raise ValueError(
+                f"horizon={other.cfg.horizon} against the reference's horizon={cfg.horizon}: regret compares sequences "
+                "of one length; compare plans of other horizons by playing (python evaluate.py)"
+            )
+    generator = torch.Generator(obs.device).manual_seed(seed)
+    noise = planner.draw_noise(_largest([cfg, *(other.cfg for other in others)]), len(obs), obs.device, generator)
+    discount = reference.discounts.expand(len(obs)) if task is None else reference.discounts[task]
+    discount = discount.unsqueeze(-1)
+    swept: list[Tensor] = []  # values of each sweep of the reference, [E, S]
+
+    def noting(*args: Any) -> Sweep:
+        result = planner.sweep(*args)
+        swept.append(result.value)
+        return result
+
+    def mean_of(model: WorldModel, plan: PlanFn) -> Tensor:
+        context, prev_mean = model.context(task), obs.new_zeros(len(obs), cfg.horizon, cfg.action_dim)
+        z = model.encode(obs, context)
+        return plan(model, z, context, discount, prev_mean, _part(noise, model.cfg), eval_mode=True).mean
+
+    own = mean_of(reference, partial(planner.plan, sweep_fn=noting))
+    means = torch.stack([own, *(mean_of(other, plan_fn) for other in others)], 2)  # [E, H, 1 + n, A]
+    context, eps = reference.context(task), means.new_zeros(len(obs), means.shape[2], cfg.action_dim)
+    z, heads = reference.encode(obs, context), torch.arange(cfg.num_q, device=obs.device)
+    value = planner.estimate_value(reference, z, context.unsqueeze(1), discount, means, eps, heads)  # [E, 1 + n]
+    spread = swept[0].std(-1, keepdim=True).clamp(min=torch.finfo(value.dtype).tiny)  # a new model's values are all 0
+    return ((value[:, :1] - value[:, 1:]) / spread).T
+
+
+def _largest(cfgs: Sequence[Config]) -> Config:
+    """The first configuration with a budget whose noise has that of every one as a part."""
+    policy = max(cfg.num_pi_trajs for cfg in cfgs)
+    return cfgs[0].replace(
+        iterations=max(cfg.iterations for cfg in cfgs),
+        num_samples=policy + max(cfg.num_samples - cfg.num_pi_trajs for cfg in cfgs),
+        num_pi_trajs=policy,
+        num_elites=max(cfg.num_elites for cfg in cfgs),
+    )
+
+
+def _part(noise: PlanNoise, cfg: Config) -> PlanNoise:
+    sweeps = cfg.plan_iterations
+    return PlanNoise(
+        noise.policy[:, :, : cfg.num_pi_trajs],
+        noise.samples[:sweeps, :, :, : cfg.num_samples - cfg.num_pi_trajs],
+        noise.value[:sweeps, :, : cfg.num_samples],
+        noise.heads[:sweeps],
+        noise.elite[:, : cfg.num_elites],
+        noise.action,
+    )
