@@ -9,6 +9,7 @@ import torch
 
 from tdmpc2.checkpoint import Checkpoint, formats_of, precision_of
 from tdmpc2.nn.products import FLOATS
+from tdmpc2.nn.world_model import planning_format
 from tdmpc2.runtime import has_fast_bf16, has_fast_int8
 
 
@@ -49,7 +50,7 @@ def execution(requested: str, file: Checkpoint, device: torch.device) -> Executi
         is_int8 = keep and formats[matrix] == "int8"
         if matrix.startswith("_encoder."):
             return "int8-weight-only" if is_int8 else "fp32"
-        return kept if is_int8 or requested == "int8" else floating
+        return planning_format(kept if is_int8 or requested == "int8" else floating, matrix)
 
     computed = {
         (formats[m], format_of(m).removesuffix("-weight-only")) for m in formats if not m.startswith("_encoder.")

@@ -32,10 +32,11 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def exact(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """The int8 product in float64: rows rounded to 255 steps of their own."""
-    step = (x.abs().amax(-1, keepdim=True) / 127).double()
-    rows = (x.double() / step).round()
-    return (rows @ weight.double().T) * step * scale.double().T
+    """The int8 product in float64: every row in 256 steps from its smallest to its largest value."""
+    low, high = (bound.double() for bound in x.aminmax(dim=-1, keepdim=True))
+    step = (high - low) / 255
+    rows = ((x.double() - low) / step).round() * step + low
+    return (rows @ weight.double().T) * scale.double().T
 
 
 @settings(max_examples=25, deadline=None)
@@ -45,7 +46,7 @@ def test_int8_product_is_the_exact_one(rows: int, inputs: int, outputs: int, see
     bias = normal(outputs)
     want = exact(x, weight, scale)
     # A tie may round either way in float32: one step of one input.
-    step = float(x.abs().max() / 127 * scale.max() * 127)
+    step = float((x.max() - x.min()) / 255 * scale.max() * 127)
     got = product(x, weight, bias, scale)
     assert float((got - bias - want).abs().max()) <= step * 1.01
     assert float((got - bias - want).norm() / want.norm()) < 2e-3
@@ -60,13 +61,14 @@ def test_small_int8_products_only_widen_the_weight(rows: int, inputs: int) -> No
     assert_close(product(x, weight, None, scale), x @ (weight * scale).T, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_of_zeros_stay_zero() -> None:
+def test_constant_rows_are_exact() -> None:
     weight, scale = to_int8(normal(8, 64))
     x = normal(40, 64)
-    x[3], x[4] = 0, 1e-44
+    x[3], x[4], x[5] = 0, 1e-44, 2.5
     got = product(x, weight, None, scale)
     assert got.isfinite().all()
     assert not got[3].any()
+    assert_close(got[5], (x[5] @ (weight * scale).T), rtol=1e-5, atol=1e-5)
 
 
 def test_weight_only_products_are_those_of_the_widened_weight() -> None:

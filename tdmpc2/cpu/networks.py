@@ -67,11 +67,6 @@ def head_layer(heads: QEnsemble, head: int, layer: int) -> Affine:
     )  # fmt: skip
 
 
-def unquantised_inputs(layer: Affine) -> Affine:
-    """An int8 layer with bf16 inputs; any other as it is."""
-    return layer._replace(wide=torch.bfloat16) if layer.weight.dtype == torch.int8 and layer.wide is None else layer
-
-
 class _Layer(ctypes.Structure):
     """``Layer`` of gemm.h."""
 
@@ -181,11 +176,10 @@ class PackedNetworks:
             (model._pi, _NONE, (cfg.latent_dim, task_dim, 0)),
         ):
             first, second, third = (linear(x, act) for x, act in zip(network, (_MISH, _MISH, last), strict=True))  # type: ignore[arg-type]
-            third = unquantised_inputs(third) if network is model._dynamics else third
             self._layers += [PackedLayer(first, parts, first_step=True), PackedLayer(second), PackedLayer(third)]
         for head in range(cfg.num_q):
             first, second, third = (head_layer(model._Qs, head, layer) for layer in range(3))
-            self._layers += [PackedLayer(first, joint), PackedLayer(second), PackedLayer(unquantised_inputs(third))]
+            self._layers += [PackedLayer(first, joint), PackedLayer(second), PackedLayer(third)]
         self._bins = _padded(model.bins)
         self._structs = (_Layer * len(self._layers))(*(layer.struct for layer in self._layers))
         self._networks = _Networks(

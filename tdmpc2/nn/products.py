@@ -4,7 +4,7 @@
 format              weight            product
 ==================  ================  ====================================================================
 fp32, bf16, fp16    the same          inputs cast to the weight's type
-int8                int8 and scales   every input row quantised with a scale of its own, sums in int32
+int8                int8 and scales   every input row quantised between its own bounds, sums in int32
 int8-weight-only    int8 and scales   weights widened to the activations' type (bf16 where that is fast)
 ==================  ================  ====================================================================
 
@@ -70,10 +70,16 @@ def batched_product(
 
 
 def _int8_product(x: Tensor, weight: Tensor) -> Tensor:
-    """x [N, in], int8 weight [out, in] -> [N, out] without the weight's scale."""
-    largest = x.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny * INT8_MAX)
-    rows = (x * (INT8_MAX / largest)).round().to(torch.int8)
+    """x [N, in], int8 weight [out, in] -> [N, out] without the weight's scale.
+
+    A row is 256 steps from its smallest to its largest value, x = low + step (q + 128). SimNorm and Mish have no or
+    hardly any negative values, so steps on both sides of zero would be twice as wide.
+    """
+    low, high = x.aminmax(dim=-1, keepdim=True)
+    step = ((high - low) / 255).clamp(min=torch.finfo(torch.float32).tiny)
+    rows = ((x - low) / step - 128).round().to(torch.int8)
+    sums = weight.sum(-1, dtype=torch.int32)  # [out]
     out = len(weight)
     if x.device.type == "cuda":  # takes sizes that are multiples of eight
         rows, weight = F.pad(rows, (0, -x.shape[-1] % 8)), F.pad(weight, (0, -x.shape[-1] % 8, 0, -out % 8))
-    return torch._int_mm(rows, weight.mT)[:, :out] * (largest / INT8_MAX)
+    return torch._int_mm(rows, weight.mT)[:, :out] * step + (low + 128 * step) * sums
