@@ -33,12 +33,13 @@ def score(path: str, agent: TDMPC2) -> Evaluation:
         "precision": agent.precision,
         "device": str(agent.device),
         "num_threads": set_num_threads(cfg.num_threads),
-        "compiled": agent.compiled,
+        "planner": agent.planner.kind,
         "config": cfg.to_dict(),
     }
     budget = f"{cfg.plan_iterations} x {cfg.num_samples} samples, horizon {cfg.horizon}" if cfg.mpc else "no planning"
     noise = "with exploration noise" if cfg.eval_noise else "noise-free"
-    print(f"{name}: {protocol['action']} ({budget}), {agent.precision} on {agent.device}, {noise}")
+    computed = f"{agent.precision} on {agent.device}" + (f" ({agent.planner.kind})" if cfg.mpc else "")
+    print(f"{name}: {protocol['action']} ({budget}), {computed}, {noise}")
     if compilation:
         print(compilation)
     directory = results.fresh_directory(cfg.run_dir)

@@ -1,124 +1,159 @@
-"""Write a checkpoint in fp16, int8 and mixed precision, and say what that costs.
+"""Write a checkpoint in fp16, int8 and mixed precision, and measure what that costs.
 
-python quantize.py --checkpoint x.pt [--out DIR] [--force]    ->  x_fp16.pt, x_int8.pt, x_mixed.pt
+python quantize.py --checkpoint x.pt    ->  x_fp16.pt, x_int8.pt, x_mixed.pt and x_quantization.md, .json, .png
+python quantize.py --checkpoint x.pt --recipes bf16,int8 --evaluate 10 --set "tasks=[walker-walk]" num_samples=256
 """
 
 from __future__ import annotations
 
 import argparse
-import io
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from omegaconf import OmegaConf
 from rich import get_console
-from rich.box import SIMPLE
-from rich.table import Table
 
-from tdmpc2 import cli, layouts
-from tdmpc2.checkpoint import FORMAT, Checkpoint, load_file, save_file
-from tdmpc2.config import Config, parse_cfg
-from tdmpc2.loading import config_of
-from tdmpc2.nn.world_model import WorldModel
-from tdmpc2.quantization import RECIPES, deployable, module_errors, output_errors, quantize_state, random_play
-from tdmpc2.tasks import TaskSpec
-
-
-def quantize(source: Path, out: Path, force: bool) -> None:
-    """Everything is computed, and every file to write is known to be free, before the first one is written."""
-    checkpoint = load_file(source)
-    targets = target_files(source, out, force)
-    cfg = model_config(checkpoint)
-    config = checkpoint.config or (cfg.to_dict() if cfg.multitask else None)
-    common = {"config": config, "format": FORMAT, "step": checkpoint.step}
-    models = {name: quantize_state(checkpoint.model, RECIPES[name], checkpoint.origin) for name in targets}
-    reference = build(cfg, checkpoint.model)
-    inputs = random_play(cfg)
-    outputs = {name: output_errors(reference, build(cfg, model), *inputs[:3]) for name, model in models.items()}
-    modules = {name: module_errors(checkpoint.model, model) for name, model in models.items()}
-
-    for name, target in targets.items():
-        save_file(target, {"model": models[name], **common, "recipe": name}, overwrite=force)
-        print(f"wrote {target}")
-    for name in RECIPES.keys() - targets:
-        print(f"{name}: not written, {source} itself has that name; --out DIR writes it elsewhere")
-
-    base = serialised_bytes({"model": deployable(checkpoint.model), **common})
-    rows = [["fp32", f"{base:,}", "100.0%"]]  # without target heads, as all of them
-    for name, target in targets.items():
-        size = target.stat().st_size
-        rows.append([name, f"{size:,}", f"{size / base:.1%}", *map(decibels, outputs[name].values())])
-    title = f"Output errors in dB, on {inputs.source}"
-    show(title, ["recipe", "bytes", "of fp32", *next(iter(outputs.values()))], rows)
-    rows = []
-    for module, (parameters, *_) in next(iter(modules.values())).items():
-        cells = [text for of in modules.values() for text in (f"{of[module].bytes:,}", decibels(of[module].error_db))]
-        rows.append([module, f"{parameters:,}", *cells])
-    headings = [f"{name}_{what}" for name in targets for what in ("bytes", "dB")]
-    show("Weight errors in dB", ["module", "parameters", *headings], rows)
+from tdmpc2 import calibration, cli, layouts, quantized_files
+from tdmpc2 import quantization_report as reports
+from tdmpc2.checkpoint import load_file, save_file
+from tdmpc2.config import check_keys
+from tdmpc2.loading import load_agent
+from tdmpc2.quantization import RECIPES, module_errors
+from tdmpc2.rollout import check_playable
+from tdmpc2.tasks import nearest
 
 
-def target_files(source: Path, out: Path, force: bool) -> dict[str, Path]:
-    """The file of each recipe, without one that would be ``source`` itself.
+def quantize(
+    source: Path,
+    out: Path,
+    names: Sequence[str],
+    settings: reports.Settings,
+    *,
+    data: str | None = None,
+    count: int = calibration.COUNT,
+    limit_db: float = calibration.LIMIT_DB,
+    others: Sequence[Path] = (),
+    force: bool = False,
+) -> None:
+    """Write the files and the report; whatever can be refused is, before the first file is written.
+
+    Args:
+        source: fp32, bf16 or fp16 checkpoint of any layout.
+        out: directory of all that is written.
+        names: recipes.
+        settings: of the measurement.
+        data: directory of data to measure on; None: played episodes.
+        count: rows of inputs to measure on.
+        limit_db: see :func:`tdmpc2.calibration.mixed_recipe`.
+        others: more files of the same model to measure.
+        force: replace existing files, but never ``source``.
 
     Raises:
-        ValueError: some exist and ``force`` is false.
+        ValueError: bad input, existing files, or the disk refused.
     """
-    stem = re.sub(r"_(fp32|bf16|fp16|int8|mixed)$", "", source.stem)
-    targets = {name: out / f"{stem}_{name}.pt" for name in RECIPES}
-    targets = {name: path for name, path in targets.items() if not (path.exists() and path.samefile(source))}
-    existing = [str(path) for path in targets.values() if path.exists()]
-    if existing and not force:
-        raise ValueError(f"There is already {', '.join(existing)}: --force replaces, --out DIR writes elsewhere")
-    return targets
+    checkpoint = load_file(source)
+    targets = quantized_files.target_files(source, out, names)
+    report_files = reports.report_files(out, quantized_files.stem_of(source))
+    quantized_files.check_free([*targets.values(), *report_files.values()], force)
+    config = {"config": quantized_files.own_config(checkpoint)}
+    for path in others:
+        if layouts.infer_sizes(load_file(path).model) != layouts.infer_sizes(checkpoint.model):
+            raise ValueError(f"--compare {path}: not the same model as {source}, its sizes differ")
+    # What mixed will be is not known yet, but what cannot be fp16 cannot be mixed.
+    payloads = {name: quantized_files.payload(checkpoint, RECIPES.get(name, RECIPES["fp16"])) for name in targets}
+    full = quantized_files.full_payload(checkpoint)
+    agent = load_agent(full | config, device=settings.device, **settings.overrides)
+    if settings.episodes:
+        check_playable(agent.cfg)
+    agent.model.requires_grad_(False)
+    inputs = (
+        calibration.stored_inputs(agent.cfg, data, count) if data else calibration.played_inputs(agent.model, count)
+    )
+    inputs = inputs.to(agent.device)
+    found: list[calibration.Sensitivity] = []
+    mixed: frozenset[str] = frozenset()
+    if "mixed" in targets:
+        found = calibration.sensitivities(agent.model, inputs)
+        recipe = calibration.mixed_recipe(found, limit_db)
+        mixed, payloads["mixed"] = recipe.int8, quantized_files.payload(checkpoint, recipe)
+
+    candidates = [reports.Candidate("fp32", full | config, quantized_files.serialised_bytes(full))]
+    for name in names:
+        path = targets.get(name, source)
+        if name in targets:
+            save_file(path, payloads[name], overwrite=force)
+            print(f"wrote {path}")
+        else:
+            print(f"{name}: not written, {source} itself has that name; --out DIR writes it elsewhere")
+        unnamed = load_file(path).config is None  # its one task would have to be named
+        content = {**payloads[name], **config} if unnamed and name in targets else path
+        candidates.append(reports.Candidate(name, content, path.stat().st_size))
+    candidates += [reports.Candidate(path.stem, path, path.stat().st_size) for path in others]
+    rows = reports.measure(candidates, inputs, settings)
+    modules = {name: module_errors(checkpoint.model, content["model"]) for name, content in payloads.items()}
+    report = reports.Report(str(source), inputs, settings, rows, found, mixed, limit_db, modules)
+    for cells in reports.tables(report):
+        get_console().print(reports.rich_table(cells))
+    print("\n".join(reports.write_report(report, report_files)))
 
 
-def model_config(checkpoint: Checkpoint) -> Config:
-    """As for loading, but the one task of a file that does not name it stays unnamed."""
-    sizes = layouts.infer_sizes(checkpoint.model)
-    if checkpoint.config or sizes["num_tasks"]:
-        return config_of(checkpoint)
-    unnamed = TaskSpec("unnamed", sizes["obs_dim"], sizes["action_dim"])
-    widths = {"num_bins": sizes["num_bins"], **layouts.size_keys(sizes)}
-    return parse_cfg({"task": unnamed.name, "task_specs": (unnamed,), **widths})
+def recipe_names(text: str) -> list[str]:
+    """The recipes of a comma-separated list, each once."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in quantized_files.NAMES:
+            known = ", ".join(quantized_files.NAMES)
+            raise ValueError(f"--recipes: '{name}' is not one of {known}.{nearest(name, quantized_files.NAMES)}")
+    return names
 
 
-def build(cfg: Config, state: Mapping[str, Any]) -> WorldModel:
-    model = WorldModel(cfg).requires_grad_(False)
-    model.load_state_dict(state)
-    return model
-
-
-def serialised_bytes(payload: Mapping[str, Any]) -> int:
-    buffer = io.BytesIO()
-    torch.save(payload, buffer)
-    return buffer.tell()
-
-
-def show(title: str, headings: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    for index, heading in enumerate(headings):
-        table.add_column(heading.replace("_", "\n"), justify="right" if index else "left")
-    for row in rows:
-        table.add_row(*row)
-    get_console().print(table)
-
-
-def decibels(value: float) -> str:
-    return "exact" if value == float("-inf") else f"{value:.1f}"
+def overrides_of(settings: Sequence[str]) -> dict[str, Any]:
+    """Keys and values of ``--set``."""
+    if bad := [text for text in settings if "=" not in text]:
+        raise ValueError(f"--set {bad[0]} is not of the form KEY=VALUE")
+    values = OmegaConf.to_container(OmegaConf.from_dotlist(list(settings)))
+    assert isinstance(values, dict)
+    keys = {str(key): value for key, value in values.items()}
+    check_keys(keys, "--set")
+    for key in keys.keys() & {"device", "precision", "eval_episodes"}:
+        raise ValueError(f"--set {key}: use --device and --evaluate; the precision is the recipe's")
+    return keys
 
 
 @cli.one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Write fp16, int8 and mixed copies of a checkpoint beside it.")
+    parser = argparse.ArgumentParser(description="Write quantised copies of a checkpoint and measure what they cost.")
     parser.add_argument("--checkpoint", required=True, help="fp32, bf16 or fp16 file of any layout")
+    names = ", ".join(quantized_files.NAMES)
+    parser.add_argument("--recipes", default="fp16,int8,mixed", help=f"some of {names} (default: fp16,int8,mixed)")
+    parser.add_argument("--data", help="measure on rows of this episode store or directory of chunk files")
+    parser.add_argument("--rows", type=int, default=calibration.COUNT, help="inputs to measure on (default: 240)")
+    parser.add_argument("--evaluate", type=int, default=0, metavar="N", help="score N episodes of each task")
+    parser.add_argument("--compare", nargs="+", default=[], metavar="FILE", help="measure these files as well")
+    parser.add_argument("--limit", type=float, default=calibration.LIMIT_DB, help="error of mixed in dB (default: -40)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="as in num_samples=256")
     parser.add_argument("--out", help="directory of the new files (default: that of the checkpoint)")
     parser.add_argument("--force", action="store_true", help="replace existing files, but never the checkpoint itself")
+    parser.add_argument("--device", default="auto", help="where the copies are measured (default: auto)")
+    parser.add_argument("--repeats", type=int, default=20, help="turns of the timing (default: 20)")
+    parser.add_argument("--plans", type=int, default=48, help="inputs planned for, for the regret (default: 48)")
     args = parser.parse_args(argv)
+    for flag, least in {"rows": 1, "evaluate": 0, "repeats": 1, "plans": 0}.items():
+        if (value := getattr(args, flag)) < least:
+            raise ValueError(f"--{flag} {value} must be at least {least}")
     source = Path(args.checkpoint).expanduser()
-    quantize(source, Path(args.out).expanduser() if args.out else source.parent, args.force)
+    quantize(
+        source,
+        Path(args.out).expanduser() if args.out else source.parent,
+        recipe_names(args.recipes),
+        reports.Settings(args.device, args.repeats, args.plans, args.evaluate, overrides_of(args.set)),
+        data=args.data,
+        count=args.rows,
+        limit_db=args.limit,
+        others=[Path(path).expanduser() for path in args.compare],
+        force=args.force,
+    )
 
 
 if __name__ == "__main__":

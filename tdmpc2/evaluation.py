@@ -108,7 +108,7 @@ def evaluate(
     group = agent.group
     jobs = [Job(task_id, cfg.eval_seed + k) for task_id in cfg.task_ids for k in range(cfg.eval_episodes)]
     jobs = jobs[group.rank :: group.world_size]  # neighbours are of one task and take as long
-    size = side_by_side(cfg, len(jobs), agent.device) if jobs else 1
+    size = side_by_side(cfg, len(jobs), agent) if jobs else 1
     steps = sum(cfg.task_specs[job.task_id].episode_length for job in jobs)
     episodes: list[Episode] = []
     with _seeded(agent, cfg.seed), contextlib.nullcontext() if quiet else Progress(steps, "Evaluating") as bar:
@@ -135,15 +135,19 @@ def num_steps(cfg: Config) -> int:
     return cfg.eval_episodes * sum(cfg.task_specs[task_id].episode_length for task_id in cfg.task_ids)
 
 
-def side_by_side(cfg: Config, num_jobs: int, device: torch.device) -> int:
-    """Environments per batch, all of one size, since a compiled planner is built for one size.
+def side_by_side(cfg: Config, num_jobs: int, agent: TDMPC2) -> int:
+    """Environments per batch; all batches are of one size where a planner is compiled for one.
 
-    On a processor at most four, which fit its caches; on CUDA as many as the activations of planning have room for.
+    On a processor at most four, whose activations fit its caches, or eight with the kernels, which take a few rows at a
+    time; on CUDA as many as the activations of planning have room for.
     """
-    most = 4
+    device = agent.device
+    most = 8 if agent.planner.kind == "kernels" else 4
     if device.type == "cuda" and not cfg.save_video:  # frames of many episodes would fill the main memory
         most = max(1, torch.cuda.mem_get_info(device)[0] // (cfg.num_samples * cfg.mlp_dim * 4 * 16))
     batches = -(-num_jobs // most)
+    if not agent.planner.fixed_size:
+        return -(-num_jobs // batches)
     return next(num_jobs // n for n in range(batches, num_jobs + 1) if num_jobs % n == 0)
 
 

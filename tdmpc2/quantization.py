@@ -1,16 +1,23 @@
-"""Post-training quantisation: what a recipe stores, and how far the result is from the original.
+"""Post-training quantisation: what a recipe stores and computes in, and how far the result is from the original.
 
-========  ==============================  ==========================  ====================================
-recipe    weight matrices                 biases, LayerNorms          task embedding
-========  ==============================  ==========================  ====================================
-fp16      fp16                            fp16                        fp16
-int8      int8                            fp16                        fp16
-mixed     reward and Q int8, others fp16  fp16                        fp16
-========  ==============================  ==========================  ====================================
+================  =========================================  =====================  ================================
+recipe            weight matrices                            everything else        products, where the device has
+                                                                                    such a unit (else the next best)
+================  =========================================  =====================  ================================
+fp16              fp16                                       fp16                   fp16 on CUDA, bf16 on a CPU
+bf16              bf16                                       bf16                   bf16
+int8              int8, the encoder's first fp16             fp16                   int8, encoder float32
+int8-weight-only  int8, the encoder's first fp16             fp16                   as fp16, weights widened
+mixed             int8 where measurement allows, else fp16   fp16                   int8 and as fp16
+================  =========================================  =====================  ================================
 
-int8 is symmetric with one float32 scale per output channel and head, stored as ``<name>.scale``. Keeping biases and
-LayerNorms in float32 was measured on the 1M student: it changes no output error of int8 by more than 0.1 dB (at
--13 to -40 dB) and makes the file 1.8 % larger, so they are fp16. Target heads serve training only and are not stored.
+int8 weights are symmetric with one float32 scale per output channel and head, stored as ``<name>.scale``; int8 products
+quantise every input row between its own bounds, but for the last layers of dynamics and Q heads, whose inputs stay
+floating-point (:func:`~tdmpc2.nn.world_model.planning_format`). The first layer of the encoder takes raw observations
+of many units: with it in int8 all outputs lose 2 to 7 dB for 2 % of the bytes of a 1M model. Keeping biases and
+LayerNorms in float32 was measured on the 1M student: it changes no output error of int8 by more than 0.1 dB (at -13 to
+-40 dB) and makes the file 1.8 % larger, so they are fp16; computed, they and all that follows a product are float32.
+Target heads serve training only and are not stored.
 """
 
 from __future__ import annotations
@@ -20,41 +27,56 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tdmpc2 import layouts
-from tdmpc2.config import Config
 from tdmpc2.nn.math import decode
+from tdmpc2.nn.products import to_int8
 from tdmpc2.nn.world_model import WorldModel
 
-_INT8_MAX = 127  # -128 is left out, so that the grid is symmetric
+VERSION = 1  # of what a recipe's name means, stored in its files
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a file stores a model.
+    """How a file stores a model, and what it asks to be computed in.
 
     Attributes:
         name: suffix of the file name.
-        int8: modules whose weight matrices are int8; every other tensor is fp16.
+        int8: modules (``dynamics``) or single weight matrices (``_dynamics.0.weight``) that are int8.
+        not_int8: weight matrices of these modules that are not.
+        dtype: of every other tensor.
+        activations: what the inputs of int8 products are: ``int8`` or ``float``.
     """
 
     name: str
     int8: frozenset[str] = frozenset()
+    not_int8: frozenset[str] = frozenset()
+    dtype: torch.dtype = torch.float16
+    activations: str = "int8"
 
     def stores(self, name: str, tensor: Tensor) -> torch.dtype:
         """The number format of one layout (a) tensor."""
-        return torch.int8 if _module(name) in self.int8 and _is_matrix(name, tensor) else torch.float16
+        chosen = {name, _module(name)} & self.int8 and name not in self.not_int8
+        return torch.int8 if chosen and is_matrix(name, tensor) else self.dtype
+
+    def entry(self) -> dict[str, Any]:
+        """What a file says of it."""
+        return {"name": self.name, "version": VERSION, "activations": self.activations}
 
 
+_MODULES = frozenset({"encoder", "dynamics", "reward", "pi", "Qs"})
+_OBSERVING = frozenset({"_encoder.state.0.weight"})
+
+#: Recipes that need no measurement; ``mixed`` is made by :func:`tdmpc2.calibration.mixed_recipe`.
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe("fp16"),
-        Recipe("int8", frozenset({"encoder", "dynamics", "reward", "pi", "Qs"})),
-        Recipe("mixed", frozenset({"reward", "Qs"})),
+        Recipe("bf16", dtype=torch.bfloat16),
+        Recipe("int8", _MODULES, _OBSERVING),
+        Recipe("int8-weight-only", _MODULES, _OBSERVING, activations="float"),
     )
 }
 
@@ -63,7 +85,7 @@ def _module(name: str) -> str:
     return name.partition(".")[0].removeprefix("_")
 
 
-def _is_matrix(name: str, tensor: Tensor) -> bool:
+def is_matrix(name: str, tensor: Tensor) -> bool:
     """Whether a layout (a) tensor is a factor of a matrix product: [out, in], or [num_q, out, in] in the Q ensemble."""
     return _module(name) != "task_emb" and tensor.ndim == (3 if _module(name) == "Qs" else 2)
 
@@ -101,18 +123,10 @@ def quantize_state(state: Mapping[str, Any], recipe: Recipe, origin: str = "the 
                 "training has diverged, take an earlier checkpoint"
             )
         if dtype == torch.int8:
-            stored[name], stored[f"{name}.scale"] = _to_int8(tensor)
+            stored[name], stored[f"{name}.scale"] = to_int8(tensor)
         else:
             stored[name] = tensor.to(dtype)
     return stored
-
-
-def _to_int8(w: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest multiples (half to even) of one scale per row: w [..., out, in] -> int8 [..., out, in], [..., out, 1]."""
-    scale = w.abs().amax(-1, keepdim=True) / _INT8_MAX
-    # Rows of zeros (new reward and Q heads), and rows so small that their scale would lose its precision.
-    scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
-    return (w / scale).round().to(torch.int8), scale
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
@@ -151,35 +165,43 @@ def module_errors(reference_state: Mapping[str, Any], quantised_state: Mapping[s
     }
 
 
-@torch.no_grad()
+#: What a model computes, and errors are measured of.
+OUTPUTS = ("latent", "next_latent", "reward", "value", "policy")
+
+
 def output_errors(
     reference: WorldModel, other: WorldModel, obs: Tensor, action: Tensor, task: Tensor | None
 ) -> dict[str, float]:
     """RMS errors of a model's outputs in dB relative to the RMS of the reference; each model uses its own latents.
 
     Args:
+        reference: the model in float32.
+        other: the same in other precision.
         obs: [N, O].
         action: [N, A].
         task: ids [N]; ``None`` for single-task models.
 
     Returns:
-        ``latent``, ``next_latent``, ``reward`` (decoded), ``value`` (decoded, all online heads) and ``policy`` (the
-        squashed mean); -inf where nothing differs.
+        The error of each of :func:`model_outputs`; -inf where nothing differs.
     """
+    expected, got = (model_outputs(model, obs, action, task) for model in (reference, other))
+    return {name: relative_db(got[name], expected[name]) for name in OUTPUTS}
 
-    def outputs(model: WorldModel) -> dict[str, Tensor]:
-        z = model.encode(obs, task)
-        _, info = model.pi(z, task, torch.zeros_like(action))
-        return {
-            "latent": z,
-            "next_latent": model.next(z, action, task),
-            "reward": decode(model.reward(z, action, task), model.bins),
-            "value": decode(model.Q(z, action, task, "all"), model.bins),
-            "policy": info["mean"],
-        }
 
-    expected = outputs(reference)
-    return {name: relative_db(got, expected[name]) for name, got in outputs(other).items()}
+@torch.no_grad()
+def model_outputs(model: WorldModel, obs: Tensor, action: Tensor, task: Tensor | None) -> dict[str, Tensor]:
+    """``latent``, ``next_latent``, ``reward`` (decoded), ``value`` (decoded, all online heads) and ``policy`` (the
+    squashed mean); see :func:`output_errors`.
+    """
+    z = model.encode(obs, task)
+    _, info = model.pi(z, task, torch.zeros_like(action))
+    return {
+        "latent": z,
+        "next_latent": model.next(z, action, task),
+        "reward": decode(model.reward(z, action, task), model.bins),
+        "value": decode(model.Q(z, action, task, "all"), model.bins),
+        "policy": info["mean"],
+    }
 
 
 def relative_db(got: Tensor, expected: Tensor) -> float:
@@ -188,65 +210,3 @@ def relative_db(got: Tensor, expected: Tensor) -> float:
     if error and size:
         return 20 * math.log10(error / size)
     return math.inf if error else -math.inf
-
-
-# -- inputs to measure on ---------------------------------------------------------------------------------------------
-
-
-class Inputs(NamedTuple):
-    """Inputs of :func:`output_errors`, and in words where they come from."""
-
-    obs: Tensor  # [N, O]
-    action: Tensor  # [N, A], zero where a task has no such entry
-    task: Tensor | None  # [N]; None for single-task models
-    source: str
-
-
-def random_play(cfg: Config, count: int = 240, seed: int = 0) -> Inputs:
-    """About ``count`` observations of the model's own tasks under random actions, every fourth step of an episode.
-
-    Tasks whose environment cannot be built here are left out; if none can, the observations are standard-normal.
-
-    Args:
-        cfg: configuration of the model.
-        count: observations, spread evenly over the tasks.
-        seed: of environments and actions.
-    """
-    import gymnasium  # the environment layer is loaded only here, where it is played
-
-    from tdmpc2.envs import make_env
-    from tdmpc2.envs.wrappers import PadEnv
-
-    rng = np.random.default_rng(seed)
-    per_task = math.ceil(count / len(cfg.task_ids))
-    rows: list[tuple[np.ndarray, np.ndarray, int]] = []
-    refusals: list[str] = []
-
-    def random_action(index: int) -> np.ndarray:
-        active = np.arange(cfg.action_dim) < cfg.task_specs[index].action_dim
-        return (rng.uniform(-1, 1, cfg.action_dim) * active).astype(np.float32)
-
-    for index in cfg.task_ids:
-        try:
-            env = PadEnv(make_env(cfg.task_names[index], seed=seed), cfg.obs_dim, cfg.action_dim)
-        except (ImportError, ValueError, gymnasium.error.Error) as error:
-            refusals.append(str(error).partition(". ")[0])
-            continue
-        obs, _ = env.reset()
-        for step in range(4 * per_task):
-            action = random_action(index)
-            if step % 4 == 0:
-                rows.append((obs, action, index))
-            obs, _, terminated, truncated, _ = env.step(action)
-            if terminated or truncated:
-                obs, _ = env.reset()
-        env.close()
-    source = f"{len(rows)} observations of {len(cfg.task_ids) - len(refusals)} tasks played with random actions"
-    if refusals and rows:
-        source += f"; {len(refusals)} tasks left out: {refusals[0]}"
-    if not rows:
-        ids = np.repeat(cfg.task_ids, per_task)
-        rows = [(rng.standard_normal(cfg.obs_dim, np.float32), random_action(index), index) for index in ids]
-        source = f"{len(rows)} standard-normal observations, because no task could be played here: {refusals[0]}"
-    columns = [torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)]
-    return Inputs(columns[0], columns[1], columns[2] if cfg.multitask else None, source)

@@ -333,7 +333,7 @@ def test_a_compiled_planner_always_sees_one_size(monkeypatch: pytest.MonkeyPatch
     collect(cfg, agent, tmp_path / "plain")
     assert set(sizes) == {4, 2}
     sizes.clear()
-    agent._compiled = {"sweep_fn": None}  # says that it is, and is not
+    agent.planner.kind = "compiled"  # says that it is, and is not
     collect(cfg, agent, tmp_path / "compiled")
     assert set(sizes) == {4}
     assert len(read_chunk(tmp_path / "compiled" / "chunk_1.pt")["obs"]) == 2

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from torch.testing import assert_close
 
 from tdmpc2 import results
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config, parse_cfg
+from tdmpc2.cpu import library
 from tdmpc2.data.mixture import random_actor
 from tdmpc2.envs.rendering import context_module
 from tdmpc2.evaluation import Evaluation, TaskResult, bootstrap, compare, evaluate, num_steps, side_by_side
+from tdmpc2.fast_planner import FastPlanner
 from tdmpc2.rollout import Frames, Job, play
 from tdmpc2.runtime import has_cpp_compiler
 from tdmpc2.tasks import lookup
@@ -290,22 +294,57 @@ def test_policy_only(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
     assert episodes_of(policy, eval_noise=True).returns != first.returns
 
 
-def test_the_planner_is_compiled_only_for_long_evaluations(agent: TDMPC2) -> None:
-    def compiled(num_plans: int, **changes: Any) -> tuple[bool, str]:
+def test_planning_is_made_fast_where_it_pays(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(num_plans: int, **changes: Any) -> tuple[str, str]:
         other = TDMPC2(agent.cfg.replace(**changes))
         line = other.compile_planner(num_plans)
-        return other.compiled, line
+        return other.planner.kind, line
 
-    assert compiled(999) == (False, "")
-    assert compiled(10**6, compile=False) == (False, "")
-    assert compiled(10**6, mpc=False, compile=True) == (False, "")
+    assert chosen(99) == ("plain", "")
+    assert chosen(10**6, compile=False) == ("plain", "")
+    assert chosen(10**6, mpc=False, compile=True) == ("plain", "")
+    if not library.reason():
+        assert chosen(100) == chosen(1, compile=True) == ("kernels", "")
+    monkeypatch.setattr("tdmpc2.cpu.library._load", lambda _: (None, "this processor is a toaster"))
+    assert chosen(999) == ("plain", "")
+    kind, line = chosen(1000)
+    assert line.startswith("The CPU kernels are not available: this processor is a toaster. ")
     if has_cpp_compiler():
-        assert compiled(1000)[0]
-        done, line = compiled(1, compile=True)
-        assert done
+        assert kind == "compiled"
         assert "compile=false turns it off" in line
+        assert chosen(1, compile=True)[0] == "compiled"
     else:
-        assert "no compiler for cpu" in compiled(1000)[1]
+        assert kind == "plain"
+        assert "no compiler for cpu" in line
+
+
+@pytest.mark.skipif(bool(library.reason()), reason=library.reason())
+def test_kernels_follow_the_weights(agent: TDMPC2) -> None:
+    """Without planning anew, an agent that trains between evaluations would play with its first weights."""
+    agent = TDMPC2(agent.cfg.replace(seed=3))
+    agent.compile_planner()
+    assert agent.planner.kind == "kernels"
+    obs = torch.ones(agent.cfg.obs_dim)
+
+    kernels, plain_planner = agent.planner, FastPlanner(agent.model)
+
+    def means() -> list[torch.Tensor]:
+        found = []
+        for agent.planner in (kernels, plain_planner):
+            agent.generator.manual_seed(0)
+            agent.act(obs, t0=True, eval_mode=True, task=agent.cfg.task_ids[0])
+            assert agent._plan_mean is not None
+            found.append(agent._plan_mean.clone())
+        return found
+
+    before, plain = means()
+    assert_close(before, plain, rtol=0, atol=1e-4)
+    with torch.no_grad():
+        for parameter in agent.model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    after, plain = means()
+    assert_close(after, plain, rtol=0, atol=1e-4)
+    assert float((after - before).abs().max()) > 1e-2
 
 
 def test_tasks_in_the_order_asked_for() -> None:
@@ -339,18 +378,26 @@ def test_tasks_without_an_environment_are_refused_before_anything_is_played() ->
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("kind", ["plain", "kernels", "compiled"])
 @given(num_jobs=st.integers(1, 400))
 @settings(max_examples=40, deadline=None)
-def test_all_batches_are_of_one_size(device: str, num_jobs: int) -> None:
-    most = 4 if device == "cpu" else 50
+def test_batches(device: str, kind: str, num_jobs: int) -> None:
+    most = 50 if device == "cuda" else 8 if kind == "kernels" else 4
     cfg = Config()
+    player = SimpleNamespace(
+        device=torch.device(device), planner=SimpleNamespace(kind=kind, fixed_size=kind == "compiled")
+    )
     with pytest.MonkeyPatch.context() as patch:
         needed = cfg.num_samples * cfg.mlp_dim * 4 * 16
         patch.setattr(torch.cuda, "mem_get_info", lambda _: (most * needed + 1, 2**60))
-        size = side_by_side(cfg, num_jobs, torch.device(device))
-        filmed = side_by_side(cfg.replace(save_video=True), num_jobs, torch.device(device))
-    assert size == max(n for n in range(1, most + 1) if num_jobs % n == 0)
-    assert filmed <= 4  # frames of more episodes would fill the main memory
+        size = side_by_side(cfg, num_jobs, player)  # type: ignore[arg-type]
+        filmed = side_by_side(cfg.replace(save_video=True), num_jobs, player)  # type: ignore[arg-type]
+    if kind == "compiled":
+        assert size == max(n for n in range(1, most + 1) if num_jobs % n == 0)
+    else:
+        assert size <= most
+        assert -(-num_jobs // size) == -(-num_jobs // most)  # not one batch more than needed
+    assert filmed <= 8  # frames of more episodes would fill the main memory
 
 
 def test_steps_of_an_evaluation(agent: TDMPC2) -> None:

@@ -1,10 +1,12 @@
 """Planning in lower precision and compiled, against plain float32.
 
-The sampled elite may flip on the last bit, so precisions are compared by regret: how much worse, by the float32 model,
-the low-precision plan's mean sequence is than float32's own, in standard deviations of the first sweep's values.
+The sampled elite may flip on the last bit, so precisions are compared by regret (tdmpc2/regret.py).
 """
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch.testing import assert_close
 from tdmpc2 import planner
 from tdmpc2.config import Config
 from tdmpc2.nn.world_model import WorldModel
+from tdmpc2.regret import plan_regret
 from tdmpc2.runtime import has_cpp_compiler
 from tests.conftest import load_golden
 
@@ -28,29 +31,10 @@ def make_model(state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> 
     )
 
 
-def regret(reference: WorldModel, other: WorldModel, rows: slice, **compiled: object) -> Tensor:
+def regret(reference: WorldModel, other: WorldModel, rows: slice, **compiled: Any) -> Tensor:
     """Regret of ``other`` on some of the recorded real observations, [E]."""
     g = load_golden("model_forward.npz")
-    obs, ids = g["obs"][rows], g["task"][rows]
-    noise = planner.draw_noise(CFG, len(ids), torch.device("cpu"), torch.Generator().manual_seed(0))
-    context, discount = reference.context(ids), reference.discounts[ids].unsqueeze(-1)
-    z = reference.encode(obs, context)
-    prev = torch.zeros(len(ids), CFG.horizon, CFG.action_dim)
-    plans = [
-        planner.plan(model, model.encode(obs, context), context, discount, prev, noise, eval_mode=True, **extra)  # type: ignore[arg-type]
-        for model, extra in ((reference, {}), (other, compiled))
-    ]
-    means = torch.stack([plan.mean for plan in plans], 2)  # [E, H, 2, A]
-    eps = torch.zeros(len(ids), 2, CFG.action_dim)
-    value = planner.estimate_value(
-        reference, z, context.unsqueeze(1), discount, means, eps, torch.tensor([0, 1])
-    )  # [E, 2]
-    policy = planner.policy_rollout(reference, z, context.unsqueeze(1), noise.policy)
-    first = planner.sweep(
-        reference, z, context.unsqueeze(1), discount, prev, torch.full_like(prev, CFG.max_std), policy,
-        noise.samples[0], noise.value[0], noise.heads[0],
-    )  # fmt: skip
-    return (value[:, 0] - value[:, 1]) / first.value.std(-1)
+    return plan_regret(reference, other, g["obs"][rows], g["task"][rows], plan_fn=partial(planner.plan, **compiled))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -162,6 +162,7 @@ class PackedNetworks:
 
     def __init__(self, model: WorldModel) -> None:
         cfg, self._library = model.cfg, library.load()
+        self._versions = _versions(model)
         if cfg.simnorm_dim not in _SIMNORM_DIMS:
             raise ValueError(
                 f"simnorm_dim={cfg.simnorm_dim}: the CPU kernels take one of {_SIMNORM_DIMS}; plan without them"
@@ -186,6 +187,10 @@ class PackedNetworks:
             *joint, cfg.num_bins, cfg.simnorm_dim, len(self._layers), cfg.log_std_min, cfg.log_std_max,
             _address(self._bins), ctypes.addressof(self._structs),
         )  # fmt: skip
+
+    def outdated(self, model: WorldModel) -> bool:
+        """Whether the model's weights have changed since."""
+        return _versions(model) != self._versions
 
     def functions(self) -> dict[str, Callable[..., Any]]:
         """``sweep_fn`` and ``rollout_fn`` for :func:`tdmpc2.planner.plan`, of these networks instead of the model's."""
@@ -228,6 +233,11 @@ class PackedNetworks:
         held = [x if x is None or x.dtype == torch.int64 else x.detach().float() for x in tensors]
         held = [None if x is None else x.contiguous() for x in held]
         function(ctypes.byref(self._networks), *counts, *map(_address, held))
+
+
+def _versions(model: WorldModel) -> list[tuple[int, int]]:
+    """What changes with every operation on a weight in place, and with every other tensor in its stead."""
+    return [(id(parameter), parameter._version) for parameter in model.parameters()]
 
 
 def _rows(task: TaskContext, num_envs: int) -> list[Tensor | None]:

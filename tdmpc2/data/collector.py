@@ -182,7 +182,7 @@ def _play(
             player, size = players[shard.player], sizes[shard.player]
             draws, *seeds = np.random.SeedSequence((cfg.seed, shard.number)).generate_state(shard.episodes + 1).tolist()
             actor = player.actor(cfg, draws)
-            if player.agent is not None and player.agent.compiled:
+            if player.agent is not None and player.agent.planner.fixed_size:
                 actor = _padded(actor, size)
             jobs = [Job(shard.task_id, seed) for seed in seeds]
             episodes: list[Episode] = []
@@ -245,7 +245,7 @@ def _computing(players: Sequence[Player], sizes: Sequence[int]) -> dict[str, obj
         "device": "+".join(devices),
         "num_threads": torch.get_num_threads() if "cpu" in devices else None,
         "precision": [agent.precision for agent, _ in agents],
-        "compiled": [agent.compiled for agent, _ in agents],
+        "planner": [agent.planner.kind for agent, _ in agents],
         "num_envs": [size for _, size in agents],
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def _train(cfg: Config, teacher_cfg: Config | None, group: ProcessGroup, stop: S
             f"{f'{group.world_size} processes on ' if group.world_size > 1 else ''}{agent.device}, {threads} threads"
             + (f", continuing at step {start:,}" if start else "")
         )
-        for line in filter(None, (remark, fitted)):
+        for line in filter(None, (remark, fitted, agent.compile_update())):
             logger.message(line)
 
         def rows(step: int) -> Tensor:
@@ -119,7 +120,10 @@ def _train(cfg: Config, teacher_cfg: Config | None, group: ProcessGroup, stop: S
         for done, batch in enumerate(batches, start + 1):
             if lazy:
                 batch = lazy.fill(batch, rows(done - 1)[:, own])
+            began = time.monotonic()
             metrics = agent.update(batch)
+            if agent.update_compiled and done == start + 1:
+                logger.message(f"Compiled in {time.monotonic() - began:.0f} s")
             guard.watch(done, metrics)
             # Asked once, since a signal may come at any moment below. Several processes ask one another now and then.
             stopping = (group.world_size == 1 or done % _ASK_EVERY == 0) and any(group.collect(bool(stop)))
@@ -186,7 +190,7 @@ def _evaluate(agent: TDMPC2, cfg: Config, logger: Logger, step: int) -> None:
     def film(task: str, frames: Frames) -> None:
         write_video(videos / f"{task}-{step}.mp4", frames)
 
-    if not agent.compiled and (line := agent.compile_planner(num_steps(cfg))):
+    if line := agent.compile_planner(num_steps(cfg)):
         logger.message(line)
     result = evaluate(agent, cfg, film=film)
     if cfg.save_video:  # each was written by the process that played it

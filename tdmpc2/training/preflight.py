@@ -118,7 +118,7 @@ def dry_run(cfg: Config, teacher_cfg: Config | None) -> list[str]:
     total = before_s + steps * update_s
     if cfg.eval_freq:
         evaluations = cfg.steps // cfg.eval_freq - start // cfg.eval_freq
-        size = side_by_side(cfg, cfg.eval_episodes * len(cfg.task_ids), agent.device)
+        size = side_by_side(cfg, cfg.eval_episodes * len(cfg.task_ids), agent)
         obs, ids = np.zeros((size, cfg.obs_dim), np.float32), np.arange(size) % len(cfg.task_specs)
         plan_s = _seconds(lambda: agent.act(obs, t0=True, eval_mode=True, task=ids), agent.device) / size
         once = num_steps(cfg) * plan_s

@@ -1,0 +1,60 @@
+"""The figure of a quantisation report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tdmpc2.data.figures import figure_class
+from tdmpc2.files import replacing
+from tdmpc2.quantization import OUTPUTS
+
+
+def quantization_figure(path: Path, rows: Sequence[dict[str, Any]], limit_db: float | None) -> str:
+    """A PNG: on the left the errors of each recipe, on the right its size against its score, or else its regret.
+
+    Args:
+        path: file to write.
+        rows: as from :func:`~tdmpc2.quantization_report.measure`; the first is float32.
+        limit_db: of the predicted errors of ``mixed``; None: there is no such line.
+
+    Returns:
+        Why there is no figure, or nothing.
+
+    Raises:
+        ValueError: the disk refused.
+    """
+    try:
+        figure = figure_class()(figsize=(10, 4.2), layout="constrained")
+    except ModuleNotFoundError as error:
+        return f"No figure: {error}"
+    errors, costs = figure.subplots(1, 2, width_ratios=(1.5, 1))
+    markers = "oosD^vPX*"
+    scored = "score" in rows[0]
+    for index, row in enumerate(rows):
+        style = {"color": f"C{index - 1}" if index else "black", "marker": markers[index % len(markers)]}
+        value = row["score"] if scored else row["regret"]
+        if value is not None:
+            ends = row["interval"] if scored else None
+            half = (ends[1] - ends[0]) / 2 if ends else None if scored else row["regret_error"]
+            costs.errorbar(100 * row["size_ratio"], value, yerr=half, capsize=3, linestyle="none", **style)
+        shift = 0.7 * ((index - 0.5) / max(len(rows) - 1, 1) - 0.5)  # beside each other, not on top
+        points = [(x + shift, row["errors"][name]) for x, name in enumerate(OUTPUTS) if row["errors"][name] is not None]
+        errors.plot(*zip(*points, strict=True) if points else ([], []), linestyle="none", label=row["name"], **style)
+    if limit_db is not None:
+        errors.axhline(limit_db, color="grey", linewidth=1, linestyle="--", label=f"mixed: {limit_db:g} dB predicted")
+    for x in range(len(OUTPUTS) - 1):
+        errors.axvline(x + 0.5, color="lightgrey", linewidth=0.5)
+    errors.set_xticks(range(len(OUTPUTS)), [name.replace("_", " ") for name in OUTPUTS])
+    errors.set(xlim=(-0.5, len(OUTPUTS) - 0.5), ylabel="error relative to float32, dB", title="lower is better")
+    what = "normalized score, 95 % intervals" if scored else "regret ± standard error"
+    costs.set(xlabel="file size, % of float32", ylabel=what, title="further left is smaller")
+    costs.set_xlim(left=0)
+    for axes in (errors, costs):
+        axes.title.set_fontsize(9)
+        axes.grid(axis="y", color="lightgrey", linewidth=0.5)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+    return ""
