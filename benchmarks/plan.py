@@ -1,79 +1,160 @@
-"""Time of one plan, plain against compiled and lower precision, interleaved.
+"""Time of one plan: plain float32 against the fast ways there are, interleaved.
 
 python benchmarks/plan.py --repeats 20
 
-The model is the 1M MT30 student with random weights; the time of a plan does not depend on them. The last line is JSON:
-`cases`, a list with `name`, `num_envs`, `plain_ms`, `fast_ms` (medians per environment) and `speedup`.
+The model is the MT30 student of --size with random weights; the time of a plan does not depend on them. On a CPU the
+kernels of tdmpc2/cpu and torch.compile, on CUDA torch.compile and one graph. `matmul_ms` is the time of a plan's matrix
+products alone, by PyTorch in the same format, measured in the same turns. The last line is JSON: `cases`, a list with
+`name`, `num_envs`, `plain_ms`, `fast_ms`, `matmul_ms` (medians, per environment) and `speedup` (median of the turns').
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from rich import box, get_console
 from rich.table import Table
 
 from tdmpc2 import planner
 from tdmpc2.config import Config
+from tdmpc2.cpu import library
+from tdmpc2.fast_planner import FastPlanner
+from tdmpc2.nn.products import FLOATS
 from tdmpc2.nn.world_model import WorldModel
-from tdmpc2.runtime import resolve_device, set_num_threads
+from tdmpc2.runtime import can_compile, resolve_device, set_num_threads
+
+PLAIN = "plain fp32"
+Run = Callable[[], Any]
 
 
-def make_case(cfg: Config, precision: str, num_envs: int, compile_it: bool) -> Callable[[], None]:
-    """A function that plans once for ``num_envs`` environments."""
-    device = resolve_device(cfg.device)
-    model = WorldModel(cfg, torch.Generator().manual_seed(0)).requires_grad_(False).to(device)
-    model.set_precision(precision)
-    ids = torch.arange(num_envs, device=device) % len(cfg.task_specs)
-    context, discount = model.context(ids), model.discounts[ids].unsqueeze(-1)
-    z = model.encode(torch.randn(num_envs, cfg.obs_dim, device=device), context)
-    mean = torch.zeros(num_envs, cfg.horizon, cfg.action_dim, device=device)
-    functions = planner.compiled() if compile_it else {}
+def products(cfg: Config) -> Iterator[tuple[int, int, int]]:
+    """Inputs, outputs and number of the matrix products of one plan (specification, section 11)."""
+    sweeps, latent, width = cfg.plan_iterations, cfg.latent_dim, cfg.mlp_dim
+    steps = sweeps * cfg.horizon
+    yield latent, 2 * width, steps - sweeps  # reward and dynamics; all samples share the first latent
+    yield width, width, 2 * steps
+    yield width, latent, steps
+    yield width, cfg.num_bins, steps
+    yield latent, width, sweeps  # policy
+    yield width, width, sweeps
+    yield width, 2 * cfg.action_dim, sweeps
+    yield latent, 2 * width, sweeps  # two Q heads
+    yield width, width, 2 * sweeps
+    yield width, cfg.num_bins, 2 * sweeps
+
+
+def product_run(cfg: Config, precision: str, num_envs: int, device: torch.device) -> Run:
+    """All matrix products of a plan for ``num_envs`` environments, and nothing else."""
+    rows = num_envs * cfg.num_samples
+    runs: list[tuple[Run, int]] = []
+    for inputs, outputs, count in products(cfg):
+        x, w = torch.randn(rows, inputs, device=device), torch.randn(outputs, inputs, device=device)
+        if precision == "int8":
+            pads = (0, -inputs % 8), (0, -inputs % 8, 0, -outputs % 8)  # which CUDA wants
+            x8, w8 = F.pad(x.to(torch.int8), pads[0]), F.pad(w.to(torch.int8), pads[1])
+            runs.append((partial(torch._int_mm, x8, w8.T), count))
+        else:
+            dtype = FLOATS[precision]
+            runs.append((partial(F.linear, x.to(dtype), w.to(dtype)), count))
 
     def run() -> None:
-        noise = planner.draw_noise(cfg, num_envs, device, None)
-        planner.plan(model, z, context, discount, mean, noise, eval_mode=True, **functions)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        for one, count in runs:
+            for _ in range(count):
+                one()
+        _wait(device)
 
     return run
 
 
+def plan_run(model: WorldModel, num_envs: int, kind: str) -> Run:
+    """A function that plans once for ``num_envs`` environments."""
+    cfg, device = model.cfg, model.bins.device
+    ids = torch.arange(num_envs, device=device) % len(cfg.task_specs)
+    context, discount = model.context(ids), model.discounts[ids].unsqueeze(-1)
+    z = model.encode(torch.randn(num_envs, cfg.obs_dim, device=device), context)
+    mean = torch.zeros(num_envs, cfg.horizon, cfg.action_dim, device=device)
+    fast = FastPlanner(model)
+    plan: Callable[..., Any] = fast
+    if kind == "kernels" or (device.type == "cuda" and kind == "compiled"):
+        fast.speed_up("true", 10**6)
+        assert fast.kind == kind, fast.kind
+    elif kind == "compiled":
+        functions: dict[str, Any] = dict(planner.compiled())
+        plan = partial(planner.plan, model, **functions)
+
+    def run() -> None:
+        plan(z, context, discount, mean, planner.draw_noise(cfg, num_envs, device, None), eval_mode=True)
+        _wait(device)
+
+    return run
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def cases_of(cfg: Config, num_envs: int, device: torch.device) -> dict[str, Run]:
+    """Every way to plan that there is here, by name."""
+    plain = WorldModel(cfg, torch.Generator().manual_seed(0)).requires_grad_(False).to(device)
+    runs = {PLAIN: plan_run(plain, num_envs, "plain")}
+    formats = ("fp32", "bf16", "int8") if device.type == "cpu" else ("fp32", "bf16", "fp16", "int8")
+    for name in formats:
+        model = copy.deepcopy(plain)
+        if name != "fp32":
+            model.set_precision(name, torch.bfloat16)
+        if device.type == "cpu" and not library.reason():
+            runs[f"kernels {name}"] = plan_run(model, num_envs, "kernels")
+        if can_compile(device) and (device.type == "cuda" or name == "bf16"):
+            runs[f"compiled {name}"] = plan_run(model, num_envs, "compiled")
+    return runs
+
+
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--size", type=int, default=1, help="model size (default: 1)")
+    parser.add_argument("--envs", type=int, nargs="+", default=[1, 8], help="environments at once (default: 1 8)")
+    parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     threads = set_num_threads(args.threads)
-    cfg = Config()
-    cases = [(p, n, c) for n in (1, 4) for p, c in (("fp32", False), ("fp32", True), ("bf16", True))]
-    runs = {case: make_case(cfg, *case) for case in cases}
-    seconds: dict[tuple[str, int, bool], list[float]] = {case: [] for case in cases}
-    for run in runs.values():
-        run(), run()
-    for _ in range(args.repeats):
-        for case, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[case].append(time.perf_counter() - start)
-
-    medians = {case: 1e3 * float(np.median(values)) / case[1] for case, values in seconds.items()}
-    table = Table("precision", "compiled", "environments", "ms per plan", "speedup", box=box.SIMPLE)
+    cfg, device = Config(model_size=args.size), resolve_device(args.device)
+    table = Table("how", "environments", "ms", "speedup", "products alone, ms", box=box.SIMPLE)
     results = []
-    for case in cases:
-        precision, num_envs, compiled = case
-        plain, fast = medians["fp32", num_envs, False], medians[case]
-        table.add_row(precision, str(compiled), str(num_envs), f"{fast:.1f}", f"{plain / fast:.2f}")
-        name = f"{precision}{'-compiled' if compiled else ''}"
-        results.append(
-            {"name": name, "num_envs": num_envs, "plain_ms": plain, "fast_ms": fast, "speedup": plain / fast}
-        )
+    for num_envs in args.envs:
+        runs = cases_of(cfg, num_envs, device)
+        floors = {name.split()[1]: product_run(cfg, name.split()[1], num_envs, device) for name in runs}
+        everything = {**runs, **floors}
+        seconds = np.zeros((args.repeats + 2, len(everything)))
+        for turn in seconds:
+            for index, run in enumerate(everything.values()):
+                start = time.perf_counter()
+                run()
+                turn[index] = time.perf_counter() - start
+        turns = dict(zip(everything, 1e3 * seconds[2:].T / num_envs, strict=True))  # the first two compile
+        for name in runs:
+            case = {
+                "name": name,
+                "num_envs": num_envs,
+                "plain_ms": float(np.median(turns[PLAIN])),
+                "fast_ms": float(np.median(turns[name])),
+                "speedup": float(np.median(turns[PLAIN] / turns[name])),
+                "matmul_ms": float(np.median(turns[name.split()[1]])),
+            }
+            results.append(case)
+            cells = (case["fast_ms"], case["speedup"], case["matmul_ms"])
+            table.add_row(name, str(num_envs), f"{cells[0]:.1f}", f"{cells[1]:.2f}", f"{cells[2]:.1f}")
     get_console().print(table)
     print(json.dumps({"threads": threads, "torch": torch.__version__, "repeats": args.repeats, "cases": results}))
 
