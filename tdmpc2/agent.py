@@ -14,17 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from tdmpc2 import distill, distill_losses, planner
+from tdmpc2 import distill, losses
 from tdmpc2.checkpoint import load_file, save_file
 from tdmpc2.config import RUN_KEYS, Config
-from tdmpc2.nn.math import soft_cross_entropy, updated_scale
+from tdmpc2.fast_planner import FastPlanner
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.noise import UpdateNoise as UpdateNoise
 from tdmpc2.noise import draw_update_noise
+from tdmpc2.planner import draw_noise
 from tdmpc2.runtime import can_compile, resolve_device
 from tdmpc2.training.process_group import ProcessGroup
 
 Array = TypeVar("Array", np.ndarray, Tensor)
+#: Rows of batches that a run must have to be worth compiling: 20 000 updates of 256.
+_ROWS_WORTH_COMPILING = 5_120_000
 TaskLike = int | str | Sequence[int | str] | np.ndarray | Tensor | None
 
 
@@ -72,8 +75,11 @@ class TDMPC2:
         self.optim = torch.optim.Adam(groups, lr=cfg.lr, fused=True)
         self.pi_optim = torch.optim.Adam(policy, lr=cfg.lr, eps=1e-5, fused=True)
         self._rho = cfg.rho ** torch.arange(cfg.horizon + 1, device=self.device)  # [H+1]
+        self.planner = FastPlanner(self.model)
         self._plan_mean: Tensor | None = None  # [E, H, A]
-        self._compiled: dict[str, Any] = {}
+        self._model_losses: Callable[..., Any] = losses.model_losses
+        self._policy_loss: Callable[..., Any] = losses.policy_loss
+        self._update_compiled: bool | None = None  # None: not yet decided
 
     # -- learning ---------------------------------------------------------------------------------------------------
 
@@ -93,94 +99,85 @@ class TDMPC2:
             ValueError: the agent's weights are below float32, or what is to be distilled is not there.
         """
         self._require_fp32("train")
-        cfg, model = self.cfg, self.model
+        cfg = self.cfg
         obs, action, reward, task = (_field(batch, name) for name in ("obs", "action", "reward", "task"))
         ids = task if cfg.multitask else None
         all_ids = None if ids is None else self.group.gather(ids)  # [N B], those of all N processes
         noise = noise or self._draw_update_noise(obs.shape[1])
-        horizon, rho = cfg.horizon, self._rho
-
-        with torch.no_grad():
-            context = self._context(all_ids)
-            next_z = model.encode(obs[1:], context)  # [H, B, D]
-            discount = model.discounts[ids].unsqueeze(-1) if ids is not None else model.discounts
-            td_target = self._td_target(next_z, reward, discount, context, noise)
-            taught = self.distillation.ask(batch, obs, action, ids)
+        discount = self.model.discounts if ids is None else self.model.discounts[ids].unsqueeze(-1)
+        taught = self.distillation.ask(batch, obs, action, ids)
 
         context = self._context(all_ids)
-        z = [model.encode(obs[0], context)]
-        for t in range(horizon):
-            z.append(model.next(z[t], action[t], context))
-        zs = torch.stack(z)  # [H+1, B, D]
-        reward_logits = model.reward(zs[:-1], action, context)  # [H, B, K]
-        q_logits = model.Q(zs[:-1], action, context, "all", dropout_mask=noise.value_dropout)  # [Q, H, B, K]
-
-        losses = {
-            "consistency": (rho[:-1] * (zs[1:] - next_z).square().mean((1, 2))).mean(),
-            "reward": (rho[:-1] * soft_cross_entropy(reward_logits, reward, model.bins).mean((1, 2))).mean(),
-            "value": (rho[:-1] * soft_cross_entropy(q_logits, td_target, model.bins).mean((2, 3))).mean(),
-        }
-        coefs: dict[str, Any] = {
-            "consistency": cfg.consistency_coef,
-            "reward": cfg.reward_coef,
-            "value": cfg.value_coef,
-        }
+        with self._products():
+            given = (obs, action, reward, discount, context, noise, taught)
+            loss_of, zs = self._model_losses(self.model, self.distillation, self._rho, *given)
+        coefs: dict[str, Any] = {name: getattr(cfg, f"{name}_coef") for name in ("consistency", "reward", "value")}
         if taught is not None:
-            distilled = self.distillation.losses(taught, zs, reward_logits, q_logits, rho[:-1], model.bins)
-            losses |= {distill.metric(target): loss for target, loss in distilled.items()}
-            coefs |= {distill.metric(target): self.distillation.weight(target) for target in distilled}
-        total = torch.stack([coefs[name] * loss for name, loss in losses.items()]).sum()
+            coefs |= {distill.metric(name): self.distillation.weight(name) for name in self.distillation.terms}
+        total = torch.stack([coefs[name] * loss for name, loss in loss_of.items()]).sum()
 
         self.optim.zero_grad()
         total.backward()
-        stats = {f"{name}_loss": loss.detach() for name, loss in losses.items()} | {"total_loss": total.detach()}
+        stats = {f"{name}_loss": loss.detach() for name, loss in loss_of.items()} | {"total_loss": total.detach()}
         self.group.average([*_gradients(self._model_params), *stats.values()])
         grad_norm = clip_grad_norm_(self._model_params, cfg.grad_clip_norm)
         self.optim.step()
 
-        pi_stats = self._update_policy(zs.detach(), all_ids, noise, taught)
-        model.update_target(cfg.tau)
+        pi_stats = self._update_policy(zs, all_ids, noise, taught)
+        self.model.update_target(cfg.tau)
         stats |= {"grad_norm": grad_norm, **pi_stats}
         return stats | self.distillation.count(stats)
-
-    def _td_target(
-        self, next_z: Tensor, reward: Tensor, discount: Tensor, context: TaskContext, noise: UpdateNoise
-    ) -> Tensor:
-        """``r + discount * min of two target heads`` at the policy's action, [H, B, 1] (section 8)."""
-        action, _ = self.model.pi(next_z, context, noise.target_eps)
-        value = self.model.Q(next_z, action, context, "min", target=True, heads=noise.target_heads)
-        return reward + discount * value
 
     def _update_policy(
         self, zs: Tensor, all_ids: Tensor | None, noise: UpdateNoise, taught: distill.TeacherOutputs | None = None
     ) -> dict[str, Tensor]:
-        """One step of the policy prior on constant latents zs [H+1, B, D] (section 9.1).
-
-        The Q weights and the task embedding are constants here, so no gradient is left in them for the next update.
-        """
-        cfg, model = self.cfg, self.model
+        """One step of the policy prior on constant latents zs [H+1, B, D] (section 9.1)."""
         with torch.no_grad():
-            context = self._context(all_ids)
-        action, info = model.pi(zs, context, noise.policy_eps)
-        value = model.Q(
-            zs, action, context, "avg", heads=noise.policy_heads, dropout_mask=noise.policy_dropout, detach=True
-        )  # [H+1, B, 1]
-        self.scale = updated_scale(self.scale, self.group.gather(value[0].detach()), cfg.tau)
-        entropy = -info["log_prob"] if cfg.policy_loss == "opt" else info["scaled_entropy"]
-        loss = -(self._rho * (cfg.entropy_coef * entropy + value / self.scale).mean((1, 2))).mean()
-
+            context = self._context(all_ids)  # anew: the embedding has been trained
+        with self._products():
+            loss, divergence, self.scale = self._policy_loss(
+                self.model, self.group, self._rho, zs, context, noise, self.scale, taught
+            )
         stats = {"pi_loss": loss.detach()}
-        if taught is not None and taught.policy is not None:
-            divergence = distill_losses.policy_loss(info["presquash_mean"][0], info["log_std"][0], *taught.policy)
+        if divergence is not None:
             loss = loss + self.distillation.weight("policy") * divergence
             stats["distillation_policy_loss"] = divergence.detach()
 
         loss.backward()
         self.group.average([*_gradients(self._policy_params), *stats.values()])
-        grad_norm = clip_grad_norm_(self._policy_params, cfg.grad_clip_norm)
+        grad_norm = clip_grad_norm_(self._policy_params, self.cfg.grad_clip_norm)
         self.pi_optim.step()
         self.pi_optim.zero_grad()
         return {**stats, "pi_grad_norm": grad_norm, "pi_scale": self.scale}
+
+    def _products(self) -> torch.autocast:
+        """Where the update's matrix products are computed in ``update_precision``; all else stays float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.update_precision == "bf16")
+
+    def compile_update(self) -> str:
+        """Compile the losses of an update if ``cfg.compile`` says so; ``auto``: if the run is worth what that takes.
+
+        A continued run goes on as it was begun, whatever its ``steps`` are now, since rounding differs.
+
+        Returns:
+            One line about it, or nothing.
+        """
+        cfg = self.cfg
+        if self._update_compiled is None:
+            self._update_compiled = cfg.steps * cfg.batch_size >= _ROWS_WORTH_COMPILING
+        wanted = self._update_compiled if cfg.compile == "auto" else cfg.compile == "true"
+        # With several processes one would wait in the other's update for as long as that compiles.
+        self._update_compiled = wanted and self.group.world_size == 1 and can_compile(self.device)
+        if not self._update_compiled:
+            why = "several processes" if self.group.world_size > 1 else f"no compiler for {self.device.type} found"
+            return f"Training without compilation: {why}" if wanted else ""
+        self._model_losses, self._policy_loss = losses.compiled(self.model, self.device)
+        return "Compiling the update in its first step (one or two minutes; compile=false turns it off)"
+
+    @property
+    def update_compiled(self) -> bool:
+        """Whether the update is compiled."""
+        return self._model_losses is not losses.model_losses
 
     def _draw_update_noise(self, batch_size: int) -> UpdateNoise:
         group, all_rows = self.group, batch_size * self.group.world_size
@@ -248,37 +245,24 @@ class TDMPC2:
         discount = (
             self.model.discounts[ids].unsqueeze(-1) if ids is not None else self.model.discounts.expand(len(z), 1)
         )
-        result = planner.plan(
-            self.model,
+        result = self.planner(
             z,
             context,
             discount,
             torch.where(t0[:, None, None], 0.0, self._plan_mean),
-            planner.draw_noise(cfg, len(z), self.device, self.generator),
+            draw_noise(cfg, len(z), self.device, self.generator),
             eval_mode=eval_mode,
-            **self._compiled,
         )
         self._plan_mean = result.mean
         return result.action
 
-    def compile_planner(self, num_plans: int) -> str:
-        """Compile the planner if ``cfg.compile`` says so; ``auto``: if so many plans are worth the minute it takes.
+    def compile_planner(self, num_plans: int = 1_000_000) -> str:
+        """Plan in the fastest way there is, if ``cfg.compile`` says so; ``auto``: if it is worth it for so many plans.
 
         Returns:
             One line about it, or nothing.
         """
-        wanted = self.cfg.compile
-        if not self.cfg.mpc or wanted == "false" or (wanted == "auto" and num_plans < 1000):
-            return ""
-        if not can_compile(self.device):
-            return f"Planning without compilation: no compiler for {self.device.type} found (for a CPU, install g++)"
-        self._compiled = planner.compiled()
-        return "Compiling the planner on its first call (about a minute; compile=false turns it off)"
-
-    @property
-    def compiled(self) -> bool:
-        """Whether the planner is compiled."""
-        return bool(self._compiled)
+        return self.planner.speed_up(self.cfg.compile, num_plans) if self.cfg.mpc else ""
 
     def _task_ids(self, task: TaskLike, num_envs: int) -> Tensor | None:
         names = self.cfg.task_names
@@ -329,6 +313,7 @@ class TDMPC2:
             "scale": self.scale,
             "generator": self.generator.get_state(),
             "distillation": self.distillation.state(),
+            "compiled": self._update_compiled,
         }
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
@@ -338,6 +323,7 @@ class TDMPC2:
         self.scale = state["scale"].to(self.device)
         if "distillation" in state:  # older files have none, and need none
             self.distillation.load_state(state["distillation"])
+        self._update_compiled = state.get("compiled")
         generator = state["generator"].cpu()
         if generator.shape == self.generator.get_state().shape:
             self.generator.set_state(generator)

@@ -115,7 +115,8 @@ class Config:
     # Device
     device: str = "auto"
     precision: str = "auto"  # auto | fp32 | bf16 | fp16 | int8: what planning computes in
-    compile: str = "auto"  # auto | true | false
+    update_precision: str = "fp32"  # fp32 | bf16: what the matrix products of an update compute in; weights stay fp32
+    compile: str = "auto"  # auto | true | false: the planner and the update; auto: where there is enough to do
     num_threads: int | None = None  # null: OMP_NUM_THREADS, else every core of this process
 
     # Logging and saving

@@ -12,6 +12,7 @@ _INF = float("inf")
 CHOICES = {
     "policy_loss": ("opt", "tdmpc2"),
     "precision": ("auto", "fp32", "bf16", "fp16", "int8"),
+    "update_precision": ("fp32", "bf16"),
     "compile": ("auto", "true", "false"),
     "data_device": ("auto", "cuda", "cpu", "disk"),
     "task_balance": ("episodes", "tasks"),

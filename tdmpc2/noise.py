@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -40,10 +41,8 @@ def draw_update_noise(
         return torch.randn(steps, batch_size, cfg.action_dim, device=device, generator=generator)
 
     def dropout(heads: int, steps: int) -> Tensor | None:
-        if cfg.dropout == 0:
-            return None
-        uniform = torch.rand(heads, steps, batch_size, cfg.mlp_dim, device=device, generator=generator)
-        return (uniform >= cfg.dropout) / (1 - cfg.dropout)
+        shape = (heads, steps, batch_size, cfg.mlp_dim)
+        return None if cfg.dropout == 0 else dropout_factors(shape, cfg.dropout, device, generator)
 
     return UpdateNoise(
         target_eps=normal(cfg.horizon),
@@ -53,3 +52,19 @@ def draw_update_noise(
         value_dropout=dropout(cfg.num_q, cfg.horizon),
         policy_dropout=dropout(2, cfg.horizon + 1),
     )
+
+
+def dropout_factors(
+    shape: tuple[int, ...], rate: float, device: torch.device, generator: torch.Generator | None
+) -> Tensor:
+    """0 with probability ``rate``, else 1 / (1 - rate), independently.
+
+    A rate is small, so what is drawn is not a number for each element but the gaps between zeros, which have a
+    geometric distribution: a hundredth of the numbers. They run out before the end in one of 10^23 draws.
+    """
+    size = math.prod(shape)
+    count = math.ceil(size * rate + 10 * math.sqrt(size * rate) + 10)
+    uniform = torch.rand(count, device=device, generator=generator)
+    gaps = (torch.log1p(-uniform) / math.log1p(-rate)).long() + 1
+    factors = torch.full((size + 1,), 1 / (1 - rate), device=device)  # the last one takes the zeros beyond the end
+    return factors.index_fill_(0, (gaps.cumsum(0) - 1).clamp_(max=size), 0)[:size].view(shape)

@@ -230,7 +230,7 @@ def test_continuing_is_exact(
     cfg: Config, teacher: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taught: bool
 ) -> None:
     # Values of so small an agent never reach the range at which the scale leaves 1.
-    monkeypatch.setattr("tdmpc2.agent.updated_scale", lambda scale, value, tau: scale + tau * value.std())
+    monkeypatch.setattr("tdmpc2.losses.updated_scale", lambda scale, value, tau: scale + tau * value.std())
     with_teacher = teacher if taught else None
     straight = train(cfg, with_teacher)
     parts = cfg.replace(work_dir=str(tmp_path / "parts"))

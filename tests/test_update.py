@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict
 from torch.testing import assert_close
 
+from tdmpc2 import losses
 from tdmpc2.agent import TDMPC2, UpdateNoise
 from tdmpc2.config import Config
 from tdmpc2.data.dataset import Batch
@@ -29,9 +30,11 @@ def zero_noise(cfg: Config, batch: int) -> UpdateNoise:
     return UpdateNoise(eps[1:], heads, eps, heads, None, None)
 
 
-def make_agent(g: dict[str, torch.Tensor], published: dict[str, torch.Tensor], scenario: str) -> TDMPC2:
+def make_agent(
+    g: dict[str, torch.Tensor], published: dict[str, torch.Tensor], scenario: str, compile: str = "false"
+) -> TDMPC2:
     policy_loss, with_teacher, _ = SCENARIOS[scenario]
-    cfg = Config(dropout=0.0, policy_loss=policy_loss, device="cpu")
+    cfg = Config(dropout=0.0, policy_loss=policy_loss, device="cpu", compile=compile)
     teacher = None
     if with_teacher:
         teacher = TDMPC2(cfg)
@@ -41,32 +44,34 @@ def make_agent(g: dict[str, torch.Tensor], published: dict[str, torch.Tensor], s
     return agent
 
 
-@pytest.fixture(scope="module", params=SCENARIOS)
-def replayed(request: pytest.FixtureRequest, published: dict[str, torch.Tensor]) -> dict[str, Any]:
+def replay(scenario: str, published: dict[str, torch.Tensor], compile: str = "false") -> dict[str, Any]:
     """Five updates of one recorded scenario, with everything that was recorded about them."""
     g = load_golden("update.npz")
-    scenario = request.param
-    agent = make_agent(g, published, scenario)
+    agent = make_agent(g, published, scenario, compile)
     initial = {name: p.clone() for name, p in agent.model.state_dict().items()}
     stats: list[dict[str, torch.Tensor]] = []
-    targets: list[torch.Tensor] = []
     grads: dict[str, torch.Tensor] = {}
-    original_target = agent._td_target
-    agent._td_target = lambda *args: targets.append(original_target(*args)) or targets[-1]  # type: ignore[method-assign,func-returns-value]
     for optim in (agent.optim, agent.pi_optim):
         optim.register_step_pre_hook(lambda *_: _record_gradients(agent, grads))
+    agent.compile_update()
     for k in range(5):
         batch = Batch(g["obs"][k], g["action"][k], g["reward"][k], g["task"][k])
         stats.append(agent.update(batch, zero_noise(agent.cfg, BATCH)))
-    return {
-        "g": g,
-        "s": scenario,
-        "agent": agent,
-        "initial": initial,
-        "stats": stats,
-        "targets": targets,
-        "grads": grads,
-    }
+    return {"g": g, "s": scenario, "agent": agent, "initial": initial, "stats": stats, "grads": grads}
+
+
+@pytest.fixture(scope="module", params=SCENARIOS)
+def replayed(request: pytest.FixtureRequest, published: dict[str, torch.Tensor]) -> dict[str, Any]:
+    targets: list[torch.Tensor] = []
+    original_target = losses.td_target
+
+    def recorded(*args: Any) -> torch.Tensor:
+        targets.append(original_target(*args))
+        return targets[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "td_target", recorded)
+        return {**replay(request.param, published), "targets": targets}
 
 
 def _record_gradients(agent: TDMPC2, grads: dict[str, torch.Tensor]) -> None:

@@ -104,5 +104,7 @@ def _weights(*weights: Tensor | None) -> _Weights:
 
 
 def _shape(x: Tensor) -> _Shape:
-    assert x.stride(2) == 1 and x.shape[2] % _LANES == 0 and x.dtype in (torch.float32, torch.bfloat16), x.stride()
+    assert x.dtype in (torch.float32, torch.bfloat16), x.dtype
+    assert x.stride(2) == 1, x.stride()
+    assert x.shape[2] % _LANES == 0, x.shape
     return _Shape(*x.shape, x.stride(0), x.stride(1))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tdmpc2.nn.products import FLOATS, FORMATS, batched_product, product, to_int8
 
 Activation = Callable[[Tensor], Tensor]
+NormMish = Callable[..., Tensor]
 
 
 def simnorm(x: Tensor, group: int = 8) -> Tensor:
@@ -60,6 +61,12 @@ def split_linear(
     return total
 
 
+def _sum_of_products(parts: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """:func:`split_linear` without bias, in the type of autocast."""
+    weights = weight.split([part.shape[-1] for part in parts], -1)
+    return sum((F.linear(x, w) for x, w in zip(parts[1:], weights[1:], strict=True)), F.linear(parts[0], weights[0]))
+
+
 class Linear(nn.Module):
     """Affine map of concatenated inputs, [..., in] -> [..., out], in the format of its weight, float32 out.
 
@@ -84,7 +91,8 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(self.bias.to(FLOATS.get(name, torch.float32)), requires_grad=False)
 
     def forward(self, *parts: Tensor) -> Tensor:
-        return split_linear(parts, self.weight, self.bias, self.scale, self.wide)
+        x = split_linear(parts, self.weight, self.bias, self.scale, self.wide)
+        return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _converted(weight: Tensor, name: str, wide: torch.dtype) -> tuple[Tensor, Tensor | None, torch.dtype | None]:
@@ -97,7 +105,14 @@ def _converted(weight: Tensor, name: str, wide: torch.dtype) -> tuple[Tensor, Te
 
 
 class NormedLinear(Linear):
-    """``act(LayerNorm(W x + b))``, [..., in] -> [..., out] (specification section 2)."""
+    """``act(LayerNorm(W x + b))``, [..., in] -> [..., out] (specification section 2).
+
+    Attributes:
+        norm_mish: an operator for all that follows the product (:mod:`tdmpc2.cpu.norm_mish`), where Mish does; its
+            output has the type of the product's. None: torch's functions.
+    """
+
+    norm_mish: NormMish | None = None
 
     def __init__(self, in_features: int, out_features: int, act: Activation = mish) -> None:
         super().__init__(in_features, out_features)
@@ -105,7 +120,11 @@ class NormedLinear(Linear):
         self.act = act
 
     def forward(self, *parts: Tensor) -> Tensor:
-        return self.act(self.ln(super().forward(*parts)))
+        if self.norm_mish is None or self.act is not mish:
+            return self.act(self.ln(super().forward(*parts)))
+        x = _sum_of_products(parts, self.weight)
+        weights = (w.unsqueeze(0) for w in (self.bias, self.ln.weight, self.ln.bias))
+        return self.norm_mish(x.reshape(1, -1, x.shape[-1]), *weights).reshape(x.shape)
 
 
 class MLP(nn.Sequential):
@@ -133,9 +152,10 @@ class QEnsemble(nn.Module):
 
     Parameter ``4 l + s`` belongs to layer l: s = 0 weight [Q, out, in], 1 bias [Q, out], 2 and 3 LayerNorm scale and
     shift [Q, out]; the last layer has only 8 and 9. ``scale0`` to ``scale2`` are the scales [Q, out, 1] of the layers
-    with int8 weights, else None.
+    with int8 weights, else None. ``norm_mish``: see :class:`NormedLinear`.
     """
 
+    norm_mish: NormMish | None = None
     scale0: Tensor | None
     scale1: Tensor | None
     scale2: Tensor | None
@@ -183,6 +203,15 @@ class QEnsemble(nn.Module):
             params = [p.index_select(0, heads) for p in params]
             scales = [None if scale is None else scale.index_select(0, heads) for scale in scales]
         w0, b0, gain0, shift0, w1, b1, gain1, shift1, w2, b2 = params
+        if self.norm_mish is not None:
+            h = _sum_of_products(parts, w0.flatten(0, 1))  # [..., n M]
+            lead = h.shape[:-1]
+            h = h.reshape(-1, *b0.shape).transpose(0, 1)  # [n, N, M]
+            factors = None if dropout_mask is None else dropout_mask.reshape(h.shape)
+            h = self.norm_mish(h, b0, gain0, shift0, factors)
+            h = self.norm_mish(torch.bmm(h, w1.mT), b1, gain1, shift1)
+            logits = torch.bmm(h, w2.mT).to(b2.dtype) + b2[:, None]
+            return logits.reshape(len(logits), *lead, -1)
         scale0 = None if scales[0] is None else scales[0].flatten(0, 1)
         h = split_linear(parts, w0.flatten(0, 1), b0.flatten(), scale0, self._wide[0])  # [..., n M]
         lead = h.shape[:-1]

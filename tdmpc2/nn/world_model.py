@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tdmpc2 import layouts
 from tdmpc2.config import Config
-from tdmpc2.nn.layers import Linear, QEnsemble, mlp, simnorm
+from tdmpc2.nn.layers import Linear, NormedLinear, NormMish, QEnsemble, mlp, simnorm
 from tdmpc2.nn.math import bin_centres, bounded_log_std, decode, squashed_gaussian_stats
 
 
@@ -123,8 +123,9 @@ class WorldModel(nn.Module):
                 per plan, where planning repeats the others for every sample. Or the format of each matrix by its name.
             wide: what int8 weights are widened to where a product is not int8 itself; the encoder's to float32.
         """
-        format_of = precision if callable(precision) else partial(_planning_format, precision)
+        format_of = precision if callable(precision) else partial(planning_format, precision)
         self.requires_grad_(False)
+        self.use_norm_mish(None)
         networks: dict[str, Any] = {name: getattr(self, name) for name in ("_dynamics", "_reward", "_pi")}
         for name, network in {"_encoder.state": self._encoder["state"], **networks}.items():
             for index, layer in enumerate(network):
@@ -133,6 +134,12 @@ class WorldModel(nn.Module):
             self._Qs.set_format(index, format_of(f"_Qs.params.{4 * index}"), wide)
         self._target_Qs = self._Qs
         return self
+
+    def use_norm_mish(self, function: NormMish | None) -> None:
+        """Train with an operator for Mish of LayerNorm, see :class:`~tdmpc2.nn.layers.NormedLinear`."""
+        for module in self.modules():
+            if isinstance(module, (NormedLinear, QEnsemble)):
+                module.norm_mish = function
 
     def weight_bytes(self) -> int:
         """Bytes of all weights as they lie in memory, scales included."""
@@ -251,8 +258,15 @@ def draw_heads(num_q: int, device: torch.device, generator: torch.Generator | No
     return torch.rand(num_q, device=device, generator=generator).topk(2).indices
 
 
-def _planning_format(precision: str, name: str) -> str:
-    return "fp32" if name.startswith("_encoder.") else precision
+#: int8 keeps the inputs of these in floating point: quantised, they made half of the squared error of a plan's value.
+_FLOAT_INPUTS = ("_dynamics.2.weight", "_Qs.params.8")
+
+
+def planning_format(precision: str, matrix: str) -> str:
+    """Format of a weight matrix in a model that plans in ``precision``."""
+    if matrix.startswith("_encoder."):
+        return "fp32"
+    return "int8-weight-only" if precision == "int8" and matrix in _FLOAT_INPUTS else precision
 
 
 def _parts(*parts: Tensor | None) -> list[Tensor]:
