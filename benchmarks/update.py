@@ -168,17 +168,8 @@ def main() -> None:
             numbers += [f"{row['speedup']:.2f}", f"{row['matmul_ms']:.1f}", f"{floor:.2f}", f"{row['compile_s']:.0f}"]
             table.add_row(row["name"], *numbers)
     get_console().print(table)
-    print(
-        json.dumps(
-            {
-                "threads": threads,
-                "torch": torch.__version__,
-                "repeats": args.repeats,
-                "block": args.block,
-                "cases": results,
-            }
-        )
-    )
+    facts = {"threads": threads, "torch": torch.__version__, "repeats": args.repeats, "block": args.block}
+    print(json.dumps({**facts, "cases": results}))
 
 
 if __name__ == "__main__":
