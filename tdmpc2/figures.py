@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tdmpc2.files import replacing
 
 
 def score_figure(path: Path, rows: Sequence[dict[str, Any]]) -> str:
-    """Scores of the groups of a study as a PNG; the groups without a teacher are bands.
+    """Scores and held-out errors of the groups of a study as a PNG; the groups without a teacher are bands.
 
     If the groups with a teacher differ in one number, their scores are drawn over it, else as bars.
 
@@ -32,32 +33,51 @@ def score_figure(path: Path, rows: Sequence[dict[str, Any]]) -> str:
     taught = [row for row in scored if row["taught"]]
     drawn, bands = taught or scored, [row for row in scored if not row["taught"]] if taught else []
     key = swept(taught)
+    panels = _panels([*drawn, *bands])
     try:
-        figure = figure_class()(figsize=(6.5, 4 if key else 1.5 + 0.3 * len(drawn)), layout="constrained")
+        size = (6.5 if len(panels) == 1 else 3.6 * len(panels), 4 if key else 1.5 + 0.3 * len(drawn))
+        figure = figure_class()(figsize=size, layout="constrained")
     except ModuleNotFoundError as error:
         return f"No figure: {error}"
-    axes = figure.subplots()
-    line, span = (axes.axhline, axes.axhspan) if key else (axes.axvline, axes.axvspan)
-    for index, row in enumerate(bands):
-        colour = f"C{index + 1}"
-        line(row["score"], color=colour, linewidth=1, label=row["name"])
-        if row["interval"]:
-            span(*row["interval"], color=colour, alpha=0.15, linewidth=0)
-    means, errors = [row["score"] for row in drawn], [_half(row["interval"]) for row in drawn]
-    if key:
-        values = [row["values"][key] for row in drawn]
-        axes.errorbar(values, means, yerr=errors, marker="o", capsize=3, color="C0", label="with a teacher")
-        axes.set(xlabel=key, ylabel="normalized score")
-    else:
-        axes.barh(range(len(drawn)), means, xerr=errors, capsize=3, color="C0", alpha=0.8)
-        axes.set_yticks(range(len(drawn)), [row["name"] for row in drawn], fontsize=7)
-        axes.set(xlabel="normalized score", ylim=(len(drawn) - 0.5, -0.5))
-    axes.set_title("error bars and bands: 95 % intervals over seeds", fontsize=8)
+    for axes, (label, estimate) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        line, span = (axes.axhline, axes.axhspan) if key else (axes.axvline, axes.axvspan)
+        for index, row in enumerate(bands):
+            colour = f"C{index + 1}"
+            mean, interval = estimate(row)
+            line(mean, color=colour, linewidth=1, label=row["name"])
+            if interval:
+                span(*interval, color=colour, alpha=0.15, linewidth=0)
+        means = [estimate(row)[0] for row in drawn]
+        errors = [_half(estimate(row)[1]) for row in drawn]
+        if key:
+            values = [row["values"][key] for row in drawn]
+            axes.errorbar(values, means, yerr=errors, marker="o", capsize=3, color="C0", label="with a teacher")
+            axes.set(xlabel=key, ylabel=label)
+        else:
+            axes.barh(range(len(drawn)), means, xerr=errors, capsize=3, color="C0", alpha=0.8)
+            first = not label.startswith("held-out")
+            axes.set_yticks(range(len(drawn)), [row["name"] if first else "" for row in drawn], fontsize=7)
+            axes.set(xlabel=label, ylim=(len(drawn) - 0.5, -0.5))
+    figure.suptitle("error bars and bands: 95 % intervals over seeds", fontsize=8)
     if bands or key:
-        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     return ""
+
+
+def _panels(rows: Sequence[dict[str, Any]]) -> dict[str, Callable[[dict[str, Any]], tuple[float, Interval | None]]]:
+    """What is drawn, by the label of its axis: the score, and the held-out errors that all rows have."""
+
+    def heldout(name: str, row: dict[str, Any]) -> tuple[float, Interval | None]:
+        return row["heldout"][name], row["heldout_interval"][name]
+
+    panels: dict[str, Any] = {"normalized score": lambda row: (row["score"], row["interval"])}
+    for name, label in (("reward_rmse", "held-out reward RMSE"), ("value_rmse", "held-out value RMSE")):
+        if all(name in row.get("heldout", {}) for row in rows):
+            panels[label] = partial(heldout, name)
+    return panels
 
 
 def swept(rows: Sequence[dict[str, Any]]) -> str | None:

@@ -22,11 +22,15 @@ run says nothing of how much another seed would differ. Control: same data, step
 without a teacher. Best: the highest score of a run's evaluations, mean over runs; it is chosen by the same episodes, so
 it is too high by chance. Losses: of the last logged batch, mean over runs. Hours: mean, with evaluations."""
 
-#: Held-out errors that are columns of the table; the JSON file has all of them.
+_HELDOUT_CAPTION = """\
+On episodes that no run was trained on (`python -m tdmpc2.heldout`): mean over seeds and 95 % intervals as above. Value
+errors are differences from the teacher's values, because there are no others; they favour a student taught by them."""
+
+#: Held-out errors that are columns of their table; the JSON file has all of them.
 _HELDOUT = {
-    "reward_rmse": "held-out reward RMSE",
-    "reward_horizon_rmse": "over the horizon",
-    "value_rmse": "held-out value RMSE",
+    "reward_rmse": "reward RMSE",
+    "reward_horizon_rmse": "reward RMSE over the horizon",
+    "value_rmse": "value RMSE",
 }
 
 
@@ -97,8 +101,13 @@ def markdown(study: Study, rows: Sequence[dict[str, Any]], figure: str | None) -
         tasks = sorted({task for row in named for task in row["returns"]})
         cells = [[task, *(_number(row["returns"].get(task), 1) for row in named)] for task in tasks]
         parts += ["## Return per task, last evaluation", _table(["task", *(row["name"] for row in named)], cells)]
+    measured = [row for row in rows if row.get("heldout")]
+    if measured or _remarks(study):
+        parts.append("## Held-out errors")
+    if measured:
+        parts += [_table(*_heldout_columns(measured)), _HELDOUT_CAPTION]
     if remarks := _remarks(study):
-        parts += ["## Held-out errors", "\n".join(f"- {line}" for line in remarks)]
+        parts.append("\n".join(f"- {line}" for line in remarks))
     if study.unfinished:
         lines = [[str(run.path), f"{run.step:,}", f"{run.config['steps']:,}"] for run in study.unfinished]
         parts += ["## Unfinished, not in the table", _table(["run", "step", "of"], lines)]
@@ -132,14 +141,27 @@ def _row(group: Group, control: Group | None, is_control: bool) -> dict[str, Any
         "minus_control": None,
         "minus_control_interval": None,
         "losses": _means([{k: v for k, v in run.losses.items() if k.endswith("_loss")} for run in runs]),
-        "heldout": _means([run.heldout.get("errors", {}) for run in runs if run.heldout.get("step") == run.step]),
+        "heldout": _means(_heldout(group)),
+        "heldout_interval": {name: mean_interval(values) for name, values in _columns_of(_heldout(group)).items()},
+        "heldout_minus_control": {},
         "returns": _means([run.returns for run in runs]),
         "hours": _mean([run.seconds / 3600 for run in runs if run.seconds is not None]),
     }
-    if control is not None and control is not group and scores and (base := control.scores):
+    if control is None or control is group:
+        return row
+    if scores and (base := control.scores):
         row["minus_control"] = float(np.mean(scores) - np.mean(base))
         row["minus_control_interval"] = difference_interval(scores, base)
+    own, others = _columns_of(_heldout(group)), _columns_of(_heldout(control))
+    for name in own.keys() & others.keys():
+        difference = float(np.mean(own[name]) - np.mean(others[name]))
+        row["heldout_minus_control"][name] = (difference, difference_interval(own[name], others[name]))
     return row
+
+
+def _heldout(group: Group) -> list[dict[str, float]]:
+    """Held-out errors of the runs in which they are those of the last step."""
+    return [run.heldout.get("errors", {}) for run in group.runs if run.heldout.get("step") == run.step]
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -159,10 +181,24 @@ def _columns(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]
     losses = dict.fromkeys(name for row in rows for name in row.get("losses", {}))
     shown = [name for name in losses if name.startswith(("reward", "value", "distillation"))]
     columns += [(name.replace("_", " "), part("losses", name)) for name in shown]
-    columns += [(heading, part("heldout", name)) for name, heading in _HELDOUT.items()]
     columns.append(("hours", lambda row: _number(row.get("hours"), 2)))
     filled = [(name, cells) for name, of in columns if any((cells := [of(row) for row in rows]) and set(cells) - {"-"})]
     return [name for name, _ in filled], [list(line) for line in zip(*(cells for _, cells in filled), strict=True)]
+
+
+def _heldout_columns(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the held-out errors."""
+    names = [name for name in _HELDOUT if any(name in row["heldout"] for row in rows)]
+    headings = ["runs", *(text for name in names for text in (_HELDOUT[name], "minus control"))]
+    lines = []
+    for row in rows:
+        cells = [_label(row)]
+        for name in names:
+            difference, interval = row["heldout_minus_control"].get(name, (None, None))
+            cells.append(_estimate(row["heldout"].get(name), row["heldout_interval"].get(name), digits=4))
+            cells.append(_estimate(difference, interval, "+", 4))
+        lines.append(cells)
+    return headings, lines
 
 
 def _label(row: dict[str, Any]) -> str:
@@ -190,11 +226,12 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
-def _estimate(mean: float | None, interval: Interval | None, sign: str = "") -> str:
+def _estimate(mean: float | None, interval: Interval | None, sign: str = "", digits: int = 2) -> str:
     if mean is None:
         return "-"
-    limits = f"[{interval[0]:{sign}.2f}, {interval[1]:{sign}.2f}]" if interval else "-"
-    return f"{mean:{sign}.2f} {limits}"
+    form = f"{sign}.{digits}f"
+    limits = f"[{interval[0]:{form}}, {interval[1]:{form}}]" if interval else "-"
+    return f"{mean:{form}} {limits}"
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -207,8 +244,13 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """Mean of each number over the dicts that have it."""
+    return {name: float(np.mean(values)) for name, values in _columns_of(rows).items()}
+
+
+def _columns_of(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
+    """The values of each number."""
     names = dict.fromkeys(name for row in rows for name in row)
-    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
+    return {name: [row[name] for row in rows if name in row] for name in names}
 
 
 def _same(value: Any, standard: Any) -> bool:

@@ -181,7 +181,7 @@ def test_evaluate(run: Run, cwd: Path) -> None:
     assert [row["task"] for row in summary["tasks"]] == ["pendulum-spin", "cartpole-balance"]
     protocol = summary["protocol"]
     config = protocol["config"]
-    assert (protocol["action"], protocol["precision"], protocol["compiled"]) == ("planner", "fp32", False)
+    assert (protocol["action"], protocol["precision"], protocol["planner"]) == ("planner", "fp32", "plain")
     assert (config["num_samples"], config["horizon"]) == (12, 2)  # typed
     assert (config["num_elites"], config["iterations"], config["latent_dim"]) == (4, 1, 16)  # of the file
     lines = (directory / "results.csv").read_text().splitlines()

@@ -362,7 +362,8 @@ def test_the_heldout_command(cfg: Config, tmp_path: Path, capsys: pytest.Capture
     assert (found["checkpoint"], found["step"], found["errors"]["value_rmse"]) == ("model.pt", 20, 0)
     (row,) = rows_of(study := read_study([cfg.run_dir]))
     assert row["heldout"] == found["errors"]
-    assert "held-out reward RMSE" in markdown(study, [row], None)
+    text = markdown(study, [row], None)
+    assert f"| {row['name']} | {found['errors']['reward_rmse']:.4f} - | - |" in text
     train(cfg.replace(steps=25), None)
     (row,) = rows_of(study := read_study([cfg.run_dir]))
     assert row["heldout"] == {}, "it is of an earlier step"
