@@ -18,7 +18,7 @@ from .conftest import REPO
 README = (REPO / "README.md").read_text()
 GROUPS = ("student_config", "teacher_config")
 OPTIONS = {"--multirun", "--cfg"}  # Hydra's own
-WITH_OPTIONS = ("quantize.py", "report.py")  # and `python -m ...`: argparse instead of Hydra
+WITH_OPTIONS = ("quantize.py", "report.py", "examples/study.py")  # and `python -m ...`: argparse instead of Hydra
 
 
 def blocks(language: str) -> list[str]:
