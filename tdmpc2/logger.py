@@ -40,6 +40,7 @@ class Logger:
         start_step: step of the checkpoint a run continues from. Rows after it are dropped from the CSV files, because
             those steps are taken again; its own rows stay, so log a step before saving it. With 0 the run is new: a
             CSV file in its way is renamed (``train.csv.1``).
+        begun_before: the run was ended before it first saved: with ``start_step`` 0 its CSV files are removed instead.
         run_id: Weights & Biases run to continue, a former :attr:`run_id`.
         evaluate_again: the evaluation at ``start_step`` is made again, so that its rows are dropped, too.
         stream: where console output goes; standard output by default.
@@ -52,13 +53,14 @@ class Logger:
         teacher: Config | None = None,
         total_steps: int,
         start_step: int = 0,
+        begun_before: bool = False,
         run_id: str | None = None,
         evaluate_again: bool = False,
         stream: TextIO | None = None,
     ) -> None:
         self._cfg, self._teacher, self._total, self._start = cfg, teacher, total_steps, start_step
         self._wandb = WandbRun(self.message)
-        self._wandb_id, self._evaluate_again = run_id, evaluate_again
+        self._wandb_id, self._evaluate_again, self._begun_before = run_id, evaluate_again, begun_before
         self._console = open_console(stream)
         self._live: Live | None = None
         self._files: dict[str, _CsvFile] = {}
@@ -67,10 +69,12 @@ class Logger:
 
     def __enter__(self) -> Logger:
         self._cfg.run_dir.mkdir(parents=True, exist_ok=True)
-        if self._cfg.save_csv and self._start:
-            for path in self._cfg.run_dir.glob("*.csv"):
+        for path in self._cfg.run_dir.glob("*.csv") if self._cfg.save_csv else ():
+            if self._start:
                 again = self._evaluate_again and path.name.startswith("eval")
                 _drop_rows_after(path, self._start - again)
+            elif self._begun_before and read_csv(path)[0][:1] in (["step"], []):  # else not a file of ours
+                path.unlink()
         terminal = is_terminal(self._console)
         self._wandb.start(self._cfg, self._teacher, self._wandb_id, capture_console=not terminal)
         if terminal:

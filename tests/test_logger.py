@@ -216,6 +216,16 @@ def test_a_new_run_keeps_the_files_of_an_old_one(tmp_path: Path) -> None:
     assert found == {"train.csv.1": "1.0", "train.csv.2": "2.0", "train.csv": "3.0"}
 
 
+def test_a_run_that_ended_before_it_saved_starts_its_files_anew(tmp_path: Path) -> None:
+    (tmp_path / "notes.csv").write_text("my,own\n1,2\n")
+    for value in (1.0, 2.0):
+        with Logger(config(tmp_path), total_steps=1, begun_before=value > 1, stream=io.StringIO()) as logger:
+            logger.log(1, {"a": value})
+    assert [row["a"] for row in rows(tmp_path / "train.csv")] == ["2.0"]
+    assert not list(tmp_path.glob("*.csv.1"))
+    assert (tmp_path / "notes.csv").read_text() == "my,own\n1,2\n"
+
+
 def test_rows_survive_a_kill(tmp_path: Path) -> None:
     def child() -> None:
         logger = Logger(config(tmp_path), total_steps=9, stream=io.StringIO()).__enter__()

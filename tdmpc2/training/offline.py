@@ -87,6 +87,7 @@ def _train(cfg: Config, teacher_cfg: Config | None, group: ProcessGroup, stop: S
     sampler = data.sampler
     fitted = fit_pca(agent, sampler)
     stop.at_once = False
+    begun_before = (cfg.run_dir / "run.json").exists()
     if group.main:
         run_dir.claim(cfg.run_dir, record)  # everything has been read and found good
     with Logger(
@@ -94,6 +95,7 @@ def _train(cfg: Config, teacher_cfg: Config | None, group: ProcessGroup, stop: S
         teacher=alive.cfg if alive else teacher_cfg,
         total_steps=cfg.steps,
         start_step=start,
+        begun_before=begun_before,
         run_id=wandb_id,
         evaluate_again=unevaluated,
     ) as logger:
