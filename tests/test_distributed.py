@@ -81,7 +81,8 @@ def make_agent(group: ProcessGroup, taught: bool) -> TDMPC2:
     agent = TDMPC2(cfg, teacher, group)
     with torch.no_grad():
         agent.model._task_emb.weight.mul_(100)
-        agent.model._Qs.params[8].normal_(generator=torch.Generator().manual_seed(1))  # 0 by default
+        # 0 by default; with these, values are of order one, for which an absolute tolerance is meant.
+        agent.model._Qs.params[8].normal_(std=0.6, generator=torch.Generator().manual_seed(1))
     agent.model.reset_target()
     return agent
 
