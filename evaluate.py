@@ -43,7 +43,12 @@ def score(path: str, agent: TDMPC2) -> Evaluation:
     if compilation:
         print(compilation)
     directory = results.fresh_directory(cfg.run_dir)
-    result = evaluate(agent, cfg, film=lambda task, frames: results.write_video(directory / f"{task}.mp4", frames))
+    result = evaluate(
+        agent,
+        cfg,
+        film=lambda task, frames: results.write_video(directory / f"{task}.mp4", frames),
+        keep=lambda played: results.write_episodes(directory, played),
+    )
     get_console().print(results.table(result, name))
     results.write_results(directory, result, protocol)
     print(f"Results: {directory}")

@@ -80,7 +80,7 @@ def fitted(model: WorldModel, mean: Tensor, obs: Tensor, task: Tensor | None) ->
     actions = list(mean[:, : model.cfg.horizon].unbind(1))
     for t in range(model.cfg.horizon):
         if t == len(actions):
-            actions.append(model.pi(z, context, torch.zeros_like(actions[0]))[1]["mean"])
+            actions.append(model.policy_mean(z, context))
         z = model.next(z, actions[t], context)
     return torch.stack(actions, 1)
 

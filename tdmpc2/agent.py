@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.nn.utils import clip_grad_norm_
 
 from tdmpc2 import distill, losses
@@ -122,6 +123,7 @@ class TDMPC2:
         self.group.average([*_gradients(self._model_params), *stats.values()])
         grad_norm = clip_grad_norm_(self._model_params, cfg.grad_clip_norm)
         self.optim.step()
+        increment_version(self._model_params)  # which fused Adam does not; the packed networks go by it
 
         pi_stats = self._update_policy(zs, all_ids, noise, taught)
         self.model.update_target(cfg.tau)
@@ -147,6 +149,7 @@ class TDMPC2:
         self.group.average([*_gradients(self._policy_params), *stats.values()])
         grad_norm = clip_grad_norm_(self._policy_params, self.cfg.grad_clip_norm)
         self.pi_optim.step()
+        increment_version(self._policy_params)
         self.pi_optim.zero_grad()
         return {**stats, "pi_grad_norm": grad_norm, "pi_scale": self.scale}
 
@@ -226,10 +229,11 @@ class TDMPC2:
         if self.cfg.mpc:
             starts = torch.as_tensor(t0, device=self.device).bool().expand(len(x))
             action = self._plan(z, context, ids, starts, eval_mode)
+        elif eval_mode:
+            action = self.model.policy_mean(z, context)
         else:
             eps = torch.randn(len(x), self.cfg.action_dim, device=self.device, generator=self.generator)
-            sample, info = self.model.pi(z, context, eps)
-            action = info["mean"] if eval_mode else sample
+            action = self.model.pi(z, context, eps)[0]
         action = action.squeeze(0) if single else action
         return action.cpu().numpy() if isinstance(obs, np.ndarray) else action.to(obs.device)
 

@@ -123,9 +123,7 @@ def _policy_actor(model: WorldModel) -> Actor:
     def act(obs: Floats, t0: np.ndarray, task_ids: np.ndarray) -> Floats:
         device = model.bins.device
         task = torch.from_numpy(task_ids).to(device) if model.cfg.multitask else None
-        z = model.encode(torch.from_numpy(obs).to(device), task)
-        _, info = model.pi(z, task, z.new_zeros(len(z), model.cfg.action_dim))
-        return info["mean"].cpu().numpy()
+        return model.policy_mean(model.encode(torch.from_numpy(obs).to(device), task), task).cpu().numpy()
 
     return act
 

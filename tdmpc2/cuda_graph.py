@@ -21,8 +21,8 @@ class _Captured(NamedTuple):
 class GraphedPlan:
     """A planning function, captured once for every number of environments.
 
-    The graph reads the model's weights where they lie, so it follows an optimiser's updates in place, but not a model
-    whose weights are replaced by other tensors.
+    The graph reads the model's weights where they lie, so it follows an optimiser's updates in place. It is captured
+    anew where weights have been replaced by other tensors.
 
     Args:
         plan_fn: :func:`tdmpc2.planner.plan`, or a function with its arguments, on a CUDA device.
@@ -31,6 +31,7 @@ class GraphedPlan:
     def __init__(self, plan_fn: Callable[..., Plan]) -> None:
         self._plan_fn = plan_fn
         self._captured: dict[tuple[object, ...], _Captured] = {}
+        self._weights: list[int] = []  # where they lie
 
     def __call__(
         self,
@@ -45,16 +46,21 @@ class GraphedPlan:
     ) -> Plan:
         """As :func:`tdmpc2.planner.plan`; the result's tensors are the caller's to keep."""
         inputs = [z, *task, discount, prev_mean, *noise]
-        key = (id(model), eval_mode, *(None if x is None else x.shape for x in inputs))
-        if key not in self._captured:
-            self._captured[key] = self._capture(model, inputs, eval_mode)
-        captured = self._captured[key]
-        for own, given in zip(captured.inputs, inputs, strict=True):
-            if own is not None and given is not None:
-                own.copy_(given)
-        captured.graph.replay()
-        action, mean, sweep = captured.plan
-        return Plan(action.clone(), mean.clone(), Sweep(*(x.clone() for x in sweep)))
+        weights = [x.data_ptr() for x in (*model.parameters(), *model.buffers())]
+        if weights != self._weights:
+            self._captured.clear()
+            self._weights = weights
+        key = (eval_mode, *(None if x is None else x.shape for x in inputs))
+        with torch.cuda.device(z.device):  # streams and graphs are those of the current device
+            if key not in self._captured:
+                self._captured[key] = self._capture(model, inputs, eval_mode)
+            captured = self._captured[key]
+            for own, given in zip(captured.inputs, inputs, strict=True):
+                if own is not None and given is not None:
+                    own.copy_(given)
+            captured.graph.replay()
+            action, mean, sweep = captured.plan
+            return Plan(action.clone(), mean.clone(), Sweep(*(x.clone() for x in sweep)))
 
     def _capture(self, model: WorldModel, inputs: list[Tensor | None], eval_mode: bool) -> _Captured:
         own = [None if x is None else x.clone() for x in inputs]
@@ -68,6 +74,6 @@ class GraphedPlan:
                 self._plan_fn(*arguments, eval_mode=eval_mode)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others pin batches meanwhile
             plan = self._plan_fn(*arguments, eval_mode=eval_mode)
         return _Captured(graph, own, plan)

@@ -83,6 +83,7 @@ def evaluate(
     *,
     quiet: bool = False,
     film: Callable[[str, Frames], None] | None = None,
+    keep: Callable[[Evaluation], None] | None = None,
 ) -> Evaluation:
     """Play ``eval_episodes`` episodes of each of the agent's tasks, noise-free unless ``eval_noise``.
 
@@ -98,6 +99,7 @@ def evaluate(
         quiet: without progress.
         film: called with the task's name and the frames of each task's first episode, if ``save_video``, in the process
             that played it.
+        keep: called after every batch of episodes with what this process has played so far.
 
     Raises:
         ValueError: a task has no environment here.
@@ -123,11 +125,19 @@ def evaluate(
                 film(cfg.task_specs[batch[i].task_id].name, played[i].frames)
                 played[i].frames.clear()
             episodes += played
+            if keep:
+                keep(_results(cfg, episodes))
     if group.world_size > 1:
         scores = [replace(e, obs=e.obs[:0], action=e.action[:0], reward=e.reward[:0]) for e in episodes]
         shares = group.collect(scores)
         episodes = [shares[i % group.world_size][i // group.world_size] for i in range(sum(map(len, shares)))]
-    return Evaluation(tuple(_task_result(cfg, episodes, task_id) for task_id in cfg.task_ids))
+    return _results(cfg, episodes)
+
+
+def _results(cfg: Config, episodes: Sequence[Episode]) -> Evaluation:
+    """Of the tasks that were played."""
+    played = {episode.job.task_id for episode in episodes}
+    return Evaluation(tuple(_task_result(cfg, episodes, task_id) for task_id in cfg.task_ids if task_id in played))
 
 
 def num_steps(cfg: Config) -> int:

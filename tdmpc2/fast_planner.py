@@ -47,6 +47,8 @@ class FastPlanner:
             One line for the user, or nothing.
         """
         device = self._model.bins.device
+        if self.kind == "kernels":
+            self._pack()
         if wanted == "false" or self.kind != "plain":
             return ""
         reason = ""
@@ -71,6 +73,14 @@ class FastPlanner:
         if self._networks is not None and self._networks.outdated(self._model):
             self._pack()
         return self._plan(self._model, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self._model, "kind": self.kind}  # compiled code and packed weights can't be copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["model"])  # type: ignore[misc]
+        if state["kind"] != "plain":
+            self.speed_up("true", 0)
 
     def _pack(self) -> None:
         self._networks = PackedNetworks(self._model)

@@ -126,7 +126,18 @@ def compiled(model: WorldModel, device: torch.device) -> tuple[Callable[..., Any
         if all(norm_mish.fits(width) for width in (model.cfg.enc_dim, model.cfg.mlp_dim)):
             model.use_norm_mish(norm_mish.norm_mish)
     torch.compiler.reset()  # a sweep trains many agents, but only eight variants of a function are ever compiled
-    return (
-        torch.compile(model_losses, fullgraph=True, dynamic=False),
-        torch.compile(policy_loss, fullgraph=True, dynamic=False),
-    )
+    return _compiled_once(model_losses), _compiled_once(policy_loss)
+
+
+def _compiled_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of these losses that is compiled for its first batch; batches of other sizes are computed plainly."""
+    fast = torch.compile(function, fullgraph=True, dynamic=False)
+    sizes: list[torch.Size] = []
+
+    def chosen(*args: Any) -> Any:
+        size = args[3].shape  # of obs and zs
+        if not sizes:
+            sizes.append(size)
+        return (fast if size == sizes[0] else function)(*args)
+
+    return chosen

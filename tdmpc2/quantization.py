@@ -194,13 +194,12 @@ def model_outputs(model: WorldModel, obs: Tensor, action: Tensor, task: Tensor |
     squashed mean); see :func:`output_errors`.
     """
     z = model.encode(obs, task)
-    _, info = model.pi(z, task, torch.zeros_like(action))
     return {
         "latent": z,
         "next_latent": model.next(z, action, task),
         "reward": decode(model.reward(z, action, task), model.bins),
         "value": decode(model.Q(z, action, task, "all"), model.bins),
-        "policy": info["mean"],
+        "policy": model.policy_mean(z, task),
     }
 
 

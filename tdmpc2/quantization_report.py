@@ -202,7 +202,9 @@ def _score(name: str, agent: TDMPC2, episodes: int) -> Evaluation:
     cfg = agent.cfg.replace(eval_episodes=episodes)
     print(f"Playing {name}: {episodes} episodes of {len(cfg.task_ids)} tasks in {agent.precision}", flush=True)
     agent.compile_planner(num_steps(cfg))
-    return evaluate(agent, cfg)
+    result = evaluate(agent, cfg)
+    print(f"{name}: {result.normalized_score:.2f} {format_interval(result.interval)}", flush=True)
+    return result
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def fresh_directory(path: Path) -> Path:
 
 
 def write_results(directory: Path, result: Evaluation, protocol: dict[str, Any]) -> None:
-    """``results.json`` (protocol, versions, scores) and ``results.csv`` (every episode)."""
+    """``results.json`` (protocol, versions, scores), and :func:`write_episodes`."""
     tasks = [
         {"task": name, "episodes": n, "return": mean, "success": success, "return_interval": interval}
         for name, n, mean, success, interval in table_rows(result)
@@ -75,7 +75,12 @@ def write_results(directory: Path, result: Evaluation, protocol: dict[str, Any])
         "versions": versions(),
         "tasks": tasks,
     }
+    write_episodes(directory, result)
     write_text(directory / "results.json", json.dumps(summary, indent=2) + "\n")
+
+
+def write_episodes(directory: Path, result: Evaluation) -> None:
+    """``results.csv``: every episode's task, seed, return and success."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["task", "seed", "return", "success"])

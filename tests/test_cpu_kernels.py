@@ -212,13 +212,15 @@ MIXED = {"_dynamics.0": "int8", "_dynamics.1": "bf16", "_reward.1": "int8", "_re
 
 
 @needs_library
-@pytest.mark.parametrize("name", ["bf16", "int8", "int8-weight-only", "mixed"])
+@pytest.mark.parametrize("name", ["bf16", "int8", "int8-weight-only", "mixed", "only int8"])
 @pytest.mark.parametrize("cfg", [small(num_q=5), Config(device="cpu")], ids=["small", "1M"])
 def test_quantised_functions(monkeypatch: pytest.MonkeyPatch, cfg: Config, name: str) -> None:
     plain = random_model(cfg)
     inputs, rollout = inputs_of(plain, 2, 200), rollout_inputs(plain, 2, 24)
 
     def formats(matrix: str) -> str:
+        if name == "only int8":  # codes of one byte in all layers, where others have room for more
+            return "int8"
         return planning_format(name, matrix) if name != "mixed" else MIXED.get(matrix.removesuffix(".weight"), "fp32")
 
     model = copy.deepcopy(plain).set_precision(formats, torch.bfloat16)
@@ -288,6 +290,19 @@ def test_values_that_are_not_finite(name: str) -> None:
     want = planner.estimate_value(model, **inputs)
     assert float(want.max()) == torch.finfo(torch.float32).max
     assert torch.equal(PackedNetworks(model).estimate_value(**inputs), want)
+
+
+@needs_library
+@pytest.mark.parametrize("position", [0, 17, 70])
+def test_one_nan_among_the_inputs_of_a_layer_is_not_quantised_away(position: int) -> None:
+    layer = Linear(71, 64)
+    layer.weight.normal_()
+    layer.set_format("int8")
+    x = torch.randn(40, 71)
+    x[3, position] = torch.nan
+    got = normed_linear(x, PackedLayer(linear(layer, 0)))
+    assert got.isnan().all(1).nonzero().tolist() == got.isnan().any(1).nonzero().tolist() == [[3]]
+    assert layer(x).isnan().all(1).nonzero().tolist() == [[3]]  # as the plain product
 
 
 @needs_library
@@ -361,6 +376,15 @@ def test_several_processes_build_at_once(uncached: Path) -> None:
 
 
 @needs_library
+@pytest.mark.parametrize("left", [0, 4000])
+def test_a_damaged_library_is_built_anew(uncached: Path, left: int) -> None:
+    path = library.build(uncached, library.UPDATE)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:left])
+    assert library.build(uncached, library.UPDATE).read_bytes() == whole
+
+
+@needs_library
 def test_there_is_one_openmp_runtime() -> None:
     maps = Path("/proc/self/maps").read_text().split()
     assert len({path for path in maps if "libgomp" in path or "libiomp" in path or "libomp" in path}) == 1
@@ -372,6 +396,7 @@ def test_there_is_one_openmp_runtime() -> None:
         ("no-such-compiler", "no C++ compiler: 'no-such-compiler' is not installed"),
         ("{broken}", "error: out of cheese"),
         ("{silent}", "exit code 3"),
+        ("'unbalanced", "CXX='unbalanced: No closing quotation"),
     ],
 )
 def test_a_broken_compiler_is_a_reason(

@@ -16,18 +16,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from torch.testing import assert_close
 
 from tdmpc2 import results
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config, parse_cfg
-from tdmpc2.cpu import library
 from tdmpc2.data.mixture import random_actor
 from tdmpc2.envs.rendering import context_module
 from tdmpc2.evaluation import Evaluation, TaskResult, bootstrap, compare, evaluate, num_steps, side_by_side
-from tdmpc2.fast_planner import FastPlanner
 from tdmpc2.rollout import Frames, Job, play
-from tdmpc2.runtime import has_cpp_compiler
 from tdmpc2.tasks import lookup
 
 from .conftest import shared_file
@@ -266,6 +262,18 @@ def test_evaluation_is_deterministic_and_leaves_no_trace(agent: TDMPC2) -> None:
     assert all(torch.equal(tensor, weights[name]) for name, tensor in agent.model.state_dict().items())
 
 
+def test_what_was_played_is_kept_after_every_batch(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tdmpc2.evaluation.side_by_side", lambda *_: 3)
+    kept: list[Evaluation] = []
+    cfg = agent.cfg.replace(task="mt30", tasks=("cartpole-balance", "pendulum-spin"), eval_episodes=2, mpc=False)
+    agent = TDMPC2(cfg)
+    result = evaluate(agent, cfg, quiet=True, keep=kept.append)
+    assert [sum(len(task.returns) for task in played.tasks) for played in kept] == [3, 4]
+    assert [len(played.tasks) for played in kept] == [2, 2]
+    assert kept[-1] == result
+    assert kept[0].tasks[0] == result.tasks[0]
+
+
 def test_the_random_state_comes_back_after_a_failure(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
     before = agent.generator.get_state()
     monkeypatch.setattr(agent, "act", lambda *args, **kwargs: 1 / 0)
@@ -292,59 +300,6 @@ def test_policy_only(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
     again = episodes_of(policy, seed=5)
     assert first.returns == again.returns  # the policy's mean needs no random numbers
     assert episodes_of(policy, eval_noise=True).returns != first.returns
-
-
-def test_planning_is_made_fast_where_it_pays(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
-    def chosen(num_plans: int, **changes: Any) -> tuple[str, str]:
-        other = TDMPC2(agent.cfg.replace(**changes))
-        line = other.compile_planner(num_plans)
-        return other.planner.kind, line
-
-    assert chosen(99) == ("plain", "")
-    assert chosen(10**6, compile=False) == ("plain", "")
-    assert chosen(10**6, mpc=False, compile=True) == ("plain", "")
-    if not library.reason():
-        assert chosen(100) == chosen(1, compile=True) == ("kernels", "")
-    monkeypatch.setattr("tdmpc2.cpu.library._load", lambda _: (None, "this processor is a toaster"))
-    assert chosen(999) == ("plain", "")
-    kind, line = chosen(1000)
-    assert line.startswith("The CPU kernels are not available: this processor is a toaster. ")
-    if has_cpp_compiler():
-        assert kind == "compiled"
-        assert "compile=false turns it off" in line
-        assert chosen(1, compile=True)[0] == "compiled"
-    else:
-        assert kind == "plain"
-        assert "no compiler for cpu" in line
-
-
-@pytest.mark.skipif(bool(library.reason()), reason=library.reason())
-def test_kernels_follow_the_weights(agent: TDMPC2) -> None:
-    """Without planning anew, an agent that trains between evaluations would play with its first weights."""
-    agent = TDMPC2(agent.cfg.replace(seed=3))
-    agent.compile_planner()
-    assert agent.planner.kind == "kernels"
-    obs = torch.ones(agent.cfg.obs_dim)
-
-    kernels, plain_planner = agent.planner, FastPlanner(agent.model)
-
-    def means() -> list[torch.Tensor]:
-        found = []
-        for agent.planner in (kernels, plain_planner):
-            agent.generator.manual_seed(0)
-            agent.act(obs, t0=True, eval_mode=True, task=agent.cfg.task_ids[0])
-            assert agent._plan_mean is not None
-            found.append(agent._plan_mean.clone())
-        return found
-
-    before, plain = means()
-    assert_close(before, plain, rtol=0, atol=1e-4)
-    with torch.no_grad():
-        for parameter in agent.model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    after, plain = means()
-    assert_close(after, plain, rtol=0, atol=1e-4)
-    assert float((after - before).abs().max()) > 1e-2
 
 
 def test_tasks_in_the_order_asked_for() -> None:

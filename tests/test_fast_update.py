@@ -152,6 +152,25 @@ def test_long_runs_are_compiled_and_go_on_as_they_began(tiny_cfg: Config) -> Non
     assert TDMPC2(short.replace(compile="true")).compile_update()
 
 
+def test_batches_of_other_sizes_are_computed_plainly(tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fast(function: Any, **_: Any) -> Any:
+        def compiled(*args: Any) -> Any:
+            sizes.append(args[3].shape[1])
+            return function(*args)
+
+        return compiled
+
+    sizes: list[int] = []
+    monkeypatch.setattr(torch, "compile", fast)
+    agent, plain = TDMPC2(tiny_cfg), TDMPC2(tiny_cfg)
+    agent._model_losses, agent._policy_loss = losses.compiled(agent.model, agent.device)
+    agent.model.use_norm_mish(None)
+    for seed, size in enumerate((8, 5, 8, 3)):
+        stats = [each.update(random_batch(tiny_cfg, seed, size)) for each in (agent, plain)]
+        assert_close(stats[0], stats[1], rtol=0, atol=0)
+    assert sizes == [8, 8] * 2
+
+
 @pytest.mark.usefixtures("compiler")
 def test_where_updates_are_not_compiled_a_line_says_why(tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = tiny_cfg.replace(compile="true")
@@ -195,6 +214,18 @@ def test_operator_and_its_gradients(dtype: torch.dtype, strided: bool, dropout: 
     assert_close(got.double(), want, **close)
     for mine, reference in zip(gradients, torch.autograd.grad(want, exact, slope.double()), strict=True):
         assert_close(mine.double(), reference, rtol=close["rtol"], atol=1e-4)
+
+
+@needs_library
+def test_operator_on_rows_with_gaps() -> None:
+    weights = operands(torch.float32, False, True)[1:]
+    wide = torch.randn(2, 50, 4096)
+    for gaps in (wide[..., :48], wide[:, :1, :48].expand(2, 50, 48)):
+        xs = [gaps.detach().requires_grad_(), gaps.detach().contiguous().requires_grad_()]
+        outs = [norm_mish.norm_mish(x, *weights) for x in xs]
+        assert torch.equal(*outs)
+        slopes = [torch.autograd.grad(out.square().sum(), x)[0] for out, x in zip(outs, xs, strict=True)]
+        assert torch.equal(*slopes)
 
 
 @needs_library

@@ -287,6 +287,23 @@ def test_a_signal_before_the_first_update_ends_the_run_at_once(
     train(cfg, None)
 
 
+def test_a_signal_while_the_first_update_compiles_ends_the_run_at_once(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compiling(*_: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(TDMPC2, "update_compiled", True)
+    monkeypatch.setattr(TDMPC2, "update", compiling)
+    with pytest.raises(SystemExit) as ended:
+        train(cfg, None)
+    assert ended.value.code == STOPPED
+    assert "Stopped by SIGTERM before the first update" in capsys.readouterr().out
+    monkeypatch.undo()
+    train(cfg, None)
+
+
 def test_leftovers_of_a_killed_save_are_removed(cfg: Config) -> None:
     train(cfg.replace(steps=5), None)
     (cfg.run_dir / ".state.pt.0123abcd.tmp").write_bytes(b"half")

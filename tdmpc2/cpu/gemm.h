@@ -8,6 +8,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <new>
@@ -79,13 +80,15 @@ inline void encode(const Rows& rows, int count, int width, Format format) {
                 _mm256_store_si256(reinterpret_cast<__m256i*>(code + 2 * i),
                                    (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_load_ps(first(width - i), x + i)));
         } else {
-            // The new value comes second: of NaN it is the result, so a row of NaN keeps its range and products NaN.
             __m512 low = _mm512_set1_ps(x[0]), high = low;
+            __mmask16 nan = 0;
             for (int i = 0; i < width; i += lanes) {
                 const __m512 v = _mm512_mask_load_ps(low, first(width - i), x + i);
+                nan |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
                 low = _mm512_min_ps(low, v), high = _mm512_max_ps(high, v);
             }
-            const float offset = _mm512_reduce_min_ps(low), range = _mm512_reduce_max_ps(high) - offset;
+            // The minimum of a number and NaN may be either, and codes know no NaN: the offset makes all products NaN.
+            const float offset = nan ? NAN : _mm512_reduce_min_ps(low), range = _mm512_reduce_max_ps(high) - offset;
             const __m512 inverse = _mm512_set1_ps(range > 1e-30f ? 255 / range : 0);
             for (int i = 0; i < width; i += lanes) {
                 const __m512 v = (_mm512_load_ps(x + i) - _mm512_set1_ps(offset)) * inverse;

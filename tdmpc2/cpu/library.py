@@ -65,20 +65,28 @@ def build(directory: Path, sources: tuple[str, ...] = PLANNER) -> Path:
     flags = cpu_flags()
     if missing := [name for name in _INSTRUCTIONS if name not in flags]:
         raise RuntimeError(f"this processor ({platform.machine()}) has no {', '.join(missing)}")
-    compiler = shlex.split(os.environ.get("CXX") or "g++")
+    try:
+        compiler = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    except ValueError as error:
+        raise RuntimeError(f"CXX={os.environ['CXX']}: {error}") from error
     if shutil.which(compiler[0]) is None:
         raise RuntimeError(f"no C++ compiler: '{compiler[0]}' is not installed (CXX names another)")
     version = _run([*compiler, "--version"])
     files = [Path(__file__).parent / name for name in sources]
     key = [*(file.read_text() for file in files), *_FLAGS, *compiler, version, *sorted(flags)]
-    path = directory / f"{files[-1].stem}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
-    if not path.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory) as own:
-            built = Path(own) / path.name
-            _run([*compiler, *_FLAGS, str(files[-1]), "-o", str(built)])
-            built.replace(path)
-    return path
+    name = f"{files[-1].stem}-{_sha256(repr(key).encode())}"
+    for path in directory.glob(f"{name}-*.so"):
+        if path.stem == f"{name}-{_sha256(path.read_bytes())}":  # to load a truncated one would kill the process
+            return path
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory) as own:
+        built = Path(own) / "built.so"
+        _run([*compiler, *_FLAGS, str(files[-1]), "-o", str(built)])
+        return built.replace(directory / f"{name}-{_sha256(built.read_bytes())}.so")
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def cpu_flags() -> frozenset[str]:

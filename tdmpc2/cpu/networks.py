@@ -189,7 +189,7 @@ class PackedNetworks:
         )  # fmt: skip
 
     def outdated(self, model: WorldModel) -> bool:
-        """Whether the model's weights have changed since."""
+        """Whether the model's weights have changed since, by what PyTorch knows of: fused optimisers do not tell it."""
         return _versions(model) != self._versions
 
     def functions(self) -> dict[str, Callable[..., Any]]:
@@ -236,8 +236,12 @@ class PackedNetworks:
 
 
 def _versions(model: WorldModel) -> list[tuple[int, int]]:
-    """What changes with every operation on a weight in place, and with every other tensor in its stead."""
-    return [(id(parameter), parameter._version) for parameter in model.parameters()]
+    """What changes with every operation on a weight in place, and with every other tensor in its stead.
+
+    Not of the embedding: looking it up writes it, and it is not packed.
+    """
+    networks = (model._dynamics, model._reward, model._pi, model._Qs)
+    return [(p.data_ptr(), p._version) for network in networks for p in network.parameters()]
 
 
 def _rows(task: TaskContext, num_envs: int) -> list[Tensor | None]:

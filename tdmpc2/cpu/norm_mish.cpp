@@ -47,7 +47,7 @@ struct Weights {
 };
 
 struct Shape {
-    int64_t networks, rows, width, network_stride, row_stride;  // strides of x, in elements
+    int64_t networks, rows, width, network_stride, row_stride, threads;  // strides of x, in elements
 };
 
 template <class T>
@@ -58,7 +58,7 @@ inline __m512 input(const T* x, const float* bias, const float* factors, int64_t
 
 template <class T>
 void forward(const T* x, Weights w, T* out, float* mean, float* inverse_std, Shape s) {
-#pragma omp parallel
+#pragma omp parallel num_threads(s.threads)
     {
         std::vector<float> row(s.width);
 #pragma omp for collapse(2)
@@ -94,7 +94,7 @@ void forward(const T* x, Weights w, T* out, float* mean, float* inverse_std, Sha
 template <class T>
 void backward(const T* dout, const T* x, Weights w, const float* mean, const float* inverse_std, T* dx, float* sums,
               Shape s) {
-    const int threads = omp_get_max_threads();
+    const int threads = s.threads;
     const int64_t all = s.networks * s.width;
     std::vector<float> partial(size_t(threads) * 3 * all, 0.f);
 #pragma omp parallel num_threads(threads)

@@ -19,7 +19,7 @@ class _Weights(ctypes.Structure):
 
 
 class _Shape(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("networks", "rows", "width", "network_stride", "row_stride")]
+    _fields_ = [(name, ctypes.c_int64) for name in "networks rows width network_stride row_stride threads".split()]
 
 
 def fits(width: int) -> bool:
@@ -31,7 +31,7 @@ def fits(width: int) -> bool:
 def _forward(x: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor]:
     out, stats = _fake_forward(x, bias, gain, shift, factors)
     mean, inverse_std = stats
-    arguments = (_pointer(x), _weights(bias, gain, shift, factors), _pointer(out), _pointer(mean))
+    arguments = (_pointer(x), _weights(x, bias, gain, shift, factors), _pointer(out), _pointer(mean))
     _function("norm_mish")(x.dtype == torch.bfloat16, *arguments, _pointer(inverse_std), _shape(x))
     return out, stats
 
@@ -48,8 +48,11 @@ def _backward(
     dout: Tensor, x: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, factors: Tensor | None, stats: Tensor
 ) -> tuple[Tensor, Tensor]:
     dx, sums = _fake_backward(dout, x, bias, gain, shift, factors, stats)
+    if x.stride() != dx.stride():  # where x has gaps
+        x = torch.empty_like(dx).copy_(x)
     dout, (mean, inverse_std) = dout.contiguous(), stats
-    given = (_pointer(dout), _pointer(x), _weights(bias, gain, shift, factors), _pointer(mean), _pointer(inverse_std))
+    weights = _weights(x, bias, gain, shift, factors)
+    given = (_pointer(dout), _pointer(x), weights, _pointer(mean), _pointer(inverse_std))
     _function("norm_mish_backward")(x.dtype == torch.bfloat16, *given, _pointer(dx), _pointer(sums), _shape(x))
     return dx, sums
 
@@ -98,8 +101,13 @@ def _pointer(x: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(x.data_ptr())
 
 
-def _weights(*weights: Tensor | None) -> _Weights:
-    assert all(w is None or (w.is_contiguous() and w.dtype == torch.float32) for w in weights)
+def _weights(x: Tensor, *weights: Tensor | None) -> _Weights:
+    n, rows, width = x.shape
+    for w in weights:
+        if w is not None:
+            assert w.is_contiguous(), w.stride()
+            assert w.dtype == torch.float32, w.dtype
+            assert w.shape in ((n, width), (n, rows, width)), (w.shape, x.shape)
     return _Weights(*(None if w is None else w.data_ptr() for w in weights))
 
 
@@ -107,4 +115,4 @@ def _shape(x: Tensor) -> _Shape:
     assert x.dtype in (torch.float32, torch.bfloat16), x.dtype
     assert x.stride(2) == 1, x.stride()
     assert x.shape[2] % _LANES == 0, x.shape
-    return _Shape(*x.shape, x.stride(0), x.stride(1))
+    return _Shape(*x.shape, x.stride(0), x.stride(1), torch.get_num_threads())

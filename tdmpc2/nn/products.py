@@ -51,7 +51,8 @@ def product(
     if scale is None:
         return F.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
     rows = x.shape[:-1].numel()
-    if wide is None and rows >= _FEWEST_ROWS and x.shape[-1] >= _FEWEST_INPUTS:
+    quantised = wide is None and x.device.type in ("cpu", "cuda")
+    if quantised and rows >= _FEWEST_ROWS and x.shape[-1] >= _FEWEST_INPUTS:
         total = _int8_product(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1]) * scale.mT
     else:
         wide = wide or torch.float32

@@ -48,10 +48,7 @@ class WorldModel(nn.Module):
         if cfg.multitask:
             self._task_emb = nn.Embedding(len(cfg.task_specs), task_dim)
         hidden = [cfg.enc_dim] * max(cfg.num_enc_layers - 1, 1)
-
-        def latent_norm(x: Tensor) -> Tensor:
-            return simnorm(x, cfg.simnorm_dim)
-
+        latent_norm = partial(simnorm, group=cfg.simnorm_dim)
         self._encoder = nn.ModuleDict({"state": mlp(cfg.obs_dim + task_dim, hidden, latent, latent_norm)})
         joint = latent + task_dim + cfg.action_dim
         self._dynamics = mlp(joint, [width, width], latent, latent_norm)
@@ -214,6 +211,12 @@ class WorldModel(nn.Module):
             "log_std": log_std,
             **stats._asdict(),
         }
+
+    def policy_mean(self, z: Tensor, task: Task = None) -> Tensor:
+        """Noise-free action of the policy prior, [..., D] -> [..., A]: what :meth:`pi` calls ``mean``."""
+        context = self.context(task)
+        mean = self._pi(*_parts(z, context.embedding))[..., : self.cfg.action_dim]
+        return torch.tanh(mean if context.action_mask is None else mean * context.action_mask)
 
     def Q(
         self,

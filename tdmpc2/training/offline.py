@@ -122,9 +122,11 @@ def _train(cfg: Config, teacher_cfg: Config | None, group: ProcessGroup, stop: S
         for done, batch in enumerate(batches, start + 1):
             if lazy:
                 batch = lazy.fill(batch, rows(done - 1)[:, own])
-            began = time.monotonic()
+            compiling, began = agent.update_compiled and done == start + 1, time.monotonic()
+            stop.at_once = compiling  # minutes in which there is nothing to save
             metrics = agent.update(batch)
-            if agent.update_compiled and done == start + 1:
+            stop.at_once = False
+            if compiling:
                 logger.message(f"Compiled in {time.monotonic() - began:.0f} s")
             guard.watch(done, metrics)
             # Asked once, since a signal may come at any moment below. Several processes ask one another now and then.

@@ -83,7 +83,9 @@ def check_disk(agent: TDMPC2, cfg: Config) -> None:
 
 
 def dry_run(cfg: Config, teacher_cfg: Config | None) -> list[str]:
-    """What a run would do: time, memory and disk, from a few updates and plans. Nothing is written.
+    """What a run would do: time, memory and disk, from a few updates and plans, compiled where the run's would be.
+
+    Nothing is written but the compilers' caches.
 
     Returns:
         One line on each subject.
@@ -105,6 +107,8 @@ def dry_run(cfg: Config, teacher_cfg: Config | None) -> list[str]:
     before, before_s, before_bytes = _preparation(cfg, alive, size, imported)
 
     batch = _random_batch(cfg, agent.device)
+    if line := agent.compile_update():
+        print(line, flush=True)
     update_s = _seconds(lambda: agent.update(batch), agent.device)
     parameters = sum(p.numel() for p in agent.model.parameters() if p.requires_grad)
     lines = [
@@ -118,6 +122,8 @@ def dry_run(cfg: Config, teacher_cfg: Config | None) -> list[str]:
     total = before_s + steps * update_s
     if cfg.eval_freq:
         evaluations = cfg.steps // cfg.eval_freq - start // cfg.eval_freq
+        if line := agent.compile_planner(num_steps(cfg)):
+            print(line, flush=True)
         size = side_by_side(cfg, cfg.eval_episodes * len(cfg.task_ids), agent)
         obs, ids = np.zeros((size, cfg.obs_dim), np.float32), np.arange(size) % len(cfg.task_specs)
         plan_s = _seconds(lambda: agent.act(obs, t0=True, eval_mode=True, task=ids), agent.device) / size
@@ -125,7 +131,7 @@ def dry_run(cfg: Config, teacher_cfg: Config | None) -> list[str]:
         total += evaluations * once
         lines.append(
             f"evaluation  {evaluations} x {num_steps(cfg):,} plans x {1e3 * plan_s:.1f} ms = "
-            f"{_clock(evaluations * once)} (without compilation and simulation)"
+            f"{_clock(evaluations * once)} (without simulation)"
         )
     in_memory = 0 if data_line.endswith("disk") else size
     memory = in_memory + parameters * 4 * 4 + sum(t.nbytes for t in agent.model.state_dict().values())
