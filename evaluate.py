@@ -42,15 +42,15 @@ def score(path: str, agent: TDMPC2) -> Evaluation:
     print(f"{name}: {protocol['action']} ({budget}), {computed}, {noise}")
     if compilation:
         print(compilation)
-    directory = results.fresh_directory(cfg.run_dir)
-    result = evaluate(
-        agent,
-        cfg,
-        film=lambda task, frames: results.write_video(directory / f"{task}.mp4", frames),
-        keep=lambda played: results.write_episodes(directory, played),
-    )
-    get_console().print(results.table(result, name))
-    results.write_results(directory, result, protocol)
+    with results.fresh_directory(cfg.run_dir) as directory:
+        result = evaluate(
+            agent,
+            cfg,
+            film=lambda task, frames: results.write_video(directory / f"{task}.mp4", frames),
+            keep=lambda played: results.write_episodes(directory, played),
+        )
+        get_console().print(results.table(result, name))
+        results.write_results(directory, result, protocol)
     print(f"Results: {directory}")
     return result
 

@@ -14,13 +14,14 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich import get_console
 
-from tdmpc2 import calibration, cli, layouts, quantized_files
+from tdmpc2 import calibration, cli, quantized_files
 from tdmpc2 import quantization_report as reports
 from tdmpc2.checkpoint import load_file, save_file
 from tdmpc2.config import check_keys
 from tdmpc2.loading import load_agent
 from tdmpc2.quantization import RECIPES, module_errors
 from tdmpc2.rollout import check_playable
+from tdmpc2.runtime import set_num_threads
 from tdmpc2.tasks import nearest
 
 
@@ -56,14 +57,16 @@ def quantize(
     targets = quantized_files.target_files(source, out, names)
     report_files = reports.report_files(out, quantized_files.stem_of(source))
     quantized_files.check_free([*targets.values(), *report_files.values()], force)
-    config = {"config": quantized_files.own_config(checkpoint)}
-    for path in others:
-        if layouts.infer_sizes(load_file(path).model) != layouts.infer_sizes(checkpoint.model):
-            raise ValueError(f"--compare {path}: not the same model as {source}, its sizes differ")
+    task = settings.overrides.get("task")
+    config = {"config": quantized_files.own_config(checkpoint, task)}
     # What mixed will be is not known yet, but what cannot be fp16 cannot be mixed.
-    payloads = {name: quantized_files.payload(checkpoint, RECIPES.get(name, RECIPES["fp16"])) for name in targets}
-    full = quantized_files.full_payload(checkpoint)
+    payloads = {name: quantized_files.payload(checkpoint, RECIPES.get(name, RECIPES["fp16"]), task) for name in names}
+    for name in names:
+        if name not in targets:
+            quantized_files.check_stored(checkpoint, name)
+    full = quantized_files.full_payload(checkpoint, task)
     agent = load_agent(full | config, device=settings.device, **settings.overrides)
+    quantized_files.check_others(others, checkpoint, agent.cfg, targets.values())
     if settings.episodes:
         check_playable(agent.cfg)
     agent.model.requires_grad_(False)
@@ -76,7 +79,7 @@ def quantize(
     if "mixed" in targets:
         found = calibration.sensitivities(agent.model, inputs)
         recipe = calibration.mixed_recipe(found, limit_db)
-        mixed, payloads["mixed"] = recipe.int8, quantized_files.payload(checkpoint, recipe)
+        mixed, payloads["mixed"] = recipe.int8, quantized_files.payload(checkpoint, recipe, task)
 
     candidates = [reports.Candidate("fp32", full | config, quantized_files.serialised_bytes(full))]
     for name in names:
@@ -86,12 +89,15 @@ def quantize(
             print(f"wrote {path}")
         else:
             print(f"{name}: not written, {source} itself has that name; --out DIR writes it elsewhere")
-        unnamed = load_file(path).config is None  # its one task would have to be named
+        unnamed = payloads[name]["config"] is None  # its one task would have to be named
         content = {**payloads[name], **config} if unnamed and name in targets else path
         candidates.append(reports.Candidate(name, content, path.stat().st_size))
-    candidates += [reports.Candidate(path.stem, path, path.stat().st_size) for path in others]
+    for name, path in zip(quantized_files.names_of(others, ("fp32", *names)), others, strict=True):
+        other = load_file(path)
+        content = path if other.config is not None else {"model": other.model, **other.extra, **config}
+        candidates.append(reports.Candidate(name, content, path.stat().st_size))
     rows = reports.measure(candidates, inputs, settings)
-    modules = {name: module_errors(checkpoint.model, content["model"]) for name, content in payloads.items()}
+    modules = {name: module_errors(checkpoint.model, payloads[name]["model"]) for name in targets}
     report = reports.Report(str(source), inputs, settings, rows, found, mixed, limit_db, modules)
     for cells in reports.tables(report):
         get_console().print(reports.rich_table(cells))
@@ -142,12 +148,14 @@ def main(argv: list[str] | None = None) -> None:
     for flag, least in {"rows": 1, "evaluate": 0, "repeats": 1, "plans": 0}.items():
         if (value := getattr(args, flag)) < least:
             raise ValueError(f"--{flag} {value} must be at least {least}")
+    overrides = overrides_of(args.set)
+    set_num_threads(overrides.get("num_threads"))
     source = Path(args.checkpoint).expanduser()
     quantize(
         source,
         Path(args.out).expanduser() if args.out else source.parent,
         recipe_names(args.recipes),
-        reports.Settings(args.device, args.repeats, args.plans, args.evaluate, overrides_of(args.set)),
+        reports.Settings(args.device, args.repeats, args.plans, args.evaluate, overrides),
         data=args.data,
         count=args.rows,
         limit_db=args.limit,

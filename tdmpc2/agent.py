@@ -327,7 +327,7 @@ class TDMPC2:
         self.scale = state["scale"].to(self.device)
         if "distillation" in state:  # older files have none, and need none
             self.distillation.load_state(state["distillation"])
-        self._update_compiled = state.get("compiled")
+        self._update_compiled = state.get("compiled", False)  # older runs were not
         generator = state["generator"].cpu()
         if generator.shape == self.generator.get_state().shape:
             self.generator.set_state(generator)

@@ -180,7 +180,7 @@ def sensitivities(model: WorldModel, inputs: Inputs) -> list[Sensitivity]:
 
 def _with_int8(model: WorldModel, matrix: str) -> WorldModel:
     """The same model, sharing its weights, with one matrix in int8."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    shared = {id(tensor): tensor.detach() for tensor in (*model.parameters(), *model.buffers())}
     int8 = "int8-weight-only" if matrix.startswith("_encoder.") else planning_format("int8", matrix)
     return copy.deepcopy(model, shared).set_precision(lambda name: int8 if name == matrix else "fp32")
 

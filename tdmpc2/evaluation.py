@@ -113,7 +113,10 @@ def evaluate(
     size = side_by_side(cfg, len(jobs), agent) if jobs else 1
     steps = sum(cfg.task_specs[job.task_id].episode_length for job in jobs)
     episodes: list[Episode] = []
-    with _seeded(agent, cfg.seed), contextlib.nullcontext() if quiet else Progress(steps, "Evaluating") as bar:
+    with (
+        _seeded(agent, cfg.seed + (group.rank << 32)),
+        contextlib.nullcontext() if quiet else Progress(steps, "Evaluating") as bar,
+    ):
         for first in range(0, len(jobs), size):
             text = _last_result(cfg, episodes)
             on_step = partial(_advance, bar, text) if bar else None

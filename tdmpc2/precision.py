@@ -40,7 +40,7 @@ def execution(requested: str, file: Checkpoint, device: torch.device) -> Executi
         device: where it is computed.
     """
     formats, stored = formats_of(file.model), precision_of(file.model)
-    floating = requested if requested in FLOATS else _fastest(stored, device)
+    floating = requested if requested in FLOATS else _fastest("int8" if requested == "int8" else stored, device)
     kept = _int8_format(file) if requested == "auto" else "int8"
     keep = requested == "int8"
     if requested == "auto" and "int8" in formats.values():

@@ -37,8 +37,8 @@ def quantization_figure(path: Path, rows: Sequence[dict[str, Any]], limit_db: fl
         value = row["score"] if scored else row["regret"]
         if value is not None:
             ends = row["interval"] if scored else None
-            half = (ends[1] - ends[0]) / 2 if ends else None if scored else row["regret_error"]
-            costs.errorbar(100 * row["size_ratio"], value, yerr=half, capsize=3, linestyle="none", **style)
+            bars = [[value - ends[0]], [ends[1] - value]] if ends else None if scored else row["regret_error"]
+            costs.errorbar(100 * row["size_ratio"], value, yerr=bars, capsize=3, linestyle="none", **style)
         shift = 0.7 * ((index - 0.5) / max(len(rows) - 1, 1) - 0.5)  # beside each other, not on top
         points = [(x + shift, row["errors"][name]) for x, name in enumerate(OUTPUTS) if row["errors"][name] is not None]
         errors.plot(*zip(*points, strict=True) if points else ([], []), linestyle="none", label=row["name"], **style)

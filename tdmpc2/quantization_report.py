@@ -334,9 +334,9 @@ def write_report(report: Report, files: Mapping[str, Path]) -> list[str]:
     Raises:
         ValueError: the disk refused.
     """
+    write_text(files["json"], to_json(report))
     remark = quantization_figure(files["png"], report.rows, report.limit_db if report.sensitivities else None)
     write_text(files["md"], markdown(report, None if remark else files["png"].name))
-    write_text(files["json"], to_json(report))
     written = ", ".join(str(path) for suffix, path in files.items() if suffix != "png" or not remark)
     return [*([remark] if remark else []), f"Report: {written}"]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tdmpc2 import layouts
-from tdmpc2.checkpoint import FORMAT, Checkpoint
-from tdmpc2.config import parse_cfg
+from tdmpc2.checkpoint import FORMAT, Checkpoint, load_file, precision_of
+from tdmpc2.config import Config, parse_cfg
 from tdmpc2.loading import config_of
 from tdmpc2.quantization import RECIPES, Recipe, deployable, quantize_state
 from tdmpc2.tasks import TaskSpec
@@ -40,13 +40,63 @@ def check_free(paths: Iterable[Path], force: bool) -> None:
         raise ValueError(f"There is already {', '.join(existing)}: --force replaces, --out DIR writes elsewhere")
 
 
-def own_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """A configuration to build the file's agent with; a single task that the file does not name is called ``unnamed``.
+def check_others(paths: Sequence[Path], checkpoint: Checkpoint, cfg: Config, targets: Iterable[Path]) -> None:
+    """Raise ``ValueError`` unless these files can be measured beside a checkpoint.
+
+    Args:
+        paths: of the other files.
+        checkpoint: what they are compared with.
+        cfg: its configuration.
+        targets: files that will be written.
+    """
+    for index, path in enumerate(paths):
+        other = load_file(path)
+        if any(target.exists() and target.samefile(path) for target in targets):
+            raise ValueError(f"--compare {path} would be replaced: --out DIR writes elsewhere")
+        if any(path.samefile(before) for before in paths[:index]):
+            raise ValueError(f"--compare {path} is named twice")
+        if layouts.infer_sizes(other.model) != layouts.infer_sizes(checkpoint.model):
+            raise ValueError(f"--compare {path}: not the same model as {checkpoint.origin}, its sizes differ")
+        if other.config is None:
+            continue
+        own = config_of(other)
+        if own.task_names != cfg.task_names or own.horizon != cfg.horizon:
+            raise ValueError(
+                f"--compare {path}: not the same model as {checkpoint.origin}: it is of {own.task} with horizon "
+                f"{own.horizon}, that of {cfg.task} with horizon {cfg.horizon}"
+            )
+
+
+def check_stored(checkpoint: Checkpoint, name: str) -> None:
+    """Raise ``ValueError`` unless a file that already has the name of a recipe holds what the name says."""
+    if (stored := precision_of(checkpoint.model)) != name:
+        raise ValueError(
+            f"{checkpoint.origin} is called {name} but holds {stored} weights: rename it, or --out DIR writes elsewhere"
+        )
+
+
+def names_of(paths: Sequence[Path], taken: Iterable[str]) -> list[str]:
+    """A name for each file: its own without ending, or as much of its path as tells it from the others."""
+    for parts in range(1, max((len(path.absolute().parts) for path in paths), default=0) + 1):
+        names = ["/".join(path.absolute().with_suffix("").parts[-parts:]) for path in paths]
+        if len({*names, *taken}) == len(names) + len({*taken}):
+            return names
+    return [str(path) for path in paths]
+
+
+def own_config(checkpoint: Checkpoint, task: str | None = None) -> dict[str, Any]:
+    """A configuration to build the file's agent with.
+
+    Args:
+        checkpoint: the file.
+        task: the task of a file with one task and no configuration; without it, that is called ``unnamed``.
 
     Raises:
-        ValueError: the file has an unknown number of tasks and no configuration.
+        ValueError: the file has an unknown number of tasks and no configuration, or other sizes than its task.
     """
     sizes = layouts.infer_sizes(checkpoint.model)
+    if checkpoint.config is None and not sizes["num_tasks"] and task is not None:
+        return config_of(checkpoint, task=task).to_dict()
     if checkpoint.config is not None or sizes["num_tasks"]:
         return checkpoint.config or config_of(checkpoint).to_dict()
     unnamed = TaskSpec(_UNNAMED, sizes["obs_dim"], sizes["action_dim"])
@@ -54,23 +104,23 @@ def own_config(checkpoint: Checkpoint) -> dict[str, Any]:
     return parse_cfg({"task": unnamed.name, "task_specs": (unnamed,), **widths}).to_dict()
 
 
-def full_payload(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The file in float32 without target heads, the base of all size ratios."""
-    return {"model": deployable(checkpoint.model), **_entries(checkpoint)}
+def full_payload(checkpoint: Checkpoint, task: str | None = None) -> dict[str, Any]:
+    """The file in float32 without target heads, the base of all size ratios; ``task``: see :func:`own_config`."""
+    return {"model": deployable(checkpoint.model), **_entries(checkpoint, task)}
 
 
-def payload(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Any]:
-    """What the file of a recipe holds.
+def payload(checkpoint: Checkpoint, recipe: Recipe, task: str | None = None) -> dict[str, Any]:
+    """What the file of a recipe holds; ``task``: see :func:`own_config`.
 
     Raises:
         ValueError: see :func:`~tdmpc2.quantization.quantize_state`.
     """
     model = quantize_state(checkpoint.model, recipe, checkpoint.origin)
-    return {"model": model, **_entries(checkpoint), "recipe": recipe.entry()}
+    return {"model": model, **_entries(checkpoint, task), "recipe": recipe.entry()}
 
 
-def _entries(checkpoint: Checkpoint) -> dict[str, Any]:
-    config = own_config(checkpoint)
+def _entries(checkpoint: Checkpoint, task: str | None) -> dict[str, Any]:
+    config = own_config(checkpoint, task)
     named = checkpoint.config is not None or config["task"] != _UNNAMED
     return {"config": config if named else None, "format": FORMAT, "step": checkpoint.step}
 

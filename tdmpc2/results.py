@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import itertools
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -52,14 +54,26 @@ def table(result: Evaluation, title: str) -> Table:
     return view
 
 
-def fresh_directory(path: Path) -> Path:
-    """``path``, or the first of ``path-2``, ``path-3``, ... that holds no results yet."""
+@contextlib.contextmanager
+def fresh_directory(path: Path) -> Iterator[Path]:
+    """``path``, or the first of ``path-2``, ``path-3``, ... without results, which no other process will be given.
+
+    It is taken by an empty ``results.csv``. If that is still empty in the end, it is left as it was found.
+    """
     path = path.absolute()
-    candidate, number = path, 1
-    while (candidate / "results.json").exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate.relative_to(Path.cwd()) if candidate.is_relative_to(Path.cwd()) else candidate
+    for number in itertools.count(1):
+        directory = path.with_name(f"{path.name}-{number}") if number > 1 else path
+        directory.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            (directory / "results.csv").touch(exist_ok=False)
+            break
+    try:
+        yield directory.relative_to(Path.cwd()) if directory.is_relative_to(Path.cwd()) else directory
+    finally:
+        if not (directory / "results.csv").stat().st_size:
+            (directory / "results.csv").unlink()
+            with contextlib.suppress(OSError):
+                directory.rmdir()
 
 
 def write_results(directory: Path, result: Evaluation, protocol: dict[str, Any]) -> None:

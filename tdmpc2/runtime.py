@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sysconfig
 from pathlib import Path
 
 import psutil
@@ -86,5 +87,6 @@ def can_compile(device: torch.device) -> bool:
 
 
 def has_cpp_compiler() -> bool:
-    """Whether torch.compile can build CPU kernels here."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+    """Whether torch.compile can build CPU kernels here: with a compiler, and Python's headers."""
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    return headers.exists() and any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))

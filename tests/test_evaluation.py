@@ -215,14 +215,22 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
 def test_a_fresh_directory_is_never_one_with_results(tmp_path: Path) -> None:
     base = tmp_path / "eval-x"
     seen = []
-    for _ in range(4):
-        directory = results.fresh_directory(base)
-        assert not directory.exists()
-        results.write_results(directory, MIXED, {})
+    for _ in range(3):
+        with results.fresh_directory(base) as directory:
+            results.write_results(directory, MIXED, {})
         seen.append(directory.name)
-    assert seen == ["eval-x", "eval-x-2", "eval-x-3", "eval-x-4"]
+    with results.fresh_directory(base) as one, results.fresh_directory(base) as other:  # at the same time
+        seen += [one.name, other.name]
+    with results.fresh_directory(base) as directory:  # whose name is free again
+        results.write_episodes(directory, MIXED)  # and no more, as where it is interrupted
+    seen.append(directory.name)
+    assert seen == ["eval-x", "eval-x-2", "eval-x-3", "eval-x-4", "eval-x-5", "eval-x-4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["eval-x", "eval-x-2", "eval-x-3", "eval-x-4"]
     (tmp_path / "training").mkdir()
-    assert results.fresh_directory(tmp_path / "training") == tmp_path / "training"  # a run's own directory
+    (tmp_path / "training" / "model.pt").touch()
+    with results.fresh_directory(tmp_path / "training") as directory:
+        assert directory == tmp_path / "training"  # a run's own directory
+    assert [path.name for path in directory.iterdir()] == ["model.pt"]
 
 
 def test_table_shows_every_task_and_the_score() -> None:

@@ -27,6 +27,11 @@ REPORT = ("x_quantization.json", "x_quantization.md", "x_quantization.png")
 QUICK = ("--repeats", "1", "--plans", "3", "--rows", "40")
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture
 def model_file(tmp_path: Path, tiny_cfg: Config) -> Path:
     """A full-precision file of one agent, whose measurement plays one task."""
@@ -220,6 +225,8 @@ def test_unusable_input_writes_nothing(model_file: Path, tmp_path: Path, capsys:
     save_file(directory / "huge.pt", payload, overwrite=False)
     assert "'_reward.0.bias' holds 1e+06" in run_refused(["--checkpoint", str(directory / "huge.pt")], capsys)
     TDMPC2(Config(model_size=None, enc_dim=8, mlp_dim=8, latent_dim=8, device="cpu")).save(directory / "small.pt")
+    payload = read_file(model_file)
+    save_file(directory / "far.pt", payload | {"config": payload["config"] | {"horizon": 5}}, overwrite=False)
 
     for arguments, message in (
         (["--recipes", "int9"], "'int9' is not one of fp16, bf16, int8, int8-weight-only, mixed. Did you mean 'int8'?"),
@@ -229,17 +236,51 @@ def test_unusable_input_writes_nothing(model_file: Path, tmp_path: Path, capsys:
         (["--set", "mlp_dim=64"], "does not fit the model"),
         (["--compare", str(directory / "small.pt")], "not the same model as"),
         (["--compare", str(directory / "none.pt")], "none.pt does not exist"),
+        (["--compare", str(directory / "x.pt"), str(directory / "x.pt")], "x.pt is named twice"),
+        (["--compare", str(directory / "far.pt")], "it is of mt30 with horizon 5, that of mt30 with horizon 3"),
         (["--data", str(tmp_path / "nothing")], "nothing is not a directory"),
         (["--repeats", "0"], "--repeats 0 must be at least 1"),
         (["--device", "tpu"], "device=tpu is not available here"),
     ):
         assert message in run_refused([*given, *arguments], capsys)
-    assert names(directory) == ["cut.pt", "huge.pt", "other.pt", "q.pt", "small.pt", "x.pt"]
+    assert names(directory) == ["cut.pt", "far.pt", "huge.pt", "other.pt", "q.pt", "small.pt", "x.pt"]
     with pytest.raises(SystemExit) as exit_info:
         quantize.main([*given, "--out", str(cut), "--plans", "0"])
     assert exit_info.value.code == 2
     assert "Could not write" in capsys.readouterr().err
     assert cut.read_bytes() == model_file.read_bytes()[:-1000]
+
+
+def test_files_to_compare_are_not_replaced_and_have_names_of_their_own(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(model_file, "--recipes", "int8", "--plans", "0")
+    int8 = model_file.with_name("x_int8.pt")
+    before = int8.read_bytes()
+    forced = ["--checkpoint", str(model_file), "--recipes", "int8", "--compare", str(int8), "--force"]
+    capsys.readouterr()
+    assert f"--compare {int8} would be replaced" in run_refused(forced, capsys)
+    assert int8.read_bytes() == before
+    paths = [tmp_path / name for name in ("a/model.pt", "b/model.pt", "int8.pt")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(before)
+    run(model_file, "--recipes", "int8", "--plans", "0", "--out", str(tmp_path), "--compare", *map(str, paths))
+    compared = [row["name"] for row in report_of(tmp_path)["recipes"]][2:]
+    assert compared == ["a/model", "b/model", f"{tmp_path.name}/int8"]
+
+
+def test_a_file_whose_name_is_not_what_it_holds_is_refused(
+    model_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = model_file.rename(model_file.with_name("x_fp16.pt"))
+    refusal = run_refused(["--checkpoint", str(wrong), "--recipes", "fp16,int8"], capsys)
+    assert "is called fp16 but holds fp32 weights" in refusal
+    assert names(wrong.parent) == ["x_fp16.pt"]
+    run(wrong, "--recipes", "int8", "--plans", "0")
+    capsys.readouterr()
+    refusal = run_refused(["--checkpoint", str(wrong.with_name("x_int8.pt")), "--recipes", "int8"], capsys)
+    assert "is quantised" in refusal
 
 
 def test_single_task_file_without_configuration(tmp_path: Path) -> None:
@@ -249,6 +290,9 @@ def test_single_task_file_without_configuration(tmp_path: Path) -> None:
     run(tmp_path / "old.pt", *budget)
     assert report_of(tmp_path, "old")["inputs"].startswith("40 standard-normal rows")
     assert load_agent(tmp_path / "old_int8.pt", device="cpu", task="cup-catch").cfg.obs_dim == 8
+    run(tmp_path / "old.pt", "--out", str(tmp_path / "named"), *budget, "task=cup-catch")
+    assert report_of(tmp_path / "named", "old")["inputs"].startswith("40 rows of 1 tasks")
+    assert load_agent(tmp_path / "named" / "old_int8.pt", device="cpu").cfg.task == "cup-catch"
 
 
 def test_published_student_end_to_end(tmp_path: Path) -> None:

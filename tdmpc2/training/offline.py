@@ -87,7 +87,8 @@ def _train(cfg: Config, teacher_cfg: Config | None, group: ProcessGroup, stop: S
     sampler = data.sampler
     fitted = fit_pca(agent, sampler)
     stop.at_once = False
-    begun_before = (cfg.run_dir / "run.json").exists()
+    # Where nothing has been saved since, it was killed; where nothing ever is, it may have come to its end.
+    begun_before = cfg.save_agent and (cfg.run_dir / "run.json").exists()
     if group.main:
         run_dir.claim(cfg.run_dir, record)  # everything has been read and found good
     with Logger(

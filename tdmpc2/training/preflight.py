@@ -120,13 +120,13 @@ def dry_run(cfg: Config, teacher_cfg: Config | None) -> list[str]:
         f"updates     {steps:,} x {1e3 * update_s:.1f} ms = {_clock(steps * update_s)}",
     ]
     total = before_s + steps * update_s
-    if cfg.eval_freq:
-        evaluations = cfg.steps // cfg.eval_freq - start // cfg.eval_freq
+    evaluations = cfg.steps // cfg.eval_freq - start // cfg.eval_freq if cfg.eval_freq else 0
+    if evaluations:
         if line := agent.compile_planner(num_steps(cfg)):
             print(line, flush=True)
-        size = side_by_side(cfg, cfg.eval_episodes * len(cfg.task_ids), agent)
-        obs, ids = np.zeros((size, cfg.obs_dim), np.float32), np.arange(size) % len(cfg.task_specs)
-        plan_s = _seconds(lambda: agent.act(obs, t0=True, eval_mode=True, task=ids), agent.device) / size
+        num_envs = side_by_side(cfg, cfg.eval_episodes * len(cfg.task_ids), agent)
+        obs, ids = np.zeros((num_envs, cfg.obs_dim), np.float32), np.arange(num_envs) % len(cfg.task_specs)
+        plan_s = _seconds(lambda: agent.act(obs, t0=True, eval_mode=True, task=ids), agent.device) / num_envs
         once = num_steps(cfg) * plan_s
         total += evaluations * once
         lines.append(
