@@ -279,7 +279,8 @@ def test_a_file_whose_name_is_not_what_it_holds_is_refused(
     assert names(wrong.parent) == ["x_fp16.pt"]
     run(wrong, "--recipes", "int8", "--plans", "0")
     capsys.readouterr()
-    refusal = run_refused(["--checkpoint", str(wrong.with_name("x_int8.pt")), "--recipes", "int8"], capsys)
+    int8 = ["--checkpoint", str(wrong.with_name("x_int8.pt")), "--recipes", "int8", "--force"]
+    refusal = run_refused(int8, capsys)
     assert "is quantised" in refusal
 
 
