@@ -23,7 +23,7 @@ from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.noise import UpdateNoise as UpdateNoise
 from tdmpc2.noise import draw_update_noise
 from tdmpc2.planner import draw_noise
-from tdmpc2.runtime import can_compile, resolve_device
+from tdmpc2.runtime import can_compile, keep_freed_memory, resolve_device
 from tdmpc2.training.process_group import ProcessGroup
 
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -174,6 +174,7 @@ class TDMPC2:
         if not self._update_compiled:
             why = "several processes" if self.group.world_size > 1 else f"no compiler for {self.device.type} found"
             return f"Training without compilation: {why}" if wanted else ""
+        keep_freed_memory()
         self._model_losses, self._policy_loss = losses.compiled(self.model, self.device)
         return "Compiling the update in its first step (one or two minutes; compile=false turns it off)"
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
+import platform
 import shutil
 import sysconfig
 from pathlib import Path
@@ -38,6 +40,23 @@ def set_num_threads(count: int | None) -> int:
         count = int(first) if first.strip().isdigit() and int(first) else own
     torch.set_num_threads(count)
     return count
+
+
+def keep_freed_memory() -> bool:
+    """Let the process keep what it frees of main memory in blocks of up to 32 MB, for its next use.
+
+    Every update allocates the same tensors. By default glibc hands many of them back to the system, which clears each
+    page before it gives it out again: 2,000 page faults, or 5 % of a compiled update.
+
+    Returns:
+        Whether there is glibc, which can be told.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # malloc.h
+    mallopt = ctypes.CDLL(None).mallopt
+    options = ((trim_threshold, 2**30), (top_pad, 2**26), (mmap_threshold, 2**25))
+    return all(mallopt(option, value) for option, value in options)
 
 
 def local_processes() -> int:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,66 +13,69 @@ from tdmpc2.cpu import library
 _LANES = 16
 
 
-class _Weights(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("bias", "gain", "shift", "factors")]
-
-
-class _Shape(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in "networks rows width network_stride row_stride threads".split()]
-
-
 def fits(width: int) -> bool:
     """Whether the operator can be used on rows of this width, on this machine. Builds it on first use."""
     return width % _LANES == 0 and not library.reason(library.UPDATE)
 
 
-@torch.library.custom_op("tdmpc2::norm_mish", mutates_args=(), device_types="cpu")
 def _forward(x: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor]:
     out, stats = _fake_forward(x, bias, gain, shift, factors)
-    mean, inverse_std = stats
-    arguments = (_pointer(x), _weights(x, bias, gain, shift, factors), _pointer(out), _pointer(mean))
-    _function("norm_mish")(x.dtype == torch.bfloat16, *arguments, _pointer(inverse_std), _shape(x))
+    weights, shape = _weights(x, bias, gain, shift, factors), _shape(x)
+    _call("norm_mish", x, x.data_ptr(), *weights, out.data_ptr(), stats.data_ptr(), *shape)
     return out, stats
 
 
-@_forward.register_fake
 def _fake_forward(
     x: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, factors: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(2, *x.shape[:2], dtype=torch.float32)
+    return x.new_empty(x.shape), x.new_empty((2, *x.shape[:2]), dtype=torch.float32)
 
 
-@torch.library.custom_op("tdmpc2::norm_mish_backward", mutates_args=(), device_types="cpu")
 def _backward(
     dout: Tensor, x: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, factors: Tensor | None, stats: Tensor
 ) -> tuple[Tensor, Tensor]:
     dx, sums = _fake_backward(dout, x, bias, gain, shift, factors, stats)
     if x.stride() != dx.stride():  # where x has gaps
         x = torch.empty_like(dx).copy_(x)
-    dout, (mean, inverse_std) = dout.contiguous(), stats
-    weights = _weights(x, bias, gain, shift, factors)
-    given = (_pointer(dout), _pointer(x), weights, _pointer(mean), _pointer(inverse_std))
-    _function("norm_mish_backward")(x.dtype == torch.bfloat16, *given, _pointer(dx), _pointer(sums), _shape(x))
+    dout = dout.contiguous()
+    given = (x.data_ptr(), *_weights(x, bias, gain, shift, factors), stats.data_ptr())
+    _call("norm_mish_backward", x, dout.data_ptr(), *given, dx.data_ptr(), sums.data_ptr(), *_shape(x))
     return dx, sums
 
 
-@_backward.register_fake
 def _fake_backward(
     dout: Tensor, x: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, factors: Tensor | None, stats: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(3, *bias.shape, dtype=torch.float32)
+    return torch.empty_like(x), x.new_empty((3, *bias.shape), dtype=torch.float32)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, output[1])
+class _NormMish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor | None) -> Tensor:
+        out, stats = torch.ops.tdmpc2.norm_mish(*inputs)
+        ctx.save_for_backward(*inputs, stats)
+        return cast(Tensor, out)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        dx, sums = torch.ops.tdmpc2.norm_mish_backward(dout, *ctx.saved_tensors)
+        return dx, *sums.unbind(), None
 
 
-def _differentiate(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    dx, sums = _backward(dout, *ctx.saved_tensors)
-    return dx, *sums.unbind(), None
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
+# Neither custom_op nor register_autograd, whose wrappers take longer than the operator itself on a small batch.
+_OPERATORS = torch.library.Library("tdmpc2", "DEF")
+_OPERATORS.define("norm_mish(Tensor x, Tensor bias, Tensor gain, Tensor shift, Tensor? factors) -> (Tensor, Tensor)")
+_OPERATORS.define(
+    "norm_mish_backward(Tensor dout, Tensor x, Tensor bias, Tensor gain, Tensor shift, Tensor? factors, Tensor stats)"
+    " -> (Tensor, Tensor)"
+)
+for _name, _function, _fake in (
+    ("norm_mish", _forward, _fake_forward),
+    ("norm_mish_backward", _backward, _fake_backward),
+):
+    _OPERATORS.impl(_name, _function, "CPU")
+    _OPERATORS.impl(_name, torch.library.fallthrough_kernel, "Autograd")  # its derivative is _NormMish's
+    torch.library.register_fake(f"tdmpc2::{_name}", _fake, lib=_OPERATORS)
 
 
 def norm_mish(x: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, factors: Tensor | None = None) -> Tensor:
@@ -89,30 +91,28 @@ def norm_mish(x: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, factors: Ten
     Returns:
         [n, N, M] in the type of ``x``.
     """
-    return _forward(x, bias, gain, shift, factors)[0]
+    return cast(Tensor, _NormMish.apply(x, bias, gain, shift, factors))
 
 
-def _function(name: str) -> Callable[..., None]:
-    function: Callable[..., None] = getattr(library.load(library.UPDATE), name)
-    return function
+def _call(name: str, x: Tensor, *arguments: int) -> None:
+    """Pointers as integers, and numbers; the first says of what type x is."""
+    assert x.dtype in (torch.float32, torch.bfloat16), x.dtype
+    library.load(library.UPDATE)[name](x.dtype == torch.bfloat16, *map(ctypes.c_int64, arguments))
 
 
-def _pointer(x: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(x.data_ptr())
-
-
-def _weights(x: Tensor, *weights: Tensor | None) -> _Weights:
+def _weights(x: Tensor, *weights: Tensor | None) -> list[int]:
+    """Addresses; 0 for None."""
     n, rows, width = x.shape
     for w in weights:
         if w is not None:
             assert w.is_contiguous(), w.stride()
             assert w.dtype == torch.float32, w.dtype
             assert w.shape in ((n, width), (n, rows, width)), (w.shape, x.shape)
-    return _Weights(*(None if w is None else w.data_ptr() for w in weights))
+    return [0 if w is None else w.data_ptr() for w in weights]
 
 
-def _shape(x: Tensor) -> _Shape:
-    assert x.dtype in (torch.float32, torch.bfloat16), x.dtype
+def _shape(x: Tensor) -> tuple[int, ...]:
+    """``Shape`` of norm_mish.cpp."""
     assert x.stride(2) == 1, x.stride()
     assert x.shape[2] % _LANES == 0, x.shape
-    return _Shape(*x.shape, x.stride(0), x.stride(1), torch.get_num_threads())
+    return (*x.shape, x.stride(0), x.stride(1), torch.get_num_threads())
