@@ -162,7 +162,8 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for case, (repeats, block) in cases:
         # Three large agents would not fit side by side into the memory of an ordinary machine.
-        together = [precisions] if case.cfg.model_size is None or case.cfg.model_size < 48 else [[p] for p in precisions]
+        large = (case.cfg.model_size or 0) >= 48
+        together = [[precision] for precision in precisions] if large else [precisions]
         for row in (row for some in together for row in measure(case, some, repeats, block)):
             results.append(row)
             numbers = [f"{row[name]:.1f}" for name in ("plain_ms", "fast_ms")]
