@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from rich import get_console
 
 from tdmpc2 import calibration, cli, quantized_files
+from tdmpc2 import quantization_measure as measuring
 from tdmpc2 import quantization_report as reports
 from tdmpc2.checkpoint import load_file, save_file
 from tdmpc2.config import check_keys
@@ -29,7 +30,7 @@ def quantize(
     source: Path,
     out: Path,
     names: Sequence[str],
-    settings: reports.Settings,
+    settings: measuring.Settings,
     *,
     data: str | None = None,
     count: int = calibration.COUNT,
@@ -81,7 +82,7 @@ def quantize(
         recipe = calibration.mixed_recipe(found, limit_db)
         mixed, payloads["mixed"] = recipe.int8, quantized_files.payload(checkpoint, recipe, task)
 
-    candidates = [reports.Candidate("fp32", full | config, quantized_files.serialised_bytes(full))]
+    candidates = [measuring.Candidate("fp32", full | config, quantized_files.serialised_bytes(full))]
     for name in names:
         path = targets.get(name, source)
         if name in targets:
@@ -91,12 +92,12 @@ def quantize(
             print(f"{name}: not written, {source} itself has that name; --out DIR writes it elsewhere")
         unnamed = payloads[name]["config"] is None  # its one task would have to be named
         content = {**payloads[name], **config} if unnamed and name in targets else path
-        candidates.append(reports.Candidate(name, content, path.stat().st_size))
+        candidates.append(measuring.Candidate(name, content, path.stat().st_size))
     for name, path in zip(quantized_files.names_of(others, ("fp32", *names)), others, strict=True):
         other = load_file(path)
         content = path if other.config is not None else {"model": other.model, **other.extra, **config}
-        candidates.append(reports.Candidate(name, content, path.stat().st_size))
-    rows = reports.measure(candidates, inputs, settings)
+        candidates.append(measuring.Candidate(name, content, path.stat().st_size))
+    rows = measuring.measure(candidates, inputs, settings)
     modules = {name: module_errors(checkpoint.model, payloads[name]["model"]) for name in targets}
     report = reports.Report(str(source), inputs, settings, rows, found, mixed, limit_db, modules)
     for cells in reports.tables(report):
@@ -155,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
         source,
         Path(args.out).expanduser() if args.out else source.parent,
         recipe_names(args.recipes),
-        reports.Settings(args.device, args.repeats, args.plans, args.evaluate, overrides),
+        measuring.Settings(args.device, args.repeats, args.plans, args.evaluate, overrides),
         data=args.data,
         count=args.rows,
         limit_db=args.limit,

@@ -37,7 +37,8 @@ from tdmpc2.checkpoint import load_file
 from tdmpc2.cpu import library
 from tdmpc2.cpu.networks import PackedLayer, linear, normed_linear
 from tdmpc2.nn.layers import NormedLinear
-from tdmpc2.quantization_report import Candidate, Settings, load_agents, report_files
+from tdmpc2.quantization_measure import Candidate, Settings, load_agents
+from tdmpc2.quantization_report import report_files
 from tdmpc2.quantized_files import NAMES, full_payload, stem_of, target_files
 from tdmpc2.runtime import can_compile, set_num_threads
 

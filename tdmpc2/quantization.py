@@ -209,3 +209,8 @@ def relative_db(got: Tensor, expected: Tensor) -> float:
     if error and size:
         return 20 * math.log10(error / size)
     return math.inf if error else -math.inf
+
+
+def plain_errors(errors: Mapping[str, float]) -> dict[str, float | None]:
+    """Errors as JSON knows them: None where nothing differs."""
+    return {name: None if value == -math.inf else value for name, value in errors.items()}

@@ -16,7 +16,7 @@ def quantization_figure(path: Path, rows: Sequence[dict[str, Any]], limit_db: fl
 
     Args:
         path: file to write.
-        rows: as from :func:`~tdmpc2.quantization_report.measure`; the first is float32.
+        rows: as from :func:`~tdmpc2.quantization_measure.measure`; the first is float32.
         limit_db: of the predicted errors of ``mixed``; None: there is no such line.
 
     Returns:

@@ -151,6 +151,7 @@ def test_scores_settings_and_tasks(model_file: Path) -> None:
     for row in (fp32, int8):
         assert row["interval"][0] <= row["score"] <= row["interval"][1]
         assert row["regret"] is None
+        assert np.mean(row["returns"]["cartpole-balance"]) / 10 == pytest.approx(row["score"])
     assert (fp32["minus_fp32"], fp32["minus_fp32_interval"]) == (0, [0, 0])
     assert int8["minus_fp32"] == pytest.approx(int8["score"] - fp32["score"])
     assert f"{int8['score']:.2f} [" in (model_file.parent / "x_quantization.md").read_text()

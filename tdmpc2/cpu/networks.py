@@ -62,7 +62,7 @@ def head_layer(heads: QEnsemble, head: int, layer: int) -> Affine:
     weight, bias, *norm = (p[head] for p in heads.params[4 * layer : 4 * layer + 4])
     scale: Tensor | None = getattr(heads, f"scale{layer}")
     return Affine(
-        weight, None if scale is None else scale[head], heads._wide[layer], bias,
+        weight, None if scale is None else scale[head], heads.wide[layer], bias,
         (norm[0], norm[1]) if norm else None, _MISH if norm else _NONE,
     )  # fmt: skip
 

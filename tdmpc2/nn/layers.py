@@ -152,7 +152,7 @@ class QEnsemble(nn.Module):
 
     Parameter ``4 l + s`` belongs to layer l: s = 0 weight [Q, out, in], 1 bias [Q, out], 2 and 3 LayerNorm scale and
     shift [Q, out]; the last layer has only 8 and 9. ``scale0`` to ``scale2`` are the scales [Q, out, 1] of the layers
-    with int8 weights, else None. ``norm_mish``: see :class:`NormedLinear`.
+    with int8 weights, else None, ``wide`` what these are widened to. ``norm_mish``: see :class:`NormedLinear`.
     """
 
     norm_mish: NormMish | None = None
@@ -169,11 +169,11 @@ class QEnsemble(nn.Module):
         self.params = nn.ParameterList([nn.Parameter(torch.zeros(shape)) for shape in shapes])
         for layer in range(3):
             self.register_buffer(f"scale{layer}", None, persistent=False)
-        self._wide: list[torch.dtype | None] = [None, None, None]
+        self.wide: list[torch.dtype | None] = [None, None, None]
 
     def set_format(self, layer: int, name: str, wide: torch.dtype = torch.float32) -> None:
         """Convert a float32 layer; see :meth:`Linear.set_format`."""
-        weight, scale, self._wide[layer] = _converted(self.params[4 * layer], name, wide)
+        weight, scale, self.wide[layer] = _converted(self.params[4 * layer], name, wide)
         setattr(self, f"scale{layer}", scale)
         bias = self.params[4 * layer + 1].to(FLOATS.get(name, torch.float32))
         self.params[4 * layer] = nn.Parameter(weight, requires_grad=False)
@@ -213,14 +213,14 @@ class QEnsemble(nn.Module):
             logits = torch.bmm(h, w2.mT).to(b2.dtype) + b2[:, None]
             return logits.reshape(len(logits), *lead, -1)
         scale0 = None if scales[0] is None else scales[0].flatten(0, 1)
-        h = split_linear(parts, w0.flatten(0, 1), b0.flatten(), scale0, self._wide[0])  # [..., n M]
+        h = split_linear(parts, w0.flatten(0, 1), b0.flatten(), scale0, self.wide[0])  # [..., n M]
         lead = h.shape[:-1]
         h = h.reshape(-1, w0.shape[0], w0.shape[1]).transpose(0, 1)  # [n, N, M]
         if dropout_mask is not None:
             h = h * dropout_mask.reshape(h.shape)
         h = _norm_mish(h, gain0, shift0)
-        h = _norm_mish(batched_product(h, w1, b1, scales[1], self._wide[1]), gain1, shift1)
-        logits = batched_product(h, w2, b2, scales[2], self._wide[2])
+        h = _norm_mish(batched_product(h, w1, b1, scales[1], self.wide[1]), gain1, shift1)
+        logits = batched_product(h, w2, b2, scales[2], self.wide[2])
         return logits.reshape(len(logits), *lead, -1)
 
 
