@@ -19,7 +19,7 @@ from tdmpc2 import quantization_measure as measuring
 from tdmpc2 import quantization_report as reports
 from tdmpc2.checkpoint import load_file, save_file
 from tdmpc2.config import check_keys
-from tdmpc2.loading import load_agent
+from tdmpc2.loading import config_of, load_agent
 from tdmpc2.quantization import RECIPES, module_errors
 from tdmpc2.rollout import check_playable
 from tdmpc2.runtime import set_num_threads
@@ -66,8 +66,9 @@ def quantize(
         if name not in targets:
             quantized_files.check_stored(checkpoint, name)
     full = quantized_files.full_payload(checkpoint, task)
+    quantized_files.check_others(others, checkpoint, config_of(load_file(full | config)), targets.values())
     agent = load_agent(full | config, device=settings.device, **settings.overrides)
-    quantized_files.check_others(others, checkpoint, agent.cfg, targets.values())
+    set_num_threads(agent.cfg.num_threads)
     if settings.episodes:
         check_playable(agent.cfg)
     agent.model.requires_grad_(False)
@@ -91,7 +92,7 @@ def quantize(
         else:
             print(f"{name}: not written, {source} itself has that name; --out DIR writes it elsewhere")
         unnamed = payloads[name]["config"] is None  # its one task would have to be named
-        content = {**payloads[name], **config} if unnamed and name in targets else path
+        content = {**payloads[name], **config} if unnamed else path
         candidates.append(measuring.Candidate(name, content, path.stat().st_size))
     for name, path in zip(quantized_files.names_of(others, ("fp32", *names)), others, strict=True):
         other = load_file(path)
@@ -149,14 +150,12 @@ def main(argv: list[str] | None = None) -> None:
     for flag, least in {"rows": 1, "evaluate": 0, "repeats": 1, "plans": 0}.items():
         if (value := getattr(args, flag)) < least:
             raise ValueError(f"--{flag} {value} must be at least {least}")
-    overrides = overrides_of(args.set)
-    set_num_threads(overrides.get("num_threads"))
     source = Path(args.checkpoint).expanduser()
     quantize(
         source,
         Path(args.out).expanduser() if args.out else source.parent,
         recipe_names(args.recipes),
-        measuring.Settings(args.device, args.repeats, args.plans, args.evaluate, overrides),
+        measuring.Settings(args.device, args.repeats, args.plans, args.evaluate, overrides_of(args.set)),
         data=args.data,
         count=args.rows,
         limit_db=args.limit,

@@ -114,7 +114,7 @@ def evaluate(
     steps = sum(cfg.task_specs[job.task_id].episode_length for job in jobs)
     episodes: list[Episode] = []
     with (
-        _seeded(agent, cfg.seed + (group.rank << 32)),
+        _seeded(agent, _rank_seed(cfg.seed, group.rank)),
         contextlib.nullcontext() if quiet else Progress(steps, "Evaluating") as bar,
     ):
         for first in range(0, len(jobs), size):
@@ -162,6 +162,11 @@ def side_by_side(cfg: Config, num_jobs: int, agent: TDMPC2) -> int:
     if not agent.planner.fixed_size:
         return -(-num_jobs // batches)
     return next(num_jobs // n for n in range(batches, num_jobs + 1) if num_jobs % n == 0)
+
+
+def _rank_seed(seed: int, rank: int) -> int:
+    """A seed of its own for each process, the given one for the first; a CPU generator reads 32 bits of it."""
+    return (seed + rank * 0x9E3779B9) % 2**32
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ def check_others(paths: Sequence[Path], checkpoint: Checkpoint, cfg: Config, tar
     Args:
         paths: of the other files.
         checkpoint: what they are compared with.
-        cfg: its configuration.
+        cfg: its own configuration.
         targets: files that will be written.
     """
     for index, path in enumerate(paths):
@@ -60,7 +60,7 @@ def check_others(paths: Sequence[Path], checkpoint: Checkpoint, cfg: Config, tar
         if other.config is None:
             continue
         own = config_of(other)
-        if own.task_names != cfg.task_names or own.horizon != cfg.horizon:
+        if (cfg.task != _UNNAMED and own.task_names != cfg.task_names) or own.horizon != cfg.horizon:
             raise ValueError(
                 f"--compare {path}: not the same model as {checkpoint.origin}: it is of {own.task} with horizon "
                 f"{own.horizon}, that of {cfg.task} with horizon {cfg.horizon}"

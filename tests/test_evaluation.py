@@ -22,7 +22,16 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data.mixture import random_actor
 from tdmpc2.envs.rendering import context_module
-from tdmpc2.evaluation import Evaluation, TaskResult, bootstrap, compare, evaluate, num_steps, side_by_side
+from tdmpc2.evaluation import (
+    Evaluation,
+    TaskResult,
+    _rank_seed,
+    bootstrap,
+    compare,
+    evaluate,
+    num_steps,
+    side_by_side,
+)
 from tdmpc2.rollout import Frames, Job, play
 from tdmpc2.tasks import lookup
 
@@ -268,6 +277,12 @@ def test_evaluation_is_deterministic_and_leaves_no_trace(agent: TDMPC2) -> None:
     episodes_of(agent, eval_noise=True)
     assert torch.equal(agent.generator.get_state(), before)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in agent.model.state_dict().items())
+
+
+def test_processes_draw_differently_and_the_first_as_one_alone() -> None:
+    assert _rank_seed(1, 0) == 1
+    draws = [torch.rand(1, generator=torch.Generator().manual_seed(_rank_seed(1, rank))).item() for rank in range(8)]
+    assert len(set(draws)) == 8
 
 
 def test_what_was_played_is_kept_after_every_batch(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,17 +190,19 @@ def operands(dtype: torch.dtype, strided: bool, dropout: bool) -> tuple[torch.Te
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    x = (4 * normal(50, 2, 48)).transpose(0, 1) if strided else 4 * normal(2, 50, 48)
+    x = (4 * normal(51, 2, 48)).transpose(0, 1) if strided else 4 * normal(2, 51, 48)
     weights = [normal(2, 48).requires_grad_() for _ in range(3)]
-    factors = (torch.rand(2, 50, 48, generator=generator) > 0.2) / 0.8 if dropout else None
+    factors = (torch.rand(2, 51, 48, generator=generator) > 0.2) / 0.8 if dropout else None
     return (x.to(dtype).requires_grad_(), *weights, factors)  # type: ignore[return-value]
 
 
 @needs_library
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize("strided", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_operator_and_its_gradients(dtype: torch.dtype, strided: bool, dropout: bool) -> None:
+def test_operator_and_its_gradients(dtype: torch.dtype, strided: bool, dropout: bool, threads: int) -> None:
+    torch.set_num_threads(threads)
     x, bias, gain, shift, factors = operands(dtype, strided, dropout)
     exact = [t.detach().double().requires_grad_() for t in (x, bias, gain, shift)]
     wide = exact[0] + exact[1][:, None]
@@ -219,8 +221,8 @@ def test_operator_and_its_gradients(dtype: torch.dtype, strided: bool, dropout: 
 @needs_library
 def test_operator_on_rows_with_gaps() -> None:
     weights = operands(torch.float32, False, True)[1:]
-    wide = torch.randn(2, 50, 4096)
-    for gaps in (wide[..., :48], wide[:, :1, :48].expand(2, 50, 48)):
+    wide = torch.randn(2, 51, 4096)
+    for gaps in (wide[..., :48], wide[:, :1, :48].expand(2, 51, 48)):
         xs = [gaps.detach().requires_grad_(), gaps.detach().contiguous().requires_grad_()]
         outs = [norm_mish.norm_mish(x, *weights) for x in xs]
         assert torch.equal(*outs)
@@ -230,7 +232,10 @@ def test_operator_on_rows_with_gaps() -> None:
 
 @needs_library
 def test_operator_is_registered_as_torch_wants_it() -> None:
-    torch.library.opcheck(torch.ops.tdmpc2.norm_mish.default, operands(torch.float32, True, True))
+    inputs = [None if x is None else x.detach() for x in operands(torch.float32, True, True)]
+    stats = torch.ops.tdmpc2.norm_mish(*inputs)[1]
+    torch.library.opcheck(torch.ops.tdmpc2.norm_mish.default, inputs)
+    torch.library.opcheck(torch.ops.tdmpc2.norm_mish_backward.default, (torch.ones(2, 51, 48), *inputs, stats))
 
 
 @needs_library

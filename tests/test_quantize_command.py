@@ -235,6 +235,7 @@ def test_unusable_input_writes_nothing(model_file: Path, tmp_path: Path, capsys:
         (["--set", "num_samples"], "--set num_samples is not of the form KEY=VALUE"),
         (["--set", "precision=fp32"], "--set precision"),
         (["--set", "mlp_dim=64"], "does not fit the model"),
+        (["--set", "num_threads=0"], "num_threads=0"),
         (["--compare", str(directory / "small.pt")], "not the same model as"),
         (["--compare", str(directory / "none.pt")], "none.pt does not exist"),
         (["--compare", str(directory / "x.pt"), str(directory / "x.pt")], "x.pt is named twice"),
@@ -269,6 +270,11 @@ def test_files_to_compare_are_not_replaced_and_have_names_of_their_own(
     run(model_file, "--recipes", "int8", "--plans", "0", "--out", str(tmp_path), "--compare", *map(str, paths))
     compared = [row["name"] for row in report_of(tmp_path)["recipes"]][2:]
     assert compared == ["a/model", "b/model", f"{tmp_path.name}/int8"]
+    out = tmp_path / "longer"  # a horizon that is set for all is not a difference
+    run(
+        model_file, "--recipes", "bf16", "--plans", "0", "--out", str(out), "--compare", str(int8), "--set", "horizon=4"
+    )
+    assert [row["name"] for row in report_of(out)["recipes"]] == ["fp32", "bf16", "x_int8"]
 
 
 def test_a_file_whose_name_is_not_what_it_holds_is_refused(
@@ -292,6 +298,8 @@ def test_single_task_file_without_configuration(tmp_path: Path) -> None:
     run(tmp_path / "old.pt", *budget)
     assert report_of(tmp_path, "old")["inputs"].startswith("40 standard-normal rows")
     assert load_agent(tmp_path / "old_int8.pt", device="cpu", task="cup-catch").cfg.obs_dim == 8
+    run(tmp_path / "old_fp16.pt", "--recipes", "fp16,bf16", "--force", *budget)  # the first is the file itself
+    assert [row["name"] for row in report_of(tmp_path, "old")["recipes"]] == ["fp32", "fp16", "bf16"]
     run(tmp_path / "old.pt", "--out", str(tmp_path / "named"), *budget, "task=cup-catch")
     assert report_of(tmp_path / "named", "old")["inputs"].startswith("40 rows of 1 tasks")
     assert load_agent(tmp_path / "named" / "old_int8.pt", device="cpu").cfg.task == "cup-catch"

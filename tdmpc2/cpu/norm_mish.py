@@ -79,7 +79,7 @@ for _name, _function, _fake in (
 
 
 def norm_mish(x: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, factors: Tensor | None = None) -> Tensor:
-    """``mish(LayerNorm(factors * (x + bias)))`` of n networks; everything in between is float32.
+    """``mish(LayerNorm(factors * (x + bias)))`` of n networks, once differentiable; what is in between is float32.
 
     Args:
         x: [n, N, M], float32 or bf16, M a multiple of 16; M must be the axis that is contiguous.

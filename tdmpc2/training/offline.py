@@ -50,7 +50,7 @@ def train(cfg: Config, teacher_cfg: Config | None) -> Path:
     with process_group(cfg.device) as group:
         if cfg.dry_run:
             if group.main:
-                print(*dry_run(cfg, teacher_cfg), sep="\n")
+                print(*dry_run(cfg, teacher_cfg, group.world_size), sep="\n")
             return cfg.run_dir / "model.pt"
         preflight(cfg, teacher_cfg)
         with (
@@ -125,6 +125,8 @@ def _train(cfg: Config, teacher_cfg: Config | None, group: ProcessGroup, stop: S
                 batch = lazy.fill(batch, rows(done - 1)[:, own])
             compiling, began = agent.update_compiled and done == start + 1, time.monotonic()
             stop.at_once = compiling  # minutes in which there is nothing to save
+            if compiling and stop:
+                raise SystemExit(STOPPED)
             metrics = agent.update(batch)
             stop.at_once = False
             if compiling:

@@ -82,10 +82,15 @@ def check_disk(agent: TDMPC2, cfg: Config) -> None:
         )
 
 
-def dry_run(cfg: Config, teacher_cfg: Config | None) -> list[str]:
+def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list[str]:
     """What a run would do: time, memory and disk, from a few updates and plans, compiled where the run's would be.
 
     Nothing is written but the compilers' caches.
+
+    Args:
+        cfg: the student.
+        teacher_cfg: the teacher.
+        processes: that will train together, which do not compile; times are those of one alone.
 
     Returns:
         One line on each subject.
@@ -101,13 +106,16 @@ def dry_run(cfg: Config, teacher_cfg: Config | None) -> list[str]:
     agent = TDMPC2(cfg, alive if cfg.distillation_cache == "off" else None)
     check_disk(agent, cfg)
     state = cfg.run_dir / "state.pt"
-    start = int(read_file(state)["step"]) if state.exists() else 0
+    saved = read_file(state) if state.exists() else {"step": 0}
+    start = int(saved["step"])
+    if start:
+        agent.load_training_state(saved["training"])  # it says whether the update is compiled
     steps = max(cfg.steps - start, 0)
     data_line, size, imported = _data(cfg, agent.device)
     before, before_s, before_bytes = _preparation(cfg, alive, size, imported)
 
     batch = _random_batch(cfg, agent.device)
-    if line := agent.compile_update():
+    if processes == 1 and (line := agent.compile_update()):
         print(line, flush=True)
     update_s = _seconds(lambda: agent.update(batch), agent.device)
     parameters = sum(p.numel() for p in agent.model.parameters() if p.requires_grad)
