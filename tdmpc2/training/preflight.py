@@ -106,9 +106,10 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
     agent = TDMPC2(cfg, alive if cfg.distillation_cache == "off" else None)
     check_disk(agent, cfg)
     state = cfg.run_dir / "state.pt"
-    saved = read_file(state) if state.exists() else {"step": 0}
-    start = int(saved["step"])
-    if start:
+    start = 0
+    if state.exists():
+        saved = read_file(state)
+        start = int(saved["step"])
         agent.load_training_state(saved["training"])  # it says whether the update is compiled
     steps = max(cfg.steps - start, 0)
     data_line, size, imported = _data(cfg, agent.device)
