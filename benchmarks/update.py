@@ -15,10 +15,12 @@ The last line is JSON: `cases`, a list with `name`, `plain_ms`, `fast_ms`, `spee
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,47 +83,64 @@ def make_update(case: Case, fast: bool, precision: str = "fp32") -> Callable[[],
     return run
 
 
-def products(run: Callable[[], None], dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
-    """A function that computes the matrix products of an update, and nothing else, in this type."""
+def product_shapes(run: Callable[[], None]) -> list[tuple[list[int], list[int]]]:
+    """Shapes of both factors of every matrix product of an update."""
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as record:
         run()
-    pairs = []
+    shapes = []
     for event in record.key_averages(group_by_input_shape=True):
         if event.key in PRODUCTS:
             left, right = event.input_shapes[-2:] if "add" not in event.key else event.input_shapes[1:3]
-            pairs += [tuple(torch.randn(shape, device=device).to(dtype) for shape in (left, right))] * event.count
+            shapes += [(left, right)] * event.count
+    return shapes
+
+
+def make_products(
+    shapes: list[tuple[list[int], list[int]]], dtype: torch.dtype, device: torch.device
+) -> Callable[[], None]:
+    """A function that computes matrix products of these shapes, and nothing else, in this type."""
+    # Equal shapes share their factors, and with that memory.
+    factors = {str(pair): tuple(torch.randn(shape, device=device).to(dtype) for shape in pair) for pair in shapes}
 
     def multiply() -> None:
-        for left, right in pairs:
-            torch.matmul(left, right)
+        for pair in shapes:
+            torch.matmul(*factors[str(pair)])
         if device.type == "cuda":
             torch.cuda.synchronize()
 
     return multiply
 
 
-def measure(case: Case, precisions: list[str], repeats: int, block: int) -> list[dict[str, Any]]:
-    """Medians of one case, the plain update and all fast ones in turns."""
+def measure(case: Case, precisions: list[str], repeats: int, block: int, apart: bool = False) -> list[dict[str, Any]]:
+    """Medians of one case: the plain update and all fast ones in turns, or, where memory holds one only, `apart`."""
     device = resolve_device(case.cfg.device)
-    plain = make_update(case, fast=False)
-    plain()
-    runs: dict[str, Callable[[], None]] = {"plain": plain}
-    compile_s = {}
+    makers: dict[str, Callable[[], Callable[[], None]]] = {"plain": lambda: make_update(case, fast=False)}
+    shapes: list[tuple[list[int], list[int]]] = []
     for precision in precisions:
-        runs[precision] = make_update(case, fast=True, precision=precision)
-        start = time.perf_counter()
-        runs[precision]()
-        compile_s[precision] = time.perf_counter() - start
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        runs[f"{precision} products"] = products(plain, dtype, device)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, run in runs.items():
+        makers[precision] = partial(make_update, case, fast=True, precision=precision)
+        makers[f"{precision} products"] = partial(make_products, shapes, dtype, device)
+    seconds: dict[str, list[float]] = {name: [] for name in makers}
+    first_s = {}
+    for names in [[name] for name in makers] if apart else [list(makers)]:
+        runs: dict[str, Callable[[], None]] = {}
+        for name in names:
+            runs[name] = makers[name]()
             start = time.perf_counter()
-            for _ in range(block):
-                run()
-            if repeat:
-                seconds[name].append((time.perf_counter() - start) / block)
+            runs[name]()
+            first_s[name] = time.perf_counter() - start
+            if name == "plain":
+                shapes += product_shapes(runs[name])
+        for repeat in range(repeats + 1):
+            for name, run in runs.items():
+                start = time.perf_counter()
+                for _ in range(block):
+                    run()
+                if repeat:
+                    seconds[name].append((time.perf_counter() - start) / block)
+        runs.clear()
+        del run
+        gc.collect()
     ms = {name: 1e3 * float(np.median(values)) for name, values in seconds.items()}
     return [
         {
@@ -130,7 +149,7 @@ def measure(case: Case, precisions: list[str], repeats: int, block: int) -> list
             "fast_ms": ms[precision],
             "speedup": float(np.median(np.array(seconds["plain"]) / np.array(seconds[precision]))),
             "matmul_ms": ms[f"{precision} products"],
-            "compile_s": compile_s[precision],
+            "compile_s": first_s[precision],
         }
         for precision in precisions
     ]
@@ -161,10 +180,9 @@ def main() -> None:
     table = Table("update", "plain ms", "fast ms", "speedup", "products ms", "floor", "compiling s", box=box.SIMPLE)
     results: list[dict[str, Any]] = []
     for case, (repeats, block) in cases:
-        # Three large agents would not fit side by side into the memory of an ordinary machine.
-        large = (case.cfg.model_size or 0) >= 48
-        together = [[precision] for precision in precisions] if large else [precisions]
-        for row in (row for some in together for row in measure(case, some, repeats, block)):
+        # Two agents of 317M would not fit side by side into the memory of an ordinary machine.
+        apart = (case.cfg.model_size or 0) >= 48
+        for row in measure(case, precisions, repeats, block, apart):
             results.append(row)
             numbers = [f"{row[name]:.1f}" for name in ("plain_ms", "fast_ms")]
             floor = row["plain_ms"] / row["matmul_ms"]
