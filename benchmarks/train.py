@@ -34,8 +34,8 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import Layout, write_chunk
 from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
+from tdmpc2.distributed import ProcessGroup, process_group
 from tdmpc2.training.offline import train
-from tdmpc2.training.process_group import ProcessGroup, process_group
 
 _WARM_UP = 20
 

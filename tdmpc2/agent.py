@@ -18,13 +18,13 @@ from torch.nn.utils import clip_grad_norm_
 from tdmpc2 import distill, losses
 from tdmpc2.checkpoint import load_file, save_file
 from tdmpc2.config import RUN_KEYS, Config
+from tdmpc2.distributed import ProcessGroup
 from tdmpc2.fast_planner import FastPlanner
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.noise import UpdateNoise as UpdateNoise
 from tdmpc2.noise import draw_update_noise
 from tdmpc2.planner import draw_noise
 from tdmpc2.runtime import can_compile, keep_freed_memory, resolve_device
-from tdmpc2.training.process_group import ProcessGroup
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 #: Rows of batches that a run must have to be worth compiling: 20 000 updates of 256.

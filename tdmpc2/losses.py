@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from tdmpc2 import distill, distill_losses
+from tdmpc2.distributed import ProcessGroup
 from tdmpc2.nn.math import soft_cross_entropy, updated_scale
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.noise import UpdateNoise
-from tdmpc2.training.process_group import ProcessGroup
 
 #: Of torch.compile. Kernels called from C++ instead of Python: 3 % of an update.
 CPU_OPTIONS: dict[str, Any] = {"cpp_wrapper": True}

@@ -25,11 +25,11 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoint import load_file
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data.dataset import Batch
+from tdmpc2.distributed import ProcessGroup, _buckets, process_group
 from tdmpc2.evaluation import evaluate
 from tdmpc2.runtime import local_processes, set_num_threads, usable_cores
 from tdmpc2.training.guards import stop_on_signal
 from tdmpc2.training.offline import train
-from tdmpc2.training.process_group import ProcessGroup, _buckets, process_group
 
 from .conftest import REPO, TINY
 from .test_training import rows
@@ -344,7 +344,7 @@ def test_rows_of_a_batch() -> None:
 
 
 def test_large_messages_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tdmpc2.training.process_group._BUCKET", 10)
+    monkeypatch.setattr("tdmpc2.distributed._BUCKET", 10)
     tensors = [torch.empty(n) for n in (4, 6, 1, 25, 3)]
     assert [[len(x) for x in bucket] for bucket in _buckets(tensors)] == [[4, 6], [1], [25], [3]]
 

@@ -15,6 +15,7 @@ from tdmpc2.config import Config
 from tdmpc2.data.batches import Batches
 from tdmpc2.data.dataset import Batch
 from tdmpc2.data.placement import Data, open_data, plan_place
+from tdmpc2.distributed import ProcessGroup, process_group
 from tdmpc2.evaluation import evaluate, num_steps
 from tdmpc2.logger import Logger
 from tdmpc2.results import table_rows, write_video
@@ -23,7 +24,6 @@ from tdmpc2.runtime import set_num_threads
 from tdmpc2.training import run_dir
 from tdmpc2.training.guards import STOPPED, FiniteGuard, StopRequest, stop_on_signal
 from tdmpc2.training.preflight import check_disk, dry_run, preflight
-from tdmpc2.training.process_group import ProcessGroup, process_group
 from tdmpc2.training.teacher import Teacher, add_targets, fit_pca
 
 #: Updates between two moments at which several processes ask whether one of them was told to stop.
