@@ -29,7 +29,7 @@ from tdmpc2.config import parse_cfg
 from tdmpc2.data.collector import Shard, collect, episode_returns
 from tdmpc2.data.mixture import load_players, sources_of
 from tdmpc2.loading import load_agent
-from tdmpc2.runtime import set_num_threads
+from tdmpc2.support.runtime import set_num_threads
 
 
 @hydra.main(config_name="config_mt30", config_path="./student_config", version_base="1.3")

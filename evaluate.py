@@ -18,7 +18,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoint import file_sha256
 from tdmpc2.evaluation import Evaluation, compare, evaluate, num_steps
 from tdmpc2.loading import load_agent
-from tdmpc2.runtime import set_num_threads
+from tdmpc2.support.runtime import set_num_threads
 
 
 def score(path: str, agent: TDMPC2) -> Evaluation:

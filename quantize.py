@@ -22,7 +22,7 @@ from tdmpc2.config import check_keys
 from tdmpc2.loading import config_of, load_agent
 from tdmpc2.quantization import RECIPES, module_errors
 from tdmpc2.rollout import check_playable
-from tdmpc2.runtime import set_num_threads
+from tdmpc2.support.runtime import set_num_threads
 from tdmpc2.tasks import nearest
 
 

@@ -33,7 +33,7 @@ from tdmpc2.envs import make_env
 from tdmpc2.envs.vector import EnvPool, make_vec_env
 from tdmpc2.envs.wrappers import PadEnv
 from tdmpc2.rollout import Actor, Job, play
-from tdmpc2.runtime import set_num_threads
+from tdmpc2.support.runtime import set_num_threads
 from tdmpc2.tasks import TaskSpec
 
 NUM_ENVS, STEPS = 16, 60

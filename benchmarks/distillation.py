@@ -24,7 +24,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.dataset import Batch
 from tdmpc2.limits import DISTILLATION_TARGETS
-from tdmpc2.runtime import set_num_threads
+from tdmpc2.support.runtime import set_num_threads
 
 
 def random_batch(cfg: Config, device: torch.device) -> Batch:

@@ -25,7 +25,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import Layout
 from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
-from tdmpc2.runtime import set_num_threads
+from tdmpc2.support.runtime import set_num_threads
 
 
 def random_episodes(cfg: Config, episodes: int) -> EpisodeDataset:

@@ -33,7 +33,7 @@ from tdmpc2.evaluation import agent_actor, num_steps, side_by_side
 from tdmpc2.loading import load_agent
 from tdmpc2.progress import progress
 from tdmpc2.rollout import Job, play
-from tdmpc2.runtime import set_num_threads
+from tdmpc2.support.runtime import set_num_threads
 
 PLAIN = "plain fp32"
 

@@ -24,7 +24,7 @@ from rich.table import Table
 from tdmpc2.cpu import library
 from tdmpc2.cpu.networks import PackedLayer, linear, normed_linear
 from tdmpc2.nn.layers import NormedLinear
-from tdmpc2.runtime import set_num_threads
+from tdmpc2.support.runtime import set_num_threads
 
 PLAIN = "PyTorch fp32"
 

@@ -38,7 +38,7 @@ from tdmpc2.config import Config
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.progress import progress
-from tdmpc2.runtime import set_num_threads
+from tdmpc2.support.runtime import set_num_threads
 
 BUDGETS: tuple[dict[str, int], ...] = (
     {},

@@ -30,7 +30,7 @@ from tdmpc2.cpu import library
 from tdmpc2.fast_planner import FastPlanner
 from tdmpc2.nn.products import FLOATS
 from tdmpc2.nn.world_model import WorldModel
-from tdmpc2.runtime import can_compile, resolve_device, set_num_threads
+from tdmpc2.support.runtime import can_compile, resolve_device, set_num_threads
 
 PLAIN = "plain fp32"
 Run = Callable[[], Any]

@@ -25,8 +25,8 @@ from update import PRODUCTS, random_batch
 from tdmpc2 import losses
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
-from tdmpc2.files import replacing
-from tdmpc2.runtime import set_num_threads
+from tdmpc2.support.files import replacing
+from tdmpc2.support.runtime import set_num_threads
 
 #: First match of the operator's name, in this order.
 _KINDS = (

@@ -40,7 +40,7 @@ from tdmpc2.nn.layers import NormedLinear
 from tdmpc2.quantization_measure import Candidate, Settings, load_agents
 from tdmpc2.quantization_report import report_files
 from tdmpc2.quantized_files import NAMES, full_payload, stem_of, target_files
-from tdmpc2.runtime import can_compile, set_num_threads
+from tdmpc2.support.runtime import can_compile, set_num_threads
 
 PUBLISHED = Path("../shared/checkpoints/mt30_1M_steps_045dist_fp16.pt")
 ROWS = 512

@@ -32,7 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
-from tdmpc2.runtime import has_fast_bf16, resolve_device, set_num_threads
+from tdmpc2.support.runtime import has_fast_bf16, resolve_device, set_num_threads
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 

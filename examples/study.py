@@ -17,7 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tdmpc2.runtime import usable_cores
+from tdmpc2.support.runtime import usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = "tasks=[cartpole-swingup,pendulum-spin]"

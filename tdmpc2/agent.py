@@ -24,7 +24,7 @@ from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.noise import UpdateNoise as UpdateNoise
 from tdmpc2.noise import draw_update_noise
 from tdmpc2.planner import draw_noise
-from tdmpc2.runtime import can_compile, keep_freed_memory, resolve_device
+from tdmpc2.support.runtime import can_compile, keep_freed_memory, resolve_device
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 #: Rows of batches that a run must have to be worth compiling: 20 000 updates of 256.

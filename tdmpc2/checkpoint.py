@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tdmpc2 import layouts
 from tdmpc2.config import Config
-from tdmpc2.files import replacing
+from tdmpc2.support.files import replacing
 from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest
 
 FORMAT = 1  # version of the files written here

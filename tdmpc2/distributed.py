@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tdmpc2.runtime import resolve_device
+from tdmpc2.support.runtime import resolve_device
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from tdmpc2 import planner
 from tdmpc2.cpu.networks import PackedNetworks
 from tdmpc2.cuda_graph import GraphedPlan
 from tdmpc2.nn.world_model import WorldModel
-from tdmpc2.runtime import can_compile
+from tdmpc2.support.runtime import can_compile
 
 #: Plans that are worth building the CPU kernels (seconds, once per machine), and compiling (a minute per process).
 _WORTH_BUILDING, _WORTH_COMPILING = 100, 1000

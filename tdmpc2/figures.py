@@ -9,7 +9,7 @@ from typing import Any
 
 from tdmpc2.data.figures import figure_class
 from tdmpc2.evaluation import Interval
-from tdmpc2.files import replacing
+from tdmpc2.support.files import replacing
 
 
 def score_figure(path: Path, rows: Sequence[dict[str, Any]]) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc2.data.figures import figure_class
-from tdmpc2.files import replacing
 from tdmpc2.quantization import OUTPUTS
+from tdmpc2.support.files import replacing
 
 
 def quantization_figure(path: Path, rows: Sequence[dict[str, Any]], limit_db: float | None) -> str:

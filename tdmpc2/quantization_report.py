@@ -14,11 +14,11 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from tdmpc2.calibration import Inputs, Sensitivity
-from tdmpc2.files import write_text
 from tdmpc2.quantization import OUTPUTS, ModuleError, plain_errors
 from tdmpc2.quantization_figure import quantization_figure
 from tdmpc2.quantization_measure import Settings
 from tdmpc2.results import format_interval, versions
+from tdmpc2.support.files import write_text
 
 _CAPTION = """\
 Errors: RMS over the inputs, in dB relative to the RMS of the float32 model's own output (-20 dB: 10 %, -40 dB: 1 %);

@@ -273,7 +273,7 @@ def write_report(study: Study, out: Path, force: bool) -> list[str]:
         ValueError: one of the files exists and ``force`` is false, or the disk refused.
     """
     from tdmpc2.figures import score_figure
-    from tdmpc2.files import write_text
+    from tdmpc2.support.files import write_text
 
     files = [out / f"report.{suffix}" for suffix in ("md", "json", "png")]
     if not force and (existing := [str(path) for path in files if path.exists()]):

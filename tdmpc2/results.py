@@ -20,7 +20,7 @@ from rich import box
 from rich.table import Table
 
 from tdmpc2.evaluation import Evaluation, Interval, bootstrap
-from tdmpc2.files import replacing, write_text
+from tdmpc2.support.files import replacing, write_text
 
 
 def table_rows(result: Evaluation) -> list[tuple[str, int, float, float, Interval | None]]:

@@ -29,7 +29,7 @@ from tdmpc2.checkpoint import load_file
 from tdmpc2.cli import one_line_errors, sweep_name
 from tdmpc2.config import keys, parse_cfg
 from tdmpc2.data.chunks import read_chunk
-from tdmpc2.runtime import has_fast_int8
+from tdmpc2.support.runtime import has_fast_int8
 
 from .conftest import REPO
 

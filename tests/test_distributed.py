@@ -27,7 +27,7 @@ from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data.dataset import Batch
 from tdmpc2.distributed import ProcessGroup, _buckets, process_group
 from tdmpc2.evaluation import evaluate
-from tdmpc2.runtime import local_processes, set_num_threads, usable_cores
+from tdmpc2.support.runtime import local_processes, set_num_threads, usable_cores
 from tdmpc2.training.guards import stop_on_signal
 from tdmpc2.training.offline import train
 
@@ -360,7 +360,7 @@ def test_devices_that_several_processes_cannot_use(monkeypatch: pytest.MonkeyPat
 def test_processes_of_a_machine_share_its_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    monkeypatch.setattr("tdmpc2.runtime.usable_cores", lambda: 9)
+    monkeypatch.setattr("tdmpc2.support.runtime.usable_cores", lambda: 9)
     assert (local_processes(), set_num_threads(None)) == (1, 9)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert (local_processes(), set_num_threads(None)) == (2, 4)

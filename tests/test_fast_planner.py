@@ -16,7 +16,7 @@ from tdmpc2.cpu import library
 from tdmpc2.fast_planner import FastPlanner
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.planner import draw_noise
-from tdmpc2.runtime import has_cpp_compiler
+from tdmpc2.support.runtime import has_cpp_compiler
 
 from .test_update import random_batch
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tdmpc2.files import replacing, write_text
+from tdmpc2.support.files import replacing, write_text
 
 from .conftest import largest_file
 

@@ -33,8 +33,8 @@ import tdmpc2.logger
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.evaluation import Evaluation, TaskResult
-from tdmpc2.files import write_text
 from tdmpc2.logger import Logger, Progress, progress, read_scalars
+from tdmpc2.support.files import write_text
 from tdmpc2.training import offline
 from tests.wandb_reader import read_run
 

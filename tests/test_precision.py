@@ -17,7 +17,7 @@ from tdmpc2 import planner
 from tdmpc2.config import Config
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.regret import plan_regret
-from tdmpc2.runtime import has_cpp_compiler
+from tdmpc2.support.runtime import has_cpp_compiler
 from tests.conftest import load_golden
 
 CFG = Config(device="cpu")

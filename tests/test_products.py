@@ -21,7 +21,7 @@ from tdmpc2.nn.products import batched_product, product, to_int8
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.precision import execution
 from tdmpc2.quantization import RECIPES, quantize_state
-from tdmpc2.runtime import has_cpp_compiler
+from tdmpc2.support.runtime import has_cpp_compiler
 from tests.conftest import shared_file
 
 CPU = torch.device("cpu")

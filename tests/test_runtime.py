@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tdmpc2.runtime import set_num_threads, usable_cores
+from tdmpc2.support.runtime import set_num_threads, usable_cores
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tdmpc2.data.placement import choose_place
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.data.source import FIRST_ROW, Source
 from tdmpc2.progress import Progress
-from tdmpc2.runtime import available_memory, resolve_device
+from tdmpc2.support.runtime import available_memory, resolve_device
 from tdmpc2.tasks import TaskSpec
 
 SAMPLE = 2000  # episodes that a quick audit reads

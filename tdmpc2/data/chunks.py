@@ -21,7 +21,7 @@ from tensordict import TensorDict
 from tensordict._reductions import _make_td
 from torch import Tensor
 
-from tdmpc2.files import replacing
+from tdmpc2.support.files import replacing
 from tdmpc2.tasks import TaskSpec
 
 DTYPES = {"obs": torch.float32, "action": torch.float32, "reward": torch.float32, "task": torch.int32}

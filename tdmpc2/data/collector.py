@@ -19,7 +19,7 @@ from tdmpc2.config import Config
 from tdmpc2.data.chunks import Layout, read_chunk, write_chunk
 from tdmpc2.data.mixture import Player, load_players, player_of, sources_of, split
 from tdmpc2.data.record import Collection, Record
-from tdmpc2.files import locked
+from tdmpc2.support.files import locked
 from tdmpc2.loading import load_agent
 from tdmpc2.progress import Progress, open_console, print_line
 from tdmpc2.rollout import Actor, Episode, Floats, Job, check_playable, play

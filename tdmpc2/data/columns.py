@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from tdmpc2.data.store import EpisodeStore, header
-from tdmpc2.files import locked, write_text
+from tdmpc2.support.files import locked, write_text
 
 FORMAT = 1
 COLUMNS = ("reward", "value")

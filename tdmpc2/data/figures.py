@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tdmpc2.files import replacing
+from tdmpc2.support.files import replacing
 
 
 def figure_class() -> Any:
@@ -34,7 +34,7 @@ def return_histograms(path: Path, returns: Mapping[str, np.ndarray], title: str)
         title: text above.
 
     Raises:
-        ValueError: see :func:`~tdmpc2.files.replacing`.
+        ValueError: see :func:`~tdmpc2.support.files.replacing`.
         ModuleNotFoundError: see :func:`figure_class`.
     """
     columns = min(len(returns), 5) or 1

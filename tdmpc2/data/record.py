@@ -15,7 +15,7 @@ from typing import Any
 
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import Layout, check_layout, read_chunk
-from tdmpc2.files import write_text
+from tdmpc2.support.files import write_text
 
 FORMAT = 1
 

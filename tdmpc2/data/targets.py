@@ -24,7 +24,7 @@ from tdmpc2.data.store import EpisodeStore
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.world_model import TaskContext
 from tdmpc2.progress import Progress
-from tdmpc2.runtime import set_num_threads
+from tdmpc2.support.runtime import set_num_threads
 
 
 @torch.no_grad()

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdmpc2 import files
+from tdmpc2.support import files
 from tdmpc2.data.store import EpisodeStore, StoreFile, StoreMeta, header
-from tdmpc2.files import replacing, write_text
+from tdmpc2.support.files import replacing, write_text
 from tdmpc2.progress import open_console, print_line
 
 _MARK = "replaced-by-import"  # in a store that may be deleted as soon as its successor is complete
@@ -210,7 +210,7 @@ def beside(out: Path, ending: str) -> Path:
 
 
 def locked(out: Path, quiet: bool = False, **advice: str) -> AbstractContextManager[None]:
-    """Hold ``.<out>.lock``; where another process does, say so and wait for it. See :func:`tdmpc2.files.locked`."""
+    """Hold ``.<out>.lock``; where another process does, say so and wait for it. See :func:`tdmpc2.support.files.locked`."""
     busy = "" if quiet else f"Another process is writing {out}: waiting for it"
     return files.locked(beside(out, "lock"), busy, wait=None, **advice)
 

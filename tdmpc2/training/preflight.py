@@ -25,7 +25,7 @@ from tdmpc2.evaluation import num_steps, side_by_side
 from tdmpc2.limits import CACHED_TARGETS
 from tdmpc2.results import video_writer
 from tdmpc2.rollout import check_playable
-from tdmpc2.runtime import available_memory, set_num_threads
+from tdmpc2.support.runtime import available_memory, set_num_threads
 from tdmpc2.training import run_dir
 from tdmpc2.training.teacher import Teacher
 

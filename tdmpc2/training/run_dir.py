@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from tdmpc2 import files
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoint import load_file, read_file, save_file
 from tdmpc2.config import Config, defaults
 from tdmpc2.data.placement import data_record
-from tdmpc2.files import replacing, write_text
+from tdmpc2.support import files
+from tdmpc2.support.files import replacing, write_text
 
 #: Keys that may change when a run is continued: none of them is read by an update or by the choice of its batch.
 #: (Cached and live teachers agree to rounding.)

@@ -1,0 +1,1 @@
+"""Files, processes and text: what every package may use."""
