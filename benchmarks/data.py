@@ -33,8 +33,8 @@ from tdmpc2.data.batches import Batches
 from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
 from tdmpc2.data.replay import EpisodeSliceSampler, replay_buffer, to_batch
 from tdmpc2.data.store import BLOCK, EpisodeStore, StoreFile, StoreMeta, header
-from tdmpc2.progress import Progress
 from tdmpc2.tasks import MT30, lookup
+from tdmpc2.tracking.progress import Progress
 
 EPISODES, B, H, SEED = 690_000, 256, 3, 1
 

@@ -31,9 +31,9 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.envs.vector import EnvPool
 from tdmpc2.evaluation import agent_actor, num_steps, side_by_side
 from tdmpc2.loading import load_agent
-from tdmpc2.progress import progress
 from tdmpc2.rollout import Job, play
 from tdmpc2.support.runtime import set_num_threads
+from tdmpc2.tracking.progress import progress
 
 PLAIN = "plain fp32"
 

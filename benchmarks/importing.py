@@ -30,7 +30,7 @@ from tdmpc2.config import Config
 from tdmpc2.data.chunks import Layout, write_chunk
 from tdmpc2.data.importer import import_episodes
 from tdmpc2.data.store import EpisodeStore
-from tdmpc2.progress import progress
+from tdmpc2.tracking.progress import progress
 
 SPECS = Config(task="mt30").task_specs
 PAUSE = 5  # seconds: a virtual machine hands freed memory back, and what runs at once after a deletion gains by that

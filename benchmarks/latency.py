@@ -37,8 +37,8 @@ from tdmpc2.calibration import played_inputs
 from tdmpc2.config import Config
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.world_model import WorldModel
-from tdmpc2.progress import progress
 from tdmpc2.support.runtime import set_num_threads
+from tdmpc2.tracking.progress import progress
 
 BUDGETS: tuple[dict[str, int], ...] = (
     {},

@@ -22,7 +22,7 @@ from rich import box, get_console
 from rich.table import Table
 
 from tdmpc2.config import Config
-from tdmpc2.logger import Logger
+from tdmpc2.tracking.logger import Logger
 
 METRICS = {f"metric_{index}": torch.tensor(index / 3) for index in range(11)}  # as many as an update has
 

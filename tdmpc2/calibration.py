@@ -17,9 +17,9 @@ from tdmpc2.data.mixture import noisy_actor, random_actor
 from tdmpc2.data.placement import open_data
 from tdmpc2.data.source import STORE, find_form
 from tdmpc2.nn.world_model import WorldModel, planning_format
-from tdmpc2.progress import progress
 from tdmpc2.quantization import OUTPUTS, RECIPES, Recipe, is_matrix, model_outputs, relative_db
 from tdmpc2.rollout import Actor, Floats, Job, play
+from tdmpc2.tracking.progress import progress
 
 COUNT = 240  # rows of inputs by default
 LIMIT_DB = -40.0  # an error of 1 % of the output

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
-from tdmpc2.progress import Progress
 from tdmpc2.rollout import Actor, Episode, Frames, Job, check_playable, play
+from tdmpc2.tracking.progress import Progress
 
 Interval = tuple[float, float]
 _RESAMPLES = 10_000

@@ -25,9 +25,9 @@ from tdmpc2.data.placement import data_record, open_data
 from tdmpc2.distill import check_teacher
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.math import decode, symlog
-from tdmpc2.progress import progress
 from tdmpc2.study import read_json
 from tdmpc2.support.files import write_text
+from tdmpc2.tracking.progress import progress
 
 
 @torch.no_grad()

@@ -18,10 +18,10 @@ from tdmpc2.calibration import Inputs
 from tdmpc2.evaluation import Evaluation, compare, evaluate, num_steps
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.world_model import WorldModel
-from tdmpc2.progress import Progress, progress
 from tdmpc2.quantization import output_errors, plain_errors
 from tdmpc2.regret import plan_regrets
 from tdmpc2.results import format_interval
+from tdmpc2.tracking.progress import Progress, progress
 
 _BATCH = 12  # environments that are planned for at once
 _FEW_PLANS = 100  # worth the CPU kernels, where they can be had, but not compiling

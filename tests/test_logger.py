@@ -29,12 +29,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import tdmpc2.logger
+import tdmpc2.tracking.logger
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.evaluation import Evaluation, TaskResult
-from tdmpc2.logger import Logger, Progress, progress, read_scalars
 from tdmpc2.support.files import write_text
+from tdmpc2.tracking.logger import Logger, Progress, progress, read_scalars
 from tdmpc2.training import offline
 from tests.wandb_reader import read_run
 
@@ -74,8 +74,8 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Time in seconds as the logger and the progress lines see it."""
     now = [0.0]
-    monkeypatch.setattr("tdmpc2.logger.monotonic", lambda: now[0])
-    monkeypatch.setattr("tdmpc2.progress.monotonic", lambda: now[0])
+    monkeypatch.setattr("tdmpc2.tracking.logger.monotonic", lambda: now[0])
+    monkeypatch.setattr("tdmpc2.tracking.progress.monotonic", lambda: now[0])
     return now
 
 
@@ -332,7 +332,7 @@ def fake_wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.SimpleNamespac
 
 def test_wandb_is_not_imported_unless_a_project_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it fails from here on
-    runpy.run_path(tdmpc2.logger.__file__)
+    runpy.run_path(tdmpc2.tracking.logger.__file__)
     for changes, line in (
         ({}, OFF),
         ({"wandb_project": "p", "disable_wandb": True}, "Weights & Biases: off (disable_wandb=true)"),
@@ -448,7 +448,7 @@ def test_a_service_that_hangs_delays_nothing(
     run.log = lambda row: release.wait(60)  # type: ignore[method-assign, assignment, return-value]
     fake_wandb.init = lambda **options: run
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "0.1")
-    monkeypatch.setattr("tdmpc2.wandb_run._WAITING", 50)
+    monkeypatch.setattr("tdmpc2.tracking.wandb._WAITING", 50)
     began = time.monotonic()
     with Logger(config(tmp_path, wandb_project="p"), total_steps=100, stream=stream) as logger:
         for step in range(1, 101):
@@ -567,7 +567,7 @@ def test_a_stopped_wandb_process_delays_nothing(tmp_path: Path) -> None:
 import signal
 import psutil
 from tdmpc2.config import Config
-from tdmpc2.logger import Logger
+from tdmpc2.tracking.logger import Logger
 cfg = Config(task="walker-walk", work_dir={str(tmp_path / "run")!r}, wandb_project="p", wandb_silent=True)
 with Logger(cfg, total_steps=9000) as logger:
     logger.log(1, {{"a": 1.0}})

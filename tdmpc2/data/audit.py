@@ -20,7 +20,7 @@ from tdmpc2.data.chunks import Layout
 from tdmpc2.data.placement import choose_place
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.data.source import FIRST_ROW, Source
-from tdmpc2.progress import Progress
+from tdmpc2.tracking.progress import Progress
 from tdmpc2.support.runtime import available_memory, resolve_device
 from tdmpc2.tasks import TaskSpec
 

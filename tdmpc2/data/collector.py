@@ -21,7 +21,7 @@ from tdmpc2.data.mixture import Player, load_players, player_of, sources_of, spl
 from tdmpc2.data.record import Collection, Record
 from tdmpc2.support.files import locked
 from tdmpc2.loading import load_agent
-from tdmpc2.progress import Progress, open_console, print_line
+from tdmpc2.tracking.progress import Progress, open_console, print_line
 from tdmpc2.rollout import Actor, Episode, Floats, Job, check_playable, play
 
 _OVERHEAD = 4096  # bytes of a chunk file besides its arrays, at most

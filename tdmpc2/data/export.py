@@ -17,7 +17,7 @@ from tdmpc2.data.record import FORMAT
 from tdmpc2.data.source import chunk_tasks
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.support.files import write_text
-from tdmpc2.progress import Progress
+from tdmpc2.tracking.progress import Progress
 
 _PIECE = 256  # episodes copied at a time
 

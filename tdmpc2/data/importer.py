@@ -36,7 +36,7 @@ from tdmpc2.data.writer import (
     locked,
     say,
 )
-from tdmpc2.progress import Progress
+from tdmpc2.tracking.progress import Progress
 from tdmpc2.tasks import TaskSpec
 
 _PIECE = 4 << 20  # bytes copied at a time: they stay in the processor's cache between reading, hashing and writing

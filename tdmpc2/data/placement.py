@@ -14,7 +14,7 @@ from tdmpc2.data.dataset import EpisodeDataset, SliceSampler, select_episodes, s
 from tdmpc2.data.importer import check_replaceable, clean_leftovers, ensure_store, find_store
 from tdmpc2.data.selection import check_tasks, chunk_fingerprints
 from tdmpc2.data.store import EpisodeStore, StoreMeta
-from tdmpc2.progress import Progress
+from tdmpc2.tracking.progress import Progress
 from tdmpc2.support.runtime import available_memory
 
 #: Share of the free memory that data may take: the rest is for the model, its activations and other programs.

@@ -23,7 +23,7 @@ from tdmpc2.data.importer import ensure_store
 from tdmpc2.data.store import EpisodeStore
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.world_model import TaskContext
-from tdmpc2.progress import Progress
+from tdmpc2.tracking.progress import Progress
 from tdmpc2.support.runtime import set_num_threads
 
 

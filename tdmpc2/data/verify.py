@@ -23,7 +23,7 @@ from tdmpc2.data.columns import verify_targets
 from tdmpc2.data.selection import chunk_fingerprints
 from tdmpc2.data.source import FIRST_ROW, STORE, chunk_tasks, find_form, naming_the_task_set
 from tdmpc2.data.store import EpisodeStore, StoreMeta, header
-from tdmpc2.progress import Progress
+from tdmpc2.tracking.progress import Progress
 
 _EPISODES = 256  # read at a time
 _BYTES = 1 << 24

@@ -29,7 +29,7 @@ from torch import Tensor
 from tdmpc2.support import files
 from tdmpc2.data.store import EpisodeStore, StoreFile, StoreMeta, header
 from tdmpc2.support.files import replacing, write_text
-from tdmpc2.progress import open_console, print_line
+from tdmpc2.tracking.progress import open_console, print_line
 
 _MARK = "replaced-by-import"  # in a store that may be deleted as soon as its successor is complete
 _OWN = {"rows.npy", "task.npy", "meta.json", "journal", "targets", _MARK}  # nothing else is ever deleted

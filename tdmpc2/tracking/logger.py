@@ -23,9 +23,9 @@ from rich.live import Live
 from rich.text import Text
 
 from tdmpc2.config import Config
-from tdmpc2.progress import Progress, is_terminal, open_console, print_line, progress, remaining
 from tdmpc2.support.files import write_text
-from tdmpc2.wandb_run import WandbRun
+from tdmpc2.tracking.progress import Progress, is_terminal, open_console, print_line, progress, remaining
+from tdmpc2.tracking.wandb import WandbRun
 
 __all__ = ["Logger", "Progress", "progress", "read_csv", "read_scalars"]
 

@@ -1,0 +1,1 @@
+"""What a run tells people: console, CSV files, Weights & Biases, progress."""
