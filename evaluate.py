@@ -15,7 +15,7 @@ from rich import get_console
 
 from tdmpc2 import cli, results
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoint import file_sha256
+from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.evaluation import Evaluation, compare, evaluate, num_steps
 from tdmpc2.loading import load_agent
 from tdmpc2.support.runtime import set_num_threads

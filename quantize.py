@@ -14,13 +14,14 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich import get_console
 
-from tdmpc2 import calibration, cli, quantized_files
-from tdmpc2 import quantization_measure as measuring
-from tdmpc2 import quantization_report as reports
-from tdmpc2.checkpoint import load_file, save_file
+from tdmpc2 import cli
+from tdmpc2.checkpoints.files import load_file, save_file
 from tdmpc2.config import check_keys
 from tdmpc2.loading import config_of, load_agent
-from tdmpc2.quantization import RECIPES, module_errors
+from tdmpc2.quantization.recipes import RECIPES, calibration, module_errors
+from tdmpc2.quantization.recipes import files as quantized_files
+from tdmpc2.quantization.recipes import measure as measuring
+from tdmpc2.quantization.recipes import report as reports
 from tdmpc2.rollout import check_playable
 from tdmpc2.support.runtime import set_num_threads
 from tdmpc2.tasks import nearest
@@ -47,7 +48,7 @@ def quantize(
         settings: of the measurement.
         data: directory of data to measure on; None: played episodes.
         count: rows of inputs to measure on.
-        limit_db: see :func:`tdmpc2.calibration.mixed_recipe`.
+        limit_db: see :func:`tdmpc2.quantization.calibration.mixed_recipe`.
         others: more files of the same model to measure.
         force: replace existing files, but never ``source``.
 

@@ -22,8 +22,8 @@ from rich.table import Table
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
+from tdmpc2.config.limits import DISTILLATION_TARGETS
 from tdmpc2.data.dataset import Batch
-from tdmpc2.limits import DISTILLATION_TARGETS
 from tdmpc2.support.runtime import set_num_threads
 
 

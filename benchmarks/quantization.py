@@ -33,13 +33,13 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from quantize import quantize
-from tdmpc2.checkpoint import load_file
+from tdmpc2.checkpoints.files import load_file
 from tdmpc2.cpu import library
 from tdmpc2.cpu.networks import PackedLayer, linear, normed_linear
 from tdmpc2.nn.layers import NormedLinear
-from tdmpc2.quantization_measure import Candidate, Settings, load_agents
-from tdmpc2.quantization_report import report_files
-from tdmpc2.quantized_files import NAMES, full_payload, stem_of, target_files
+from tdmpc2.quantization.files import NAMES, full_payload, stem_of, target_files
+from tdmpc2.quantization.measure import Candidate, Settings, load_agents
+from tdmpc2.quantization.report import report_files
 from tdmpc2.support.runtime import can_compile, set_num_threads
 
 PUBLISHED = Path("../shared/checkpoints/mt30_1M_steps_045dist_fp16.pt")

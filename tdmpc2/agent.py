@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 from torch.nn.utils import clip_grad_norm_
 
 from tdmpc2 import distill, losses
-from tdmpc2.checkpoint import load_file, save_file
+from tdmpc2.checkpoints.files import load_file, save_file
 from tdmpc2.config import RUN_KEYS, Config
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.fast_planner import FastPlanner

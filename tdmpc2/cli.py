@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from tdmpc2.config import RUN_KEYS, check_keys, defaults, keys
+from tdmpc2.config import RUN_KEYS, check_keys, defaults, key_names
 from tdmpc2.tasks import nearest
 
 P = ParamSpec("P")
@@ -96,8 +96,8 @@ def check_overrides(arguments: Sequence[str], groups: Sequence[str]) -> None:
         if not groups:
             check_keys([match["key"]], "the command line")
         elif group.partition("@")[0] not in groups:
-            options = [f"{name}.{key}" for name in groups for key in keys()]
-            prefixed = f" Did you mean '{groups[0]}.{match['key']}'?" if match["key"] in keys() else ""
+            options = [f"{name}.{key}" for name in groups for key in key_names()]
+            prefixed = f" Did you mean '{groups[0]}.{match['key']}'?" if match["key"] in key_names() else ""
             raise ValueError(
                 f"Unknown key '{match['key']}' on the command line.{prefixed or nearest(argument, options)}"
             )

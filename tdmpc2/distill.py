@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from tdmpc2 import distill_losses
 from tdmpc2.config import Config
-from tdmpc2.limits import CACHED_TARGETS
+from tdmpc2.config.limits import CACHED_TARGETS
 from tdmpc2.nn.layers import Linear
 from tdmpc2.nn.math import decode
 from tdmpc2.projection import PCA, fit_pca, linear_projection

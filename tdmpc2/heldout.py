@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoint import file_sha256, load_file
+from tdmpc2.checkpoints.files import file_sha256, load_file
 from tdmpc2.cli import one_line_errors
 from tdmpc2.config import Config
 from tdmpc2.data.dataset import Batch, SliceSampler

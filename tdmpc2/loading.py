@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-from tdmpc2 import layouts
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoint import Checkpoint, load_file
+from tdmpc2.checkpoints import layouts
+from tdmpc2.checkpoints.files import Checkpoint, load_file
 from tdmpc2.config import RUN_KEYS, Config, parse_cfg
 from tdmpc2.precision import execution
 from tdmpc2.tasks import TASK_SETS, nearest

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from tdmpc2.checkpoint import Checkpoint, formats_of, precision_of
+from tdmpc2.checkpoints.files import Checkpoint, formats_of, precision_of
 from tdmpc2.nn.products import FLOATS
 from tdmpc2.nn.world_model import planning_format
 from tdmpc2.support.runtime import has_fast_bf16, has_fast_int8

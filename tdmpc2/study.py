@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc2.config import RUN_KEYS, defaults
-from tdmpc2.limits import distillation_terms
+from tdmpc2.config.limits import distillation_terms
 from tdmpc2.tracking.logger import read_csv
 
 #: Keys of a run that its weights or its score depend on; the other run keys say where and how it was made.

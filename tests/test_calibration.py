@@ -13,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tdmpc2.calibration import (
+from tdmpc2.config import Config
+from tdmpc2.data.store import EpisodeStore
+from tdmpc2.nn.world_model import WorldModel
+from tdmpc2.quantization.calibration import (
     Sensitivity,
     mixed_recipe,
     played_inputs,
@@ -21,10 +24,7 @@ from tdmpc2.calibration import (
     sensitivities,
     stored_inputs,
 )
-from tdmpc2.config import Config
-from tdmpc2.data.store import EpisodeStore
-from tdmpc2.nn.world_model import WorldModel
-from tdmpc2.quantization import OUTPUTS, RECIPES, is_matrix, output_errors, quantize_state
+from tdmpc2.quantization.recipes import OUTPUTS, RECIPES, is_matrix, output_errors, quantize_state
 from tdmpc2.tasks import MT30, TaskSpec
 from tests.conftest import TASKS
 from tests.toy_envs import FALLS

@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tdmpc2 import checkpoint, layouts
-from tdmpc2.checkpoint import FORMAT, Checkpoint, file_sha256, load_file, precision_of, read_file, save_file
+from tdmpc2.checkpoints import files as checkpoint
+from tdmpc2.checkpoints import layouts
+from tdmpc2.checkpoints.files import FORMAT, Checkpoint, file_sha256, load_file, precision_of, read_file, save_file
 from tdmpc2.config import Config
 from tdmpc2.nn.world_model import WorldModel
 
@@ -147,7 +148,7 @@ def test_parent_that_is_a_file(tmp_path: Path) -> None:
 # Stops at a chosen point of the second save, says so on stdout and waits there to be killed.
 KILLED = """
 import os, sys, torch
-from tdmpc2.checkpoint import save_file
+from tdmpc2.checkpoints.files import save_file
 
 path, point = sys.argv[1:]
 save_file(path, {"model": {"a": torch.full((1000,), 1.0)}, "step": 1}, overwrite=False)
@@ -181,7 +182,7 @@ def test_killed_while_saving_leaves_the_old_file(tmp_path: Path, point: str) -> 
 
 FULL_DISK = """
 import resource, sys, torch
-from tdmpc2.checkpoint import save_file
+from tdmpc2.checkpoints.files import save_file
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:

@@ -25,9 +25,9 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoint import load_file
+from tdmpc2.checkpoints.files import load_file
 from tdmpc2.cli import one_line_errors, sweep_name
-from tdmpc2.config import keys, parse_cfg
+from tdmpc2.config import key_names, parse_cfg
 from tdmpc2.data.chunks import read_chunk
 from tdmpc2.support.runtime import has_fast_int8
 
@@ -360,10 +360,10 @@ def test_every_script_starts_and_fails_in_one_line(command: str, message: str, t
 
 def test_cfg_job_prints_every_key(run: Run, tmp_path: Path) -> None:
     shown = OmegaConf.create(good(run("train.py --cfg job student_config.steps=7", tmp_path)).out)
-    assert set(shown.student_config) == set(shown.teacher_config) == set(keys())
+    assert set(shown.student_config) == set(shown.teacher_config) == set(key_names())
     assert (shown.student_config.steps, shown.teacher_config.model_size) == (7, 317)
     shown = OmegaConf.create(good(run("evaluate.py --cfg job", tmp_path)).out)
-    assert set(shown) == set(keys())
+    assert set(shown) == set(key_names())
     assert not list(tmp_path.iterdir())
 
 

@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoint import file_sha256
+from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data.chunks import read_chunk
 from tdmpc2.data.collector import Shard, collect, episode_returns, num_envs, plan

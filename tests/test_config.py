@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from tdmpc2.config import MODEL_SIZES, RUN_KEYS, Config, check_keys, defaults, keys, parse_cfg
+from tdmpc2.config import MODEL_SIZES, RUN_KEYS, Config, check_keys, defaults, key_names, parse_cfg
 from tdmpc2.tasks import MT30, MT80, TaskSpec, lookup
 from tdmpc2.training.run_dir import CHANGEABLE
 
@@ -46,7 +46,7 @@ def fail(match: str, **changes: Any) -> None:
 
 def test_defaults_are_the_specification() -> None:
     assert {name: getattr(Config(), name) for name in SPECIFIED} == SPECIFIED
-    assert tuple(defaults()) == keys()
+    assert tuple(defaults()) == key_names()
     assert Config(**defaults()) == Config()
 
 
@@ -54,9 +54,9 @@ def test_every_key_has_a_plain_default_so_that_yaml_can_hold_it() -> None:
     assert OmegaConf.to_container(OmegaConf.create(defaults())) == defaults()
 
 
-def test_run_keys_and_changeable_keys_are_keys() -> None:
-    assert set(keys()) >= RUN_KEYS
-    assert set(keys()) >= CHANGEABLE
+def test_run_keys_and_changeable_keys_are_key_names() -> None:
+    assert set(key_names()) >= RUN_KEYS
+    assert set(key_names()) >= CHANGEABLE
     assert not CHANGEABLE & {
         "seed",
         "batch_size",
@@ -92,11 +92,11 @@ def test_unknown_key_suggests_the_nearest() -> None:
     fail(r"^Unknown key 'zzzzzz' in student_config\.$", zzzzzz=1)
     with pytest.raises(ValueError, match=r"'batchsize'.*'batch_size'"):
         Config().replace(batchsize=2)
-    check_keys(keys(), "all of them")
+    check_keys(key_names(), "all of them")
 
 
-def test_derived_fields_are_not_keys() -> None:
-    assert "task_specs" not in keys()
+def test_derived_fields_are_not_key_names() -> None:
+    assert "task_specs" not in key_names()
     with pytest.raises(ValueError, match="task_specs"):
         check_keys(["task_specs"], "here")
 
@@ -161,7 +161,7 @@ def test_every_number_is_finite(name: str) -> None:
             parse_cfg({name: value})
 
 
-@pytest.mark.parametrize("name", sorted(set(keys()) - {"task"}))
+@pytest.mark.parametrize("name", sorted(set(key_names()) - {"task"}))
 def test_every_key_has_a_type(name: str) -> None:
     for value in ({"a": 1}, object()):
         with pytest.raises(ValueError, match=f"^{name}=.*must be"):
@@ -345,7 +345,7 @@ def test_to_dict_round_trip(changes: dict[str, Any]) -> None:
     assert json.loads(json.dumps(plain)) == plain
     assert Config(**plain) == cfg
     assert parse_cfg(plain) == cfg
-    assert set(plain) == {*keys(), "task_specs"}
+    assert set(plain) == {*key_names(), "task_specs"}
     assert parse_cfg(OmegaConf.create({k: v for k, v in plain.items() if k != "task_specs"})) == cfg
 
 

@@ -23,8 +23,8 @@ from tdmpc2.cpu.networks import PackedLayer, PackedNetworks, linear, normed_line
 from tdmpc2.nn import layers
 from tdmpc2.nn.layers import Linear, NormedLinear
 from tdmpc2.nn.world_model import TaskContext, WorldModel, planning_format
-from tdmpc2.quantization import relative_db
-from tdmpc2.regret import plan_regret
+from tdmpc2.quantization.recipes import relative_db
+from tdmpc2.quantization.regret import plan_regret
 from tests.conftest import load_golden
 
 needs_library = pytest.mark.skipif(bool(library.reason()), reason=library.reason())

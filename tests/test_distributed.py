@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoint import load_file
+from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data.dataset import Batch
 from tdmpc2.distributed import ProcessGroup, _buckets, process_group

@@ -13,8 +13,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictParams
 from torch import Tensor, nn
 
-from tdmpc2.config import MODEL_SIZES, Config
-from tdmpc2.layouts import (
+from tdmpc2.checkpoints.layouts import (
     check_state,
     infer_config,
     infer_sizes,
@@ -24,6 +23,7 @@ from tdmpc2.layouts import (
     to_layout_a,
     to_layout_b,
 )
+from tdmpc2.config import MODEL_SIZES, Config
 from tdmpc2.nn.world_model import WorldModel
 
 HEADS = ("_Qs", "_target_Qs")

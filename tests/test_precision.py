@@ -1,6 +1,6 @@
 """Planning in lower precision and compiled, against plain float32.
 
-The sampled elite may flip on the last bit, so precisions are compared by regret (tdmpc2/regret.py).
+The sampled elite may flip on the last bit, so precisions are compared by regret (tdmpc2/quantization/regret.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from tdmpc2 import planner
 from tdmpc2.config import Config
 from tdmpc2.nn.world_model import WorldModel
-from tdmpc2.regret import plan_regret
+from tdmpc2.quantization.regret import plan_regret
 from tdmpc2.support.runtime import has_cpp_compiler
 from tests.conftest import load_golden
 

@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoint import load_file
+from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.layers import Linear, NormedLinear, QEnsemble
 from tdmpc2.nn.products import batched_product, product, to_int8
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.precision import execution
-from tdmpc2.quantization import RECIPES, quantize_state
+from tdmpc2.quantization.recipes import RECIPES, quantize_state
 from tdmpc2.support.runtime import has_cpp_compiler
 from tests.conftest import shared_file
 

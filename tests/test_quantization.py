@@ -15,14 +15,14 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor
 from torch.testing import assert_close
 
-from tdmpc2 import layouts
-from tdmpc2.calibration import played_inputs
-from tdmpc2.checkpoint import precision_of
+from tdmpc2.checkpoints import layouts
+from tdmpc2.checkpoints.files import precision_of
 from tdmpc2.config import Config
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.math import decode
 from tdmpc2.nn.world_model import WorldModel
-from tdmpc2.quantization import (
+from tdmpc2.quantization.calibration import played_inputs
+from tdmpc2.quantization.recipes import (
     RECIPES,
     Recipe,
     deployable,

@@ -14,12 +14,12 @@ from torch import Tensor
 
 import quantize
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoint import load_file, precision_of, read_file, save_file
+from tdmpc2.checkpoints.files import load_file, precision_of, read_file, save_file
 from tdmpc2.config import Config
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.world_model import WorldModel
-from tdmpc2.quantization import OUTPUTS, RECIPES, deployable, quantize_state
-from tdmpc2.quantized_files import NAMES, serialised_bytes, target_files
+from tdmpc2.quantization.files import NAMES, serialised_bytes, target_files
+from tdmpc2.quantization.recipes import OUTPUTS, RECIPES, deployable, quantize_state
 from tests.conftest import shared_file
 
 DEFAULT = ("fp16", "int8", "mixed")

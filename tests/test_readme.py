@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.cli import check_overrides
-from tdmpc2.config import Config, keys, parse_cfg
+from tdmpc2.config import Config, key_names, parse_cfg
 
 from .conftest import REPO
 
@@ -85,9 +85,9 @@ def test_keys_in_the_text() -> None:
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE))
     named = [match for span in spans for match in re.findall(r"(?:^|\s)(?:\w+_config\.)?([a-z_]+)=(?!=)", span)]
     assert len(named) > 5
-    assert set(named) <= {*keys(), *GROUPS, "mmap_mode"}
+    assert set(named) <= {*key_names(), *GROUPS, "mmap_mode"}
     prefixed = [match for span in spans for match in re.findall(r"(?:student|teacher)_config\.(\w+)", span)]
-    assert set(prefixed) <= set(keys())
+    assert set(prefixed) <= set(key_names())
 
 
 def test_make_targets() -> None:

@@ -15,8 +15,8 @@ from tdmpc2.loading import load_agent
 from tdmpc2.nn.math import decode
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.planner import Plan
-from tdmpc2.quantization import RECIPES, quantize_state
-from tdmpc2.regret import plan_regret, plan_regrets
+from tdmpc2.quantization.recipes import RECIPES, quantize_state
+from tdmpc2.quantization.regret import plan_regret, plan_regrets
 from tests.conftest import load_golden
 
 OBS, TASK = torch.randn(5, 24, generator=torch.Generator().manual_seed(0)), torch.arange(5)

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from report import main
 from tdmpc2 import evaluation, heldout
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoint import load_file
+from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data.collector import collect
 from tdmpc2.data.dataset import Batch, EpisodeDataset, SliceSampler

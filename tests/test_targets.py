@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 from tdmpc2 import distill
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoint import file_sha256
+from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data import targets as module
 from tdmpc2.data.columns import verify_targets

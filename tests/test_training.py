@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoint import file_sha256, load_file
-from tdmpc2.config import RUN_KEYS, Config, keys, parse_cfg
+from tdmpc2.checkpoints.files import file_sha256, load_file
+from tdmpc2.config import RUN_KEYS, Config, key_names, parse_cfg
 from tdmpc2.data.chunks import read_chunk, write_chunk
 from tdmpc2.data.collector import collect
 from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
@@ -147,7 +147,7 @@ def test_files_of_a_run(cfg: Config) -> None:
     stored = load_file(path)
     assert stored.step == 20
     assert stored.config is not None
-    assert stored.config.keys() == {*keys(), "task_specs"} - RUN_KEYS  # the agent, not where and how it was made
+    assert stored.config.keys() == {*key_names(), "task_specs"} - RUN_KEYS  # the agent, not where and how it was made
     agent = load_agent(path, device="cpu")
     assert agent.cfg.tasks == TASKS  # evaluated on what it was trained on
     assert agent.cfg.replace(**{key: getattr(cfg, key) for key in ("data_dir", "work_dir", "steps", "batch_size",

@@ -93,7 +93,7 @@ def open_targets(store: EpisodeStore, teacher_sha256: str, teacher_name: str, na
 
     Args:
         store: the episodes.
-        teacher_sha256: checksum of the teacher's file, :func:`tdmpc2.checkpoint.file_sha256`.
+        teacher_sha256: checksum of the teacher's file, :func:`tdmpc2.checkpoints.files.file_sha256`.
         teacher_name: name of that file, for people who look into ``meta.json``.
         name: which column, ``reward`` or ``value``.
 

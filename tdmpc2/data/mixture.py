@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoint import file_sha256
+from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.config import Config
 from tdmpc2.evaluation import agent_actor
 from tdmpc2.rollout import Actor

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tdmpc2 import cli, distill
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoint import file_sha256
+from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.data.columns import COLUMNS, TeacherTargets, one_process, open_targets
 from tdmpc2.data.dataset import Batch
 from tdmpc2.data.importer import ensure_store

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tdmpc2 import layouts
+from tdmpc2.checkpoints import layouts
 from tdmpc2.config import Config
 from tdmpc2.nn.layers import Linear, NormedLinear, NormMish, QEnsemble, mlp, simnorm
 from tdmpc2.nn.math import bin_centres, bounded_log_std, decode, squashed_gaussian_stats

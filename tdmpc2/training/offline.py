@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoint import load_file
+from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config
 from tdmpc2.data.batches import Batches
 from tdmpc2.data.dataset import Batch

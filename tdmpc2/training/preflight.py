@@ -14,15 +14,15 @@ import torch
 
 from tdmpc2 import distill
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoint import read_file
+from tdmpc2.checkpoints.files import read_file
 from tdmpc2.config import Config
+from tdmpc2.config.limits import CACHED_TARGETS
 from tdmpc2.data.chunks import Layout, chunk_paths
 from tdmpc2.data.dataset import Batch
 from tdmpc2.data.importer import RATE, find_store
 from tdmpc2.data.placement import choose_place, data_bytes, data_record
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.evaluation import num_steps, side_by_side
-from tdmpc2.limits import CACHED_TARGETS
 from tdmpc2.results import video_writer
 from tdmpc2.rollout import check_playable
 from tdmpc2.support.runtime import available_memory, set_num_threads

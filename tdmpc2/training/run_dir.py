@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoint import load_file, read_file, save_file
+from tdmpc2.checkpoints.files import load_file, read_file, save_file
 from tdmpc2.config import Config, defaults
 from tdmpc2.data.placement import data_record
 from tdmpc2.support import files

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoint import file_sha256
+from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.config import Config
+from tdmpc2.config.limits import CACHED_TARGETS
 from tdmpc2.data.dataset import SliceSampler
 from tdmpc2.data.placement import Data
 from tdmpc2.data.targets import LazyTargets, compute_all, open_targets
-from tdmpc2.limits import CACHED_TARGETS
 from tdmpc2.loading import load_agent
 
 

@@ -13,10 +13,10 @@ import torch
 from rich.box import SIMPLE
 from rich.table import Table
 
-from tdmpc2.calibration import Inputs, Sensitivity
-from tdmpc2.quantization import OUTPUTS, ModuleError, plain_errors
-from tdmpc2.quantization_figure import quantization_figure
-from tdmpc2.quantization_measure import Settings
+from tdmpc2.quantization.calibration import Inputs, Sensitivity
+from tdmpc2.quantization.figure import quantization_figure
+from tdmpc2.quantization.measure import Settings
+from tdmpc2.quantization.recipes import OUTPUTS, ModuleError, plain_errors
 from tdmpc2.results import format_interval, versions
 from tdmpc2.support.files import write_text
 
@@ -37,7 +37,7 @@ class Report(NamedTuple):
     checkpoint: str
     inputs: Inputs
     settings: Settings
-    rows: list[dict[str, Any]]  # see tdmpc2.quantization_measure
+    rows: list[dict[str, Any]]  # see tdmpc2.quantization.measure
     sensitivities: Sequence[Sensitivity]  # empty without the recipe mixed
     mixed: frozenset[str]  # the matrices that are int8 in it
     limit_db: float  # of its predicted errors

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc2.data.figures import figure_class
-from tdmpc2.quantization import OUTPUTS
+from tdmpc2.quantization.recipes import OUTPUTS
 from tdmpc2.support.files import replacing
 
 
@@ -16,7 +16,7 @@ def quantization_figure(path: Path, rows: Sequence[dict[str, Any]], limit_db: fl
 
     Args:
         path: file to write.
-        rows: as from :func:`~tdmpc2.quantization_measure.measure`; the first is float32.
+        rows: as from :func:`~tdmpc2.quantization.measure.measure`; the first is float32.
         limit_db: of the predicted errors of ``mixed``; None: there is no such line.
 
     Returns:

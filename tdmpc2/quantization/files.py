@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from tdmpc2 import layouts
-from tdmpc2.checkpoint import FORMAT, Checkpoint, load_file, precision_of
+from tdmpc2.checkpoints import layouts
+from tdmpc2.checkpoints.files import FORMAT, Checkpoint, load_file, precision_of
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.loading import config_of
-from tdmpc2.quantization import RECIPES, Recipe, deployable, quantize_state
+from tdmpc2.quantization.recipes import RECIPES, Recipe, deployable, quantize_state
 from tdmpc2.tasks import TaskSpec
 
-#: Recipes by name; the matrices of ``mixed`` are chosen by :func:`tdmpc2.calibration.mixed_recipe`.
+#: Recipes by name; the matrices of ``mixed`` are chosen by :func:`tdmpc2.quantization.calibration.mixed_recipe`.
 NAMES = (*RECIPES, "mixed")
 _UNNAMED = "unnamed"
 _SUFFIX = re.compile(rf"_(fp32|{'|'.join(sorted(NAMES, key=len, reverse=True))})$")
@@ -113,7 +113,7 @@ def payload(checkpoint: Checkpoint, recipe: Recipe, task: str | None = None) -> 
     """What the file of a recipe holds; ``task``: see :func:`own_config`.
 
     Raises:
-        ValueError: see :func:`~tdmpc2.quantization.quantize_state`.
+        ValueError: see :func:`~tdmpc2.quantization.recipes.quantize_state`.
     """
     model = quantize_state(checkpoint.model, recipe, checkpoint.origin)
     return {"model": model, **_entries(checkpoint, task), "recipe": recipe.entry()}

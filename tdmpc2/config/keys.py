@@ -15,8 +15,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tdmpc2.conversion import convert
-from tdmpc2.limits import CACHED_TARGETS, check_value, distillation_terms
+from tdmpc2.config.limits import CACHED_TARGETS, check_value, distillation_terms
+from tdmpc2.config.values import convert
 from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest, task_names
 
 
@@ -141,7 +141,7 @@ class Config:
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(Config)
-        for name in keys():
+        for name in key_names():
             object.__setattr__(self, name, convert(name, hints[name], getattr(self, name)))
         if not self.task_specs:
             object.__setattr__(self, "task_specs", tuple(lookup(name) for name in task_names(self.task)))
@@ -243,7 +243,7 @@ class Config:
                 raise ValueError(f"tasks: '{name}' is not in task set '{self.task}'.{nearest(name, self.task_names)}")
         if self.tasks is not None and (not self.tasks or len(set(self.tasks)) < len(self.tasks)):
             raise ValueError(f"tasks={list(self.tasks)} must name at least one task, each once")
-        for name in keys():
+        for name in key_names():
             check_value(name, getattr(self, name))
         if self.num_elites > self.num_samples or self.num_pi_trajs >= self.num_samples:
             raise ValueError(
@@ -293,7 +293,7 @@ RUN_KEYS = frozenset(
 )
 
 
-def keys() -> tuple[str, ...]:
+def key_names() -> tuple[str, ...]:
     """Names of all configuration keys, in the order of :class:`Config`."""
     return tuple(f.name for f in dataclasses.fields(Config) if not f.metadata.get("derived"))
 
@@ -310,8 +310,8 @@ def _plain(value: Any) -> Any:
 def check_keys(names: Iterable[str], origin: str) -> None:
     """Raise ``ValueError`` for a name that is not a key, naming its origin and the nearest key."""
     for name in names:
-        if name not in keys():
-            raise ValueError(f"Unknown key '{name}' in {origin}.{nearest(name, keys())}")
+        if name not in key_names():
+            raise ValueError(f"Unknown key '{name}' in {origin}.{nearest(name, key_names())}")
 
 
 def parse_cfg(cfg: DictConfig | Mapping[str, Any], origin: str = "the configuration") -> Config:

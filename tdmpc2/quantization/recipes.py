@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tdmpc2 import layouts
+from tdmpc2.checkpoints import layouts
 from tdmpc2.nn.math import decode
 from tdmpc2.nn.products import to_int8
 from tdmpc2.nn.world_model import WorldModel
@@ -69,7 +69,7 @@ class Recipe:
 _MODULES = frozenset({"encoder", "dynamics", "reward", "pi", "Qs"})
 _OBSERVING = frozenset({"_encoder.state.0.weight"})
 
-#: Recipes that need no measurement; ``mixed`` is made by :func:`tdmpc2.calibration.mixed_recipe`.
+#: Recipes that need no measurement; ``mixed`` is made by :func:`tdmpc2.quantization.calibration.mixed_recipe`.
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (

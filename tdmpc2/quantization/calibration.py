@@ -17,7 +17,7 @@ from tdmpc2.data.mixture import noisy_actor, random_actor
 from tdmpc2.data.placement import open_data
 from tdmpc2.data.source import STORE, find_form
 from tdmpc2.nn.world_model import WorldModel, planning_format
-from tdmpc2.quantization import OUTPUTS, RECIPES, Recipe, is_matrix, model_outputs, relative_db
+from tdmpc2.quantization.recipes import OUTPUTS, RECIPES, Recipe, is_matrix, model_outputs, relative_db
 from tdmpc2.rollout import Actor, Floats, Job, play
 from tdmpc2.tracking.progress import progress
 
@@ -155,7 +155,7 @@ class Sensitivity(NamedTuple):
 
     matrix: str  # its name
     bytes_saved: int  # of an fp16 file
-    errors: dict[str, float]  # dB by output, see tdmpc2.quantization.output_errors
+    errors: dict[str, float]  # dB by output, see tdmpc2.quantization.recipes.output_errors
 
 
 @torch.no_grad()

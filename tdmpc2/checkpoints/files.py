@@ -1,0 +1,303 @@
+"""Checkpoint files: atomic writing, reading without running code, and a command line to look at and convert them.
+
+    python -m tdmpc2.checkpoints inspect X
+    python -m tdmpc2.checkpoints convert X --layout b --out Y
+
+A file is a dict of tensors and plain values: ``model`` (name -> tensor), ``config``, ``step``, ``format`` and whatever
+else its writer adds. Names and tensor forms are the business of :mod:`tdmpc2.checkpoints.layouts`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import pickle
+import re
+import sys
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdmpc2.checkpoints import layouts
+from tdmpc2.config import Config
+from tdmpc2.support.files import replacing
+from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest
+
+FORMAT = 1  # version of the files written here
+
+_PLAIN_TYPES = (str, int, float, bool, type(None), torch.Size, torch.dtype)
+_PRECISIONS = {
+    torch.float64: "fp32",  # what it is loaded as
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int8: "int8",
+    torch.qint8: "qint8",  # the published files': one scale per tensor
+}
+_MATRIX = re.compile(r"(?!_task_emb).*(?<!\.ln)\.weight|_(target_)?Qs\.params\.(0|4|8)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        model: tensors as stored, in the file's own layout and precision.
+        config: keys of :class:`~tdmpc2.config.Config`, if the file has them.
+        step: updates the weights have seen, if the file says.
+        format: version of the file format; ``None`` for files of other code bases.
+        extra: all other entries.
+        path: where it was read from; ``None`` for a dict in memory.
+    """
+
+    model: dict[str, Any]
+    config: dict[str, Any] | None = None
+    step: int | None = None
+    format: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    path: str | None = None
+
+    @property
+    def origin(self) -> str:
+        """The file's name for messages."""
+        return self.path or "the given state dict"
+
+    @property
+    def task_specs(self) -> tuple[TaskSpec, ...]:
+        """Tasks in id order, from the configuration or the number of embedding rows; empty if neither tells."""
+        if self.config and self.config.get("task_specs"):
+            return tuple(TaskSpec(**spec) for spec in self.config["task_specs"])
+        known = layouts.task_set(layouts.infer_sizes(self.model)["num_tasks"])
+        return tuple(lookup(name) for name in TASK_SETS[known]) if known else ()
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def save_file(path: str | os.PathLike[str], payload: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Write a dict so that ``path`` is at every moment either the old or the complete new file.
+
+    Tensors are stored as CPU tensors; ``format`` is added.
+
+    Raises:
+        ValueError: the file exists and ``overwrite`` is false, an entry is neither a tensor nor plain, or the disk
+            refused; nothing is left behind.
+    """
+    plain = _plain({"format": FORMAT, **payload}, "payload")
+    with replacing(path, overwrite=overwrite) as temporary, open(temporary, "wb") as file:
+        torch.save(plain, file)  # given a name, torch would store it and hide what the disk says
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A copy that ``torch.load(weights_only=True)`` reads back, tensors on the CPU."""
+    kind = type(value)
+    if kind in (Tensor, nn.Parameter):
+        tensor = value.detach().cpu()
+        # A view would drag its whole storage into the file.
+        return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+    if kind in (dict, OrderedDict):
+        return {_plain(key, f"a key of {where}"): _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if kind in (list, tuple):
+        return kind(_plain(item, f"{where}[{index}]") for index, item in enumerate(value))
+    if kind in _PLAIN_TYPES:
+        return value
+    raise ValueError(f"{where} is a {kind.__name__}; files hold tensors, numbers, text, None, lists and dicts of these")
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_file(path: str | os.PathLike[str]) -> Any:
+    """Whatever :func:`save_file` or ``torch.save`` stored, on the CPU, without running any code from the file.
+
+    Raises:
+        ValueError: no such file, damaged, not a checkpoint, or a pickle that asks for more than tensors.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise ValueError(f"Checkpoint {path} is a directory: name a file in it")
+    if not path.exists():
+        if not path.parent.is_dir():
+            raise ValueError(f"Checkpoint {path} does not exist, nor does its directory")
+        neighbours = sorted(entry.name for entry in path.parent.iterdir())
+        raise ValueError(f"Checkpoint {path} does not exist.{nearest(path.name, neighbours)}")
+    try:
+        with warnings.catch_warnings():
+            # The published int8 files hold quantised tensors, which torch announces to drop; before it raises for bytes
+            # that are no checkpoint it warns of their pickle protocol.
+            noise = "TypedStorage is deprecated|torch.quantize_per_tensor|Detected pickle protocol"
+            warnings.filterwarnings("ignore", message=noise)
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if wants := re.search(r"GLOBAL (\S+)", str(error)):
+            reason = f"it asks for '{wants[1]}', which is not a tensor and could run code"
+        else:
+            reason = "it is a damaged file or a Python pickle, not a checkpoint of tensors"
+        raise ValueError(f"{path} was refused: {reason}. Nothing in it was executed") from error
+    except PermissionError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # torch raises many kinds for bytes it does not understand
+        reason = f"{type(error).__name__} {error}".split(". ")[0].strip()
+        size = path.stat().st_size
+        raise ValueError(f"{path} ({size:,} bytes) is truncated or not a checkpoint: {reason}") from error
+
+
+def load_file(source: str | os.PathLike[str] | Mapping[str, Any]) -> Checkpoint:
+    """Read a checkpoint: a file, or a dict in memory; ``{"model": ...}`` or a bare state dict.
+
+    Raises:
+        ValueError: the file cannot be read (see :func:`read_file`), holds no weights, was written by a newer version,
+            or has weights that are not finite.
+    """
+    path = None if isinstance(source, Mapping) else os.fspath(source)
+    content = source if isinstance(source, Mapping) else read_file(source)
+    origin = path or "the given dict"
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{origin} holds a {type(content).__name__}, not a dict of weights")
+    entries = dict(content) if isinstance(content.get("model"), Mapping) else {"model": content}
+    model = dict(entries.pop("model"))
+    if not any(isinstance(value, Tensor) for value in model.values()):
+        found = ", ".join(map(str, list(model)[:4])) or "nothing"
+        raise ValueError(f"{origin} holds no weights (found {found}): expected an entry 'model' of named tensors")
+    version, config, step = (entries.pop(key, None) for key in ("format", "config", "step"))
+    if version is not None and (not isinstance(version, int) or version > FORMAT):
+        raise ValueError(f"{origin} has format {version}, this version reads up to {FORMAT}: update tdmpc2")
+    if not isinstance(config, dict | None) or not isinstance(step, int | None):
+        raise ValueError(f"{origin}: 'config' must be a dict and 'step' an integer, not {config!r:.50}, {step!r:.50}")
+    for name, value in model.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+            bad = int(value.numel() - value.isfinite().sum())
+            raise ValueError(f"{origin}: '{name}' has {bad} values that are not finite; use an earlier checkpoint")
+    return Checkpoint(model, config, step, version, entries, path)
+
+
+def formats_of(state: Mapping[str, Any]) -> dict[str, str]:
+    """How each weight matrix is stored, target heads included: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``qint8``.
+
+    Embedding, biases and LayerNorms do not count: they take no part in matrix products.
+
+    Raises:
+        ValueError: unknown layout or number format.
+    """
+    dtypes = {name: tensor.dtype for name, tensor in layouts.rename(state).items() if _MATRIX.fullmatch(name)}
+    if unknown := sorted({str(dtype) for dtype in dtypes.values() if dtype not in _PRECISIONS}):
+        raise ValueError(f"Weights stored as {', '.join(unknown)} are not supported")
+    return {name: _PRECISIONS[dtype] for name, dtype in dtypes.items()}
+
+
+def precision_of(state: Mapping[str, Any]) -> str:
+    """``fp32``, ``fp16`` or ``bf16``; ``int8`` if all matrices but the encoder's first are; ``mixed`` for all else.
+
+    Raises:
+        ValueError: unknown layout or number format.
+    """
+    formats = {name: "int8" if kind == "qint8" else kind for name, kind in formats_of(state).items()}
+    if len(found := set(formats.values())) == 1:
+        return found.pop()
+    formats.pop("_encoder.state.0.weight", None)  # sees raw observations, so an int8 file may keep it in fp16
+    return "int8" if set(formats.values()) == {"int8"} else "mixed"
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Checksum of a file, 64 hexadecimal digits."""
+    with Path(path).expanduser().open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# -- command line -----------------------------------------------------------------------------------------------------
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, str]:
+    """What ``inspect`` prints: label -> text."""
+    tensors = layouts.rename(checkpoint.model)
+    sizes = layouts.infer_sizes(checkpoint.model)
+    model_size = layouts.size_keys(sizes)["model_size"]
+    widths = ", ".join(f"{key} {value}" for key, value in sizes.items() if key != "num_tasks")
+    names = [spec.name for spec in checkpoint.task_specs]
+    total = online = 0
+    modules: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        module = name.split(".")[0]
+        modules[module] = modules.get(module, 0) + tensor.numel() * tensor.element_size()
+        if not name.endswith(".scale"):
+            total += tensor.numel()
+            online += tensor.numel() * (module != "_target_Qs")
+    has_target = "_target_Qs" in modules
+    facts = {
+        "layout": f"({layouts.layout_of(checkpoint.model)})",
+        "precision": precision_of(checkpoint.model),
+        "model size": "not a standard one" if model_size is None else str(model_size),
+        "widths": widths,
+        "parameters": f"{online:,}" + (f" ({total:,} with target heads)" if has_target else ""),
+        "target heads": "yes" if has_target else "no",
+        "tasks": f"{len(names)}: {', '.join(names)}" if names else f"{sizes['num_tasks'] or 1}, not named in the file",
+        "step": "not stored" if checkpoint.step is None else f"{checkpoint.step:,}",
+        "other entries": ", ".join(checkpoint.extra) or "none",
+        **{f"bytes of {module}": f"{size:,}" for module, size in modules.items()},
+    }
+    if checkpoint.path is not None:
+        path = Path(checkpoint.path).expanduser()
+        facts |= {"bytes of the file": f"{path.stat().st_size:,}", "sha256": file_sha256(path)}
+    return facts
+
+
+def convert(checkpoint: Checkpoint, layout: str) -> dict[str, Any]:
+    """The payload of a float32 file in layout ``a`` or ``b``, all other entries kept.
+
+    Raises:
+        ValueError: the weights cannot be converted, or layout (b)'s action masks cannot be told.
+    """
+    model: dict[str, Any] = layouts.to_layout_a(checkpoint.model)
+    if layout == "b":
+        config = checkpoint.config or {}
+        low, high = (config.get(key, getattr(Config, key)) for key in ("log_std_min", "log_std_max"))
+        low = checkpoint.model.get("log_std_min", low)
+        model = layouts.to_layout_b(
+            model, _action_masks(checkpoint), float(low), float(checkpoint.model.get("log_std_dif", high - low))
+        )
+    kept = {"config": checkpoint.config, "step": checkpoint.step, **checkpoint.extra}
+    return {"model": model, **{key: value for key, value in kept.items() if value is not None}}
+
+
+def _action_masks(checkpoint: Checkpoint) -> Tensor | None:
+    """[num_tasks, A], 1 for the actions a task has; ``None`` for a single-task model."""
+    sizes = layouts.infer_sizes(checkpoint.model)
+    if not sizes["num_tasks"] or "_action_masks" in checkpoint.model:
+        return checkpoint.model.get("_action_masks")
+    if not checkpoint.task_specs:
+        raise ValueError(f"{checkpoint.origin} does not name its {sizes['num_tasks']} tasks, which layout (b) needs")
+    dims = torch.tensor([spec.action_dim for spec in checkpoint.task_specs])
+    return (torch.arange(sizes["action_dim"]) < dims[:, None]).float()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tdmpc2.checkpoints", description="Look at and convert files.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    inspect = commands.add_parser("inspect", help="print what a file holds")
+    to = commands.add_parser("convert", help="write a float32 copy in layout (a) or (b)")
+    for command in (inspect, to):
+        command.add_argument("file", help="checkpoint of any layout and precision")
+    to.add_argument("--layout", choices=("a", "b"), required=True, help="a: this project; b: current TD-MPC2")
+    to.add_argument("--out", required=True, help="file to write")
+    to.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    args = parser.parse_args(argv)
+    try:
+        checkpoint = load_file(args.file)
+        if args.command == "inspect":
+            for label, text in describe(checkpoint).items():
+                print(f"{label:22}{text}")
+        else:
+            save_file(args.out, convert(checkpoint, args.layout), overwrite=args.overwrite)
+            print(f"{args.out}: layout ({args.layout}), fp32")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,1 @@
+"""Quantised files: recipes, calibration, measurement, report."""
