@@ -21,8 +21,8 @@ import torch
 from rich import box, get_console
 from rich.table import Table
 
-from tdmpc2.cpu import library
-from tdmpc2.cpu.networks import PackedLayer, linear, normed_linear
+from tdmpc2.acceleration.cpu import library
+from tdmpc2.acceleration.cpu.networks import PackedLayer, linear, normed_linear
 from tdmpc2.nn.layers import NormedLinear
 from tdmpc2.support.runtime import set_num_threads
 

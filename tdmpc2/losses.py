@@ -124,7 +124,7 @@ def compiled(model: WorldModel, device: torch.device) -> tuple[Callable[..., Any
     The compiler makes Mish of LayerNorm on a CPU three times as slow as need be, so there the model gets an operator.
     """
     if device.type == "cpu":
-        from tdmpc2.cpu import norm_mish
+        from tdmpc2.acceleration.cpu import norm_mish
 
         if all(norm_mish.fits(width) for width in (model.cfg.enc_dim, model.cfg.mlp_dim)):
             model.use_norm_mish(norm_mish.norm_mish)

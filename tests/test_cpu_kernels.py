@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tdmpc2 import planner
+from tdmpc2.acceleration.cpu import library
+from tdmpc2.acceleration.cpu.networks import PackedLayer, PackedNetworks, linear, normed_linear
 from tdmpc2.config import Config
-from tdmpc2.cpu import library
-from tdmpc2.cpu.networks import PackedLayer, PackedNetworks, linear, normed_linear
 from tdmpc2.nn import layers
 from tdmpc2.nn.layers import Linear, NormedLinear
 from tdmpc2.nn.world_model import TaskContext, WorldModel, planning_format

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from tdmpc2.acceleration.cpu import library
+from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
-from tdmpc2.cpu import library
-from tdmpc2.fast_planner import FastPlanner
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.planner import draw_noise
 from tdmpc2.support.runtime import has_cpp_compiler
@@ -44,7 +44,7 @@ def test_planning_is_made_fast_where_it_pays(agent: TDMPC2, monkeypatch: pytest.
     assert chosen(10**6, mpc=False, compile=True) == ("plain", "")
     if not library.reason():
         assert chosen(100) == chosen(1, compile=True) == ("kernels", "")
-    monkeypatch.setattr("tdmpc2.cpu.library._load", lambda _: (None, "this processor is a toaster"))
+    monkeypatch.setattr("tdmpc2.acceleration.cpu.library._load", lambda _: (None, "this processor is a toaster"))
     assert chosen(999) == ("plain", "")
     kind, line = chosen(1000)
     assert line.startswith("The CPU kernels are not available: this processor is a toaster. ")

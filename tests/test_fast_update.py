@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from tdmpc2 import losses
+from tdmpc2.acceleration.cpu import library, norm_mish
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config
 from tdmpc2.config.limits import DISTILLATION_TARGETS
-from tdmpc2.cpu import library, norm_mish
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.noise import dropout_factors
 from tdmpc2.training.offline import train

@@ -108,8 +108,8 @@ class NormedLinear(Linear):
     """``act(LayerNorm(W x + b))``, [..., in] -> [..., out] (specification section 2).
 
     Attributes:
-        norm_mish: an operator for all that follows the product (:mod:`tdmpc2.cpu.norm_mish`), where Mish does; its
-            output has the type of the product's. None: torch's functions.
+        norm_mish: an operator for all that follows the product (:mod:`tdmpc2.acceleration.cpu.norm_mish`), where Mish
+            does; its output has the type of the product's. None: torch's functions.
     """
 
     norm_mish: NormMish | None = None

@@ -27,7 +27,7 @@ inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple 
 inline int inputs_per_word(Format format) { return format == INT8 ? 4 : format == BF16 ? 2 : 1; }
 inline __mmask16 first(int count) { return count >= lanes ? 0xffff : (1u << count) - 1; }
 
-// One affine map and what follows it; tdmpc2/cpu/networks.py holds the same structure.
+// One affine map and what follows it; tdmpc2/acceleration/cpu/networks.py holds the same structure.
 struct Layer {
     int32_t format, in, out, activation;
     const void* weight;

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from tdmpc2 import planner
-from tdmpc2.cpu.networks import PackedNetworks
-from tdmpc2.cuda_graph import GraphedPlan
+from tdmpc2.acceleration.cpu.networks import PackedNetworks
+from tdmpc2.acceleration.cuda_graph import GraphedPlan
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.support.runtime import can_compile
 
@@ -20,7 +20,8 @@ class FastPlanner:
     """Plans with one model, plainly until :meth:`speed_up`.
 
     Attributes:
-        kind: ``plain``; ``kernels``, those of :mod:`tdmpc2.cpu`; or ``compiled`` by torch, on CUDA as one graph.
+        kind: ``plain``; ``kernels``, those of :mod:`tdmpc2.acceleration.cpu`; or ``compiled`` by torch, on CUDA as
+            one graph.
         functions: what replaces the planner's own functions, by the arguments of :func:`tdmpc2.planner.plan`.
     """
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from tdmpc2.cpu import library
+from tdmpc2.acceleration.cpu import library
 
 _LANES = 16
 

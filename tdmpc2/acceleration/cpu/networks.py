@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tdmpc2 import planner
-from tdmpc2.cpu import library
+from tdmpc2.acceleration.cpu import library
 from tdmpc2.nn.layers import Linear, NormedLinear, QEnsemble
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 
@@ -156,7 +156,7 @@ class PackedNetworks:
         model: on the CPU; its weights are in the formats to compute in. Later changes to it are not seen.
 
     Raises:
-        RuntimeError: the kernels are not available here (:func:`tdmpc2.cpu.library.reason`).
+        RuntimeError: the kernels are not available here (:func:`tdmpc2.acceleration.cpu.library.reason`).
         ValueError: the kernels have no SimNorm for this model.
     """
 
