@@ -28,7 +28,7 @@ from tdmpc2 import planner
 from tdmpc2.acceleration.cpu import library
 from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.config import Config
-from tdmpc2.nn.products import FLOATS
+from tdmpc2.nn.formats import FLOATS
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.support.runtime import can_compile, resolve_device, set_num_threads
 

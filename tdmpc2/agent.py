@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.nn.utils import clip_grad_norm_
 
-from tdmpc2 import distill, losses
+from tdmpc2 import losses
 from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.checkpoints.files import load_file, save_file
 from tdmpc2.config import RUN_KEYS, Config
+from tdmpc2.distillation import distillation as distill
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.noise import UpdateNoise as UpdateNoise

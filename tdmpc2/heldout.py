@@ -22,7 +22,7 @@ from tdmpc2.cli import one_line_errors
 from tdmpc2.config import Config
 from tdmpc2.data.dataset import Batch, SliceSampler
 from tdmpc2.data.placement import data_record, open_data
-from tdmpc2.distill import check_teacher
+from tdmpc2.distillation.distillation import check_teacher
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.math import decode, symlog
 from tdmpc2.study import read_json

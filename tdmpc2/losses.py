@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tdmpc2 import distill, distill_losses
+from tdmpc2.distillation import distillation as distill
+from tdmpc2.distillation import losses as distill_losses
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.nn.math import soft_cross_entropy, updated_scale
 from tdmpc2.nn.world_model import TaskContext, WorldModel

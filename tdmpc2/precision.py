@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from tdmpc2.checkpoints.files import Checkpoint, formats_of, precision_of
-from tdmpc2.nn.products import FLOATS
+from tdmpc2.nn.formats import FLOATS
 from tdmpc2.nn.world_model import planning_format
 from tdmpc2.support.runtime import has_fast_bf16, has_fast_int8
 
@@ -18,7 +18,7 @@ class Execution(NamedTuple):
 
     Attributes:
         name: ``fp32``, ``bf16``, ``fp16``, ``int8``, ``int8-weight-only`` or ``mixed``.
-        format_of: name of a weight matrix -> one of :data:`~tdmpc2.nn.products.FORMATS`.
+        format_of: name of a weight matrix -> one of :data:`~tdmpc2.nn.formats.FORMATS`.
         wide: what int8 weights are widened to where a product is not int8.
         remark: one line where this is not what the file's name promises, else empty.
     """

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from tdmpc2 import distill, distill_losses
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import read_file, save_file
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.config.limits import CACHED_TARGETS, DISTILLATION_TARGETS
 from tdmpc2.data.dataset import Batch
+from tdmpc2.distillation import distillation as distill
+from tdmpc2.distillation import losses as distill_losses
+from tdmpc2.distillation.projection import fit_pca, linear_projection
 from tdmpc2.nn.math import bin_centres
-from tdmpc2.projection import fit_pca, linear_projection
 from tdmpc2.training.offline import train
 
 from .test_targets import make_teacher

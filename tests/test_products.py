@@ -16,8 +16,8 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config
 from tdmpc2.loading import load_agent
+from tdmpc2.nn.formats import batched_product, product, to_int8
 from tdmpc2.nn.layers import Linear, NormedLinear, QEnsemble
-from tdmpc2.nn.products import batched_product, product, to_int8
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.precision import execution
 from tdmpc2.quantization.recipes import RECIPES, quantize_state

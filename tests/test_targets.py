@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from tdmpc2 import distill
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.config import Config, parse_cfg
@@ -27,6 +26,7 @@ from tdmpc2.data.columns import verify_targets
 from tdmpc2.data.dataset import Batch, EpisodeDataset, SliceSampler
 from tdmpc2.data.store import EpisodeStore, StoreFile, StoreMeta, header
 from tdmpc2.data.targets import LazyTargets, TeacherTargets, compute_all, main, open_targets
+from tdmpc2.distillation import distillation as distill
 from tdmpc2.nn.math import decode
 from tests.conftest import largest_file
 from tests.kill import killed_at_random

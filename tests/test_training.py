@@ -21,7 +21,7 @@ from tdmpc2.data.chunks import read_chunk, write_chunk
 from tdmpc2.data.collector import collect
 from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
 from tdmpc2.data.selection import chunk_fingerprints
-from tdmpc2.distill import check_teacher
+from tdmpc2.distillation.distillation import check_teacher
 from tdmpc2.loading import load_agent
 from tdmpc2.training import run_dir
 from tdmpc2.training.offline import train

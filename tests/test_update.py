@@ -125,7 +125,7 @@ def test_final_weights_match_recorded(replayed: dict[str, Any]) -> None:
 
 
 def test_teacher_and_student_rewards_match_recorded(published: dict[str, torch.Tensor]) -> None:
-    from tdmpc2.distill import teacher_columns
+    from tdmpc2.distillation.distillation import teacher_columns
 
     g = load_golden("update.npz")
     agent = make_agent(g, published, "seed_teacher045")

@@ -64,7 +64,7 @@ class Config:
     entropy_coef: float = 1e-4
 
     # Distillation
-    distillation_targets: tuple[str, ...] = ("reward",)  # "NAME [WEIGHT]", names in tdmpc2/distill.py
+    distillation_targets: tuple[str, ...] = ("reward",)  # "NAME [WEIGHT]", names in tdmpc2/distillation/distillation.py
     distillation_weight: float = 0.45  # coefficient of a target without a weight of its own
     distillation_schedule: str = "constant"  # constant | linear | cosine | gap: a factor on all these weights
     distillation_temperature: float = 2.0  # softmax temperature of reward_logits

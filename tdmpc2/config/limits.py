@@ -20,7 +20,7 @@ CHOICES = {
     "distillation_schedule": ("constant", "linear", "cosine", "gap"),
     "resume": ("auto", "never", "must"),
 }
-#: What a student can learn from its teacher, see :mod:`tdmpc2.distill`.
+#: What a student can learn from its teacher, see :mod:`tdmpc2.distillation.distillation`.
 DISTILLATION_TARGETS = (
     "reward", "reward_horizon", "reward_logits", "next_state_linear", "next_state_pca", "value", "policy",
 )  # fmt: skip

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tdmpc2 import cli, distill
+from tdmpc2 import cli
+from tdmpc2.distillation import distillation as distill
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.data.columns import COLUMNS, TeacherTargets, one_process, open_targets

@@ -1,6 +1,6 @@
 """Layers of the world model. Parameter names are those of published checkpoints (specification section 15, layout a).
 
-A layer computes its matrix product in the format of its weight (:mod:`tdmpc2.nn.products`) and everything else
+A layer computes its matrix product in the format of its weight (:mod:`tdmpc2.nn.formats`) and everything else
 (LayerNorm, activation, SimNorm) in float32, so lowering the precision of a model is a conversion of its weights.
 """
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tdmpc2.nn.products import FLOATS, FORMATS, batched_product, product, to_int8
+from tdmpc2.nn.formats import FLOATS, FORMATS, batched_product, product, to_int8
 
 Activation = Callable[[Tensor], Tensor]
 NormMish = Callable[..., Tensor]
@@ -49,7 +49,7 @@ def split_linear(
         weight: [out, in]; its format is the product's.
         bias: [out].
         scale: of an int8 weight, [out, 1].
-        wide: see :func:`~tdmpc2.nn.products.product`.
+        wide: see :func:`~tdmpc2.nn.formats.product`.
 
     Returns:
         [..., out] in the dtype of the first part.
@@ -85,7 +85,7 @@ class Linear(nn.Module):
         self.register_buffer("scale", None, persistent=False)
 
     def set_format(self, name: str, wide: torch.dtype = torch.float32) -> None:
-        """Convert a float32 layer to one of :data:`~tdmpc2.nn.products.FORMATS`; it can no longer be trained."""
+        """Convert a float32 layer to one of :data:`~tdmpc2.nn.formats.FORMATS`; it can no longer be trained."""
         weight, self.scale, self.wide = _converted(self.weight, name, wide)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = nn.Parameter(self.bias.to(FLOATS.get(name, torch.float32)), requires_grad=False)

@@ -116,7 +116,7 @@ class WorldModel(nn.Module):
         afterwards: they are the online heads.
 
         Args:
-            precision: one of :data:`~tdmpc2.nn.products.FORMATS` for all matrices, the encoder's excepted: it runs once
+            precision: one of :data:`~tdmpc2.nn.formats.FORMATS` for all matrices, the encoder's excepted: it runs once
                 per plan, where planning repeats the others for every sample. Or the format of each matrix by its name.
             wide: what int8 weights are widened to where a product is not int8 itself; the encoder's to float32.
         """

@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from tdmpc2.checkpoints import layouts
+from tdmpc2.nn.formats import to_int8
 from tdmpc2.nn.math import decode
-from tdmpc2.nn.products import to_int8
 from tdmpc2.nn.world_model import WorldModel
 
 VERSION = 1  # of what a recipe's name means, stored in its files

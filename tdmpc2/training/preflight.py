@@ -12,7 +12,6 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from tdmpc2 import distill
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import read_file
 from tdmpc2.config import Config
@@ -22,6 +21,7 @@ from tdmpc2.data.dataset import Batch
 from tdmpc2.data.importer import RATE, find_store
 from tdmpc2.data.placement import choose_place, data_bytes, data_record
 from tdmpc2.data.rows import RowFormat
+from tdmpc2.distillation import distillation as distill
 from tdmpc2.evaluation import num_steps, side_by_side
 from tdmpc2.results import video_writer
 from tdmpc2.rollout import check_playable

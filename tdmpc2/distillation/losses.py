@@ -1,4 +1,4 @@
-"""The loss of each distillation target, a pure function of what student and teacher say (see :mod:`tdmpc2.distill`).
+"""The loss of each distillation target, a pure function of what student and teacher say (see :mod:`tdmpc2.distillation.distillation`).
 
 H horizon, B batch, A action, D_S and D_T latent sizes of student and teacher, K bins, Q heads.
 """
@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tdmpc2.distillation.projection import PCA
 from tdmpc2.nn.layers import Linear
 from tdmpc2.nn.math import decode, soft_cross_entropy
-from tdmpc2.projection import PCA
 
 
 def reward_loss(student_logits: Tensor, teacher_value: Tensor, bins: Tensor) -> Tensor:

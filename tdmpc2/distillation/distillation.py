@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tdmpc2 import distill_losses
 from tdmpc2.config import Config
 from tdmpc2.config.limits import CACHED_TARGETS
+from tdmpc2.distillation import losses as distill_losses
+from tdmpc2.distillation.projection import PCA, fit_pca, linear_projection
 from tdmpc2.nn.layers import Linear
 from tdmpc2.nn.math import decode
-from tdmpc2.projection import PCA, fit_pca, linear_projection
 
 if TYPE_CHECKING:
     from tdmpc2.agent import TDMPC2
@@ -267,7 +267,7 @@ class Distillation:
             The share of the variance that the components have.
 
         Raises:
-            ValueError: see :func:`tdmpc2.projection.fit_pca`.
+            ValueError: see :func:`tdmpc2.distillation.projection.fit_pca`.
         """
         model = _there(self.teacher).model
         latents = torch.cat([model.encode(obs, task).cpu() for obs, task in observations])

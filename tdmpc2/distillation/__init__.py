@@ -1,0 +1,1 @@
+"""Distillation: targets, their losses, the teacher's outputs."""
