@@ -26,9 +26,9 @@ from rich.table import Table
 
 from tdmpc2 import cli
 from tdmpc2.config import parse_cfg
-from tdmpc2.data.collector import Shard, collect, episode_returns
-from tdmpc2.data.mixture import load_players, sources_of
 from tdmpc2.loading import load_agent
+from tdmpc2.play.collector import Shard, collect, episode_returns
+from tdmpc2.play.mixture import load_players, sources_of
 from tdmpc2.support.runtime import set_num_threads
 
 

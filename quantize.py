@@ -18,12 +18,12 @@ from tdmpc2 import cli
 from tdmpc2.checkpoints.files import load_file, save_file
 from tdmpc2.config import check_keys
 from tdmpc2.loading import config_of, load_agent
+from tdmpc2.play.rollout import check_playable
 from tdmpc2.quantization import calibration
 from tdmpc2.quantization import files as quantized_files
 from tdmpc2.quantization import measure as measuring
 from tdmpc2.quantization import report as reports
 from tdmpc2.quantization.recipes import RECIPES, module_errors
-from tdmpc2.rollout import check_playable
 from tdmpc2.support.runtime import set_num_threads
 from tdmpc2.tasks import nearest
 

@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.plan import product_run
 from tdmpc2.agent import TDMPC2
 from tdmpc2.envs.vector import EnvPool
-from tdmpc2.evaluation import agent_actor, num_steps, side_by_side
 from tdmpc2.loading import load_agent
-from tdmpc2.rollout import Job, play
+from tdmpc2.play.evaluation import agent_actor, num_steps, side_by_side
+from tdmpc2.play.rollout import Job, play
 from tdmpc2.support.runtime import set_num_threads
 from tdmpc2.tracking.progress import progress
 

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from tdmpc2.config import MODEL_SIZES, defaults
-from tdmpc2.evaluation import Interval
+from tdmpc2.play.evaluation import Interval
 from tdmpc2.study import Group, Run, Study, setting
 
 _CAPTION = """\

@@ -88,7 +88,7 @@ def tiny_cfg() -> Config:
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three random episodes of each task."""
-    from tdmpc2.data.collector import collect
+    from tdmpc2.play.collector import collect
 
     path = tmp_path_factory.mktemp("data")
     collect(Config(tasks=TASKS, episodes_per_task=3), None, path)

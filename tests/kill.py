@@ -68,7 +68,7 @@ def _prepare_import(directory: Path) -> None:
 def _prepare_train(directory: Path) -> None:
     """Random episodes of a short task and of one more."""
     from tdmpc2.config import Config
-    from tdmpc2.data.collector import collect
+    from tdmpc2.play.collector import collect
 
     tasks = ("pendulum-spin", "cartpole-balance")
     collect(Config(tasks=tasks, episodes_per_task=2), None, directory / "data")

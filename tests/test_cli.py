@@ -44,7 +44,7 @@ EVALUATE = "evaluate.py eval_episodes=1 num_threads=1 device=cpu compile=false"
 
 _SERVER = """
 import json, os, runpy, sys, traceback
-import tdmpc2.envs.dm_control, tdmpc2.envs.vector, tdmpc2.training.offline, tdmpc2.data.collector, tdmpc2.cli
+import tdmpc2.envs.dm_control, tdmpc2.envs.vector, tdmpc2.training.offline, tdmpc2.play.collector, tdmpc2.cli
 import torch._dynamo
 for line in sys.stdin:
     job = json.loads(line)

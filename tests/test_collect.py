@@ -26,12 +26,12 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data.chunks import read_chunk
-from tdmpc2.data.collector import Shard, collect, episode_returns, num_envs, plan
-from tdmpc2.data.mixture import Player, Source, load_players, noisy_actor, parse_mix, player_of, sources_of, split
 from tdmpc2.envs import make_env
 from tdmpc2.envs.vector import EnvPool
 from tdmpc2.loading import load_agent
-from tdmpc2.rollout import Job, play
+from tdmpc2.play.collector import Shard, collect, episode_returns, num_envs, plan
+from tdmpc2.play.mixture import Player, Source, load_players, noisy_actor, parse_mix, player_of, sources_of, split
+from tdmpc2.play.rollout import Job, play
 from tdmpc2.tasks import MT30
 
 from .conftest import REPO, largest_file

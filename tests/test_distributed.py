@@ -26,7 +26,7 @@ from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data.dataset import Batch
 from tdmpc2.distributed import ProcessGroup, _buckets, process_group
-from tdmpc2.evaluation import evaluate
+from tdmpc2.play.evaluation import evaluate
 from tdmpc2.support.runtime import local_processes, set_num_threads, usable_cores
 from tdmpc2.training.guards import stop_on_signal
 from tdmpc2.training.offline import train

@@ -17,12 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tdmpc2 import results
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config, parse_cfg
-from tdmpc2.data.mixture import random_actor
 from tdmpc2.envs.rendering import context_module
-from tdmpc2.evaluation import (
+from tdmpc2.play import results
+from tdmpc2.play.evaluation import (
     Evaluation,
     TaskResult,
     _rank_seed,
@@ -32,7 +31,8 @@ from tdmpc2.evaluation import (
     num_steps,
     side_by_side,
 )
-from tdmpc2.rollout import Frames, Job, play
+from tdmpc2.play.mixture import random_actor
+from tdmpc2.play.rollout import Frames, Job, play
 from tdmpc2.tasks import lookup
 
 from .conftest import shared_file
@@ -286,7 +286,7 @@ def test_processes_draw_differently_and_the_first_as_one_alone() -> None:
 
 
 def test_what_was_played_is_kept_after_every_batch(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tdmpc2.evaluation.side_by_side", lambda *_: 3)
+    monkeypatch.setattr("tdmpc2.play.evaluation.side_by_side", lambda *_: 3)
     kept: list[Evaluation] = []
     cfg = agent.cfg.replace(task="mt30", tasks=("cartpole-balance", "pendulum-spin"), eval_episodes=2, mpc=False)
     agent = TDMPC2(cfg)

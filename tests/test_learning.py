@@ -8,9 +8,9 @@ import numpy as np
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
-from tdmpc2.data.collector import collect
 from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
-from tdmpc2.evaluation import evaluate
+from tdmpc2.play.collector import collect
+from tdmpc2.play.evaluation import evaluate
 
 
 def test_training_on_random_play_improves_planning(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tdmpc2.tracking.logger
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
-from tdmpc2.evaluation import Evaluation, TaskResult
+from tdmpc2.play.evaluation import Evaluation, TaskResult
 from tdmpc2.support.files import write_text
 from tdmpc2.tracking.logger import Logger, Progress, progress, read_scalars
 from tdmpc2.training import offline

@@ -16,14 +16,15 @@ import torch
 from omegaconf import OmegaConf
 
 from report import main
-from tdmpc2 import evaluation, heldout
+from tdmpc2 import heldout
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config, parse_cfg
-from tdmpc2.data.collector import collect
 from tdmpc2.data.dataset import Batch, EpisodeDataset, SliceSampler
 from tdmpc2.heldout import heldout_batches, heldout_errors
 from tdmpc2.nn.math import decode
+from tdmpc2.play import evaluation
+from tdmpc2.play.collector import collect
 from tdmpc2.report import difference_interval, markdown, mean_interval, rows_of
 from tdmpc2.study import read_run, read_study
 from tdmpc2.training import offline

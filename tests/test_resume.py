@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from tdmpc2 import evaluation
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config
+from tdmpc2.play import evaluation
 from tdmpc2.training import offline, preflight, run_dir
 from tdmpc2.training.guards import STOPPED, FiniteGuard, stop_on_signal
 from tdmpc2.training.offline import train

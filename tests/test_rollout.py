@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tdmpc2.config import Config
-from tdmpc2.data.mixture import random_actor
 from tdmpc2.envs import make_env, task_spec
-from tdmpc2.rollout import Actor, Episode, Floats, Job, play
+from tdmpc2.play.mixture import random_actor
+from tdmpc2.play.rollout import Actor, Episode, Floats, Job, play
 from tdmpc2.tasks import MT30, TaskSpec
 
 from .toy_envs import FALLS, FALLS_AT, STANDS, STANDS_FOR

@@ -18,11 +18,11 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256, load_file
 from tdmpc2.config import RUN_KEYS, Config, key_names, parse_cfg
 from tdmpc2.data.chunks import read_chunk, write_chunk
-from tdmpc2.data.collector import collect
 from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
 from tdmpc2.data.selection import chunk_fingerprints
 from tdmpc2.distillation.distillation import check_teacher
 from tdmpc2.loading import load_agent
+from tdmpc2.play.collector import collect
 from tdmpc2.training import run_dir
 from tdmpc2.training.offline import train
 from tdmpc2.training.run_dir import CHANGEABLE

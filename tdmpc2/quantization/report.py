@@ -13,11 +13,11 @@ import torch
 from rich.box import SIMPLE
 from rich.table import Table
 
+from tdmpc2.play.results import format_interval, versions
 from tdmpc2.quantization.calibration import Inputs, Sensitivity
 from tdmpc2.quantization.figure import quantization_figure
 from tdmpc2.quantization.measure import Settings
 from tdmpc2.quantization.recipes import OUTPUTS, ModuleError, plain_errors
-from tdmpc2.results import format_interval, versions
 from tdmpc2.support.files import write_text
 
 _CAPTION = """\

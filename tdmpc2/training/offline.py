@@ -16,9 +16,9 @@ from tdmpc2.data.batches import Batches
 from tdmpc2.data.dataset import Batch
 from tdmpc2.data.placement import Data, open_data, plan_place
 from tdmpc2.distributed import ProcessGroup, process_group
-from tdmpc2.evaluation import evaluate, num_steps
-from tdmpc2.results import table_rows, write_video
-from tdmpc2.rollout import Frames
+from tdmpc2.play.evaluation import evaluate, num_steps
+from tdmpc2.play.results import table_rows, write_video
+from tdmpc2.play.rollout import Frames
 from tdmpc2.support.runtime import set_num_threads
 from tdmpc2.tracking.logger import Logger
 from tdmpc2.training import run_dir

@@ -22,9 +22,9 @@ from tdmpc2.data.importer import RATE, find_store
 from tdmpc2.data.placement import choose_place, data_bytes, data_record
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.distillation import distillation as distill
-from tdmpc2.evaluation import num_steps, side_by_side
-from tdmpc2.results import video_writer
-from tdmpc2.rollout import check_playable
+from tdmpc2.play.evaluation import num_steps, side_by_side
+from tdmpc2.play.results import video_writer
+from tdmpc2.play.rollout import check_playable
 from tdmpc2.support.runtime import available_memory, set_num_threads
 from tdmpc2.training import run_dir
 from tdmpc2.training.teacher import Teacher

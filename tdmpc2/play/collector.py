@@ -17,12 +17,12 @@ import torch
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import Layout, read_chunk, write_chunk
-from tdmpc2.data.mixture import Player, load_players, player_of, sources_of, split
 from tdmpc2.data.record import Collection, Record
-from tdmpc2.support.files import locked
 from tdmpc2.loading import load_agent
+from tdmpc2.play.mixture import Player, load_players, player_of, sources_of, split
+from tdmpc2.play.rollout import Actor, Episode, Floats, Job, check_playable, play
+from tdmpc2.support.files import locked
 from tdmpc2.tracking.progress import Progress, open_console, print_line
-from tdmpc2.rollout import Actor, Episode, Floats, Job, check_playable, play
 
 _OVERHEAD = 4096  # bytes of a chunk file besides its arrays, at most
 _MAX_COMPILED = 4  # torch.compile stops compiling after 8 variants of a function, without a word

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
 
-from tdmpc2.evaluation import Evaluation, Interval, bootstrap
+from tdmpc2.play.evaluation import Evaluation, Interval, bootstrap
 from tdmpc2.support.files import replacing, write_text
 
 

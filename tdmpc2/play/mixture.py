@@ -23,8 +23,8 @@ import torch
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.config import Config
-from tdmpc2.evaluation import agent_actor
-from tdmpc2.rollout import Actor
+from tdmpc2.play.evaluation import agent_actor
+from tdmpc2.play.rollout import Actor
 
 _ENTRY = re.compile(r"(?P<share>\S+)\s+(?P<kind>\S+)(?:\s+(?!noise\s)(?P<file>\S.*?))?(?:\s+noise\s+(?P<noise>\S+))?")
 _PLANNER = ("iterations", "num_samples", "num_elites", "num_pi_trajs", "horizon", "min_std", "max_std", "temperature")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
-from tdmpc2.rollout import Actor, Episode, Frames, Job, check_playable, play
+from tdmpc2.play.rollout import Actor, Episode, Frames, Job, check_playable, play
 from tdmpc2.tracking.progress import Progress
 
 Interval = tuple[float, float]
