@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 from tdmpc2 import cli
-from tdmpc2.report import write_report
-from tdmpc2.study import read_study
+from tdmpc2.studies.report import write_report
+from tdmpc2.studies.runs import read_study
 
 
 @cli.one_line_errors

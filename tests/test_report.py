@@ -16,17 +16,17 @@ import torch
 from omegaconf import OmegaConf
 
 from report import main
-from tdmpc2 import heldout
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data.dataset import Batch, EpisodeDataset, SliceSampler
-from tdmpc2.heldout import heldout_batches, heldout_errors
 from tdmpc2.nn.math import decode
 from tdmpc2.play import evaluation
 from tdmpc2.play.collector import collect
-from tdmpc2.report import difference_interval, markdown, mean_interval, rows_of
-from tdmpc2.study import read_run, read_study
+from tdmpc2.studies import heldout
+from tdmpc2.studies.heldout import heldout_batches, heldout_errors
+from tdmpc2.studies.report import difference_interval, markdown, mean_interval, rows_of
+from tdmpc2.studies.runs import read_run, read_study
 from tdmpc2.training import offline
 from tdmpc2.training.offline import train
 
@@ -252,7 +252,7 @@ def test_the_three_files(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_the_figure_of_a_sweep_is_a_curve(sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     axes = pytest.importorskip("matplotlib.axes").Axes
-    from tdmpc2.figures import score_figure
+    from tdmpc2.studies.figures import score_figure
 
     drawn: dict[str, list[Any]] = {"errorbar": [], "barh": [], "axhspan": []}
     for name, calls in drawn.items():

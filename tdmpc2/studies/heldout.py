@@ -1,6 +1,6 @@
 """Errors of a model on episodes it was not trained on: another directory of data, collected with another seed.
 
-python -m tdmpc2.heldout CHECKPOINT [CHECKPOINT ...] --data DIR [--teacher TEACHER.pt] [--write]
+python -m tdmpc2.studies.heldout CHECKPOINT [CHECKPOINT ...] --data DIR [--teacher TEACHER.pt] [--write]
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tdmpc2.data.placement import data_record, open_data
 from tdmpc2.distillation.distillation import check_teacher
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.math import decode, symlog
-from tdmpc2.study import read_json
+from tdmpc2.studies.runs import read_json
 from tdmpc2.support.files import write_text
 from tdmpc2.tracking.progress import progress
 
@@ -168,7 +168,9 @@ def _protocol(
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tdmpc2.heldout", description="Errors on episodes not trained on.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tdmpc2.studies.heldout", description="Errors on episodes not trained on."
+    )
     parser.add_argument("checkpoints", nargs="+", type=Path)
     parser.add_argument("--data", required=True, help="episode store or directory of chunk files")
     parser.add_argument("--teacher", type=Path, help="checkpoint whose values are the reference for value errors")

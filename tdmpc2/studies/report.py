@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 
 from tdmpc2.config import MODEL_SIZES, defaults
 from tdmpc2.play.evaluation import Interval
-from tdmpc2.study import Group, Run, Study, setting
+from tdmpc2.studies.runs import Group, Run, Study, setting
 
 _CAPTION = """\
 Score: the normalised score of the last evaluation, mean over runs that differ only in their seed. In brackets: 95 %
@@ -23,7 +23,7 @@ without a teacher. Best: the highest score of a run's evaluations, mean over run
 it is too high by chance. Losses: of the last logged batch, mean over runs. Hours: mean, with evaluations."""
 
 _HELDOUT_CAPTION = """\
-On episodes that no run was trained on (`python -m tdmpc2.heldout`): mean over seeds and 95 % intervals as above. Value
+On episodes that no run was trained on (`python -m tdmpc2.studies.heldout`): mean over seeds and 95 % intervals as above. Value
 errors are differences from the teacher's values, because there are no others; they favour a student taught by them."""
 
 #: Held-out errors that are columns of their table; the JSON file has all of them.
@@ -272,7 +272,7 @@ def write_report(study: Study, out: Path, force: bool) -> list[str]:
     Raises:
         ValueError: one of the files exists and ``force`` is false, or the disk refused.
     """
-    from tdmpc2.figures import score_figure
+    from tdmpc2.studies.figures import score_figure
     from tdmpc2.support.files import write_text
 
     files = [out / f"report.{suffix}" for suffix in ("md", "json", "png")]

@@ -19,7 +19,7 @@ def score_figure(path: Path, rows: Sequence[dict[str, Any]]) -> str:
 
     Args:
         path: file to write.
-        rows: as from :func:`~tdmpc2.report.rows_of`.
+        rows: as from :func:`~tdmpc2.studies.report.rows_of`.
 
     Returns:
         Why there is no figure, or nothing.

@@ -1,0 +1,1 @@
+"""Many runs compared: tables, figures, held-out errors."""
