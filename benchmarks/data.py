@@ -32,7 +32,7 @@ from torchrl.data import SliceSampler as TorchrlSliceSampler
 from tdmpc2.data.batches import Batches
 from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
 from tdmpc2.data.replay import EpisodeSliceSampler, replay_buffer, to_batch
-from tdmpc2.data.store import BLOCK, EpisodeStore, StoreFile, StoreMeta, header
+from tdmpc2.data.store.store import BLOCK, EpisodeStore, StoreFile, StoreMeta, header
 from tdmpc2.tasks import MT30, lookup
 from tdmpc2.tracking.progress import Progress
 

@@ -28,8 +28,8 @@ from rich.table import Table
 
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import Layout, write_chunk
-from tdmpc2.data.importer import import_episodes
-from tdmpc2.data.store import EpisodeStore
+from tdmpc2.data.store.importer import import_episodes
+from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.tracking.progress import progress
 
 SPECS = Config(task="mt30").task_specs

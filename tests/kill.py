@@ -50,7 +50,7 @@ def _prepare_cache(directory: Path) -> None:
 
 _IMPORT = """
 from tdmpc2.config import Config
-from tdmpc2.data.importer import ensure_store
+from tdmpc2.data.store.importer import ensure_store
 ensure_store("data", "mt30", Config(task="mt30").task_specs, block=16)
 """
 
@@ -101,7 +101,7 @@ SCENARIOS = {
     ),
     "cache": Scenario(
         _prepare_cache,
-        ("-m", "tdmpc2.data.targets", "data", "teacher.pt", "--device", "cpu", "--batch-rows", "1500"),
+        ("-m", "tdmpc2.training.teacher_cache", "data", "teacher.pt", "--device", "cpu", "--batch-rows", "1500"),
         ignored=("*.lock",),
     ),
     "train": Scenario(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tdmpc2.config import Config
-from tdmpc2.data.store import EpisodeStore
+from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.quantization.calibration import (
     Sensitivity,
@@ -103,7 +103,7 @@ def test_without_environments_the_rows_are_normal() -> None:
 def test_inputs_from_data(data_dir: Path, tmp_path: Path, tiny_cfg: Config, form: str) -> None:
     directory = data_dir
     if form == "store":
-        from tdmpc2.data.importer import import_episodes
+        from tdmpc2.data.store.importer import import_episodes
 
         directory = tmp_path / "store"
         import_episodes([data_dir], directory, "mt30", tiny_cfg.task_specs, quiet=True)

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from tdmpc2.data import __main__ as cli
-from tdmpc2.data import audit, placement, source, verify
+from tdmpc2.data import placement, source
 from tdmpc2.data.chunks import read_chunk, write_chunk
-from tdmpc2.data.columns import open_targets
-from tdmpc2.data.importer import import_episodes
-from tdmpc2.data.store import EpisodeStore, StoreFile, StoreMeta, header
+from tdmpc2.data.store.importer import import_episodes
+from tdmpc2.data.store.store import EpisodeStore, StoreFile, StoreMeta, header
+from tdmpc2.data.store.teacher_columns import open_targets
+from tdmpc2.data.tools import audit, verify
 from tests.conftest import REPO
 from tests.test_data import ALL, SPECS, L, save_raw
 

@@ -26,16 +26,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tdmpc2.config import Config
-from tdmpc2.data import selection, writer
 from tdmpc2.data.chunks import Layout, chunk_paths, read_chunk, write_chunk
-from tdmpc2.data.export import export_chunks
-from tdmpc2.data.importer import clean_leftovers, ensure_store, find_store, import_episodes
-from tdmpc2.data.record import Record
+from tdmpc2.data.collect_record import Record
 from tdmpc2.data.rows import RowFormat
-from tdmpc2.data.selection import Part, chunk_fingerprints
 from tdmpc2.data.source import chunk_tasks
-from tdmpc2.data.store import EpisodeStore, StoreMeta
-from tdmpc2.data.writer import StoreWriter
+from tdmpc2.data.store.export import export_chunks
+from tdmpc2.data.store.importer import clean_leftovers, ensure_store, find_store, import_episodes
+from tdmpc2.data.store.selection import Part, chunk_fingerprints
+from tdmpc2.data.store.store import EpisodeStore, StoreMeta, selection, writer
+from tdmpc2.data.store.writer import StoreWriter
 from tdmpc2.tasks import TaskSpec
 from tests.conftest import REPO, largest_file
 from tests.kill import killed_at_random
@@ -268,7 +267,7 @@ def test_a_layout_like_mt80s(tmp_path: Path) -> None:
 def test_rows_are_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces smaller than a block, and episodes that do not follow one another."""
     make_chunks(tmp_path / "chunks", [TASKS * 3, TASKS * 2])
-    monkeypatch.setattr("tdmpc2.data.importer._PIECE", 2 * (L + 1) * RowFormat(4, 2).record.itemsize)
+    monkeypatch.setattr("tdmpc2.data.store.importer._PIECE", 2 * (L + 1) * RowFormat(4, 2).record.itemsize)
     tasks = TASKS * 5
     for source in (tmp_path / "chunks", tmp_path / "all"):
         out = tmp_path / f"{source.name}_out"
@@ -464,7 +463,7 @@ def test_without_reservation_zeros_are_written(tmp_path: Path, monkeypatch: pyte
 FULL_DISK = """
 import shutil, sys
 from pathlib import Path
-from tdmpc2.data.importer import import_episodes
+from tdmpc2.data.store.importer import import_episodes
 from tests.test_data import SPECS
 root = Path(sys.argv[1])
 if sys.argv[2] == "quota":
@@ -717,8 +716,8 @@ def test_a_file_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.Monke
 SLOW_IMPORT = """
 import sys, time
 from pathlib import Path
-from tdmpc2.data.importer import import_episodes
-from tdmpc2.data.selection import Part
+from tdmpc2.data.store.importer import import_episodes
+from tdmpc2.data.store.selection import Part
 from tests.test_data import SPECS
 root, read = Path(sys.argv[1]), Part.read
 def wait(self, episodes):
@@ -1020,7 +1019,7 @@ def test_a_finished_store_of_other_files_is_not_taken_for_the_one_asked_for(
 PEAK = """
 import sys, threading, time
 from pathlib import Path
-from tdmpc2.data.importer import import_episodes
+from tdmpc2.data.store.importer import import_episodes
 from tdmpc2.tasks import TaskSpec
 def resident():
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

@@ -12,8 +12,8 @@ import torch
 from tdmpc2.config import Config
 from tdmpc2.data import placement
 from tdmpc2.data.chunks import read_chunk, write_chunk
-from tdmpc2.data.importer import import_episodes
 from tdmpc2.data.placement import choose_place, data_record, open_data
+from tdmpc2.data.store.importer import import_episodes
 from tdmpc2.tasks import MT30
 from tdmpc2.training.offline import train
 

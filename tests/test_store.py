@@ -15,8 +15,8 @@ import torch
 
 from tdmpc2.data.chunks import write_chunk
 from tdmpc2.data.dataset import EpisodeDataset
-from tdmpc2.data.importer import import_episodes
-from tdmpc2.data.store import BLOCK, EpisodeStore, StoreMeta
+from tdmpc2.data.store.importer import import_episodes
+from tdmpc2.data.store.store import BLOCK, EpisodeStore, StoreMeta
 from tests.test_data import SPECS, L, fields
 
 TASKS = [0, 1, 2, 2, 1]

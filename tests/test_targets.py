@@ -21,13 +21,13 @@ from torch.testing import assert_close
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.config import Config, parse_cfg
-from tdmpc2.data import targets as module
-from tdmpc2.data.columns import verify_targets
 from tdmpc2.data.dataset import Batch, EpisodeDataset, SliceSampler
-from tdmpc2.data.store import EpisodeStore, StoreFile, StoreMeta, header
-from tdmpc2.data.targets import LazyTargets, TeacherTargets, compute_all, main, open_targets
+from tdmpc2.data.store.store import EpisodeStore, StoreFile, StoreMeta, header
+from tdmpc2.data.store.teacher_columns import verify_targets
 from tdmpc2.distillation import distillation as distill
 from tdmpc2.nn.math import decode
+from tdmpc2.training import teacher_cache as module
+from tdmpc2.training.teacher_cache import LazyTargets, TeacherTargets, compute_all, main, open_targets
 from tests.conftest import largest_file
 from tests.kill import killed_at_random
 

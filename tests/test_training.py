@@ -19,7 +19,7 @@ from tdmpc2.checkpoints.files import file_sha256, load_file
 from tdmpc2.config import RUN_KEYS, Config, key_names, parse_cfg
 from tdmpc2.data.chunks import read_chunk, write_chunk
 from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
-from tdmpc2.data.selection import chunk_fingerprints
+from tdmpc2.data.store.selection import chunk_fingerprints
 from tdmpc2.distillation.distillation import check_teacher
 from tdmpc2.loading import load_agent
 from tdmpc2.play.collector import collect

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tdmpc2.data.chunks import Layout, check_finite, check_layout, chunk_paths, episode_tasks, read_chunk
 from tdmpc2.data.rows import RowFormat
-from tdmpc2.data.store import EpisodeStore
+from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.tasks import TaskSpec
 
 _BLOCK = 256  # episodes copied at a time: 16 MB of MT30, small beside any chunk

@@ -11,9 +11,9 @@ from torch import Tensor
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import chunk_paths
 from tdmpc2.data.dataset import EpisodeDataset, SliceSampler, select_episodes, select_from_chunks
-from tdmpc2.data.importer import check_replaceable, clean_leftovers, ensure_store, find_store
-from tdmpc2.data.selection import check_tasks, chunk_fingerprints
-from tdmpc2.data.store import EpisodeStore, StoreMeta
+from tdmpc2.data.store.importer import check_replaceable, clean_leftovers, ensure_store, find_store
+from tdmpc2.data.store.selection import check_tasks, chunk_fingerprints
+from tdmpc2.data.store.store import EpisodeStore, StoreMeta
 from tdmpc2.tracking.progress import Progress
 from tdmpc2.support.runtime import available_memory
 

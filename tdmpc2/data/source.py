@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tdmpc2.config import parse_cfg
 from tdmpc2.data.chunks import Layout
-from tdmpc2.data.selection import Part, Selection
-from tdmpc2.data.store import StoreMeta
+from tdmpc2.data.store.selection import Part, Selection
+from tdmpc2.data.store.store import StoreMeta
 from tdmpc2.tasks import TaskSpec
 
 STORE, CHUNKS = "episode store", "chunk files"

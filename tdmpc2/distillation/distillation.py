@@ -191,7 +191,7 @@ class Distillation:
 
         Args:
             batch: the batch of the update. For what it has as ``teacher_reward`` and ``teacher_value`` [1 to H, B, 1],
-                computed before (:mod:`tdmpc2.data.targets`), the teacher is not asked.
+                computed before (:mod:`tdmpc2.training.teacher_cache`), the teacher is not asked.
             obs: [H+1, B, O].
             action: [H, B, A].
             task: [B], or None for a single-task teacher.

@@ -17,7 +17,7 @@ import torch
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import Layout, read_chunk, write_chunk
-from tdmpc2.data.record import Collection, Record
+from tdmpc2.data.collect_record import Collection, Record
 from tdmpc2.loading import load_agent
 from tdmpc2.play.mixture import Player, load_players, player_of, sources_of, split
 from tdmpc2.play.rollout import Actor, Episode, Floats, Job, check_playable, play
@@ -105,7 +105,7 @@ def collect(
     Raises:
         ValueError: the disk is too small or refused, an episode ended early, which the chunk format cannot hold, the
             directory holds another task set, the collection was begun on another kind of machine (see
-            :meth:`~tdmpc2.data.record.Collection.check_computing`), or another process is at work on it.
+            :meth:`~tdmpc2.data.collect_record.Collection.check_computing`), or another process is at work on it.
     """
     if agent is None and cfg.mix is not None:
         keys = {key: getattr(cfg, key) for key in ("device", "precision", "compile", "num_threads", "seed")}

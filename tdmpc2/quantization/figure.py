@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tdmpc2.data.figures import figure_class
+from tdmpc2.data.tools.figures import figure_class
 from tdmpc2.quantization.recipes import OUTPUTS
 from tdmpc2.support.files import replacing
 

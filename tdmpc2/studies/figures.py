@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tdmpc2.data.figures import figure_class
+from tdmpc2.data.tools.figures import figure_class
 from tdmpc2.play.evaluation import Interval
 from tdmpc2.support.files import replacing
 

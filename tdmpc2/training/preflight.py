@@ -18,9 +18,9 @@ from tdmpc2.config import Config
 from tdmpc2.config.limits import CACHED_TARGETS
 from tdmpc2.data.chunks import Layout, chunk_paths
 from tdmpc2.data.dataset import Batch
-from tdmpc2.data.importer import RATE, find_store
 from tdmpc2.data.placement import choose_place, data_bytes, data_record
 from tdmpc2.data.rows import RowFormat
+from tdmpc2.data.store.importer import RATE, find_store
 from tdmpc2.distillation import distillation as distill
 from tdmpc2.play.evaluation import num_steps, side_by_side
 from tdmpc2.play.results import video_writer

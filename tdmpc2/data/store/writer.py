@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from tdmpc2.support import files
-from tdmpc2.data.store import EpisodeStore, StoreFile, StoreMeta, header
+from tdmpc2.data.store.store import EpisodeStore, StoreFile, StoreMeta, header
 from tdmpc2.support.files import replacing, write_text
 from tdmpc2.tracking.progress import open_console, print_line
 

@@ -51,7 +51,7 @@ class StoreMeta:
         dtype: of observation and action.
         files: per file name.
         source: names and fingerprints of the chunk files it was imported from, see
-            :func:`tdmpc2.data.selection.chunk_fingerprints`; empty if it was not.
+            :func:`tdmpc2.data.store.selection.chunk_fingerprints`; empty if it was not.
         selection: SHA-256 of the content of all it was imported from and of the numbers of the episodes taken.
         block: episodes under one checksum.
     """

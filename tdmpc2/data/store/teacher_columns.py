@@ -6,7 +6,7 @@
                                 /meta.json    whose outputs these are and of which data, with whole checksums
                 <teacher>-<data>.lock         held while a file is made or computed
 
-:mod:`tdmpc2.data.targets` fills it. A number once written is never changed, so that several runs may read and fill one
+:mod:`tdmpc2.training.teacher_cache` fills it. A number once written is never changed, so that several runs may read and fill one
 column at a time.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdmpc2.data.store import EpisodeStore, header
+from tdmpc2.data.store.store import EpisodeStore, header
 from tdmpc2.support.files import locked, write_text
 
 FORMAT = 1

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from tdmpc2.data.chunks import check_finite
 from tdmpc2.data.rows import RowFormat
-from tdmpc2.data.selection import Selection, check_tasks, chunk_fingerprints
-from tdmpc2.data.store import BLOCK, EpisodeStore, StoreMeta
-from tdmpc2.data.writer import (
+from tdmpc2.data.store.selection import Selection, check_tasks, chunk_fingerprints
+from tdmpc2.data.store.store import BLOCK, EpisodeStore, StoreMeta
+from tdmpc2.data.store.writer import (
     StoreWriter,
     beside,
     buffers,

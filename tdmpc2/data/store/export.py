@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from tdmpc2.data.chunks import read_chunk, write_chunk
-from tdmpc2.data.record import FORMAT
+from tdmpc2.data.collect_record import FORMAT
 from tdmpc2.data.source import chunk_tasks
-from tdmpc2.data.store import EpisodeStore
+from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.support.files import write_text
 from tdmpc2.tracking.progress import Progress
 
@@ -82,7 +82,7 @@ def _check_disk(store: EpisodeStore, root: Path, episodes_per_file: int, missing
 
 
 def _write_record(store: EpisodeStore, root: Path) -> None:
-    """``collect.json`` without collections (:mod:`tdmpc2.data.record`): these files can not be played again."""
+    """``collect.json`` without collections (:mod:`tdmpc2.data.collect_record`): these files can not be played again."""
     path, tasks = root / "collect.json", [asdict(spec) for spec in store.meta.tasks]
     if not path.exists():
         content = {"format": FORMAT, "task": store.meta.task, "tasks": tasks, "collections": []}

@@ -19,7 +19,7 @@ from torch import Tensor
 from tdmpc2.data.chunks import Layout, check_layout, chunk_paths, episode_tasks, read_chunk
 from tdmpc2.data.dataset import select_episodes
 from tdmpc2.data.rows import DTYPES
-from tdmpc2.data.store import BLOCK, EpisodeStore, StoreMeta
+from tdmpc2.data.store.store import BLOCK, EpisodeStore, StoreMeta
 from tdmpc2.tasks import TaskSpec
 
 _TASK_PIECE = 1 << 16  # episodes whose task ids are read at a time: 131 MB of MT30
