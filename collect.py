@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from rich import box, get_console
 from rich.table import Table
 
-from tdmpc2 import cli
+from tdmpc2.commands import cli
 from tdmpc2.config import parse_cfg
 from tdmpc2.loading import load_agent
 from tdmpc2.play.collector import Shard, collect, episode_returns

@@ -13,9 +13,9 @@ import hydra
 from omegaconf import DictConfig
 from rich import get_console
 
-from tdmpc2 import cli
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256
+from tdmpc2.commands import cli
 from tdmpc2.loading import load_agent
 from tdmpc2.play import results
 from tdmpc2.play.evaluation import Evaluation, compare, evaluate, num_steps

@@ -14,8 +14,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich import get_console
 
-from tdmpc2 import cli
 from tdmpc2.checkpoints.files import load_file, save_file
+from tdmpc2.commands import cli
 from tdmpc2.config import check_keys
 from tdmpc2.loading import config_of, load_agent
 from tdmpc2.play.rollout import check_playable

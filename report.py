@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tdmpc2 import cli
+from tdmpc2.commands import cli
 from tdmpc2.studies.report import write_report
 from tdmpc2.studies.runs import read_study
 

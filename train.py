@@ -10,7 +10,7 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from tdmpc2 import cli
+from tdmpc2.commands import cli
 from tdmpc2.config import parse_cfg
 from tdmpc2.training.offline import train
 

@@ -101,7 +101,7 @@ SCENARIOS = {
     ),
     "cache": Scenario(
         _prepare_cache,
-        ("-m", "tdmpc2.training.teacher_cache", "data", "teacher.pt", "--device", "cpu", "--batch-rows", "1500"),
+        ("-m", "tdmpc2.data.targets", "data", "teacher.pt", "--device", "cpu", "--batch-rows", "1500"),
         ignored=("*.lock",),
     ),
     "train": Scenario(

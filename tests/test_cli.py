@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file
-from tdmpc2.cli import one_line_errors, sweep_name
+from tdmpc2.commands.cli import one_line_errors, sweep_name
 from tdmpc2.config import key_names, parse_cfg
 from tdmpc2.data.chunks import read_chunk
 from tdmpc2.support.runtime import has_fast_int8
@@ -44,7 +44,7 @@ EVALUATE = "evaluate.py eval_episodes=1 num_threads=1 device=cpu compile=false"
 
 _SERVER = """
 import json, os, runpy, sys, traceback
-import tdmpc2.envs.dm_control, tdmpc2.envs.vector, tdmpc2.training.offline, tdmpc2.play.collector, tdmpc2.cli
+import tdmpc2.envs.dm_control, tdmpc2.envs.vector, tdmpc2.training.offline, tdmpc2.play.collector, tdmpc2.commands.cli
 import torch._dynamo
 for line in sys.stdin:
     job = json.loads(line)

@@ -30,10 +30,11 @@ from tdmpc2.data.chunks import Layout, chunk_paths, read_chunk, write_chunk
 from tdmpc2.data.collect_record import Record
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.data.source import chunk_tasks
+from tdmpc2.data.store import selection, writer
 from tdmpc2.data.store.export import export_chunks
 from tdmpc2.data.store.importer import clean_leftovers, ensure_store, find_store, import_episodes
 from tdmpc2.data.store.selection import Part, chunk_fingerprints
-from tdmpc2.data.store.store import EpisodeStore, StoreMeta, selection, writer
+from tdmpc2.data.store.store import EpisodeStore, StoreMeta
 from tdmpc2.data.store.writer import StoreWriter
 from tdmpc2.tasks import TaskSpec
 from tests.conftest import REPO, largest_file

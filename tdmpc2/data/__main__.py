@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tdmpc2.cli import one_line_errors
+from tdmpc2.commands.cli import one_line_errors
 from tdmpc2.data.tools.audit import SAMPLE, audit, describe
 from tdmpc2.data.store.export import export_chunks
 from tdmpc2.data.tools.figures import figure_class, return_histograms

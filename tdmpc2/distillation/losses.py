@@ -1,4 +1,4 @@
-"""The loss of each distillation target, a pure function of what student and teacher say (see :mod:`tdmpc2.distillation.distillation`).
+"""The loss of each distillation target: pure functions of the student's and the teacher's outputs.
 
 H horizon, B batch, A action, D_S and D_T latent sizes of student and teacher, K bins, Q heads.
 """

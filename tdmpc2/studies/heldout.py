@@ -1,6 +1,6 @@
 """Errors of a model on episodes it was not trained on: another directory of data, collected with another seed.
 
-python -m tdmpc2.studies.heldout CHECKPOINT [CHECKPOINT ...] --data DIR [--teacher TEACHER.pt] [--write]
+python -m tdmpc2.heldout CHECKPOINT [CHECKPOINT ...] --data DIR [--teacher TEACHER.pt] [--write]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256, load_file
-from tdmpc2.cli import one_line_errors
+from tdmpc2.commands.cli import one_line_errors
 from tdmpc2.config import Config
 from tdmpc2.data.dataset import Batch, SliceSampler
 from tdmpc2.data.placement import data_record, open_data
@@ -168,9 +168,7 @@ def _protocol(
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tdmpc2.studies.heldout", description="Errors on episodes not trained on."
-    )
+    parser = argparse.ArgumentParser(prog="python -m tdmpc2.heldout", description="Errors on episodes not trained on.")
     parser.add_argument("checkpoints", nargs="+", type=Path)
     parser.add_argument("--data", required=True, help="episode store or directory of chunk files")
     parser.add_argument("--teacher", type=Path, help="checkpoint whose values are the reference for value errors")

@@ -23,7 +23,7 @@ without a teacher. Best: the highest score of a run's evaluations, mean over run
 it is too high by chance. Losses: of the last logged batch, mean over runs. Hours: mean, with evaluations."""
 
 _HELDOUT_CAPTION = """\
-On episodes that no run was trained on (`python -m tdmpc2.studies.heldout`): mean over seeds and 95 % intervals as above. Value
+On episodes that no run was trained on (`python -m tdmpc2.heldout`): mean over seeds and 95 % intervals as above. Value
 errors are differences from the teacher's values, because there are no others; they favour a student taught by them."""
 
 #: Held-out errors that are columns of their table; the JSON file has all of them.

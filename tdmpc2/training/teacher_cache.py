@@ -1,7 +1,7 @@
 """A frozen teacher's outputs for stored episodes, computed once instead of in every update.
 
 ``compute_all`` fills columns before training, which then needs no teacher; ``LazyTargets`` fills them as their rows are
-used. `python -m tdmpc2.training.teacher_cache DIR TEACHER.pt` does the former.
+used. `python -m tdmpc2.data.targets DIR TEACHER.pt` does the former.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tdmpc2 import cli
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256
+from tdmpc2.commands import cli
 from tdmpc2.data.dataset import Batch
 from tdmpc2.data.store.importer import ensure_store
 from tdmpc2.data.store.store import EpisodeStore
@@ -190,7 +190,7 @@ def _write(column: TeacherTargets, index: Tensor, numbers: Tensor) -> None:
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m tdmpc2.training.teacher_cache",
+        prog="python -m tdmpc2.data.targets",
         description="Compute a teacher's rewards, values or both for all episodes. Training with "
         "student_config.distillation_cache=full then needs no teacher. Interrupt it at any moment and start it again "
         "to go on.",
