@@ -7,7 +7,8 @@ control rate that the 95th allows, the speedup over the plain float32 planner wi
 regret of the budget (tdmpc2/quantization/regret.py: how much less the float32 model values its plans than the full
 plain plans, in standard deviations; negative is better; mean over observations of rollouts). Plans of another
 horizon are compared by what the horizon of the file leaves: longer ones are cut, shorter ones continued with the policy
-prior. All are timed in turns, the second of two actions: the first finds the caches filled by the agent before, as no control loop does.
+prior. All are timed in turns, the second of two actions: the first finds the caches filled by the agent before, as no
+control loop does.
 The last line is JSON: `cases`, a list with `name`, `threads`, `plain_ms`, `fast_ms` (medians), `p95_ms`, `p99_ms`,
 `speedup`, `matmul_ms` (null for the policy alone) and `regret`.
 """
