@@ -70,7 +70,6 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, default=None, help="where to write the Chrome trace")
     args = parser.parse_args()
     threads = set_num_threads(args.threads)
-    losses.CPU_OPTIONS.clear()  # what is called from C++ the profiler does not see
     keys = ("batch_size", "model_size", "device", "compile", "update_precision")
     run = make_run(args.what, Config(**{key: getattr(args, key) for key in keys}))
     for _ in range(5):
