@@ -22,7 +22,6 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 from update import PRODUCTS, random_batch
 
-from tdmpc2 import losses
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.support.files import replacing

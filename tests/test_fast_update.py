@@ -16,6 +16,7 @@ from tdmpc2.acceleration.cpu import library, norm_mish
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config
+from tdmpc2.data.batch import Batch
 from tdmpc2.distillation.targets import TARGETS
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.noise import dropout_factors
@@ -156,7 +157,7 @@ def test_long_runs_are_compiled_and_go_on_as_they_began(tiny_cfg: Config) -> Non
 def test_batches_of_other_sizes_are_computed_plainly(tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def fast(function: Any, **_: Any) -> Any:
         def compiled(*args: Any) -> Any:
-            sizes.append(args[3].shape[1])
+            sizes.append((args[2].obs if isinstance(args[2], Batch) else args[2]).shape[1])
             return function(*args)
 
         return compiled
