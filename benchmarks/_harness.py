@@ -31,6 +31,7 @@ from tdmpc2.runtime import resolve_device, set_num_threads, usable_cores
 REPO = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "tensordict", "torchrl", "gymnasium", "dm_control", "mujoco", "numpy")
 Run = Callable[[], Any]
+Column = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -134,27 +135,38 @@ def skip(reason: str) -> NoReturn:
     raise SystemExit(0)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """Print a table whose cells are never cut; to fit into 80 columns, the names of its columns break at spaces."""
-    cells_of = [[row[i] for row in rows] for i in range(len(columns))]
-    for words in ([[name] for name in columns], [name.split() or [""] for name in columns]):
-        widths = [max(map(len, [*head, *cells])) for head, cells in zip(words, cells_of, strict=True)]
-        if sum(widths) + 2 * (len(widths) - 1) <= 80:
+def print_table(results: Sequence[Mapping[str, Any]], columns: Sequence[Column], title: str = "") -> None:
+    """Print results as a table that fits into 80 columns: names break at their spaces if they must, cells never do.
+
+    Args:
+        results: one for each line.
+        columns: name, key of the result and format of each column; where a result lacks the key the cell stays empty.
+        title: a line above.
+    """
+    rows = [
+        ["" if result.get(key) is None else format(result[key], form) for _, key, form in columns] for result in results
+    ]
+    for heads in ([[name] for name, *_ in columns], [name.split() or [""] for name, *_ in columns]):
+        widths = [max(map(len, [*head, *cells])) for head, cells in zip(heads, zip(*rows, strict=True), strict=True)]
+        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+        if len(rule) <= 80:
             break
-    above = max(map(len, words))
-    heads = [[*[""] * (above - len(column)), *column] for column in words]
+    lines = max(map(len, heads))
+    padded = zip(*([""] * (lines - len(head)) + head for head in heads), strict=True)
 
     def line(cells: Sequence[str]) -> str:
-        parts = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
-        return "  ".join([cells[0].ljust(widths[0]), *parts[1:]]).rstrip()
+        aligned = [cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]
+        return "  ".join(aligned).rstrip()
 
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    head = [line(cells) for cells in zip(*heads, strict=True)]
-    print("\n".join(["", *([title] if title else []), *head, rule, *map(line, rows), ""]), flush=True)
+    print("\n".join(["", *filter(None, [title]), *map(line, padded), rule, *map(line, rows), ""]), flush=True)
 
 
-def report(name: str, args: argparse.Namespace, results: Sequence[Mapping[str, Any]]) -> None:
-    """Print the line of JSON that ends a benchmark."""
+def report(
+    name: str, args: argparse.Namespace, results: Sequence[Mapping[str, Any]], columns: Sequence[Column] = ()
+) -> None:
+    """Print the results as a table, if it has columns, and as the line of JSON that ends a benchmark."""
+    if columns:
+        print_table(results, columns)
     everything = {
         "benchmark": name,
         "machine": machine(args.device),

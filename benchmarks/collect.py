@@ -7,7 +7,7 @@ one process each (Gymnasium's AsyncVectorEnv, shared memory), and in one worker 
 with the policy of a 1M model. Building: 16 random episodes of one task, in as many new environments and in fewer that
 are used again. Planning: time of a batched plan per environment. Results: `name` (stepping, building, planning) with
 `actor`, `variant`, `steps_per_s`, `to_sync` and `start_s` (until the first step); `variant`, `s` and `to_new`; or
-`num_envs` and `ms_per_env`.
+`num_envs`, `ms_per_env` and `to_one`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Workers:
     def serve(end: Connection, specs: list[TaskSpec], seeds: list[int], sizes: tuple[int, int]) -> None:
         envs = make_vec_env(specs, seeds, *sizes)
         while (actions := end.recv()) is not False:
-            end.send(envs.reset(seed=seeds)[:1] if actions is None else envs.step(actions)[:4])
+            end.send(envs.reset(seed=[*seeds])[:1] if actions is None else envs.step(actions)[:4])
 
     def call(self, parts: list[Any]) -> tuple[Any, ...]:
         for end, part in zip(self.ends, parts, strict=True):
@@ -176,7 +176,9 @@ def planning(cfg: Config, sizes: list[int], repeats: int) -> list[dict[str, Any]
         agent.act(obs, t0=True, task=np.arange(size) % len(cfg.task_specs))
 
     times = take_turns({str(size): partial(run, size) for size in sizes}, repeats, warm_up=1, device=agent.device)
-    return [{"name": "planning", "num_envs": size, "ms_per_env": times.ms(str(size)) / size} for size in sizes]
+    ms = {size: times.ms(str(size)) / size for size in sizes}
+    one = ms[sizes[0]]
+    return [{"name": "planning", "num_envs": n, "ms_per_env": ms[n], "to_one": ms[n] / one} for n in sizes]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -188,20 +190,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg, device = make_config(args), resolve_device(args.device).type
 
     steps = stepping(cfg, args.envs, args.steps, args.threads, args.repeats)
-    rows = [
-        (r["actor"], r["variant"], f"{r['steps_per_s']:,.0f}", f"{r['to_sync']:.2f}", f"{r['start_s']:.2f}")
-        for r in steps
-    ]
-    print_table(("actor", "environments", "steps/s", "to sync", "start s"), rows)
-
+    columns = [
+        ("actor", "actor", ""), ("environments", "variant", ""), ("steps/s", "steps_per_s", ",.0f"),
+        ("to sync", "to_sync", ".2f"), ("start s", "start_s", ".2f"),
+    ]  # fmt: skip
+    print_table(steps, columns)
     built = building(cfg, args.envs, args.repeats)
-    rows = [(r["variant"], f"{r['s']:.2f}", f"{r['to_new']:.2f}") for r in built]
-    print_table((f"{args.envs} random episodes", "s", f"to {args.envs} new"), rows)
-
+    name, ratio = f"{args.envs} random episodes", f"to {args.envs} new"
+    print_table(built, [(name, "variant", ""), ("s", "s", ".2f"), (ratio, "to_new", ".2f")])
     plans = planning(cfg, args.batches or ([1, 2, 4, 8, 16] if device == "cpu" else [1, 4, 16, 64, 256]), args.repeats)
-    one = plans[0]["ms_per_env"]
-    rows = [(str(r["num_envs"]), f"{r['ms_per_env']:.1f}", f"{r['ms_per_env'] / one:.2f}") for r in plans]
-    print_table(("environments per plan", "ms per environment", "to 1"), rows)
+    columns = [("environments per plan", "num_envs", ""), ("ms each", "ms_per_env", ".1f"), ("to 1", "to_one", ".2f")]
+    print_table(plans, columns)
     report("collect", args, [*steps, *built, *plans])
 
 

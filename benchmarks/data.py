@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 from torchrl.data import SliceSampler as TorchrlSliceSampler
+from torchrl.data import TensorDictReplayBuffer
 
 from benchmarks._harness import make_parser, numbered, parse, print_table, report, take_turns
 from benchmarks._inputs import make_config
@@ -126,9 +128,13 @@ def measure_torchrl(root: Path, written: int, repeats: int) -> dict[str, float]:
     own = EpisodeSliceSampler(part, H, SEED)
     through = replay_buffer(dataset, own, B, H)
     result = {}
+
+    def sampled(buffer: TensorDictReplayBuffer, _: int) -> Batch:
+        return to_batch(buffer.sample(), H)
+
     median_ms(lambda _: through.sample(), repeats)
     own.step = 0
-    result["replay_buffer_ms"] = median_ms(lambda _: to_batch(through.sample(), H), repeats)
+    result["replay_buffer_ms"] = median_ms(partial(sampled, through), repeats)
     rows = len(dataset) * (dataset.episode_length + 1)
     for name, cached, count in (("uncached", False, 5), ("cached", True, repeats)):
         gc.collect()
@@ -137,7 +143,7 @@ def measure_torchrl(root: Path, written: int, repeats: int) -> dict[str, float]:
         for _ in range(2):  # the second time from warm pages
             buffer.set_rng(torch.Generator().manual_seed(0))
             buffer.sample()  # fills the cache
-            result[f"slice_sampler_{name}_ms"] = median_ms(lambda _, b=buffer: to_batch(b.sample(), H), count)
+            result[f"slice_sampler_{name}_ms"] = median_ms(partial(sampled, buffer), count)
         del buffer, sampler
     return {"slice_sampler_rows": rows, **result}
 
@@ -199,9 +205,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     updates = 1 if args.quick else 30
     distillation = measure_distillation(make_config(args), make_config(args, model_size=5), updates)
     result["cached_step_over_plain_step"] = distillation.ratio("cached", "plain")
-    rows = [(key, f"{value:,.3f}" if isinstance(value, float) else f"{value:,}") for key, value in result.items()]
-    print_table(("", ""), rows)
-    report("data", args, [{"name": key, "value": value} for key, value in result.items()])
+    rounded = [{"name": name, "value": round(value, 3)} for name, value in result.items()]
+    print_table(rounded, [("measured", "name", ""), ("value", "value", ",")])
+    report("data", args, [{"name": name, "value": value} for name, value in result.items()])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from benchmarks._harness import Run, Timings, make_parser, parse, print_table, report, take_turns
+from benchmarks._harness import Run, Timings, make_parser, parse, report, take_turns
 from benchmarks._inputs import make_config, random_batch
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
@@ -48,9 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         {"name": name, "ms": times.ms(name), "step_over_reward_step": times.ratio(name, "reward")}
         for name in times.seconds
     ]
-    cells = [(str(r["name"]), f"{r['ms']:.1f}", f"{r['step_over_reward_step']:.3f}") for r in results]
-    print_table(("target", "ms", "of reward's"), cells)
-    report("distillation", args, results)
+    columns = [("target", "name", ""), ("ms", "ms", ".1f"), ("of reward's", "step_over_reward_step", ".3f")]
+    report("distillation", args, results, columns)
 
 
 if __name__ == "__main__":

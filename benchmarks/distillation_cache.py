@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks._harness import Run, Timings, make_parser, numbered, parse, print_table, report, take_turns
+from benchmarks._harness import Run, Timings, make_parser, numbered, parse, report, take_turns
 from benchmarks._inputs import make_config, random_episodes
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
@@ -55,9 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         {"name": name, "ms": times.ms(name), "step_over_plain_step": times.ratio(name, "plain")}
         for name in times.seconds
     ]
-    cells = [(str(r["name"]), f"{r['ms']:.1f}", f"{r['step_over_plain_step']:.3f}") for r in results]
-    print_table(("step", "ms", "of one without a teacher"), cells)
-    report("distillation_cache", args, results)
+    columns = [("step", "name", ""), ("ms", "ms", ".1f"), ("of one without a teacher", "step_over_plain_step", ".3f")]
+    report("distillation_cache", args, results, columns)
 
 
 if __name__ == "__main__":

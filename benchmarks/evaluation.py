@@ -3,10 +3,10 @@
 python benchmarks/evaluation.py mt30_1M_steps_045dist_fp16.pt
 
 A turn is the first --steps steps of one episode of each task, by every agent in batches of the size that evaluate.py
-would choose for it. Environments are built before. Times are per step of one environment, medians of the turns, and
-`whole` what 15 000 of them, one whole episode of each of the 30 tasks, would take. Results: `name`, `plain_ms`,
-`fast_ms`, `speedup` (the median of the turns' ratios), `matmul_ms` (a plan's matrix products alone, by PyTorch in that
-format) and `env_ms`, the part of `fast_ms` that the environments take.
+would choose for it. Environments are built before. Times are per step of one environment, medians of the turns.
+Results: `name`, `batch`, `plain_ms`, `fast_ms`, `speedup` (the median of the turns' ratios), `matmul_ms` (a plan's
+matrix products alone, by PyTorch in that format), `env_ms`, the part of `fast_ms` that the environments take, and
+`whole_min`, what a whole episode of each task, 15 000 steps for MT30, would take.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks._harness import Run, make_parser, parse, print_table, report, take_turns
+from benchmarks._harness import Run, make_parser, parse, report, take_turns
 from benchmarks._inputs import student
 from benchmarks.plan import product_run
 from tdmpc2.agent import TDMPC2
@@ -85,27 +85,30 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"products of {name}": product_run(agent.cfg, agent.precision, players[name].size, agent.device)
             for name, agent in agents.items()
         }
-        runs = {**players, **products}
+        runs: dict[str, Run] = {**players, **products}
         times = take_turns(runs, args.repeats, warm_up=0, device=plain.device, label="Playing")
-    results, rows = [], []
+    plain_ms = times.ms(PLAIN) / players[PLAIN].num_steps
+    results = []
     for name, player in players.items():
         whole = times.ms(name) / player.num_steps
-        env_ms = whole - 1e3 * float(np.median(player.acting)) / player.num_steps
-        speedup = times.speedup(name)
+        steps = num_steps(player.agent.cfg.replace(eval_episodes=1))
         results.append(
             {
                 "name": name,
-                "plain_ms": times.ms(PLAIN) / player.num_steps,
+                "batch": player.size,
+                "plain_ms": plain_ms,
                 "fast_ms": whole,
-                "speedup": speedup,
+                "speedup": times.speedup(name),
                 "matmul_ms": times.ms(f"products of {name}") / player.size,
-                "env_ms": env_ms,
+                "env_ms": whole - 1e3 * float(np.median(player.acting)) / player.num_steps,
+                "whole_min": whole * steps / 6e4,
             }
         )
-        minutes = whole * num_steps(player.agent.cfg.replace(eval_episodes=1)) / 6e4
-        rows.append((name, str(player.size), f"{whole:.2f}", f"{env_ms:.2f}", f"{speedup:.2f}", f"{minutes:.1f}"))
-    print_table(("planner", "batch", "ms a step", "environments", "speedup", "whole, min"), rows)
-    report("evaluation", args, results)
+    columns = [
+        ("planner", "name", ""), ("batch", "batch", ""), ("ms a step", "fast_ms", ".2f"),
+        ("environments", "env_ms", ".2f"), ("speedup", "speedup", ".2f"), ("whole, min", "whole_min", ".1f"),
+    ]  # fmt: skip
+    report("evaluation", args, results, columns)
 
 
 if __name__ == "__main__":

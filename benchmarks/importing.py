@@ -3,9 +3,9 @@
 python benchmarks/importing.py --gb 4
 
 Random MT30 episodes are written to a temporary directory of --dir, copied (`cp`, then fsync) and imported in turns;
-this takes twice --gb of disk. Results: `name` (copy, import), `gb`, `s` (median) and `turns`, the seconds of each; of
-the import also `ratio` (median of the turns' import / copy) and `peak_over_slice` (growth of its resident memory,
-anonymous, file-backed and shared, over the size of one block of episodes; Linux only).
+this takes twice --gb of disk. Results: `name` (copy, import), `gb`, `s` (median), `mb_per_s` and `turns`, the seconds
+of each; of the import also `ratio` (median of the turns' import / copy), `peak_mb` (growth of its resident memory,
+anonymous, file-backed and shared; Linux only) and `peak_over_slice`, the same over the size of a block of episodes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._harness import REPO, Timings, make_parser, parse, print_table, report
+from benchmarks._harness import REPO, Timings, make_parser, parse, report
 from benchmarks._inputs import random_episodes
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import Layout, write_chunk
@@ -130,19 +130,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     times = Timings({what: np.array([turn[what] for turn in turns]) for what in ("copy", "import")})
     results: list[dict[str, Any]] = [
-        {"name": what, "gb": size / 1e9, "s": times.ms(what) / 1e3, "turns": list(seconds)}
+        {
+            "name": what,
+            "gb": size / 1e9,
+            "s": times.ms(what) / 1e3,
+            "mb_per_s": size / times.ms(what) / 1e3,
+            "turns": list(seconds),
+        }
         for what, seconds in times.seconds.items()
     ]
     one_slice = meta.block * meta.episode_bytes
-    results[1] |= {"ratio": times.ratio("import", "copy"), "peak_over_slice": max(peaks) / one_slice}
-    rates = [f"{size / result['s'] / 1e6:.0f}" for result in results]
-    rows = [
-        ("cp, fsync", f"{results[0]['s']:.1f}", rates[0], ""),
-        ("import", f"{results[1]['s']:.1f}", rates[1], f"{max(peaks) / 1e6:.0f}"),
-    ]
-    print_table(("", "s", "MB/s", "peak memory, MB"), rows)
+    results[1] |= {"ratio": times.ratio("import", "copy"), "peak_mb": max(peaks) / 1e6}
+    results[1]["peak_over_slice"] = max(peaks) / one_slice
     print(f"{results[1]['ratio']:.2f} times the time of cp; one slice is {one_slice / 1e6:.0f} MB")
-    report("importing", args, results)
+    columns = [("", "name", ""), ("s", "s", ".1f"), ("MB/s", "mb_per_s", ".0f"), ("peak memory, MB", "peak_mb", ".0f")]
+    report("importing", args, results, columns)
 
 
 if __name__ == "__main__":

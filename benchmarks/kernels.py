@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from benchmarks._harness import Run, make_parser, parse, print_table, report, skip, take_turns
+from benchmarks._harness import Run, make_parser, parse, report, skip, take_turns
 from tdmpc2.cpu import library
 from tdmpc2.cpu.networks import PackedLayer, linear, normed_linear
 from tdmpc2.nn.layers import NormedLinear
@@ -54,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = layer_runs(args.rows)
     times = take_turns(runs, args.repeats)
     results = [{"name": name, "ms": times.ms(name), "speedup": times.speedup(name)} for name in runs]
-    print_table(("how", "ms", "speedup"), [(r["name"], f"{r['ms']:.3f}", f"{r['speedup']:.2f}") for r in results])
-    report("kernels", args, results)
+    report("kernels", args, results, [("how", "name", ""), ("ms", "ms", ".3f"), ("speedup", "speedup", ".2f")])
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ the file's full budget, and the regret of the budget: how much less the float32 
 plain plans, in standard deviations; negative is better; mean over observations of rollouts. Plans of another horizon
 are compared by what the horizon of the file leaves: longer ones are cut, shorter ones continued with the policy prior.
 All are timed in turns, the second of two actions: the first finds the caches filled by the agent before, as no control
-loop does. Results: `name`, `threads`, `plain_ms`, `fast_ms` (medians), `p95_ms`, `p99_ms`, `speedup`, `matmul_ms` (null
-for the policy alone) and `regret`.
+loop does. Results: `name`, the budget, `threads`, `plain_ms`, `fast_ms` (medians), `p95_ms`, `p99_ms`, `hz`, `speedup`,
+`matmul_ms` and `regret` (null for the policy alone).
 """
 
 from __future__ import annotations
@@ -132,30 +132,25 @@ def load_agents(
     return agents
 
 
-def result_of(name: str, times: Timings, regret: float | None) -> dict[str, Any]:
-    """Return what one agent's actions took."""
+def result_of(name: str, cfg: Config, times: Timings, regret: float | None) -> dict[str, Any]:
+    """Return what one agent's actions took; its budget has keys and columns of its own, so that rows differ."""
+    budget = (cfg.num_samples, cfg.plan_iterations, cfg.horizon) if cfg.mpc else ("policy", None, None)
     p95, p99 = 1e3 * np.percentile(times.seconds[name], [95, 99])
     products = f"products of {name}"
     return {
         "name": name,
+        "format": name.split()[0],
+        **dict(zip(("samples", "iterations", "horizon"), budget, strict=True)),
         "threads": torch.get_num_threads(),
         "plain_ms": times.ms(PLAIN),
         "fast_ms": times.ms(name),
         "p95_ms": float(p95),
         "p99_ms": float(p99),
+        "hz": 1e3 / float(p95),
         "speedup": times.speedup(name),
         "matmul_ms": times.ms(products) if products in times.seconds else None,
         "regret": regret,
     }
-
-
-def row_of(result: dict[str, Any], cfg: Config) -> tuple[str, ...]:
-    """Return a row of the table; the budget has columns of its own, so that rows differ at any width."""
-    budget = (str(cfg.num_samples), str(cfg.plan_iterations), str(cfg.horizon)) if cfg.mpc else ("policy", "", "")
-    times = (f"{result[key]:.2f}" for key in ("fast_ms", "p95_ms", "p99_ms"))
-    regret = "" if result["regret"] is None else f"{result['regret']:.2f}"
-    rate, speedup = f"{1e3 / result['p95_ms']:.0f}", f"{result['speedup']:.1f}"
-    return result["name"].split()[0], *budget, *times, rate, speedup, regret
 
 
 @torch.no_grad()
@@ -182,18 +177,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"products of {name}": product_run(agent.cfg, agent.precision, 1, agent.device)
         for name, agent in planning.items()
     }
-    columns = (
-        "type",
-        "samples",
-        "iterations",
-        "H",
-        "median ms",
-        "p95",
-        "p99",
-        "Hz at p95",
-        "speedup",
-        "regret",
-    )
+    columns = [
+        ("type", "format", ""), ("samples", "samples", ""), ("iterations", "iterations", ""), ("H", "horizon", ""),
+        ("median ms", "fast_ms", ".2f"), ("p95", "p95_ms", ".2f"), ("p99", "p99_ms", ".2f"),
+        ("Hz at p95", "hz", ".0f"), ("speedup", "speedup", ".1f"), ("regret", "regret", ".2f"),
+    ]  # fmt: skip
     results: list[dict[str, Any]] = []
     for threads in sorted(set(args.threads or [1, set_num_threads(None)])):
         torch.set_num_threads(threads)
@@ -202,8 +190,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         runs |= products
         label = f"{threads} thread{'s' * (threads > 1)}"
         times = take_turns(runs, args.repeats, prepare=runs, device=plain.device, label=label)
-        results += [result_of(name, times, regret.get(name)) for name in agents]
-        print_table(columns, [row_of(r, agents[r["name"]].cfg) for r in results[-len(agents) :]], title=label)
+        results += [result_of(name, agent.cfg, times, regret.get(name)) for name, agent in agents.items()]
+        print_table(results[-len(agents) :], columns, title=label)
     report("latency", args, results)
 
 

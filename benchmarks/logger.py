@@ -19,7 +19,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from benchmarks._harness import Run, make_parser, numbered, parse, print_table, report, take_turns
+from benchmarks._harness import Run, make_parser, numbered, parse, report, take_turns
 from tdmpc2.config import Config
 from tdmpc2.logger import Logger
 
@@ -55,9 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for label, ms in times.items():
         median, high, most = map(float, np.percentile(ms, [50, 99, 100]))
         results.append({"name": label, "median": median, "p99": high, "max": most})
-    cells = [(str(r["name"]), *(f"{r[key]:.3f}" for key in ("median", "p99", "max"))) for r in results]
-    print_table(("call", "median ms", "99 %", "most"), cells)
-    report("logger", args, results)
+    columns = [("call", "name", ""), ("median ms", "median", ".3f"), ("99 %", "p99", ".3f"), ("most", "max", ".3f")]
+    report("logger", args, results, columns)
 
 
 def _log(logger: Logger, row: int) -> None:

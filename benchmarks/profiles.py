@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks._harness import Run, make_parser, parse, print_table, report
+from benchmarks._harness import Run, make_parser, parse, report
 from benchmarks._inputs import make_config, random_batch
 from benchmarks.update import PRODUCTS
 from tdmpc2 import losses
@@ -89,10 +89,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = [
         {"name": name, "ms": own, "share": own / total, "operators": operators[name]} for name, own in ms.most_common()
     ]
-    rows = [(str(r["name"]), f"{r['ms']:.2f}", f"{r['share']:.1%}", str(r["operators"])) for r in results]
-    rows.append(("all", f"{total:.2f}", "", str(operators.total())))
-    print_table((args.what, "ms", "share", "operators"), rows)
-    report("profiles", args, results)
+    results.append({"name": "all", "ms": total, "operators": operators.total()})
+    columns = [(args.what, "name", ""), ("ms", "ms", ".2f"), ("share", "share", ".1%"), ("operators", "operators", "")]
+    report("profiles", args, results, columns)
 
 
 if __name__ == "__main__":

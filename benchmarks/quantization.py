@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         others = [published] if published != path and published.exists() else []
         for source, beside in [(path, others), *([(args.own, [])] if args.own else [])]:
             rows = measure(source, beside, settings, args.rows)
-            print_table((source.name, "layer speedup"), [(row["name"], f"{row['layer_speedup']:.2f}") for row in rows])
+            print_table(rows, [(source.name, "name", ""), ("layer speedup", "layer_speedup", ".2f")])
             results += [{"student": source.name, **row} for row in rows]
     report("quantization", args, results)
 

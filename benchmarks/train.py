@@ -26,7 +26,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from benchmarks._harness import Run, make_parser, parse, print_table, report, take_turns, wait
+from benchmarks._harness import Run, make_parser, parse, report, take_turns, wait
 from benchmarks._inputs import make_config, random_episodes
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
@@ -147,12 +147,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         results = overhead(cfg, args.steps, args.threads, Path(directory))
     if args.processes > 1:
         results += processes(cfg.replace(device="cpu"), args.processes, args.repeats, args.block)
-    rows = []
-    for r in results:
-        ratio = f"{r['overhead']:.2%}" if "overhead" in r else f"{r['over_threads']:.2f}" if "over_threads" in r else ""
-        rows.append((r["name"], f"{r['ms']:.2f}", ratio))
-    print_table(("a step", "ms", "ratio"), rows)
-    report("train", args, results)
+    columns = [
+        ("a step", "name", ""), ("ms", "ms", ".2f"), ("of the update", "overhead", ".2%"),
+        ("of N threads", "over_threads", ".2f"),
+    ]  # fmt: skip
+    report("train", args, results, columns)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ python benchmarks/update.py --repeats 20 --threads 2
 A turn is several updates in a row, as in training: the first after another agent's finds the caches filled with that.
 Plain is eager float32 with foreach Adam. All three draw their random numbers alike. Batches and weights are random,
 since times do not depend on them. `matmul_ms` is the time of the update's matrix products alone, in the type of the
-fast update: those that a profile of the plain update shows, repeated in the same turns with the same shapes. In the
-table, `floor` is plain_ms / matmul_ms, what the speedup would be if all else took no time. --growth adds batches of 64
-and 1024 and models of 5M and 19M, --large those of 48M and 317M, --teacher a 5M teacher, live and with cached targets.
-Results: `name`, `plain_ms`, `fast_ms`, `speedup` (the median of the turns' ratios), `matmul_ms` and `compile_s`.
+fast update: those that a profile of the plain update shows, repeated in the same turns with the same shapes. `floor`
+is plain_ms / matmul_ms, what the speedup would be if all else took no time. --growth adds batches of 64 and 1024 and
+models of 5M and 19M, --large those of 48M and 317M, --teacher a 5M teacher, live and with cached targets. Results:
+`name`, `plain_ms`, `fast_ms`, `speedup` (the median of the turns' ratios), `matmul_ms`, `floor` and `compile_s`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks._harness import Run, Timings, make_parser, parse, print_table, report, skip, take_turns, wait
+from benchmarks._harness import Run, Timings, make_parser, parse, report, skip, take_turns, wait
 from benchmarks._inputs import make_config, random_batch
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
@@ -95,7 +97,8 @@ def measure(case: Case, precisions: list[str], repeats: int, block: int, apart: 
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         makers[precision] = partial(make_update, case, fast=True, precision=precision)
         makers[f"{precision} products"] = partial(make_products, shapes, dtype, device)
-    seconds, first_s = {}, {}
+    seconds: dict[str, NDArray[np.float64]] = {}
+    first_s: dict[str, float] = {}
     for names in [[name] for name in makers] if apart else [list(makers)]:
         runs: dict[str, Run] = {}
         for name in names:
@@ -117,6 +120,7 @@ def measure(case: Case, precisions: list[str], repeats: int, block: int, apart: 
             "fast_ms": times.ms(precision),
             "speedup": times.speedup(precision),
             "matmul_ms": times.ms(f"{precision} products"),
+            "floor": times.ms("plain") / times.ms(f"{precision} products"),
             "compile_s": first_s[precision],
         }
         for precision in precisions
@@ -132,9 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(parser, argv, block=1)
     device = resolve_device(args.device)
     if not can_compile(device):
-        skip(
-            "there is no C++ compiler with Python's headers here (or no Triton); packages g++ and python3-dev have them"
-        )
+        skip("there is no C++ compiler with Python's headers here: install g++ and python3-dev (for CUDA, triton)")
     cfg, usual = make_config(args), (args.repeats, args.block)
     cases = [(Case("1M, batch 256", cfg), usual)]
     if args.growth:
@@ -150,13 +152,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     for case, (repeats, block) in cases:
         # Two agents of 317M would not fit side by side into the memory of an ordinary machine.
         results += measure(case, precisions, repeats, block, apart=(case.cfg.model_size or 0) >= 48)
-    rows = []
-    for r in results:
-        floor = f"{r['plain_ms'] / r['matmul_ms']:.2f}"
-        cells = f"{r['plain_ms']:.1f}", f"{r['fast_ms']:.1f}", f"{r['speedup']:.2f}", f"{r['matmul_ms']:.1f}", floor
-        rows.append((r["name"], *cells, f"{r['compile_s']:.0f}"))
-    print_table(("update", "plain ms", "fast ms", "speedup", "products ms", "floor", "compiling s"), rows)
-    report("update", args, results)
+    columns = [
+        ("update", "name", ""), ("plain ms", "plain_ms", ".1f"), ("fast ms", "fast_ms", ".1f"),
+        ("speedup", "speedup", ".2f"), ("products ms", "matmul_ms", ".1f"), ("floor", "floor", ".2f"),
+        ("compiling s", "compile_s", ".0f"),
+    ]  # fmt: skip
+    report("update", args, results, columns)
 
 
 if __name__ == "__main__":
