@@ -39,7 +39,7 @@ type: setup ## check types
 demo: setup ## collect, train a teacher, distil a student, evaluate, quantise
 	$(PY) examples/demo.py
 
-bench: setup ## run every benchmark, after saying how long it takes; some of them: make bench ARGS="plan update"
+bench: setup ## run every benchmark, or some: make bench ARGS="plan update"
 	$(PY) -m benchmarks $(ARGS)
 
 clean: ## remove caches and build products; .venv, data, logs and models stay

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 _FOLDER = Path(__file__).resolve().parent
 _ROOT = _FOLDER.parent
+_QUICK = "Small runs, whose numbers mean nothing: seconds each, minutes where something is compiled."
 
 
 class Cost(NamedTuple):
@@ -47,8 +48,8 @@ def plan(names: Sequence[str]) -> str:
     lines += [f"{name:20}{cost[name].minutes:>9g}{cost[name].disk_gb:>10g}" for name in names]
     total, most = sum(cost[name].minutes for name in names), max(cost[name].disk_gb for name in names)
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    lines.append(f"About {total:g} minutes on two cores, more on busy ones. Files are removed again;")
-    lines.append(f"up to {most:g} GB are needed at a time and {free:.0f} GB are free here.")
+    lines.append(f"About {total:g} minutes on two cores; more on busy ones, or where there are no CPU kernels.")
+    lines.append(f"Up to {most:g} GB are written at a time and removed again; {free:.0f} GB are free here.")
     return "\n".join(lines)
 
 
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = args.names or list(costs())
     if unknown := [name for name in names if name not in costs()]:
         parser.error(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(costs())}")
-    print("Small runs, some seconds each; their numbers mean nothing." if args.quick else plan(names), flush=True)
+    print(_QUICK if args.quick else plan(names), flush=True)
     if args.plan:
         return 0
     endings = {}

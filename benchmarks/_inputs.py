@@ -63,7 +63,7 @@ def student(args: argparse.Namespace) -> Iterator[Path]:
     """Yield the checkpoint to measure: ``args.checkpoint``, else a trained one that is here, else a random one.
 
     Raises:
-        ValueError: the checkpoint that was named does not exist.
+        SystemExit: the checkpoint that was named does not exist.
     """
     given: Path | None = args.checkpoint
     if given is not None and not given.exists():

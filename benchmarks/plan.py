@@ -28,7 +28,7 @@ from tdmpc2.nn.products import FLOATS
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.runtime import can_compile, resolve_device
 
-MINUTES = 3
+MINUTES = 4
 DISK_GB = 0
 
 PLAIN = "plain fp32"

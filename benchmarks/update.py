@@ -31,7 +31,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.runtime import can_compile, has_fast_bf16, resolve_device
 
-MINUTES = 4
+MINUTES = 5
 DISK_GB = 0
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")

@@ -147,6 +147,7 @@ def test_runner_goes_on_after_a_failure_and_returns_it(
         "broken": "raise SystemExit(3)",
         "absent": "print('skipped: no file x.pt')",
         "silent": "print('no JSON')",
+        "late": """print('{"results": []}')\nraise SystemExit(1)""",
         "works": """print('{"results": []}')""",
     }
     folder = tmp_path / "benchmarks"
@@ -157,11 +158,12 @@ def test_runner_goes_on_after_a_failure_and_returns_it(
     monkeypatch.setattr(runner, "_ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
     assert runner.main(list(bodies)) == 1
-    endings = [line.split(", ")[0].split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[-4:]]
+    endings = [line.split(", ")[0].split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[-5:]]
     assert endings == [
         ["broken", "failed (exit code 3)"],
         ["absent", "skipped: no file x.pt"],
         ["silent", "failed (exit code 0)"],
+        ["late", "failed (exit code 1)"],
         ["works", "done"],
     ]
     assert runner.main(["works", "absent"]) == 0
@@ -197,6 +199,7 @@ def test_timings_are_per_call_without_warm_up_and_preparation() -> None:
         prepare={"fast": lambda: spend(1000.0)},
         clock=lambda: now,
     )
+    assert times.seconds["fast"].tolist() == [2.0, 2.0, 2.0]
     assert times.ms("plain") == 4000.0
     assert times.ms("fast") == 2000.0
     assert times.speedup("fast") == 2.0
