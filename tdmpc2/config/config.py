@@ -132,13 +132,17 @@ class Config(Keys):
 
     def typed(self) -> dict[str, Any]:
         """The keys one has to type for this configuration: those that neither have their default nor follow others."""
-        following = self._following()
+        following = self.following()
         now = self.to_dict()
         return {
             name: now[name]
             for name, key in KEYS.items()
-            if now[name] != (following[name] if key.follows else plain(key.default))
+            if name not in following and (key.follows or now[name] != plain(key.default))
         }
+
+    def following(self) -> frozenset[str]:
+        """The keys whose value is the one that follows from others."""
+        return frozenset(name for name, value in self._following().items() if getattr(self, name) == value)
 
     # -- following and validation -----------------------------------------------------------------------------------
 
@@ -245,16 +249,22 @@ def _without_effect(config: Config, given: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def completed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored configuration with the keys that are newer than it, in the form :meth:`Config.to_dict` has today.
-
-    Entries that are not keys stay as they are.
+def from_record(record: Mapping[str, Any]) -> Config:
+    """Read the configuration in a run's ``run.json``, which may be older than some keys.
 
     Raises:
         ValueError: a value that is not allowed (any more).
     """
-    known = {name: value for name, value in record.items() if name in KEYS or name == "task_specs"}
-    return {**record, **Config(**known).to_dict()}
+    return Config(**{name: value for name, value in record.items() if name in KEYS or name == "task_specs"})
+
+
+def completed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete a ``run.json`` with the keys that are newer than it; entries that are not keys stay as they are.
+
+    Raises:
+        ValueError: a value that is not allowed (any more).
+    """
+    return {**record, **from_record(record).to_dict()}
 
 
 def has_teacher(value: Any) -> bool:

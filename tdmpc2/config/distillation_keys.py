@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from tdmpc2.tasks import nearest
 
+
 def uncached_targets(names: Iterable[str]) -> list[str]:
     """List the targets that a cache of the teacher's outputs cannot serve."""
     from tdmpc2.distillation.targets import TARGETS

@@ -1,7 +1,7 @@
 """The configuration keys: every fact about a key stands on the key's own line.
 
-What checkpoints store, what a continued run may change, the ranges, ``--help`` and docs/configuration.md are all derived
-from these lines (:mod:`tdmpc2.config.tables`). Defaults are those of the 1M MT30 student.
+What checkpoints store, what a continued run may change, the ranges, ``--help`` and docs/configuration.md are all
+derived from these lines (:mod:`tdmpc2.config.tables`). Defaults are those of the 1M MT30 student.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def as_typed(value: Any) -> str:
 
 
 def _values(key: Key, hint: Any) -> str:
-    null = " or null" if type(None) in typing.get_args(hint) or key.unset(None) and not key.choices else ""
+    null = " or null" if type(None) in typing.get_args(hint) or (key.unset(None) and not key.choices) else ""
     if key.choices:
         return ", ".join(key.choices)
     return (key.limits or type_in_words(hint)) + null
