@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 from tdmpc2.commands import cli
-from tdmpc2.config import parse_cfg
+from tdmpc2.config import has_teacher, parse_cfg
 from tdmpc2.training.offline import train
 
 
@@ -19,7 +19,7 @@ from tdmpc2.training.offline import train
 @cli.one_line_errors
 def main(cfg: DictConfig) -> None:
     student = parse_cfg(cli.composed(cfg.student_config), "student_config")
-    taught = cfg.get("teacher_config") is not None
+    taught = has_teacher(cfg.get("teacher_config"))
     teacher = parse_cfg(cli.composed(cfg.teacher_config), "teacher_config") if taught else None
     train(student, teacher)
 
