@@ -23,10 +23,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
+from tdmpc2.commands.cli import one_line_errors, sweep_name
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file
-from tdmpc2.commands.cli import one_line_errors, sweep_name
 from tdmpc2.config import key_names, parse_cfg
 from tdmpc2.data.chunks import read_chunk
 from tdmpc2.support.runtime import has_fast_int8

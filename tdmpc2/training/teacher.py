@@ -13,8 +13,9 @@ from tdmpc2.config import Config
 from tdmpc2.config.limits import CACHED_TARGETS
 from tdmpc2.data.dataset import SliceSampler
 from tdmpc2.data.placement import Data
+from tdmpc2.data.store.teacher_columns import open_targets
 from tdmpc2.loading import load_agent
-from tdmpc2.training.teacher_cache import LazyTargets, compute_all, open_targets
+from tdmpc2.training.teacher_cache import LazyTargets, compute_all
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,25 @@
+"""The version of the package, whose one home is ``pyproject.toml``."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+DISTRIBUTION = "tdmpc2-opt"  # `tdmpc2` itself belongs to the original TD-MPC2
+
+
+def version() -> str:
+    """Version of the code that runs: a source tree's own, else the installed distribution's.
+
+    The source comes first because what an editable installation remembers is the version it was installed at.
+    """
+    source = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    if source.is_file():
+        project = tomllib.loads(source.read_text(encoding="utf-8")).get("project", {})
+        if project.get("name") == DISTRIBUTION:
+            return str(project["version"])
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return "unknown"
