@@ -17,18 +17,19 @@ from tdmpc2.nn.math import bin_centres, bounded_log_std, decode, squashed_gaussi
 
 
 class TaskContext(NamedTuple):
-    """What the networks know of each row's task. Single-task models have neither embedding nor mask."""
+    """Everything the networks, targets and plans need of each row's task, looked up once."""
 
-    embedding: Tensor | None  # [..., task_dim]
-    action_mask: Tensor | None  # [..., A]
+    embedding: Tensor | None  # [..., task_dim]; None for single-task models
+    action_mask: Tensor | None  # [..., A]; None for single-task models
+    discount: Tensor  # [..., 1]; [1] for single-task models
 
     def unsqueeze(self, dim: int) -> TaskContext:
         """The same context for inputs with one more leading axis at ``dim``."""
-        return TaskContext(*(None if x is None else x.unsqueeze(dim) for x in self))
+        return TaskContext(*(None if x is None else x.unsqueeze(dim) for x in self))  # type: ignore[arg-type]
 
-    def rows(self, rows: slice) -> TaskContext:
-        """The context of some rows."""
-        return TaskContext(*(None if x is None else x[rows] for x in self))
+    def for_rows(self, rows: slice | Tensor) -> TaskContext:
+        """Select rows of the context of a multi-task model."""
+        return TaskContext(*(None if x is None else x[rows] for x in self))  # type: ignore[arg-type]
 
 
 Task = Tensor | int | TaskContext | None
@@ -63,11 +64,13 @@ class WorldModel(nn.Module):
         self.register_buffer("action_masks", masks, persistent=False)
         self.register_buffer("bins", bin_centres(bins, cfg.vmin, cfg.vmax), persistent=False)
         self.register_buffer("discounts", torch.tensor(cfg.discounts), persistent=False)
+        self.register_buffer("rho", cfg.rho ** torch.arange(cfg.horizon + 1), persistent=False)
         self._init_weights(generator)
 
     action_masks: Tensor
     bins: Tensor
     discounts: Tensor
+    rho: Tensor  # rho^t, [H+1]
 
     @torch.no_grad()
     def _init_weights(self, generator: torch.Generator | None) -> None:
@@ -149,7 +152,7 @@ class WorldModel(nn.Module):
     # -- tasks ------------------------------------------------------------------------------------------------------
 
     def context(self, task: Task) -> TaskContext:
-        """Embedding and action mask of task ids [...].
+        """Look up embedding, action mask and discount of task ids [...].
 
         Looked-up rows with norm above 1 are rescaled in the table first, outside the gradient (section 3).
 
@@ -159,7 +162,7 @@ class WorldModel(nn.Module):
         if isinstance(task, TaskContext):
             return task
         if not self.cfg.multitask:
-            return TaskContext(None, None)
+            return TaskContext(None, None, self.discounts)
         if task is None:
             raise ValueError(f"This model has {len(self.cfg.task_specs)} tasks ('{self.cfg.task}'): pass a task id")
         ids = torch.as_tensor(task, device=self.action_masks.device)
@@ -168,7 +171,7 @@ class WorldModel(nn.Module):
             rows = table[ids]
             norm = rows.norm(dim=-1, keepdim=True)
             table[ids] = torch.where(norm > 1, rows / (norm + 1e-7), rows)
-        return TaskContext(F.embedding(ids, table), self.action_masks[ids])
+        return TaskContext(F.embedding(ids, table), self.action_masks[ids], self.discounts[ids].unsqueeze(-1))
 
     # -- networks ---------------------------------------------------------------------------------------------------
 
