@@ -125,9 +125,7 @@ def processor() -> Iterator[Finding]:
         "" if compiles else "apt-get install g++ python3-dev (CXX names another compiler)",
     )
     for name, fast in (("bf16", has_fast_bf16(cpu)), ("int8", has_fast_int8(cpu))):
-        yield Finding(
-            area, name, OK, "fast instructions" if fast else "no fast instructions: computed in another format"
-        )
+        yield Finding(area, name, OK, "fast here" if fast else "no instructions for it: other formats are used")
 
 
 def accelerators() -> Iterator[Finding]:
@@ -160,7 +158,8 @@ def rendering() -> Iterator[Finding]:
             yield Finding("Rendering", name, OK, "draws frames")
         else:
             remedy = f"apt-get install {_RENDERING[name]}" if name in _RENDERING and not working else ""
-            yield Finding("Rendering", name, MISSING, "does not work here", remedy)
+            instead = f"; {working[0]} is used instead" if working else ""
+            yield Finding("Rendering", name, MISSING, f"does not work here{instead}", remedy)
 
 
 def optional_packages() -> Iterator[Finding]:
