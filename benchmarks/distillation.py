@@ -22,8 +22,8 @@ from rich.table import Table
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
-from tdmpc2.config.limits import DISTILLATION_TARGETS
 from tdmpc2.data.dataset import Batch
+from tdmpc2.distillation.targets import TARGETS
 from tdmpc2.support.runtime import set_num_threads
 
 
@@ -54,7 +54,7 @@ def measure(cfg: Config | None = None, teacher_size: int = 5, repeats: int = 20)
     teacher.model.requires_grad_(False)
     batch = random_batch(cfg, teacher.device)
     agents = {"none": TDMPC2(cfg)}
-    for name, targets in [*((target, (target,)) for target in DISTILLATION_TARGETS), ("all", DISTILLATION_TARGETS)]:
+    for name, targets in [*((target, (target,)) for target in TARGETS), ("all", tuple(TARGETS))]:
         agents[name] = TDMPC2(cfg.replace(distillation_targets=targets), teacher)
         if agents[name].distillation.needs_pca:
             agents[name].distillation.fit_pca([(batch.obs.flatten(0, 1), batch.task.repeat(cfg.horizon + 1))])
@@ -89,7 +89,7 @@ def main() -> None:
     threads = set_num_threads(args.threads)
     result = measure(Config(device=args.device), args.teacher_size, repeats=args.repeats)
     table = Table("target", "ms", "of reward's", box=box.SIMPLE)
-    for name in ("none", *DISTILLATION_TARGETS, "all"):
+    for name in ("none", *TARGETS, "all"):
         table.add_row(name, f"{result[f'{name}_ms']:.1f}", f"{result[f'{name}_step_over_reward_step']:.3f}")
     get_console().print(table)
     facts = {"device": args.device, "threads": threads, "torch": torch.__version__, "repeats": args.repeats}

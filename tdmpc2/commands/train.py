@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from tdmpc2.commands.hydra_app import App, composed, job, launch
-from tdmpc2.config import parse_cfg
+from tdmpc2.config import has_teacher, parse_cfg
 
 APP = App("train", __doc__, "generic", groups=("student_config", "teacher_config"))
 
@@ -25,7 +25,7 @@ def run(cfg: DictConfig) -> None:
     from tdmpc2.training.offline import train
 
     student = parse_cfg(composed(cfg.student_config), "student_config")
-    taught = cfg.get("teacher_config") is not None
+    taught = has_teacher(cfg.get("teacher_config"))
     train(student, parse_cfg(composed(cfg.teacher_config), "teacher_config") if taught else None)
 
 
