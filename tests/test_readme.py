@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from tdmpc2.commands.cli import check_overrides
 
 from tdmpc2.agent import TDMPC2
+from tdmpc2.commands.overrides import check_overrides
 from tdmpc2.config import Config, key_names, parse_cfg
 from tests.helpers.reference import REPO
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tdmpc2.commands.words import Word, items, read
+from tdmpc2.commands.words import Word, items, listed, read
 from tdmpc2.tasks import nearest
 
 _TRUTH = {"true": True, "false": False}
@@ -117,7 +117,7 @@ def unknown(word: Word, names: Sequence[str]) -> str:
 
 
 def _more(before: str | None, text: str | None) -> str | None:
-    return text if before is None or text is None else f"[{','.join((*items(before), *items(text)))}]"
+    return text if before is None or text is None else listed([*items(before), *items(text)])
 
 
 def _place(bare: list[str], places: list[Option]) -> dict[str, str | None]:
@@ -128,7 +128,7 @@ def _place(bare: list[str], places: list[Option]) -> dict[str, str | None]:
         count = max(0, len(bare) - later) if option.many else 1
         taken, bare = bare[:count], bare[count:]
         if taken:
-            texts[option.key] = f"[{','.join(taken)}]" if option.many else taken[0]
+            texts[option.key] = listed(taken) if option.many else taken[0]
     if bare:
         raise ValueError(f"'{bare[0]}' is not of the form key=value, and nothing here takes it without a key")
     return texts

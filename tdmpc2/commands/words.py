@@ -14,6 +14,7 @@ from typing import NamedTuple
 _SETTING = re.compile(r"(?P<prefix>\+\+?|~)?(?P<key>[A-Za-z_][\w.@/-]*)=(?P<value>.*)", re.DOTALL)
 _DELETION = re.compile(r"~(?P<key>[A-Za-z_][\w.@]*)")
 _HOME = re.compile(r"(?<![^\s\[({,:=])~(?=/|$)")
+_ITEM = re.compile(r"""\s*'[^']*'|\s*"[^"]*"|[^,]+""")
 _OPENING, _CLOSING = "[({", "])}"
 _COMPOUND = re.compile(r"[\[{]|\w+\(")  # a list, a mapping or a sweep such as range(1, 5)
 
@@ -76,7 +77,12 @@ def setting(word: str) -> re.Match[str] | None:
 def items(value: str) -> list[str]:
     """The values of a list, ``[a,b]`` or ``a,b``."""
     inner = value[1:-1] if value.startswith("[") and value.endswith("]") else value
-    return [text for item in inner.split(",") if (text := item.strip().strip("'\""))]
+    return [text for item in _ITEM.findall(inner) if (text := item.strip().strip("'\""))]
+
+
+def listed(values: Sequence[str]) -> str:
+    """Several values as one, ``[a,b]``; one with a comma in it stands in quotes."""
+    return f"[{','.join(repr(value) if ',' in value else value for value in values)}]"
 
 
 def _following(key: str, left: list[str], switches: Collection[str], lists: Collection[str]) -> str | None:
@@ -88,7 +94,7 @@ def _following(key: str, left: list[str], switches: Collection[str], lists: Coll
         values.append(_expanded(left.pop(0)))
     if not values:
         return None
-    return values[0] if len(values) == 1 else f"[{','.join(values)}]"
+    return values[0] if len(values) == 1 else listed(values)
 
 
 def _joined(argv: Sequence[str]) -> Iterator[str]:
