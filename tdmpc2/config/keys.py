@@ -139,8 +139,8 @@ class Keys:
     model_size: int | None = key(
         1, "millions of parameters: 1, 5, 19, 48 or 317; null: the widths below as typed", section="Architecture"
     )
-    num_enc_layers: int = key(None, "layers of the encoder", at_least=1, follows="model_size")
     enc_dim: int = key(None, "width of the encoder", at_least=1, follows="model_size")
+    num_enc_layers: int = key(None, "layers of the encoder", at_least=1, follows="model_size")
     mlp_dim: int = key(None, "width of all other networks", at_least=1, follows="model_size")
     latent_dim: int = key(None, "size of the latent state", at_least=1, follows="model_size")
     num_q: int = key(None, "Q heads", at_least=2, follows="model_size")

@@ -12,10 +12,10 @@ _HEAD = """\
 
 Written by `python -m tdmpc2.config --write docs/configuration.md` from `tdmpc2/config/keys.py`; edit that file.
 
-Keys are typed as `key=value` behind a command. In training, keys of the student may stand behind `student_config.`, and
-`teacher_config.checkpoint=FILE` names the teacher's file; `teacher_config=null` (or `none`) trains without one. Numbers
-may be written as `1e6`, `50_000` or `1000*500`, paths may begin with `~`, and `none` means the same as `null`. An unknown
-key or value is an error that suggests the nearest one.
+Keys are typed behind a command, as in `steps=1000`. In training, keys of the student may stand behind
+`student_config.`, and `teacher_config.checkpoint=FILE` names the teacher's file; `teacher_config=null` (or `none`)
+trains without one. Numbers may be written as `1e6`, `50_000` or `1000*500`, paths may begin with `~`, and `none` means
+the same as `null`. An unknown key or value is an error that suggests the nearest one.
 
 A key that *follows* another one need not be typed. `num_samples=64` alone takes 8 elites and 3 policy trajectories, the
 proportions of 512, and those of the file where a file is evaluated. Widths follow from `model_size` and are refused

@@ -7,7 +7,7 @@ from typing import Any
 
 from tdmpc2.tasks import TASK_SETS
 
-#: Widths per model size in million parameters (docs/algorithm.md, "Architecture").
+#: Widths per model size in million parameters (docs/algorithm.md, "Networks and initialisation").
 MODEL_SIZES: dict[int, dict[str, int]] = {
     size: dict(zip(("enc_dim", "num_enc_layers", "mlp_dim", "latent_dim", "num_q"), widths, strict=True))
     for size, widths in {

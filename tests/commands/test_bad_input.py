@@ -56,7 +56,7 @@ BAD_INPUT = [
     ("train.py stepz=1", "'stepz' on the command line. Did you mean 'steps'"),
     ("evaluate.py chekpoint=x.pt", "'chekpoint' in the command line. Did you mean 'checkpoint'"),
     # values
-    (f"{TRAIN} student_config.lr=fast", "lr='fast' must be float"),
+    (f"{TRAIN} student_config.lr=fast", "lr='fast' must be a number"),
     (f"{TRAIN} student_config.horizon=501", "horizon=501 must be at most 500"),
     (f"{EVALUATE} checkpoint=student.pt device=tpu9", "device=tpu9 is not available here .*use device=auto"),
     (f"{EVALUATE} checkpoint=student.pt latent_dim=24", "latent_dim 16 instead of 24"),
