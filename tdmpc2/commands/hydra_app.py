@@ -137,9 +137,9 @@ def help_page(app: App) -> str:
     """The help of a command: purpose, examples, and the keys that matter to it."""
     sections: dict[str, list[Row]] = {}
     for row in help_rows(app.name):
-        sections.setdefault(row.section, []).append(Row(row.key, row.default, f"{row.explanation}; {row.values}"))
-    named = [Section(f"{heading} (key=value or --key value)", rows) for heading, rows in sections.items()]
-    return page(app.name, app.doc, named, _NOTE)
+        values = "" if row.values.startswith("text") else f" [{row.values}]"
+        sections.setdefault(row.section, []).append(Row(row.key, row.default, f"{row.explanation}{values}"))
+    return page(app.name, app.doc, [Section(heading, rows) for heading, rows in sections.items()], _NOTE)
 
 
 def print_notes() -> None:

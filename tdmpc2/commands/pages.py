@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+_DIALECT = "key=value, --key=value and --key value mean the same."
 _KEY_WIDTH = 24
 _WIDEST = 110
 
@@ -47,7 +48,7 @@ def page(name: str, doc: str | None, sections: Iterable[Section], note: str = ""
     examples = [line.replace(f"tdmpc2 {name}", program, 1) for line in lines]
     parts = [
         _wrapped(" ".join(paragraphs[0].split())),
-        "\n".join(("Examples", *(f"  {line}" for line in examples))) if examples else "",
+        "\n".join(("Examples", *(f"  {line}" for line in examples), "", _DIALECT)) if examples else "",
         *(_section(section) for section in sections),
         _wrapped(note),
     ]

@@ -10,7 +10,7 @@ from tdmpc2.commands.options import Option, parse
 from tdmpc2.commands.pages import Row, Section, page, show, shown, wants_help
 from tdmpc2.tasks import nearest
 
-_HEADING = "Keys (key=value or --key value)"
+_HEADING = "Keys"
 
 
 class Verb(NamedTuple):

@@ -196,7 +196,7 @@ def test_figure_without_matplotlib(tmp_path: Path, run_data: Any, monkeypatch: p
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, out, error = run_data("inspect", root)
     assert code == 0
-    assert "No histograms: figures need matplotlib: pip install 'tdmpc2-opt[figures]'\n" in error
+    assert "No histograms: figures need matplotlib: pip install matplotlib\n" in error
     assert "values of 9 episodes\n" in out
     assert not list((tmp_path / "here").iterdir())
 

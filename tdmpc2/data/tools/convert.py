@@ -69,6 +69,6 @@ def to_chunks(source: str, out: Path, episodes_per_file: int | None = None) -> l
     """
     place, form = find_form(source)
     if form != STORE:
-        raise ValueError(f"{source} holds chunk files already: name an episode store, or convert it to one first")
+        raise ValueError(f"to=chunks writes one whole episode store, and {source} holds chunk files: convert it first")
     store = EpisodeStore.open(place)
     return export_chunks(store, out) if episodes_per_file is None else export_chunks(store, out, episodes_per_file)
