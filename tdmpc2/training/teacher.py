@@ -12,9 +12,10 @@ from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.config import Config
 from tdmpc2.data.dataset import SliceSampler
 from tdmpc2.data.placement import Data
+from tdmpc2.data.store.teacher_columns import open_targets
 from tdmpc2.distillation.targets import TARGETS
 from tdmpc2.loading import load_agent
-from tdmpc2.training.teacher_cache import LazyTargets, compute_all, open_targets
+from tdmpc2.training.teacher_cache import LazyTargets, compute_all
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.commands.cli import one_line_errors
 from tdmpc2.config import parse_cfg
+from tdmpc2.support.cli import one_line_errors
 from tests.helpers.commands import EVALUATE, SIZES, STUDENT, Run, files, refused
 
 
@@ -53,7 +53,7 @@ TAUGHT = f"train.py {STUDENT} student_config.exp_name=new teacher_config.checkpo
 BAD_INPUT = [
     # keys
     ("train.py student_config.stepz=1", "'stepz' in student_config on the command line. Did you mean 'steps'"),
-    ("train.py steps=1", "'steps' on the command line. Did you mean 'student_config.steps'"),
+    ("train.py stepz=1", "'stepz' on the command line. Did you mean 'steps'"),
     ("evaluate.py chekpoint=x.pt", "'chekpoint' in the command line. Did you mean 'checkpoint'"),
     # values
     (f"{TRAIN} student_config.lr=fast", "lr='fast' must be a number"),

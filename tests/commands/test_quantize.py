@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import quantize
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file, precision_of, read_file, save_file
+from tdmpc2.commands import quantize
 from tdmpc2.config import Config
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.world_model import WorldModel
@@ -231,9 +231,9 @@ def test_unusable_input_writes_nothing(model_file: Path, tmp_path: Path, capsys:
 
     for arguments, message in (
         (["--recipes", "int9"], "'int9' is not one of fp16, bf16, int8, int8-weight-only, mixed. Did you mean 'int8'?"),
-        (["--set", "num_sample=4"], "Unknown key 'num_sample' in --set. Did you mean 'num_samples'?"),
-        (["--set", "num_samples"], "--set num_samples is not of the form KEY=VALUE"),
-        (["--set", "precision=fp32"], "--set precision"),
+        (["--set", "num_sample=4"], "Unknown key 'num_sample' on the command line. Did you mean 'num_samples'?"),
+        (["--set", "num_samples"], "'num_samples' is not of the form key=value"),
+        (["--set", "precision=fp32"], "precision=fp32: the precision is the recipe's"),
         (["--set", "mlp_dim=64"], "does not fit the model"),
         (["--set", "num_threads=0"], "num_threads=0"),
         (["--compare", str(directory / "small.pt")], "not the same model as"),
@@ -241,7 +241,7 @@ def test_unusable_input_writes_nothing(model_file: Path, tmp_path: Path, capsys:
         (["--compare", str(directory / "x.pt"), str(directory / "x.pt")], "x.pt is named twice"),
         (["--compare", str(directory / "far.pt")], "it is of mt30 with horizon 5, that of mt30 with horizon 3"),
         (["--data", str(tmp_path / "nothing")], "nothing is not a directory"),
-        (["--repeats", "0"], "--repeats 0 must be at least 1"),
+        (["--repeats", "0"], "repeats=0 must be at least 1"),
         (["--device", "tpu"], "device=tpu is not available here"),
     ):
         assert message in run_refused([*given, *arguments], capsys)

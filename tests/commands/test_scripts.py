@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from tdmpc2.checkpoints.files import load_file
-from tdmpc2.commands.cli import sweep_name
+from tdmpc2.commands.hydra_app import sweep_name
 from tdmpc2.config import key_names
 from tdmpc2.data.chunks import read_chunk
 from tdmpc2.support.runtime import has_fast_int8
