@@ -199,7 +199,7 @@ def test_what_is_asked_for_is_done(payload: Callable[[str], dict[str, object]]) 
             assert formats(agent)["_Qs"] == formats(agent)["_pi"] == {dtype}
     # Stored and computed int8 weights are the same numbers, whichever way they came.
     first = load_agent(payload("fp32"), device="cpu", precision="int8").model
-    second = load_agent(payload("int8"), device="cpu").model
+    second = load_agent(payload("int8"), device="cpu", precision="int8").model
     assert torch.equal(first._pi[1].weight, second._pi[1].weight)  # type: ignore[union-attr]
 
 

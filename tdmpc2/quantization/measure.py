@@ -73,7 +73,6 @@ def measure(candidates: Sequence[Candidate], inputs: Inputs, settings: Settings)
     """
     agents = load_agents(candidates, settings)
     reference = next(iter(agents.values()))
-    reference.model.set_precision("fp32")  # which drops the target heads, as in the others
     inputs = inputs.to(reference.device)
     rows = [
         {
@@ -109,6 +108,8 @@ def load_agents(candidates: Sequence[Candidate], settings: Settings) -> dict[str
     finally:
         log.disabled = disabled
     for agent in agents.values():
+        if agent.precision == "fp32":
+            agent.model.set_precision("fp32")  # drops the target heads, which serve training only
         agent.compile_planner(_FEW_PLANS)
     return agents
 
