@@ -37,10 +37,10 @@ def load_agent(
     agent = TDMPC2(config_of(file, device=device, precision=precision, **overrides))
     agent.load({"model": file.model})
     chosen = execution(precision, file, agent.device)
-    if chosen.remark:
-        _log.warning("%s: %s", file.origin, chosen.remark)
+    if chosen.note:
+        _log.warning("%s: %s", file.origin, chosen.note)
     if chosen.name != "fp32":
-        agent.set_precision(chosen.name, chosen.format_of, chosen.wide)
+        agent.set_precision(chosen.name, chosen.format_of, chosen.compute_dtype)
     return agent
 
 

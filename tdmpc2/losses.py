@@ -6,8 +6,7 @@ H horizon, B batch, O observation, A action, D latent, K bins, Q heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,9 +17,6 @@ from tdmpc2.distributed import ProcessGroup
 from tdmpc2.nn.math import soft_cross_entropy, updated_scale
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.noise import UpdateNoise
-
-#: Of torch.compile. Kernels called from C++ instead of Python: 3 % of an update.
-CPU_OPTIONS: dict[str, Any] = {"cpp_wrapper": True}
 
 
 def td_target(
@@ -117,32 +113,3 @@ def policy_loss(
     if taught is not None and taught.policy is not None:
         divergence = distill_losses.policy_loss(info["presquash_mean"][0], info["log_std"][0], *taught.policy)
     return PolicyLoss(loss, divergence, scale)
-
-
-def compiled(model: WorldModel, device: torch.device) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """:func:`model_losses` and :func:`policy_loss`, each compiled as one graph on its first call.
-
-    The compiler makes Mish of LayerNorm on a CPU three times as slow as need be, so there the model gets an operator.
-    """
-    if device.type == "cpu":
-        from tdmpc2.acceleration.cpu import norm_mish
-
-        if all(norm_mish.fits(width) for width in (model.cfg.enc_dim, model.cfg.mlp_dim)):
-            model.use_norm_mish(norm_mish.norm_mish)
-    torch.compiler.reset()  # a sweep trains many agents, but only eight variants of a function are ever compiled
-    options = CPU_OPTIONS if device.type == "cpu" else {}
-    return _compiled_once(model_losses, options), _compiled_once(policy_loss, options)
-
-
-def _compiled_once(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    """A function of these losses that is compiled for its first batch; batches of other sizes are computed plainly."""
-    fast = torch.compile(function, fullgraph=True, dynamic=False, options=options)
-    sizes: list[torch.Size] = []
-
-    def chosen(*args: Any) -> Any:
-        size = args[3].shape  # of obs and zs
-        if not sizes:
-            sizes.append(size)
-        return (fast if size == sizes[0] else function)(*args)
-
-    return chosen

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
+from tdmpc2.acceleration.low_precision import planning_format
 from tdmpc2.checkpoints.files import Checkpoint, formats_of, precision_of
 from tdmpc2.nn.formats import FLOATS
-from tdmpc2.nn.world_model import planning_format
 from tdmpc2.support.runtime import has_fast_bf16, has_fast_int8
 
 
@@ -19,14 +19,14 @@ class Execution(NamedTuple):
     Attributes:
         name: ``fp32``, ``bf16``, ``fp16``, ``int8``, ``int8-weight-only`` or ``mixed``.
         format_of: name of a weight matrix -> one of :data:`~tdmpc2.nn.formats.FORMATS`.
-        wide: what int8 weights are widened to where a product is not int8.
-        remark: one line where this is not what the file's name promises, else empty.
+        compute_dtype: what int8 weights are widened to where a product is not int8.
+        note: one line where this is not what the file's name promises, else empty.
     """
 
     name: str
     format_of: Callable[[str], str]
-    wide: torch.dtype
-    remark: str
+    compute_dtype: torch.dtype
+    note: str
 
 
 def execution(requested: str, file: Checkpoint, device: torch.device) -> Execution:
@@ -56,9 +56,9 @@ def execution(requested: str, file: Checkpoint, device: torch.device) -> Executi
         (formats[m], format_of(m).removesuffix("-weight-only")) for m in formats if not m.startswith("_encoder.")
     }
     changes = [f"{was} weights are computed in {now}" for was, now in sorted(computed) if was != now]
-    remark = f"{stored} file: {', '.join(changes)}, the fastest this {device.type} does well" if changes else ""
+    note = f"{stored} file: {', '.join(changes)}, the fastest this {device.type} does well" if changes else ""
     name = floating if not keep else kept if stored != "mixed" or requested == "int8" else "mixed"
-    return Execution(name, format_of, FLOATS[floating], remark if requested == "auto" else "")
+    return Execution(name, format_of, FLOATS[floating], note if requested == "auto" else "")
 
 
 def _fastest(stored: str, device: torch.device) -> str:

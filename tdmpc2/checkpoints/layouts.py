@@ -16,6 +16,14 @@ from torch import Tensor
 from tdmpc2.config import MODEL_SIZES, Config, parse_cfg
 from tdmpc2.tasks import TASK_SETS, TASKS, TaskSpec, nearest, task_names
 
+#: The networks that act, by the name of their parameters in layout (a), with the parts of their input.
+NETWORKS = {
+    "_encoder.state": ("obs", "task"),
+    "_dynamics": ("latent", "task", "action"),
+    "_reward": ("latent", "task", "action"),
+    "_pi": ("latent", "task"),
+    "_Qs": ("latent", "task", "action"),
+}
 _PARTS = ("weight", "bias", "ln.weight", "ln.bias")  # (a) numbers the head tensors 4 * layer + position here
 _GROUPS_B = ("_Qs.params", "_detach_Qs_params", "_target_Qs_params")
 _EXTRAS_B = ("_action_masks", "log_std_min", "log_std_dif")

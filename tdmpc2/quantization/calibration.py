@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdmpc2.acceleration.low_precision import planning_format, set_precision
 from tdmpc2.config import Config
 from tdmpc2.data.placement import open_data
 from tdmpc2.data.source import STORE, find_form
-from tdmpc2.nn.world_model import WorldModel, planning_format
+from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.play.mixture import noisy_actor, random_actor
 from tdmpc2.play.rollout import Actor, Floats, Job, play
 from tdmpc2.quantization.recipes import OUTPUTS, RECIPES, Recipe, is_matrix, model_outputs, relative_db
@@ -182,7 +183,7 @@ def _with_int8(model: WorldModel, matrix: str) -> WorldModel:
     """The same model, sharing its weights, with one matrix in int8."""
     shared = {id(tensor): tensor.detach() for tensor in (*model.parameters(), *model.buffers())}
     int8 = "int8-weight-only" if matrix.startswith("_encoder.") else planning_format("int8", matrix)
-    return copy.deepcopy(model, shared).set_precision(lambda name: int8 if name == matrix else "fp32")
+    return set_precision(copy.deepcopy(model, shared), lambda name: int8 if name == matrix else "fp32")
 
 
 def predicted_errors(found: Iterable[Sensitivity], int8: Iterable[str]) -> dict[str, float]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from tdmpc2 import planner
+from tdmpc2.acceleration.low_precision import set_precision
 from tdmpc2.agent import TDMPC2
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.world_model import WorldModel
@@ -80,7 +81,7 @@ def measure(candidates: Sequence[Candidate], inputs: Inputs, settings: Settings)
             "computes_in": agent.precision,
             "file_bytes": c.file_bytes,
             "size_ratio": c.file_bytes / candidates[0].file_bytes,
-            "weight_bytes": agent.model.weight_bytes(),
+            "weight_bytes": weight_bytes(agent.model),
             "errors": plain_errors(output_errors(reference.model, agent.model, *inputs[:3])),
         }
         for c, agent in zip(candidates, agents.values(), strict=True)
@@ -109,9 +110,15 @@ def load_agents(candidates: Sequence[Candidate], settings: Settings) -> dict[str
         log.disabled = disabled
     for agent in agents.values():
         if agent.precision == "fp32":
-            agent.model.set_precision("fp32")  # drops the target heads, which serve training only
+            set_precision(agent.model, "fp32")  # drops the target heads, which serve training only
         agent.compile_planner(_FEW_PLANS)
     return agents
+
+
+def weight_bytes(model: WorldModel) -> int:
+    """Bytes of all weights as they lie in memory, scales of int8 weights included."""
+    scales = [buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2].startswith("scale")]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *scales)}.values())
 
 
 def _regrets(agents: Sequence[TDMPC2], inputs: Inputs, plans: int) -> list[tuple[float | None, float | None]]:

@@ -11,12 +11,12 @@ int8-weight-only  int8, the encoder's first fp16             fp16               
 mixed             int8 where measurement allows, else fp16   fp16                   int8 and as fp16
 ================  =========================================  =====================  ================================
 
-int8 weights are symmetric with one float32 scale per output channel and head, stored as ``<name>.scale``; int8 products
-quantise every input row between its own bounds, but for the last layers of dynamics and Q heads, whose inputs stay
-floating-point (:func:`~tdmpc2.nn.world_model.planning_format`). The first layer of the encoder takes raw observations
-of many units: with it in int8 all outputs lose 2 to 7 dB for 2 % of the bytes of a 1M model. Keeping biases and
-LayerNorms in float32 was measured on the 1M student: it changes no output error of int8 by more than 0.1 dB (at -13 to
--40 dB) and makes the file 1.8 % larger, so they are fp16; computed, they and all that follows a product are float32.
+int8 weights are symmetric with one float32 scale per output channel and head, stored as ``<name>.scale``. int8 products
+quantise every input row between its own bounds; those of the last layers of dynamics and Q heads keep floating-point
+inputs (:func:`~tdmpc2.acceleration.low_precision.planning_format`). The first layer of the encoder takes raw
+observations of many units: with it in int8 all outputs lose 2 to 7 dB for 2 % of the bytes of a 1M model. Biases and
+LayerNorms are stored in fp16: in float32 they change no output error of int8 by more than 0.1 dB (at -13 to -40 dB,
+1M student) and make the file 1.8 % larger. Once loaded they are float32, as is all that follows a product.
 Target heads serve training only and are not stored.
 """
 
@@ -66,8 +66,12 @@ class Recipe:
         return {"name": self.name, "version": VERSION, "activations": self.activations}
 
 
-_MODULES = frozenset({"encoder", "dynamics", "reward", "pi", "Qs"})
-_OBSERVING = frozenset({"_encoder.state.0.weight"})
+def _module(name: str) -> str:
+    return name.partition(".")[0].removeprefix("_")
+
+
+_MODULES = frozenset(_module(name) for name in layouts.NETWORKS)
+_OBSERVING = frozenset(f"{name}.0.weight" for name, inputs in layouts.NETWORKS.items() if "obs" in inputs)
 
 #: Recipes that need no measurement; ``mixed`` is made by :func:`tdmpc2.quantization.calibration.mixed_recipe`.
 RECIPES: dict[str, Recipe] = {
@@ -79,10 +83,6 @@ RECIPES: dict[str, Recipe] = {
         Recipe("int8-weight-only", _MODULES, _OBSERVING, activations="float"),
     )
 }
-
-
-def _module(name: str) -> str:
-    return name.partition(".")[0].removeprefix("_")
 
 
 def is_matrix(name: str, tensor: Tensor) -> bool:
