@@ -57,7 +57,7 @@ def plan_regrets(
         task: ids [E]; None for single-task models.
         seed: of the random numbers.
         plan_fn: plans for ``others``: :func:`~tdmpc2.planner.plan` or a function with its arguments, such as
-            ``partial(planner.plan, **planner.compiled())``.
+            :class:`~tdmpc2.acceleration.fast_planner.FastPlanner`'s.
 
     Returns:
         [len(others), E]; negative where the other plan is better.
