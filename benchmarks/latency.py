@@ -68,10 +68,9 @@ def plan_mean(agent: TDMPC2, obs: Tensor, task: Tensor | None, seed: int) -> Ten
     """Mean of the agent's plan at the start of episodes, [E, H, A]."""
     cfg, model = agent.cfg, agent.model
     context = model.context(task)
-    discount = (model.discounts.expand(len(obs)) if task is None else model.discounts[task]).unsqueeze(-1)
     noise = planner.draw_noise(cfg, len(obs), obs.device, torch.Generator(obs.device).manual_seed(seed))
     start = obs.new_zeros(len(obs), cfg.horizon, cfg.action_dim)
-    return agent.planner(model.encode(obs, context), context, discount, start, noise, eval_mode=True).mean
+    return agent.planner(model.encode(obs, context), context, start, noise, eval_mode=True).mean
 
 
 def fitted(model: WorldModel, mean: Tensor, obs: Tensor, task: Tensor | None) -> Tensor:
@@ -89,11 +88,10 @@ def fitted(model: WorldModel, mean: Tensor, obs: Tensor, task: Tensor | None) ->
 def values(model: WorldModel, actions: Tensor, obs: Tensor, task: Tensor | None) -> Tensor:
     """The model's values of sequences [E, S, H, A], [E, S]."""
     context = model.context(task)
-    discount = (model.discounts.expand(len(obs)) if task is None else model.discounts[task]).unsqueeze(-1)
     eps = actions.new_zeros(*actions.shape[:2], model.cfg.action_dim)
     heads = torch.arange(model.cfg.num_q, device=obs.device)
     z = model.encode(obs, context)
-    return planner.estimate_value(model, z, context.unsqueeze(1), discount, actions.transpose(1, 2), eps, heads)
+    return planner.estimate_value(model, z, context.unsqueeze(1), actions.transpose(1, 2), eps, heads)
 
 
 def regrets(reference: TDMPC2, agents: list[TDMPC2], obs: Tensor, task: Tensor | None) -> list[float]:

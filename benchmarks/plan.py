@@ -38,18 +38,18 @@ Run = Callable[[], Any]
 
 def products(cfg: Config) -> Iterator[tuple[int, int, int]]:
     """Inputs, outputs and number of the matrix products of one plan (specification, section 11)."""
-    sweeps, latent, width = cfg.plan_iterations, cfg.latent_dim, cfg.mlp_dim
-    steps = sweeps * cfg.horizon
-    yield latent, 2 * width, steps - sweeps  # reward and dynamics; all samples share the first latent
+    iterations, latent, width = cfg.plan_iterations, cfg.latent_dim, cfg.mlp_dim
+    steps = iterations * cfg.horizon
+    yield latent, 2 * width, steps - iterations  # reward and dynamics; all samples share the first latent
     yield width, width, 2 * steps
     yield width, latent, steps
     yield width, cfg.num_bins, steps
-    yield latent, width, sweeps  # policy
-    yield width, width, sweeps
-    yield width, 2 * cfg.action_dim, sweeps
-    yield latent, 2 * width, sweeps  # two Q heads
-    yield width, width, 2 * sweeps
-    yield width, cfg.num_bins, 2 * sweeps
+    yield latent, width, iterations  # policy
+    yield width, width, iterations
+    yield width, 2 * cfg.action_dim, iterations
+    yield latent, 2 * width, iterations  # two Q heads
+    yield width, width, 2 * iterations
+    yield width, cfg.num_bins, 2 * iterations
 
 
 def product_run(cfg: Config, precision: str, num_envs: int, device: torch.device) -> Run:
@@ -79,7 +79,7 @@ def plan_run(model: WorldModel, num_envs: int, kind: str) -> Run:
     """A function that plans once for ``num_envs`` environments."""
     cfg, device = model.cfg, model.bins.device
     ids = torch.arange(num_envs, device=device) % len(cfg.task_specs)
-    context, discount = model.context(ids), model.discounts[ids].unsqueeze(-1)
+    context = model.context(ids)
     z = model.encode(torch.randn(num_envs, cfg.obs_dim, device=device), context)
     mean = torch.zeros(num_envs, cfg.horizon, cfg.action_dim, device=device)
     fast = FastPlanner(model)
@@ -92,7 +92,7 @@ def plan_run(model: WorldModel, num_envs: int, kind: str) -> Run:
         plan = partial(planner.plan, model, **functions)
 
     def run() -> None:
-        plan(z, context, discount, mean, planner.draw_noise(cfg, num_envs, device, None), eval_mode=True)
+        plan(z, context, mean, planner.draw_noise(cfg, num_envs, device, None), eval_mode=True)
         _wait(device)
 
     return run

@@ -22,7 +22,6 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 from update import PRODUCTS, random_batch
 
-from tdmpc2 import losses
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.support.files import replacing
@@ -70,7 +69,6 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, default=None, help="where to write the Chrome trace")
     args = parser.parse_args()
     threads = set_num_threads(args.threads)
-    losses.CPU_OPTIONS.clear()  # what is called from C++ the profiler does not see
     keys = ("batch_size", "model_size", "device", "compile", "update_precision")
     run = make_run(args.what, Config(**{key: getattr(args, key) for key in keys}))
     for _ in range(5):

@@ -1,39 +1,39 @@
-"""The TD-MPC2 agent, top to bottom: targets, losses, one update, acting (specification ``algorithm.md``, 8 to 11).
+"""The TD-MPC2 agent, top to bottom: one update, acting, files (docs/algorithm.md).
 
 H horizon, B batch, E environments, O observation, A action, D latent, K bins, Q heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.nn.utils import clip_grad_norm_
 
 from tdmpc2 import losses
+from tdmpc2.acceleration import compiled_update
 from tdmpc2.acceleration import layers as fast_layers
-from tdmpc2.acceleration.compiled_update import compiled_losses
 from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.acceleration.low_precision import set_precision
 from tdmpc2.checkpoints.files import load_file, save_file
 from tdmpc2.config import RUN_KEYS, Config
-from tdmpc2.distillation import distillation as distill
+from tdmpc2.data.batch import Batch
+from tdmpc2.distillation.distillation import Distillation
+from tdmpc2.distillation.outputs import check_teacher
+from tdmpc2.distillation.targets import TeacherOutputs, loss_name
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.noise import UpdateNoise as UpdateNoise
 from tdmpc2.noise import draw_update_noise
-from tdmpc2.planner import draw_noise
+from tdmpc2.player import Array, Player, TaskLike
 from tdmpc2.support.runtime import can_compile, resolve_device
 
-Array = TypeVar("Array", np.ndarray, Tensor)
 #: Rows of batches that a run must have to be worth compiling: 20 000 updates of 256.
 _ROWS_WORTH_COMPILING = 5_120_000
-TaskLike = int | str | Sequence[int | str] | np.ndarray | Tensor | None
 
 
 class TDMPC2:
@@ -53,7 +53,7 @@ class TDMPC2:
 
     def __init__(self, cfg: Config, teacher: TDMPC2 | None = None, group: ProcessGroup | None = None) -> None:
         if teacher is not None:
-            distill.check_teacher(cfg, teacher.cfg)
+            check_teacher(cfg, teacher.cfg)
         self.cfg = cfg
         self.teacher = teacher
         self.group = group or ProcessGroup()
@@ -63,7 +63,7 @@ class TDMPC2:
         if self.device.type != "cpu":
             self.model.to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(cfg.seed)
-        self.scale = torch.ones((), device=self.device)  # running range of values, section 7
+        self.scale = torch.ones((), device=self.device)  # running range of values: docs/algorithm.md, "Value scale"
 
         encoder, policy = [list(m.parameters()) for m in (self.model._encoder, self.model._pi)]
         others = [
@@ -71,7 +71,7 @@ class TDMPC2:
             for name, p in self.model.named_parameters()
             if p.requires_grad and not name.startswith(("_encoder.", "_pi."))
         ]
-        self.distillation = distill.Distillation(cfg, teacher, self.device)
+        self.distillation = Distillation(cfg, None if teacher is None else teacher.model, self.device)
         if cfg.update_precision == "bf16":
             for module in filter(None, (self.model, self.distillation.projection)):
                 fast_layers.keep_products_only(module)
@@ -82,86 +82,90 @@ class TDMPC2:
             groups.append({"params": self.distillation.parameters})
         self.optim = torch.optim.Adam(groups, lr=cfg.lr, fused=True)
         self.pi_optim = torch.optim.Adam(policy, lr=cfg.lr, eps=1e-5, fused=True)
-        self._rho = cfg.rho ** torch.arange(cfg.horizon + 1, device=self.device)  # [H+1]
         self.planner = FastPlanner(self.model)
-        self._plan_mean: Tensor | None = None  # [E, H, A]
-        self._model_losses: Callable[..., Any] = losses.model_losses
-        self._policy_loss: Callable[..., Any] = losses.policy_loss
+        self._player = Player(self.model, self.planner, self.generator)
+        self._model_losses: Callable[..., tuple[losses.ModelLosses, Tensor]] = losses.model_losses
+        self._policy_loss: Callable[..., losses.PolicyLoss] = losses.policy_loss
         self._update_compiled: bool | None = None  # None: not yet decided
+
+    def __repr__(self) -> str:
+        cfg, parameters = self.cfg, sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        tasks = f"{len(cfg.task_specs)} tasks of {cfg.task}" if cfg.multitask else f"task {cfg.task}"
+        acts = f"planning ({self.planner.kind})" if cfg.mpc else "the policy prior"
+        taught = "" if self.teacher is None else ", with a teacher"
+        weights = f"{parameters:,} trainable parameters, {self.precision} on {self.device}"
+        return f"TDMPC2({tasks}, {weights}, acts by {acts}{taught})"
 
     # -- learning ---------------------------------------------------------------------------------------------------
 
     def update(self, batch: Any, noise: UpdateNoise | None = None) -> dict[str, Tensor]:
-        """One gradient step on every network (section 9).
+        """Take one gradient step on every network (docs/algorithm.md, "Update").
 
         Args:
             batch: named tuple, tensordict or dict of time-major slices: obs [H+1, B, O], action [H, B, A],
-                reward [H, B, 1], task [B]; entry t of action and reward leads from obs[t] to obs[t+1]. For
-                teacher_reward and teacher_value [1 to H, B, 1], of the same steps, the teacher is not asked.
+                reward [H, B, 1], task [B]; entry t of action and reward leads from obs[t] to obs[t+1]. The teacher is
+                not asked for the outputs that come as teacher_reward and teacher_value, [1 to H, B, 1].
             noise: random numbers to use instead of the agent's own.
 
         Returns:
             Losses and gradient norms (before clipping) as 0-d tensors on the device.
 
         Raises:
-            ValueError: the agent's weights are below float32, or what is to be distilled is not there.
+            ValueError: the agent's weights are below float32, or the batch lacks what is to be distilled.
         """
         self._require_fp32("train")
-        cfg = self.cfg
-        obs, action, reward, task = (_field(batch, name) for name in ("obs", "action", "reward", "task"))
-        ids = task if cfg.multitask else None
+        cfg, batch = self.cfg, Batch.from_any(batch)
+        noise = noise or self._draw_update_noise(batch.action.shape[1])
+        ids = batch.task if cfg.multitask else None
         all_ids = None if ids is None else self.group.gather(ids)  # [N B], those of all N processes
-        noise = noise or self._draw_update_noise(obs.shape[1])
-        discount = self.model.discounts if ids is None else self.model.discounts[ids].unsqueeze(-1)
-        taught = self.distillation.ask(batch, obs, action, ids)
+        teacher = self.distillation.teacher_outputs(batch, ids)
 
-        context = self._context(all_ids)
-        with self._products():
-            given = (obs, action, reward, discount, context, noise, taught)
-            loss_of, zs = self._model_losses(self.model, self.distillation, self._rho, *given)
-        coefs: dict[str, Any] = {name: getattr(cfg, f"{name}_coef") for name in ("consistency", "reward", "value")}
-        if taught is not None:
-            coefs |= {distill.metric(name): self.distillation.weight(name) for name in self.distillation.terms}
-        total = torch.stack([coefs[name] * loss for name, loss in loss_of.items()]).sum()
+        task = self._context(all_ids)
+        with self._autocast():
+            loss, zs = self._model_losses(self.model, self.distillation, batch, task, noise, teacher)
+        total = (
+            cfg.consistency_coef * loss.consistency
+            + cfg.reward_coef * loss.reward
+            + cfg.value_coef * loss.value
+            + self.distillation.weighted(loss.distilled)
+        )
 
         self.optim.zero_grad()
         total.backward()
-        stats = {f"{name}_loss": loss.detach() for name, loss in loss_of.items()} | {"total_loss": total.detach()}
+        stats = {"consistency_loss": loss.consistency, "reward_loss": loss.reward, "value_loss": loss.value}
+        stats |= {f"{loss_name(target)}_loss": value for target, value in loss.distilled.items()}
+        stats = {name: value.detach() for name, value in (*stats.items(), ("total_loss", total))}
         self.group.average([*_gradients(self._model_params), *stats.values()])
-        grad_norm = clip_grad_norm_(self._model_params, cfg.grad_clip_norm)
+        stats["grad_norm"] = clip_grad_norm_(self._model_params, cfg.grad_clip_norm)
         self.optim.step()
         increment_version(self._model_params)  # which fused Adam does not; the packed networks go by it
 
-        pi_stats = self._update_policy(zs, all_ids, noise, taught)
+        stats |= self._update_policy(zs, all_ids, noise, teacher)
         self.model.update_target(cfg.tau)
-        stats |= {"grad_norm": grad_norm, **pi_stats}
-        return stats | self.distillation.count(stats)
+        return stats | self.distillation.advance(stats)
 
     def _update_policy(
-        self, zs: Tensor, all_ids: Tensor | None, noise: UpdateNoise, taught: distill.TeacherOutputs | None = None
+        self, zs: Tensor, all_ids: Tensor | None, noise: UpdateNoise, teacher: TeacherOutputs | None = None
     ) -> dict[str, Tensor]:
-        """One step of the policy prior on constant latents zs [H+1, B, D] (section 9.1)."""
+        """Take one step of the policy prior on constant latents zs [H+1, B, D] (docs/algorithm.md, "Policy prior")."""
         with torch.no_grad():
-            context = self._context(all_ids)  # anew: the embedding has been trained
-        with self._products():
-            loss, divergence, self.scale = self._policy_loss(
-                self.model, self.group, self._rho, zs, context, noise, self.scale, taught
-            )
+            task = self._context(all_ids)  # anew: the embedding has been trained
+        with self._autocast():
+            loss, self.scale, first_step = self._policy_loss(self.model, self.group, zs, task, noise, self.scale)
+        distilled = self.distillation.losses(first_step, teacher, self.model)
         stats = {"pi_loss": loss.detach()}
-        if divergence is not None:
-            loss = loss + self.distillation.weight("policy") * divergence
-            stats["distillation_policy_loss"] = divergence.detach()
+        stats |= {f"{loss_name(target)}_loss": value.detach() for target, value in distilled.items()}
 
-        loss.backward()
+        (loss + self.distillation.weighted(distilled)).backward()
         self.group.average([*_gradients(self._policy_params), *stats.values()])
-        grad_norm = clip_grad_norm_(self._policy_params, self.cfg.grad_clip_norm)
+        stats["pi_grad_norm"] = clip_grad_norm_(self._policy_params, self.cfg.grad_clip_norm)
         self.pi_optim.step()
         increment_version(self._policy_params)
         self.pi_optim.zero_grad()
-        return {**stats, "pi_grad_norm": grad_norm, "pi_scale": self.scale}
+        return stats | {"pi_scale": self.scale}
 
-    def _products(self) -> torch.autocast:
-        """Where the update's matrix products are computed in ``update_precision``; all else stays float32."""
+    def _autocast(self) -> torch.autocast:
+        """Compute the update's matrix products in ``update_precision``; everything else stays float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.update_precision == "bf16")
 
     def compile_update(self) -> str:
@@ -181,91 +185,46 @@ class TDMPC2:
         if not self._update_compiled:
             why = "several processes" if self.group.world_size > 1 else f"no compiler for {self.device.type} found"
             return f"Training without compilation: {why}" if wanted else ""
-        self._model_losses, self._policy_loss = compiled_losses(self.model, self.device)
+        self._model_losses, self._policy_loss = compiled_update.compiled(self.model, self.device)
         return "Compiling the update in its first step (one or two minutes; compile=false turns it off)"
 
     @property
     def update_compiled(self) -> bool:
-        """Whether the update is compiled."""
+        """True if the update is compiled."""
         return self._model_losses is not losses.model_losses
 
     def _draw_update_noise(self, batch_size: int) -> UpdateNoise:
         group, all_rows = self.group, batch_size * self.group.world_size
         noise = draw_update_noise(self.cfg, all_rows, self.device, self.generator)
-        return noise if group.world_size == 1 else noise.rows(group.rows(all_rows))
+        return noise if group.world_size == 1 else noise.for_rows(group.rows(all_rows))
 
     def _context(self, all_ids: Tensor | None) -> TaskContext:
-        """What this process's rows know of their tasks. Looking up rescales the table: in all processes alike."""
+        """Look up the tasks of this process's rows. Looking up rescales the table: in all processes alike."""
         context = self.model.context(all_ids, train=True)
         if all_ids is None or self.group.world_size == 1:
             return context
-        return context.rows(self.group.rows(len(all_ids)))
+        return context.for_rows(self.group.rows(len(all_ids)))
 
     # -- acting -----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def act(
-        self, obs: Array, t0: bool | np.ndarray | Tensor = False, eval_mode: bool = False, task: TaskLike = None
-    ) -> Array:
-        """Choose actions by planning, or with the policy prior if ``mpc`` is false.
+    def act(self, obs: Array, t0: Any = False, eval_mode: bool = False, task: TaskLike = None) -> Array:
+        """Choose actions by planning, or with the policy prior if ``mpc`` is false; see :meth:`Player.act`.
+
+        The agent keeps one :class:`Player` for these calls. Several groups of environments, such as a collector's and
+        an evaluation's, need a :meth:`player` each.
+        """
+        return self._player.act(obs, t0, task, eval_mode)
+
+    def player(self, num_envs: int | None = None, seed: int | None = None, mpc: bool | None = None) -> Player:
+        """Make a player: the plans of one group of environments and their random numbers.
 
         Args:
-            obs: [O] or [E, O], zero-padded to the model's observation size.
-            t0: whether an episode starts, one value or [E].
-            eval_mode: without exploration noise (policy prior: its mean).
-            task: id or name, one or [E]; needed by multi-task models.
-
-        Returns:
-            Actions in [-1, 1], [A] or [E, A], of the type of ``obs``.
-
-        Raises:
-            ValueError: wrong observation size, unknown task, or a number of environments that differs from the last
-                call's although not all episodes start.
+            num_envs: every call must then be for so many environments; None: the first call says.
+            seed: of its exploration and planning noise; by default the configuration's.
+            mpc: act by planning, or with the policy prior; by default as the configuration says.
         """
-        x = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
-        single = x.ndim == 1
-        x = x.unsqueeze(0) if single else x  # [E, O]
-        if x.shape[-1] != self.cfg.obs_dim:
-            raise ValueError(
-                f"Observation of size {x.shape[-1]}, but the model takes {self.cfg.obs_dim} "
-                f"(task={self.cfg.task}): use make_env(agent.cfg), which pads, or pad with zeros"
-            )
-        ids = self._task_ids(task, len(x))
-        context = self.model.context(ids)
-        z = self.model.encode(x, context)
-        if self.cfg.mpc:
-            starts = torch.as_tensor(t0, device=self.device).bool().expand(len(x))
-            action = self._plan(z, context, ids, starts, eval_mode)
-        elif eval_mode:
-            action = self.model.policy_mean(z, context)
-        else:
-            eps = torch.randn(len(x), self.cfg.action_dim, device=self.device, generator=self.generator)
-            action = self.model.pi(z, context, eps)[0]
-        action = action.squeeze(0) if single else action
-        return action.cpu().numpy() if isinstance(obs, np.ndarray) else action.to(obs.device)
-
-    def _plan(self, z: Tensor, context: TaskContext, ids: Tensor | None, t0: Tensor, eval_mode: bool) -> Tensor:
-        cfg, shape = self.cfg, (len(z), self.cfg.horizon, self.cfg.action_dim)
-        if self._plan_mean is None or self._plan_mean.shape != shape:
-            if self._plan_mean is not None and not bool(t0.all()):
-                raise ValueError(
-                    f"act() was last called with {len(self._plan_mean)} environments and now with {len(z)}: "
-                    "pass t0=True at the start of the episodes"
-                )
-            self._plan_mean = torch.zeros(shape, device=self.device)
-        discount = (
-            self.model.discounts[ids].unsqueeze(-1) if ids is not None else self.model.discounts.expand(len(z), 1)
-        )
-        result = self.planner(
-            z,
-            context,
-            discount,
-            torch.where(t0[:, None, None], 0.0, self._plan_mean),
-            draw_noise(cfg, len(z), self.device, self.generator),
-            eval_mode=eval_mode,
-        )
-        self._plan_mean = result.mean
-        return result.action
+        generator = torch.Generator(self.device).manual_seed(self.cfg.seed if seed is None else seed)
+        return Player(self.model, self.planner, generator, num_envs, self.cfg.mpc if mpc is None else mpc)
 
     def compile_planner(self, num_plans: int = 1_000_000) -> str:
         """Plan in the fastest way there is, if ``cfg.compile`` says so; ``auto``: if it is worth it for so many plans.
@@ -274,27 +233,6 @@ class TDMPC2:
             One line about it, or nothing.
         """
         return self.planner.speed_up(self.cfg.compile, num_plans) if self.cfg.mpc else ""
-
-    def _task_ids(self, task: TaskLike, num_envs: int) -> Tensor | None:
-        names = self.cfg.task_names
-        if not self.cfg.multitask:
-            return None
-        if task is None:
-            raise ValueError(f"This agent plays {len(names)} tasks: pass task=, a name or an id")
-        if isinstance(task, Tensor) and task.device.type != "cpu":
-            ids = task  # checking these would wait for the device
-        else:
-            items = np.asarray(task, dtype=object).reshape(-1).tolist()  # names and ids may be mixed
-            ids = torch.tensor([names.index(item) if item in names else item for item in items if self._knows(item)])
-        if len(ids := ids.to(self.device).long().reshape(-1)) not in (1, num_envs):
-            raise ValueError(f"{len(ids)} tasks for {num_envs} environments: pass one, or one for each")
-        return ids.expand(num_envs)
-
-    def _knows(self, task: int | str) -> bool:
-        names = self.cfg.task_names
-        if task in names or (isinstance(task, (int, np.integer)) and 0 <= task < len(names)):
-            return True
-        raise ValueError(f"task={task!r} is not one of this agent's {len(names)} tasks ({names[0]}, ..., {names[-1]})")
 
     # -- files ------------------------------------------------------------------------------------------------------
 
@@ -354,7 +292,3 @@ class TDMPC2:
 
 def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
     return [p.grad for p in parameters if p.grad is not None]
-
-
-def _field(batch: Any, name: str) -> Tensor:
-    return getattr(batch, name) if hasattr(batch, name) else batch[name]

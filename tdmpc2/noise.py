@@ -1,4 +1,4 @@
-"""The random numbers of one update, drawn at once: what an update does is then a function of them."""
+"""The random numbers of one update, drawn at once, so that an update is a function of them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class UpdateNoise(NamedTuple):
     value_dropout: Tensor | None  # [Q, H, B, M] factors
     policy_dropout: Tensor | None  # [2, H+1, B, M] factors
 
-    def rows(self, rows: slice) -> UpdateNoise:
-        """The numbers of some rows of the batch."""
+    def for_rows(self, rows: slice) -> UpdateNoise:
+        """Select the numbers of some rows of the batch."""
         return self._replace(
             target_eps=self.target_eps[:, rows],
             policy_eps=self.policy_eps[:, rows],
@@ -35,7 +35,7 @@ class UpdateNoise(NamedTuple):
 def draw_update_noise(
     cfg: Config, batch_size: int, device: torch.device, generator: torch.Generator | None
 ) -> UpdateNoise:
-    """Random numbers for one update of ``batch_size`` slices, drawn on the device."""
+    """Draw the random numbers of one update of ``batch_size`` slices, on the device."""
 
     def normal(steps: int) -> Tensor:
         return torch.randn(steps, batch_size, cfg.action_dim, device=device, generator=generator)
@@ -57,7 +57,7 @@ def draw_update_noise(
 def dropout_factors(
     shape: tuple[int, ...], rate: float, device: torch.device, generator: torch.Generator | None
 ) -> Tensor:
-    """0 with probability ``rate``, else 1 / (1 - rate), independently.
+    """Draw dropout factors: 0 with probability ``rate``, else 1 / (1 - rate), independently.
 
     A rate is small, so what is drawn is not a number for each element but the gaps between zeros, which have a
     geometric distribution: a hundredth of the numbers. They run out before the end in one of 10^23 draws.

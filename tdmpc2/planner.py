@@ -27,9 +27,21 @@ class PlanNoise(NamedTuple):
     elite: Tensor  # [E, num_elites] Gumbel, for the choice of the executed elite
     action: Tensor  # [E, A] standard normal, for exploration
 
+    def of_iteration(self, i: int) -> IterationNoise:
+        """Select the random numbers of iteration ``i``."""
+        return IterationNoise(self.samples[i], self.value[i], self.heads[i])
 
-class Sweep(NamedTuple):
-    """One MPPI iteration."""
+
+class IterationNoise(NamedTuple):
+    """The random numbers of one iteration: :class:`PlanNoise` without the iteration axis."""
+
+    samples: Tensor  # [E, H, S - P, A]
+    value: Tensor  # [E, S, A]
+    heads: Tensor  # [2]
+
+
+class Iteration(NamedTuple):
+    """The result of one MPPI iteration."""
 
     mean: Tensor  # [E, H, A]
     std: Tensor  # [E, H, A]
@@ -44,25 +56,26 @@ class Plan(NamedTuple):
 
     action: Tensor  # [E, A]
     mean: Tensor  # [E, H, A]: the plan state, pass it to the next call
-    sweep: Sweep  # the last iteration
+    last: Iteration
 
 
-SweepFn = Callable[[WorldModel, Tensor, TaskContext, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Sweep]
+IterationFn = Callable[[WorldModel, Tensor, TaskContext, Tensor, Tensor, Tensor, IterationNoise], Iteration]
+RolloutFn = Callable[[WorldModel, Tensor, TaskContext, Tensor], Tensor]
 
 
 def draw_noise(cfg: Config, num_envs: int, device: torch.device, generator: torch.Generator | None) -> PlanNoise:
-    """Random numbers for one plan of ``num_envs`` environments, drawn on the device."""
+    """Draw the random numbers of one plan of ``num_envs`` environments, on the device."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, device=device, generator=generator)
 
-    sweeps, samples, policy = cfg.plan_iterations, cfg.num_samples, cfg.num_pi_trajs
+    iterations, samples, policy = cfg.plan_iterations, cfg.num_samples, cfg.num_pi_trajs
     uniform = torch.rand(num_envs, cfg.num_elites, device=device, generator=generator)
     return PlanNoise(
         policy=normal(cfg.horizon, num_envs, policy, cfg.action_dim),
-        samples=normal(sweeps, num_envs, cfg.horizon, samples - policy, cfg.action_dim),
-        value=normal(sweeps, num_envs, samples, cfg.action_dim),
-        heads=torch.stack([draw_heads(cfg.num_q, device, generator) for _ in range(sweeps)]),
+        samples=normal(iterations, num_envs, cfg.horizon, samples - policy, cfg.action_dim),
+        value=normal(iterations, num_envs, samples, cfg.action_dim),
+        heads=torch.stack([draw_heads(cfg.num_q, device, generator) for _ in range(iterations)]),
         elite=-torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7))),
         action=normal(num_envs, cfg.action_dim),
     )
@@ -72,25 +85,23 @@ def plan(
     model: WorldModel,
     z: Tensor,
     task: TaskContext,
-    discount: Tensor,
     prev_mean: Tensor,
     noise: PlanNoise,
     *,
     eval_mode: bool,
-    sweep_fn: SweepFn | None = None,
-    rollout_fn: Callable[[WorldModel, Tensor, TaskContext, Tensor], Tensor] | None = None,
+    iteration_fn: IterationFn | None = None,
+    rollout_fn: RolloutFn | None = None,
 ) -> Plan:
-    """Plan one action for each of E environments.
+    """Plan one action for each of E environments (docs/algorithm.md, "Planning").
 
     Args:
         model: world model; its configuration holds the planner's settings.
         z: encoded observations, [E, D].
         task: context of each environment's task.
-        discount: discount of each environment's task, [E, 1].
         prev_mean: plan state of the previous call, already zero where an episode starts, [E, H, A].
         noise: see :func:`draw_noise`.
         eval_mode: without exploration noise on the executed action.
-        sweep_fn: faster replacement of :func:`sweep`.
+        iteration_fn: faster replacement of :func:`iteration`.
         rollout_fn: faster replacement of :func:`policy_rollout`.
     """
     cfg = model.cfg
@@ -99,16 +110,14 @@ def plan(
     mean = torch.cat([prev_mean[:, 1:], torch.zeros_like(prev_mean[:, :1])], 1)
     std = torch.full_like(mean, cfg.max_std)
     for i in range(cfg.plan_iterations):
-        result = (sweep_fn or sweep)(
-            model, z, task, discount, mean, std, policy_actions, noise.samples[i], noise.value[i], noise.heads[i]
-        )
-        mean, std = result.mean, result.std
+        last = (iteration_fn or iteration)(model, z, task, mean, std, policy_actions, noise.of_iteration(i))
+        mean, std = last.mean, last.std
 
-    choice = (result.score.log() + noise.elite).argmax(-1)  # [E]
-    action = result.elite_actions[torch.arange(len(z), device=z.device), 0, choice]  # [E, A]
+    elite = (last.score.log() + noise.elite).argmax(-1)  # [E]
+    action = last.elite_actions[torch.arange(len(z), device=z.device), 0, elite]  # [E, A]
     if not eval_mode:
         action = action + std[:, 0] * noise.action
-    return Plan(action.clamp(-1, 1), mean, result)
+    return Plan(action.clamp(-1, 1), mean, last)
 
 
 def policy_rollout(model: WorldModel, z: Tensor, task: TaskContext, eps: Tensor) -> Tensor:
@@ -131,36 +140,41 @@ def policy_rollout(model: WorldModel, z: Tensor, task: TaskContext, eps: Tensor)
     return torch.stack(actions, 1)
 
 
-def sweep(
+def iteration(
     model: WorldModel,
     z: Tensor,
     task: TaskContext,
-    discount: Tensor,
     mean: Tensor,
     std: Tensor,
     policy_actions: Tensor,
-    sample_eps: Tensor,
-    value_eps: Tensor,
-    heads: Tensor,
-    value_fn: Callable[..., Tensor] | None = None,
-) -> Sweep:
-    """One MPPI iteration: sample around (mean, std), evaluate, refit to the elites.
+    noise: IterationNoise,
+) -> Iteration:
+    """Sample around (mean, std), evaluate the samples and refit to the elites.
 
     Args:
-        z: [E, D]; the other shapes are those of :func:`plan` and :class:`PlanNoise`, without the iteration axis.
-        value_fn: faster replacement of :func:`estimate_value`.
+        z: [E, D].
+        task: context broadcastable to [E, S].
+        mean: [E, H, A].
+        std: [E, H, A].
+        policy_actions: rollouts of the policy prior, which are samples as well, [E, H, P, A].
+        noise: of this iteration.
     """
-    cfg = model.cfg
-    samples = (mean.unsqueeze(2) + std.unsqueeze(2) * sample_eps).clamp(-1, 1)
-    actions = torch.cat([policy_actions, samples], 2)  # [E, H, S, A]
-    if (mask := task.action_mask) is not None:
-        actions = actions * mask.unsqueeze(1)
-    value = (value_fn or estimate_value)(model, z, task, discount, actions, value_eps, heads)
-    return refit(cfg, actions, value, mask)
+    actions = sample_actions(task, mean, std, policy_actions, noise)
+    value = estimate_value(model, z, task, actions, noise.value, noise.heads)
+    return refit(model.cfg, actions, value, task.action_mask)
 
 
-def refit(cfg: Config, actions: Tensor, value: Tensor, mask: Tensor | None) -> Sweep:
-    """Mean and standard deviation of the elites, weighted by value.
+def sample_actions(
+    task: TaskContext, mean: Tensor, std: Tensor, policy_actions: Tensor, noise: IterationNoise
+) -> Tensor:
+    """Draw action sequences around (mean, std) and put them behind the policy's, [E, H, S, A]."""
+    samples = (mean.unsqueeze(2) + std.unsqueeze(2) * noise.samples).clamp(-1, 1)
+    actions = torch.cat([policy_actions, samples], 2)
+    return actions if task.action_mask is None else actions * task.action_mask.unsqueeze(1)
+
+
+def refit(cfg: Config, actions: Tensor, value: Tensor, mask: Tensor | None) -> Iteration:
+    """Fit mean and standard deviation to the elites, weighted by value.
 
     Args:
         actions: [E, H, S, A].
@@ -179,17 +193,17 @@ def refit(cfg: Config, actions: Tensor, value: Tensor, mask: Tensor | None) -> S
     std = variance.sqrt().clamp(cfg.min_std, cfg.max_std)
     if mask is not None:
         mean, std = mean * mask, std * mask
-    return Sweep(mean, std, value, elite_value, score, elite_actions)
+    return Iteration(mean, std, value, elite_value, score, elite_actions)
 
 
 def estimate_value(
-    model: WorldModel, z: Tensor, task: TaskContext, discount: Tensor, actions: Tensor, eps: Tensor, heads: Tensor
+    model: WorldModel, z: Tensor, task: TaskContext, actions: Tensor, eps: Tensor, heads: Tensor
 ) -> Tensor:
-    """Discounted model rewards plus the terminal value of action sequences.
+    """Add up discounted model rewards and the terminal value of action sequences.
 
     Args:
         z: [E, D].
-        discount: [E, 1].
+        task: context broadcastable to [E, S].
         actions: [E, H, S, A].
         eps: standard normal for the terminal action, [E, S, A].
         heads: the two Q heads to average, [2].
@@ -199,6 +213,7 @@ def estimate_value(
     """
     z = z.unsqueeze(1)  # [E, 1, D] at the first step: its products are shared by all samples
     total = torch.zeros_like(actions[:, 0, :, 0])
+    discount = task.discount.squeeze(-1)  # broadcastable to [E, S]
     weight = torch.ones_like(discount)
     for t in range(actions.shape[1]):
         action = actions[:, t]

@@ -148,7 +148,6 @@ def inputs_of(model: WorldModel, num_envs: int, samples: int, seed: int = 0) -> 
     return {
         "z": layers.simnorm(torch.randn(num_envs, cfg.latent_dim), cfg.simnorm_dim),
         "task": context,
-        "discount": model.discounts[ids].unsqueeze(-1),
         "actions": actions if context.action_mask is None else actions * context.action_mask.unsqueeze(1),
         "eps": torch.randn(num_envs, samples, cfg.action_dim),
         "heads": torch.randperm(cfg.num_q)[:2],
@@ -309,9 +308,9 @@ def test_one_nan_among_the_inputs_of_a_layer_is_not_quantised_away(position: int
 def test_plan_of_packed_networks_is_the_plain_plan() -> None:
     cfg = small(num_samples=64, num_elites=8, num_pi_trajs=8, iterations=3, num_q=3)
     model, ids = random_model(cfg), torch.tensor([1, 7])
-    context, discount = model.context(ids), model.discounts[ids].unsqueeze(-1)
+    context = model.context(ids)
     noise = planner.draw_noise(cfg, 2, torch.device("cpu"), torch.Generator().manual_seed(0))
-    args = (model, inputs_of(model, 2, 1)["z"], context, discount, torch.zeros(2, cfg.horizon, cfg.action_dim), noise)
+    args = (model, inputs_of(model, 2, 1)["z"], context, torch.zeros(2, cfg.horizon, cfg.action_dim), noise)
     want = planner.plan(*args, eval_mode=False)
     got = planner.plan(*args, eval_mode=False, **PackedNetworks(model).functions())
     assert_close(got.mean, want.mean, rtol=0, atol=1e-3)

@@ -19,11 +19,12 @@ from torch.testing import assert_close
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import read_file, save_file
 from tdmpc2.config import Config, parse_cfg
-from tdmpc2.config.limits import CACHED_TARGETS, DISTILLATION_TARGETS
 from tdmpc2.data.dataset import Batch
 from tdmpc2.distillation import distillation as distill
 from tdmpc2.distillation import losses as distill_losses
+from tdmpc2.distillation import outputs
 from tdmpc2.distillation.projection import fit_pca, linear_projection
+from tdmpc2.distillation.targets import TARGETS, loss_name
 from tdmpc2.nn.math import bin_centres
 from tdmpc2.training.offline import train
 
@@ -33,7 +34,7 @@ from .test_update import random_batch
 
 B, H, K, A = 5, 3, 101, 4
 BINS = bin_centres(K, -10.0, 10.0).double()
-every_target = pytest.mark.parametrize("target", DISTILLATION_TARGETS)
+every_target = pytest.mark.parametrize("target", tuple(TARGETS))
 
 
 @pytest.fixture
@@ -224,7 +225,7 @@ def test_policy_loss(generator: torch.Generator) -> None:
         (("next_state_linear",), (1, 2)),
         (("next_state_pca", "next_state_linear"), (1, 2)),
         (("value", "next_state_pca"), (0, 2)),
-        (DISTILLATION_TARGETS, (0, 3)),
+        (tuple(TARGETS), (0, 3)),
     ],
 )
 def test_the_teacher_is_asked_once_for_what_is_needed(
@@ -234,7 +235,7 @@ def test_the_teacher_is_asked_once_for_what_is_needed(
     model = expert.model
     encoded, original = [], model.encode
     monkeypatch.setattr(model, "encode", lambda obs, task: encoded.append(obs) or original(obs, task))
-    got = distill.teacher_outputs(expert, targets, batch.obs, batch.action, batch.task)
+    got = outputs.teacher_outputs(expert.model, targets, batch.obs, batch.action, batch.task)
     assert len(encoded) == 1
     assert torch.equal(encoded[0], batch.obs[steps[0] : steps[1]])
     monkeypatch.undo()
@@ -271,12 +272,12 @@ def test_the_teacher_is_asked_once_for_what_is_needed(
 def test_the_reward_is_bit_for_bit_that_of_its_first_step(tiny_cfg: Config) -> None:
     expert, batch = make_expert(tiny_cfg), random_batch(tiny_cfg, 0)
     expert.model.context(batch.task)
-    got = distill.teacher_outputs(expert, ("reward",), batch.obs, batch.action, batch.task).reward
+    got = outputs.teacher_outputs(expert.model, ("reward",), batch.obs, batch.action, batch.task).reward
     assert torch.equal(
-        got, distill.teacher_columns(expert, ("reward",), batch.obs[:1], batch.action[:1], batch.task)["reward"]
+        got, outputs.teacher_columns(expert.model, ("reward",), batch.obs[:1], batch.action[:1], batch.task)["reward"]
     )
     assert torch.equal(
-        got[0], distill.teacher_columns(expert, ("reward",), batch.obs[0], batch.action[0], batch.task)["reward"]
+        got[0], outputs.teacher_columns(expert.model, ("reward",), batch.obs[0], batch.action[0], batch.task)["reward"]
     )
 
 
@@ -394,7 +395,7 @@ def test_the_policys_weight_and_schedule(tiny_cfg: Config) -> None:
     without = [grad for coefficient, _, grad in grads if coefficient == 0]
     batch = random_batch(cfg, 1, 16)  # that of the second update
     info = student.model.pi(student.model.encode(batch.obs[0], batch.task).detach(), batch.task)[1]
-    taught = distill.teacher_outputs(make_expert(cfg), ("policy",), batch.obs, batch.action, batch.task).policy
+    taught = outputs.teacher_outputs(make_expert(cfg).model, ("policy",), batch.obs, batch.action, batch.task).policy
     assert taught is not None
     loss = distill_losses.policy_loss(info["presquash_mean"], info["log_std"], *taught)
     share = torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, params)])
@@ -413,7 +414,7 @@ def same_weights(first: TDMPC2, second: TDMPC2) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("target", [name for name in DISTILLATION_TARGETS if name != "reward"])
+@pytest.mark.parametrize("target", [name for name in TARGETS if name != "reward"])
 def test_a_target_of_weight_zero_changes_nothing(tiny_cfg: Config, target: str) -> None:
     """Neither the weights nor the random numbers: bit for bit the updates of the default."""
     default = make_student(tiny_cfg, make_expert(tiny_cfg))
@@ -444,7 +445,7 @@ def test_the_default_is_the_reward_with_its_weight(tiny_cfg: Config) -> None:
 
 
 def test_nothing_is_distilled_without_a_teacher(tiny_cfg: Config) -> None:
-    plain, named = TDMPC2(tiny_cfg), TDMPC2(tiny_cfg.replace(distillation_targets=DISTILLATION_TARGETS))
+    plain, named = TDMPC2(tiny_cfg), TDMPC2(tiny_cfg.replace(distillation_targets=tuple(TARGETS)))
     assert not any(name.startswith("distillation") for stats in run(named, range(3)) for name in stats)
     run(plain, range(3))
     assert same_weights(plain, named)
@@ -455,7 +456,7 @@ def test_an_update_with_every_target_does_not_wait_for_the_device(tiny_cfg: Conf
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     for schedule in ("linear", "gap"):
-        cfg = tiny_cfg.replace(distillation_targets=DISTILLATION_TARGETS, distillation_schedule=schedule)
+        cfg = tiny_cfg.replace(distillation_targets=tuple(TARGETS), distillation_schedule=schedule)
         with FakeTensorMode():
             agent = TDMPC2(cfg, TDMPC2(cfg.replace(latent_dim=24)))
             agent.distillation.pca = distill.PCA(torch.zeros(24), torch.zeros(24, 16))
@@ -468,7 +469,7 @@ def test_an_update_with_every_target_does_not_wait_for_the_device(tiny_cfg: Conf
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_no_target_waits_for_a_gpu(tiny_cfg: Config) -> None:
     for schedule in ("constant", "linear", "cosine", "gap"):
-        keys = {"distillation_targets": DISTILLATION_TARGETS, "distillation_schedule": schedule, "device": "cuda"}
+        keys = {"distillation_targets": tuple(TARGETS), "distillation_schedule": schedule, "device": "cuda"}
         cfg = tiny_cfg.replace(**keys)
         agent = TDMPC2(cfg, TDMPC2(cfg.replace(latent_dim=24)))
         batch = Batch(*(tensor.cuda() for tensor in random_batch(cfg, 0) if tensor is not None))
@@ -512,7 +513,7 @@ def test_gap_against_a_plain_version(tiny_cfg: Config) -> None:
     for number, loss in enumerate(losses, 1):
         expected = 1.0 if number <= 101 else min(max(average / start, 0), 1)
         stats = {"distillation_value_loss": torch.tensor(loss), "distillation_loss": torch.tensor(123.0)}
-        factors.append(float(gap.count(stats)["distillation_factor"]))
+        factors.append(float(gap.advance(stats)["distillation_factor"]))
         assert factors[-1] == pytest.approx(expected, abs=1e-4)
         average = sum(losses[:number]) / number if number <= 100 else average + (loss - average) / 100
         start = average if number <= 100 else start
@@ -522,7 +523,7 @@ def test_gap_against_a_plain_version(tiny_cfg: Config) -> None:
     assert factors[-1] > factors[601]
     for loss, factor in ((0.0, 0.0), (math.nan, math.nan)):
         gap = distill.Distillation(cfg, None, torch.device("cpu"))
-        gap.count({"distillation_value_loss": torch.tensor(loss)})
+        gap.advance({"distillation_value_loss": torch.tensor(loss)})
         assert float(gap.factor()) == pytest.approx(factor, nan_ok=True)
 
 
@@ -544,7 +545,7 @@ def test_gap_while_training(tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch) -
 def test_continuing_an_agent(tiny_cfg: Config, schedule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through a file, with every target, in the middle of the gap's first average."""
     monkeypatch.setattr(distill, "GAP_UPDATES", 5)
-    keys = {"distillation_schedule": schedule, "distillation_targets": DISTILLATION_TARGETS, "steps": 10}
+    keys = {"distillation_schedule": schedule, "distillation_targets": tuple(TARGETS), "steps": 10}
     cfg = tiny_cfg.replace(**keys)
     straight = make_student(cfg, make_expert(cfg))
     run(straight, range(3))
@@ -614,7 +615,7 @@ def test_every_target_is_learned(cfg: Config, expert: Config, target: str, tmp_p
     curves = []
     for run_cfg in (cfg, untaught):
         log = rows(run_cfg.run_dir / "train.csv")
-        curves.append([row[f"{distill.metric(target)}_loss"] for row in log])
+        curves.append([row[f"{loss_name(target)}_loss"] for row in log])
     first, last, last_untaught = np.mean(curves[0][:5]), np.mean(curves[0][-20:]), np.mean(curves[1][-20:])
     assert last < 0.95 * first
     assert last < 0.95 * last_untaught
@@ -722,9 +723,9 @@ def test_keys() -> None:
     assert cfg.to_dict()["distillation_targets"] == ["value 1e-1", "reward"]
     with pytest.raises(ValueError, match=r"distillation_schedule=gaps is not one of constant, linear, cosine, gap"):
         Config(distillation_schedule="gaps")
-    for target in DISTILLATION_TARGETS:
+    for target in TARGETS:
         keys = {"distillation_targets": ("value", target) if target != "value" else ("value",)}
-        if target in CACHED_TARGETS:
+        if TARGETS[target].cached_as:
             assert Config(distillation_cache="lazy", **keys).distillation_cache == "lazy"
         else:
             with pytest.raises(

@@ -72,8 +72,8 @@ def test_kernels_follow_the_weights(agent: TDMPC2) -> None:
         for agent.planner in (kernels, plain_planner):
             agent.generator.manual_seed(0)
             agent.act(obs, t0=True, eval_mode=True, task=agent.cfg.task_ids[0])
-            assert agent._plan_mean is not None
-            found.append(agent._plan_mean.clone())
+            assert agent._player.plan_mean is not None
+            found.append(agent._player.plan_mean.clone())
         return found
 
     before, plain = means()
@@ -101,7 +101,7 @@ def test_kernels_follow_updates_and_are_packed_once_for_each() -> None:
             packed.append(agent.planner._networks)
         plain = FastPlanner(agent.model)
         noise = draw_noise(cfg, 1, agent.device, torch.Generator().manual_seed(0))
-        arguments = (agent.model.encode(obs[None]), agent.model.context(None), agent.model.discounts.expand(1, 1),
+        arguments = (agent.model.encode(obs[None]), agent.model.context(None),
                      torch.zeros(1, cfg.horizon, cfg.action_dim), noise)  # fmt: skip
         with torch.no_grad():
             plans = [planner(*arguments, eval_mode=True) for planner in (agent.planner, plain)]
@@ -139,7 +139,7 @@ def test_a_cuda_graph_plans_as_plain_functions_do(precision: str) -> None:
         obs = torch.randn(2, cfg.obs_dim, device="cuda")
         with torch.no_grad():
             context = agent.model.context(ids)
-            given = (agent.model.encode(obs, context), context, agent.model.discounts[ids].unsqueeze(-1),
+            given = (agent.model.encode(obs, context), context,
                      torch.zeros(2, cfg.horizon, cfg.action_dim, device="cuda"), noise)  # fmt: skip
             graphed, plain = (planner(*given, eval_mode=True) for planner in (agent.planner, FastPlanner(agent.model)))
         rounding = 1e-4 if agent.precision == "fp32" else 0.1

@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from tdmpc2 import losses
+from tdmpc2.acceleration import compiled_update
 from tdmpc2.acceleration.cpu import library, norm_mish
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config
-from tdmpc2.config.limits import DISTILLATION_TARGETS
+from tdmpc2.data.batch import Batch
+from tdmpc2.distillation.targets import TARGETS
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.noise import dropout_factors
 from tdmpc2.training.offline import train
@@ -23,7 +25,7 @@ from tdmpc2.training.offline import train
 from . import test_update
 from .test_update import random_batch
 
-ALL_BUT_PCA = tuple(name for name in DISTILLATION_TARGETS if name != "next_state_pca")
+ALL_BUT_PCA = tuple(name for name in TARGETS if name != "next_state_pca")
 needs_library = pytest.mark.skipif(bool(library.reason(library.UPDATE)), reason=library.reason(library.UPDATE))
 
 
@@ -155,7 +157,7 @@ def test_long_runs_are_compiled_and_go_on_as_they_began(tiny_cfg: Config) -> Non
 def test_batches_of_other_sizes_are_computed_plainly(tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def fast(function: Any, **_: Any) -> Any:
         def compiled(*args: Any) -> Any:
-            sizes.append(args[3].shape[1])
+            sizes.append((args[2].obs if isinstance(args[2], Batch) else args[2]).shape[1])
             return function(*args)
 
         return compiled
@@ -163,7 +165,7 @@ def test_batches_of_other_sizes_are_computed_plainly(tiny_cfg: Config, monkeypat
     sizes: list[int] = []
     monkeypatch.setattr(torch, "compile", fast)
     agent, plain = TDMPC2(tiny_cfg), TDMPC2(tiny_cfg)
-    agent._model_losses, agent._policy_loss = losses.compiled(agent.model, agent.device)
+    agent._model_losses, agent._policy_loss = compiled_update.compiled(agent.model, agent.device)
     agent.model.use_norm_mish(None)
     for seed, size in enumerate((8, 5, 8, 3)):
         stats = [each.update(random_batch(tiny_cfg, seed, size)) for each in (agent, plain)]

@@ -56,27 +56,16 @@ def test_policy_rollout_and_latent_match_recorded(model: WorldModel, g: dict[str
         assert_close(actions[:, :, 1], actions[:, :, 0])
 
 
-def test_each_sweep_matches_recorded(model: WorldModel, g: dict[str, torch.Tensor]) -> None:
+def test_each_iteration_matches_recorded(model: WorldModel, g: dict[str, torch.Tensor]) -> None:
     """One iteration at a time from the recorded mean and std: values, elites, weights, refit."""
-    task, discount = model.context(g["task"]).unsqueeze(1), model.discounts[g["task"]].unsqueeze(-1)
+    task = model.context(g["task"]).unsqueeze(1)
     cases = list(range(6))
     for call in range(2):
         noise = recorded_noise(g, cases, call)
         policy = g["pi_actions"][:, call].unsqueeze(2).expand(-1, -1, CFG.num_pi_trajs, -1)
         mean, std = g["init_mean"][:, call], torch.full((6, 3, 6), 2.0)
         for i in range(CFG.iterations):
-            result = planner.sweep(
-                model,
-                g["z"][:, call],
-                task,
-                discount,
-                mean,
-                std,
-                policy,
-                noise.samples[i],
-                noise.value[i],
-                noise.heads[i],
-            )
+            result = planner.iteration(model, g["z"][:, call], task, mean, std, policy, noise.of_iteration(i))
             assert_close(result.value, g["value"][:, call, i], rtol=0, atol=5e-3)
             assert_close(result.elite_value, g["elite_value"][:, call, i], rtol=0, atol=5e-3)
             assert_close(result.score, g["score"][:, call, i], rtol=0, atol=1e-3)
@@ -89,16 +78,15 @@ def test_each_sweep_matches_recorded(model: WorldModel, g: dict[str, torch.Tenso
 def test_free_running_plans_match_recorded(model: WorldModel, g: dict[str, torch.Tensor], cases: list[int]) -> None:
     """Two successive calls, single and batched over different tasks, with and without exploration noise."""
     task = model.context(g["task"][cases])
-    discount = model.discounts[g["task"][cases]].unsqueeze(-1)
     prev_mean = torch.zeros(len(cases), 3, 6)
     for call in range(2):
         z = model.encode(g["obs"][cases, call], task)
         noise = recorded_noise(g, cases, call)
         quiet, noisy = (
-            planner.plan(model, z, task, discount, prev_mean, noise, eval_mode=eval_mode) for eval_mode in (True, False)
+            planner.plan(model, z, task, prev_mean, noise, eval_mode=eval_mode) for eval_mode in (True, False)
         )
         assert_close(quiet.mean, g["mean"][cases, call, -1], rtol=0, atol=1e-3)
-        assert_close(quiet.sweep.std, g["std"][cases, call, -1], rtol=0, atol=1e-3)
+        assert_close(quiet.last.std, g["std"][cases, call, -1], rtol=0, atol=1e-3)
         assert_close(quiet.action, g["selected_action"][cases, call], rtol=0, atol=1e-3)
         assert_close(noisy.action, g["noisy_action"][cases, call], rtol=0, atol=1e-3)
         prev_mean = quiet.mean
@@ -117,7 +105,6 @@ def test_batched_equals_single_in_float64(published: dict[str, torch.Tensor]) ->
     prev_mean = torch.randn(5, 3, 6, generator=generator).double().clamp(-1, 1) * torch.tensor([1, 0, 1, 0, 1]).view(
         5, 1, 1
     )
-    discount = model.discounts[ids].unsqueeze(-1)
 
     def run(rows: slice) -> planner.Plan:
         part = planner.PlanNoise(
@@ -126,7 +113,7 @@ def test_batched_equals_single_in_float64(published: dict[str, torch.Tensor]) ->
         )  # fmt: skip
         context = model.context(ids[rows])
         z = model.encode(obs[rows], context)
-        return planner.plan(model, z, context, discount[rows], prev_mean[rows], part, eval_mode=False)
+        return planner.plan(model, z, context, prev_mean[rows], part, eval_mode=False)
 
     batched = run(slice(0, 5))
     for i in range(5):
@@ -158,10 +145,10 @@ def test_planning_runs_without_device_synchronisation(tiny_cfg: Config) -> None:
     with FakeTensorMode():
         model = WorldModel(tiny_cfg).requires_grad_(False)
         ids = torch.arange(3)
-        context, discount = model.context(ids), model.discounts[ids].unsqueeze(-1)
+        context = model.context(ids)
         noise = planner.draw_noise(tiny_cfg, 3, torch.device("cpu"), None)
         z = model.encode(torch.zeros(3, 24), context)
-        result = planner.plan(model, z, context, discount, torch.zeros(3, 3, 6), noise, eval_mode=False)
+        result = planner.plan(model, z, context, torch.zeros(3, 3, 6), noise, eval_mode=False)
     assert isinstance(result.action, FakeTensor)
     assert (result.action.shape, result.mean.shape) == ((3, 6), (3, 3, 6))
 
@@ -183,8 +170,8 @@ class TestAct:
             agent.act(obs, t0=True, task=[0, 1])
             agent.generator.manual_seed(5)
             agent.act(obs, t0=np.array(t0), task=[0, 1])
-            assert agent._plan_mean is not None
-            means.append(agent._plan_mean)
+            assert agent._player.plan_mean is not None
+            means.append(agent._player.plan_mean)
         fresh, mixed, warm = means
         assert_close(mixed[0], fresh[0])
         assert_close(mixed[1], warm[1])
@@ -197,7 +184,7 @@ class TestAct:
         assert not torch.equal(
             quiet.act(obs, t0=True, eval_mode=True, task=0), noisy.act(obs, t0=True, eval_mode=False, task=0)
         )
-        assert torch.equal(quiet._plan_mean, noisy._plan_mean)  # type: ignore[arg-type]
+        assert torch.equal(quiet._player.plan_mean, noisy._player.plan_mean)  # type: ignore[arg-type]
 
     def test_policy_only(self, tiny_cfg: Config) -> None:
         agent = TDMPC2(tiny_cfg.replace(mpc=False))

@@ -49,7 +49,7 @@ def test_low_precision_plans_are_as_good(published: dict[str, Tensor], dtype: to
 @pytest.mark.skipif(not has_cpp_compiler(), reason="compiling needs a C++ compiler")
 def test_compiled_planner_equals_the_plain_one(published: dict[str, Tensor]) -> None:
     g, model, compiled = load_golden("plan.npz"), make_model(published), planner.compiled()
-    task, discount = model.context(g["task"][:1]), model.discounts[g["task"][:1]].unsqueeze(-1)
+    task = model.context(g["task"][:1])
     noise = planner.PlanNoise(
         policy=torch.zeros(3, 1, 24, 6),
         samples=g["noise"][:1, 0].transpose(0, 1),
@@ -59,9 +59,9 @@ def test_compiled_planner_equals_the_plain_one(published: dict[str, Tensor]) -> 
         action=g["final_noise"][:1, 0],
     )
     z = model.encode(g["obs"][:1, 0], task)
-    plan = planner.plan(model, z, task, discount, torch.zeros(1, 3, 6), noise, eval_mode=True, **compiled)
+    plan = planner.plan(model, z, task, torch.zeros(1, 3, 6), noise, eval_mode=True, **compiled)
     assert_close(plan.mean, g["mean"][:1, 0, -1], rtol=0, atol=1e-3)
-    assert_close(plan.sweep.std, g["std"][:1, 0, -1], rtol=0, atol=1e-3)
+    assert_close(plan.last.std, g["std"][:1, 0, -1], rtol=0, atol=1e-3)
     assert_close(plan.action, g["selected_action"][:1, 0], rtol=0, atol=1e-3)
     low = make_model(published, torch.bfloat16)
     found = torch.cat([regret(model, low, slice(i, i + 12), **compiled) for i in (0, 12, 24)])

@@ -111,7 +111,7 @@ def test_files_and_report_beside_the_checkpoint(
         assert in_memory[0] == in_memory[1] if row["computes_in"] == "fp32" else in_memory[0] < in_memory[1]
         assert all(-100 < error < -10 for error in row["errors"].values()), row
         assert math.isfinite(row["regret"])
-        assert 0 < row["sweep_ms"] < row["plan_ms"]
+        assert 0 < row["iteration_ms"] < row["plan_ms"]
         assert "score" not in row
         modules = report["modules"][name].values()
         stored = load_file(model_file.with_name(f"x_{name}.pt")).model

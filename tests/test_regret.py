@@ -71,11 +71,11 @@ def test_its_value_is_the_references_of_either_mean(tiny_cfg: Config) -> None:
 
     found = plan_regret(model, other, OBS, TASK, plan_fn=keeping)
     plan_regret(model, model, OBS, TASK, plan_fn=keeping)
-    once = WorldModel(tiny_cfg.replace(iterations=1)).requires_grad_(False)  # its last sweep is its first
+    once = WorldModel(tiny_cfg.replace(iterations=1)).requires_grad_(False)  # its last iteration is its first
     once.load_state_dict(model.state_dict())
     plan_regret(model, once, OBS, TASK, plan_fn=keeping)
     theirs, own, first = plans
-    assert_close(found, (value(own.mean) - value(theirs.mean)) / first.sweep.value.std(-1))
+    assert_close(found, (value(own.mean) - value(theirs.mean)) / first.last.value.std(-1))
 
 
 def test_other_budgets_compare_but_other_horizons_do_not(tiny_cfg: Config) -> None:

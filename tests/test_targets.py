@@ -24,7 +24,7 @@ from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data.dataset import Batch, EpisodeDataset, SliceSampler
 from tdmpc2.data.store.store import EpisodeStore, StoreFile, StoreMeta, header
 from tdmpc2.data.store.teacher_columns import verify_targets
-from tdmpc2.distillation import distillation as distill
+from tdmpc2.distillation import outputs
 from tdmpc2.nn.math import decode
 from tdmpc2.training import teacher_cache as module
 from tdmpc2.training.teacher_cache import LazyTargets, TeacherTargets, compute_all, main, open_targets
@@ -92,7 +92,7 @@ def one_by_one(store: EpisodeStore, teacher: TDMPC2, episode: int, row: int) -> 
     obs, action, _ = store.meta.row_format.split(store.rows[episode])
     task = store.task[episode] if teacher.cfg.multitask else None
     return float(
-        distill.teacher_columns(teacher, ("reward",), obs[row - 1].float(), action[row].float(), task)["reward"]
+        outputs.teacher_columns(teacher.model, ("reward",), obs[row - 1].float(), action[row].float(), task)["reward"]
     )
 
 
@@ -118,7 +118,7 @@ def test_row_t_has_the_reward_of_the_step_that_led_to_it(tmp_path: Path, tiny_cf
     batch = cached_sampler(store, targets).sample(0, 32, 3, seed=1)
     assert batch.teacher_reward is not None
     for t in range(3):
-        live = distill.teacher_columns(teacher, ("reward",), batch.obs[t], batch.action[t], batch.task)["reward"]
+        live = outputs.teacher_columns(teacher.model, ("reward",), batch.obs[t], batch.action[t], batch.task)["reward"]
         assert_close(batch.teacher_reward[t], live, rtol=0, atol=1e-6)
 
 
@@ -155,8 +155,10 @@ def test_values_in_a_column_of_their_own(
     teacher = make_valuer(tiny_cfg)
     columns = open_columns(store, "reward", "value")
     asked: list[tuple[str, ...]] = []
-    original = distill.teacher_columns
-    monkeypatch.setattr(distill, "teacher_columns", lambda *args: asked.append(tuple(args[1])) or original(*args))
+    original = outputs.teacher_columns
+    monkeypatch.setattr(
+        "tdmpc2.training.teacher_cache.teacher_columns", lambda *args: asked.append(tuple(args[1])) or original(*args)
+    )
     compute_all(columns, teacher, batch_rows=1000)
     assert asked == [("reward", "value")] * 4  # one pass for both
     assert sorted(content(columns[0])) == ["meta.json", "reward.npy", "value.npy"]
@@ -186,8 +188,10 @@ def test_a_column_is_added_to_others(store: EpisodeStore, tiny_cfg: Config, monk
     assert value.values.isnan().all()
     assert (reward.file.read_bytes(), (reward.path / "meta.json").read_bytes()) == before
     asked: list[tuple[str, ...]] = []
-    original = distill.teacher_columns
-    monkeypatch.setattr(distill, "teacher_columns", lambda *args: asked.append(tuple(args[1])) or original(*args))
+    original = outputs.teacher_columns
+    monkeypatch.setattr(
+        "tdmpc2.training.teacher_cache.teacher_columns", lambda *args: asked.append(tuple(args[1])) or original(*args)
+    )
     sampler = SliceSampler(EpisodeDataset.map(store), torch.tensor([4]))
     rows = sampler.rows(0, 8, 3, 1)
     filled = LazyTargets([reward, value], teacher).fill(sampler.gather(rows), rows)
@@ -275,8 +279,10 @@ def test_lazy_asks_the_teacher_once_for_each_row(
     store: EpisodeStore, teacher: TDMPC2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[torch.Size] = []
-    original = distill.teacher_columns
-    monkeypatch.setattr(distill, "teacher_columns", lambda *args: asked.append(args[2].shape) or original(*args))
+    original = outputs.teacher_columns
+    monkeypatch.setattr(
+        "tdmpc2.training.teacher_cache.teacher_columns", lambda *args: asked.append(args[2].shape) or original(*args)
+    )
     sampler, targets = SliceSampler(EpisodeDataset.map(store)), empty(store)
     lazy, two, three = (LazyTargets(targets, teacher, steps=steps) for steps in (1, 2, 3))
     rows = sampler.rows(0, 16, 3, 1)

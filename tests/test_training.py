@@ -21,7 +21,7 @@ from tdmpc2.config import RUN_KEYS, Config, key_names, parse_cfg
 from tdmpc2.data.chunks import read_chunk, write_chunk
 from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
 from tdmpc2.data.store.selection import chunk_fingerprints
-from tdmpc2.distillation.distillation import check_teacher
+from tdmpc2.distillation.outputs import check_teacher
 from tdmpc2.loading import load_agent
 from tdmpc2.play.collector import collect
 from tdmpc2.training import run_dir

@@ -125,13 +125,13 @@ def test_final_weights_match_recorded(replayed: dict[str, Any]) -> None:
 
 
 def test_teacher_and_student_rewards_match_recorded(published: dict[str, torch.Tensor]) -> None:
-    from tdmpc2.distillation.distillation import teacher_columns
+    from tdmpc2.distillation.outputs import teacher_columns
 
     g = load_golden("update.npz")
     agent = make_agent(g, published, "seed_teacher045")
     assert agent.teacher is not None
     for player, key in ((agent.teacher, "teacher_reward_step0"), (agent, "student_reward_step0")):
-        got = teacher_columns(player, ("reward",), g["obs"][0, 0], g["action"][0, 0], g["task"][0])["reward"]
+        got = teacher_columns(player.model, ("reward",), g["obs"][0, 0], g["action"][0, 0], g["task"][0])["reward"]
         assert_close(got, g[key], rtol=1e-4, atol=5e-4)
 
 

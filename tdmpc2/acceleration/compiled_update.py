@@ -13,7 +13,7 @@ from tdmpc2.losses import model_losses, policy_loss
 from tdmpc2.nn.world_model import WorldModel
 
 
-def compiled_losses(
+def compiled(
     model: WorldModel, device: torch.device, *, cpp_wrapper: bool = True
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Compile :func:`~tdmpc2.losses.model_losses` and :func:`~tdmpc2.losses.policy_loss`, each on its first call.
@@ -34,8 +34,8 @@ def compiled_losses(
             layers.fuse(model, norm_mish.norm_mish)
     options = {"cpp_wrapper": cpp_wrapper} if device.type == "cpu" else {}
     return (
-        compile_once(model_losses, lambda model, distillation, rho, obs, *_: obs.shape, options),
-        compile_once(policy_loss, lambda model, group, rho, zs, *_: zs.shape, options),
+        compile_once(model_losses, lambda model, distillation, batch, *_: batch.obs.shape, options),
+        compile_once(policy_loss, lambda model, group, zs, *_: zs.shape, options),
     )
 
 

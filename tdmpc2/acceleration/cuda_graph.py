@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tdmpc2.nn.world_model import TaskContext, WorldModel
-from tdmpc2.planner import Plan, PlanNoise, Sweep
+from tdmpc2.planner import Iteration, Plan, PlanNoise
 
 
 class _Captured(NamedTuple):
@@ -38,14 +38,13 @@ class GraphedPlan:
         model: WorldModel,
         z: Tensor,
         task: TaskContext,
-        discount: Tensor,
         prev_mean: Tensor,
         noise: PlanNoise,
         *,
         eval_mode: bool,
     ) -> Plan:
         """As :func:`tdmpc2.planner.plan`; the result's tensors are the caller's to keep."""
-        inputs = [z, *task, discount, prev_mean, *noise]
+        inputs = [z, *task, prev_mean, *noise]
         weights = [x.data_ptr() for x in (*model.parameters(), *model.buffers())]
         if weights != self._weights:
             self._captured.clear()
@@ -59,13 +58,13 @@ class GraphedPlan:
                 if own is not None and given is not None:
                     own.copy_(given)
             captured.graph.replay()
-            action, mean, sweep = captured.plan
-            return Plan(action.clone(), mean.clone(), Sweep(*(x.clone() for x in sweep)))
+            action, mean, last = captured.plan
+            return Plan(action.clone(), mean.clone(), Iteration(*(x.clone() for x in last)))
 
     def _capture(self, model: WorldModel, inputs: list[Tensor | None], eval_mode: bool) -> _Captured:
         own = [None if x is None else x.clone() for x in inputs]
         z, embedding, mask, discount, prev_mean, *noise = own
-        arguments = (model, z, TaskContext(embedding, mask), discount, prev_mean, PlanNoise(*noise))  # type: ignore[arg-type]
+        arguments = (model, z, TaskContext(embedding, mask, discount), prev_mean, PlanNoise(*noise))  # type: ignore[arg-type]
         # Compilation, library handles and memory pools have to be there before a capture, which forbids making them.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

@@ -24,15 +24,18 @@ WORTH_BUILDING, WORTH_COMPILING = 100, 1000
 _log = logging.getLogger("tdmpc2")
 
 
-def compiled_functions(model: WorldModel) -> dict[str, Callable[..., Any]]:
-    """Compile ``sweep_fn`` and ``rollout_fn`` of :func:`~tdmpc2.planner.plan`, one graph per number of environments.
+def compiled_functions(model: WorldModel) -> dict[str, Any]:
+    """Compile what replaces the planner's functions; each number of environments gets its own graph.
 
     Args:
         model: what they will plan with; it gets layers that compile well.
+
+    Returns:
+        ``iteration_fn`` and ``rollout_fn`` of :func:`tdmpc2.planner.plan`.
     """
     layers.prepare_for_compiler(model)
     return {
-        "sweep_fn": torch.compile(own_copy(planner.sweep), dynamic=False),
+        "iteration_fn": torch.compile(own_copy(planner.iteration), dynamic=False),
         "rollout_fn": torch.compile(own_copy(planner.policy_rollout), dynamic=False),
     }
 

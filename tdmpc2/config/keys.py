@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tdmpc2.config.limits import CACHED_TARGETS, check_value, distillation_terms
+from tdmpc2.config.limits import check_value, distillation_terms, uncached_targets
 from tdmpc2.config.values import convert
 from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest, task_names
 
@@ -259,7 +259,7 @@ class Config:
                 raise ValueError(
                     f"{low_key}={getattr(self, low_key)} must be below {high_key}={getattr(self, high_key)}"
                 )
-        uncached = [name for name in self.distillation_terms if name not in CACHED_TARGETS]
+        uncached = uncached_targets(self.distillation_terms)
         if uncached and self.distillation_cache != "off":
             raise ValueError(
                 f"distillation_cache={self.distillation_cache} holds rewards and values, not what "

@@ -20,12 +20,6 @@ CHOICES = {
     "distillation_schedule": ("constant", "linear", "cosine", "gap"),
     "resume": ("auto", "never", "must"),
 }
-#: What a student can learn from its teacher, see :mod:`tdmpc2.distillation.distillation`.
-DISTILLATION_TARGETS = (
-    "reward", "reward_horizon", "reward_logits", "next_state_linear", "next_state_pca", "value", "policy",
-)  # fmt: skip
-#: The column of a cache that a target is computed from; the other targets need more than one number for each row.
-CACHED_TARGETS = {"reward": "reward", "reward_horizon": "reward", "value": "value"}
 _AT_LEAST_ONE = (
     "steps batch_size iterations num_samples num_elites num_pi_trajs horizon num_enc_layers enc_dim mlp_dim "
     "latent_dim simnorm_dim num_channels eval_episodes episodes_per_task episodes_per_file max_episodes_per_task "
@@ -63,19 +57,27 @@ def check_value(name: str, value: Any) -> None:
             raise ValueError(f"{name}={value} must be {limits}")
 
 
+def uncached_targets(names: Iterable[str]) -> list[str]:
+    """List the targets that a cache of the teacher's outputs cannot serve."""
+    from tdmpc2.distillation.targets import TARGETS
+
+    return [name for name in names if TARGETS[name].cached_as is None]
+
+
 def distillation_terms(entries: Iterable[str], default_weight: float) -> dict[str, float]:
     """Target -> weight of the entries ``NAME`` and ``NAME WEIGHT`` of the key ``distillation_targets``, in their order.
 
     Raises:
         ValueError: an unknown name, one that is there twice, or a weight that is not a number of at least zero.
     """
+    from tdmpc2.distillation.targets import TARGETS  # here, so that listing the keys does not load torch
+
     terms: dict[str, float] = {}
     for entry in entries:
         name, *rest = entry.split() or [""]
         where = f"distillation_targets: '{entry}'"
-        if name not in DISTILLATION_TARGETS:
-            names = ", ".join(DISTILLATION_TARGETS)
-            raise ValueError(f"{where}: '{name}' is not one of {names}.{nearest(name, DISTILLATION_TARGETS)}")
+        if name not in TARGETS:
+            raise ValueError(f"{where}: '{name}' is not one of {', '.join(TARGETS)}.{nearest(name, TARGETS)}")
         if name in terms:
             raise ValueError(f"{where}: '{name}' is there twice")
         try:

@@ -9,7 +9,7 @@ from time import perf_counter
 
 import torch
 
-from tdmpc2.data.dataset import Batch
+from tdmpc2.data.batch import Batch
 
 
 class Batches:

@@ -16,35 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdmpc2.data.batch import Batch
 from tdmpc2.data.chunks import Layout, check_finite, check_layout, chunk_paths, episode_tasks, read_chunk
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.tasks import TaskSpec
 
 _BLOCK = 256  # episodes copied at a time: 16 MB of MT30, small beside any chunk
-
-
-class Batch(NamedTuple):
-    """Slices of H steps, time-major; entry t of action and reward leads from obs[t] to obs[t+1]."""
-
-    obs: Tensor  # [H+1, B, O] float32
-    action: Tensor  # [H, B, A] float32
-    reward: Tensor  # [H, B, 1] float32
-    task: Tensor  # [B] int64
-    teacher_reward: Tensor | None = None  # [H, B, 1] float32, the teacher's reward of the same steps
-    teacher_value: Tensor | None = None  # [H, B, 1] float32, its value
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
-        to_gpu = torch.device(device).type == "cuda"  # the other way, reading could begin before the copy has ended
-        return self._replace(**{name: tensor.to(device, non_blocking=to_gpu) for name, tensor in self._columns()})
-
-    def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, from which a GPU copies without the processor."""
-        return self._replace(**{name: tensor.pin_memory() for name, tensor in self._columns()})
-
-    def _columns(self) -> list[tuple[str, Tensor]]:
-        return [(name, tensor) for name, tensor in self._asdict().items() if tensor is not None]
 
 
 @dataclass(frozen=True, eq=False)

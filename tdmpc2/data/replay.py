@@ -15,7 +15,8 @@ from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer, TensorStorage
 from torchrl.data.replay_buffers.samplers import Sampler
 
-from tdmpc2.data.dataset import Batch, EpisodeDataset, SliceSampler
+from tdmpc2.data.batch import Batch
+from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
 
 
 class EpisodeSliceSampler(Sampler):

@@ -1,144 +1,34 @@
-"""What the student learns from a frozen teacher (TD-MPC-Opt, Kuzmenko & Shvai 2025; specification section 10).
+"""The distillation of one student (TD-MPC-Opt, Kuzmenko & Shvai 2025; docs/algorithm.md, "Distillation").
 
-Each target of the key ``distillation_targets`` is one loss:
-
-reward             squared error of decoded rewards at the first step: the reference's, and the default
-reward_horizon     the same along the student's imagined trajectory, weighted with rho^t
-reward_logits      cross-entropy of the reward distributions at the first step, softened by a temperature
-next_state_linear  squared error of a trained linear map of the student's first predicted latent to the teacher's latent
-next_state_pca     squared error of that latent to the teacher's, brought to the student's size by a fitted PCA
-value              cross-entropy of all Q heads at the first step with the teacher's decoded value
-policy             divergence of the Gaussian policies at the first step; the only one that trains the policy prior
-
-H horizon, B batch, O observation, A action, D_S and D_T latent sizes of student and teacher, K bins, Q heads.
+The targets themselves are rows of :data:`tdmpc2.distillation.targets.TARGETS`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tdmpc2.config import Config
-from tdmpc2.config.limits import CACHED_TARGETS
-from tdmpc2.distillation import losses as distill_losses
+from tdmpc2.data.batch import Batch
+from tdmpc2.distillation.outputs import teacher_outputs
 from tdmpc2.distillation.projection import PCA, fit_pca, linear_projection
+from tdmpc2.distillation.targets import (
+    TARGETS,
+    Constants,
+    StudentOutputs,
+    StudentPolicy,
+    TeacherOutputs,
+    loss_name,
+)  # fmt: skip
 from tdmpc2.nn.layers import Linear
-from tdmpc2.nn.math import decode
+from tdmpc2.nn.world_model import Task, WorldModel
 
-if TYPE_CHECKING:
-    from tdmpc2.agent import TDMPC2
-    from tdmpc2.nn.world_model import Task, TaskContext, WorldModel
-
-T = TypeVar("T")
 #: Updates over which the gap schedule averages a loss.
 GAP_UPDATES = 100
-_NEXT_STATE = {"next_state_linear", "next_state_pca"}
-
-
-# -- the teacher ------------------------------------------------------------------------------------------------------
-
-
-class TeacherOutputs(NamedTuple):
-    """What the teacher said of a batch; None: it was not asked."""
-
-    reward: Tensor | None = None  # [1 to H, B, 1] decoded
-    reward_logits: Tensor | None = None  # [B, K] of the first step
-    value: Tensor | None = None  # [1 to H, B, 1] decoded, the mean of all heads
-    next_latent: Tensor | None = None  # [B, D_T] encoding of the second observation
-    policy: tuple[Tensor, Tensor] | None = None  # mean before tanh and log standard deviation, [B, A], first step
-
-
-def check_teacher(student: Config, teacher: Config) -> None:
-    """Raise ``ValueError`` unless the teacher can teach the student.
-
-    It must play the student's tasks with the same ids and padding, for ``reward_logits`` have the same bins, and for
-    ``next_state_pca`` a latent that is at least as wide.
-    """
-    if student.task_specs != teacher.task_specs:
-        pairs = zip(student.task_specs, teacher.task_specs, strict=False)
-        first = next((f"id {i}: '{s.name}' and '{t.name}'" for i, (s, t) in enumerate(pairs) if s != t), "")
-        raise ValueError(
-            f"Teacher and student have different task sets: student task={student.task} "
-            f"({len(student.task_specs)} tasks), teacher task={teacher.task} ({len(teacher.task_specs)} tasks)"
-            f"{'; first difference at ' + first if first else ''}. Use a teacher of the student's task set"
-        )
-    bins = [(cfg.num_bins, cfg.vmin, cfg.vmax) for cfg in (student, teacher)]
-    if "reward_logits" in student.distillation_terms and bins[0] != bins[1]:
-        raise ValueError(
-            f"distillation_targets=reward_logits needs a teacher with the student's bins, but (num_bins, vmin, vmax) "
-            f"are {bins[0]} and the teacher's {bins[1]}: use the target reward, or the teacher's bins"
-        )
-    if "next_state_pca" in student.distillation_terms and teacher.latent_dim < student.latent_dim:
-        raise ValueError(
-            f"distillation_targets=next_state_pca needs a teacher with latent_dim of at least {student.latent_dim}, "
-            f"the student's, but it is {teacher.latent_dim}: use next_state_linear"
-        )
-
-
-@torch.no_grad()
-def teacher_columns(
-    teacher: TDMPC2, names: Collection[str], obs: Tensor, action: Tensor, task: Task
-) -> dict[str, Tensor]:
-    """The teacher's decoded ``reward`` or ``value``, or both, of obs [..., O] and action [..., A]: each [..., 1].
-
-    The teacher's own encoder is used. The value is the mean of its decoded online heads.
-    """
-    context = teacher.model.context(task)
-    return _columns(teacher.model, names, teacher.model.encode(obs, context), action, context)
-
-
-def _columns(
-    model: WorldModel, names: Collection[str], z: Tensor, action: Tensor, context: TaskContext
-) -> dict[str, Tensor]:
-    columns = {}
-    if "reward" in names:
-        columns["reward"] = decode(model.reward(z, action, context), model.bins)
-    if "value" in names:
-        columns["value"] = decode(model.Q(z, action, context, "all"), model.bins).mean(0)
-    return columns
-
-
-@torch.no_grad()
-def teacher_outputs(
-    teacher: TDMPC2, targets: Collection[str], obs: Tensor, action: Tensor, task: Task
-) -> TeacherOutputs:
-    """What some targets need of the teacher, and no more; the steps they need are encoded once.
-
-    Args:
-        teacher: the live teacher.
-        targets: their names.
-        obs: [H+1, B, O].
-        action: [H, B, A].
-        task: [B], or None for a single-task teacher.
-    """
-    model, wanted = teacher.model, set(targets)
-    context = model.context(task)
-    rewards = len(action) if "reward_horizon" in wanted else 1
-    start = 1 if wanted <= _NEXT_STATE else 0
-    stop = max(rewards, 2 if wanted & _NEXT_STATE else 1)
-    z = model.encode(obs[start:stop], context)  # [., B, D_T]
-    columns: dict[str, Tensor] = {}
-    if wanted & {"reward", "reward_horizon"}:
-        columns |= _columns(model, ("reward",), z[:rewards], action[:rewards], context)
-    if "value" in wanted:
-        columns |= _columns(model, ("value",), z[:1], action[:1], context)
-    policy = None
-    if "policy" in wanted:
-        _, info = model.pi(z[0], context, torch.zeros_like(action[0]))
-        policy = (info["presquash_mean"], info["log_std"])
-    return TeacherOutputs(
-        **columns,
-        reward_logits=model.reward(z[0], action[0], context) if "reward_logits" in wanted else None,
-        next_latent=z[1 - start] if wanted & _NEXT_STATE else None,
-        policy=policy,
-    )
-
-
-# -- one student's distillation ---------------------------------------------------------------------------------------
 
 
 class Distillation:
@@ -155,7 +45,7 @@ class Distillation:
 
     Args:
         cfg: the student.
-        teacher: the live teacher; None: nothing is distilled but from batches that bring its outputs.
+        teacher: the live teacher's world model; None: only the outputs that batches bring are distilled.
         device: the student's.
 
     Attributes:
@@ -163,7 +53,7 @@ class Distillation:
         pca: of ``next_state_pca``, set before the first update.
     """
 
-    def __init__(self, cfg: Config, teacher: TDMPC2 | None, device: torch.device) -> None:
+    def __init__(self, cfg: Config, teacher: WorldModel | None, device: torch.device) -> None:
         self.cfg, self.teacher = cfg, teacher
         self.terms = cfg.distillation_terms
         self.projection: Linear | None = None
@@ -178,83 +68,70 @@ class Distillation:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained with the model but no part of it."""
+        """Parameters that are trained with the model but are no part of it."""
         return [] if self.projection is None else list(self.projection.parameters())
 
     @property
     def needs_pca(self) -> bool:
-        """Whether a PCA must be fitted before the first update."""
+        """True until the PCA that a target needs has been fitted."""
         return self.teacher is not None and "next_state_pca" in self.terms and self.pca is None
 
-    def ask(self, batch: Any, obs: Tensor, action: Tensor, task: Tensor | None) -> TeacherOutputs | None:
-        """What the targets need of the teacher; None if there is nothing to distil.
+    def teacher_outputs(self, batch: Batch, task: Task) -> TeacherOutputs | None:
+        """Collect the teacher's outputs for a batch; None if there is nothing to distil.
 
         Args:
-            batch: the batch of the update. For what it has as ``teacher_reward`` and ``teacher_value`` [1 to H, B, 1],
-                computed before (:mod:`tdmpc2.training.teacher_cache`), the teacher is not asked.
-            obs: [H+1, B, O].
-            action: [H, B, A].
+            batch: the batch of the update. What it has as ``teacher_reward`` and ``teacher_value``, computed before
+                (:mod:`tdmpc2.training.teacher_cache`), the teacher does not compute again.
             task: [B], or None for a single-task teacher.
 
         Raises:
             ValueError: there is no teacher, and the batch has the outputs for some of the targets only.
         """
-        names = {CACHED_TARGETS[name] for name in self.terms if name in CACHED_TARGETS}
+        cached = {column for name in self.terms if (column := TARGETS[name].cached_as)}
         given: dict[str, Any] = {
-            name: column for name in names if (column := _given(batch, f"teacher_{name}")) is not None
+            name: column for name in cached if (column := getattr(batch, f"teacher_{name}")) is not None
         }
-        lacking = [name for name in self.terms if CACHED_TARGETS.get(name) not in given]
+        missing = [name for name in self.terms if TARGETS[name].cached_as not in given]
         outputs = TeacherOutputs()
-        if lacking and self.teacher is not None:
-            outputs = teacher_outputs(self.teacher, lacking, obs, action, task)
-        elif lacking and given:
+        if missing and self.teacher is not None:
+            outputs = teacher_outputs(self.teacher, missing, batch.obs, batch.action, task)
+        elif missing and given:
             raise ValueError(
-                f"distillation_targets={', '.join(lacking)}: there is no teacher, and the batch has only "
+                f"distillation_targets={', '.join(missing)}: there is no teacher, and the batch has only "
                 f"{', '.join(f'teacher_{name}' for name in given)}"
             )
-        elif lacking:
+        elif missing:
             return None
         return outputs._replace(**given)
 
     def losses(
-        self, taught: TeacherOutputs, zs: Tensor, reward_logits: Tensor, q_logits: Tensor, rho: Tensor, bins: Tensor
+        self, student: StudentOutputs | StudentPolicy, teacher: TeacherOutputs | None, model: WorldModel
     ) -> dict[str, Tensor]:
-        """Target -> loss, for all targets that train the model.
+        """Compute the unweighted losses of the targets that train the model, or the policy prior, by target.
 
         Args:
-            taught: what :meth:`ask` gave.
-            zs: the student's imagined latents, [H+1, B, D_S].
-            reward_logits: [H, B, K].
-            q_logits: [Q, H, B, K].
-            rho: rho^t, [H].
-            bins: [K].
+            student: the side of the student decides which targets: those that train the model, or the policy.
+            teacher: the result of :meth:`teacher_outputs`; None: nothing is distilled.
+            model: the student, for its bins and rho.
 
         Raises:
             ValueError: no PCA has been fitted, or the teacher's rewards are of too few steps.
         """
-        losses = {}
-        for name in self.terms:
-            if name == "reward":
-                losses[name] = distill_losses.reward_loss(reward_logits[0], _there(taught.reward)[0], bins)
-            elif name == "reward_horizon":
-                losses[name] = distill_losses.reward_horizon_loss(reward_logits, _there(taught.reward), bins, rho)
-            elif name == "reward_logits":
-                losses[name] = distill_losses.reward_logits_loss(
-                    reward_logits[0], _there(taught.reward_logits), self.cfg.distillation_temperature
-                )
-            elif name == "next_state_linear":
-                losses[name] = distill_losses.next_state_linear_loss(
-                    zs[1], _there(taught.next_latent), _there(self.projection)
-                )
-            elif name == "next_state_pca":
-                if self.pca is None:
-                    raise ValueError("distillation_targets=next_state_pca: call agent.distillation.fit_pca first")
-                losses[name] = distill_losses.next_state_pca_loss(
-                    zs[1], _there(taught.next_latent), self.pca, self.cfg.simnorm_dim
-                )
-            elif name == "value":
-                losses[name] = distill_losses.value_loss(q_logits[:, 0], _there(taught.value)[0], bins)
-        return losses
+        if teacher is None:
+            return {}
+        if self.needs_pca:
+            raise ValueError("distillation_targets=next_state_pca: call agent.distillation.fit_pca first")
+        trained = "policy" if isinstance(student, StudentPolicy) else "model"
+        cfg = self.cfg
+        constants = Constants(
+            model.rho[:-1], model.bins, cfg.distillation_temperature, cfg.simnorm_dim, self.projection, self.pca
+        )
+        rows = {name: TARGETS[name] for name in self.terms if TARGETS[name].trains == trained}
+        return {name: row.loss(student, teacher, constants) for name, row in rows.items()}
+
+    def weighted(self, losses: Mapping[str, Tensor]) -> Tensor | float:
+        """Add up unweighted losses by target, each times its weight in this update; 0 if there are none."""
+        return sum(self.weight(name) * loss for name, loss in losses.items())
 
     @torch.no_grad()
     def fit_pca(self, observations: Iterable[tuple[Tensor, Tensor | None]]) -> float:
@@ -269,8 +146,8 @@ class Distillation:
         Raises:
             ValueError: see :func:`tdmpc2.distillation.projection.fit_pca`.
         """
-        model = _there(self.teacher).model
-        latents = torch.cat([model.encode(obs, task).cpu() for obs, task in observations])
+        assert self.teacher is not None
+        latents = torch.cat([self.teacher.encode(obs, task).cpu() for obs, task in observations])
         pca, share = fit_pca(latents, self.cfg.latent_dim)
         self.pca = PCA(*(tensor.to(self._device) for tensor in pca))
         return share
@@ -290,9 +167,13 @@ class Distillation:
             self.cfg.distillation_schedule
         ]
 
-    def count(self, stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """End an update that gave these losses; returns the factor it used, unless that is constant or had no use."""
-        first_loss = stats.get(f"{metric(next(iter(self.terms)))}_loss")
+    def advance(self, stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Advance the schedule by one update; returns the factor to log, or nothing if it is constant or unused.
+
+        Args:
+            stats: the losses that the update gave, by their names in the log.
+        """
+        first_loss = stats.get(f"{loss_name(next(iter(self.terms)))}_loss")
         factor = self.factor()
         self._updates += 1
         if first_loss is None or self.cfg.distillation_schedule == "constant":
@@ -305,7 +186,7 @@ class Distillation:
         return {"distillation_factor": on_device}
 
     def state(self) -> dict[str, Any]:
-        """What the next update depends on, besides the teacher."""
+        """Collect everything but the teacher that the next update depends on."""
         state: dict[str, Any] = {"updates": self._updates, "loss": self._loss, "first_loss": self._first_loss}
         if self.projection is not None:
             state |= {"projection": dict(self.projection.state_dict())}
@@ -319,18 +200,3 @@ class Distillation:
             self.projection.load_state_dict(state["projection"])
         if "pca" in state:
             self.pca = PCA(**{name: tensor.to(self._device) for name, tensor in state["pca"].items()})
-
-
-def metric(target: str) -> str:
-    """Name of a target's loss among the losses of an update: ``distillation`` for ``reward``, the reference's."""
-    return "distillation" if target == "reward" else f"distillation_{target}"
-
-
-def _given(batch: Any, name: str) -> Tensor | None:
-    value = batch.get(name, None) if hasattr(batch, "get") else getattr(batch, name, None)
-    return value if isinstance(value, Tensor) else None  # a TensorDict wraps None into an object of its own
-
-
-def _there(what: T | None) -> T:
-    assert what is not None
-    return what

@@ -17,18 +17,19 @@ from tdmpc2.nn.math import bin_centres, bounded_log_std, decode, squashed_gaussi
 
 
 class TaskContext(NamedTuple):
-    """What the networks know of each row's task. Single-task models have neither embedding nor mask."""
+    """Everything the networks, targets and plans need of each row's task, looked up once."""
 
-    embedding: Tensor | None  # [..., task_dim]
-    action_mask: Tensor | None  # [..., A]
+    embedding: Tensor | None  # [..., task_dim]; None for single-task models
+    action_mask: Tensor | None  # [..., A]; None for single-task models
+    discount: Tensor  # [..., 1]; [1] for single-task models
 
     def unsqueeze(self, dim: int) -> TaskContext:
         """The same context for inputs with one more leading axis at ``dim``."""
-        return TaskContext(*(None if x is None else x.unsqueeze(dim) for x in self))
+        return TaskContext(*(None if x is None else x.unsqueeze(dim) for x in self))  # type: ignore[arg-type]
 
-    def rows(self, rows: slice) -> TaskContext:
-        """The context of some rows."""
-        return TaskContext(*(None if x is None else x[rows] for x in self))
+    def for_rows(self, rows: slice | Tensor) -> TaskContext:
+        """Select rows of the context of a multi-task model."""
+        return TaskContext(*(None if x is None else x[rows] for x in self))  # type: ignore[arg-type]
 
 
 Task = Tensor | int | TaskContext | None
@@ -83,11 +84,13 @@ class WorldModel(nn.Module):
         self.register_buffer("action_masks", masks, persistent=False)
         self.register_buffer("bins", bin_centres(bins, cfg.vmin, cfg.vmax), persistent=False)
         self.register_buffer("discounts", torch.tensor(cfg.discounts), persistent=False)
+        self.register_buffer("rho", cfg.rho ** torch.arange(cfg.horizon + 1), persistent=False)
         self._init_weights(generator)
 
     action_masks: Tensor
     bins: Tensor
     discounts: Tensor
+    rho: Tensor  # rho^t, [H+1]
 
     @torch.no_grad()
     def _init_weights(self, generator: torch.Generator | None) -> None:
@@ -139,7 +142,8 @@ class WorldModel(nn.Module):
     # -- tasks ------------------------------------------------------------------------------------------------------
 
     def context(self, task: Task, *, train: bool = False) -> TaskContext:
-        """Embedding and action mask of task ids [...]. Embeddings have a norm of at most 1.
+        """Look up embedding, action mask and discount of task ids [...]. Embeddings have a norm of at most 1.
+
 
         Args:
             task: ids, or a context, which is returned as it is.
@@ -152,7 +156,7 @@ class WorldModel(nn.Module):
         if isinstance(task, TaskContext):
             return task
         if not self.cfg.multitask:
-            return TaskContext(None, None)
+            return TaskContext(None, None, self.discounts)
         if task is None:
             raise ValueError(f"This model has {len(self.cfg.task_specs)} tasks ('{self.cfg.task}'): pass a task id")
         ids = torch.as_tensor(task, device=self.action_masks.device)
@@ -164,7 +168,7 @@ class WorldModel(nn.Module):
             with torch.no_grad():
                 table[ids] = rescaled
             rescaled = F.embedding(ids, table)
-        return TaskContext(rescaled, self.action_masks[ids])
+        return TaskContext(rescaled, self.action_masks[ids], self.discounts[ids].unsqueeze(-1))
 
     # -- networks ---------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ Intervals are 95 % bootstrap intervals over episodes, resampled within each task
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -68,11 +68,12 @@ def bootstrap(samples: Sequence[NDArray[np.float64]], seed: int = 0) -> Interval
     return float(low), float(high)
 
 
-def agent_actor(agent: TDMPC2, *, noise: bool) -> Actor:
-    """The agent as an actor; ``noise`` adds exploration noise to every action."""
+def agent_actor(agent: TDMPC2, *, noise: bool, seed: int | None = None) -> Actor:
+    """Let a player of the agent act; ``noise`` adds exploration noise to every action, ``seed`` is the player's."""
+    player = agent.player(seed=seed)
 
     def act(obs: Any, t0: Any, task_ids: Any) -> Any:
-        return agent.act(obs, t0=t0, eval_mode=not noise, task=task_ids)
+        return player.act(obs, t0, task_ids, eval_mode=not noise)
 
     return act
 
@@ -94,7 +95,7 @@ def evaluate(
     which episodes are played together, so with planning another number of processes gives other returns.
 
     Args:
-        agent: the agent; its random state is left as it was.
+        agent: the agent; a player of its own acts, so that the agent stays as it is.
         cfg: what to play (by default the agent's): tasks, ``eval_*``, ``save_video``.
         quiet: without progress.
         film: called with the task's name and the frames of each task's first episode, if ``save_video``, in the process
@@ -106,17 +107,14 @@ def evaluate(
     """
     cfg = cfg or agent.cfg
     check_playable(cfg)
-    actor = agent_actor(agent, noise=cfg.eval_noise)
     group = agent.group
+    actor = agent_actor(agent, noise=cfg.eval_noise, seed=_rank_seed(cfg.seed, group.rank))
     jobs = [Job(task_id, cfg.eval_seed + k) for task_id in cfg.task_ids for k in range(cfg.eval_episodes)]
     jobs = jobs[group.rank :: group.world_size]  # neighbours are of one task and take as long
     size = side_by_side(cfg, len(jobs), agent) if jobs else 1
     steps = sum(cfg.task_specs[job.task_id].episode_length for job in jobs)
     episodes: list[Episode] = []
-    with (
-        _seeded(agent, _rank_seed(cfg.seed, group.rank)),
-        contextlib.nullcontext() if quiet else Progress(steps, "Evaluating") as bar,
-    ):
+    with contextlib.nullcontext() if quiet else Progress(steps, "Evaluating") as bar:
         for first in range(0, len(jobs), size):
             text = _last_result(cfg, episodes)
             on_step = partial(_advance, bar, text) if bar else None
@@ -167,16 +165,6 @@ def side_by_side(cfg: Config, num_jobs: int, agent: TDMPC2) -> int:
 def _rank_seed(seed: int, rank: int) -> int:
     """A seed of its own for each process, the given one for the first; a CPU generator reads 32 bits of it."""
     return (seed + rank * 0x9E3779B9) % 2**32
-
-
-@contextlib.contextmanager
-def _seeded(agent: TDMPC2, seed: int) -> Iterator[None]:
-    before = agent.generator.get_state()
-    agent.generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        agent.generator.set_state(before)
 
 
 def _advance(bar: Progress, text: str, num_envs: int) -> None:

@@ -73,10 +73,9 @@ class Player:
         """The player as an actor whose random numbers start at ``seed``."""
         if self.agent is None:
             return random_actor(cfg, seed)
-        self.agent.generator.manual_seed(seed)
         if self.source.noise is None:
-            return agent_actor(self.agent, noise=True)
-        return noisy_actor(cfg, agent_actor(self.agent, noise=False), self.source.noise, seed)
+            return agent_actor(self.agent, noise=True, seed=seed)
+        return noisy_actor(cfg, agent_actor(self.agent, noise=False, seed=seed), self.source.noise, seed)
 
 
 def parse_mix(entries: Sequence[str], origin: str = "mix") -> list[Source]:

@@ -65,8 +65,8 @@ def measure(candidates: Sequence[Candidate], inputs: Inputs, settings: Settings)
     Returns:
         For each file ``name``, ``computes_in``, ``file_bytes``, ``size_ratio`` (to the first file), ``weight_bytes``
         (in memory), ``errors`` (dB by output; None: exact), ``regret`` and its standard error ``regret_error``,
-        ``sweep_ms`` and ``plan_ms``; with episodes ``score``, ``interval``, ``minus_fp32``, ``minus_fp32_interval`` and
-        the ``returns`` by task.
+        ``iteration_ms`` and ``plan_ms``; with episodes ``score``, ``interval``, ``minus_fp32``,
+        ``minus_fp32_interval`` and the ``returns`` by task.
 
     Raises:
         ValueError: a file that cannot be loaded, or tasks that cannot be played.
@@ -87,8 +87,8 @@ def measure(candidates: Sequence[Candidate], inputs: Inputs, settings: Settings)
     ]
     for row, (regret, error) in zip(rows, _regrets(list(agents.values()), inputs, settings.plans), strict=True):
         row |= {"regret": regret, "regret_error": error}
-    for row, (sweep_ms, plan_ms) in zip(rows, _times(list(agents.values()), inputs, settings.repeats), strict=True):
-        row |= {"sweep_ms": sweep_ms, "plan_ms": plan_ms}
+    for row, (iteration_ms, plan_ms) in zip(rows, _times(list(agents.values()), inputs, settings.repeats), strict=True):
+        row |= {"iteration_ms": iteration_ms, "plan_ms": plan_ms}
     if settings.episodes:
         scores = [_score(name, agent, settings.episodes) for name, agent in agents.items()]
         for row, score in zip(rows, scores, strict=True):
@@ -142,7 +142,7 @@ def _regrets(agents: Sequence[TDMPC2], inputs: Inputs, plans: int) -> list[tuple
 
 @torch.no_grad()
 def _times(agents: Sequence[TDMPC2], inputs: Inputs, repeats: int) -> list[list[float]]:
-    """Medians in ms of one sweep and of one plan of every agent, taken in turns."""
+    """Medians in ms of one iteration and of one plan of every agent, taken in turns."""
     runs = [run for agent in agents for run in _runs(agent, inputs.rows(torch.zeros(1, dtype=torch.long)))]
     seconds = np.zeros((repeats, len(runs)))
     for run in runs:
@@ -156,28 +156,26 @@ def _times(agents: Sequence[TDMPC2], inputs: Inputs, repeats: int) -> list[list[
 
 
 def _runs(agent: TDMPC2, one: Inputs) -> tuple[Callable[[], None], Callable[[], None]]:
-    """One sweep and one plan for one environment."""
+    """One iteration and one plan for one environment."""
     cfg, model, device = agent.cfg, agent.model, agent.device
     context = model.context(one.task)
     z, wide = model.encode(one.obs, context), context.unsqueeze(1)
-    discount = model.discounts[:1] if one.task is None else model.discounts[one.task]
     noise = planner.draw_noise(cfg, 1, device, None)
     policy = planner.policy_rollout(model, z, wide, noise.policy)
     mean = z.new_zeros(1, cfg.horizon, cfg.action_dim)
     std = torch.full_like(mean, cfg.max_std)
     task = None if one.task is None else int(one.task)
-    sweep_fn = agent.planner.functions.get("sweep_fn", planner.sweep)
+    iteration_fn = agent.planner.functions.get("iteration_fn", planner.iteration)
 
-    def sweep() -> None:
-        first = noise.samples[0], noise.value[0], noise.heads[0]
-        sweep_fn(model, z, wide, discount[:, None], mean, std, policy, *first)
+    def iteration() -> None:
+        iteration_fn(model, z, wide, mean, std, policy, noise.of_iteration(0))
         _wait(device)
 
     def plan() -> None:
         agent.act(one.obs, t0=True, eval_mode=True, task=task)
         _wait(device)
 
-    return sweep, plan
+    return iteration, plan
 
 
 def _wait(device: torch.device) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tdmpc2 import planner
 from tdmpc2.config import Config
 from tdmpc2.nn.world_model import WorldModel
-from tdmpc2.planner import Plan, PlanNoise, Sweep
+from tdmpc2.planner import Iteration, Plan, PlanNoise
 
 PlanFn = Callable[..., Plan]
 
@@ -48,7 +48,7 @@ def plan_regrets(
 
     All plans start an episode and use the same random numbers, as far as their budgets have them in common. The value
     of a mean is the reference's: its rewards, then all Q heads at the policy's mean action. The unit is the standard
-    deviation of the values of the reference's first sweep, which are those of actions drawn at random.
+    deviation of the values of the reference's first iteration, which are those of actions drawn at random.
 
     Args:
         reference: the float32 model; plans with the settings of its configuration, uncompiled.
@@ -74,26 +74,24 @@ def plan_regrets(
             )
     generator = torch.Generator(obs.device).manual_seed(seed)
     noise = planner.draw_noise(_largest([cfg, *(other.cfg for other in others)]), len(obs), obs.device, generator)
-    discount = reference.discounts.expand(len(obs)) if task is None else reference.discounts[task]
-    discount = discount.unsqueeze(-1)
-    swept: list[Tensor] = []  # values of each sweep of the reference, [E, S]
+    values: list[Tensor] = []  # of every sample, in each iteration of the reference, [E, S]
 
-    def noting(*args: Any) -> Sweep:
-        result = planner.sweep(*args)
-        swept.append(result.value)
+    def noting(*args: Any) -> Iteration:
+        result = planner.iteration(*args)
+        values.append(result.value)
         return result
 
     def mean_of(model: WorldModel, plan: PlanFn) -> Tensor:
         context, prev_mean = model.context(task), obs.new_zeros(len(obs), cfg.horizon, cfg.action_dim)
         z = model.encode(obs, context)
-        return plan(model, z, context, discount, prev_mean, _part(noise, model.cfg), eval_mode=True).mean
+        return plan(model, z, context, prev_mean, _part(noise, model.cfg), eval_mode=True).mean
 
-    own = mean_of(reference, partial(planner.plan, sweep_fn=noting))
+    own = mean_of(reference, partial(planner.plan, iteration_fn=noting))
     means = torch.stack([own, *(mean_of(other, plan_fn) for other in others)], 2)  # [E, H, 1 + n, A]
     context, eps = reference.context(task), means.new_zeros(len(obs), means.shape[2], cfg.action_dim)
     z, heads = reference.encode(obs, context), torch.arange(cfg.num_q, device=obs.device)
-    value = planner.estimate_value(reference, z, context.unsqueeze(1), discount, means, eps, heads)  # [E, 1 + n]
-    spread = swept[0].std(-1, keepdim=True).clamp(min=torch.finfo(value.dtype).tiny)  # a new model's values are all 0
+    value = planner.estimate_value(reference, z, context.unsqueeze(1), means, eps, heads)  # [E, 1 + n]
+    spread = values[0].std(-1, keepdim=True).clamp(min=torch.finfo(value.dtype).tiny)  # a new model's values are all 0
     return ((value[:, :1] - value[:, 1:]) / spread).T
 
 
@@ -109,12 +107,12 @@ def _largest(cfgs: Sequence[Config]) -> Config:
 
 
 def _part(noise: PlanNoise, cfg: Config) -> PlanNoise:
-    sweeps = cfg.plan_iterations
+    iterations = cfg.plan_iterations
     return PlanNoise(
         noise.policy[:, :, : cfg.num_pi_trajs],
-        noise.samples[:sweeps, :, :, : cfg.num_samples - cfg.num_pi_trajs],
-        noise.value[:sweeps, :, : cfg.num_samples],
-        noise.heads[:sweeps],
+        noise.samples[:iterations, :, :, : cfg.num_samples - cfg.num_pi_trajs],
+        noise.value[:iterations, :, : cfg.num_samples],
+        noise.heads[:iterations],
         noise.elite[:, : cfg.num_elites],
         noise.action,
     )

@@ -23,7 +23,7 @@ from tdmpc2.support.files import write_text
 _CAPTION = """\
 Errors: RMS over the inputs, in dB relative to the RMS of the float32 model's own output (-20 dB: 10 %, -40 dB: 1 %);
 `exact`: no difference. Regret: how much less the float32 model values the mean of a plan than that of its own plan, in
-standard deviations of the values of its first sweep; mean and its standard error over {plans} of the inputs. Times:
+standard deviations of the values of its first iteration; mean and its standard error over {plans} of the inputs. Times:
 medians of {repeats} turns of all rows in one process, one environment, {threads} threads, by the CPU kernels where
 there are any, else uncompiled; a machine's speed changes, so that only their ratios say something."""
 _MIXED = """\
@@ -61,7 +61,7 @@ def tables(report: Report) -> list[Cells]:
         "of fp32": lambda row: f"{row['size_ratio']:.1%}",
         "bytes in memory": lambda row: f"{row['weight_bytes']:,}",
         "regret": lambda row: _with_error(row["regret"], row["regret_error"]),
-        "sweep ms": lambda row: f"{row['sweep_ms']:.2f}",
+        "iteration ms": lambda row: f"{row['iteration_ms']:.2f}",
         "plan ms": lambda row: f"{row['plan_ms']:.1f}",
     }
     if "score" in report.rows[0]:

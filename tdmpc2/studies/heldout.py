@@ -20,9 +20,10 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256, load_file
 from tdmpc2.commands.cli import one_line_errors
 from tdmpc2.config import Config
-from tdmpc2.data.dataset import Batch, SliceSampler
+from tdmpc2.data.batch import Batch
+from tdmpc2.data.dataset import SliceSampler
 from tdmpc2.data.placement import data_record, open_data
-from tdmpc2.distillation.distillation import check_teacher
+from tdmpc2.distillation.outputs import check_teacher, teacher_columns
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.math import decode, symlog
 from tdmpc2.studies.runs import read_json
@@ -80,20 +81,14 @@ def _squares(agent: TDMPC2, batch: Batch, teacher: TDMPC2 | None) -> dict[str, T
     }
     if teacher is not None:
         own = decode(model.Q(predicted[0], action[0], context, "all"), model.bins).mean(0)  # [B, 1]
-        pairs["value_rmse"] = (own, _value(teacher, obs[0], action[0], task).to(device))
+        asked = [None if x is None else x.to(teacher.device) for x in (obs[0], action[0], task)]
+        theirs = teacher_columns(teacher.model, ("value",), *asked)["value"]  # type: ignore[arg-type]
+        pairs["value_rmse"] = (own, theirs.to(device))
     squares = {name: (a.double() - b.double()).square().mean().cpu() for name, (a, b) in pairs.items()}
     for name, (a, b) in pairs.items():
         if name != "latent_rmse":
             squares[f"{name}_symlog"] = (symlog(a.double()) - symlog(b.double())).square().mean().cpu()
     return squares
-
-
-def _value(agent: TDMPC2, obs: Tensor, action: Tensor, task: Tensor | None) -> Tensor:
-    """Mean of the decoded Q heads, [B, 1]."""
-    model, device = agent.model, agent.device
-    context = model.context(None if task is None else task.to(device))
-    z = model.encode(obs.to(device), context)
-    return decode(model.Q(z, action.to(device), context, "all"), model.bins).mean(0)
 
 
 def heldout_batches(sampler: SliceSampler, batches: int, batch_size: int, horizon: int, seed: int) -> Iterator[Batch]:

@@ -12,8 +12,8 @@ from torch import Tensor
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config
+from tdmpc2.data.batch import Batch
 from tdmpc2.data.batches import Batches
-from tdmpc2.data.dataset import Batch
 from tdmpc2.data.placement import Data, open_data, plan_place
 from tdmpc2.distributed import ProcessGroup, process_group
 from tdmpc2.play.evaluation import evaluate, num_steps

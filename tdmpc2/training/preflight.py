@@ -15,13 +15,13 @@ import torch
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import read_file
 from tdmpc2.config import Config
-from tdmpc2.config.limits import CACHED_TARGETS
+from tdmpc2.data.batch import Batch
 from tdmpc2.data.chunks import Layout, chunk_paths
-from tdmpc2.data.dataset import Batch
 from tdmpc2.data.placement import choose_place, data_bytes, data_record
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.data.store.importer import RATE, find_store
-from tdmpc2.distillation import distillation as distill
+from tdmpc2.distillation.outputs import teacher_columns
+from tdmpc2.distillation.targets import TARGETS
 from tdmpc2.play.evaluation import num_steps, side_by_side
 from tdmpc2.play.results import video_writer
 from tdmpc2.play.rollout import check_playable
@@ -179,13 +179,13 @@ def _preparation(cfg: Config, alive: TDMPC2 | None, size: int, imported: bool) -
     if alive is not None and cfg.distillation_cache != "off":
         layout = Layout.of(cfg.task_specs)
         rows = size // RowFormat(layout.obs_dim, layout.action_dim).record.itemsize
-        names = {CACHED_TARGETS[name] for name in cfg.distillation_terms}
+        names = {column for name in cfg.distillation_terms if (column := TARGETS[name].cached_as)}
         disk += 4 * rows * len(names)
         if cfg.distillation_cache == "full":
             batch = _random_batch(cfg.replace(batch_size=_CACHE_BATCH), alive.device)
             ids = batch.task if alive.cfg.multitask else None
             once = _seconds(
-                lambda: distill.teacher_columns(alive, names, batch.obs[0], batch.action[0], ids), alive.device
+                lambda: teacher_columns(alive.model, names, batch.obs[0], batch.action[0], ids), alive.device
             )
             filling = rows / _CACHE_BATCH * once
             seconds += filling

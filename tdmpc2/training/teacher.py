@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.config import Config
-from tdmpc2.config.limits import CACHED_TARGETS
 from tdmpc2.data.dataset import SliceSampler
 from tdmpc2.data.placement import Data
+from tdmpc2.distillation.targets import TARGETS
 from tdmpc2.loading import load_agent
 from tdmpc2.training.teacher_cache import LazyTargets, compute_all, open_targets
 
@@ -49,7 +50,9 @@ class Teacher:
         Raises:
             ValueError: unreadable file.
         """
-        task = {} if self.cfg.multitask else {"task": self.cfg.task}  # files of other code bases do not name it
+        task: dict[str, Any] = {}
+        if not self.cfg.multitask:  # files of other code bases do not name it
+            task["task"] = self.cfg.task
         agent = load_agent(self.path, device=str(device), precision="fp32", **task)
         agent.model.requires_grad_(False)
         return agent
@@ -72,22 +75,23 @@ def add_targets(data: Data, teacher: Teacher, cfg: Config, device: torch.device)
         ValueError: a teacher of other tasks, or no room on the disk.
     """
     assert data.store is not None
-    names = dict.fromkeys(CACHED_TARGETS[name] for name in cfg.distillation_terms)
+    targets = [TARGETS[name] for name in cfg.distillation_terms]
+    names = dict.fromkeys(target.cached_as for target in targets if target.cached_as)
     columns = [open_targets(data.store, teacher.sha256, teacher.path.name, name) for name in names]
     if not all(column.complete(data.episodes) for column in columns):
         agent = teacher.load(device)
         if cfg.distillation_cache == "lazy":
-            steps = cfg.horizon if "reward_horizon" in cfg.distillation_terms else 1
+            steps = cfg.horizon if any(target.all_steps for target in targets) else 1
             return data, LazyTargets(columns, agent, None if data.place == "disk" else data.episodes, steps)
         compute_all(columns, agent, data.episodes)
     dataset = data.sampler.dataset
-    targets = {
+    given = {
         f"teacher_{column.name}": column.values
         if data.place == "disk"
         else column.column(data.episodes, dataset.rows.device)
         for column in columns
     }
-    return data._replace(sampler=SliceSampler(replace(dataset, targets=targets), *data.sampler.selection)), None
+    return data._replace(sampler=SliceSampler(replace(dataset, targets=given), *data.sampler.selection)), None
 
 
 def fit_pca(agent: TDMPC2, sampler: SliceSampler) -> str:

@@ -17,11 +17,11 @@ from torch import Tensor
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.commands import cli
-from tdmpc2.data.dataset import Batch
+from tdmpc2.data.batch import Batch
 from tdmpc2.data.store.importer import ensure_store
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.data.store.teacher_columns import COLUMNS, TeacherTargets, one_process, open_targets
-from tdmpc2.distillation import distillation as distill
+from tdmpc2.distillation.outputs import teacher_columns
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.world_model import TaskContext
 from tdmpc2.support.runtime import set_num_threads
@@ -132,7 +132,7 @@ class LazyTargets:
         if lacking:
             ids = batch.task if self.teacher.cfg.multitask else None
             names = [column.name for column in lacking]
-            outputs = distill.teacher_columns(self.teacher, names, batch.obs[:steps], batch.action[:steps], ids)
+            outputs = teacher_columns(self.teacher.model, names, batch.obs[:steps], batch.action[:steps], ids)
             for column in lacking:
                 numbers, values = outputs[column.name].squeeze(-1).cpu(), found[column.name]
                 _write(column, index, numbers)
@@ -163,12 +163,12 @@ def _outputs(
     obs, action, _ = store.meta.row_format.split(records)
     before, after = obs[:, :-1].transpose(0, 1), action[:, 1:].transpose(0, 1)  # [L, n, .], what led to a row is in it
     task = store.task[episodes].to(teacher.device)
-    outputs = distill.teacher_columns(
-        teacher,
+    outputs = teacher_columns(
+        teacher.model,
         names,
         before.to(teacher.device).float(),
         after.to(teacher.device).float(),
-        TaskContext(*(None if x is None else x[task] for x in context)),
+        context.for_rows(task) if teacher.cfg.multitask else context,
     )
     return {name: output.squeeze(-1).T.cpu() for name, output in outputs.items()}
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -199,24 +198,33 @@ class PackedNetworks:
         return _versions(model) != self._versions
 
     def functions(self) -> dict[str, Callable[..., Any]]:
-        """``sweep_fn`` and ``rollout_fn`` for :func:`tdmpc2.planner.plan`, of these networks instead of the model's."""
-        return {
-            "sweep_fn": partial(planner.sweep, value_fn=lambda model, *args: self.estimate_value(*args)),
-            "rollout_fn": lambda model, *args: self.policy_rollout(*args),
-        }
+        """``iteration_fn`` and ``rollout_fn`` of :func:`tdmpc2.planner.plan`, computed with these networks."""
+        return {"iteration_fn": self._iteration, "rollout_fn": lambda model, *args: self.policy_rollout(*args)}
 
-    def estimate_value(
-        self, z: Tensor, task: TaskContext, discount: Tensor, actions: Tensor, eps: Tensor, heads: Tensor
-    ) -> Tensor:
+    def _iteration(
+        self,
+        model: WorldModel,
+        z: Tensor,
+        task: TaskContext,
+        mean: Tensor,
+        std: Tensor,
+        policy_actions: Tensor,
+        noise: planner.IterationNoise,
+    ) -> planner.Iteration:
+        actions = planner.sample_actions(task, mean, std, policy_actions, noise)
+        value = self.estimate_value(z, task, actions, noise.value, noise.heads)
+        return planner.refit(model.cfg, actions, value, task.action_mask)
+
+    def estimate_value(self, z: Tensor, task: TaskContext, actions: Tensor, eps: Tensor, heads: Tensor) -> Tensor:
         """As :func:`tdmpc2.planner.estimate_value`, with one task for each environment."""
         num_envs, horizon, samples, _ = actions.shape
         heads = heads.long() if self.num_q > 2 else torch.arange(self.num_q)
         self._check(z, actions, num_envs, samples)
         assert eps.shape == (num_envs, samples, self.action_dim), eps.shape
-        assert discount.numel() == num_envs, discount.shape
         assert 0 <= int(heads.min()) <= int(heads.max()) < self.num_q, heads
         out = torch.empty(num_envs, samples)
         counts = (num_envs, horizon, samples, len(heads), torch.get_num_threads())
+        discount = task.discount.reshape(-1).expand(num_envs)
         self._call(self._library.estimate_value, counts, z, *_rows(task, num_envs), discount, actions, eps, heads, out)
         return out
 
@@ -260,4 +268,4 @@ def _versions(model: WorldModel) -> list[tuple[int, int]]:
 
 def _rows(task: TaskContext, num_envs: int) -> list[Tensor | None]:
     """Embedding and mask of each environment, from a context that broadcasts over the samples."""
-    return [None if x is None else x.expand(num_envs, 1, -1) for x in task]
+    return [None if x is None else x.expand(num_envs, 1, -1) for x in (task.embedding, task.action_mask)]

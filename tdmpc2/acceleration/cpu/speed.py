@@ -48,7 +48,7 @@ def _measure() -> dict[str, float]:
     cfg = Config(task="walker-walk", model_size=1, device="cpu")
     plain = WorldModel(cfg, torch.Generator().manual_seed(0))
     networks = {name: PackedNetworks(set_precision(copy.deepcopy(plain), name, torch.bfloat16)) for name in _FORMATS}
-    context = plain.context(None)
+    task = plain.context(None)
     z = torch.full((1, cfg.latent_dim), 1 / cfg.simnorm_dim)
     actions = torch.zeros(1, cfg.horizon, cfg.num_samples, cfg.action_dim)
     heads = torch.arange(2)
@@ -56,7 +56,7 @@ def _measure() -> dict[str, float]:
     for _ in range(_TURNS):
         for name, network in networks.items():
             start = time.perf_counter()
-            network.estimate_value(z, context, plain.discounts[:1, None], actions, actions[:, 0], heads)
+            network.estimate_value(z, task, actions, actions[:, 0], heads)
             seconds[name] = min(seconds[name], time.perf_counter() - start)
     return seconds
 

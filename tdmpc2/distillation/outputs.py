@@ -1,0 +1,100 @@
+"""The teacher's side of distillation: whether it fits the student, and its outputs for a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from tdmpc2.config import Config
+from tdmpc2.distillation.targets import TARGETS, TeacherOutputs
+from tdmpc2.nn.math import decode
+from tdmpc2.nn.world_model import Task, TaskContext, WorldModel
+
+
+def check_teacher(student: Config, teacher: Config) -> None:
+    """Raise ``ValueError`` unless the teacher can teach the student.
+
+    It must play the student's tasks with the same ids and padding, for ``reward_logits`` have the same bins, and for
+    ``next_state_pca`` a latent that is at least as wide.
+    """
+    if student.task_specs != teacher.task_specs:
+        pairs = zip(student.task_specs, teacher.task_specs, strict=False)
+        first = next((f"id {i}: '{s.name}' and '{t.name}'" for i, (s, t) in enumerate(pairs) if s != t), "")
+        raise ValueError(
+            f"Teacher and student have different task sets: student task={student.task} "
+            f"({len(student.task_specs)} tasks), teacher task={teacher.task} ({len(teacher.task_specs)} tasks)"
+            f"{'; first difference at ' + first if first else ''}. Use a teacher of the student's task set"
+        )
+    bins = [(cfg.num_bins, cfg.vmin, cfg.vmax) for cfg in (student, teacher)]
+    if "reward_logits" in student.distillation_terms and bins[0] != bins[1]:
+        raise ValueError(
+            f"distillation_targets=reward_logits needs a teacher with the student's bins, but (num_bins, vmin, vmax) "
+            f"are {bins[0]} and the teacher's {bins[1]}: use the target reward, or the teacher's bins"
+        )
+    if "next_state_pca" in student.distillation_terms and teacher.latent_dim < student.latent_dim:
+        raise ValueError(
+            f"distillation_targets=next_state_pca needs a teacher with latent_dim of at least {student.latent_dim}, "
+            f"the student's, but it is {teacher.latent_dim}: use next_state_linear"
+        )
+
+
+@torch.no_grad()
+def teacher_columns(
+    teacher: WorldModel, names: Collection[str], obs: Tensor, action: Tensor, task: Task
+) -> dict[str, Tensor]:
+    """Compute the teacher's decoded ``reward``, ``value`` or both of obs [..., O] and action [..., A]: each [..., 1].
+
+    The teacher's own encoder is used. The value is the mean of its decoded online heads.
+    """
+    context = teacher.context(task)
+    return _columns(teacher, names, teacher.encode(obs, context), action, context)
+
+
+def _columns(
+    teacher: WorldModel, names: Collection[str], z: Tensor, action: Tensor, context: TaskContext
+) -> dict[str, Tensor]:
+    columns = {}
+    if "reward" in names:
+        columns["reward"] = decode(teacher.reward(z, action, context), teacher.bins)
+    if "value" in names:
+        columns["value"] = decode(teacher.Q(z, action, context, "all"), teacher.bins).mean(0)
+    return columns
+
+
+@torch.no_grad()
+def teacher_outputs(
+    teacher: WorldModel, names: Collection[str], obs: Tensor, action: Tensor, task: Task
+) -> TeacherOutputs:
+    """Compute the outputs that some targets need, and no more; the steps they need are encoded once.
+
+    Args:
+        teacher: its world model.
+        names: the targets.
+        obs: [H+1, B, O].
+        action: [H, B, A].
+        task: [B], or None for a single-task teacher.
+    """
+    targets = [TARGETS[name] for name in names]
+    needs = {target.needs for target in targets}
+    steps = len(action) if any(target.all_steps for target in targets) else 1
+    start = 1 if needs == {"next_latent"} else 0
+    stop = max(steps, 2 if "next_latent" in needs else 1)
+    context = teacher.context(task)
+    z = teacher.encode(obs[start:stop], context)  # [., B, D_T]
+    columns: dict[str, Tensor] = {}
+    if "reward" in needs:
+        columns |= _columns(teacher, ("reward",), z[:steps], action[:steps], context)
+    if "value" in needs:
+        columns |= _columns(teacher, ("value",), z[:1], action[:1], context)
+    policy = None
+    if "policy" in needs:
+        _, info = teacher.pi(z[0], context, torch.zeros_like(action[0]))
+        policy = (info["presquash_mean"], info["log_std"])
+    return TeacherOutputs(
+        **columns,
+        reward_logits=teacher.reward(z[0], action[0], context) if "reward_logits" in needs else None,
+        next_latent=z[1 - start] if "next_latent" in needs else None,
+        policy=policy,
+    )

@@ -1,0 +1,122 @@
+"""The distillation targets: one row each, read by the configuration, the losses, the teacher and the caches.
+
+H horizon, B batch, A action, D_S and D_T latent sizes of student and teacher, K bins, Q heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor
+
+from tdmpc2.distillation import losses
+from tdmpc2.distillation.projection import PCA
+from tdmpc2.nn.layers import Linear
+
+
+class StudentOutputs(NamedTuple):
+    """The student's side of the targets that train the model."""
+
+    zs: Tensor  # imagined latents, [H+1, B, D_S]
+    reward_logits: Tensor  # [H, B, K]
+    q_logits: Tensor  # [Q, H, B, K]
+
+
+class StudentPolicy(NamedTuple):
+    """The student's side of the targets that train the policy prior, at the first step."""
+
+    mean: Tensor  # before tanh, [B, A]
+    log_std: Tensor  # [B, A]
+
+
+class TeacherOutputs(NamedTuple):
+    """The teacher's side; None where no target needs an output."""
+
+    reward: Tensor | None = None  # decoded, [1 to H, B, 1]
+    reward_logits: Tensor | None = None  # of the first step, [B, K]
+    value: Tensor | None = None  # decoded, the mean of all heads, [1 to H, B, 1]
+    next_latent: Tensor | None = None  # encoding of the second observation, [B, D_T]
+    policy: tuple[Tensor, Tensor] | None = None  # mean before tanh and log standard deviation, [B, A], first step
+
+
+class Constants(NamedTuple):
+    """Everything else that a loss may read."""
+
+    rho: Tensor  # rho^t, [H]
+    bins: Tensor  # [K]
+    temperature: float
+    simnorm_dim: int
+    projection: Linear | None = None
+    pca: PCA | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A quantity that the student learns from its teacher.
+
+    Attributes:
+        summary: its line in the documentation.
+        needs: the field of :class:`TeacherOutputs` that it needs.
+        loss: of :class:`StudentOutputs` (or :class:`StudentPolicy`), :class:`TeacherOutputs` and :class:`Constants`.
+        cached_as: the column of a cache that can stand for the teacher; None: it needs more than one number a row.
+        all_steps: it needs the teacher at all H steps, not only at the first.
+        trains: the parameters it trains, ``model`` or ``policy``.
+    """
+
+    summary: str
+    needs: str
+    loss: Callable[[Any, Any, Constants], Tensor]
+    cached_as: str | None = None
+    all_steps: bool = False
+    trains: str = "model"
+
+
+TARGETS: dict[str, Target] = {
+    "reward": Target(
+        "squared error of decoded rewards at the first step: the reference's, and the default",
+        needs="reward",
+        loss=lambda s, t, c: losses.reward_loss(s.reward_logits[0], t.reward[0], c.bins),
+        cached_as="reward",
+    ),
+    "reward_horizon": Target(
+        "the same along the student's imagined trajectory, weighted with rho^t",
+        needs="reward",
+        loss=lambda s, t, c: losses.reward_horizon_loss(s.reward_logits, t.reward, c.bins, c.rho),
+        cached_as="reward",
+        all_steps=True,
+    ),
+    "reward_logits": Target(
+        "cross-entropy of the reward distributions at the first step, softened by a temperature",
+        needs="reward_logits",
+        loss=lambda s, t, c: losses.reward_logits_loss(s.reward_logits[0], t.reward_logits, c.temperature),
+    ),
+    "next_state_linear": Target(
+        "squared error of a trained linear map of the student's first predicted latent to the teacher's latent",
+        needs="next_latent",
+        loss=lambda s, t, c: losses.next_state_linear_loss(s.zs[1], t.next_latent, cast(Linear, c.projection)),
+    ),
+    "next_state_pca": Target(
+        "squared error of that latent to the teacher's, brought to the student's size by a fitted PCA",
+        needs="next_latent",
+        loss=lambda s, t, c: losses.next_state_pca_loss(s.zs[1], t.next_latent, cast(PCA, c.pca), c.simnorm_dim),
+    ),
+    "value": Target(
+        "cross-entropy of all Q heads at the first step with the teacher's decoded value",
+        needs="value",
+        loss=lambda s, t, c: losses.value_loss(s.q_logits[:, 0], t.value[0], c.bins),
+        cached_as="value",
+    ),
+    "policy": Target(
+        "divergence of the Gaussian policies at the first step; the only one that trains the policy prior",
+        needs="policy",
+        loss=lambda s, t, c: losses.policy_loss(s.mean, s.log_std, *t.policy),
+        trains="policy",
+    ),
+}
+
+
+def loss_name(target: str) -> str:
+    """Name a target's loss among the losses of an update: ``distillation`` for ``reward``, as in the reference."""
+    return "distillation" if target == "reward" else f"distillation_{target}"

@@ -1,0 +1,86 @@
+"""Players: each keeps the plans and random numbers of its own environments."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.config import Config
+
+
+def observation(seed: int) -> Tensor:
+    return torch.randn(24, generator=torch.Generator().manual_seed(seed))
+
+
+def test_act_other_task_without_start_raises(tiny_cfg: Config) -> None:
+    """A second caller once overwrote the plan that the first one then continued from, without a word."""
+    agent = TDMPC2(tiny_cfg)
+    agent.act(observation(0), t0=True, task=0)
+    agent.act(observation(1), t0=True, task=5)
+    with pytest.raises(ValueError, match=r"last called for .* and now for .* although no episode starts: pass t0=True"):
+        agent.act(observation(0), task=0)
+
+
+def test_act_other_task_in_one_environment_names_it(tiny_cfg: Config) -> None:
+    agent = TDMPC2(tiny_cfg)
+    obs = torch.stack([observation(0), observation(1)])
+    agent.act(obs, t0=True, task=["walker-stand", "cup-catch"])
+    agent.act(obs, t0=[False, True], task=["walker-stand", "cup-spin"])
+    with pytest.raises(ValueError, match=r"for walker-stand and now for cup-spin \(environment 0\)"):
+        agent.act(obs, task=["cup-spin", "cup-spin"])
+
+
+def test_refused_call_leaves_the_plan(tiny_cfg: Config) -> None:
+    agent, other = TDMPC2(tiny_cfg), TDMPC2(tiny_cfg)
+    for each in (agent, other):
+        each.act(observation(0), t0=True, task=0)
+    with pytest.raises(ValueError, match="although no episode starts"):
+        agent.act(observation(0), task=1)
+    assert torch.equal(agent.act(observation(1), task=0), other.act(observation(1), task=0))
+
+
+def test_players_interleaved_act_as_if_alone(tiny_cfg: Config) -> None:
+    """Several players of one agent, and the agent's own, share no plan and no random number."""
+    agent = TDMPC2(tiny_cfg)
+
+    def alone(seed: int, task: int) -> list[Tensor]:
+        player = agent.player(num_envs=1, seed=seed)
+        return [player.act(observation(step), step == 0, task, eval_mode=False) for step in range(3)]
+
+    expected = alone(1, task=0), alone(2, task=5)
+    first, second = agent.player(seed=1), agent.player(seed=2)
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for step in range(3):
+        found[0].append(first.act(observation(step), step == 0, 0, eval_mode=False))
+        agent.act(observation(7), t0=step == 0, task=9)
+        found[1].append(second.act(observation(step), step == 0, 5, eval_mode=False))
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(torch.stack(one), torch.stack(other))
+
+
+def test_player_leaves_the_generator_of_the_agent(tiny_cfg: Config) -> None:
+    agent = TDMPC2(tiny_cfg)
+    before = agent.generator.get_state()
+    agent.player().act(observation(0), t0=True, task=0, eval_mode=False)
+    assert torch.equal(agent.generator.get_state(), before)
+
+
+def test_player_with_fixed_environments_refuses_another_number(tiny_cfg: Config) -> None:
+    player = TDMPC2(tiny_cfg).player(num_envs=2)
+    with pytest.raises(ValueError, match="for 2 environments, but got 3 observations"):
+        player.act(torch.zeros(3, 24), t0=True, task=0)
+
+
+def test_player_without_planning_uses_the_policy(tiny_cfg: Config) -> None:
+    agent = TDMPC2(tiny_cfg)
+    action = agent.player(mpc=False).act(observation(0), t0=True, task=0, eval_mode=True)
+    z = agent.model.encode(observation(0), 0)
+    torch.testing.assert_close(action, agent.model.policy_mean(z, 0).detach())
+
+
+def test_repr_of_an_agent_says_what_it_is(tiny_cfg: Config) -> None:
+    text = repr(TDMPC2(tiny_cfg, TDMPC2(tiny_cfg)))
+    assert text.startswith("TDMPC2(30 tasks of mt30, ")
+    assert "fp32 on cpu, acts by planning (plain), with a teacher" in text

@@ -1,0 +1,134 @@
+"""Test the pages in docs/: their commands and keys exist, snippets run, links and citations lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.commands.cli import check_overrides
+from tdmpc2.config import Config, key_names, parse_cfg
+
+REPO = Path(__file__).resolve().parent.parent
+PAGES = sorted((REPO / "docs").glob("*.md"))
+GROUPS = ("student_config", "teacher_config")
+HYDRA = {"hydra/launcher", "hydra.launcher.tasks_per_node", "hydra.launcher.gpus_per_node"}
+#: Pages that a command writes and git does not hold.
+GENERATED = {"configuration.md"}
+PYTHON = {
+    path: path.read_text()
+    for folder in ("tdmpc2", "tests", "benchmarks", "examples", ".")
+    for path in (REPO.glob("*.py") if folder == "." else (REPO / folder).rglob("*.py"))
+    if path != Path(__file__).resolve()
+}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    return [text for name, text in fenced if name == language]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Words of every command that runs Python, in a block or in the text, without variables before it."""
+    lines = "".join(blocks(page, "")).replace("\\\n", " ").splitlines()
+    lines += re.findall(r"`(python [^`]*)`", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.S | re.M))
+    words = [shlex.split(line, comments=True) for line in lines if re.match(r"([A-Z_]+=\S+ )*python ", line)]
+    return [line[line.index("python") + 1 :] for line in words]
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+COMMANDS = [(page, command) for page in PAGES for command in commands(page)]
+
+
+def test_commands_of_pages_are_found() -> None:
+    """Guard the tests below against passing because they look at nothing."""
+    scripts = {command[0] for _, command in COMMANDS}
+    assert scripts >= {"collect.py", "train.py", "evaluate.py", "quantize.py", "report.py", "-m"}
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda x: " ".join(x)[:60] if isinstance(x, list) else "")
+def test_command_of_page_is_accepted(page: Path, command: list[str]) -> None:
+    script, *words = command
+    if script == "-m":
+        module = REPO / words.pop(0).replace(".", "/")
+        assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file()
+    else:
+        assert (REPO / script).is_file()
+    settings = [word for word in words if re.match(r"[\w./]+=", word)]
+    options = {word.partition("=")[0] for word in words if word.startswith("-")} - {"--multirun", "--cfg"}
+    assert all(any(f'"{option}"' in text for text in PYTHON.values()) for option in options)
+    check_overrides(settings, GROUPS if script == "train.py" else ())
+    for override in OverridesParser.create().parse_overrides(settings):
+        key = override.key_or_group.removeprefix(f"{GROUPS[0]}.").removeprefix(f"{GROUPS[1]}.")
+        if key in HYDRA or key in GROUPS or key == "task":  # a task of one's own needs the reader's module
+            continue
+        values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+        assert all(parse_cfg({key: value}) for value in values)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_keys_in_the_text_of_page_exist(page: Path) -> None:
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.S | re.M))
+    spans = [span for span in spans if not span.startswith(("python ", "#SBATCH", "make_env(", "torch."))]
+    named = {match for span in spans for match in re.findall(r"(?:^|\s)(?:\w+_config\.)?([a-z_]+)=(?!=)", span)}
+    assert named <= {*key_names(), *GROUPS, "mmap_mode", "t0"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_of_page_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith("https://") or target in GENERATED:
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path
+        assert file.is_file(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def test_index_has_one_line_for_every_page() -> None:
+    linked = re.findall(r"^- \[[^]]+\]\((\w+\.md)\): ", (REPO / "docs" / "index.md").read_text(), re.MULTILINE)
+    assert sorted(linked) == sorted({page.name for page in PAGES} - {"index.md"} | GENERATED)
+
+
+def test_snippet_of_checkpoints_page_plays_an_episode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = Config(
+        model_size=None, enc_dim=8, mlp_dim=8, latent_dim=8, task_dim=4, horizon=1, iterations=1, num_samples=4,
+        num_elites=2, num_pi_trajs=1,
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    TDMPC2(small).save("demo/student/model.pt")
+    exec(compile(blocks(REPO / "docs" / "checkpoints.md", "python")[0], "checkpoints.md", "exec"), {})
+    assert re.search(r"^return \d+\.\d$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_headings_that_the_code_cites_exist() -> None:
+    known = set(re.findall(r"^## (.+)$", (REPO / "docs" / "algorithm.md").read_text(), re.MULTILINE))
+    missing = []
+    for path, text in PYTHON.items():
+        flat = re.sub(r"\s*\n\s*(?:#:? )?", " ", text)
+        for citation in re.findall(r'docs/algorithm\.md[,:] ((?:"[^"]+"(?:, | and )?)+)', flat):
+            missing += [(path.name, name) for name in re.findall(r'"([^"]+)"', citation) if name not in known]
+    assert not missing
+
+
+def test_tests_that_hold_departures_exist() -> None:
+    """Every departure from the references names the tests that hold it; a renamed test must be renamed there, too."""
+    table = (REPO / "docs" / "algorithm.md").read_text().partition("## Departures")[2]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 10
+    defined = set(re.findall(r"def (test_\w+)", "\n".join(PYTHON.values())))
+    for row in rows:
+        cited = re.findall(r"`(test_\w+)`", row)
+        assert cited, row
+        assert set(cited) <= defined, row
