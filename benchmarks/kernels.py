@@ -23,6 +23,7 @@ from rich.table import Table
 
 from tdmpc2.acceleration.cpu import library
 from tdmpc2.acceleration.cpu.networks import PackedLayer, linear, normed_linear
+from tdmpc2.acceleration.low_precision import lower
 from tdmpc2.nn.layers import NormedLinear
 from tdmpc2.support.runtime import set_num_threads
 
@@ -38,14 +39,14 @@ def layer_runs(rows: int = 512, width: int = 384) -> dict[str, Callable[[], Any]
     def converted(name: str) -> NormedLinear:
         layer = copy.deepcopy(plain)
         if name != "fp32":
-            layer.set_format(name)
+            lower(layer, name)
         return layer
 
     runs: dict[str, Callable[[], Any]] = {PLAIN: partial(plain, x)}
     for name in ("bf16", "int8"):
         runs[f"torch.compile {name}"] = partial(torch.compile(converted(name), dynamic=False), x)
     for name in ("fp32", "bf16", "int8"):
-        runs[f"kernels {name}"] = partial(normed_linear, x, PackedLayer(linear(converted(name), 1)))
+        runs[f"kernels {name}"] = partial(normed_linear, x, PackedLayer(linear(converted(name))))
     return runs
 
 

@@ -7,7 +7,7 @@ import torch
 
 from tdmpc2.config import Config
 from tdmpc2.nn.world_model import WorldModel
-from tdmpc2.quantization.measure import Candidate, Settings, load_agents
+from tdmpc2.quantization.measure import Candidate, Settings, load_agents, weight_bytes
 from tdmpc2.quantization.recipes import RECIPES, quantize_state
 
 
@@ -22,6 +22,6 @@ def test_weight_bytes_leave_out_target_heads_in_every_precision(
     models = {"fp32": state, **{name: quantize_state(state, RECIPES[name]) for name in ("fp16", "int8")}}
     config = tiny_cfg.replace(mpc=False).to_dict()
     agents = load_agents([Candidate(n, {"model": m, "config": config}, 0) for n, m in models.items()], Settings("cpu"))
-    fp32, fp16, int8 = (agent.model.weight_bytes() for agent in agents.values())
+    fp32, fp16, int8 = (weight_bytes(agent.model) for agent in agents.values())
     assert fp32 == 4 * sum(tensor.numel() for name, tensor in state.items() if not name.startswith("_target_"))
     assert int8 < fp16 < fp32 if fast else int8 == fp16 == fp32
