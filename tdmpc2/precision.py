@@ -85,7 +85,7 @@ def _int8_is_fast(floating: str, device: torch.device, seconds: Mapping[str, flo
 
 
 def _int8_format(file: Checkpoint) -> str:
-    """What a file's recipe wants its int8 weights multiplied with."""
+    """Format in which a file's recipe wants the products of its int8 weights: the inputs are quantised too, or not."""
     recipe = file.extra.get("recipe")
     weight_only = isinstance(recipe, dict) and recipe.get("activations") == "float"
     return "int8-weight-only" if weight_only else "int8"

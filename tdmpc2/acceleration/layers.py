@@ -62,7 +62,7 @@ class FusedNormedLinear(NormedLinear):
 
 
 class FusedQEnsemble(QEnsemble):
-    """As :class:`FusedNormedLinear`, with dropout in the operator as well."""
+    """Value networks of the same kind, with dropout in the operator as well."""
 
     norm_mish: NormMish
 
@@ -104,11 +104,11 @@ class AutocastLinear(Linear):
 
 
 class AutocastNormedLinear(NormedLinear, AutocastLinear):
-    """The same; LayerNorm and activation are computed in the type of the bias."""
+    """Such a product, then LayerNorm and activation in the type of the bias."""
 
 
 class AutocastQEnsemble(QEnsemble):
-    """The same for every product of the heads."""
+    """Value networks whose products are computed in the type of autocast."""
 
     def first(self, parts: Sequence[Tensor], weight: Tensor, bias: Tensor) -> tuple[Tensor, torch.Size]:
         return per_head(_float32_sum(parts, weight.flatten(0, 1), bias.flatten()), len(weight))

@@ -38,7 +38,7 @@ class LowPrecisionLinear(Linear):
 
 
 class LowPrecisionNormedLinear(NormedLinear, LowPrecisionLinear):
-    """The same, then LayerNorm and activation in float32."""
+    """Such an affine map, then LayerNorm and activation in float32."""
 
 
 class LowPrecisionQEnsemble(QEnsemble):

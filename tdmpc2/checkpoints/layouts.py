@@ -1,4 +1,6 @@
-"""Every public checkpoint layout as pure functions on flat dicts name -> tensor (specification, sections 15 and 16).
+"""Every public checkpoint layout as pure functions on flat dicts name -> tensor.
+
+docs/algorithm.md, "Checkpoint layouts" and "Quantised weights".
 
 The world model's own state dict has layout (a), float32. No function changes the dict it is given; a tensor that needs
 no conversion is returned as it is, not copied.

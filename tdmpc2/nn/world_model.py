@@ -1,4 +1,7 @@
-"""The TD-MPC2 world model: encoder, latent dynamics, reward, Q ensemble and policy prior."""
+"""The TD-MPC2 world model: encoder, latent dynamics, reward, Q ensemble and policy prior.
+
+docs/algorithm.md, "World model" and "Networks and initialisation".
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ class TaskContext(NamedTuple):
     discount: Tensor  # [..., 1]; [1] for single-task models
 
     def unsqueeze(self, dim: int) -> TaskContext:
-        """The same context for inputs with one more leading axis at ``dim``."""
+        """Insert a leading axis at ``dim``, for inputs that have one more."""
         return TaskContext(*(None if x is None else x.unsqueeze(dim) for x in self))  # type: ignore[arg-type]
 
     def for_rows(self, rows: slice | Tensor) -> TaskContext:
@@ -94,7 +97,7 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def _init_weights(self, generator: torch.Generator | None) -> None:
-        # The specification truncates at 100 standard deviations, which no draw reaches.
+        # The reference truncates at 100 standard deviations, which no draw reaches.
         for module in self.modules():
             if isinstance(module, Linear):
                 module.weight.normal_(0, 0.02, generator=generator)
@@ -122,7 +125,7 @@ class WorldModel(nn.Module):
         torch._foreach_lerp_(list(self._target_Qs.params), list(self._Qs.params), tau)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load any public layout, quantised or not (specification sections 15 and 16).
+        """Load any public layout, quantised or not: docs/algorithm.md, "Checkpoint layouts".
 
         Raises:
             ValueError: names or shapes differ; the message lists them and names the likely fix.
@@ -173,19 +176,19 @@ class WorldModel(nn.Module):
     # -- networks ---------------------------------------------------------------------------------------------------
 
     def encode(self, obs: Tensor, task: Task = None) -> Tensor:
-        """Latent of observations, [..., O] -> [..., D]."""
+        """Encode observations, [..., O] -> [..., D]."""
         return self._encoder["state"](*_parts(obs, self.context(task).embedding))
 
     def next(self, z: Tensor, a: Tensor, task: Task = None) -> Tensor:
-        """Next latent, [..., D] and [..., A] -> [..., D]."""
+        """Predict the next latent, [..., D] and [..., A] -> [..., D]."""
         return self._dynamics(*_parts(z, self.context(task).embedding, a))
 
     def reward(self, z: Tensor, a: Tensor, task: Task = None) -> Tensor:
-        """Reward logits, [..., D] and [..., A] -> [..., K]."""
+        """Predict logits of the reward, [..., D] and [..., A] -> [..., K]."""
         return self._reward(*_parts(z, self.context(task).embedding, a))
 
     def pi(self, z: Tensor, task: Task = None, eps: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sample the policy prior (specification section 5).
+        """Sample the policy prior: docs/algorithm.md, "Policy prior".
 
         Args:
             z: [..., D].
@@ -230,7 +233,7 @@ class WorldModel(nn.Module):
         dropout_mask: Tensor | None = None,
         detach: bool = False,
     ) -> Tensor:
-        """State-action values (specification section 6). Dropout only where a mask is given.
+        """Compute state-action values, with dropout only where a mask is given: docs/algorithm.md, "World model".
 
         Args:
             z: [..., D].
@@ -257,7 +260,7 @@ class WorldModel(nn.Module):
 
 
 def draw_heads(num_q: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """Two distinct head indices [2], drawn on the device."""
+    """Draw two distinct head indices [2], on the device."""
     return torch.rand(num_q, device=device, generator=generator).topk(2).indices
 
 

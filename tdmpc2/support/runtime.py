@@ -49,7 +49,7 @@ def keep_freed_memory() -> bool:
     page before it gives it out again: 2,000 page faults, or 5 % of a compiled update.
 
     Returns:
-        Whether there is glibc, which can be told.
+        False where the C library is not glibc, which can be told.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -100,13 +100,13 @@ def has_fast_int8(device: torch.device) -> bool:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile can build kernels for this device here."""
+    """True if torch.compile can build kernels for this device here."""
     if device.type == "cuda":
         return importlib.util.find_spec("triton") is not None
     return device.type == "cpu" and has_cpp_compiler()
 
 
 def has_cpp_compiler() -> bool:
-    """Whether torch.compile can build CPU kernels here: with a compiler, and Python's headers."""
+    """True if torch.compile can build CPU kernels here: it needs a compiler, and Python's headers."""
     headers = Path(sysconfig.get_path("include")) / "Python.h"
     return headers.exists() and any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))

@@ -307,6 +307,7 @@ def test_single_task_file_without_configuration(tmp_path: Path) -> None:
 
 
 def test_published_student_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tdmpc2.precision.kernel_seconds", dict)
     for ability in ("has_fast_bf16", "has_fast_int8"):  # so that every file is computed in what it stores
         monkeypatch.setattr(f"tdmpc2.precision.{ability}", lambda device: True)
     source = shared_file("checkpoints/mt30_1M_steps_045dist_fp16.pt")

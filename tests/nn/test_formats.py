@@ -155,6 +155,7 @@ def payload(tiny_cfg: Config) -> Callable[[str], dict[str, object]]:
 def test_a_file_is_computed_in_its_own_formats(
     payload: Callable[[str], dict[str, object]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr("tdmpc2.precision.kernel_seconds", dict)
     for ability in ("has_fast_bf16", "has_fast_int8"):
         monkeypatch.setattr(f"tdmpc2.precision.{ability}", lambda device: True)
     for recipe, name, dtype in [
@@ -180,6 +181,7 @@ def test_a_file_is_computed_in_its_own_formats(
 def test_a_fallback_says_so_in_one_line(
     payload: Callable[[str], dict[str, object]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr("tdmpc2.precision.kernel_seconds", dict)
     monkeypatch.setattr("tdmpc2.precision.has_fast_bf16", lambda device: False)
     monkeypatch.setattr("tdmpc2.precision.has_fast_int8", lambda device: False)
     for recipe in ("fp16", "bf16", "int8"):

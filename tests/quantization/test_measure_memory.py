@@ -16,6 +16,7 @@ def test_weight_bytes_leave_out_target_heads_in_every_precision(
     tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch, fast: bool
 ) -> None:
     """On a processor without fast bf16 and int8, quantised files seemed to take more memory than float32 ones."""
+    monkeypatch.setattr("tdmpc2.precision.kernel_seconds", dict)
     for ability in ("has_fast_bf16", "has_fast_int8"):
         monkeypatch.setattr(f"tdmpc2.precision.{ability}", lambda device: fast)
     state = WorldModel(tiny_cfg, torch.Generator().manual_seed(0)).state_dict()

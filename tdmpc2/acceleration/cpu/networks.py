@@ -194,7 +194,7 @@ class PackedNetworks:
         )  # fmt: skip
 
     def outdated(self, model: WorldModel) -> bool:
-        """Whether the model's weights have changed since, by what PyTorch knows of: fused optimisers do not tell it."""
+        """True if the model's weights have changed since, as far as PyTorch knows: fused optimisers do not tell it."""
         return _versions(model) != self._versions
 
     def functions(self) -> dict[str, Callable[..., Any]]:
@@ -216,7 +216,7 @@ class PackedNetworks:
         return planner.refit(model.cfg, actions, value, task.action_mask)
 
     def estimate_value(self, z: Tensor, task: TaskContext, actions: Tensor, eps: Tensor, heads: Tensor) -> Tensor:
-        """As :func:`tdmpc2.planner.estimate_value`, with one task for each environment."""
+        """Compute :func:`tdmpc2.planner.estimate_value`, with one task for each environment."""
         num_envs, horizon, samples, _ = actions.shape
         heads = heads.long() if self.num_q > 2 else torch.arange(self.num_q)
         self._check(z, actions, num_envs, samples)
@@ -229,7 +229,7 @@ class PackedNetworks:
         return out
 
     def policy_rollout(self, z: Tensor, task: TaskContext, eps: Tensor) -> Tensor:
-        """As :func:`tdmpc2.planner.policy_rollout`, with one task for each environment."""
+        """Compute :func:`tdmpc2.planner.policy_rollout`, with one task for each environment."""
         horizon, num_envs, samples, dim = eps.shape
         self._check(z, eps, num_envs, samples)
         out = torch.empty(num_envs, horizon, samples, dim)
