@@ -16,7 +16,7 @@ from tdmpc2.play.mixture import player_of
 def test_more_planners_than_are_compiled_stay_plain(
     tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A planner that compiles itself after some plans would do so at another step in a collection that was continued."""
+    """In a continued collection, a planner left to its use would be compiled at another step."""
     monkeypatch.setattr(fast_planner, "WORTH_COMPILING", 1)
     monkeypatch.setattr(torch, "compile", lambda function, **_: pytest.fail("compiled"))
     cfg = tiny_cfg.replace(task="cartpole-balance")
