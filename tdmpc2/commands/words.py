@@ -16,7 +16,9 @@ _DELETION = re.compile(r"~(?P<key>[A-Za-z_][\w.@]*)")
 _HOME = re.compile(r"(?<![^\s\[({,:=])~(?=/|$)")
 _ITEM = re.compile(r"""\s*'[^']*'|\s*"[^"]*"|[^,]+""")
 _OPENING, _CLOSING = "[({", "])}"
-_COMPOUND = re.compile(r"[\[{]|\w+\(")  # a list, a mapping or a sweep such as range(1, 5)
+_COMPOUND = re.compile(
+    r"[\[{]|(choice|range|interval|glob|sort|shuffle|tag)\("
+)  # a list, a mapping, a sweep of Hydra's
 
 
 class Word(NamedTuple):
