@@ -1,4 +1,6 @@
-"""Every public checkpoint layout as pure functions on flat dicts name -> tensor (specification, sections 15 and 16).
+"""Every public checkpoint layout as pure functions on flat dicts name -> tensor.
+
+docs/algorithm.md, "Checkpoint layouts" and "Quantised weights".
 
 The world model's own state dict has layout (a), float32. No function changes the dict it is given; a tensor that needs
 no conversion is returned as it is, not copied.
@@ -16,6 +18,14 @@ from torch import Tensor
 from tdmpc2.config import MODEL_SIZES, WIDTHS, Config, parse_cfg
 from tdmpc2.tasks import TASK_SETS, TASKS, TaskSpec, nearest, task_names
 
+#: The networks that act, by the name of their parameters in layout (a), with the parts of their input.
+NETWORKS = {
+    "_encoder.state": ("obs", "task"),
+    "_dynamics": ("latent", "task", "action"),
+    "_reward": ("latent", "task", "action"),
+    "_pi": ("latent", "task"),
+    "_Qs": ("latent", "task", "action"),
+}
 _PARTS = ("weight", "bias", "ln.weight", "ln.bias")  # (a) numbers the head tensors 4 * layer + position here
 _GROUPS_B = ("_Qs.params", "_detach_Qs_params", "_target_Qs_params")
 _EXTRAS_B = ("_action_masks", "log_std_min", "log_std_dif")

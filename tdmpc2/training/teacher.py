@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,7 +51,9 @@ class Teacher:
         Raises:
             ValueError: unreadable file.
         """
-        task = {} if self.cfg.multitask else {"task": self.cfg.task}  # files of other code bases do not name it
+        task: dict[str, Any] = {}
+        if not self.cfg.multitask:  # files of other code bases do not name it
+            task["task"] = self.cfg.task
         agent = load_agent(self.path, device=str(device), precision="fp32", **task)
         agent.model.requires_grad_(False)
         return agent

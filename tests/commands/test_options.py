@@ -75,7 +75,7 @@ def test_other_keys_are_handed_on() -> None:
     ],
 )
 def test_mistake_is_said_in_one_line(words: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=r".") as caught:
         parse(words, OPTIONS)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)

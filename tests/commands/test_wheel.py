@@ -45,9 +45,8 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("environment")
     venv.create(root, with_pip=False)
     python = root / ("Scripts" if os.name == "nt" else "bin") / "python"
-    purelib = subprocess.check_output(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
-    )
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    purelib = subprocess.check_output([python, "-c", ask], text=True)
     libraries = tmp_path_factory.mktemp("libraries")
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if "tdmpc2" not in entry.name and entry.suffix != ".pth":
