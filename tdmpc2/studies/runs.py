@@ -11,7 +11,7 @@ from typing import Any
 
 from tdmpc2.config import RUN_KEYS, defaults
 from tdmpc2.config.limits import distillation_terms
-from tdmpc2.tracking.logger import read_csv
+from tdmpc2.support.csv_files import read_csv
 
 #: Keys of a run that its weights or its score depend on; the other run keys say where and how it was made.
 _COUNTING = {
