@@ -10,8 +10,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.cli import check_overrides
-from tdmpc2.config import Config, keys, parse_cfg
+from tdmpc2.commands.cli import check_overrides
+from tdmpc2.config import Config, key_names, parse_cfg
 
 REPO = Path(__file__).resolve().parent.parent
 PAGES = sorted((REPO / "docs").glob("*.md"))
@@ -80,7 +80,7 @@ def test_keys_in_the_text_of_page_exist(page: Path) -> None:
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.S | re.M))
     spans = [span for span in spans if not span.startswith(("python ", "#SBATCH", "make_env(", "torch."))]
     named = {match for span in spans for match in re.findall(r"(?:^|\s)(?:\w+_config\.)?([a-z_]+)=(?!=)", span)}
-    assert named <= {*keys(), *GROUPS, "mmap_mode", "t0"}
+    assert named <= {*key_names(), *GROUPS, "mmap_mode", "t0"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
