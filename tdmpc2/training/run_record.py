@@ -115,17 +115,22 @@ def describe_other_data(recorded: Mapping[str, str], now: Mapping[str, str]) -> 
         return "the episode store holds other episodes than the one the run began with"
     if stores[1]:
         return (
-            f"the run began with {len(recorded)} chunk files; now there is an episode store that was not imported "
-            "from exactly these, or in half precision"
+            f"the run began with {_count(recorded)}; now there is an episode store that was not imported from exactly "
+            "these, or in half precision"
         )
     if stores[0]:
-        return f"the run began with an episode store; now there are {len(now)} chunk files that it was not made from"
+        verb = "is" if len(now) == 1 else "are"
+        return f"the run began with an episode store; now there {verb} {_count(now)}, which it was not made from"
     changes = {
         "has other episodes": [name for name in recorded if name in now and recorded[name] != now[name]],
         "is missing": [name for name in recorded if name not in now],
         "is new": [name for name in now if name not in recorded],
     }
     return ", ".join(_files(names, what) for what, names in changes.items() if names)
+
+
+def _count(files: Mapping[str, str]) -> str:
+    return f"{len(files)} chunk file{'' if len(files) == 1 else 's'}"
 
 
 def _files(names: list[str], what: str) -> str:

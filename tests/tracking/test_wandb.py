@@ -133,7 +133,9 @@ def test_failing_artifacts_leave_metrics_on(tmp_path: Path, fake_wandb: types.Si
     ]
     assert [(row["step"], row["train/a"]) for row in run.rows] == [(1, 1.0), (2, 1.0)]
     assert run.exit_code == 1, "a run that ends with an exception is marked as failed"
-    assert {path.name for path in tmp_path.iterdir()} == {"train.csv", "speed.csv", "x.pt"}, "copies are gone"
+    assert {path.name for path in tmp_path.iterdir()} == {"train.csv", "speed.csv", "train.log", "x.pt"}, (
+        "copies are gone"
+    )
 
 
 def test_a_failing_alert_is_one_line(tmp_path: Path, fake_wandb: types.SimpleNamespace) -> None:
@@ -236,9 +238,10 @@ def test_offline_run_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert run.series("train/total_loss") == expected
     assert len(run.series("speed/it_per_s")) == 400
     assert run.series("speed/data_wait")[-1] == (40_000, 0.25)
-    assert run.series("distill/distillation_loss")[0] == (100, 3.0)
-    assert run.series("distill/distillation_value_loss")[0] == (100, 4.0)
+    assert run.series("distill/reward_loss")[0] == (100, 3.0)
+    assert run.series("distill/value_loss")[0] == (100, 4.0)
     assert not run.series("train/distillation_loss")
+    assert len(run.series("speed/wall_hours")) == 400
     assert run.series("eval/score") == [(20_000, 31.5), (40_000, 32.5)]
     assert run.series("eval/walker-walk") == [(20_000, 31.5), (40_000, 32.5)]
     assert run.series("eval/teacher_score") == [(0, 40.5), (20_000, 40.5), (40_000, 40.5)]

@@ -34,7 +34,7 @@ def test_losses_go_down(cfg: Config) -> None:
 def test_files_of_a_run(cfg: Config) -> None:
     path = train(cfg, None)
     assert path == cfg.run_dir / "model.pt"
-    names = ["model.pt", "run.json", "speed.csv", "state.pt", "train.csv"]
+    names = ["model.pt", "run.json", "speed.csv", "state.pt", "train.csv", "train.log"]
     assert sorted(p.name for p in cfg.run_dir.iterdir()) == names
     record = json.loads((cfg.run_dir / "run.json").read_text())
     assert record.pop("teacher_sha256") is None
