@@ -40,7 +40,7 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
     """
     problems = []
     try:
-        data_record(cfg.data_dir)
+        data_record(cfg.data_dir, cfg.task)
     except ValueError as error:
         problems.append(f"data: {error}")
     if teacher is not None and (teacher.checkpoint is None or not Path(teacher.checkpoint).exists()):
@@ -101,7 +101,7 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
     preflight(cfg, teacher_cfg)
     threads = set_num_threads(cfg.num_threads)
     teacher = Teacher.from_config(teacher_cfg)
-    run_record.check(cfg, teacher.sha256 if teacher else None, data_record(cfg.data_dir))
+    run_record.check(cfg, teacher.sha256 if teacher else None, data_record(cfg.data_dir, cfg.task))
     live_teacher = teacher.load(cfg.device) if teacher else None
     agent = TDMPC2(cfg, live_teacher if cfg.distillation_cache == "off" else None)
     check_disk(agent, cfg)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tdmpc2.support.extras import install_hint
 from tdmpc2.support.files import replacing
 
 
@@ -21,7 +22,7 @@ def figure_class() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ModuleNotFoundError("figures need matplotlib: pip install 'tdmpc2-opt[figures]'") from error
+        raise ModuleNotFoundError(f"figures need matplotlib: {install_hint('figures')}") from error
     return Figure
 
 
