@@ -33,7 +33,7 @@ class RunConsole:
 
     @property
     def terminal(self) -> bool:
-        """Whether the training line is redrawn in place."""
+        """True where the training line is redrawn in place."""
         return is_terminal(self._console)
 
     def __enter__(self) -> RunConsole:

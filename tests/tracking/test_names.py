@@ -34,7 +34,6 @@ def test_console_order_total_and_distillation_come_first() -> None:
         "distillation_value_loss",
         "distillation_loss",
         "pi_scale",
-        "total_loss",
     )
     labels = [metric.label for metric in console_order((*names, "total_loss"))]
     assert labels == ["total", "distill", "distill value", "value", "pi", "entropy"]

@@ -29,6 +29,7 @@ from tdmpc2.config import Config
 from tdmpc2.play.evaluation import Evaluation, TaskResult
 from tdmpc2.support.files import write_text
 from tdmpc2.tracking.logger import Logger
+from tdmpc2.tracking.wandb import WandbRun
 from tdmpc2.training import offline
 from tests.helpers.tracking import OFF, Terminal, config, text_rows
 from tests.helpers.wandb_reader import read_run
@@ -187,7 +188,7 @@ def test_a_service_that_hangs_delays_nothing(
     run.log = lambda row: release.wait(60)  # type: ignore[method-assign, assignment, return-value]
     fake_wandb.init = lambda **options: run
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "0.1")
-    monkeypatch.setattr("tdmpc2.tracking.wandb._WAITING", 50)
+    monkeypatch.setattr(WandbRun, "capacity", 50)
     began = time.monotonic()
     with Logger(config(tmp_path, wandb_project="p"), total_steps=100, stream=stream) as logger:
         for step in range(1, 101):

@@ -83,6 +83,14 @@ def test_evaluation_while_training_does_not_change_it(cfg: Config, tmp_path: Pat
     assert table[1].startswith("4,pendulum-spin,2,")
 
 
+def test_evaluation_of_one_episode_has_no_interval(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    """It was shown as an interval from the score to the score."""
+    train(cfg.replace(steps=2, tasks=("pendulum-spin",), mpc=False, eval_episodes=1, eval_freq=2), None)
+    assert list(rows(cfg.run_dir / "eval.csv")[0]) == ["step", "normalized_score"]
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("eval: step 2"))
+    assert "low" not in line
+
+
 def test_a_failing_evaluation_does_not_lose_the_checkpoint(
     cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
