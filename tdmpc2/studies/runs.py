@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc2.config import UNDECISIVE, as_typed, completed, distillation_terms, from_record
-from tdmpc2.tracking.logger import read_csv
+from tdmpc2.support.csv_files import read_csv
 
 #: Entries of run.json that neither weights nor scores depend on.
 _IGNORED = UNDECISIVE | {"task_specs"}

@@ -36,7 +36,7 @@ def test_what_the_commands_leave_behind(home: Path) -> None:
         *(
             f"mt30/1/{name}/{file}"
             for name in ("default", "teacher")
-            for file in ("model.pt", "run.json", "speed.csv", "state.pt", "train.csv")
+            for file in ("model.pt", "run.json", "speed.csv", "state.pt", "train.csv", "train.log")
         ),
     ]
     written = [

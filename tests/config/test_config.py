@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from tdmpc2.config import MODEL_SIZES, RUN_KEYS, Config, check_keys, defaults, key_names, parse_cfg
+from tdmpc2.config import CHANGEABLE, MODEL_SIZES, RUN_KEYS, Config, check_keys, defaults, key_names, parse_cfg
 from tdmpc2.tasks import MT30, MT80, TaskSpec, lookup
-from tdmpc2.training.run_dir import CHANGEABLE
 from tests.helpers.reference import REPO
 
 #: Specification, section 14, student column; batch size and distillation weight as DESIGN.md has them.
