@@ -26,12 +26,13 @@ import torch
 from distillation_cache import measure as measure_distillation
 from rich import box, get_console
 from rich.table import Table
+from tdmpc2.data.replay import EpisodeSliceSampler, replay_buffer, to_batch
 from tensordict import TensorDict
 from torchrl.data import SliceSampler as TorchrlSliceSampler
 
 from tdmpc2.data.batches import Batches
-from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
-from tdmpc2.data.replay import EpisodeSliceSampler, replay_buffer, to_batch
+from tdmpc2.data.dataset import EpisodeDataset
+from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.data.store.store import BLOCK, EpisodeStore, StoreFile, StoreMeta, header
 from tdmpc2.tasks import MT30, lookup
 from tdmpc2.tracking.progress import Progress

@@ -24,7 +24,8 @@ from rich.table import Table
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import Layout
-from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
+from tdmpc2.data.dataset import EpisodeDataset
+from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.support.runtime import set_num_threads
 
 
