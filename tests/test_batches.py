@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tdmpc2.data.replay import EpisodeSliceSampler, replay_buffer, to_batch
 from torchrl.data import SliceSampler as TorchrlSliceSampler
 
 from tdmpc2.data.batches import Batches
 from tdmpc2.data.dataset import Batch, EpisodeDataset, SliceSampler
-from tdmpc2.data.replay import EpisodeSliceSampler, replay_buffer, to_batch
 from tests.test_data import in_memory
 
 CPU = torch.device("cpu")
