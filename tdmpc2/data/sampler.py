@@ -85,8 +85,8 @@ def draw_slices(
 class SliceSampler(Sampler, Generic[E]):
     """Uniform slices of episodes of any lengths, each inside one episode.
 
-    Training calls :meth:`rows` and ``dataset.gather``, or :meth:`draw`. The same object is the ``sampler`` of a torchrl
-    buffer, whose batch number ``step`` then consists of the same rows: see :func:`~tdmpc2.data.replay_buffer.replay_buffer`.
+    Training calls :meth:`rows` and :meth:`gather`, or :meth:`draw`. The same object is the ``sampler`` of a torchrl
+    buffer, whose batch number ``step`` has the same rows (:func:`~tdmpc2.data.replay_buffer.replay_buffer`).
 
     Args:
         dataset: the episodes.
@@ -113,7 +113,7 @@ class SliceSampler(Sampler, Generic[E]):
         self._read_index()
 
     def _read_index(self) -> None:
-        """Note where the episodes lie: ``_first_rows`` [n], ``_lengths`` [n] or one L, ``_counts`` (see draw_slices)."""
+        """Note where the episodes lie: first rows [n], lengths ([n], or L of all) and counts as of draw_slices."""
         episodes, balance = self.selection
         task = self.dataset.task.cpu()
         order = torch.arange(len(task)) if episodes is None else episodes.cpu()
