@@ -79,8 +79,8 @@ def _check_actions(name: str, space: Space[Any]) -> None:
         )
     if not space.is_bounded():
         raise ValueError(
-            f"The action space of '{name}' is {_short(space)}, but must have finite bounds: wrap the environment in "
-            "gymnasium.wrappers.RescaleAction or ClipAction, or give the space its limits."
+            f"The action space of '{name}' is {_short(space)}, but must have finite bounds: give it some, as "
+            "gymnasium.wrappers.TransformAction(env, lambda action: action, Box(low, high)) does."
         )
 
 

@@ -258,7 +258,7 @@ def test_buffer_that_grows_draws_from_new_episodes() -> None:
 def test_buffer_refuses_parts_of_slices() -> None:
     dataset = in_memory([0, 1])
     buffer = replay_buffer(dataset, SliceSampler(dataset), 6, 3)
-    with pytest.raises(ValueError, match="batch_size=7 is no multiple of the 4 rows"), pytest.warns(match="batch_sizes"):
+    with pytest.warns(match="batch_sizes"), pytest.raises(ValueError, match="batch_size=7 is no multiple of the 4"):
         buffer.sample(7)
 
 

@@ -262,7 +262,7 @@ def _check_disk(out: Path, selection: Selection, writer: StoreWriter, size: int,
 
 
 def check_replaceable(out: Path, root: Path) -> None:
-    """Raise ValueError if replacing a store ``out`` could lose episodes: it was not made from chunk files of ``root``."""
+    """Raise ValueError if replacing a store ``out`` could lose episodes: it was not made from files in ``root``."""
     if not out.exists():
         return
     check_may_move_away(out)

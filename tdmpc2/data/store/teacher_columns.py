@@ -6,8 +6,8 @@
                                 /meta.json    whose outputs these are and of which data, with whole checksums
                 <teacher>-<data>.lock         held while a file is made or computed
 
-:mod:`tdmpc2.training.teacher_cache` fills them. A number once written is never changed, so that several runs may read and
-fill one column at a time.
+:mod:`tdmpc2.training.teacher_cache` fills them. A number once written is never changed, so that several runs may read
+and fill one column at a time.
 """
 
 from __future__ import annotations

@@ -209,7 +209,7 @@ def beside(out: Path, ending: str) -> Path:
 
 
 def locked(out: Path, quiet: bool = False, **advice: str) -> AbstractContextManager[None]:
-    """Hold ``.<out>.lock``; print a line and wait where another process holds it (:func:`tdmpc2.support.files.locked`)."""
+    """Hold ``.<out>.lock``; where another process does, print a line and wait (:func:`tdmpc2.support.files.locked`)."""
     busy = "" if quiet else f"Another process is writing {out}: waiting for it"
     return files.locked(beside(out, "lock"), busy, wait=None, **advice)
 
