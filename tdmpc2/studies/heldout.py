@@ -26,8 +26,7 @@ from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.distillation.outputs import check_teacher, teacher_columns
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.math import decode, symlog
-from tdmpc2.studies.runs import read_json
-from tdmpc2.support.files import write_text
+from tdmpc2.support.files import read_json, write_text
 from tdmpc2.tracking.progress import progress
 
 

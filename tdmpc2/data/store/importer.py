@@ -6,7 +6,6 @@ Memory: some pieces of 4 MB. Chunk files are mapped anew every few pieces, so th
 from __future__ import annotations
 
 import os
-import shutil
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,6 +35,7 @@ from tdmpc2.data.store.writer import (
     locked,
     say,
 )
+from tdmpc2.support.files import check_free_disk, free_disk
 from tdmpc2.tasks import TaskSpec
 from tdmpc2.tracking.progress import Progress
 
@@ -234,14 +234,11 @@ def _fill(
 
 
 def _check_disk(out: Path, selection: Selection, writer: StoreWriter, size: int, quiet: bool) -> None:
-    needed, free = writer.bytes_to_reserve, shutil.disk_usage(out.parent).free
+    free = free_disk(out.parent)
     if not writer.finished and writer.partial.exists():  # it is deleted first
         free += disk_bytes(writer.partial / "rows.npy")
-    if needed > free:
-        raise ValueError(
-            f"{out} needs {needed / 1e9:,.2f} GB more and its disk has {free / 1e9:,.2f} GB free: make room, name "
-            "another disk, or import fewer tasks or episodes, or float16. Nothing was written"
-        )
+    advice = "name another disk, import fewer tasks or episodes, or float16"
+    check_free_disk(out, writer.bytes_to_reserve, advice, free)
     if quiet:
         return
     if targets := sum(path.stat().st_size for path in out.glob("targets/**/*") if path.is_file()):
