@@ -20,6 +20,7 @@ from rich import box
 from rich.table import Table
 
 from tdmpc2.play.evaluation import Evaluation, Interval, bootstrap
+from tdmpc2.support.extras import install_hint
 from tdmpc2.support.files import replacing, write_text
 
 
@@ -119,7 +120,7 @@ def video_writer() -> ModuleType:
         import imageio.v3
         import imageio_ffmpeg  # noqa: F401
     except ImportError as error:
-        raise ValueError("save_video needs imageio and ffmpeg: pip install 'tdmpc2-opt[video]'") from error
+        raise ValueError(f"save_video needs imageio and ffmpeg: {install_hint('video')}") from error
     return imageio.v3
 
 

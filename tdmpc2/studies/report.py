@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from tdmpc2.config import MODEL_SIZES, defaults
+from tdmpc2.config import as_typed, from_record
 from tdmpc2.play.evaluation import Interval
-from tdmpc2.studies.runs import Group, Run, Study, setting
+from tdmpc2.studies.runs import Group, Run, Study
 
 _CAPTION = """\
 Score: the normalised score of the last evaluation, mean over runs that differ only in their seed. In brackets: 95 %
@@ -81,11 +81,9 @@ def rows_of(study: Study) -> list[dict[str, Any]]:
 
 def control_command(run: Run, seeds: Sequence[int], exp_name: str) -> str:
     """What to type to train without a teacher on the budget of ``run``."""
-    standard = defaults()
-    derived = {"task_dim", *next(iter(MODEL_SIZES.values()))} if run.config["model_size"] is not None else set()
-    keys = {key for key in run.budget if key in standard and key not in derived} | {"data_dir", "eval_freq"}
-    changed = {key: run.config[key] for key in standard if key in keys and not _same(run.config[key], standard[key])}
-    settings = [f"student_config.{key}={setting(value)}" for key, value in changed.items()]
+    keys = run.budget.keys() | {"data_dir", "eval_freq"}
+    changed = {key: value for key, value in from_record(run.config).typed().items() if key in keys}
+    settings = [f"student_config.{key}={as_typed(value)}" for key, value in changed.items()]
     settings += [f"student_config.exp_name={exp_name}", f"student_config.seed={','.join(map(str, seeds))}"]
     sweep = ["--multirun"] if len(seeds) > 1 else []
     return shlex.join(["python", "train.py", *sweep, "teacher_config=null", *settings])
@@ -251,11 +249,6 @@ def _columns_of(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
     """The values of each number."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row[name] for row in rows if name in row] for name in names}
-
-
-def _same(value: Any, standard: Any) -> bool:
-    plain = list(standard) if isinstance(standard, tuple) else standard
-    return bool(value == plain)
 
 
 def write_report(study: Study, out: Path, force: bool) -> list[str]:

@@ -40,7 +40,7 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
     """
     problems = []
     try:
-        data_record(cfg.data_dir)
+        data_record(cfg.data_dir, cfg.task)
     except ValueError as error:
         problems.append(f"data: {error}")
     if teacher is not None and (teacher.checkpoint is None or not Path(teacher.checkpoint).exists()):

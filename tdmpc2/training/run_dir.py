@@ -20,24 +20,10 @@ import torch
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file, read_file, save_file
-from tdmpc2.config import Config, defaults
+from tdmpc2.config import CHANGEABLE, ONE_START_KEYS, Config, completed
 from tdmpc2.data.placement import data_record
 from tdmpc2.support import files
 from tdmpc2.support.files import replacing, write_text
-
-#: Keys that may change when a run is continued: none of them is read by an update or by the choice of its batch.
-#: (Cached and live teachers agree to rounding.)
-CHANGEABLE = frozenset(
-    """
-    steps data_dir work_dir exp_name device num_threads log_freq save_freq save_agent save_csv save_video
-    mpc iterations num_samples num_elites num_pi_trajs min_std max_std temperature precision compile
-    eval_freq eval_episodes eval_noise eval_seed compare buffer_size
-    data_device distillation_cache episodes_per_task episodes_per_file mix keep_last save_best
-    wandb_project wandb_entity wandb_silent disable_wandb teacher_score control_score
-    """.split()
-)
-#: Keys that say what one start of the program does, not what the run is.
-_OF_A_START = {"resume", "dry_run"}
 
 
 @contextmanager
@@ -73,7 +59,7 @@ def check(cfg: Config, teacher_sha256: str | None) -> tuple[dict[str, Any], str]
     path = directory / "run.json"
     now = {**cfg.to_dict(), "teacher_sha256": teacher_sha256, "data": data_record(cfg.data_dir)}
     record: dict[str, Any] = json.loads(
-        json.dumps({key: value for key, value in now.items() if key not in _OF_A_START})
+        json.dumps({key: value for key, value in now.items() if key not in ONE_START_KEYS})
     )
     if cfg.resume == "must" and not (directory / "state.pt").exists():
         raise ValueError(f"resume=must, but {directory} has no state.pt to continue from: resume=auto starts a new run")
@@ -86,12 +72,16 @@ def check(cfg: Config, teacher_sha256: str | None) -> tuple[dict[str, Any], str]
     if cfg.resume == "never":
         raise ValueError(f"resume=never, but {directory} holds a run: set exp_name, or move the directory away")
     try:
-        there: dict[str, Any] = {**defaults(), **json.loads(path.read_text())}  # keys may be newer than the run
+        there: dict[str, Any] = completed(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error}): set exp_name to start a new run") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be continued by this version ({error}): set exp_name to start a new run"
+        ) from error
     differing = {
         key: f"{key}: {there.get(key)} there, {record.get(key)} now"
-        for key in sorted((there.keys() | record.keys()) - _OF_A_START)
+        for key in sorted((there.keys() | record.keys()) - ONE_START_KEYS)
         if there.get(key) != record.get(key)
     }
     # These schedules end at ``steps``: with others, the updates so far would have been others.

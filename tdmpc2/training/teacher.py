@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,9 +13,10 @@ from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.config import Config
 from tdmpc2.data.placement import Data
 from tdmpc2.data.sampler import SliceSampler
+from tdmpc2.data.store.teacher_columns import open_targets
 from tdmpc2.distillation.targets import TARGETS
 from tdmpc2.loading import load_agent
-from tdmpc2.training.teacher_cache import LazyTargets, compute_all, open_targets
+from tdmpc2.training.teacher_cache import LazyTargets, compute_all
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class Teacher:
         Raises:
             ValueError: unreadable file.
         """
-        task = {} if self.cfg.multitask else {"task": self.cfg.task}  # files of other code bases do not name it
+        task: dict[str, Any] = {}
+        if not self.cfg.multitask:  # files of other code bases do not name it
+            task["task"] = self.cfg.task
         agent = load_agent(self.path, device=str(device), precision="fp32", **task)
         agent.model.requires_grad_(False)
         return agent
