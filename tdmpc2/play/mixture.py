@@ -23,7 +23,7 @@ from tdmpc2.play.rollout import Actor
 
 @dataclass(frozen=True)
 class BehaviourPolicy:
-    """An entry of a mixture with its agent (None: random actions) and the checksum of the agent's file or weights."""
+    """Entry of a mixture with its agent (None: random actions) and the checksum of the agent's file or weights."""
 
     entry: MixEntry
     agent: TDMPC2 | None = None
