@@ -5,7 +5,6 @@ python examples/plot_results.py assets/student.png logs/mt30/1/eval-student/resu
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -16,14 +15,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from tdmpc2.support.cli import one_line_errors
+from tdmpc2.support.files import read_json
 
 
 @one_line_errors
 def main(target: str, *sources: str) -> None:
     """Draw the tasks of the first file; the others' bars stand beside its own."""
-    results = {
-        Path(source).parent.name.removeprefix("eval-"): json.loads(Path(source).read_text()) for source in sources
-    }
+    results = {Path(source).parent.name.removeprefix("eval-"): read_json(Path(source)) for source in sources}
     names = [task["task"] for task in next(iter(results.values()))["tasks"]]
     height = 0.8 / len(results)
     figure, axes = plt.subplots(figsize=(7, 0.2 * len(names) * max(1, len(results) ** 0.5) + 1), layout="constrained")

@@ -35,7 +35,7 @@ class MultiTaskEnv(gymnasium.Env[Observation, Action]):
         self._task: dict[str, Any] = {}
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Observation, Info]:
-        """Starts an episode of ``options["task"]``; with ``seed``, the first one of an environment built with it.
+        """Start an episode of ``options["task"]``; with ``seed``, the first one of an environment built with it.
 
         Raises:
             ValueError: no task given, or one that is not in the set.

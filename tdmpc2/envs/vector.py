@@ -14,7 +14,8 @@ from types import TracebackType
 
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from tdmpc2.envs import gymnasium_env, make_env
+from tdmpc2.envs import make_env
+from tdmpc2.envs.registry import family_of
 from tdmpc2.envs.wrappers import PadEnv
 from tdmpc2.tasks import TaskSpec
 
@@ -22,7 +23,7 @@ from tdmpc2.tasks import TaskSpec
 def make_vec_env(
     specs: Sequence[TaskSpec], seeds: Sequence[int], obs_dim: int, action_dim: int, *, render_mode: str | None = None
 ) -> SyncVectorEnv:
-    """E environments side by side, of any tasks, padded to common sizes.
+    """Build E environments side by side, of any tasks, padded to common sizes.
 
     Environment i is ``make_env(specs[i].name, seeds[i])``: the first ``reset()`` gives the first states of those.
     Nothing is reset automatically; after an episode ends, reset it with
@@ -64,7 +65,7 @@ class EnvPool:
         self._kept: dict[str, list[PadEnv]] = {}
 
     def make(self, specs: Sequence[TaskSpec]) -> SyncVectorEnv:
-        """Environments as of :func:`make_vec_env`; the first reset has to be ``reset(seed=seeds)``.
+        """Provide environments as of :func:`make_vec_env`; the first reset has to be ``reset(seed=seeds)``.
 
         They are the pool's: only one batch can be in use at a time, and it is not to be closed.
 
@@ -72,7 +73,7 @@ class EnvPool:
             ValueError: a task larger than the padded sizes.
         """
         tasks = {spec.name for spec in specs}
-        self._close(name for name in list(self._kept) if name not in tasks or gymnasium_env.is_id(name))
+        self._close(name for name in list(self._kept) if name not in tasks or not family_of(name).renewable)
         envs: list[PadEnv] = []
         used: Counter[str] = Counter()
         for spec in specs:

@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
-from tdmpc2.play.rollout import Actor, Episode, Frames, Job, check_playable, play
+from tdmpc2.play.actors import agent_actor
+from tdmpc2.play.rollout import Episode, Frames, Job, check_playable, play
 from tdmpc2.tracking.progress import Progress
 
 Interval = tuple[float, float]
@@ -66,16 +66,6 @@ def bootstrap(samples: Sequence[NDArray[np.float64]], seed: int = 0) -> Interval
     means = np.mean([rng.choice(sample, (_RESAMPLES, len(sample))).mean(1) for sample in samples], 0)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
-
-
-def agent_actor(agent: TDMPC2, *, noise: bool, seed: int | None = None) -> Actor:
-    """Let a player of the agent act; ``noise`` adds exploration noise to every action, ``seed`` is the player's."""
-    player = agent.player(seed=seed)
-
-    def act(obs: Any, t0: Any, task_ids: Any) -> Any:
-        return player.act(obs, t0, task_ids, eval_mode=not noise)
-
-    return act
 
 
 def evaluate(

@@ -17,7 +17,7 @@ from tdmpc2.config import Config
 from tdmpc2.data.placement import open_data
 from tdmpc2.data.source import STORE, find_form
 from tdmpc2.nn.world_model import WorldModel
-from tdmpc2.play.mixture import noisy_actor, random_actor
+from tdmpc2.play.actors import noisy_actor, random_actor
 from tdmpc2.play.rollout import Actor, Floats, Job, play
 from tdmpc2.quantization.recipes import OUTPUTS, RECIPES, Recipe, is_matrix, model_outputs, relative_db
 from tdmpc2.tracking.progress import progress
@@ -143,7 +143,7 @@ def stored_inputs(cfg: Config, data_dir: str, count: int = COUNT, seed: int = 0)
     """
     cfg = cfg.replace(data_dir=data_dir, task_balance="tasks", max_episodes_per_task=_EPISODES)
     place = "disk" if find_form(data_dir)[1] == STORE else "cpu"  # so few rows of a store are best left there
-    batch = open_data(cfg, torch.device("cpu"), place).sampler.sample(0, count, 1, seed)
+    batch = open_data(cfg, torch.device("cpu"), place).sampler.draw(0, count, 1, seed)
     source = f"{count} rows of {len(cfg.task_ids)} tasks from {data_dir}"
     return Inputs(batch.obs[0], batch.action[0], batch.task if cfg.multitask else None, source)
 

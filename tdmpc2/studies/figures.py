@@ -7,9 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tdmpc2.data.tools.figures import figure_class
 from tdmpc2.play.evaluation import Interval
-from tdmpc2.support.files import replacing
+from tdmpc2.support.figures import figure_class, save_figure
 
 
 def score_figure(path: Path, rows: Sequence[dict[str, Any]]) -> str:
@@ -62,8 +61,7 @@ def score_figure(path: Path, rows: Sequence[dict[str, Any]]) -> str:
     if bands or key:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    save_figure(figure, path)
     return ""
 
 

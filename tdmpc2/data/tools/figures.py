@@ -5,29 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from tdmpc2.support.extras import install_hint
-from tdmpc2.support.files import replacing
-
-
-def figure_class() -> Any:
-    """Matplotlib's ``Figure``, which draws without a display.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed; the message says how to get it.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ModuleNotFoundError(f"figures need matplotlib: {install_hint('figures')}") from error
-    return Figure
+from tdmpc2.support.figures import figure_class, save_figure
 
 
 def return_histograms(path: Path, returns: Mapping[str, np.ndarray], title: str) -> None:
-    """A PNG with one histogram of episode returns per task, all on the same axis of returns.
+    """Draw one histogram of episode returns per task into a PNG, all on the same axis of returns.
 
     Args:
         path: file to write.
@@ -36,7 +21,7 @@ def return_histograms(path: Path, returns: Mapping[str, np.ndarray], title: str)
 
     Raises:
         ValueError: see :func:`~tdmpc2.support.files.replacing`.
-        ModuleNotFoundError: see :func:`figure_class`.
+        ModuleNotFoundError: see :func:`~tdmpc2.support.figures.figure_class`.
     """
     columns = min(len(returns), 5) or 1
     lines = math.ceil(len(returns) / columns) or 1
@@ -59,5 +44,4 @@ def return_histograms(path: Path, returns: Mapping[str, np.ndarray], title: str)
         panel.set_axis_off()
     figure.suptitle(title, fontsize=9)
     figure.supxlabel("episode return; the line is the median", fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    save_figure(figure, path)
