@@ -19,10 +19,8 @@ from numpy.typing import NDArray
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.play.rollout import Actor, Episode, Frames, Job, check_playable, play
+from tdmpc2.support.intervals import Interval, bootstrap
 from tdmpc2.tracking.progress import Progress
-
-Interval = tuple[float, float]
-_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -56,16 +54,6 @@ class Evaluation:
     def interval(self) -> Interval | None:
         """95 % bootstrap interval of the normalised score; None with one episode per task."""
         return bootstrap([result.scores for result in self.tasks])
-
-
-def bootstrap(samples: Sequence[NDArray[np.float64]], seed: int = 0) -> Interval | None:
-    """95 % interval of the mean of the samples' means, each sample resampled on its own; None if one has one value."""
-    if any(len(sample) < 2 for sample in samples):
-        return None
-    rng = np.random.default_rng(seed)
-    means = np.mean([rng.choice(sample, (_RESAMPLES, len(sample))).mean(1) for sample in samples], 0)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def agent_actor(agent: TDMPC2, *, noise: bool, seed: int | None = None) -> Actor:

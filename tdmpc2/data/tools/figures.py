@@ -5,24 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from tdmpc2.support.figures import figure_class
 from tdmpc2.support.files import replacing
-
-
-def figure_class() -> Any:
-    """Matplotlib's ``Figure``, which draws without a display.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed; the message says how to get it.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ModuleNotFoundError("figures need matplotlib: pip install 'tdmpc2-opt[figures]'") from error
-    return Figure
 
 
 def return_histograms(path: Path, returns: Mapping[str, np.ndarray], title: str) -> None:
@@ -35,7 +22,7 @@ def return_histograms(path: Path, returns: Mapping[str, np.ndarray], title: str)
 
     Raises:
         ValueError: see :func:`~tdmpc2.support.files.replacing`.
-        ModuleNotFoundError: see :func:`figure_class`.
+        ModuleNotFoundError: see :func:`~tdmpc2.support.figures.figure_class`.
     """
     columns = min(len(returns), 5) or 1
     lines = math.ceil(len(returns) / columns) or 1
