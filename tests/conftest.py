@@ -1,57 +1,16 @@
-"""Fixtures: recorded numbers and published weights, from the tests' own folder or from ``../shared``."""
+"""Fixtures for all tests: recorded numbers, a tiny model, a little data and a run on it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from tdmpc2.config import Config
-
-REPO = Path(__file__).resolve().parent.parent
-TASKS = ("pendulum-spin", "cartpole-balance")
-TINY: dict[str, Any] = {
-    "model_size": None, "enc_dim": 16, "mlp_dim": 16, "latent_dim": 16, "task_dim": 8, "num_samples": 16,
-    "num_elites": 4, "num_pi_trajs": 4, "iterations": 1, "device": "cpu", "num_threads": 1, "tasks": TASKS,
-    "batch_size": 16, "steps": 20, "log_freq": 5, "eval_freq": 0,
-}  # fmt: skip
-SHARED = Path(os.environ.get("TDMPC2_SHARED", REPO.parent / "shared"))
-
-
-def shared_file(relative: str) -> Path:
-    """A file of ``../shared``; where it is absent the test is skipped, or fails if TDMPC2_REQUIRE_SHARED=1 (CI)."""
-    path = SHARED / relative
-    if not path.exists():
-        absent = pytest.fail if os.environ.get("TDMPC2_REQUIRE_SHARED") == "1" else pytest.skip
-        absent(f"needs {relative} of the shared reference data (set TDMPC2_SHARED to its folder)")
-    return path
-
-
-def load_golden(name: str) -> dict[str, torch.Tensor]:
-    """Recorded arrays as tensors; small files live in tests/golden, larger ones in ``../shared/golden``."""
-    own = Path(__file__).parent / "golden" / name
-    with np.load(own if own.exists() else shared_file(f"golden/{name}")) as arrays:
-        return {
-            key: torch.from_numpy(arrays[key]) if arrays[key].dtype.kind in "fiub" else arrays[key] for key in arrays
-        }
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """A disk that refuses to let a file grow beyond ``size`` bytes."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+from tests.helpers.reference import load_golden
+from tests.helpers.runs import TASKS, TINY
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -99,3 +58,12 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cfg(data_dir: Path, tmp_path: Path) -> Config:
     """A run of 20 steps on them."""
     return Config(data_dir=str(data_dir), work_dir=str(tmp_path / "run"), **TINY)
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is written to where the tests were started."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    yield
+    assert not list((tmp_path / "cwd").iterdir())

@@ -12,8 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from tdmpc2.agent import TDMPC2
 from tdmpc2.commands.cli import check_overrides
 from tdmpc2.config import Config, key_names, parse_cfg
-
-from .conftest import REPO
+from tests.helpers.reference import REPO
 
 README = (REPO / "README.md").read_text()
 GROUPS = ("student_config", "teacher_config")

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc2.commands.cli import one_line_errors
-from tdmpc2.data.tools.audit import SAMPLE, audit, describe
-from tdmpc2.data.store.export import export_chunks
-from tdmpc2.data.tools.figures import figure_class, return_histograms
-from tdmpc2.data.store.importer import import_episodes
 from tdmpc2.data.rows import DTYPES
 from tdmpc2.data.source import CHUNKS, STORE, find_form, kind_of, naming_the_task_set, open_source
+from tdmpc2.data.store.export import export_chunks
+from tdmpc2.data.store.importer import import_episodes
 from tdmpc2.data.store.store import EpisodeStore
+from tdmpc2.data.tools.audit import SAMPLE, audit, describe
+from tdmpc2.data.tools.figures import figure_class, return_histograms
 from tdmpc2.data.tools.verify import verify
 from tdmpc2.tasks import nearest
 

@@ -14,8 +14,8 @@ from tdmpc2.data.dataset import EpisodeDataset, SliceSampler, select_episodes, s
 from tdmpc2.data.store.importer import check_replaceable, clean_leftovers, ensure_store, find_store
 from tdmpc2.data.store.selection import check_tasks, chunk_fingerprints
 from tdmpc2.data.store.store import EpisodeStore, StoreMeta
-from tdmpc2.tracking.progress import Progress
 from tdmpc2.support.runtime import available_memory
+from tdmpc2.tracking.progress import Progress
 
 #: Share of the free memory that data may take: the rest is for the model, its activations and other programs.
 _SHARE = {"cuda": 0.8, "cpu": 0.6}

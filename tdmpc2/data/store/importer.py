@@ -36,8 +36,8 @@ from tdmpc2.data.store.writer import (
     locked,
     say,
 )
-from tdmpc2.tracking.progress import Progress
 from tdmpc2.tasks import TaskSpec
+from tdmpc2.tracking.progress import Progress
 
 _PIECE = 4 << 20  # bytes copied at a time: they stay in the processor's cache between reading, hashing and writing
 _READ = 4  # pieces for which a chunk file is mapped

@@ -9,14 +9,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -26,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdmpc2.support import files
 from tdmpc2.data.store.store import EpisodeStore, StoreFile, StoreMeta, header
+from tdmpc2.support import files
 from tdmpc2.support.files import replacing, write_text
 from tdmpc2.tracking.progress import open_console, print_line
 

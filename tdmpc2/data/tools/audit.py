@@ -20,9 +20,9 @@ from tdmpc2.data.chunks import Layout
 from tdmpc2.data.placement import choose_place
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.data.source import FIRST_ROW, Source
-from tdmpc2.tracking.progress import Progress
 from tdmpc2.support.runtime import available_memory, resolve_device
 from tdmpc2.tasks import TaskSpec
+from tdmpc2.tracking.progress import Progress
 
 SAMPLE = 2000  # episodes that a quick audit reads
 _BLOCK = 256  # episodes read at a time: 16 MB of MT30

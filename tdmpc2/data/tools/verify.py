@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from tdmpc2.data.chunks import Layout, check_finite, check_layout, chunk_paths, episode_tasks, read_chunk
-from tdmpc2.data.store.teacher_columns import verify_targets
-from tdmpc2.data.store.selection import chunk_fingerprints
 from tdmpc2.data.source import FIRST_ROW, STORE, chunk_tasks, find_form, naming_the_task_set
+from tdmpc2.data.store.selection import chunk_fingerprints
 from tdmpc2.data.store.store import EpisodeStore, StoreMeta, header
+from tdmpc2.data.store.teacher_columns import verify_targets
 from tdmpc2.tracking.progress import Progress
 
 _EPISODES = 256  # read at a time

@@ -1,0 +1,145 @@
+"""How an agent plans: which way is chosen, and that every way is of its weights as they are."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from tdmpc2.acceleration.cpu import library
+from tdmpc2.acceleration.fast_planner import FastPlanner
+from tdmpc2.agent import TDMPC2
+from tdmpc2.config import Config
+from tdmpc2.nn.world_model import WorldModel
+from tdmpc2.planner import draw_noise
+from tdmpc2.support.runtime import has_cpp_compiler
+from tests.helpers.agents import random_batch
+
+SMALL: dict[str, Any] = {
+    "model_size": None, "enc_dim": 32, "mlp_dim": 32, "latent_dim": 16, "num_samples": 32, "num_elites": 8,
+    "num_pi_trajs": 4, "iterations": 2,
+}  # fmt: skip
+needs_library = pytest.mark.skipif(bool(library.reason()), reason=library.reason())
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+
+@pytest.fixture
+def agent() -> TDMPC2:
+    return TDMPC2(Config(device="cpu", **SMALL))
+
+
+def test_planning_is_made_fast_where_it_pays(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(num_plans: int, **changes: Any) -> tuple[str, str]:
+        other = TDMPC2(agent.cfg.replace(**changes))
+        line = other.compile_planner(num_plans)
+        return other.planner.kind, line
+
+    assert chosen(99) == ("plain", "")
+    assert chosen(10**6, compile=False) == ("plain", "")
+    assert chosen(10**6, mpc=False, compile=True) == ("plain", "")
+    if not library.reason():
+        assert chosen(100) == chosen(1, compile=True) == ("kernels", "")
+    monkeypatch.setattr("tdmpc2.acceleration.cpu.library._load", lambda _: (None, "this processor is a toaster"))
+    assert chosen(999) == ("plain", "")
+    kind, line = chosen(1000)
+    assert line.startswith("The CPU kernels are not available: this processor is a toaster. ")
+    if has_cpp_compiler():
+        assert kind == "compiled"
+        assert "compile=false turns it off" in line
+        assert chosen(1, compile=True)[0] == "compiled"
+    else:
+        assert kind == "plain"
+        assert "no compiler for cpu" in line
+
+
+@needs_library
+def test_kernels_follow_the_weights(agent: TDMPC2) -> None:
+    """Without planning anew, an agent that trains between evaluations would play with its first weights."""
+    agent = TDMPC2(agent.cfg.replace(seed=3))
+    agent.compile_planner()
+    assert agent.planner.kind == "kernels"
+    obs = torch.ones(agent.cfg.obs_dim)
+
+    kernels, plain_planner = agent.planner, FastPlanner(agent.model)
+
+    def means() -> list[torch.Tensor]:
+        found = []
+        for agent.planner in (kernels, plain_planner):
+            agent.generator.manual_seed(0)
+            agent.act(obs, t0=True, eval_mode=True, task=agent.cfg.task_ids[0])
+            assert agent._player.plan_mean is not None
+            found.append(agent._player.plan_mean.clone())
+        return found
+
+    before, plain = means()
+    assert_close(before, plain, rtol=0, atol=1e-4)
+    with torch.no_grad():
+        for parameter in agent.model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    after, plain = means()
+    assert_close(after, plain, rtol=0, atol=1e-4)
+    assert float((after - before).abs().max()) > 1e-2
+
+
+@needs_library
+def test_kernels_follow_updates_and_are_packed_once_for_each() -> None:
+    """Without the target heads, whose operation PyTorch counts where it does not count the optimiser's."""
+    cfg = Config(task="cartpole-balance", device="cpu", lr=0.05, tau=0.0, **SMALL)
+    agent = TDMPC2(cfg)
+    agent.compile_planner()
+    obs = torch.ones(cfg.obs_dim)
+    packed = []
+    for seed in range(3):
+        agent.update(random_batch(cfg, seed, 32))
+        for _ in range(2):
+            agent.act(obs, t0=True, eval_mode=True)
+            packed.append(agent.planner._networks)
+        plain = FastPlanner(agent.model)
+        noise = draw_noise(cfg, 1, agent.device, torch.Generator().manual_seed(0))
+        arguments = (agent.model.encode(obs[None]), agent.model.context(None),
+                     torch.zeros(1, cfg.horizon, cfg.action_dim), noise)  # fmt: skip
+        with torch.no_grad():
+            plans = [planner(*arguments, eval_mode=True) for planner in (agent.planner, plain)]
+        assert_close(plans[0].mean, plans[1].mean, rtol=0, atol=1e-4)
+    assert [id(networks) for networks in packed[::2]] == [id(networks) for networks in packed[1::2]]
+    assert len({id(networks) for networks in packed}) == 3
+
+
+@needs_library
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda agent: pickle.loads(pickle.dumps(agent))])
+def test_a_copied_planner_plans_as_fast_and_with_its_own_model(copied: Any) -> None:
+    model = WorldModel(Config(device="cpu", **SMALL)).requires_grad_(False)
+    planner = FastPlanner(model)
+    planner.speed_up("true", 1)
+    other = copied(planner)
+    assert (other.kind, planner.kind) == ("kernels", "kernels")
+    assert other._model is not model
+    assert not other._networks.outdated(other._model)
+
+
+@needs_cuda
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_a_cuda_graph_plans_as_plain_functions_do(precision: str) -> None:
+    agent = TDMPC2(Config(device="cuda", **SMALL))
+    agent.compile_planner()
+    cfg = agent.cfg
+    for seed in range(4):
+        if seed == 2 and precision != "fp32":  # after plans in float32 were captured
+            agent.set_precision(precision, lambda matrix: precision, torch.bfloat16)
+        elif seed == 2:
+            agent.update(random_batch(cfg, seed, 32))
+        ids = torch.tensor([seed, 7], device="cuda")
+        noise = draw_noise(cfg, 2, agent.device, torch.Generator("cuda").manual_seed(seed))
+        obs = torch.randn(2, cfg.obs_dim, device="cuda")
+        with torch.no_grad():
+            context = agent.model.context(ids)
+            given = (agent.model.encode(obs, context), context,
+                     torch.zeros(2, cfg.horizon, cfg.action_dim, device="cuda"), noise)  # fmt: skip
+            graphed, plain = (planner(*given, eval_mode=True) for planner in (agent.planner, FastPlanner(agent.model)))
+        rounding = 1e-4 if agent.precision == "fp32" else 0.1
+        assert_close(graphed.mean, plain.mean, rtol=0, atol=rounding)

@@ -1,0 +1,249 @@
+"""The four scripts as they are typed: what they print and write.
+
+Commands run in processes of their own. Most are forked from one that has the libraries loaded, because loading
+them takes longer than the work; each script is also started from nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from tdmpc2.checkpoints.files import load_file
+from tdmpc2.commands.cli import sweep_name
+from tdmpc2.config import key_names
+from tdmpc2.data.chunks import read_chunk
+from tdmpc2.support.runtime import has_fast_int8
+from tests.helpers.commands import EVALUATE, SIZES, STUDENT, TASKS, Run, files, good, refused, start
+
+# The whole path, once for this file
+
+
+def test_what_the_commands_leave_behind(home: Path) -> None:
+    assert sorted(path.name for path in home.iterdir()) == ["data", "logs", "quantised", "student.pt"]
+    assert sorted(files(home / "data")) == ["chunk_0.pt", "chunk_1.pt", "collect.json", "collect.lock"]
+    assert sorted(files(home / "logs")) == [
+        *(f"mt30/1/.{name}.lock" for name in ("default", "teacher")),
+        *(
+            f"mt30/1/{name}/{file}"
+            for name in ("default", "teacher")
+            for file in ("model.pt", "run.json", "speed.csv", "state.pt", "train.csv")
+        ),
+    ]
+    written = [
+        *(f"model_{name}.pt" for name in ("fp16", "int8", "mixed")),
+        *(f"model_quantization.{e}" for e in ("json", "md", "png")),
+    ]
+    assert sorted(files(home / "quantised")) == written
+    assert (read_chunk(home / "data" / "chunk_1.pt")["task"] == 8).all()
+    header = (home / "logs/mt30/1/default/train.csv").read_text().splitlines()[0]
+    assert "distillation_loss" in header
+
+
+def test_evaluate(run: Run, cwd: Path) -> None:
+    """A planned evaluation of the file's own tasks, with two words of the command line against the file's."""
+    outcome = good(run(f"{EVALUATE} checkpoint=student.pt num_samples=12 eval_episodes=1 horizon=2", cwd))
+    assert re.fullmatch(r"Normalized score: \d+\.\d\d", outcome.out.splitlines()[-1])
+    assert "student: planner (1 x 12 samples, horizon 2), fp32 on cpu (plain), noise-free" in outcome.out
+    assert outcome.err == ""
+    for task in ("pendulum-spin", "cartpole-balance"):
+        assert re.search(rf"{task} +1 +\d+\.\d +- ", outcome.out)
+    directory = cwd / "logs/mt30/1/eval-student"
+    summary = json.loads((directory / "results.json").read_text())
+    assert f"{summary['normalized_score']:.2f}" == outcome.out.split()[-1]
+    assert [row["task"] for row in summary["tasks"]] == ["pendulum-spin", "cartpole-balance"]
+    protocol = summary["protocol"]
+    config = protocol["config"]
+    assert (protocol["action"], protocol["precision"], protocol["planner"]) == ("planner", "fp32", "plain")
+    assert (config["num_samples"], config["horizon"]) == (12, 2)  # typed
+    assert (config["num_elites"], config["iterations"], config["latent_dim"]) == (4, 1, 16)  # of the file
+    lines = (directory / "results.csv").read_text().splitlines()
+    assert lines[0] == "task,seed,return,success"
+    assert [line.split(",")[:2] for line in lines[1:]] == [["pendulum-spin", "100"], ["cartpole-balance", "100"]]
+
+
+def test_evaluating_again_overwrites_nothing(run: Run, cwd: Path) -> None:
+    before = files(cwd)
+    command = f"{EVALUATE} checkpoint=student.pt task=pendulum-spin mpc=false"
+    first, second = good(run(command, cwd)), good(run(command, cwd))
+    assert first.out.splitlines()[-1] == second.out.splitlines()[-1]
+    after = files(cwd)
+    assert after.items() >= before.items()
+    folders = [f"logs/mt30/1/eval-student{suffix}" for suffix in ("", "-2")]
+    assert after.keys() - before.keys() == {f"{f}/results.{kind}" for f in folders for kind in ("csv", "json")}
+    episodes = [after[f"{folder}/results.csv"].decode().splitlines()[1:] for folder in folders]
+    assert episodes[0] == episodes[1]
+    assert [line.split(",")[0] for line in episodes[0]] == ["pendulum-spin"]  # one task of a multi-task file
+    assert "student: policy (no planning)" in first.out
+
+
+@pytest.mark.slow
+def test_choice_of_tasks(run: Run, cwd: Path) -> None:
+    """Tasks the file was not trained on are its tasks all the same."""
+    outcome = good(run(f"{EVALUATE} checkpoint=student.pt tasks=[cup-spin,pendulum-spin] mpc=false eval_seed=7", cwd))
+    lines = (cwd / "logs/mt30/1/eval-student/results.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in lines[1:]] == [["cup-spin", "7"], ["pendulum-spin", "7"]]
+    assert "walker" not in outcome.out
+
+
+def test_compare_and_precisions(run: Run, cwd: Path) -> None:
+    """The report names both files; quantised files say what they compute in."""
+    settings = f"mpc=false eval_episodes=2 {TASKS} exp_name=comparison"
+    outcome = good(run(f"{EVALUATE} checkpoint=student.pt compare=quantised/model_int8.pt {settings}", cwd))
+    *_, difference, last = outcome.out.splitlines()
+    number = r"-?\d+\.\d"
+    pattern = rf"student\.pt minus quantised/model_int8\.pt: [-+]\d+\.\d\d \[{number}, {number}\]"
+    assert re.fullmatch(pattern, difference)
+    scores = []
+    for folder in ("comparison", "comparison-2"):
+        summary = json.loads((cwd / "logs/mt30/1" / folder / "results.json").read_text())
+        scores.append(summary["normalized_score"])
+        assert summary["interval"][0] <= summary["normalized_score"] <= summary["interval"][1]
+    assert last == f"Normalized score: {scores[0]:.2f}"
+    assert float(difference.split()[3]) == pytest.approx(scores[0] - scores[1], abs=0.006)
+    fallback = r"quantised/model_int8\.pt: int8 file: .*weights are computed in (bf16|fp32), .*\n"
+    assert outcome.err == "" if has_fast_int8(torch.device("cpu")) else re.fullmatch(fallback, outcome.err)
+
+
+@pytest.mark.slow
+def test_explicit_precision(run: Run, cwd: Path) -> None:
+    outcome = good(run(f"{EVALUATE} checkpoint=student.pt task=pendulum-spin mpc=false precision=bf16", cwd))
+    assert "bf16 on cpu" in outcome.out
+    assert outcome.err == ""
+
+
+@pytest.mark.slow
+def test_short_evaluations_are_not_compiled(run: Run, cwd: Path) -> None:
+    command = EVALUATE.replace("compile=false", "compile=auto")
+    outcome = good(run(f"{command} checkpoint=student.pt task=pendulum-spin", cwd))
+    assert "ompil" not in outcome.out + outcome.err
+
+
+def test_collecting_with_a_checkpoint(run: Run, cwd: Path) -> None:
+    before = files(cwd)
+    settings = "checkpoint=student.pt task=pendulum-spin episodes_per_task=1 mpc=false num_threads=1 device=cpu"
+    outcome = good(run(f"collect.py {settings} data_dir=data", cwd))
+    assert re.search(r"pendulum-spin: return .*, policy student\.pt, chunk_2\.pt", outcome.out)
+    assert "data: 1 episodes in 1 files, chunk_2.pt; 0.1 MB to collect" in outcome.out
+    del before["data/collect.json"]
+    assert files(cwd).items() > before.items()
+    chunk = read_chunk(cwd / "data" / "chunk_2.pt")
+    assert chunk["obs"].shape == (1, 501, 24)
+    assert (chunk["task"] == 29).all()
+
+
+def test_training_again(run: Run, cwd: Path) -> None:
+    """The same command is done, more steps continue it, another configuration is refused."""
+    command = f"train.py {STUDENT} teacher_config.checkpoint=logs/mt30/1/teacher/model.pt"
+    before = files(cwd)
+    assert "already trained for 10 steps" in good(run(command, cwd)).out
+    refused = run(f"{command} student_config.rho=0.4 student_config.seed=1", cwd)
+    assert refused.code == 2
+    assert "rho: 0.5 there, 0.4 now" in refused.err
+    refused = run(f"train.py {STUDENT} ~teacher_config", cwd)
+    assert refused.code == 2
+    assert "teacher_sha256: " in refused.err
+    assert files(cwd) == before
+    assert "continuing at step 10" in good(run(f"{command} student_config.steps=1e1+4", cwd)).out
+    assert load_file(cwd / "logs/mt30/1/default/model.pt").step == 14
+
+
+def test_multirun(run: Run, cwd: Path) -> None:
+    """What is swept names the runs; what all of them share does not."""
+    shared = f"{STUDENT} teacher_config.checkpoint=logs/mt30/1/teacher/model.pt student_config.steps=2"
+    good(run(f"train.py --multirun {shared} student_config.distillation_weight=0,0.45", cwd))
+    names = ("distillation_weight_0", "distillation_weight_0.45")
+    for name in names:
+        record = json.loads((cwd / "logs/mt30/1" / name / "run.json").read_text())
+        assert record["distillation_weight"] == float(name.rpartition("_")[2])
+    shutil.copytree(cwd / "data", cwd / "more" / "data")
+    shared = shared.replace("student_config.data_dir=data", "student_config.data_dir=data,more/data")
+    good(run(f"train.py -m {shared} student_config.seed=1,2", cwd))
+    runs = sorted(str(path.parent.relative_to(cwd)) for path in (cwd / "logs").rglob("model.pt"))
+    assert runs == sorted(
+        [f"logs/mt30/1/{name}" for name in ("default", "teacher", *names)]
+        + [f"logs/mt30/{seed}/data_dir_{data}-seed_{seed}" for seed in (1, 2) for data in ("data", "more-data")]
+    )
+    assert sorted(path.name for path in cwd.iterdir()) == ["data", "logs", "more", "quantised", "student.pt"]
+    settings = "task=pendulum-spin mpc=false"
+    outcome = good(run(f"{EVALUATE} checkpoint=logs/mt30/1/{names[1]}/model.pt {settings}", cwd))
+    assert f"{names[1]}: policy" in outcome.out  # not "model", as every run's file is called
+
+
+@pytest.mark.parametrize(
+    "swept",
+    [
+        "student_config.lr=1e-05,student_config.seed=2",
+        "student_config.tasks=[cup-spin,walker-walk]",
+        "teacher_config.checkpoint=/a b/c=d.pt",
+        "student_config.data_dir='data/ü(1)'",
+        "student_config.exp_name=null",
+    ],
+)
+def test_directories_of_a_multirun_can_be_typed(monkeypatch: pytest.MonkeyPatch, swept: str) -> None:
+    """As the value of an override, without quotes."""
+    settings = OmegaConf.create({"mode": RunMode.MULTIRUN, "job": {"override_dirname": swept}})
+    monkeypatch.setattr(HydraConfig, "get", lambda: settings)
+    path = f"logs/mt30/1/{sweep_name()}/model.pt"
+    (override,) = OverridesParser.create().parse_overrides([f"checkpoint={path}"])
+    assert override.value() == path
+
+
+def test_tasks_of_ones_own(run: Run, tmp_path: Path) -> None:
+    """A Gymnasium environment named by its module and id, from collecting to evaluating and filming."""
+    task = "tests.helpers.toy_envs:Stands-v0"
+    sizes = SIZES.replace("task_dim=8 ", "")
+    good(run(f"collect.py task={task} data_dir=data episodes_per_task=3 num_threads=1", tmp_path))
+    settings = f"task={task} {sizes} data_dir=data batch_size=4 steps=2 eval_freq=0 horizon=2"
+    student = " ".join(f"student_config.{key}" for key in settings.split())
+    good(run(f"train.py teacher_config=null {student} student_config.work_dir=run", tmp_path))
+    pytest.importorskip("imageio_ffmpeg", reason="videos need imageio-ffmpeg")
+    outcome = good(run(f"{EVALUATE} checkpoint=run/model.pt work_dir=result save_video=true", tmp_path))
+    assert outcome.out.splitlines()[-1].startswith("Normalized score: ")
+    assert sorted(files(tmp_path / "result")) == ["results.csv", "results.json", f"{task}.mp4"]
+
+
+# Starting from nothing
+
+
+def test_nothing_prepared(tmp_path: Path) -> None:
+    outcome = start("train.py", tmp_path)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    first, data, teacher = outcome.err.splitlines()
+    assert first.startswith("error: training cannot start, something is missing")
+    assert re.search(r"data: data_dir=data/mt30 .*`python collect\.py .*nicklashansen/tdmpc2", data)
+    assert re.search(r"teacher: teacher_config\.checkpoint=models/mt30-317M\.pt .*teacher_config=null", teacher)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("collect.py tasks=[walker-wlak]", "'walker-walk'"),
+        ("evaluate.py", "Nothing to evaluate"),
+        ("quantize.py --checkpoint none.pt", "none.pt does not exist"),
+    ],
+)
+def test_every_script_starts_and_fails_in_one_line(command: str, message: str, tmp_path: Path) -> None:
+    refused(start(command, tmp_path), message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_cfg_job_prints_every_key(run: Run, tmp_path: Path) -> None:
+    shown = OmegaConf.create(good(run("train.py --cfg job student_config.steps=7", tmp_path)).out)
+    assert set(shown.student_config) == set(shown.teacher_config) == set(key_names())
+    assert (shown.student_config.steps, shown.teacher_config.model_size) == (7, 317)
+    shown = OmegaConf.create(good(run("evaluate.py --cfg job", tmp_path)).out)
+    assert set(shown) == set(key_names())
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,24 @@
+"""Fixtures: how much an import reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from torch import Tensor
+
+from tdmpc2.data.store.selection import Part
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Number of episodes of each read."""
+    counts: list[int] = []
+    read = Part.read
+
+    def note(self: Part, episodes: Tensor) -> dict[str, Tensor]:
+        counts.append(len(episodes))
+        return read(self, episodes)
+
+    monkeypatch.setattr(Part, "read", note)
+    return counts

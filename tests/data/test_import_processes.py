@@ -1,0 +1,95 @@
+"""Several processes that import the same data."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tdmpc2.data.store.importer import import_episodes
+from tdmpc2.data.store.store import EpisodeStore
+from tests.helpers.data import SPECS
+from tests.helpers.kill import killed_at_random
+from tests.helpers.reference import REPO
+from tests.helpers.stores import TASKS, make_chunks
+
+SLOW_IMPORT = """
+import sys, time
+from pathlib import Path
+from tdmpc2.data.store.importer import import_episodes
+from tdmpc2.data.store.selection import Part
+from tests.helpers.data import SPECS
+root, read = Path(sys.argv[1]), Part.read
+def wait(self, episodes):
+    (root / "reading").touch()
+    while not (root / "go").exists():
+        time.sleep(0.01)
+    return read(self, episodes)
+Part.read = wait
+import_episodes([root / "chunks"], root / "out", "three", SPECS, block=2, max_per_task=MAX)
+"""
+
+
+def _slow_import(root: Path, max_per_task: int | None = None) -> subprocess.Popen[bytes]:
+    """A process that holds the lock and waits for the file ``go``."""
+    process = subprocess.Popen([sys.executable, "-c", SLOW_IMPORT.replace("MAX", str(max_per_task)), root], cwd=REPO)
+    while not (root / "reading").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("same", [True, False])
+def test_a_second_process_waits_and_takes_the_finished_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], reads: list[int], same: bool
+) -> None:
+    make_chunks(tmp_path / "chunks")
+    process = _slow_import(tmp_path, None if same else 1)
+    result: list[Any] = []
+
+    def import_too() -> None:
+        try:
+            result.append(import_episodes([tmp_path / "chunks"], tmp_path / "out", "three", SPECS, block=2))
+        except ValueError as error:
+            result.append(error)
+
+    thread = threading.Thread(target=import_too)
+    thread.start()
+    said = ""
+    while "\n" not in said:
+        assert thread.is_alive()
+        said += capsys.readouterr().out
+        time.sleep(0.02)
+    assert said == f"Another process is writing {tmp_path}/out: waiting for it\n"
+    (tmp_path / "go").touch()
+    thread.join(60)
+    assert process.wait(60) == 0
+    assert reads == []
+    if same:
+        assert len(result[0].task) == len(TASKS)
+    else:  # what it waited for is something else
+        assert "out exists: name another directory" in str(result[0])
+        assert EpisodeStore.open(tmp_path / "out").meta.episodes == 3
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    killed_at_random("import", times=3, seed=1, root=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
+    make_chunks(tmp_path / "chunks")
+    process = _slow_import(tmp_path)
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+    assert (tmp_path / ".out.partial").exists()
+    assert len(import_episodes([tmp_path / "chunks"], tmp_path / "out", "three", SPECS).task) == len(TASKS)
+    assert not (tmp_path / ".out.partial").exists()

@@ -1,0 +1,78 @@
+"""Distillation targets and teachers that are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.config import Config, parse_cfg
+from tdmpc2.distillation.targets import TARGETS
+from tests.helpers.agents import random_batch
+from tests.helpers.distillation import make_expert
+
+pytestmark = pytest.mark.usefixtures("own_folder")
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ("rewards", r"'rewards' is not one of reward, .*policy\. Did you mean 'reward'\?"),
+        (["reward", "reward 0.1"], "'reward 0.1': 'reward' is there twice"),
+        (["value -1"], r"'value -1': the weight -1\.0 must be at least 0"),
+        (["value nan"], r"the weight nan must be at least 0"),
+        (["value much"], r"'value much' is not 'NAME' or 'NAME WEIGHT', for example"),
+        (["value 1 2"], r"'value 1 2' is not 'NAME' or"),
+        ([], "must name at least one target; teacher_config=null"),
+        ([" "], "'' is not one of"),
+        (3, "distillation_targets=3 must be"),
+    ],
+)
+def test_targets_that_are_refused(targets: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_cfg({"distillation_targets": targets})
+
+
+def test_keys() -> None:
+    cfg = parse_cfg({"distillation_targets": "value 1e-1, reward", "distillation_weight": 2})
+    assert list(cfg.distillation_terms.items()) == [("value", 0.1), ("reward", 2.0)]
+    assert Config(**cfg.to_dict()) == cfg
+    assert cfg.to_dict()["distillation_targets"] == ["value 1e-1", "reward"]
+    with pytest.raises(ValueError, match=r"distillation_schedule=gaps is not one of constant, linear, cosine, gap"):
+        Config(distillation_schedule="gaps")
+    for target in TARGETS:
+        keys = {"distillation_targets": ("value", target) if target != "value" else ("value",)}
+        if TARGETS[target].cached_as:
+            assert Config(distillation_cache="lazy", **keys).distillation_cache == "lazy"
+        else:
+            with pytest.raises(
+                ValueError, match=rf"distillation_cache=full holds .*distillation_targets={target} needs"
+            ):
+                Config(distillation_cache="full", **keys)
+
+
+def test_teachers_that_do_not_fit(tiny_cfg: Config) -> None:
+    def refused(message: str, target: str, **changes: Any) -> None:
+        teacher = TDMPC2(tiny_cfg.replace(**changes))
+        TDMPC2(tiny_cfg, teacher)
+        with pytest.raises(ValueError, match=message):
+            TDMPC2(tiny_cfg.replace(distillation_targets=("reward", target)), teacher)
+
+    refused(r"reward_logits needs .*\(101, -10\.0, 10\.0\) and the teacher's \(51,", "reward_logits", num_bins=51)
+    refused(r"reward_logits needs .*the teacher's \(101, -10\.0, 8\.0\)", "reward_logits", vmax=8)
+    refused(r"latent_dim of at least 16, the student's, but it is 8", "next_state_pca", latent_dim=8)
+
+
+def test_outputs_that_are_not_there(tiny_cfg: Config) -> None:
+    keys: Callable[..., Config] = lambda *targets: tiny_cfg.replace(distillation_targets=targets)  # noqa: E731
+    batch = random_batch(tiny_cfg, 0)._replace(teacher_reward=torch.zeros(1, 8, 1))
+    with pytest.raises(ValueError, match=r"=value, policy: there is no teacher, and the batch has only teacher_reward"):
+        TDMPC2(keys("reward", "value", "policy")).update(batch)
+    with pytest.raises(ValueError, match="needs the teacher's reward of 3 steps, but teacher_reward has 1"):
+        TDMPC2(keys("reward_horizon")).update(batch)
+    assert "distillation_loss" not in TDMPC2(keys("value")).update(batch)  # a reward that nothing asks for
+    with pytest.raises(ValueError, match=r"next_state_pca: call agent\.distillation\.fit_pca first"):
+        TDMPC2(keys("next_state_pca"), make_expert(tiny_cfg)).update(batch)

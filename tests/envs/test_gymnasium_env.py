@@ -1,0 +1,119 @@
+"""Environments of the user, with the new and the old gym API."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete
+
+from tdmpc2.envs import make_env, task_spec
+from tdmpc2.envs.wrappers import OldGymEnv
+from tdmpc2.tasks import TaskSpec
+from tests.helpers.toy_envs import Counter
+
+
+class _Choice(Counter):
+    action_space = Discrete(2)
+
+
+class _Unbounded(Counter):
+    action_space = Box(-np.inf, np.inf, (1,), np.float32)
+
+
+class _Broken(Counter):
+    def __init__(self) -> None:
+        raise KeyError("missing asset")
+
+
+class _OldCounter:
+    """The old gym API."""
+
+    observation_space = Box(0, 10, (2,), np.float32)
+    action_space = Box(-1, 1, (1,), np.float32)
+    steps = seeded = closed = 0
+
+    def seed(self, seed: int) -> None:
+        self.seeded = seed
+
+    def reset(self) -> np.ndarray:
+        self.steps = 0
+        return np.zeros(2, np.float32)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, dict]:
+        self.steps += 1
+        return np.full(2, self.steps, np.float32), 1.0, self.steps == 3, {"TimeLimit.truncated": self.seeded == 2}
+
+    def render(self, mode: str) -> str:
+        return mode
+
+    def close(self) -> None:
+        self.closed = 1
+
+
+def test_gymnasium_environment() -> None:
+    assert task_spec("Pendulum-v1") == TaskSpec("Pendulum-v1", 3, 1, episode_length=200)
+    assert task_spec("gymnasium:Pendulum-v1").episode_length == 200
+    ours, plain = make_env("Pendulum-v1", seed=5), gymnasium.make("Pendulum-v1")
+    np.testing.assert_array_equal(ours.reset()[0], plain.reset(seed=5)[0])
+    obs, reward, *_, info = ours.step(np.array([0.25], np.float32))
+    expected_obs, expected_reward, *_ = plain.step(np.array([0.5], np.float32))
+    np.testing.assert_allclose(obs, expected_obs, atol=1e-6)
+    assert reward == pytest.approx(float(expected_reward))
+    assert info["success"] == 0.0
+    np.testing.assert_array_equal(ours.reset()[0], plain.reset()[0])
+    assert ours.action_space == Box(-1, 1, (1,), np.float32)
+    np.testing.assert_array_equal(ours.action_space.sample(), Box(-1, 1, (1,), np.float32, seed=5).sample())
+
+
+def test_own_environment() -> None:
+    gymnasium.register("Counter-v0", Counter, max_episode_steps=20)
+    assert task_spec("Counter-v0") == TaskSpec("Counter-v0", 6, 1, episode_length=20)
+    env = make_env("Counter-v0", seed=1)
+    obs, _ = env.reset()
+    assert obs.dtype == np.float32
+    assert obs.shape == (6,)
+    for action, native in [(-1, -2), (0, 2), (1, 6)]:
+        _, reward, *_, info = env.step(np.array([action], np.float32))
+        assert reward == pytest.approx(native)
+    assert info["success"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit", "error", "message"),
+    [
+        (_Choice, 10, ValueError, "action space of 'Wrong-v0' is Discrete"),
+        (_Unbounded, 10, ValueError, "finite bounds"),
+        (Counter, None, ValueError, "no time limit.*max_episode_steps"),
+        (_Broken, 10, KeyError, "missing asset"),
+    ],
+)
+def test_unsuitable_environments(kind: type, limit: int | None, error: type[Exception], message: str) -> None:
+    gymnasium.register("Wrong-v0", kind, max_episode_steps=limit)
+    try:
+        with pytest.raises(error, match=message):
+            task_spec("Wrong-v0")
+    finally:
+        del gymnasium.registry["Wrong-v0"]
+
+
+def test_missing_module_is_reported_as_such() -> None:
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        make_env("no_such_package:Thing-v0")
+
+
+def test_old_gym_environment() -> None:
+    old = _OldCounter()
+    gymnasium.register("Old-v0", lambda **kwargs: OldGymEnv(old, **kwargs), max_episode_steps=50)
+    env = make_env("Old-v0", seed=1, render_mode="rgb_array")
+    obs, _ = env.reset()
+    assert old.seeded == 1
+    np.testing.assert_array_equal(obs, [0, 0])
+    assert [env.step(np.zeros(1, np.float32))[2:4] for _ in range(3)] == [(False, False)] * 2 + [(True, False)]
+    env.reset(seed=2)
+    assert [env.step(np.zeros(1, np.float32))[2:4] for _ in range(3)][-1] == (False, True)
+    assert env.unwrapped.render() == "rgb_array"
+    env.close()
+    assert old.closed
+    with pytest.raises(ValueError, match="only Box"):
+        OldGymEnv(type("Old", (_OldCounter,), {"action_space": Discrete(2)})())

@@ -1,0 +1,74 @@
+"""Rendering."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from tdmpc2.envs import make_env, register, rendering
+
+
+@pytest.fixture(scope="module")
+def opengl() -> None:
+    try:
+        rendering.context_module()
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+def _frame(name: str, steps: int = 0, **state: Any) -> np.ndarray:
+    env = make_env(name, seed=1, render_mode="rgb_array")
+    env.reset()
+    for _ in range(steps):
+        env.step(env.action_space.sample())
+    with env.unwrapped.physics.reset_context():
+        for joint, position in state.items():
+            env.unwrapped.physics.named.data.qpos[joint] = position
+    image = env.render()
+    env.close()
+    env.close()
+    return image
+
+
+@pytest.mark.usefixtures("opengl")
+def test_frames(env: Callable) -> None:
+    env("cheetah-run")  # one without rendering was built before
+    image = _frame("cheetah-run")
+    assert image.shape == (384, 384, 3)
+    assert image.dtype == np.uint8
+    assert image.std() > 5
+    np.testing.assert_array_equal(image, _frame("cheetah-run"))
+    assert (image != _frame("cheetah-run", rooty=1.5)).mean() > 0.01
+
+
+@pytest.mark.usefixtures("opengl")
+def test_floor_reaches_far_behind_custom_tasks() -> None:
+    """Below the horizon, 50 m behind the start, one sees the floor and not the stars of the sky."""
+    stars = {name: (_frame(name, rootx=-50)[295:330] > 180).any() for name in ("cheetah-run", "cheetah-run-backwards")}
+    assert stars == {"cheetah-run": True, "cheetah-run-backwards": False}
+
+
+@pytest.mark.usefixtures("opengl")
+def test_checker_with_rendering() -> None:
+    register()
+    env = gymnasium.make("tdmpc2/pendulum-spin-v0", render_mode="rgb_array")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*observation space m.*")
+        check_env(env.unwrapped)
+    env.close()
+
+
+def test_rendering_errors(monkeypatch: pytest.MonkeyPatch, env: Callable) -> None:
+    with pytest.raises(ValueError, match="render_mode='human'"):
+        make_env("pendulum-spin", render_mode="human")
+    assert env("pendulum-spin").unwrapped.render() is None
+    rendering.context_module.cache_clear()
+    monkeypatch.setenv("MUJOCO_GL", "disable")
+    with pytest.raises(ValueError, match=r"MUJOCO_GL=disable.*libosmesa6"):
+        make_env("pendulum-spin", render_mode="rgb_array")

@@ -1,0 +1,61 @@
+"""Small Gymnasium environments as a user's package would have them: importing it registers them.
+
+``tests.helpers.toy_envs:Falls-v0`` terminates, with success, at step 3 of at most 9;
+``tests.helpers.toy_envs:Stands-v0`` is cut off at step 7. An observation tells the start state, the step and the last
+action; a frame's brightness tells the step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box
+
+FALLS, STANDS = "tests.helpers.toy_envs:Falls-v0", "tests.helpers.toy_envs:Stands-v0"
+FALLS_AT, STANDS_FOR = 3, 7
+
+
+class ToyEnv(gymnasium.Env[Any, Any]):
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
+
+    def __init__(self, falls_at: int | None = None, render_mode: str | None = None) -> None:
+        self.falls_at, self.render_mode = falls_at, render_mode
+        self.observation_space = Box(-np.inf, np.inf, (4,), np.float64)
+        self.action_space = Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t, self.start = 0, self.np_random.uniform()
+        return np.array([self.start, 0, 0, 0]), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        terminated = self.t == self.falls_at
+        reward = self.start + 0.1 * self.t * float(action[0])
+        return np.array([self.start, self.t, *action]), reward, terminated, False, {"success": terminated}
+
+    def render(self) -> Any:
+        return np.full((48, 32, 3), 20 * self.t, np.uint8)
+
+
+for _name, _limit, _kwargs in (("Falls-v0", 9, {"falls_at": FALLS_AT}), ("Stands-v0", STANDS_FOR, {})):
+    if _name not in gymnasium.registry:
+        gymnasium.register(_name, ToyEnv, max_episode_steps=_limit, kwargs=_kwargs)
+
+
+class Counter(gymnasium.Env):
+    """Observes how many steps it has made, as a matrix, and the last action."""
+
+    observation_space = Box(0, 10, (2, 3), np.float64)
+    action_space = Box(-2, 6, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros((2, 3)), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.steps += 1
+        return np.full((2, 3), self.steps, float), float(action[0]), False, False, {"success": self.steps > 1}

@@ -1,0 +1,68 @@
+"""Planning in lower precision and compiled, against plain float32.
+
+The sampled elite may flip on the last bit, so precisions are compared by regret (tdmpc2/quantization/regret.py).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from tdmpc2 import planner
+from tdmpc2.config import Config
+from tdmpc2.nn.world_model import WorldModel
+from tdmpc2.quantization.regret import plan_regret
+from tdmpc2.support.runtime import has_cpp_compiler
+from tests.helpers.reference import load_golden
+
+CFG = Config(device="cpu")
+
+
+def make_model(state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> WorldModel:
+    model = WorldModel(CFG)
+    model.load_state_dict(state)
+    return model.requires_grad_(False).set_precision(
+        {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    )
+
+
+def regret(reference: WorldModel, other: WorldModel, rows: slice, **compiled: Any) -> Tensor:
+    """Regret of ``other`` on some of the recorded real observations, [E]."""
+    g = load_golden("model_forward.npz")
+    return plan_regret(reference, other, g["obs"][rows], g["task"][rows], plan_fn=partial(planner.plan, **compiled))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_plans_are_as_good(published: dict[str, Tensor], dtype: torch.dtype) -> None:
+    rows = slice(0, 15) if dtype == torch.bfloat16 else slice(15, 18)  # fp16 products are slow on a CPU
+    found = regret(make_model(published), make_model(published, dtype), rows)
+    assert float(found.mean()) < 0.1
+    assert float(found.abs().max()) < 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_cpp_compiler(), reason="compiling needs a C++ compiler")
+def test_compiled_planner_equals_the_plain_one(published: dict[str, Tensor]) -> None:
+    g, model, compiled = load_golden("plan.npz"), make_model(published), planner.compiled()
+    task = model.context(g["task"][:1])
+    noise = planner.PlanNoise(
+        policy=torch.zeros(3, 1, 24, 6),
+        samples=g["noise"][:1, 0].transpose(0, 1),
+        value=torch.zeros(6, 1, 512, 6),
+        heads=torch.tensor([[0, 1]] * 6),
+        elite=torch.zeros(1, 64).index_fill(1, g["selected_idx"][0, 0], 1e9),
+        action=g["final_noise"][:1, 0],
+    )
+    z = model.encode(g["obs"][:1, 0], task)
+    plan = planner.plan(model, z, task, torch.zeros(1, 3, 6), noise, eval_mode=True, **compiled)
+    assert_close(plan.mean, g["mean"][:1, 0, -1], rtol=0, atol=1e-3)
+    assert_close(plan.last.std, g["std"][:1, 0, -1], rtol=0, atol=1e-3)
+    assert_close(plan.action, g["selected_action"][:1, 0], rtol=0, atol=1e-3)
+    low = make_model(published, torch.bfloat16)
+    found = torch.cat([regret(model, low, slice(i, i + 12), **compiled) for i in (0, 12, 24)])
+    assert float(found.mean()) < 0.1

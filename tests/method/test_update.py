@@ -1,0 +1,230 @@
+"""One training update: recorded scenarios, gradient bookkeeping, determinism."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch.testing import assert_close
+
+from tdmpc2 import losses
+from tdmpc2.agent import TDMPC2, UpdateNoise
+from tdmpc2.config import Config
+from tdmpc2.data.dataset import Batch
+from tests.helpers.agents import random_batch
+from tests.helpers.reference import load_golden
+
+#: scenario -> (policy loss, teacher, gradient norm recorded without the references' leaks)
+SCENARIOS = {
+    "seed_noteacher": ("opt", False, "grad_norm_excl_stale_pi"),
+    "seed_teacher045": ("opt", True, "grad_norm_excl_stale_pi"),
+    "upstream_noteacher_noleak": ("tdmpc2", False, "grad_norm"),
+}
+HORIZON, BATCH = 3, 32
+
+
+def zero_noise(cfg: Config, batch: int) -> UpdateNoise:
+    eps, heads = torch.zeros(cfg.horizon + 1, batch, cfg.action_dim), torch.tensor([0, 1])
+    return UpdateNoise(eps[1:], heads, eps, heads, None, None)
+
+
+def make_agent(
+    g: dict[str, torch.Tensor], published: dict[str, torch.Tensor], scenario: str, compile: str = "false"
+) -> TDMPC2:
+    policy_loss, with_teacher, _ = SCENARIOS[scenario]
+    cfg = Config(dropout=0.0, policy_loss=policy_loss, device="cpu", compile=compile)
+    teacher = None
+    if with_teacher:
+        teacher = TDMPC2(cfg)
+        teacher.load({name.removeprefix("teacher/"): g[name].float() for name in g if name.startswith("teacher/")})
+    agent = TDMPC2(cfg, teacher)
+    agent.load(published)
+    return agent
+
+
+def replay(scenario: str, published: dict[str, torch.Tensor], compile: str = "false") -> dict[str, Any]:
+    """Five updates of one recorded scenario, with everything that was recorded about them."""
+    g = load_golden("update.npz")
+    agent = make_agent(g, published, scenario, compile)
+    initial = {name: p.clone() for name, p in agent.model.state_dict().items()}
+    stats: list[dict[str, torch.Tensor]] = []
+    grads: dict[str, torch.Tensor] = {}
+    for optim in (agent.optim, agent.pi_optim):
+        optim.register_step_pre_hook(lambda *_: _record_gradients(agent, grads))
+    agent.compile_update()
+    for k in range(5):
+        batch = Batch(g["obs"][k], g["action"][k], g["reward"][k], g["task"][k])
+        stats.append(agent.update(batch, zero_noise(agent.cfg, BATCH)))
+    return {"g": g, "s": scenario, "agent": agent, "initial": initial, "stats": stats, "grads": grads}
+
+
+@pytest.fixture(scope="module", params=SCENARIOS)
+def replayed(request: pytest.FixtureRequest, published: dict[str, torch.Tensor]) -> dict[str, Any]:
+    targets: list[torch.Tensor] = []
+    original_target = losses.td_target
+
+    def recorded(*args: Any) -> torch.Tensor:
+        targets.append(original_target(*args))
+        return targets[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "td_target", recorded)
+        return {**replay(request.param, published), "targets": targets}
+
+
+def _record_gradients(agent: TDMPC2, grads: dict[str, torch.Tensor]) -> None:
+    """Keep each parameter's first gradient; at these norms (below 20) clipping leaves it unchanged."""
+    for name, p in agent.model.named_parameters():
+        if p.grad is not None and name not in grads:
+            grads[name] = p.grad.clone()
+
+
+def test_losses_match_recorded(replayed: dict[str, Any]) -> None:
+    g, s = replayed["g"], replayed["s"]
+    got = {name: torch.stack([step[name] for step in replayed["stats"]]) for name in replayed["stats"][0]}
+    names = ["consistency_loss", "reward_loss", "value_loss", "total_loss", "pi_loss", "pi_scale"]
+    for name in names + (["distillation_loss"] if "distillation_loss" in got else []):
+        assert_close(got[name], g[f"{s}/stat/{name}"].float(), rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    assert_close(got["grad_norm"], g[f"{s}/stat/{SCENARIOS[s][2]}"].float(), rtol=1e-4, atol=0)
+    assert_close(got["pi_grad_norm"], g[f"{s}/stat/pi_grad_norm"].float(), rtol=2e-3, atol=0)
+    assert SCENARIOS[s][1] == ("distillation_loss" in got)
+
+
+def test_td_targets_match_recorded(replayed: dict[str, Any]) -> None:
+    g, s = replayed["g"], replayed["s"]
+    assert_close(torch.stack(replayed["targets"]), g[f"{s}/td_target"], rtol=1e-4, atol=1e-4)
+
+
+def test_first_gradients_match_recorded(replayed: dict[str, Any]) -> None:
+    g, s, grads = replayed["g"], replayed["s"], replayed["grads"]
+    recorded = [key for key in g if key.startswith(f"{s}/grad1_norm/")]
+    assert len(recorded) == 51
+    for key in recorded:
+        name = key.removeprefix(f"{s}/grad1_norm/")
+        assert_close(grads[name].norm(), g[key].float(), rtol=1e-3, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+        if (full := g.get(f"{s}/grad1/{name}")) is not None:
+            assert_close(grads[name], full, rtol=1e-2, atol=1e-3 * float(full.abs().max()) + 1e-9)
+
+
+def test_final_weights_match_recorded(replayed: dict[str, Any]) -> None:
+    g, s, initial = replayed["g"], replayed["s"], replayed["initial"]
+    final = replayed["agent"].model.state_dict()
+    assert len([key for key in g if key.startswith(f"{s}/final_norm/")]) == len(final) == 61
+    for name, p in final.items():
+        assert_close(p.norm(), g[f"{s}/final_norm/{name}"].float(), rtol=1e-4, atol=1e-6)
+        delta = (p - initial[name]).norm()
+        assert_close(
+            delta, g[f"{s}/final_delta_norm/{name}"].float(), rtol=2e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
+        if (full := g.get(f"{s}/final/{name}")) is not None:
+            assert_close(p, full, rtol=0, atol=5e-5)
+        else:
+            assert_close(p.flatten()[:256], g[f"{s}/final_head/{name}"], rtol=0, atol=5e-5)
+
+
+def test_teacher_and_student_rewards_match_recorded(published: dict[str, torch.Tensor]) -> None:
+    from tdmpc2.distillation.outputs import teacher_columns
+
+    g = load_golden("update.npz")
+    agent = make_agent(g, published, "seed_teacher045")
+    assert agent.teacher is not None
+    for player, key in ((agent.teacher, "teacher_reward_step0"), (agent, "student_reward_step0")):
+        got = teacher_columns(player.model, ("reward",), g["obs"][0, 0], g["action"][0, 0], g["task"][0])["reward"]
+        assert_close(got, g[key], rtol=1e-4, atol=5e-4)
+
+
+def test_same_seed_same_run_and_no_leak_between_updates(tiny_cfg: Config) -> None:
+    agents = [TDMPC2(tiny_cfg) for _ in range(2)]
+    for step in range(3):
+        first, second = (agent.update(random_batch(tiny_cfg, step)) for agent in agents)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    for agent in agents:
+        assert all(p.grad is None for p in agent._policy_params)
+        assert all(p.grad is None for p in agent.model._target_Qs.parameters())
+    assert all(
+        torch.equal(a, b) for a, b in zip(agents[0].model.parameters(), agents[1].model.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("form", [dict, lambda fields: TensorDict(fields, batch_size=[])], ids=["dict", "TensorDict"])
+def test_forms_of_a_batch_are_equal(tiny_cfg: Config, form: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    named, other = TDMPC2(tiny_cfg), TDMPC2(tiny_cfg)
+    batch = random_batch(tiny_cfg, 0)
+    first, second = named.update(batch), other.update(form(batch._asdict()))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for (name, p), q in zip(named.model.state_dict().items(), other.model.state_dict().values(), strict=True):
+        assert torch.equal(p, q), name
+
+
+def test_a_reward_that_is_nan_gives_losses_that_are_nan(tiny_cfg: Config) -> None:
+    agent = TDMPC2(tiny_cfg)
+    batch = random_batch(tiny_cfg, 0)
+    batch.reward[1, 3] = float("nan")
+    stats = agent.update(batch)
+    assert all(stats[name].isnan() for name in ("reward_loss", "value_loss", "total_loss", "grad_norm"))
+    assert stats["consistency_loss"].isfinite()
+
+
+def test_policy_loss_leaves_no_gradient_outside_the_policy(tiny_cfg: Config) -> None:
+    agent = TDMPC2(tiny_cfg)
+    agent.update(random_batch(tiny_cfg, 0))
+    before = [None if p.grad is None else p.grad.clone() for p in agent._model_params]
+    zs = torch.randn(tiny_cfg.horizon + 1, 8, tiny_cfg.latent_dim)
+    agent._update_policy(zs, torch.arange(8), agent._draw_update_noise(8))
+    for old, p in zip(before, agent._model_params, strict=True):
+        assert (old is None and p.grad is None) or torch.equal(old, p.grad)  # type: ignore[arg-type]
+
+
+def test_dropout_is_in_the_training_losses_only(tiny_cfg: Config) -> None:
+    agent = TDMPC2(tiny_cfg.replace(dropout=0.5))
+    noise = agent._draw_update_noise(4096)
+    assert noise.value_dropout is not None
+    values, counts = noise.value_dropout.unique(return_counts=True)
+    assert values.tolist() == [0.0, 2.0]
+    assert abs(float(counts[0] / counts.sum()) - 0.5) < 0.01
+    z, a = torch.randn(4, tiny_cfg.latent_dim), torch.randn(4, tiny_cfg.action_dim)
+    agent.model.train()  # no mode switch brings dropout back
+    assert torch.equal(agent.model.Q(z, a, 3, "all"), agent.model.Q(z, a, 3, "all"))
+    results = [agent.update(random_batch(tiny_cfg, 0), agent._draw_update_noise(8)) for _ in range(2)]
+    assert results[0]["value_loss"] != results[1]["value_loss"]
+
+
+def test_distillation_pulls_the_student_towards_the_teacher(tiny_cfg: Config) -> None:
+    teacher = TDMPC2(tiny_cfg.replace(seed=7, latent_dim=24))
+    with torch.no_grad():
+        teacher.model._reward[-1].bias += torch.linspace(-1, 1, tiny_cfg.num_bins)  # type: ignore[union-attr,operator]
+    frozen = {name: p.clone() for name, p in teacher.model.state_dict().items()}
+    student = TDMPC2(tiny_cfg.replace(distillation_weight=10.0, lr=3e-3), teacher)
+    losses = [float(student.update(random_batch(tiny_cfg, 0))["distillation_loss"]) for _ in range(30)]
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(torch.equal(p, frozen[name]) for name, p in teacher.model.state_dict().items())
+
+
+def test_teacher_of_another_task_set_is_refused(tiny_cfg: Config) -> None:
+    teacher = TDMPC2(tiny_cfg.replace(task="mt80"))
+    with pytest.raises(ValueError, match=r"different task sets: student task=mt30 .* teacher task=mt80"):
+        TDMPC2(tiny_cfg, teacher)
+
+
+def test_update_runs_without_device_synchronisation(tiny_cfg: Config) -> None:
+    """Reading a tensor on the host fails on a fake tensor, so a whole update traces only without any such read."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        agent = TDMPC2(tiny_cfg, TDMPC2(tiny_cfg))
+        stats = agent.update(random_batch(tiny_cfg, 0))
+    assert all(value.shape == () for value in stats.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_compiled_updates_match_recorded(scenario: str, published: dict[str, torch.Tensor]) -> None:
+    replayed = replay(scenario, published, compile="true")
+    assert replayed["agent"].update_compiled
+    test_losses_match_recorded(replayed)
+    test_first_gradients_match_recorded(replayed)
+    test_final_weights_match_recorded(replayed)

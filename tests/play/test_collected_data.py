@@ -1,0 +1,79 @@
+"""Collected chunk files hold what was played."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.config import Config, parse_cfg
+from tdmpc2.data.chunks import read_chunk
+from tdmpc2.play.collector import collect
+from tests.helpers.playing import by_hand
+from tests.helpers.runs import TASKS, TINY, snapshot
+from tests.helpers.toy_envs import FALLS, STANDS, STANDS_FOR
+
+pytestmark = pytest.mark.usefixtures("own_folder")
+
+
+def test_chunks_hold_what_was_played(data_dir: Path) -> None:
+    """The actions of a file, played again in an environment of the file's seed, give its observations and rewards."""
+    cfg = Config(tasks=TASKS, episodes_per_task=3)
+    assert sorted(path.name for path in data_dir.glob("chunk*")) == ["chunk_0.pt", "chunk_1.pt"]
+    for number, task_id in enumerate(cfg.task_ids):
+        spec = cfg.task_specs[task_id]
+        chunk = read_chunk(data_dir / f"chunk_{number}.pt")
+        assert chunk["obs"].shape == (3, 501, 24)
+        assert (chunk["task"] == task_id).all()
+        assert (chunk["action"][:, 1:, spec.action_dim :] == 0).all()
+        assert len(chunk["obs"][:, 0].unique(dim=0)) == 3  # every episode has its own seed
+        seed = int(np.random.SeedSequence((cfg.seed, number)).generate_state(2)[1])
+        observations, rewards, *_ = by_hand(spec, seed, list(chunk["action"][0, 1:].numpy()))
+        np.testing.assert_array_equal(chunk["obs"][0, :, : spec.obs_dim], observations)
+        np.testing.assert_array_equal(chunk["reward"][0, 1:], rewards.astype(np.float32))
+
+
+def test_collecting_again_adds_other_episodes(data_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(data_dir, tmp_path / "data")
+    before = snapshot(tmp_path / "data")
+    del before["collect.json"]  # to which a line is added
+    cfg = Config(tasks=("pendulum-spin",), episodes_per_task=1)
+    returns: dict[str, np.ndarray] = {}
+    paths = collect(cfg, None, tmp_path / "data", lambda shard, values: returns.update({shard.task: values}))
+    assert [path.name for path in paths] == ["chunk_2.pt"]
+    assert snapshot(tmp_path / "data").items() > before.items()
+    new, old = read_chunk(paths[0]), read_chunk(tmp_path / "data" / "chunk_0.pt")
+    assert not (new["obs"][0, 0] == old["obs"][:, 0]).all(1).any()
+    assert returns["pendulum-spin"] == pytest.approx(new["reward"][:, 1:].sum(1).numpy(), rel=1e-4)
+    assert collect(cfg, None, tmp_path / "other")[0].read_bytes() != paths[0].read_bytes()
+
+
+def test_a_chunk_is_a_function_of_seed_and_number(tmp_path: Path) -> None:
+    cfg = parse_cfg({"task": STANDS, "episodes_per_task": 20})
+    (first,), (same,) = (collect(cfg, None, tmp_path / name) for name in "ab")
+    (other,) = collect(cfg.replace(seed=2**31 - 1), None, tmp_path / "c")
+    assert first.read_bytes() == same.read_bytes()
+    assert (read_chunk(first)["obs"][0, 0] != read_chunk(other)["obs"][0, 0]).any()
+    assert read_chunk(first)["obs"].shape == (20, STANDS_FOR + 1, 4)
+
+
+def test_an_agent_collects_with_noise(tmp_path: Path) -> None:
+    cfg = parse_cfg({"task": STANDS, "episodes_per_task": 4, **{k: v for k, v in TINY.items() if k != "tasks"}})
+    agent = TDMPC2(cfg)
+    (first,), (same,) = (collect(cfg, agent, tmp_path / name) for name in "ab")
+    assert first.read_bytes() == same.read_bytes()
+    assert read_chunk(first)["action"][:, 1:].abs().max() <= 1
+
+
+def test_episodes_that_end_early_are_not_data(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"ended after 3 of 9 steps \(seed \d+\)"):
+        collect(parse_cfg({"task": FALLS, "episodes_per_task": 2}), None, tmp_path / "data")
+    assert not list((tmp_path / "data").glob("*chunk*"))
+
+
+def test_long_tasks_of_mt80_are_cut(tmp_path: Path) -> None:
+    (path,) = collect(Config(task="mt80", tasks=("pendulum-spin",), episodes_per_task=2), None, tmp_path)
+    assert read_chunk(path)["obs"].shape == (2, 101, 39)

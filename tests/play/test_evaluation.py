@@ -1,0 +1,125 @@
+"""Evaluations: episodes, seeds, tasks, batches."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.config import Config, parse_cfg
+from tdmpc2.play.evaluation import Evaluation, _rank_seed, evaluate, num_steps, side_by_side
+from tests.helpers.playing import SMALL_AGENT, episodes_of
+from tests.helpers.toy_envs import FALLS, STANDS_FOR
+
+
+def test_evaluation_is_deterministic_and_leaves_no_trace(agent: TDMPC2) -> None:
+    torch.rand(3, generator=agent.generator)
+    before, weights = agent.generator.get_state(), {k: v.clone() for k, v in agent.model.state_dict().items()}
+    first = episodes_of(agent)
+    torch.rand(7, generator=agent.generator)
+    second = episodes_of(agent)
+    assert first == second
+    agent.generator.set_state(before)
+    episodes_of(agent, eval_noise=True)
+    assert torch.equal(agent.generator.get_state(), before)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in agent.model.state_dict().items())
+
+
+def test_processes_draw_differently_and_the_first_as_one_alone() -> None:
+    assert _rank_seed(1, 0) == 1
+    draws = [torch.rand(1, generator=torch.Generator().manual_seed(_rank_seed(1, rank))).item() for rank in range(8)]
+    assert len(set(draws)) == 8
+
+
+def test_what_was_played_is_kept_after_every_batch(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tdmpc2.play.evaluation.side_by_side", lambda *_: 3)
+    kept: list[Evaluation] = []
+    cfg = agent.cfg.replace(task="mt30", tasks=("cartpole-balance", "pendulum-spin"), eval_episodes=2, mpc=False)
+    agent = TDMPC2(cfg)
+    result = evaluate(agent, cfg, quiet=True, keep=kept.append)
+    assert [sum(len(task.returns) for task in played.tasks) for played in kept] == [3, 4]
+    assert [len(played.tasks) for played in kept] == [2, 2]
+    assert kept[-1] == result
+    assert kept[0].tasks[0] == result.tasks[0]
+
+
+def test_seeds_and_protocols(agent: TDMPC2) -> None:
+    plain = episodes_of(agent)
+    assert plain.seeds == (100, 101, 102)
+    assert len(set(plain.returns)) == 3
+    shifted = episodes_of(agent, eval_seed=101)
+    assert shifted.seeds == (101, 102, 103)
+    noisy = episodes_of(agent, eval_noise=True)
+    policy = episodes_of(agent, eval_noise=False, seed=2)
+    assert len({plain.returns, noisy.returns, policy.returns}) == 3
+
+
+def test_policy_only(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = TDMPC2(agent.cfg.replace(mpc=False))
+    monkeypatch.setattr("tdmpc2.planner.plan", lambda *args, **kwargs: pytest.fail("planned"))
+    first = episodes_of(policy)
+    again = episodes_of(policy, seed=5)
+    assert first.returns == again.returns  # the policy's mean needs no random numbers
+    assert episodes_of(policy, eval_noise=True).returns != first.returns
+
+
+def test_tasks_in_the_order_asked_for() -> None:
+    cfg = Config(tasks=("cup-spin", "pendulum-spin"), eval_episodes=2, mpc=False, **SMALL_AGENT)
+    agent = TDMPC2(cfg)
+    cup, pendulum = evaluate(agent, quiet=True).tasks
+    assert (cup.task, pendulum.task) == ("cup-spin", "pendulum-spin")
+    reverse = evaluate(agent, cfg.replace(tasks=("pendulum-spin", "cup-spin")), quiet=True)
+    assert reverse.tasks == (pendulum, cup)  # without planning an episode depends on its seed alone
+
+
+def test_progress_counts_every_step(agent: TDMPC2, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate(agent)
+    out = capsys.readouterr().out
+    assert f"{3 * STANDS_FOR} steps" in out
+    episodes_of(agent)
+    assert capsys.readouterr().out == ""
+
+
+def test_an_episode_that_ends_early_counts_with_what_it_got() -> None:
+    falls = TDMPC2(parse_cfg({"task": FALLS, "eval_episodes": 2, **SMALL_AGENT}))
+    result = episodes_of(falls)
+    assert result.successes == (1, 1)
+    assert len(result.returns) == 2
+
+
+def test_tasks_without_an_environment_are_refused_before_anything_is_played() -> None:
+    cfg = Config(task="mt80", tasks=("cup-spin", "mw-reach"), **SMALL_AGENT)
+    with pytest.raises(ValueError, match="Task 'mw-reach': Meta-World environments are not supported yet"):
+        evaluate(TDMPC2(cfg), quiet=True)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("kind", ["plain", "kernels", "compiled"])
+@given(num_jobs=st.integers(1, 400))
+@settings(max_examples=40, deadline=None)
+def test_batches(device: str, kind: str, num_jobs: int) -> None:
+    most = 50 if device == "cuda" else 8 if kind == "kernels" else 4
+    cfg = Config()
+    player = SimpleNamespace(
+        device=torch.device(device), planner=SimpleNamespace(kind=kind, fixed_size=kind == "compiled")
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        needed = cfg.num_samples * cfg.mlp_dim * 4 * 16
+        patch.setattr(torch.cuda, "mem_get_info", lambda _: (most * needed + 1, 2**60))
+        size = side_by_side(cfg, num_jobs, player)  # type: ignore[arg-type]
+        filmed = side_by_side(cfg.replace(save_video=True), num_jobs, player)  # type: ignore[arg-type]
+    if kind == "compiled":
+        assert size == max(n for n in range(1, most + 1) if num_jobs % n == 0)
+    else:
+        assert size <= most
+        assert -(-num_jobs // size) == -(-num_jobs // most)  # not one batch more than needed
+    assert filmed <= 8  # frames of more episodes would fill the main memory
+
+
+def test_steps_of_an_evaluation(agent: TDMPC2) -> None:
+    assert num_steps(agent.cfg) == 3 * STANDS_FOR
+    assert num_steps(Config(task="mt80", tasks=("cup-spin", "mw-reach"), eval_episodes=2)) == 2 * (500 + 100)

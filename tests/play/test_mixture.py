@@ -1,0 +1,87 @@
+"""Mixtures of behaviour policies: how they are typed, and their parts of a collection."""
+
+from __future__ import annotations
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tdmpc2.config import parse_cfg
+from tdmpc2.play.mixture import Source, parse_mix, sources_of, split
+
+
+def test_entries_of_a_mixture() -> None:
+    entries = ["0.5 random", "1 policy logs/a b/m.pt noise 0.3", "0.5  planner  m.pt", "2 planner m.pt noise 0"]
+    assert parse_mix(entries) == [
+        Source(0.125, "random"),
+        Source(0.25, "policy", "logs/a b/m.pt", 0.3),
+        Source(0.125, "planner", "m.pt"),
+        Source(0.5, "planner", "m.pt", 0.0),
+    ]
+    assert [str(s) for s in parse_mix(entries)][1:] == [
+        "policy logs/a b/m.pt noise 0.3",
+        "planner m.pt",
+        "planner m.pt noise 0",
+    ]
+
+
+def test_a_mixture_as_it_is_typed() -> None:
+    """The text between the double quotes of the README and of collect.py's docstring."""
+    typed = "mix=[0.2 random, 0.3 policy models/early-1_a.pt noise 0.3, 0.5 planner logs/mt30/1/default/model.pt]"
+    (override,) = OverridesParser.create().parse_overrides([typed])
+    sources = parse_mix(parse_cfg({"mix": override.value()}).mix or ())
+    assert [(s.kind, s.checkpoint, s.noise) for s in sources] == [
+        ("random", None, None),
+        ("policy", "models/early-1_a.pt", 0.3),
+        ("planner", "logs/mt30/1/default/model.pt", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("random", "is not of the form"),
+        ("0.5 expert x.pt", "is not of the form"),
+        ("half random", "the share in 'half random' must be a positive number"),
+        ("0 random", "must be a positive number"),
+        ("-1 random", "must be a positive number"),
+        ("inf random", "must be a positive number"),
+        ("1 random x.pt", "neither a checkpoint nor noise"),
+        ("1 random noise 0.1", "neither a checkpoint nor noise"),
+        ("1 policy", "names no checkpoint"),
+        ("1 planner noise 0.1", "names no checkpoint"),
+        ("1 policy x.pt noise loud", "the noise in '1 policy x.pt noise loud'"),
+        ("1 policy x.pt noise -0.1", "must be a number, 0 or more"),
+    ],
+)
+def test_bad_entries_are_named(entry: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        parse_mix(["1 random", entry])
+    assert f"'{entry}'" in str(error.value)
+
+
+def test_where_sources_come_from() -> None:
+    assert sources_of(None, None, True) == [Source(1, "random")]
+    assert sources_of(None, "x.pt", True) == [Source(1, "planner", "x.pt")]
+    assert sources_of(None, "x.pt", False) == [Source(1, "policy", "x.pt")]
+    with pytest.raises(ValueError, match=r"checkpoint=x\.pt beside mix"):
+        sources_of(["1 random"], "x.pt", True)
+    with pytest.raises(ValueError, match="no entries"):
+        parse_mix([])
+
+
+@given(st.integers(0, 10_000), st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=8))
+def test_parts_are_the_shares_to_less_than_one(total: int, weights: list[float]) -> None:
+    shares = [weight / sum(weights) for weight in weights]
+    parts = split(total, shares)
+    assert sum(parts) == total
+    assert all(abs(part - total * share) < 1 + 1e-6 for part, share in zip(parts, shares, strict=True))
+    remainders = sorted(total * share - part for part, share in zip(parts, shares, strict=True))
+    assert remainders[-1] - remainders[0] <= 1 + 1e-6  # who was rounded up had the larger remainder
+
+
+def test_the_largest_remainder_first() -> None:
+    assert split(10, [0.26, 0.35, 0.39]) == [3, 3, 4]  # 2.6, 3.5, 3.9
+    assert split(10, [0.1 + 0.2, 0.7]) == [3, 7]
+    assert split(1, [0.5, 0.5]) == [1, 0]

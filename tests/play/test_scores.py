@@ -1,0 +1,130 @@
+"""Scores, intervals and comparisons."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tdmpc2.play.evaluation import Evaluation, bootstrap, compare
+from tests.helpers.playing import MIXED, fake
+from tests.helpers.reference import shared_file
+
+episode_scores = st.lists(st.floats(0, 1000), min_size=2, max_size=12)
+
+
+# Scores
+
+
+def test_scores() -> None:
+    walker, reach = MIXED.tasks
+    np.testing.assert_array_equal(walker.scores, [50, 70])  # return / 10
+    np.testing.assert_array_equal(reach.scores, [100, 0])  # 100 x success; the return does not count
+    assert MIXED.normalized_score == pytest.approx((60 + 50) / 2)
+
+
+def test_every_task_weighs_the_same() -> None:
+    result = fake(("walker-walk", [1000.0] * 9, [0.0] * 9), ("cup-spin", [0.0], [0.0]))
+    assert result.normalized_score == pytest.approx(50)
+
+
+def test_published_returns_give_the_published_score() -> None:
+    with shared_file("golden/published_fp16_returns.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 30
+    returns = {row.pop("task"): [float(value) for value in row.values()] for row in rows}
+    result = fake(*((task, values, [0.0] * len(values)) for task, values in returns.items()))
+    assert result.normalized_score == pytest.approx(30.7, abs=0.05)
+    low, high = result.interval or (0, 0)
+    assert (low, high) == (pytest.approx(26.9, abs=1), pytest.approx(34.2, abs=1))
+
+
+# The bootstrap
+
+
+@given(samples=st.lists(episode_scores, min_size=1, max_size=4))
+@settings(max_examples=25, deadline=None)
+def test_interval_is_ordered_bounded_and_holds_the_mean(samples: list[list[float]]) -> None:
+    arrays = [np.array(sample) for sample in samples]
+    low, high = bootstrap(arrays) or (np.inf, -np.inf)
+    mean, slack = np.mean([sample.mean() for sample in arrays]), 1e-9 * (1 + max(map(np.max, arrays)))
+    assert low <= high
+    assert np.mean([sample.min() for sample in arrays]) - slack <= low
+    assert high <= np.mean([sample.max() for sample in arrays]) + slack
+    spread = max(np.ptp(sample) for sample in arrays)
+    assert low - 0.1 * spread - slack <= mean <= high + 0.1 * spread + slack
+
+
+@given(sample=episode_scores, shift=st.floats(-100, 100), factor=st.floats(0.1, 10))
+@settings(max_examples=15, deadline=None)
+def test_interval_moves_with_the_scores(sample: list[float], shift: float, factor: float) -> None:
+    before = np.array(bootstrap([np.array(sample)]))
+    after = np.array(bootstrap([factor * np.array(sample) + shift]))
+    np.testing.assert_allclose(after, factor * before + shift, rtol=1e-9, atol=1e-6)
+
+
+def test_interval_of_known_data() -> None:
+    """For the mean of n normal values it is close to 1.96 standard errors on either side."""
+    sample = np.random.default_rng(0).normal(50, 10, 400)
+    low, high = bootstrap([sample]) or (0, 0)
+    error = 1.96 * sample.std() / 20
+    assert low == pytest.approx(sample.mean() - error, abs=0.05)
+    assert high == pytest.approx(sample.mean() + error, abs=0.05)
+    low, high = bootstrap([sample, sample]) or (0, 0)
+    assert high - low == pytest.approx(2 * error / np.sqrt(2), abs=0.05)  # tasks are resampled on their own
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    intervals = [bootstrap([rng.normal(0, 1, 30)], seed=i) or (0, 0) for i in range(200)]
+    covered = np.mean([low <= 0 <= high for low, high in intervals])
+    assert 0.88 <= covered <= 0.98
+
+
+def test_interval_is_deterministic_and_unknown_for_one_episode() -> None:
+    samples = [np.random.default_rng(0).normal(size=10), np.array([0.0, 3.0])]
+    assert bootstrap(samples) == bootstrap(samples)
+    assert bootstrap(samples) != bootstrap(samples, seed=1)
+    assert bootstrap([*samples, np.array([3.0])]) is None
+    assert fake(("cup-spin", [3.0], [0.0])).interval is None
+    assert bootstrap([np.full(5, 7.0)]) == (7, 7)
+
+
+# Comparison
+
+
+def test_comparison_is_paired() -> None:
+    """Episodes of one seed are alike: a constant difference of 50 is certain, however much the episodes differ."""
+    first = fake(("walker-walk", [900.0, 100.0, 500.0], [0.0] * 3))
+    second = fake(("walker-walk", [850.0, 50.0, 450.0], [0.0] * 3))
+    difference, interval = compare(first, second)
+    assert difference == pytest.approx(5)
+    assert interval == (pytest.approx(5), pytest.approx(5))
+    assert compare(second, first)[0] == pytest.approx(-5)
+
+
+def test_comparison_of_successes() -> None:
+    first = fake(("mw-reach", [0.0, 0.0], [1.0, 1.0]))
+    second = fake(("mw-reach", [9.0, 9.0], [1.0, 0.0]))
+    assert compare(first, second) == (50, (0, 100))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        fake(("walker-run", [1.0, 2.0], [0.0, 0.0])),
+        fake(("walker-walk", [1.0, 2.0], [0.0, 0.0]), seed=7),
+        fake(("walker-walk", [1.0], [0.0])),
+        MIXED,
+    ],
+)
+def test_only_the_same_episodes_compare(other: Evaluation) -> None:
+    with pytest.raises(ValueError, match="same tasks and seeds"):
+        compare(fake(("walker-walk", [1.0, 2.0], [0.0, 0.0])), other)
+
+
+def test_without_intervals_there_is_still_a_difference() -> None:
+    assert compare(fake(("cup-spin", [30.0], [0.0])), fake(("cup-spin", [10.0], [0.0]))) == (2, None)

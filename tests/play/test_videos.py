@@ -1,0 +1,77 @@
+"""Videos of evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.config import parse_cfg
+from tdmpc2.envs.rendering import context_module
+from tdmpc2.play import results
+from tdmpc2.play.evaluation import evaluate
+from tdmpc2.play.mixture import random_actor
+from tdmpc2.play.rollout import Frames, Job, play
+from tests.helpers.toy_envs import STANDS, STANDS_FOR, ToyEnv
+
+
+def decoded(path: Path) -> Iterator[np.ndarray]:
+    return pytest.importorskip("imageio.v3", reason="videos need imageio").imiter(path, plugin="FFMPEG")
+
+
+def test_video_holds_every_frame(tmp_path: Path, agent: TDMPC2) -> None:
+    pytest.importorskip("imageio_ffmpeg", reason="videos need imageio-ffmpeg")
+    path = tmp_path / "new" / "stands.mp4"
+    evaluate(
+        agent, agent.cfg.replace(save_video=True), quiet=True, film=lambda _, frames: results.write_video(path, frames)
+    )
+    frames = list(decoded(path))
+    assert len(frames) == STANDS_FOR
+    assert frames[0].shape == (48, 32, 3)
+    brightness = [frame.mean() for frame in frames]
+    np.testing.assert_allclose(brightness, [20 * t for t in range(STANDS_FOR)], atol=6)  # lossy
+    assert [entry.name for entry in path.parent.iterdir()] == ["stands.mp4"]
+
+
+def test_only_the_first_episode_is_filmed(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[float] = []
+    monkeypatch.setattr(ToyEnv, "render", lambda self: drawn.append(self.start) or np.zeros((2, 2, 3), np.uint8))
+    filmed: list[tuple[str, Frames]] = []
+    cfg = agent.cfg.replace(save_video=True, eval_episodes=9)
+
+    def film(task: str, frames: Frames) -> None:
+        filmed.append((task, list(frames)))
+
+    evaluate(agent, cfg, quiet=True, film=film)
+    ((task, frames),) = filmed
+    assert (task, len(frames)) == (STANDS, STANDS_FOR)
+    (first,) = play(cfg, random_actor(cfg, 0), [Job(0, cfg.eval_seed)])
+    assert drawn == [pytest.approx(first.obs[0, 0])] * STANDS_FOR
+    evaluate(agent, cfg.replace(save_video=False), quiet=True, film=film)
+    evaluate(agent, cfg, quiet=True)
+    assert (len(filmed), len(drawn)) == (1, STANDS_FOR)
+
+
+def test_missing_video_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "imageio_ffmpeg", None)
+    with pytest.raises(ValueError, match=r"tdmpc2-opt\[video\]"):
+        results.write_video(tmp_path / "x.mp4", [np.zeros((16, 16, 3), np.uint8)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_video_of_a_simulated_task(tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg", reason="videos need imageio-ffmpeg")
+    try:
+        context_module()
+    except ValueError as error:
+        pytest.skip(f"no OpenGL here: {error}")
+    cfg = parse_cfg({"task": "pendulum-spin"})
+    (episode,) = play(cfg, random_actor(cfg, 0), [Job(0, 0)], render=[0], max_steps=40)
+    results.write_video(tmp_path / "pendulum.mp4", episode.frames)
+    frames = list(decoded(tmp_path / "pendulum.mp4"))
+    assert len(frames) == 40
+    assert frames[0].shape == (384, 384, 3)
+    assert np.abs(frames[0].astype(int) - frames[39]).max() > 50  # it moves

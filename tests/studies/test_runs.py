@@ -1,0 +1,177 @@
+"""Reading the runs of a study: intervals, groups, the control."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from tdmpc2.config import parse_cfg
+from tdmpc2.studies.report import difference_interval, markdown, mean_interval, rows_of
+from tdmpc2.studies.runs import read_run, read_study
+from tests.helpers.studies import write_run
+
+# -- intervals --------------------------------------------------------------------------------------------------------
+
+
+def test_intervals_by_hand() -> None:
+    """t quantiles at 97.5 % from a printed table: 12.706 for one degree of freedom, 4.303 for two, 2.776 for four."""
+    assert mean_interval([3.0]) is None
+    assert mean_interval([1.0, 3.0]) == pytest.approx((2 - 12.706, 2 + 12.706), abs=1e-3)  # s / sqrt(n) is 1
+    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)
+    # Equal variances and numbers: Welch's degrees of freedom are 2 (n - 1) = 4.
+    half = 2.776 * (2 / 3) ** 0.5
+    assert difference_interval([11, 12, 13], [1, 2, 3]) == pytest.approx((10 - half, 10 + half), abs=1e-3)
+    # The second has no variance: the degrees of freedom are those of the first.
+    half = 4.303 / 3**0.5
+    assert difference_interval([11, 12, 13], [2, 2]) == pytest.approx((10 - half, 10 + half), abs=1e-3)
+    assert difference_interval([1, 1], [2, 2]) == (-1, -1)
+    assert difference_interval([1, 2], [2]) is None
+
+
+# -- groups -----------------------------------------------------------------------------------------------------------
+
+
+def test_groups_are_named_by_what_differs(sweep: Path) -> None:
+    names = ["no teacher", "no teacher (one of weight 0)", "distillation_weight=0.4", "distillation_weight=0.9"]
+    rows = rows_of(read_study([sweep]))
+    assert [row["name"] for row in rows] == names
+    assert [row["is_control"] for row in rows] == [True, False, False, False]
+    assert [row["score"] for row in rows] == [12, 12, 21, 10.5]
+    assert [row["best"] for row in rows] == [13, 13, 22, 11.5]
+    assert [row["minus_control"] for row in rows] == [None, 0, 9, -1.5]
+    assert rows[2]["interval"] == pytest.approx((21 - 12.706, 21 + 12.706), abs=1e-3)
+    assert rows[2]["minus_control_interval"] == difference_interval([20, 22], [10, 14])
+    assert rows[2]["losses"] == {"reward_loss": 0.75, "value_loss": 1.5}
+    assert rows[2]["returns"] == {"cup-spin": 210}
+    assert rows[2]["hours"] == 2
+    assert rows[2]["seeds"] == [1, 2]
+
+
+def test_weight_0_is_a_control(sweep: Path) -> None:
+    for seed in (1, 2):
+        shutil.rmtree(sweep / str(seed) / "none")
+    control, taught, _ = rows_of(read_study([sweep]))
+    assert (control["name"], control["is_control"]) == ("no teacher (one of weight 0)", True)
+    assert taught["control"] == control["name"]
+
+
+def test_a_control_has_the_same_budget(sweep: Path) -> None:
+    """Runs of other batch sizes, steps or data are compared with controls of their own."""
+    write_run(sweep, 1, 30, weight=0.4, batch_size=64)
+    rows = rows_of(read_study([sweep]))
+    missing, *others = rows
+    assert missing["runs"] == 0
+    assert [row["name"] for row in others[-3:]] == [
+        "batch_size=64, distillation_weight=0.4",
+        "batch_size=256, distillation_weight=0.4",
+        "batch_size=256, distillation_weight=0.9",
+    ]
+    assert [row["control"] for row in others[-3:]] == [None, *["no teacher, batch_size=256"] * 2]
+    assert "student_config.batch_size=64 " in missing["command"]
+
+
+def test_keys_of_one_run_do_not_part_groups(tmp_path: Path) -> None:
+    write_run(tmp_path, 1, 10, log_freq=7, wandb_project="p", save_video=True, device="cpu")
+    write_run(tmp_path, 2, 12)
+    (group,) = read_study([tmp_path]).groups
+    assert (group.name, [run.seed for run in group.runs]) == ("no teacher", [1, 2])
+
+
+def test_one_seed_has_no_interval(tmp_path: Path) -> None:
+    write_run(tmp_path, 1, 10)
+    write_run(tmp_path, 1, 15, weight=0.4)
+    study = read_study([tmp_path])
+    rows = rows_of(study)
+    assert [(row["interval"], row["minus_control"], row["minus_control_interval"]) for row in rows] == [
+        (None, None, None),
+        (None, 5, None),
+    ]
+    assert "| distillation_weight=0.4 | 1 | 100 | 15.00 - | +5.00 - |" in markdown(study, rows, None)
+
+
+def test_a_repeated_run_does_not_count_twice(sweep: Path, tmp_path: Path) -> None:
+    shutil.copytree(sweep / "1" / "none", tmp_path / "copy")
+    study = read_study([sweep, tmp_path / "copy", sweep / "1"])  # a path below another one is read once
+    assert [row["runs"] for row in rows_of(study)] == [2, 2, 2, 2]
+    (line,) = study.left_out
+    assert line.endswith("same settings and seed")
+
+
+def test_unfinished_runs_are_listed(sweep: Path) -> None:
+    write_run(sweep, 3, None, weight=0.4, step=60)
+    not_evaluated = write_run(sweep, 4, None, weight=0.4, step=100)
+    study = read_study([sweep])
+    assert [row["runs"] for row in rows_of(study)] == [2, 2, 2, 2]
+    assert {run.path: run.step for run in study.unfinished} == {sweep / "3" / "weight_0.4": 60, not_evaluated: 100}
+    assert f"| {sweep / '3' / 'weight_0.4'} | 60 | 100 |" in markdown(study, rows_of(study), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", '{"seed": 1'),
+        ("run.json", "[1]"),
+        ("run.json", '{"steps": "many"}'),
+        ("evaluations.json", '{"fifty": 1}'),
+        ("evaluations.json", '{"50": null}'),
+        ("train.csv", "step,reward_loss\n50,many\n"),
+        ("train.csv", "reward_loss\n1.0\n"),
+        ("eval_tasks.csv", "step,task\n50,cup-spin\n"),
+        ("heldout.json", "\x00"),
+    ],
+)
+def test_damaged_files_are_named(sweep: Path, name: str, content: str) -> None:
+    path = sweep / "1" / "weight_0.4" / name
+    path.write_text(content)
+    study = read_study([sweep])
+    (line,) = study.left_out
+    assert line.startswith(f"{path} is damaged [")
+    assert [row["runs"] for row in rows_of(study)] == [2, 2, 1, 2]
+
+
+# -- the control that is missing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("control", ["absent", "not evaluated"])
+def test_a_missing_control_comes_with_its_command(sweep: Path, control: str, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        shutil.rmtree(sweep / str(seed) / "weight_0.0")
+        if control == "absent":
+            shutil.rmtree(sweep / str(seed) / "none")
+        else:
+            (sweep / str(seed) / "none" / "run.json").write_text(
+                (sweep / str(seed) / "none" / "run.json").read_text().replace('"eval_freq": 50', '"eval_freq": 0')
+            )
+            (sweep / str(seed) / "none" / "evaluations.json").unlink()
+    study = read_study([sweep])
+    rows = rows_of(study)
+    assert rows[0]["command"] == (
+        "python train.py --multirun teacher_config=null student_config.steps=100 student_config.eval_freq=50 "
+        "student_config.exp_name=control student_config.seed=1,2"
+    )
+    text = markdown(study, rows, None)
+    assert f"| no run without a teacher with the same budget: run `{rows[0]['command']}` | 0 | 100 | - |" in text
+    assert all(row["minus_control"] is None for row in rows if row["runs"])
+
+
+def test_the_command_has_the_same_budget(tmp_path: Path) -> None:
+    settings = {
+        "tasks": ("cup-spin", "walker-walk"), "model_size": 5, "batch_size": 64, "lr": 1e-7, "mpc": False,
+        "data_dir": "my data", "max_episodes_per_task": 3,
+    }  # fmt: skip
+    write_run(tmp_path, 4, 10, weight=0.4, **settings)
+    study = read_study([tmp_path])
+    words = shlex.split(rows_of(study)[0]["command"])
+    assert words[:3] == ["python", "train.py", "teacher_config=null"]
+    assert not any("latent_dim" in word for word in words), "it follows from model_size"
+    composed = OmegaConf.from_dotlist(words[3:]).student_config
+    typed = parse_cfg(OmegaConf.to_container(composed))  # type: ignore[arg-type]
+    record = {**typed.to_dict(), "teacher_sha256": None, "data": {"checksum": "c"}}
+    (tmp_path / "control").mkdir()
+    (tmp_path / "control" / "run.json").write_text(json.dumps(record))
+    assert read_run(tmp_path / "control").budget == study.groups[0].runs[0].budget

@@ -1,0 +1,100 @@
+"""Replacing files: whatever happens, there is the old file or the complete new one, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tdmpc2.support.files import replacing, write_text
+from tests.helpers.disks import largest_file
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file that is there already, alone in its directory."""
+    (tmp_path / "x.txt").write_text("old")
+    return tmp_path / "x.txt"
+
+
+def alone(path: Path, content: str) -> bool:
+    return path.read_text() == content and os.listdir(path.parent) == [path.name]
+
+
+def test_the_new_file_appears_when_the_block_ends(path: Path) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert temporary.parent == path.parent  # of the same file system, so that the renaming is atomic
+        assert path.read_text() == "old"
+    assert alone(path, "new")
+
+
+def test_directories_are_made_and_a_tilde_is_the_home_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_text("~/a/b/x.txt", "α\n")
+    assert alone(tmp_path / "a" / "b" / "x.txt", "α\n")
+
+
+@pytest.mark.parametrize("kind", [KeyError, ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("written", [True, False])
+def test_an_error_leaves_the_old_file(path: Path, kind: type[BaseException], written: bool) -> None:
+    def fail() -> None:
+        with replacing(path) as temporary:
+            if written:
+                temporary.write_text("half")
+            raise kind("stop")
+
+    with pytest.raises(kind, match="stop"):
+        fail()
+    assert alone(path, "old")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("No space left on device")])
+def test_what_the_disk_says_is_passed_on(path: Path, error: Exception) -> None:
+    with pytest.raises(ValueError, match=rf"Could not write {path}: .*No space left.*is unchanged"), replacing(path):
+        raise error
+    assert alone(path, "old")
+
+
+def test_a_block_that_wrote_nothing_is_an_error(path: Path) -> None:
+    with pytest.raises(ValueError, match=f"Could not write {path}"), replacing(path):
+        pass
+    assert alone(path, "old")
+
+
+def test_a_full_disk(path: Path) -> None:
+    with pytest.raises(ValueError, match=f"Could not write {path}: .*File too large"), largest_file(8192):
+        write_text(path, "new" * 10_000)
+    assert alone(path, "old")
+
+
+def test_without_overwriting_nothing_is_begun(path: Path) -> None:
+    begun = False
+    with pytest.raises(ValueError, match=f"{path} exists: choose another name"), replacing(path, overwrite=False):
+        begun = True
+    assert not begun
+    assert alone(path, "old")
+
+
+def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+
+    def race() -> None:
+        with replacing(path, overwrite=False) as temporary:
+            temporary.write_text("ours")
+            path.write_text("theirs")
+
+    with pytest.raises(ValueError, match="exists"):
+        race()
+    assert alone(path, "theirs")
+
+
+def test_a_directory_in_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.mkdir()
+    with pytest.raises(ValueError, match=f"Could not write {path}"):
+        write_text(path, "new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.txt"]

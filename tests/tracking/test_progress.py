@@ -1,0 +1,78 @@
+"""Progress lines."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from tdmpc2.tracking.logger import Logger, Progress, progress
+from tests.helpers.tracking import OFF, Terminal, config
+
+
+def test_progress_lines_every_tenth_with_rate_and_remaining_time(clock: list[float]) -> None:
+    stream = io.StringIO()
+    with Progress(2_000, "Evaluating", stream=stream) as bar:
+        for _ in range(200):
+            clock[0] += 0.05
+            bar.update(10, text="walker-walk [812]")
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 10
+    assert lines[0] == "Evaluating: 200/2,000 steps (10%), 200.0/s, ETA 0:00:09, walker-walk [812]"
+    assert lines[-1] == "Evaluating: done, 2,000 steps in 0:00:10 (200.0/s)"
+
+
+def test_slow_progress_shows_a_line_every_30_seconds(clock: list[float]) -> None:
+    stream = io.StringIO()
+
+    def work() -> None:
+        with Progress(None, "Importing", unit="episodes", stream=stream) as bar:
+            for _ in range(7):
+                clock[0] += 10.0
+                bar.update(5)
+            raise KeyError("chunk_3")
+
+    with pytest.raises(KeyError, match="chunk_3"):
+        work()
+    assert stream.getvalue().splitlines() == [
+        "Importing: 15 episodes, 0.5/s",
+        "Importing: 30 episodes, 0.5/s",
+        "Importing: stopped, 35 episodes in 0:01:10 (0.5/s)",
+    ]
+
+
+def test_progress_over_items(clock: list[float]) -> None:
+    stream = io.StringIO()
+    assert list(progress([3, 1, 2], "Reading", unit="files", stream=stream)) == [3, 1, 2]
+    assert list(progress(iter("ab"), "Reading", stream=stream)) == ["a", "b"]
+    lines = stream.getvalue().splitlines()
+    assert [line.split(" in ")[0] for line in lines if "done" in line] == [
+        "Reading: done, 3 files",
+        "Reading: done, 2 items",
+    ]
+
+
+def test_progress_bar_inside_a_live_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
+    """Evaluation shows its bar while the training line is on the same terminal, and leaves only its last line."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with Logger(config(tmp_path), total_steps=10) as logger:
+        clock[0] = 2.5
+        logger.log(5, {"total_loss": 1.0})
+        with Progress(100, "Evaluating", unit="episodes") as bar:
+            for _ in range(100):
+                clock[0] += 0.1
+                bar.update(text="walker-walk 812")
+        print("a line from somewhere else")
+        assert not any("━" in line for line in terminal.screen()), "the bar is gone with its work"
+        logger.log(6, {"total_loss": 0.5})
+    assert "50/100 episodes (50%), 10.0/s, ETA 0:00:05, walker-walk 812" in terminal.getvalue()
+    assert terminal.screen() == [
+        OFF,
+        "Evaluating: done, 100 episodes in 0:00:10 (10.0/s)",
+        "a line from somewhere else",
+        "step 6/10 (60%)   0.1 it/s   ETA 0:00:08   total_loss 0.5",
+    ]
+    assert sys.stdout is terminal

@@ -1,0 +1,336 @@
+"""Weights & Biases: what is sent, and failures that disturb nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import math
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tdmpc2.tracking.logger
+from tdmpc2.agent import TDMPC2
+from tdmpc2.config import Config
+from tdmpc2.play.evaluation import Evaluation, TaskResult
+from tdmpc2.support.files import write_text
+from tdmpc2.tracking.logger import Logger
+from tdmpc2.training import offline
+from tests.helpers.tracking import OFF, Terminal, config, text_rows
+from tests.helpers.wandb_reader import read_run
+
+
+class FakeRun:
+    """The part of a run that the logger uses; the calls named in ``failing`` raise."""
+
+    id, url, disabled, offline, dir = "abc", "https://example.org/run", False, False, "x/files"
+
+    def __init__(self, failing: tuple[str, ...] = ()) -> None:
+        self.failing = failing
+        self.rows: list[dict[str, Any]] = []
+        self.exit_code: int | None = None
+
+    def define_metric(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def log(self, row: dict[str, Any]) -> None:
+        if "log" in self.failing and self.rows:
+            raise ConnectionResetError("Connection lost\nand a second line")
+        self.rows.append(row)
+
+    def log_artifact(self, artifact: Any, aliases: list[str]) -> None:
+        raise OSError("disk quota exceeded")
+
+    def finish(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+
+
+@pytest.fixture
+def fake_wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.SimpleNamespace]:
+    artifact = types.SimpleNamespace(add_file=lambda path, name: None)
+    fake = types.SimpleNamespace(Settings=dict, Artifact=lambda name, type: artifact)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return fake
+
+
+def test_wandb_is_not_imported_unless_a_project_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it fails from here on
+    runpy.run_path(tdmpc2.tracking.logger.__file__)
+    for changes, line in (
+        ({}, OFF),
+        ({"wandb_project": "p", "disable_wandb": True}, "Weights & Biases: off (disable_wandb=true)"),
+    ):
+        stream = io.StringIO()
+        with Logger(config(tmp_path, **changes), total_steps=1, stream=stream) as logger:
+            logger.log_video(1, "video", "no.mp4")
+            logger.save_artifact("no.pt", "x", "model")
+            assert logger.run_id is None
+        assert stream.getvalue() == line + "\n"
+
+
+def test_a_failing_start_is_one_line_and_never_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_wandb: types.SimpleNamespace
+) -> None:
+    def init(**options: Any) -> None:
+        assert not sys.stdin.isatty()
+        input("Enter your choice: ")  # a login prompt
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    stdin, stream = sys.stdin, io.StringIO()
+    fake_wandb.init = init
+    with Logger(config(tmp_path, wandb_project="p"), total_steps=1, stream=stream) as logger:
+        assert sys.stdin is stdin
+        logger.log(1, {"a": 1.0})
+    first, _ = stream.getvalue().splitlines()
+    assert first.startswith("Weights & Biases: off, it did not start (EOFError")
+    assert len(text_rows(tmp_path / "train.csv")) == 1
+
+
+def test_failing_metrics_turn_wandb_off_after_one_line(tmp_path: Path, fake_wandb: types.SimpleNamespace) -> None:
+    run, stream = FakeRun(failing=("log",)), io.StringIO()
+    fake_wandb.init = lambda **options: run
+    with Logger(config(tmp_path, wandb_project="p"), total_steps=9, stream=stream) as logger:
+        for step in range(1, 6):
+            logger.log(step, {"a": 1.0})
+    warnings = [line for line in stream.getvalue().splitlines() if "off after an error" in line]
+    assert len(warnings) == 1
+    assert "metrics off after an error (ConnectionResetError: Connection lost)" in warnings[0]
+    assert len(run.rows) == 1
+    assert len(text_rows(tmp_path / "train.csv")) == 5
+
+
+def test_failing_artifacts_leave_metrics_on(tmp_path: Path, fake_wandb: types.SimpleNamespace) -> None:
+    run, stream = FakeRun(), io.StringIO()
+    fake_wandb.init = lambda **options: run
+    (tmp_path / "x.pt").write_bytes(b"weights")
+
+    def train() -> None:
+        with Logger(config(tmp_path, wandb_project="p"), total_steps=9, stream=stream) as logger:
+            for step in (1, 2):
+                logger.save_artifact(tmp_path / "x.pt", "student", "model")
+                logger.log(step, {"a": 1.0})
+            raise RuntimeError("diverged")
+
+    with pytest.raises(RuntimeError, match="diverged"):
+        train()
+    assert [line for line in stream.getvalue().splitlines() if "W" in line] == [
+        "Weights & Biases: https://example.org/run",
+        "Weights & Biases: artifacts off after an error (OSError: disk quota exceeded). Training continues.",
+    ]
+    assert [(row["step"], row["train/a"]) for row in run.rows] == [(1, 1.0), (2, 1.0)]
+    assert run.exit_code == 1, "a run that ends with an exception is marked as failed"
+    assert {path.name for path in tmp_path.iterdir()} == {"train.csv", "speed.csv", "x.pt"}, "copies are gone"
+
+
+def test_a_failing_alert_is_one_line(tmp_path: Path, fake_wandb: types.SimpleNamespace) -> None:
+    """The fake run has none, as other versions might not."""
+    run, stream = FakeRun(), io.StringIO()
+    fake_wandb.init = lambda **options: run
+    with Logger(config(tmp_path, wandb_project="p"), total_steps=9, stream=stream) as logger:
+        logger.alert("Training diverged", "at step 7")
+        logger.alert("Training diverged", "at step 8")
+        logger.log(9, {"a": 1.0})
+    lines = stream.getvalue().splitlines()
+    assert len([line for line in lines if "alerts off after an error (AttributeError" in line]) == 1
+    assert len(run.rows) == 1
+
+
+def test_an_artifact_that_is_not_there_is_one_line(tmp_path: Path, fake_wandb: types.SimpleNamespace) -> None:
+    run, stream = FakeRun(), io.StringIO()
+    fake_wandb.init = lambda **options: run
+    with Logger(config(tmp_path, wandb_project="p"), total_steps=9, stream=stream) as logger:
+        for _ in range(2):
+            logger.save_artifact(tmp_path / "none.pt", "student", "model")
+    assert stream.getvalue().count("artifacts off after an error (FileNotFoundError") == 1
+
+
+def test_what_is_uploaded_is_the_file_of_that_moment(tmp_path: Path, fake_wandb: types.SimpleNamespace) -> None:
+    """Files are replaced while earlier ones wait to be sent."""
+    run, release, uploaded = FakeRun(), threading.Event(), []
+    fake_wandb.init = lambda **options: run
+
+    def add_file(path: str, name: str) -> None:
+        assert release.wait(60)
+        uploaded.append((name, Path(path).read_bytes()))
+
+    fake_wandb.Artifact = lambda name, type: types.SimpleNamespace(add_file=add_file)
+    run.log_artifact = lambda artifact, aliases: None  # type: ignore[method-assign]
+    with Logger(config(tmp_path, wandb_project="p"), total_steps=9, stream=io.StringIO()) as logger:
+        for content in ("old", "new"):
+            write_text(tmp_path / "best.pt", content)
+            logger.save_artifact(tmp_path / "best.pt", "student", "model")
+        release.set()
+    assert uploaded == [("model.pt", b"old"), ("model.pt", b"new")]
+
+
+def test_a_service_that_hangs_delays_nothing(
+    tmp_path: Path, fake_wandb: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    run, stream = FakeRun(), io.StringIO()
+    run.log = lambda row: release.wait(60)  # type: ignore[method-assign, assignment, return-value]
+    fake_wandb.init = lambda **options: run
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "0.1")
+    monkeypatch.setattr("tdmpc2.tracking.wandb._WAITING", 50)
+    began = time.monotonic()
+    with Logger(config(tmp_path, wandb_project="p"), total_steps=100, stream=stream) as logger:
+        for step in range(1, 101):
+            logger.log(step, {"a": 1.0})
+    assert time.monotonic() - began < 30
+    release.set()
+    *_, gave_up, dropped = stream.getvalue().splitlines()
+    assert gave_up == "Weights & Biases: gave up after 0.1 s, 50 records were not sent"
+    assert re.fullmatch(r"Weights & Biases: (49|50) records were dropped, it was too slow", dropped)
+    assert len(text_rows(tmp_path / "train.csv")) == 100
+
+
+def test_offline_run_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
+    cfg = config(tmp_path / "run", wandb_project="proj", wandb_silent=True, seed=7)
+    cfg = cfg.replace(teacher_score=40.5, control_score=18.93)
+    teacher = config(tmp_path, model_size=5)
+    checkpoint = tmp_path / "student.pt"
+    checkpoint.write_bytes(b"weights")
+    stream = io.StringIO()
+    with Logger(cfg, teacher=teacher, total_steps=40_000, stream=stream) as logger:
+        for step in range(100, 40_001, 100):  # enough records for several blocks of the file
+            metrics = {"total_loss": torch.tensor(1 / step), "distillation_loss": 3.0, "distillation_value_loss": 4.0}
+            logger.log(step, metrics, data_wait=0.25)
+        for step, value in ((20_000, 31.5), (40_000, 32.5)):
+            logger.log(step, {"score": value}, group="eval")
+            table = [["walker-walk", value], ["walker-run", None]]
+            logger.log_table(step, "eval/tasks", ["task", "score"], table, curve="score")
+        logger.save_artifact(checkpoint, "student", "model")
+        logger.save_artifact(checkpoint, "student", "model", ["step-40000", "best"])
+        logger.alert("Training diverged", "at step 7")
+        run_id = logger.run_id
+    wandb.teardown()  # the service has written everything when it has gone
+    (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    assert f"Weights & Biases: offline, `wandb sync {path.parent}` uploads it" in stream.getvalue()
+
+    run = read_run(path)
+    assert path.stat().st_size > 2 * 32 * 1024
+    assert (run.run_id, run.project, run.exit_code) == (run_id, "proj", 0)
+    assert run.config["student"] == json.loads(json.dumps(cfg.to_dict()))
+    assert run.config["teacher"]["model_size"] == 5
+    assert set(run.tags) == {"walker-walk", "1M", "distilled"}
+    assert run.step_metrics == {"step": "", "*": "step"}
+    expected = [(step, torch.tensor(1 / step).item()) for step in range(100, 40_001, 100)]
+    assert run.series("train/total_loss") == expected
+    assert len(run.series("speed/it_per_s")) == 400
+    assert run.series("speed/data_wait")[-1] == (40_000, 0.25)
+    assert run.series("distill/distillation_loss")[0] == (100, 3.0)
+    assert run.series("distill/distillation_value_loss")[0] == (100, 4.0)
+    assert not run.series("train/distillation_loss")
+    assert run.series("eval/score") == [(20_000, 31.5), (40_000, 32.5)]
+    assert run.series("eval/walker-walk") == [(20_000, 31.5), (40_000, 32.5)]
+    assert run.series("eval/teacher_score") == [(0, 40.5), (20_000, 40.5), (40_000, 40.5)]
+    assert run.series("eval/control_score") == [(0, 18.93), (20_000, 18.93), (40_000, 18.93)]
+    groups = {name.partition("/")[0] for row in run.history for name in row if "/" in name}
+    assert groups == {"train", "distill", "eval", "speed"}
+    columns = ["step", "total_loss", "distillation_loss", "distillation_value_loss"]
+    assert list(text_rows(tmp_path / "run" / "train.csv")[0]) == columns
+    (_, (step, table_path)) = run.series("eval/tasks.path")
+    found = json.loads((path.parent / "files" / table_path).read_text())
+    assert (step, found["columns"], found["data"]) == (
+        40_000,
+        ["task", "score"],
+        [["walker-walk", 32.5], ["walker-run", None]],
+    )
+    assert run.artifacts["student"] == "model"
+    own = [set(aliases) for name, aliases in run.aliases if name == "student"]
+    assert own == [{"latest"}, {"latest", "step-40000", "best"}]
+    assert ("model.pt",) in run.contents
+    assert run.alerts == [("Training diverged", "at step 7", "ERROR")]
+
+
+def test_a_run_of_train_offline(cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What training sends: curves per task, the best checkpoint, and an alert when it diverges."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
+    scores = iter((30.0, 20.0))
+
+    def scored(*_: Any, **__: Any) -> Evaluation:
+        return Evaluation((TaskResult("pendulum-spin", (1,), (10 * next(scores),), (0.0,), False),))
+
+    update, calls = TDMPC2.update, itertools.count(1)
+
+    def poisoned(self: TDMPC2, batch: Any) -> Any:
+        return update(self, batch._replace(obs=batch.obs * math.nan) if next(calls) == 23 else batch)
+
+    monkeypatch.setattr(offline, "evaluate", scored)
+    monkeypatch.setattr(TDMPC2, "update", poisoned)
+    cfg = cfg.replace(steps=30, eval_freq=10, save_freq=10, wandb_project="p", wandb_silent=True, exp_name="e")
+    with pytest.raises(ValueError, match="not finite at step 23") as error:
+        offline.train(cfg, None)
+    wandb.teardown()
+    (path,) = (cfg.run_dir / "wandb").glob("offline-run-*/*.wandb")
+    run = read_run(path)
+    assert run.exit_code == 1
+    assert run.alerts == [("Training diverged", str(error.value), "ERROR")]
+    assert run.series("eval/normalized_score") == [(10, 30.0), (20, 20.0)]
+    assert run.series("eval/pendulum-spin") == [(10, 300.0), (20, 200.0)]
+    own = [set(aliases) for name, aliases in run.aliases if name == "mt30-e"]
+    assert own == [{"latest", "step-10"}, {"latest", "step-10", "best"}, {"latest", "step-20"}]
+    assert [step for step, _ in run.series("train/total_loss")] == [5, 10, 15, 20, 25]
+    assert len(run.series("speed/it_per_s")) == len(run.series("speed/data_wait")) == 5
+    assert not list(cfg.run_dir.glob(".wandb-*"))
+
+
+@pytest.mark.slow
+def test_a_stopped_wandb_process_delays_nothing(tmp_path: Path) -> None:
+    """Its own service process is stopped in the middle of an offline run: every row is in the CSV file, and it ends."""
+    pytest.importorskip("wandb")
+    script = f"""
+import signal
+import psutil
+from tdmpc2.config import Config
+from tdmpc2.tracking.logger import Logger
+cfg = Config(task="walker-walk", work_dir={str(tmp_path / "run")!r}, wandb_project="p", wandb_silent=True)
+with Logger(cfg, total_steps=9000) as logger:
+    logger.log(1, {{"a": 1.0}})
+    for process in psutil.Process().children(recursive=True):
+        print("stopped", process.pid, flush=True)
+        process.send_signal(signal.SIGSTOP)
+    for step in range(2, 9000):
+        logger.log(step, {{"a": 1.0}})
+"""
+    environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_FINISH_TIMEOUT": "1", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    stopped = []
+    try:
+        output = []
+        for line in process.stdout:
+            stopped += [int(line.split()[1])] if line.startswith("stopped") else []
+            output.append(line)
+            if "gave up" in line:
+                break
+        assert stopped
+        assert "gave up after 1 s" in output[-1]
+        assert process.wait(60) == 0
+        assert len(text_rows(tmp_path / "run" / "train.csv")) == 8999
+    finally:
+        process.kill()
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

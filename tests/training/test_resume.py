@@ -1,0 +1,319 @@
+"""Runs that are stopped, refused, guarded and continued; their best and last checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.checkpoints.files import load_file
+from tdmpc2.config import Config
+from tdmpc2.play import evaluation
+from tdmpc2.training import offline, preflight, run_dir
+from tdmpc2.training.guards import STOPPED, FiniteGuard, stop_on_signal
+from tdmpc2.training.offline import train
+from tests.helpers.reference import REPO
+from tests.helpers.runs import TINY, equal, rows, snapshot
+
+CPU = torch.device("cpu")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+# -- resume -----------------------------------------------------------------------------------------------------------
+
+
+def test_resume_must_and_never(cfg: Config) -> None:
+    with pytest.raises(ValueError, match=r"resume=must, but .*run has no state\.pt to continue from"):
+        train(cfg.replace(resume="must"), None)
+    assert not cfg.run_dir.exists()
+    train(cfg.replace(resume="never", steps=10), None)
+    before = snapshot(cfg.run_dir)
+    with pytest.raises(ValueError, match=r"resume=never, but .*run holds a run: set exp_name"):
+        train(cfg.replace(resume="never"), None)
+    assert snapshot(cfg.run_dir) == before
+    train(cfg.replace(resume="must"), None)
+    assert load_file(cfg.run_dir / "model.pt").step == 20
+
+
+def test_allowed_changes_are_named(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    train(cfg.replace(steps=10), None)
+    train(cfg.replace(log_freq=2), None)
+    line = "Continuing with other settings: log_freq: 5 there, 2 now; steps: 10 there, 20 now"
+    assert line in capsys.readouterr().out
+
+
+def test_two_processes_do_not_share_a_run(cfg: Config) -> None:
+    with run_dir.lock(cfg.run_dir), pytest.raises(ValueError, match=r"Another process is training in .*run: wait for"):
+        train(cfg, None)
+    train(cfg, None)
+
+
+# -- stopping ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_a_request(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with stop_on_signal() as stop:
+        assert not stop
+        signal.raise_signal(number)
+        assert stop.signal == number
+        assert signal.getsignal(number) == before  # a second one acts at once
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.slow
+def test_a_stopped_process_has_saved_and_the_same_command_goes_on(cfg: Config, tmp_path: Path) -> None:
+    straight = train(cfg.replace(steps=400, work_dir=str(tmp_path / "straight")), None)
+    settings = {**TINY, "tasks": f"[{','.join(TINY['tasks'])}]", "steps": 400, "model_size": "null"}
+    settings |= {"data_dir": cfg.data_dir, "work_dir": str(cfg.run_dir), "save_freq": 100_000}
+    command = [sys.executable, "train.py", "teacher_config=null"]
+    command += [f"student_config.{key}={value}" for key, value in settings.items()]
+    process = subprocess.Popen(command, env=ENVIRONMENT, cwd=REPO, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    first = next(line for line in process.stdout if line.startswith("step "))
+    process.send_signal(signal.SIGTERM)
+    output = first + process.stdout.read()
+    assert process.wait(60) == STOPPED
+    assert re.search(r"Stopped by SIGTERM at step \d+, everything is saved; the same command goes on", output)
+    step = load_file(cfg.run_dir / "model.pt").step
+    assert 0 < step < 400
+    subprocess.run(command, env=ENVIRONMENT, cwd=REPO, check=True, stdout=subprocess.DEVNULL)
+    assert equal(cfg.run_dir / "model.pt", straight)
+    assert (cfg.run_dir / "train.csv").read_bytes() == (tmp_path / "straight" / "train.csv").read_bytes()
+
+
+# -- guards -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_guard_remembers_the_first_bad_step() -> None:
+    guard = FiniteGuard(CPU)
+    for step, value in enumerate((1.0, 2.0, math.inf, 1.0, math.nan), 1):
+        assert guard.first_bad_step() == (None if step < 4 else 3)
+        guard.watch(step, {"total_loss": torch.tensor(0.5), "grad_norm": torch.tensor(value)})
+
+
+def test_divergence_names_step_episodes_and_the_last_good_checkpoint(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = TDMPC2.update
+
+    def poisoned(self: TDMPC2, batch: Any) -> Any:
+        poisoned.calls += 1  # type: ignore[attr-defined]
+        return update(self, batch._replace(obs=batch.obs * math.nan) if poisoned.calls == 12 else batch)  # type: ignore[attr-defined]
+
+    poisoned.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(TDMPC2, "update", poisoned)
+    with pytest.raises(ValueError, match="not finite at step 12") as error:
+        train(cfg.replace(save_freq=10), None)
+    text = str(error.value)
+    assert re.search(r"Its batch has \d episodes: (\d, )*\d of ", text)
+    assert f"{cfg.run_dir / 'model.pt'} is of step 10, before it" in text
+    assert load_file(cfg.run_dir / "model.pt").step == 10
+    assert rows(cfg.run_dir / "train.csv")[-1]["step"] == 15  # the values that were bad are on record
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_the_last_checkpoints_are_kept(cfg: Config) -> None:
+    train(cfg.replace(save_freq=4, keep_last=3), None)
+    assert {path.name for path in cfg.run_dir.glob("*.pt")} == {
+        "state.pt", "model.pt", "model_12.pt", "model_16.pt", "model_20.pt"
+    }  # fmt: skip
+    assert [load_file(cfg.run_dir / f"model_{step}.pt").step for step in (12, 16, 20)] == [12, 16, 20]
+    assert (cfg.run_dir / "model_20.pt").read_bytes() == (cfg.run_dir / "model.pt").read_bytes()
+
+
+class Scores:
+    """Evaluations with given scores by call, which can end the run instead."""
+
+    def __init__(self, scores: dict[int, float | None]) -> None:
+        self.scores, self.calls = scores, 0
+
+    def __call__(self, agent: TDMPC2, cfg: Config, **_: Any) -> evaluation.Evaluation:
+        self.calls += 1
+        score = self.scores[self.calls]
+        if score is None:
+            raise KeyboardInterrupt
+        task = evaluation.TaskResult("pendulum-spin", (1,), (10 * score,), (0.0,), False)
+        return evaluation.Evaluation((task,))
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    def use(scores: dict[int, float | None]) -> Scores:
+        monkeypatch.setattr(offline, "evaluate", result := Scores(scores))
+        return result
+
+    return use
+
+
+def test_the_best_checkpoint_is_that_of_the_highest_score(cfg: Config, scored: Any) -> None:
+    scored({1: 3.0, 2: 7.0, 3: 7.0, 4: 5.0})
+    train(cfg.replace(eval_freq=5), None)
+    assert load_file(cfg.run_dir / "best.pt").step == 10
+    assert json.loads((cfg.run_dir / "evaluations.json").read_text()) == {"5": 3.0, "10": 7.0, "15": 7.0, "20": 5.0}
+
+
+def test_an_evaluation_that_was_cut_off_is_made_again(cfg: Config, scored: Any, tmp_path: Path) -> None:
+    cfg = cfg.replace(eval_freq=5)
+    scored({1: 3.0, 2: 7.0, 3: 6.0, 4: 5.0})
+    train(cfg.replace(work_dir=str(tmp_path / "straight")), None)
+    scored({1: 3.0, 2: None})
+    with pytest.raises(KeyboardInterrupt):
+        train(cfg, None)
+    assert load_file(cfg.run_dir / "model.pt").step == 10
+    again = scored({1: 7.0, 2: 6.0, 3: None})
+    with pytest.raises(KeyboardInterrupt):
+        train(cfg, None)  # this time at the last step
+    last = scored({1: 5.0})
+    train(cfg, None)
+    assert (again.calls, last.calls) == (3, 1)
+    names = ("model.pt", "best.pt", "evaluations.json", "train.csv", "eval.csv", "eval_tasks.csv")
+    for name in names:
+        assert (cfg.run_dir / name).read_bytes() == (tmp_path / "straight" / name).read_bytes(), name
+
+
+def test_rows_of_a_cut_off_evaluation_are_not_doubled(
+    cfg: Config, scored: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the rows and the record of the score."""
+    cfg = cfg.replace(eval_freq=10)
+    scored({1: 3.0})
+    record = run_dir.record_score
+
+    def killed(*_: Any) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_dir, "record_score", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(cfg, None)
+    monkeypatch.setattr(run_dir, "record_score", record)
+    scored({1: 3.0, 2: 4.0})
+    train(cfg, None)
+    for name in ("eval.csv", "eval_tasks.csv"):
+        assert [row.split(",")[0] for row in (cfg.run_dir / name).read_text().splitlines()] == ["step", "10", "20"]
+
+
+@pytest.mark.slow
+def test_training_killed_at_random_moments(tmp_path: Path) -> None:
+    from tests.helpers.kill import killed_at_random
+
+    killed_at_random("train", times=3, seed=1, root=tmp_path)
+
+
+# -- before a run -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_dry_run_estimates_and_writes_nothing(cfg: Config, capsys: pytest.CaptureFixture[str], begun: bool) -> None:
+    if begun:
+        train(cfg.replace(steps=10), None)
+    there = {path: path.stat().st_mtime_ns for path in cfg.run_dir.parent.rglob("*")}
+    capsys.readouterr()
+    train(cfg.replace(dry_run=True, steps=1000, eval_freq=250, eval_episodes=2), None)
+    assert {path: path.stat().st_mtime_ns for path in cfg.run_dir.parent.rglob("*")} == there
+    text = capsys.readouterr().out
+    assert ("continues at step 10" in text) == begun
+    updates = re.search(r"updates     ([\d,]+) x (\d+\.\d) ms = 0:0\d:\d\d", text)
+    assert updates is not None
+    assert updates[1] == ("990" if begun else "1,000")
+    assert float(updates[2]) > 0
+    assert "evaluation  4 x 2,000 plans" in text
+    assert "teacher     none" in text
+    assert re.search(r"data        chunk files, 0\.\d\d GB on cpu", text)
+    assert re.search(r"memory      about 0\.\d\d GB .*\ndisk        0\.\d\d GB .*\nin all      about 0:", text)
+
+
+def test_a_dry_run_refuses_what_the_run_would(cfg: Config) -> None:
+    with pytest.raises(ValueError, match=r"training cannot start.*\n  data: data_dir=nowhere"):
+        train(cfg.replace(dry_run=True, data_dir="nowhere"), None)
+
+
+def test_a_disk_without_room_for_checkpoints(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "_free_disk", lambda path: 1000)
+    with pytest.raises(ValueError, match=r"needs 0\.00 GB for checkpoints, but 0\.00 GB are free: make room"):
+        train(cfg, None)
+    assert not cfg.run_dir.exists()
+
+
+def test_the_estimate_of_checkpoints_is_an_upper_bound(cfg: Config) -> None:
+    cfg = cfg.replace(model_size=1, steps=2, save_freq=1, keep_last=2)
+    train(cfg, None)
+    written = sum(path.stat().st_size for path in cfg.run_dir.glob("*.pt"))
+    assert written <= preflight.checkpoint_bytes(TDMPC2(cfg), cfg) < 3 * written
+
+
+def test_a_dry_run_counts_import_and_cache(cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = cfg.replace(checkpoint=str(train(cfg.replace(steps=1, work_dir=str(tmp_path / "teacher")), None)))
+    capsys.readouterr()
+    train(cfg.replace(dry_run=True, distillation_cache="full", data_device="disk"), teacher)
+    text = capsys.readouterr().out
+    assert re.search(r"data        chunk files, to be imported into .*store first, 0\.\d\d GB on disk", text)
+    assert re.search(r"import      0\.\d\d GB at 300 MB/s = 0:00:00", text)
+    rows = re.search(r"cache       at most ([\d,]+) rows x (\d+\.\d) us", text)
+    assert rows is not None
+    assert int(rows[1].replace(",", "")) == 6 * 501
+    assert re.search(r"GB for checkpoints, .*; 0\.\d\d GB beside the data, ", text)
+    assert not (Path(cfg.data_dir) / "store").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_update_ends_the_run_at_once(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    def loading(*_: Any) -> None:
+        signal.raise_signal(number)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(offline, "open_data", loading)
+    with pytest.raises(SystemExit) as ended:
+        train(cfg, None)
+    assert ended.value.code == STOPPED
+    assert f"Stopped by {number.name} before the first update" in capsys.readouterr().out
+    monkeypatch.undo()
+    train(cfg, None)
+
+
+def test_a_signal_while_the_first_update_compiles_ends_the_run_at_once(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compiling(*_: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(TDMPC2, "update_compiled", True)
+    monkeypatch.setattr(TDMPC2, "update", compiling)
+    with pytest.raises(SystemExit) as ended:
+        train(cfg, None)
+    assert ended.value.code == STOPPED
+    assert "Stopped by SIGTERM before the first update" in capsys.readouterr().out
+    monkeypatch.undo()
+    train(cfg, None)
+
+
+def test_leftovers_of_a_killed_save_are_removed(cfg: Config) -> None:
+    train(cfg.replace(steps=5), None)
+    (cfg.run_dir / ".state.pt.0123abcd.tmp").write_bytes(b"half")
+    train(cfg, None)
+    assert not list(cfg.run_dir.glob(".*.tmp"))
+
+
+def test_diverged_episodes_are_numbered_as_in_the_files(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = TDMPC2.update
+    monkeypatch.setattr(TDMPC2, "update", lambda self, batch: update(self, batch._replace(obs=batch.obs * math.nan)))
+    with pytest.raises(ValueError, match=r"Its batch has 3 episodes: 3, 4, 5 of ") as error:
+        train(cfg.replace(tasks=("cartpole-balance",), batch_size=64), None)
+    assert "Nothing was saved before" in str(error.value)
