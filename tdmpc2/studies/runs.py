@@ -11,6 +11,7 @@ from typing import Any
 
 from tdmpc2.config import RUN_KEYS, defaults
 from tdmpc2.config.limits import distillation_terms
+from tdmpc2.support.files import read_json
 from tdmpc2.tracking.logger import read_csv
 
 #: Keys of a run that its weights or its score depend on; the other run keys say where and how it was made.
@@ -196,23 +197,6 @@ def read_run(path: Path) -> Run:
         heldout=read_json(path / "heldout.json", {}),
         seconds=sum(row["seconds"] for row in speed) if speed else None,
     )
-
-
-def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The object that a file holds, or ``absent`` if there is no file.
-
-    Raises:
-        ValueError: no file, or it is damaged; the message names it.
-    """
-    if absent is not None and not path.exists():
-        return absent
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not an object")
-        return content
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged [{type(error).__name__}: {error}]") from error
 
 
 def _read_numbers(path: Path) -> list[dict[str, float]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -81,3 +83,20 @@ def locked(
         yield
     finally:
         lock.release()
+
+
+def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Read the object of a JSON file; where there is no file, return ``absent`` if that is given.
+
+    Raises:
+        ValueError: no file, or it is damaged; the message names it.
+    """
+    if absent is not None and not path.exists():
+        return absent
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+        return content
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged [{type(error).__name__}: {error}]") from error

@@ -34,9 +34,7 @@ def terminal_table(cells: Cells) -> Table:
     table = Table(title=cells.title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     for index, heading in enumerate(cells.headings):
         name = index == 0
-        table.add_column(
-            heading.replace(" ", "\n"), justify="left" if name else "right", overflow="fold", no_wrap=name
-        )
+        table.add_column(heading.replace(" ", "\n"), justify="left" if name else "right", overflow="fold", no_wrap=name)
     for row in cells.rows:
         table.add_row(*row)
     if cells.total is not None:
