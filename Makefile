@@ -4,7 +4,6 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 STAMP := .venv/.installed
-BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 TOO_OLD := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.11 or newer is needed, \
 	$(PYTHON) is %d.%d: name another one, for example make setup PYTHON=python3.11" % v[:2])
 
@@ -40,8 +39,8 @@ type: setup ## check types
 demo: setup ## collect, train a teacher, distil a student, evaluate, quantise
 	$(PY) examples/demo.py
 
-bench: setup ## run every benchmark
-	@for file in $(BENCHMARKS); do echo "== $$file"; $(PY) $$file || exit 1; done
+bench: setup ## run every benchmark, or some: make bench ARGS="plan update"
+	$(PY) -m benchmarks $(ARGS)
 
 clean: ## remove caches and build products; .venv, data, logs and models stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

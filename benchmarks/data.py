@@ -1,34 +1,36 @@
 """Data at the size of MT30: opening, memory, drawing batches; beside torchrl's SliceSampler.
 
-python benchmarks/data.py                       # 10 minutes; writes 20 GB (or half the free disk) and removes them
-python benchmarks/data.py --gb 1 --repeats 50   # the same in a minute
+python benchmarks/data.py             # writes 1 GB and, for the comparison of layouts, 1 GB more
+python benchmarks/data.py --gb 20     # 10 minutes, as in RESULTS.md; at most half the free disk is written
 
-A store of 345,690,000 rows is made, of which the first --gb are really written and the rest is a hole in the file.
-Index times are over all rows; batches are gathered from the written part only, first from cold pages, then the same
-batches again from warm ones. Everything runs on one core. The last line is JSON.
+A store of 345,690,000 rows is made, of which the first --gb are really written and the rest is a hole in the file; all
+of it is removed again. Index times are over all rows; batches are gathered from the written part only, first from cold
+pages, then the same batches again from warm ones. Everything runs on one core. Results: `name` and `value`.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import mmap
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from distillation_cache import measure as measure_distillation
-from rich import box, get_console
-from rich.table import Table
 from tensordict import TensorDict
 from torchrl.data import SliceSampler as TorchrlSliceSampler
+from torchrl.data import TensorDictReplayBuffer
 
+from benchmarks._harness import make_parser, numbered, parse, print_table, report, take_turns
+from benchmarks._inputs import make_config
+from benchmarks.distillation_cache import measure as measure_distillation
+from tdmpc2.data.batch import Batch
 from tdmpc2.data.batches import Batches
 from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
 from tdmpc2.data.replay import EpisodeSliceSampler, replay_buffer, to_batch
@@ -36,16 +38,19 @@ from tdmpc2.data.store.store import BLOCK, EpisodeStore, StoreFile, StoreMeta, h
 from tdmpc2.tasks import MT30, lookup
 from tdmpc2.tracking.progress import Progress
 
-EPISODES, B, H, SEED = 690_000, 256, 3, 1
+MINUTES = 3
+DISK_GB = 2
+
+B, H, SEED = 256, 3, 1
 
 
-def make_store(root: Path, written_bytes: int) -> int:
+def make_store(root: Path, episodes: int, written_bytes: int) -> int:
     """Make the store; returns the number of episodes whose bytes are really on disk."""
     specs = tuple(lookup(name) for name in MT30)
-    meta = StoreMeta("mt30", specs, EPISODES)
-    start = header((EPISODES, meta.layout.rows), meta.row_format.record)
+    meta = StoreMeta("mt30", specs, episodes)
+    start = header((episodes, meta.layout.rows), meta.row_format.record)
     noise = np.random.default_rng(0).standard_normal(BLOCK * meta.episode_bytes // 4, np.float32)
-    written = min(EPISODES, written_bytes // meta.episode_bytes)
+    written = min(episodes, written_bytes // meta.episode_bytes)
     with open(root / "rows.npy", "wb") as file, Progress(written, "Writing", unit="episodes") as bar:
         file.write(start)
         for first in range(0, written, BLOCK):
@@ -54,12 +59,12 @@ def make_store(root: Path, written_bytes: int) -> int:
             file.flush()
             os.fsync(file.fileno())
             bar.update(count)
-        file.truncate(len(start) + EPISODES * meta.episode_bytes)
-    task = np.arange(EPISODES, dtype="<i4") % len(specs)
+        file.truncate(len(start) + episodes * meta.episode_bytes)
+    task = np.arange(episodes, dtype="<i4") % len(specs)
     np.save(root / "task.npy", task)
-    unknown = ("",) * -(-EPISODES // BLOCK)  # nothing here looks at checksums
+    unknown = ("",) * -(-episodes // BLOCK)  # nothing here looks at checksums
     files = {name: StoreFile((root / name).stat().st_size, unknown) for name in ("rows.npy", "task.npy")}
-    (root / "meta.json").write_text(StoreMeta("mt30", specs, EPISODES, files=files).to_json())
+    (root / "meta.json").write_text(StoreMeta("mt30", specs, episodes, files=files).to_json())
     return written
 
 
@@ -76,14 +81,9 @@ def resident_mb() -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))) / 1024
 
 
-def median_ms(function: Callable[[int], object], repeats: int, first: int = 0) -> float:
-    """Median time of ``function(first)``, ``function(first + 1)``, ..."""
-    seconds = []
-    for step in range(first, first + repeats):
-        start = time.perf_counter()
-        function(step)
-        seconds.append(time.perf_counter() - start)
-    return 1e3 * float(np.median(seconds))
+def median_ms(function: Callable[[int], Any], repeats: int) -> float:
+    """Median time of ``function(0)``, ``function(1)``, ..."""
+    return take_turns({"": numbered(function)}, repeats, warm_up=0).ms("")
 
 
 def measure_store(root: Path, written: int, repeats: int) -> dict[str, float]:
@@ -97,18 +97,16 @@ def measure_store(root: Path, written: int, repeats: int) -> dict[str, float]:
     def index(step: int) -> object:
         return sampler.rows(step, B, H, SEED)
 
-    def batch(step: int) -> object:
+    def batch(step: int) -> Batch:
         return part.sample(step, B, H, SEED)
 
     drop_cache(root / "rows.npy")
-    cold = median_ms(batch, repeats, first=0)
-    batches = iter(
-        Batches(lambda step: part.sample(step, B, H, SEED), range(repeats, 3 * repeats), torch.device("cpu"), 8)
-    )
+    cold = median_ms(batch, repeats)
+    batches = iter(Batches(batch, range(repeats, 3 * repeats), torch.device("cpu"), 8))
     start = time.perf_counter()
     ahead = sum(1 for _ in batches)
     threads = 1e3 * (time.perf_counter() - start) / ahead
-    index_ms, batch_ms = median_ms(index, 10 * repeats), median_ms(batch, repeats, first=0)
+    index_ms, batch_ms = median_ms(index, 10 * repeats), median_ms(batch, repeats)
     tasks = SliceSampler(EpisodeDataset.map(store), torch.arange(written), "tasks")
     return {
         "rows": store.rows.shape[0] * store.rows.shape[1],
@@ -131,9 +129,13 @@ def measure_torchrl(root: Path, written: int, repeats: int) -> dict[str, float]:
     own = EpisodeSliceSampler(part, H, SEED)
     through = replay_buffer(dataset, own, B, H)
     result = {}
+
+    def sampled(buffer: TensorDictReplayBuffer, _: int) -> Batch:
+        return to_batch(buffer.sample(), H)
+
     median_ms(lambda _: through.sample(), repeats)
     own.step = 0
-    result["replay_buffer_ms"] = median_ms(lambda _: to_batch(through.sample(), H), repeats)
+    result["replay_buffer_ms"] = median_ms(partial(sampled, through), repeats)
     rows = len(dataset) * (dataset.episode_length + 1)
     for name, cached, count in (("uncached", False, 5), ("cached", True, repeats)):
         gc.collect()
@@ -142,15 +144,15 @@ def measure_torchrl(root: Path, written: int, repeats: int) -> dict[str, float]:
         for _ in range(2):  # the second time from warm pages
             buffer.set_rng(torch.Generator().manual_seed(0))
             buffer.sample()  # fills the cache
-            result[f"slice_sampler_{name}_ms"] = median_ms(lambda _, b=buffer: to_batch(b.sample(), H), count)
+            result[f"slice_sampler_{name}_ms"] = median_ms(partial(sampled, buffer), count)
         del buffer, sampler
     return {"slice_sampler_rows": rows, **result}
 
 
-def measure_layouts(root: Path, repeats: int) -> dict[str, float]:
+def measure_layouts(root: Path, written: int, repeats: int) -> dict[str, float]:
     """The same rows as records, as three arrays and as a memory-mapped TensorDict: 0.5 GB, cold, then warm in turns."""
-    count, length = 8_000, 501
     store = EpisodeStore.open(root)
+    count, length = min(8_000, written), store.rows.shape[1]
     sampler = SliceSampler(EpisodeDataset.map(store), torch.arange(count))
     part = EpisodeDataset(store.meta.row_format, store.read(0, count), store.task[:count])
     columns = {name: getattr(part, name).flatten(0, 1) for name in ("obs", "action", "reward")}
@@ -182,37 +184,31 @@ def measure_layouts(root: Path, repeats: int) -> dict[str, float]:
     for path in (*root.glob("*.npy"), *(root / "tensordict").iterdir()):
         drop_cache(path)
     result = {f"{name}_cold_ms": median_ms(case, repeats) for name, case in cases.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for step in range(repeats):
-        for name, case in cases.items():
-            seconds[name].append(median_ms(case, 1, first=step))
-    return result | {f"{name}_ms": float(np.median(values)) for name, values in seconds.items()}
+    warm = take_turns({name: numbered(case) for name, case in cases.items()}, repeats, warm_up=0)
+    return result | {f"{name}_ms": warm.ms(name) for name in cases}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gb", type=float, default=20, help="really written data")
-    parser.add_argument("--dir", type=Path, default=Path("."), help="where the store is made; it is removed again")
-    parser.add_argument("--repeats", type=int, default=200)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser(__doc__, repeats=200, threads=1)
+    parser.add_argument("--gb", type=float, default=1, help="data that is really written (default: %(default)s)")
+    parser.add_argument("--episodes", type=int, default=690_000, help="of the store (default: %(default)s, as MT30)")
+    parser.add_argument("--dir", type=Path, default=Path("."), help="where the store is made (default: this directory)")
+    args = parse(parser, argv, gb=0.02, episodes=5000)
     gb = min(args.gb, shutil.disk_usage(args.dir).free / 2e9)
     with tempfile.TemporaryDirectory(prefix="benchmark_data_", dir=args.dir) as name:
         root = Path(name)
-        written = make_store(root, int(gb * 1e9))
+        written = make_store(root, args.episodes, int(gb * 1e9))
         result = measure_store(root, written, args.repeats)
         result |= measure_torchrl(root, written, args.repeats)
-        result |= measure_layouts(root, args.repeats)
-    result["slice_sampler_ms"] = result["slice_sampler_uncached_ms"]
+        result |= measure_layouts(root, written, args.repeats)
     result["ratio_uncached"] = result["slice_sampler_uncached_ms"] / result["batch_ms"]
     result["ratio_cached"] = result["slice_sampler_cached_ms"] / result["batch_ms"]
-    distillation = measure_distillation()
-    result["cached_step_over_plain_step"] = distillation["cached_step_over_plain_step"]
-    table = Table("", "", box=box.SIMPLE)
-    for key, value in result.items():
-        table.add_row(key, f"{value:,.3f}" if isinstance(value, float) else f"{value:,}")
-    get_console().print(table)
-    print(json.dumps(result))
+    updates = 1 if args.quick else 30
+    distillation = measure_distillation(make_config(args), make_config(args, model_size=5), updates)
+    result["cached_step_over_plain_step"] = distillation.ratio("cached", "plain")
+    rounded = [{"name": name, "value": round(value, 3)} for name, value in result.items()]
+    print_table(rounded, [("measured", "name", ""), ("value", "value", ",")])
+    report("data", args, [{"name": name, "value": value} for name, value in result.items()])
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 python benchmarks/importing.py --gb 4
 
 Random MT30 episodes are written to a temporary directory of --dir, copied (`cp`, then fsync) and imported in turns;
-this takes twice --gb of disk. The last line is JSON: `gb`, `copy_s` and `import_s` (medians), `ratio` (median of the
-turns' import / copy), `peak_over_slice` (growth of the import's resident memory, anonymous, file-backed and shared,
-over the size of one block of episodes; Linux only) and `turns`, the seconds of each.
+this takes twice --gb of disk. Results: `name` (copy, import), `gb`, `s` (median), `mb_per_s` and `turns`, the seconds
+of each; of the import also `ratio` (median of the turns' import / copy), `peak_mb` (growth of its resident memory,
+anonymous, file-backed and shared; Linux only) and `peak_over_slice`, the same over the size of a block of episodes.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from rich import box, get_console
-from rich.table import Table
 
+from benchmarks._harness import REPO, Timings, make_parser, parse, report
+from benchmarks._inputs import random_episodes
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import Layout, write_chunk
 from tdmpc2.data.store.importer import import_episodes
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.tracking.progress import progress
 
-SPECS = Config(task="mt30").task_specs
+MINUTES = 2
+DISK_GB = 2
+
+CFG = Config(task="mt30")
 PAUSE = 5  # seconds: a virtual machine hands freed memory back, and what runs at once after a deletion gains by that
 FILE = 4096  # episodes per chunk file: 254 MB as in a store, 263 MB in the file
 
 
 def make_chunks(root: Path, size: float) -> int:
     """Write about ``size`` bytes of chunk files of random numbers; returns how many exactly."""
-    layout = Layout.of(SPECS)
-    generator = torch.Generator().manual_seed(0)
-    per_file = FILE * layout.rows * (layout.obs_dim + layout.action_dim + 2) * 4
-    for number in progress(range(max(1, round(size / per_file))), "Making chunk files", unit="files"):
-        obs = torch.rand(FILE, layout.rows, layout.obs_dim, generator=generator)
-        action = torch.rand(FILE, layout.rows, layout.action_dim, generator=generator)
-        reward = torch.rand(FILE, layout.rows, generator=generator)
-        action[:, 0] = reward[:, 0] = torch.nan
-        write_chunk(root / f"chunk_{number}.pt", obs, action, reward, torch.arange(FILE) % len(SPECS))
+    layout = Layout.of(CFG.task_specs)
+    episodes = max(1, round(size / (layout.rows * (layout.obs_dim + layout.action_dim + 2) * 4)))
+    firsts = range(0, episodes, FILE)
+    for number, first in enumerate(progress(firsts, "Making chunk files", unit="files")):
+        write_chunk(root / f"chunk_{number}.pt", **random_episodes(CFG, min(FILE, episodes - first), seed=number))
     return sum(path.stat().st_size for path in root.iterdir())
 
 
@@ -84,7 +84,7 @@ def measured_import(source: str, target: str) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     start = time.perf_counter()
-    import_episodes([source], target, "mt30", SPECS, quiet=True)
+    import_episodes([source], target, "mt30", CFG.task_specs, quiet=True)
     seconds = time.perf_counter() - start
     running = False
     watcher.join()
@@ -93,19 +93,19 @@ def measured_import(source: str, target: str) -> None:
 
 def run_import(source: Path, target: Path) -> tuple[float, int]:
     """Seconds and peak growth of memory in bytes of an import."""
-    command = [sys.executable, __file__, "--import", str(source), str(target)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks.importing", "--import", str(source.resolve()), str(target.resolve())]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=REPO)
     seconds, peak = json.loads(done.stdout)
     return seconds, peak
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gb", type=float, default=4.0, help="size of the chunk files")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--dir", default=".", help="a directory on the disk to measure")
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser(__doc__, repeats=3)
+    parser.add_argument("--gb", type=float, default=1.0, help="size of the chunk files (default: %(default)s)")
+    parser.add_argument("--dir", default=".", help="a directory on the disk to measure (default: this one)")
+    parser.add_argument("--pause", type=float, default=PAUSE, help="seconds before each (default: %(default)s)")
     parser.add_argument("--import", dest="paths", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse(parser, argv, gb=0.01, pause=0)
     if args.paths:
         measured_import(*args.paths)
         return
@@ -114,11 +114,10 @@ def main() -> None:
         root = Path(name)
         size = make_chunks(root / "chunks", args.gb * 1e9)
         for turn in progress(range(args.repeats), "Copying and importing", unit="turns"):
-            order = ("copy", "import") if turn % 2 == 0 else ("import", "copy")
             seconds: dict[str, float] = {}
-            for what in order:
+            for what in ("copy", "import") if turn % 2 == 0 else ("import", "copy"):
                 os.sync()
-                time.sleep(PAUSE)
+                time.sleep(args.pause)
                 if what == "copy":
                     seconds[what] = copy(root / "chunks", root / "copy")
                     shutil.rmtree(root / "copy")
@@ -129,16 +128,23 @@ def main() -> None:
                     shutil.rmtree(root / "store")
             turns.append(seconds)
 
-    copy_s, import_s = (float(np.median([turn[what] for turn in turns])) for what in ("copy", "import"))
-    ratio = float(np.median([turn["import"] / turn["copy"] for turn in turns]))
+    times = Timings({what: np.array([turn[what] for turn in turns]) for what in ("copy", "import")})
+    results: list[dict[str, Any]] = [
+        {
+            "name": what,
+            "gb": size / 1e9,
+            "s": times.ms(what) / 1e3,
+            "mb_per_s": size / times.ms(what) / 1e3,
+            "turns": list(seconds),
+        }
+        for what, seconds in times.seconds.items()
+    ]
     one_slice = meta.block * meta.episode_bytes
-    table = Table("", "s", "MB/s", "peak memory, MB", box=box.SIMPLE)
-    table.add_row("cp, fsync", f"{copy_s:.1f}", f"{size / copy_s / 1e6:.0f}", "")
-    table.add_row("import", f"{import_s:.1f}", f"{size / import_s / 1e6:.0f}", f"{max(peaks) / 1e6:.0f}")
-    get_console().print(table)
-    print(f"{ratio:.2f} times the time of cp; one slice is {one_slice / 1e6:.0f} MB")
-    result = {"gb": size / 1e9, "copy_s": copy_s, "import_s": import_s, "ratio": ratio}
-    print(json.dumps(result | {"peak_over_slice": max(peaks) / one_slice, "turns": turns}))
+    results[1] |= {"ratio": times.ratio("import", "copy"), "peak_mb": max(peaks) / 1e6}
+    results[1]["peak_over_slice"] = max(peaks) / one_slice
+    print(f"{results[1]['ratio']:.2f} times the time of cp; one slice is {one_slice / 1e6:.0f} MB")
+    columns = [("", "name", ""), ("s", "s", ".1f"), ("MB/s", "mb_per_s", ".0f"), ("peak memory, MB", "peak_mb", ".0f")]
+    report("importing", args, results, columns)
 
 
 if __name__ == "__main__":

@@ -3,41 +3,39 @@
 python benchmarks/plan.py --repeats 20
 
 The model is the MT30 student of --size with random weights; the time of a plan does not depend on them. On a CPU the
-kernels of tdmpc2/cpu and torch.compile, on CUDA torch.compile and one graph. `matmul_ms` is the time of a plan's matrix
-products alone, by PyTorch in the same format, measured in the same turns. The last line is JSON: `cases`, a list with
-`name`, `num_envs`, `plain_ms`, `fast_ms`, `matmul_ms` (medians, per environment) and `speedup` (median of the turns').
+kernels of this project and torch.compile, on CUDA torch.compile and one graph. Results: `name`, `num_envs`, `plain_ms`,
+`fast_ms`, `matmul_ms` (medians, per environment) and `speedup` (median of the turns'). `matmul_ms` is the time of a
+plan's matrix products alone, by PyTorch in the same format, measured in the same turns.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from rich import box, get_console
-from rich.table import Table
 
+from benchmarks._harness import Run, make_parser, parse, report, take_turns
+from benchmarks._inputs import make_config
 from tdmpc2 import planner
 from tdmpc2.acceleration.cpu import library
 from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.config import Config
 from tdmpc2.nn.formats import FLOATS
 from tdmpc2.nn.world_model import WorldModel
-from tdmpc2.support.runtime import can_compile, resolve_device, set_num_threads
+from tdmpc2.support.runtime import can_compile, resolve_device
+
+MINUTES = 4
+DISK_GB = 0
 
 PLAIN = "plain fp32"
-Run = Callable[[], Any]
 
 
 def products(cfg: Config) -> Iterator[tuple[int, int, int]]:
-    """Inputs, outputs and number of the matrix products of one plan (specification, section 11)."""
+    """Yield inputs, outputs and number of the matrix products of one plan."""
     iterations, latent, width = cfg.plan_iterations, cfg.latent_dim, cfg.mlp_dim
     steps = iterations * cfg.horizon
     yield latent, 2 * width, steps - iterations  # reward and dynamics; all samples share the first latent
@@ -53,7 +51,7 @@ def products(cfg: Config) -> Iterator[tuple[int, int, int]]:
 
 
 def product_run(cfg: Config, precision: str, num_envs: int, device: torch.device) -> Run:
-    """All matrix products of a plan for ``num_envs`` environments, and nothing else."""
+    """Return all matrix products of a plan for ``num_envs`` environments, and nothing else."""
     rows = num_envs * cfg.num_samples
     runs: list[tuple[Run, int]] = []
     for inputs, outputs, count in products(cfg):
@@ -70,13 +68,12 @@ def product_run(cfg: Config, precision: str, num_envs: int, device: torch.device
         for one, count in runs:
             for _ in range(count):
                 one()
-        _wait(device)
 
     return run
 
 
 def plan_run(model: WorldModel, num_envs: int, kind: str) -> Run:
-    """A function that plans once for ``num_envs`` environments."""
+    """Return a function that plans once for ``num_envs`` environments."""
     cfg, device = model.cfg, model.bins.device
     ids = torch.arange(num_envs, device=device) % len(cfg.task_specs)
     context = model.context(ids)
@@ -93,18 +90,12 @@ def plan_run(model: WorldModel, num_envs: int, kind: str) -> Run:
 
     def run() -> None:
         plan(z, context, mean, planner.draw_noise(cfg, num_envs, device, None), eval_mode=True)
-        _wait(device)
 
     return run
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def cases_of(cfg: Config, num_envs: int, device: torch.device) -> dict[str, Run]:
-    """Every way to plan that there is here, by name."""
+def plan_runs(cfg: Config, num_envs: int, device: torch.device) -> dict[str, Run]:
+    """Return every way to plan that there is here, by name; the plain one is first."""
     plain = WorldModel(cfg, torch.Generator().manual_seed(0)).requires_grad_(False).to(device)
     runs = {PLAIN: plan_run(plain, num_envs, "plain")}
     formats = ("fp32", "bf16", "int8") if device.type == "cpu" else ("fp32", "bf16", "fp16", "int8")
@@ -120,43 +111,33 @@ def cases_of(cfg: Config, num_envs: int, device: torch.device) -> dict[str, Run]
 
 
 @torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--size", type=int, default=1, help="model size (default: 1)")
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser(__doc__, repeats=20, device="auto")
+    parser.add_argument("--size", type=int, default=1, help="model size (default: %(default)s)")
     parser.add_argument("--envs", type=int, nargs="+", default=[1, 8], help="environments at once (default: 1 8)")
-    parser.add_argument("--device", default="auto")
-    args = parser.parse_args()
-    threads = set_num_threads(args.threads)
-    cfg, device = Config(model_size=args.size), resolve_device(args.device)
-    table = Table("how", "environments", "ms", "speedup", "products alone, ms", box=box.SIMPLE)
-    results = []
+    args = parse(parser, argv, envs=[2])
+    cfg, device = make_config(args, model_size=args.size), resolve_device(args.device)
+    results: list[dict[str, Any]] = []
     for num_envs in args.envs:
-        runs = cases_of(cfg, num_envs, device)
+        runs = plan_runs(cfg, num_envs, device)
         floors = {name.split()[1]: product_run(cfg, name.split()[1], num_envs, device) for name in runs}
-        everything = {**runs, **floors}
-        seconds = np.zeros((args.repeats + 2, len(everything)))
-        for turn in seconds:
-            for index, run in enumerate(everything.values()):
-                start = time.perf_counter()
-                run()
-                turn[index] = time.perf_counter() - start
-        turns = dict(zip(everything, 1e3 * seconds[2:].T / num_envs, strict=True))  # the first two compile
-        for name in runs:
-            case = {
+        times = take_turns({**runs, **floors}, args.repeats, device=device)
+        results += [
+            {
                 "name": name,
                 "num_envs": num_envs,
-                "plain_ms": float(np.median(turns[PLAIN])),
-                "fast_ms": float(np.median(turns[name])),
-                "speedup": float(np.median(turns[PLAIN] / turns[name])),
-                "matmul_ms": float(np.median(turns[name.split()[1]])),
+                "plain_ms": times.ms(PLAIN) / num_envs,
+                "fast_ms": times.ms(name) / num_envs,
+                "speedup": times.speedup(name),
+                "matmul_ms": times.ms(name.split()[1]) / num_envs,
             }
-            results.append(case)
-            cells = (case["fast_ms"], case["speedup"], case["matmul_ms"])
-            table.add_row(name, str(num_envs), f"{cells[0]:.1f}", f"{cells[1]:.2f}", f"{cells[2]:.1f}")
-    get_console().print(table)
-    print(json.dumps({"threads": threads, "torch": torch.__version__, "repeats": args.repeats, "cases": results}))
+            for name in runs
+        ]
+    columns = [
+        ("how", "name", ""), ("environments", "num_envs", ""), ("ms", "fast_ms", ".1f"), ("speedup", "speedup", ".2f"),
+        ("products alone, ms", "matmul_ms", ".1f"),
+    ]  # fmt: skip
+    report("plan", args, results, columns)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Speed of each part against its plain version; results with dates are in RESULTS.md."""

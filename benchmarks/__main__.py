@@ -1,0 +1,106 @@
+"""Run benchmarks one after the other and say at the end which of them failed.
+
+python -m benchmarks                # all of them; --plan says only how long that takes and what it writes
+python -m benchmarks plan update    # some of them
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+_FOLDER = Path(__file__).resolve().parent
+_ROOT = _FOLDER.parent
+_QUICK = "Small runs, whose numbers mean nothing: seconds each, minutes where something is compiled."
+
+
+class Cost(NamedTuple):
+    """Minutes on two cores and GB written meanwhile, as a benchmark's MINUTES and DISK_GB say."""
+
+    minutes: float
+    disk_gb: float
+
+
+def costs() -> dict[str, Cost]:
+    """Read what each benchmark declares, without importing it: that alone would take longer than to print the plan."""
+    found = {}
+    for path in sorted(_FOLDER.glob("*.py")):
+        nodes = ast.parse(path.read_text(encoding="utf-8")).body
+        values = {ast.unparse(node.targets[0]): node.value for node in nodes if isinstance(node, ast.Assign)}
+        if "MINUTES" in values:
+            found[path.stem] = Cost(*(ast.literal_eval(values[name]) for name in ("MINUTES", "DISK_GB")))
+    return found
+
+
+def plan(names: Sequence[str]) -> str:
+    """Describe how long each benchmark takes and how much it writes."""
+    cost = costs()
+    lines = [f"{'benchmark':20}{'minutes':>9}{'disk, GB':>10}"]
+    lines += [f"{name:20}{cost[name].minutes:>9g}{cost[name].disk_gb:>10g}" for name in names]
+    total, most = sum(cost[name].minutes for name in names), max(cost[name].disk_gb for name in names)
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    lines.append(f"About {total:g} minutes on two cores; more on busy ones, or where there are no CPU kernels.")
+    lines.append(f"Up to {most:g} GB are written at a time and removed again; {free:.0f} GB are free here.")
+    return "\n".join(lines)
+
+
+def run(name: str, options: Sequence[str]) -> str:
+    """Run one benchmark in a process of its own, showing what it prints; returns how it ended."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", *options]
+    path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
+    last = ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last = line.strip() or last
+    if process.returncode == 0 and last.startswith("skipped: "):
+        return last
+    if process.returncode == 0 and _is_result(last):
+        return "done"
+    return f"failed (exit code {process.returncode})"
+
+
+def _is_result(line: str) -> bool:
+    try:
+        return "results" in json.loads(line)
+    except ValueError:
+        return False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmarks named, all by default; returns 1 if one failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"(default: all) {', '.join(costs())}")
+    parser.add_argument("--quick", action="store_true", help="small runs that only show that they work")
+    parser.add_argument("--plan", action="store_true", help="only say how long it takes and how much it writes")
+    args = parser.parse_args(argv)
+    names = args.names or list(costs())
+    if unknown := [name for name in names if name not in costs()]:
+        parser.error(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(costs())}")
+    print(_QUICK if args.quick else plan(names), flush=True)
+    if args.plan:
+        return 0
+    endings = {}
+    for name in names:
+        print(f"\n== {name}", flush=True)
+        start = time.monotonic()
+        endings[name] = f"{run(name, ['--quick'] if args.quick else [])}, {time.monotonic() - start:.0f} s"
+    print("\n" + "\n".join(f"{name:20}{ending}" for name, ending in endings.items()))
+    return int(any(ending.startswith("failed") for ending in endings.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
