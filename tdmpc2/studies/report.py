@@ -11,7 +11,7 @@ from tdmpc2.studies.curves import study_figure
 from tdmpc2.studies.figures import score_figure
 from tdmpc2.studies.labels import explained
 from tdmpc2.studies.runs import Study
-from tdmpc2.studies.summary import rows_of, without_control
+from tdmpc2.studies.summary import rows_of
 from tdmpc2.support.files import write_text
 from tdmpc2.support.intervals import Interval
 from tdmpc2.support.tables import markdown_table
@@ -71,7 +71,7 @@ def markdown(study: Study, rows: Sequence[dict[str, Any]], figures: Sequence[str
         rows: as from :func:`~tdmpc2.studies.summary.rows_of`.
         figures: names of the figures beside it.
     """
-    parts = ["# Runs", markdown_table(*_columns(rows))]
+    parts = ["# Runs", markdown_table(*_columns(rows)) if rows else "No run is finished."]
     if letters := explained({row["name"]: row["label"] for row in rows}):
         parts.append(markdown_table(["runs", "settings"], letters))
     parts += [_CAPTION, *_missing_controls(study)]
@@ -148,12 +148,11 @@ def _label(row: dict[str, Any]) -> str:
 
 def _missing_controls(study: Study) -> list[str]:
     """Say which groups have nothing to be compared with."""
-    if not (missing := without_control(study)):
+    alone = [group.name for group in study.groups if study.control_of(group) is None]
+    if not alone:
         return []
-    alone = [group.name for group in study.groups if any(group.runs[0].budget == run.budget for run in missing)]
-    names = "; ".join(alone)
     return [
-        f"No finished run without a teacher has the same budget as: {names}. The same command with "
+        f"No finished run without a teacher has the same budget as: {'; '.join(alone)}. The same command with "
         "`teacher_config=null` and the same seeds trains such a control."
     ]
 

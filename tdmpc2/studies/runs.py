@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tdmpc2.config import RUN_KEYS, defaults
+from tdmpc2.config import MODEL_SIZES, RUN_KEYS, defaults
 from tdmpc2.config.limits import distillation_terms
+from tdmpc2.support.csv_files import read_csv
 from tdmpc2.support.files import read_json
-from tdmpc2.tracking.logger import read_csv
 
 #: Keys of a run that its weights or its score depend on; the other run keys say where and how it was made.
 _COUNTING = {
@@ -20,6 +20,8 @@ _COUNTING = {
     *("task_balance", "max_episodes_per_task"),
 }
 _IGNORED = (RUN_KEYS - _COUNTING) | {"seed", "buffer_size", "num_channels", "task_specs"}
+#: Keys that follow from ``model_size``: where that is given, they say nothing that it does not.
+_WIDTHS = frozenset({"task_dim", *next(iter(MODEL_SIZES.values()))})
 _TEACHER = "teacher_sha256"
 
 
@@ -66,9 +68,11 @@ class Run:
 
     @cached_property
     def budget(self) -> dict[str, Any]:
-        """All that the result depends on, but for seed, teacher and what is distilled."""
+        """All that the result depends on, but for seed, teacher, distillation and keys that follow from others."""
         # Chunk files are known by their sizes alone, which data of another seed may have, too.
         ignored = _IGNORED if "checksum" in (self.config["data"] or {}) else _IGNORED - {"data_dir"}
+        if self.config["model_size"] is not None:
+            ignored = ignored | _WIDTHS
         return {
             key: value
             for key, value in sorted(self.config.items())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tdmpc2.studies.labels import short_labels
-from tdmpc2.studies.runs import Group, Run, Study
+from tdmpc2.studies.runs import Group, Study
 from tdmpc2.support.intervals import difference_interval, mean_interval
 
 
@@ -27,16 +27,6 @@ def rows_of(study: Study) -> list[dict[str, Any]]:
     return [
         {"label": labels[group.name], **_row(group, controls[group.name], group.name in used)} for group in study.groups
     ]
-
-
-def without_control(study: Study) -> list[Run]:
-    """One run of each budget that was only trained with a teacher."""
-    missing: list[Run] = []
-    for group in study.groups:
-        run = group.runs[0]
-        if study.control_of(group) is None and all(run.budget != other.budget for other in missing):
-            missing.append(run)
-    return missing
 
 
 def _row(group: Group, control: Group | None, is_control: bool) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from report import main
 from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config
 from tdmpc2.play import evaluation
-from tdmpc2.studies.report import rows_of
+from tdmpc2.studies.summary import rows_of
 from tdmpc2.studies.runs import read_run, read_study
 from tdmpc2.training import offline
 from tdmpc2.training.offline import train
@@ -51,7 +51,7 @@ def test_the_figure_of_a_sweep_is_a_curve(sweep: Path, tmp_path: Path, monkeypat
     axes = pytest.importorskip("matplotlib.axes").Axes
     from tdmpc2.studies.figures import score_figure
 
-    drawn: dict[str, list[Any]] = {"errorbar": [], "barh": [], "axhspan": []}
+    drawn: dict[str, list[Any]] = {"errorbar": [], "set_yticks": [], "axhspan": []}
     for name, calls in drawn.items():
         original = getattr(axes, name)
         monkeypatch.setattr(
@@ -65,7 +65,8 @@ def test_the_figure_of_a_sweep_is_a_curve(sweep: Path, tmp_path: Path, monkeypat
     assert [call[0][1:] for call in drawn["axhspan"]] == [rows[0]["interval"], rows[1]["interval"]]
     write_run(sweep, 1, 30, weight=0.4, policy_loss="tdmpc2")
     assert score_figure(tmp_path / "bars.png", rows_of(read_study([sweep]))) == ""
-    assert len(drawn["barh"]) == 1
+    (((_, labels), _),) = drawn["set_yticks"]
+    assert labels[-1] == "distillation_weight=0.9,\npolicy_loss=opt"
     assert (tmp_path / "bars.png").read_bytes().startswith(PNG)
 
 
