@@ -13,7 +13,7 @@ from tdmpc2.studies.figures import sensible_range
 from tdmpc2.studies.labels import wrapped
 from tdmpc2.studies.runs import Group, Run, Study
 from tdmpc2.support.figures import png
-from tdmpc2.support.intervals import Interval, mean_interval
+from tdmpc2.support.intervals import mean_interval
 from tdmpc2.tracking.curves import Curve, read_curves
 
 Floats = NDArray[np.float64]
@@ -171,16 +171,10 @@ def _limit(axes: Any, groups: Mapping[str, Sequence[Mapping[str, Curve]]], names
     """Leave the curves their room: intervals over two seeds may be many times as high as the curves themselves."""
     found = [curve.value for runs in groups.values() for curves in runs if (curve := _found(curves, names))]
     values = np.concatenate(found) if found else np.zeros(0)
-    low, high = _range(values)
+    low, high = sensible_range(values)
     bottom, top = axes.get_ylim()
     if bottom < low or top > high:
         axes.set_ylim(max(low, bottom), min(high, top))
-
-
-def _range(values: Floats) -> Interval:
-    low, high = sensible_range(values)
-    room = (high - low) / 4
-    return low, high - room  # a quarter of it is enough above curves
 
 
 def _legend(grid: Any) -> tuple[list[Any], list[str]]:

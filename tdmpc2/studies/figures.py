@@ -29,8 +29,8 @@ Panels = dict[str, list[Estimate]]  # label of the axis -> an estimate for every
 def score_figure(path: Path, rows: Sequence[dict[str, Any]]) -> str:
     """Draw scores and held-out errors of the groups of a study as a PNG.
 
-    If the groups with a teacher differ in one number alone, their scores are drawn over that number and groups without a
-    teacher are bands; else every group has a line of its own. Small dots are single runs.
+    If the groups with a teacher differ in one number alone, their scores are drawn over that number and groups without
+    a teacher are bands; else every group has a line of its own. Small dots are single runs.
 
     Args:
         path: file to write.
@@ -91,7 +91,7 @@ def sensible_range(values: Iterable[float]) -> Interval:
     """
     numbers = [value for value in values if np.isfinite(value)] or [0.0]
     low, high = min(numbers), max(numbers)
-    room = max(high - low, 0.1 * max(abs(low), abs(high))) or 1.0
+    room = max(0.75 * (high - low), 0.1 * max(abs(low), abs(high))) or 1.0
     return (max(0.0, low - room) if low >= 0 else low - room), high + room
 
 
@@ -147,9 +147,10 @@ def _bars(estimates: Sequence[Estimate]) -> list[float]:
 
 
 def _limit(axes: Any, estimates: Sequence[Estimate], vertical: bool) -> bool:
-    """Cut the axis to a sensible range if an interval leaves it; returns if one does."""
+    """Cut the axis to a sensible range if an interval leaves it; returns True if one does."""
     low, high = sensible_range(value for e in estimates for value in (e.mean, *e.values))
     cut = any(e.interval and (e.interval[0] < low or e.interval[1] > high) for e in estimates)
     if cut:
-        (axes.set_ylim if vertical else axes.set_xlim)(low, high)
+        first, last = axes.get_ylim() if vertical else axes.get_xlim()
+        (axes.set_ylim if vertical else axes.set_xlim)(max(low, first), min(high, last))
     return cut

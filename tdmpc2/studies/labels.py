@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 import textwrap
 from collections.abc import Sequence
@@ -23,14 +24,14 @@ def explained(labels: dict[str, str]) -> list[tuple[str, str]]:
 
 
 def wrapped(text: str, width: int = 30) -> str:
-    """Break a name into lines, between its settings where that is possible."""
-    lines: list[str] = []
-    for part in text.split(", "):
-        if lines and len(lines[-1]) + 2 + len(part) <= width:
-            lines[-1] += f", {part}"
+    """Break a name into lines, after a comma where that is possible."""
+    lines = [""]
+    for part in re.findall(r"[^,]+(?:, ?|$)", text):
+        if len((lines[-1] + part).rstrip()) <= width:
+            lines[-1] += part
         else:
-            lines += textwrap.wrap(part, width, break_on_hyphens=False) or [part]
-    return "\n".join(lines)
+            lines += textwrap.wrap(part, width, break_on_hyphens=False, drop_whitespace=False)
+    return "\n".join(line.rstrip() for line in lines if line)
 
 
 def _letter(index: int) -> str:

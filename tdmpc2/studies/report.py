@@ -21,7 +21,8 @@ Score: the normalised score of the last evaluation, mean over runs that differ o
 interval of the mean over seeds from Student's t distribution (Welch's for differences); there is none with one seed,
 because one run says nothing of how much another seed would differ. Control: same data, steps, batch size and all other
 settings without a teacher. Best: the highest score of a run's evaluations, mean over runs; it is chosen by the same
-episodes, so it is too high by chance. Losses: of the last logged batch, mean over runs. Hours: mean, with evaluations."""
+episodes, so it is too high by chance. Losses: of the last logged batch, mean over runs. Hours: mean, with
+evaluations."""
 
 _HELDOUT_CAPTION = """\
 On episodes that no run was trained on (`python -m tdmpc2.heldout`): mean over seeds and 95 % intervals as above. Value
@@ -49,7 +50,9 @@ def write_report(study: Study, out: Path, force: bool) -> list[str]:
     Raises:
         ValueError: one of the files exists and ``force`` is false, or the disk refused.
     """
-    text_file, json_file, *figures = files = [out / name for name in "report.md report.json report.png curves.png".split()]
+    text_file, json_file, *figures = files = [
+        out / name for name in "report.md report.json report.png curves.png".split()
+    ]
     if not force and (existing := [str(path) for path in files if path.exists()]):
         raise ValueError(f"There is already {', '.join(existing)}: --force replaces, --out DIR writes elsewhere")
     rows = rows_of(study)
@@ -73,7 +76,7 @@ def markdown(study: Study, rows: Sequence[dict[str, Any]], figures: Sequence[str
     """
     parts = ["# Runs", markdown_table(*_columns(rows)) if rows else "No run is finished."]
     if letters := explained({row["name"]: row["label"] for row in rows}):
-        parts.append(markdown_table(["runs", "settings"], letters))
+        parts.append(markdown_table(["runs", "settings"], letters, numbers=False))
     parts += [_CAPTION, *_missing_controls(study)]
     titles = {"report.png": "Scores", "curves.png": "Learning curves"}
     parts += [f"![{titles.get(name, name)}]({name})" for name in figures]

@@ -16,8 +16,8 @@ def rows_of(study: Study) -> list[dict[str, Any]]:
     """Summarise every group of a study as a plain dict.
 
     Returns:
-        For each group, those without a teacher first: ``name``, its short ``label``, ``taught``, ``values`` (the keys in
-        which groups differ), ``runs``, ``seeds``, ``paths``, ``steps``, ``scores`` (one per run), ``score``,
+        For each group, those without a teacher first: ``name``, its short ``label``, ``taught``, ``values`` (the keys
+        in which groups differ), ``runs``, ``seeds``, ``paths``, ``steps``, ``scores`` (one per run), ``score``,
         ``interval``, ``best``, ``control`` (name of the group it is compared with, or None), ``is_control``,
         ``minus_control`` with its interval, ``losses``, held-out errors, ``returns`` by task and ``hours``.
     """

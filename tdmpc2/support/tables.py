@@ -18,18 +18,17 @@ class Cells(NamedTuple):
     total: Sequence[str] | None = None  # one more row, set apart
 
 
-def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose numbers, all columns but the first, are aligned to the right."""
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
-    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True) -> str:
+    """Write a Markdown table; columns of numbers, all but the first, are aligned to the right."""
+    ruler = ["---", *["---:" if numbers else "---"] * (len(headings) - 1)]
+    escaped = ([cell.replace("|", "\\|") for cell in line] for line in (headings, ruler, *rows))
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
 def terminal_table(cells: Cells) -> Table:
-    """A table for the terminal: headings take a line for each word, names are never broken.
+    """Arrange a table for the terminal: headings take a line for each word, and names in the first column stay whole.
 
-    Where a terminal is too narrow, numbers are folded before names are: a matrix whose name is torn in two is not
-    found again.
+    Where a terminal is too narrow, numbers are folded before names are: a name torn in two is not found again.
     """
     table = Table(title=cells.title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     for index, heading in enumerate(cells.headings):

@@ -16,8 +16,8 @@ from tdmpc2.play.collector import collect
 from tdmpc2.studies import heldout
 from tdmpc2.studies.heldout import heldout_batches, heldout_errors
 from tdmpc2.studies.report import markdown
-from tdmpc2.studies.summary import rows_of
 from tdmpc2.studies.runs import read_study
+from tdmpc2.studies.summary import rows_of
 from tdmpc2.training.offline import train
 from tests.helpers.runs import TASKS
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import pytest
 
 from tdmpc2.studies.labels import short_labels, wrapped
 from tdmpc2.studies.report import markdown
+from tdmpc2.studies.runs import read_study
 from tdmpc2.studies.summary import rows_of
 from tdmpc2.support.intervals import difference_interval, mean_interval
-from tdmpc2.studies.runs import read_study
 from tests.helpers.studies import write_run
 
 # -- intervals --------------------------------------------------------------------------------------------------------
@@ -169,7 +168,7 @@ def test_keys_that_follow_from_the_model_size_are_not_in_a_name(tmp_path: Path) 
     assert [row["name"] for row in rows_of(read_study([tmp_path]))] == [
         "no teacher, model_size=1",
         "no teacher, model_size=5",
-        "distillation_weight=0.45, model_size=1",
+        "model_size=1, distillation_weight=0.45",
     ]
 
 
@@ -194,9 +193,10 @@ def test_long_names_become_letters_that_a_table_explains(tmp_path: Path) -> None
 def test_wrapped_breaks_between_settings() -> None:
     text = "distillation_targets=[reward,value], distillation_weight=0.45, model_size=1"
     assert wrapped(text, 40).split("\n") == [
-        "distillation_targets=[reward,value]",
+        "distillation_targets=[reward,value],",
         "distillation_weight=0.45, model_size=1",
     ]
+    assert wrapped("targets=[reward,value 0.1]", 20) == "targets=[reward,\nvalue 0.1]"
     assert max(map(len, wrapped("x" * 70, 30).split("\n"))) <= 30
 
 
