@@ -32,8 +32,9 @@ from benchmarks._inputs import make_config
 from benchmarks.distillation_cache import measure as measure_distillation
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.batches import Batches
-from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
-from tdmpc2.data.replay import EpisodeSliceSampler, replay_buffer, to_batch
+from tdmpc2.data.dataset import EpisodeDataset
+from tdmpc2.data.replay_buffer import replay_buffer, to_batch
+from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.data.store.store import BLOCK, EpisodeStore, StoreFile, StoreMeta, header
 from tdmpc2.tasks import MT30, lookup
 from tdmpc2.tracking.progress import Progress
@@ -98,7 +99,7 @@ def measure_store(root: Path, written: int, repeats: int) -> dict[str, float]:
         return sampler.rows(step, B, H, SEED)
 
     def batch(step: int) -> Batch:
-        return part.sample(step, B, H, SEED)
+        return part.draw(step, B, H, SEED)
 
     drop_cache(root / "rows.npy")
     cold = median_ms(batch, repeats)
@@ -125,8 +126,7 @@ def measure_torchrl(root: Path, written: int, repeats: int) -> dict[str, float]:
     """torchrl's sampler over the same rows, and ours through torchrl; warm pages: the same draws are made twice."""
     store = EpisodeStore.open(root)
     dataset = EpisodeDataset.map(store)
-    part = SliceSampler(dataset, torch.arange(written))
-    own = EpisodeSliceSampler(part, H, SEED)
+    own = SliceSampler(dataset, torch.arange(written), horizon=H, seed=SEED)
     through = replay_buffer(dataset, own, B, H)
     result = {}
 
@@ -176,7 +176,7 @@ def measure_layouts(root: Path, written: int, repeats: int) -> dict[str, float]:
         )
 
     cases: dict[str, Callable[[int], object]] = {
-        "records": lambda step: sampler.sample(step, B, H, SEED),
+        "records": lambda step: sampler.draw(step, B, H, SEED),
         "three_arrays": three,
         "tensordict_memmap": lambda step: mapped[sampler.rows(step, B, H, SEED)],
     }

@@ -18,7 +18,8 @@ from benchmarks._harness import Run, Timings, make_parser, numbered, parse, repo
 from benchmarks._inputs import make_config, random_episodes
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
-from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
+from tdmpc2.data.dataset import EpisodeDataset
+from tdmpc2.data.sampler import SliceSampler
 
 MINUTES = 1
 DISK_GB = 0
@@ -35,7 +36,7 @@ def measure(cfg: Config, teacher_cfg: Config, repeats: int, episodes: int = 300)
     def step(agent: TDMPC2, dataset: EpisodeDataset) -> Run:
         sampler = SliceSampler(dataset)
         return numbered(
-            lambda number: agent.update(sampler.sample(number, cfg.batch_size, cfg.horizon, cfg.seed).to(agent.device))
+            lambda number: agent.update(sampler.draw(number, cfg.batch_size, cfg.horizon, cfg.seed).to(agent.device))
         )
 
     steps = {

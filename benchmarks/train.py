@@ -31,7 +31,8 @@ from benchmarks._inputs import make_config, random_episodes
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import write_chunk
-from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
+from tdmpc2.data.dataset import EpisodeDataset
+from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.distributed import ProcessGroup, process_group
 from tdmpc2.training.offline import train
 

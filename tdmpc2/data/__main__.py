@@ -20,8 +20,9 @@ from tdmpc2.data.store.export import export_chunks
 from tdmpc2.data.store.importer import import_episodes
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.data.tools.audit import SAMPLE, audit, describe
-from tdmpc2.data.tools.figures import figure_class, return_histograms
+from tdmpc2.data.tools.figures import return_histograms
 from tdmpc2.data.tools.verify import verify
+from tdmpc2.support.figures import figure_class
 from tdmpc2.tasks import nearest
 
 _PLACES = {"cuda": "GPU memory", "cpu": "RAM", "disk": "disk"}

@@ -15,7 +15,7 @@ from typing import Any
 
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import Layout, check_layout, read_chunk
-from tdmpc2.support.files import write_text
+from tdmpc2.support.files import delete_leftovers, write_text
 
 FORMAT = 1
 
@@ -119,8 +119,7 @@ class Record:
             "tasks": self.tasks,
             "collections": [dataclasses.asdict(each) for each in (*self.collections, entry)],
         }
-        for left_by_a_kill in self.path.parent.glob(f".{self.path.name}.*.tmp"):
-            left_by_a_kill.unlink()
+        delete_leftovers(self.path.parent, self.path.name)
         write_text(self.path, json.dumps(content, indent=1) + "\n")
         self.collections.append(entry)
 

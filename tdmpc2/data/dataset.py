@@ -1,8 +1,4 @@
-"""Episodes of equal length, and slices of them for training.
-
-Which slices make up a batch is a pure function of (seed, step, rank): resuming needs no saved position and several
-processes need no coordination.
-"""
+"""Episodes of equal length, in memory or mapped from disk."""
 
 from __future__ import annotations
 
@@ -11,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -140,6 +135,30 @@ class EpisodeDataset:
         return self.rows.shape[1] - 1
 
     @property
+    def first_rows(self) -> Tensor:
+        """Number of each episode's first row among all rows end to end, [N] int64 on the host."""
+        return torch.arange(len(self)) * self.rows.shape[1]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Steps of each episode, [N] int64 on the host: all L."""
+        return torch.full((len(self),), self.episode_length)
+
+    def gather(self, rows: Tensor) -> Batch:
+        """Collect the batch of rows [H+1, B], numbers among all rows end to end, on the data set's device."""
+        rows = rows.to(self.rows.device)
+        records = self.rows.view(-1, self.rows.shape[2]).index_select(0, rows.flatten()).view(*rows.shape, -1)
+        obs, action, reward = (part.float() for part in self.row_format.split(records))
+        steps = rows[1:]  # what led to a row is stored with it
+        return Batch(
+            obs.contiguous(),
+            action[1:].contiguous(),
+            reward[1:].unsqueeze(-1).contiguous(),
+            self.task[rows[0] // self.rows.shape[1]],
+            **{name: column.view(-1)[steps].unsqueeze(-1) for name, column in self.targets.items()},
+        )
+
+    @property
     def obs(self) -> Tensor:
         """Observations as stored, [N, L+1, O]."""
         return self.row_format.split(self.rows)[0]
@@ -209,113 +228,3 @@ def select_from_chunks(
         check_layout(path, chunk, layout)
         tasks.append(episode_tasks(path, chunk["task"], layout.num_tasks))
     return paths, tasks, select_episodes(torch.cat(tasks), specs, task_ids, str(data_dir), max_per_task)
-
-
-def draw_slices(
-    num_episodes: int | np.ndarray,
-    episode_length: int,
-    step: int,
-    batch_size: int,
-    horizon: int,
-    seed: int,
-    rank: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Episode and first row of each slice of a batch: uniform over episodes, then over the starts 0 to L - H.
-
-    The generator is counter-based, keyed with (seed, rank) and started at block ``step``: different triples read
-    different, non-overlapping parts of its output.
-
-    Args:
-        num_episodes: N; or [T] numbers of episodes per task, to draw the task first, all equally likely. Episodes are
-            then numbered task by task.
-        episode_length: L.
-        step: number of the update, from 0.
-        batch_size: B.
-        horizon: H.
-        seed: seed of the run.
-        rank: number of the process.
-
-    Returns:
-        episode [B] and start [B], int64.
-
-    Raises:
-        ValueError: the horizon does not fit into an episode.
-    """
-    if not 1 <= horizon <= episode_length:
-        raise ValueError(f"horizon={horizon} must be between 1 and {episode_length}, the length of an episode")
-    key, counter = np.array([seed, rank], dtype=np.uint64), np.array([0, 0, 0, step], dtype=np.uint64)
-    generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
-    if isinstance(num_episodes, np.ndarray):
-        task = generator.integers(len(num_episodes), size=batch_size)
-        episode = np.cumsum(num_episodes)[task] - 1 - generator.integers(num_episodes[task])
-    else:
-        episode = generator.integers(num_episodes, size=batch_size)
-    start = generator.integers(episode_length - horizon + 1, size=batch_size)
-    return episode, start
-
-
-class SliceSampler:
-    """Uniform slices of a data set, each inside one episode.
-
-    Args:
-        dataset: the episodes.
-        episodes: numbers of those to draw from, [n] int64; all by default.
-        balance: ``episodes``: every episode is equally likely; ``tasks``: every task is, then its episodes are.
-    """
-
-    def __init__(self, dataset: EpisodeDataset, episodes: Tensor | None = None, balance: str = "episodes") -> None:
-        self.dataset, self.selection = dataset, (episodes, balance)
-        self._episodes = None if episodes is None or len(episodes) == len(dataset) else episodes.cpu()
-        self._count: int | np.ndarray = len(dataset) if self._episodes is None else len(self._episodes)
-        if balance == "tasks":
-            task = dataset.task.cpu() if self._episodes is None else dataset.task.cpu()[self._episodes]
-            order = task.argsort(stable=True)
-            self._episodes = order if self._episodes is None else self._episodes[order]
-            self._count = task.unique(return_counts=True)[1].numpy()
-
-    def __len__(self) -> int:
-        """Number of episodes that are drawn from."""
-        return len(self.dataset) if self._episodes is None else len(self._episodes)
-
-    def rows(self, step: int, batch_size: int, horizon: int, seed: int, rank: int = 0) -> Tensor:
-        """Numbers of a batch's rows among all rows, end to end: [H+1, B] int64 on the host; arguments as ``sample``'s.
-
-        Raises:
-            ValueError: see :func:`draw_slices`.
-        """
-        length = self.dataset.episode_length
-        drawn = draw_slices(self._count, length, step, batch_size, horizon, seed, rank)
-        episode, start = (torch.from_numpy(index) for index in drawn)
-        if self._episodes is not None:
-            episode = self._episodes[episode]
-        return episode * (length + 1) + start + torch.arange(horizon + 1)[:, None]
-
-    def gather(self, rows: Tensor) -> Batch:
-        """The batch of rows [H+1, B], on the data set's device."""
-        data = self.dataset
-        rows = rows.to(data.rows.device)
-        records = data.rows.view(-1, data.rows.shape[2]).index_select(0, rows.flatten()).view(*rows.shape, -1)
-        obs, action, reward = (part.float() for part in data.row_format.split(records))
-        steps = rows[1:]  # what led to a row is stored with it
-        return Batch(
-            obs.contiguous(),
-            action[1:].contiguous(),
-            reward[1:].unsqueeze(-1).contiguous(),
-            data.task[rows[0] // data.rows.shape[1]],
-            **{name: column.view(-1)[steps].unsqueeze(-1) for name, column in data.targets.items()},
-        )
-
-    def sample(self, step: int, batch_size: int, horizon: int, seed: int, rank: int = 0) -> Batch:
-        """The batch of a training step, on the data set's device; the same arguments give the same batch.
-
-        Args:
-            step: number of the update, from 0.
-            batch_size: B.
-            horizon: H.
-            seed: seed of the run.
-            rank: number of the process; every rank draws from all the data.
-
-        Raises:
-            ValueError: see :func:`draw_slices`.
-        """
-        return self.gather(self.rows(step, batch_size, horizon, seed, rank))

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import chunk_paths
-from tdmpc2.data.dataset import EpisodeDataset, SliceSampler, select_episodes, select_from_chunks
+from tdmpc2.data.dataset import EpisodeDataset, select_episodes, select_from_chunks
+from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.data.store.importer import check_replaceable, clean_leftovers, ensure_store, find_store
 from tdmpc2.data.store.selection import check_tasks, chunk_fingerprints
 from tdmpc2.data.store.store import EpisodeStore, StoreMeta
@@ -26,7 +27,7 @@ _AHEAD = {"cuda": 0, "cpu": 2, "disk": 8}
 class Data(NamedTuple):
     """Data of a run, opened."""
 
-    sampler: SliceSampler
+    sampler: SliceSampler[EpisodeDataset]
     place: str  # cuda, cpu or disk
     ahead: int  # batches to draw ahead
     store: EpisodeStore | None  # None: chunk files, read into memory
@@ -111,14 +112,13 @@ def open_data(cfg: Config, device: torch.device, place: str | None = None) -> Da
         store = ensure_store(cfg.data_dir, cfg.task, cfg.task_specs)
     else:
         clean_leftovers(cfg.data_dir)
-    episodes = _select(store, cfg)
+    episodes, drawn = _select(store, cfg), None
     if place == "disk":
-        sampler = SliceSampler(EpisodeDataset.map(store), episodes, cfg.task_balance)
+        dataset, drawn = EpisodeDataset.map(store), episodes
     else:
         with Progress(len(episodes), "Loading", unit="episodes") as bar:
             dataset = EpisodeDataset.read(store, episodes, device if place == "cuda" else "cpu", bar.update)
-        sampler = SliceSampler(dataset, balance=cfg.task_balance)
-    return Data(sampler, place, _ahead(place, device), store, episodes)
+    return Data(_sampler(cfg, dataset, drawn), place, _ahead(place, device), store, episodes)
 
 
 def data_record(data_dir: str) -> dict[str, str]:
@@ -161,8 +161,11 @@ def _read_chunks(cfg: Config, device: torch.device, place: str) -> Data:
             bar.update,
             cfg.max_episodes_per_task,
         )
-    sampler = SliceSampler(dataset, balance=cfg.task_balance)
-    return Data(sampler, place, _ahead(place, device), None, torch.arange(len(dataset)))
+    return Data(_sampler(cfg, dataset), place, _ahead(place, device), None, torch.arange(len(dataset)))
+
+
+def _sampler(cfg: Config, dataset: EpisodeDataset, episodes: Tensor | None = None) -> SliceSampler[EpisodeDataset]:
+    return SliceSampler(dataset, episodes, cfg.task_balance, horizon=cfg.horizon, seed=cfg.seed)
 
 
 def _ahead(place: str, device: torch.device) -> int:

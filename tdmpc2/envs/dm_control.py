@@ -23,33 +23,35 @@ EPISODE_LENGTH = 500  # agent steps: all tasks of the suite last 1000 control st
 
 
 def resolve(name: str) -> tuple[str, str]:
-    """(domain, task) of a name: ``_`` and ``-`` are the same, ``cup`` and ``pointmass`` are short for their domains.
+    """Find (domain, task) of a name; ``_`` and ``-`` are the same, ``cup`` and ``pointmass`` stand for their domains.
 
     Raises:
         ValueError: no such task; the message suggests the nearest name.
     """
-    key = name.replace("-", "_")
-    domain, _, task = key.partition("_")
-    key = f"{_ALIASES.get(domain, domain)}_{task}"
-    if key not in _PAIRS:
+    if (pair := _PAIRS.get(_key(name))) is None:
         known = [*TASKS, *TASK_SETS, *(pair.replace("_", "-") for pair in _PAIRS)]
         raise ValueError(
             f"Unknown task '{name}'.{nearest(name, known)} "
             "An environment of your own is named by its Gymnasium id, e.g. 'my_package:Name-v0'."
         )
-    return _PAIRS[key]
+    return pair
+
+
+def _key(name: str) -> str:
+    domain, _, task = name.replace("-", "_").partition("_")
+    return f"{_ALIASES.get(domain, domain)}_{task}"
 
 
 def make(name: str, seed: int | None = None, render_mode: str | None = None) -> Env:
-    """One task with its time limit (500 agent steps, reported as ``truncated``)."""
+    """Build one task with its time limit (500 agent steps, reported as ``truncated``)."""
     return gymnasium.wrappers.TimeLimit(DMControlEnv(name, seed, render_mode), EPISODE_LENGTH)
 
 
 def spec(name: str) -> TaskSpec:
-    """The facts of any task of the suite, under a name of the table if it has one."""
+    """Measure any task of the suite; another spelling of a task of the table is that task."""
     pair = resolve(name)
     for known in TASKS.values():
-        if not known.success_score and resolve(known.name) == pair:
+        if _PAIRS.get(_key(known.name)) == pair:
             return known
     env = DMControlEnv(name)
     return TaskSpec(name, *sizes(env), EPISODE_LENGTH)

@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
-import re
+from typing import Any
 
 import gymnasium
-from gymnasium.spaces import Box
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
 from tdmpc2.envs.wrappers import Env, FlatEnv, sizes
 from tdmpc2.tasks import TaskSpec
 
-
-def is_id(name: str) -> bool:
-    """Whether a task name is a Gymnasium id: registered, ending in a version, or with the module that registers it."""
-    return name in gymnasium.registry or ":" in name or re.search(r"-v\d+$", name) is not None
+_FLATTEN = "wrap the environment in gymnasium.wrappers.FlattenObservation"
+_OBSERVATION_REMEDIES: dict[type[Space[Any]], str] = {
+    Dict: f"{_FLATTEN}, with gymnasium.wrappers.FilterObservation before it to leave out what is no state",
+    Tuple: _FLATTEN,
+    Discrete: f"{_FLATTEN}, which makes one-hot vectors",
+    MultiDiscrete: f"{_FLATTEN}, which makes one-hot vectors",
+    MultiBinary: _FLATTEN,
+}
+_CONTINUOUS = (
+    "TD-MPC2 plans continuous actions. Wrap the environment in a gymnasium.ActionWrapper whose action space is a Box "
+    "and whose action() turns a vector into the environment's own action"
+)
 
 
 def make(name: str, seed: int | None = None, render_mode: str | None = None) -> Env:
-    """``gymnasium.make`` with flat float32 observations and actions in [-1, 1].
+    """Call ``gymnasium.make`` and give flat float32 observations and actions in [-1, 1].
 
     Errors of the environment itself are not touched.
 
     Raises:
-        ValueError: a space that is not a Box, or an action space that is not a bounded vector.
+        ValueError: observations that are images or not a Box, or actions that are not a bounded vector.
     """
     env = gymnasium.make(name) if render_mode is None else gymnasium.make(name, render_mode=render_mode)
-    for kind, space in (("observation", env.observation_space), ("action", env.action_space)):
-        if not isinstance(space, Box):
-            raise ValueError(f"The {kind} space of '{name}' is {space}, but must be a Box: wrap the environment.")
-    actions = env.action_space
-    if len(actions.shape or ()) != 1 or not actions.is_bounded():  # type: ignore[attr-defined]
-        raise ValueError(f"The action space of '{name}' is {actions}, but must be a vector with finite bounds.")
+    try:
+        _check_observations(name, env.observation_space)
+        _check_actions(name, env.action_space)
+    except ValueError:
+        env.close()
+        raise
     return FlatEnv(env, seed)
 
 
 def spec(name: str) -> TaskSpec:
-    """Sizes and time limit of a Gymnasium environment, read from one that is built and closed.
+    """Read sizes and time limit of a Gymnasium environment from one that is built and closed.
 
     Raises:
         ValueError: as :func:`make`, or no time limit.
@@ -46,3 +55,47 @@ def spec(name: str) -> TaskSpec:
     if limit is None:
         raise ValueError(f"'{name}' has no time limit: give gymnasium.register(...) its max_episode_steps.")
     return TaskSpec(name, *sizes(env), limit)
+
+
+def _check_observations(name: str, space: Space[Any]) -> None:
+    if not isinstance(space, Box):
+        remedy = _OBSERVATION_REMEDIES.get(type(space), "wrap the environment in a gymnasium.ObservationWrapper")
+        raise ValueError(f"The observation space of '{name}' is {space}, but must be a Box: {remedy}.")
+    if _is_image(space):
+        raise ValueError(
+            f"The observation space of '{name}' is images, {_short(space)}: only states are supported, and flattened "
+            "images make poor ones. Choose a version of the environment that observes its state (if these numbers are "
+            f"one, {_FLATTEN})."
+        )
+
+
+def _check_actions(name: str, space: Space[Any]) -> None:
+    if not isinstance(space, Box):
+        raise ValueError(f"The action space of '{name}' is {space}, but must be a Box: {_CONTINUOUS}.")
+    if len(space.shape) != 1:
+        raise ValueError(
+            f"The action space of '{name}' is {_short(space)}, but must be a vector: wrap the environment in a "
+            "gymnasium.ActionWrapper that reshapes."
+        )
+    if not space.is_bounded():
+        raise ValueError(
+            f"The action space of '{name}' is {_short(space)}, but must have finite bounds: give it some, as "
+            "gymnasium.wrappers.TransformAction(env, lambda action: action, Box(low, high)) does."
+        )
+
+
+def _is_image(space: Box) -> bool:
+    """Tell images from states: bytes in two or more dimensions, or height, width and 1, 3 or 4 channels."""
+    shape = space.shape
+    if space.dtype == np.uint8:
+        return len(shape) >= 2
+    return len(shape) == 3 and any(channels in (1, 3, 4) and min(sides) >= 8 for channels, sides in _readings(shape))
+
+
+def _readings(shape: tuple[int, ...]) -> list[tuple[int, tuple[int, ...]]]:
+    return [(shape[-1], shape[:-1]), (shape[0], shape[1:])]
+
+
+def _short(space: Box) -> str:
+    """Describe a Box by shape and type: its bounds can be thousands of numbers."""
+    return f"Box of shape {space.shape} and type {space.dtype}"

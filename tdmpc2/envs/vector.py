@@ -14,7 +14,8 @@ from types import TracebackType
 
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from tdmpc2.envs import gymnasium_env, make_env
+from tdmpc2.envs import make_env
+from tdmpc2.envs.registry import family_of
 from tdmpc2.envs.wrappers import PadEnv
 from tdmpc2.tasks import TaskSpec
 
@@ -72,7 +73,7 @@ class EnvPool:
             ValueError: a task larger than the padded sizes.
         """
         tasks = {spec.name for spec in specs}
-        self._close(name for name in list(self._kept) if name not in tasks or gymnasium_env.is_id(name))
+        self._close(name for name in list(self._kept) if name not in tasks or not family_of(name).renewable)
         envs: list[PadEnv] = []
         used: Counter[str] = Counter()
         for spec in specs:

@@ -6,7 +6,6 @@ of its environments and of its player are drawn from (``seed``, number), and not
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from tdmpc2.data.collect_record import Collection, Record
 from tdmpc2.loading import load_agent
 from tdmpc2.play.mixture import Player, load_players, player_of, sources_of, split
 from tdmpc2.play.rollout import Actor, Episode, Floats, Job, check_playable, play
-from tdmpc2.support.files import locked
+from tdmpc2.support.files import check_free_disk, delete_leftovers, locked
 from tdmpc2.tracking.progress import Progress, open_console, print_line
 
 _OVERHEAD = 4096  # bytes of a chunk file besides its arrays, at most
@@ -147,8 +146,7 @@ def collect(
             _check_disk(cfg, data_dir, missing)
         _say_what_comes(cfg, data_dir, shards, missing)
         for shard in missing:
-            for left_by_a_kill in data_dir.glob(f".{shard.name}.*.tmp"):
-                left_by_a_kill.unlink()
+            delete_leftovers(data_dir, shard.name)
         if missing:
             _play(cfg, players, sizes, data_dir, missing, report)
         own_lock.unlink(missing_ok=True)  # whoever waits for it finds that nothing is missing
@@ -276,12 +274,7 @@ def _bytes(cfg: Config, shards: Sequence[Shard]) -> int:
 
 
 def _check_disk(cfg: Config, data_dir: Path, missing: Sequence[Shard]) -> None:
-    needed, free = _bytes(cfg, missing), shutil.disk_usage(data_dir).free
-    if needed > free:
-        raise ValueError(
-            f"{len(missing)} files with {needed / 1e9:.3f} GB are to be collected, but {data_dir} has "
-            f"{free / 1e9:.3f} GB free: make room, set episodes_per_task lower, or name another data_dir"
-        )
+    check_free_disk(data_dir, _bytes(cfg, missing), "set episodes_per_task lower, or name another data_dir")
 
 
 def _say_what_comes(cfg: Config, data_dir: Path, shards: Sequence[Shard], missing: Sequence[Shard]) -> None:

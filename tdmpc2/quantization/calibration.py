@@ -142,7 +142,7 @@ def stored_inputs(cfg: Config, data_dir: str, count: int = COUNT, seed: int = 0)
     """
     cfg = cfg.replace(data_dir=data_dir, task_balance="tasks", max_episodes_per_task=_EPISODES)
     place = "disk" if find_form(data_dir)[1] == STORE else "cpu"  # so few rows of a store are best left there
-    batch = open_data(cfg, torch.device("cpu"), place).sampler.sample(0, count, 1, seed)
+    batch = open_data(cfg, torch.device("cpu"), place).sampler.draw(0, count, 1, seed)
     source = f"{count} rows of {len(cfg.task_ids)} tasks from {data_dir}"
     return Inputs(batch.obs[0], batch.action[0], batch.task if cfg.multitask else None, source)
 

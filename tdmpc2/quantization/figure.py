@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tdmpc2.data.tools.figures import figure_class
 from tdmpc2.quantization.recipes import OUTPUTS
-from tdmpc2.support.files import replacing
+from tdmpc2.support.figures import figure_class, save_figure
 
 
 def quantization_figure(path: Path, rows: Sequence[dict[str, Any]], limit_db: float | None) -> str:
@@ -55,6 +54,5 @@ def quantization_figure(path: Path, rows: Sequence[dict[str, Any]], limit_db: fl
         axes.title.set_fontsize(9)
         axes.grid(axis="y", color="lightgrey", linewidth=0.5)
     figure.legend(loc="outside lower center", ncols=4, fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    save_figure(figure, path)
     return ""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tdmpc2.studies.figures import sensible_range
 from tdmpc2.studies.labels import wrapped
 from tdmpc2.studies.runs import Group, Run, Study
-from tdmpc2.support.figures import png
+from tdmpc2.support.figures import figure_class, save_figure
 from tdmpc2.support.intervals import mean_interval
 from tdmpc2.tracking.curves import Curve, read_curves
 
@@ -113,24 +113,25 @@ def _draw(path: Path, groups: Mapping[str, Sequence[Mapping[str, Curve]]]) -> st
     timed = any(np.isfinite(c.hours).any() for runs in groups.values() for curves in runs for c in curves.values())
     axes_names = _AXES if timed else _AXES[:1]
     lines = sum(wrapped(name, 60).count("\n") + 1 for name in named)
+    size = (4.6 * len(axes_names) + 0.4, 1.9 * len(panels) + 0.6 + 0.16 * lines)
     try:
-        with png(path, 4.6 * len(axes_names) + 0.4, 1.9 * len(panels) + 0.6 + 0.16 * lines) as figure:
-            grid = figure.subplots(len(panels), len(axes_names), squeeze=False, sharex="col", sharey="row")
-            for line, (title, names) in zip(grid, panels.items(), strict=True):
-                for axes, axis in zip(line, axes_names, strict=True):
-                    _draw_panel(axes, groups, names, axis)
-                line[0].set_ylabel(title, fontsize=8)
-                _limit(line[0], groups, names)
-            for axes, axis in zip(grid[-1], axes_names, strict=True):
-                axes.set_xlabel("updates" if axis == "step" else "hours of training", fontsize=8)
-            several = any(len(runs) > 1 for runs in groups.values())
-            if several:
-                figure.suptitle("means and 95 % intervals over seeds; a thin line is one run", fontsize=8)
-            if named:
-                handles, labels = _legend(grid)
-                figure.legend(handles, labels, loc="outside lower center", fontsize=7)
+        figure = figure_class()(figsize=size, layout="constrained")
     except ModuleNotFoundError as error:
         return f"No learning curves: {error}"
+    grid = figure.subplots(len(panels), len(axes_names), squeeze=False, sharex="col", sharey="row")
+    for line, (title, names) in zip(grid, panels.items(), strict=True):
+        for axes, axis in zip(line, axes_names, strict=True):
+            _draw_panel(axes, groups, names, axis)
+        line[0].set_ylabel(title, fontsize=8)
+        _limit(line[0], groups, names)
+    for axes, axis in zip(grid[-1], axes_names, strict=True):
+        axes.set_xlabel("updates" if axis == "step" else "hours of training", fontsize=8)
+    if any(len(runs) > 1 for runs in groups.values()):
+        figure.suptitle("means and 95 % intervals over seeds; a thin line is one run", fontsize=8)
+    if named:
+        handles, labels = _legend(grid)
+        figure.legend(handles, labels, loc="outside lower center", fontsize=7)
+    save_figure(figure, path)
     return ""
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tdmpc2.studies.labels import wrapped
-from tdmpc2.support.figures import png
+from tdmpc2.support.figures import figure_class, save_figure
 from tdmpc2.support.intervals import Interval
 
 _TAUGHT, _ALONE = "C0", "C1"  # colours of groups with and without a teacher
@@ -50,26 +50,27 @@ def score_figure(path: Path, rows: Sequence[dict[str, Any]]) -> str:
     lines = [_axis_label(row) for row in scored]
     height = 4 + 0.14 * len(scored) if key else 1.3 + sum(0.22 + 0.13 * line.count("\n") for line in lines)
     try:
-        with png(path, 6.5 if len(panels) == 1 else 2 + 3 * len(panels), height) as figure:
-            axes = figure.subplots(1, len(panels), squeeze=False)[0]
-            cut = False
-            for number, (panel, (label, estimates)) in enumerate(zip(axes, panels.items(), strict=True)):
-                if key:
-                    _draw_sweep(panel, scored, estimates, key)
-                    panel.set(xlabel=key, ylabel=label)
-                else:
-                    _draw_lines(panel, scored, estimates)
-                    panel.set_yticks(range(len(lines)), lines if number == 0 else [""] * len(lines), fontsize=7)
-                    panel.set(xlabel=label, ylim=(len(lines) - 0.5, -0.5))
-                cut |= _limit(panel, estimates, vertical=bool(key))
-            note = "lines and bands: 95 % intervals over seeds; small dots: single runs"
-            cut_note = "\nintervals that end at the edge are longer, see the table" if cut else ""
-            figure.suptitle(note + cut_note, fontsize=8)
-            if key:
-                handles, labels = axes[0].get_legend_handles_labels()
-                figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=7)
+        size = (6.5 if len(panels) == 1 else 2 + 3 * len(panels), height)
+        figure = figure_class()(figsize=size, layout="constrained")
     except ModuleNotFoundError as error:
         return f"No figure: {error}"
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    cut = False
+    for number, (panel, (label, estimates)) in enumerate(zip(axes, panels.items(), strict=True)):
+        if key:
+            _draw_sweep(panel, scored, estimates, key)
+            panel.set(xlabel=key, ylabel=label)
+        else:
+            _draw_lines(panel, scored, estimates)
+            panel.set_yticks(range(len(lines)), lines if number == 0 else [""] * len(lines), fontsize=7)
+            panel.set(xlabel=label, ylim=(len(lines) - 0.5, -0.5))
+        cut |= _limit(panel, estimates, vertical=bool(key))
+    note = "lines and bands: 95 % intervals over seeds; small dots: single runs"
+    cut_note = "\nintervals that end at the edge are longer, see the table" if cut else ""
+    figure.suptitle(note + cut_note, fontsize=8)
+    if key:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
+    save_figure(figure, path)
     return ""
 
 

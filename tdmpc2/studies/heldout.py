@@ -20,9 +20,9 @@ from tdmpc2.checkpoints.files import file_sha256, load_file
 from tdmpc2.commands.cli import one_line_errors
 from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
-from tdmpc2.data.dataset import SliceSampler
 from tdmpc2.data.placement import data_record, open_data
 from tdmpc2.data.source import CHUNKS, find_form, open_source
+from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.distillation.outputs import check_teacher, teacher_columns
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.math import decode, symlog
@@ -94,7 +94,7 @@ def _squares(agent: TDMPC2, batch: Batch, teacher: TDMPC2 | None) -> dict[str, T
 
 def heldout_batches(sampler: SliceSampler, batches: int, batch_size: int, horizon: int, seed: int) -> Iterator[Batch]:
     """Draw batches of slices, always the same for the same arguments."""
-    return (sampler.sample(step, batch_size, horizon, seed) for step in range(batches))
+    return (sampler.draw(step, batch_size, horizon, seed) for step in range(batches))
 
 
 def shared_tasks(cfg: Config, data_dir: str, wanted: Sequence[str] = ()) -> tuple[str, ...]:

@@ -1,9 +1,7 @@
-"""Drawing without a display; matplotlib is an optional package."""
+"""Figures as PNG files, by matplotlib, which is optional."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ from tdmpc2.support.files import replacing
 
 
 def figure_class() -> Any:
-    """Return matplotlib's ``Figure``, which draws without a display.
+    """Import matplotlib's ``Figure``, which draws without a display.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed; the message says how to get it.
@@ -23,15 +21,11 @@ def figure_class() -> Any:
     return Figure
 
 
-@contextmanager
-def png(path: Path, width: float, height: float) -> Iterator[Any]:
-    """Yield an empty figure of a size in inches, and write it to ``path`` in the end.
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as a PNG.
 
     Raises:
-        ModuleNotFoundError: see :func:`figure_class`.
-        ValueError: the disk refused.
+        ValueError: see :func:`~tdmpc2.support.files.replacing`.
     """
-    figure = figure_class()(figsize=(width, height), layout="constrained")
-    yield figure
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

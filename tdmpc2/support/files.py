@@ -1,4 +1,4 @@
-"""Files that are at every moment either the old one or the complete new one."""
+"""Files that are at every moment either the old one or the complete new one; locks, free disk, JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from filelock import FileLock, Timeout
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to; when the block ends it becomes ``path``, or vanishes on an error.
+    """Give a temporary name beside ``path`` to write to; at the end of the block it becomes ``path``, or is deleted.
 
     Raises:
         ValueError: ``path`` exists and ``overwrite`` is false, or the disk refused; what was there is unchanged.
@@ -51,6 +52,69 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
+def delete_leftovers(directory: Path, name: str = "*") -> None:
+    """Delete the temporary files that killed processes left of :func:`replacing`.
+
+    Call it only where no other process can be writing, as under a lock.
+
+    Args:
+        directory: where to look.
+        name: only leftovers of the file of this name; a glob pattern.
+    """
+    for temporary in directory.glob(f".{name}.*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Read the JSON object that a file holds, or ``absent`` if there is no file.
+
+    Raises:
+        ValueError: no file, or it is damaged; the message names it.
+    """
+    if absent is not None and not path.exists():
+        return absent
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+        return content
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged [{type(error).__name__}: {error}]") from error
+
+
+def free_disk(path: Path) -> int:
+    """Count the free bytes of the disk that ``path`` is on, or will be on when it is made."""
+    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(there).free
+
+
+def check_free_disk(path: Path, needed: int, advice: str, free: int | None = None) -> None:
+    """Require room for ``needed`` bytes before anything is written.
+
+    Args:
+        path: what is to be written.
+        needed: its bytes.
+        advice: what else may help than making room.
+        free: bytes of the disk, if it is not simply what :func:`free_disk` says.
+
+    Raises:
+        ValueError: the disk is too small; the message has both sizes and the advice.
+    """
+    free = free_disk(path) if free is None else free
+    if needed > free:
+        raise ValueError(
+            f"{path} needs {size_text(needed)} more and its disk has {size_text(free)} free: make room, or {advice}. "
+            "Nothing was written"
+        )
+
+
+def size_text(size: int) -> str:
+    """Write a number of bytes for people: ``900 bytes``, ``12.9 MB``, ``43.12 GB``."""
+    if size < 1e5:
+        return f"{size:,} bytes"
+    return f"{size / 1e6:,.1f} MB" if size < 1e8 else f"{size / 1e9:,.2f} GB"
+
+
 @contextlib.contextmanager
 def locked(
     path: Path, busy: str, *, wait: float | None = 0, advice: str = "Name a directory that can be written to"
@@ -83,20 +147,3 @@ def locked(
         yield
     finally:
         lock.release()
-
-
-def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Read the object of a JSON file; where there is no file, return ``absent`` if that is given.
-
-    Raises:
-        ValueError: no file, or it is damaged; the message names it.
-    """
-    if absent is not None and not path.exists():
-        return absent
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not an object")
-        return content
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged [{type(error).__name__}: {error}]") from error

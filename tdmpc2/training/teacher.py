@@ -10,8 +10,8 @@ import torch
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.config import Config
-from tdmpc2.data.dataset import SliceSampler
 from tdmpc2.data.placement import Data
+from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.distillation.targets import TARGETS
 from tdmpc2.loading import load_agent
 from tdmpc2.training.teacher_cache import LazyTargets, compute_all, open_targets
@@ -88,7 +88,7 @@ def add_targets(data: Data, teacher: Teacher, cfg: Config, device: torch.device)
         else column.column(data.episodes, dataset.rows.device)
         for column in columns
     }
-    return data._replace(sampler=SliceSampler(replace(dataset, targets=given), *data.sampler.selection)), None
+    return data._replace(sampler=data.sampler.over(replace(dataset, targets=given))), None
 
 
 def fit_pca(agent: TDMPC2, sampler: SliceSampler) -> str:
@@ -106,7 +106,7 @@ def fit_pca(agent: TDMPC2, sampler: SliceSampler) -> str:
         return ""
     cfg, teacher = agent.cfg, agent.teacher
     assert teacher is not None
-    batches = (sampler.sample(step, 1000, 1, cfg.seed).to(agent.device) for step in range(10))
+    batches = (sampler.draw(step, 1000, 1, cfg.seed).to(agent.device) for step in range(10))
     share = agent.distillation.fit_pca((batch.obs[1], batch.task if cfg.multitask else None) for batch in batches)
     agent.distillation.load_state(agent.group.from_main(agent.distillation.state))  # the same bits in every process
     return (

@@ -1,4 +1,4 @@
-"""Drawing batches ahead, and the same slices through torchrl."""
+"""Drawing batches ahead of their use."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchrl.data import SliceSampler as TorchrlSliceSampler
 
+from tdmpc2.data.batch import Batch
 from tdmpc2.data.batches import Batches
-from tdmpc2.data.dataset import Batch, EpisodeDataset, SliceSampler
-from tdmpc2.data.replay import EpisodeSliceSampler, replay_buffer, to_batch
+from tdmpc2.data.sampler import SliceSampler
 from tests.helpers.data import in_memory
 
 CPU = torch.device("cpu")
 
 
 def draw(step: int) -> Batch:
-    return SliceSampler(in_memory([0, 1, 2, 0])).sample(step, 5, 3, seed=1)
+    return SliceSampler(in_memory([0, 1, 2, 0])).draw(step, 5, 3, seed=1)
 
 
 @settings(max_examples=20, deadline=None)
@@ -87,42 +86,3 @@ def test_waiting_is_counted_as_a_share(ahead: int) -> None:
     next(iterator)
     assert batches.take_wait() < 0.5
     iterator.close()
-
-
-def test_the_same_slices_through_torchrl() -> None:
-    dataset = in_memory([0, 1, 2, 0, 1])
-    own = SliceSampler(dataset)
-    sampler = EpisodeSliceSampler(own, horizon=3, seed=4, rank=1)
-    buffer = replay_buffer(dataset, sampler, batch_size=6, horizon=3)
-    for step in range(3):
-        expected, sample = own.sample(step, 6, 3, seed=4, rank=1), buffer.sample()
-        assert torch.equal(sample["episode"].view(6, 4)[:, 0].float(), expected.obs[0, :, 0])
-        assert all(torch.equal(a, b) for a, b in zip(expected[:4], to_batch(sample, 3)[:4], strict=True))
-    state = sampler.state_dict()
-    expected = to_batch(buffer.sample(), 3)
-    again = EpisodeSliceSampler(own, horizon=3, seed=4, rank=1)
-    again.load_state_dict(state)
-    resumed = to_batch(replay_buffer(dataset, again, 6, 3).sample(), 3)
-    assert all(torch.equal(a, b) for a, b in zip(expected[:4], resumed[:4], strict=True))
-    with pytest.raises(ValueError, match="batch_size=7 is no multiple of the 4 rows"):
-        buffer.sample(7)
-
-
-@pytest.mark.parametrize("cached", [False, True])
-def test_a_sampler_of_torchrl_in_its_place(cached: bool) -> None:
-    dataset = in_memory([0, 1, 2, 0, 1])
-    sampler = TorchrlSliceSampler(traj_key="episode", slice_len=4, cache_values=cached)
-    batch = to_batch(replay_buffer(dataset, sampler, batch_size=50, horizon=3).sample(), 3)
-    episode, row = batch.obs[..., 0], batch.obs[..., 1]
-    assert torch.equal(row, row[:1] + torch.arange(4.0)[:, None])
-    assert torch.equal(episode, episode[:1].expand_as(episode))
-    assert torch.equal(batch.reward[..., 0], 100 * episode[1:] + row[1:])
-    assert torch.equal(batch.task, torch.tensor([0, 1, 2, 0, 1])[episode[0].long()])
-
-
-def test_buffer_copies_no_rows() -> None:
-    dataset: EpisodeDataset = in_memory([0, 1])
-    buffer = replay_buffer(dataset, EpisodeSliceSampler(SliceSampler(dataset), 3, seed=1), 2, 3)
-    start = dataset.rows.untyped_storage().data_ptr()
-    for name in ("obs", "action", "reward"):
-        assert buffer[:][name].untyped_storage().data_ptr() == start

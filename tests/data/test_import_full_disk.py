@@ -22,7 +22,7 @@ def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     make_chunks(tmp_path / "chunks")
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    refused(tmp_path, r"out needs 0\.00 GB more and its disk has 0\.00 GB free: make room.* Nothing was written")
+    refused(tmp_path, r"out needs .* more and its disk has 1,000 bytes free: make room.* Nothing was written")
 
 
 def test_a_disk_that_refuses_the_reservation(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ print("left:", sorted(path.name for path in (root / "disk").iterdir()))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "message"), [("plain", "its disk has 0.00 GB free"), ("quota", "No space left")])
+@pytest.mark.parametrize(("kind", "message"), [("plain", "more and its disk has "), ("quota", "No space left")])
 def test_a_small_disk(tmp_path: Path, kind: str, message: str) -> None:
     """A disk of 256 kB; with ``quota`` the system says there is room, and the reservation is what fails."""
     namespace = ["unshare", "-rm"]

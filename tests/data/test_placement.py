@@ -120,14 +120,14 @@ def test_episodes_that_only_a_store_holds_are_not_left_out(cfg: Config, data_dev
 
 def test_a_stale_store_is_not_trained_on(cfg: Config) -> None:
     """Other episodes in files of the same names and sizes."""
-    before = open_data(on_disk(cfg), CPU).sampler.sample(0, 20, 3, 1).obs
+    before = open_data(on_disk(cfg), CPU).sampler.draw(0, 20, 3, 1).obs
     path = Path(cfg.data_dir) / "chunk_0.pt"
     chunk, size = {name: tensor.clone() for name, tensor in read_chunk(path).items()}, path.stat().st_size
     path.unlink()
     write_chunk(path, chunk["obs"] + 1, chunk["action"], chunk["reward"], chunk["task"])
     assert path.stat().st_size == size
     for place in ("cpu", "disk"):
-        after = open_data(cfg.replace(data_device=place), CPU).sampler.sample(0, 20, 3, 1).obs
+        after = open_data(cfg.replace(data_device=place), CPU).sampler.draw(0, 20, 3, 1).obs
         assert not torch.equal(before, after)
 
 
@@ -144,8 +144,8 @@ def test_tasks_and_limits_on_disk_and_in_memory(cfg: Config) -> None:
     chunks, disk = open_data(cfg, CPU), open_data(on_disk(cfg), CPU)
     for data in (chunks, disk):
         assert len(data.sampler) == 1
-        assert set(data.sampler.sample(0, 20, 3, 1).task.tolist()) == {MT30.index("pendulum-spin")}
-    assert torch.equal(chunks.sampler.sample(0, 20, 3, 1).obs, disk.sampler.sample(0, 20, 3, 1).obs)
+        assert set(data.sampler.draw(0, 20, 3, 1).task.tolist()) == {MT30.index("pendulum-spin")}
+    assert torch.equal(chunks.sampler.draw(0, 20, 3, 1).obs, disk.sampler.draw(0, 20, 3, 1).obs)
 
 
 def test_store_of_another_task_set(cfg: Config) -> None:
@@ -166,8 +166,8 @@ def test_waiting_for_data_is_shown(cfg: Config, capsys: pytest.CaptureFixture[st
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("place", ["cuda", "cpu", "disk"])
 def test_every_place_gives_a_gpu_the_same_batches(cfg: Config, place: str) -> None:
-    expected = open_data(cfg, CPU).sampler.sample(0, 20, 3, 1)
+    expected = open_data(cfg, CPU).sampler.draw(0, 20, 3, 1)
     data = open_data(cfg.replace(data_device=place), CUDA)
     assert data.place == place
-    batch = data.sampler.sample(0, 20, 3, 1).to("cuda")
+    batch = data.sampler.draw(0, 20, 3, 1).to("cuda")
     assert all(torch.equal(a, b.cpu()) for a, b in zip(expected[:4], batch[:4], strict=True))

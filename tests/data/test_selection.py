@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdmpc2.data.dataset import EpisodeDataset, SliceSampler, select_episodes
+from tdmpc2.data.dataset import EpisodeDataset, select_episodes
+from tdmpc2.data.sampler import SliceSampler
 from tests.helpers.data import SPECS, L, in_memory
 
 
@@ -48,8 +49,8 @@ def test_a_selection_is_drawn_like_a_data_set_of_its_own(
     wanted = data.draw(st.lists(st.sampled_from(sorted(set(tasks))), min_size=1, unique=True))
     episodes = select_episodes(whole.task, SPECS, wanted, "there", limit)
     part = EpisodeDataset(whole.row_format, whole.rows[episodes], whole.task[episodes])
-    picked = SliceSampler(whole, episodes, balance).sample(step, 9, 3, seed=2)
-    kept = SliceSampler(part, None, balance).sample(step, 9, 3, seed=2)
+    picked = SliceSampler(whole, episodes, balance).draw(step, 9, 3, seed=2)
+    kept = SliceSampler(part, None, balance).draw(step, 9, 3, seed=2)
     assert all(torch.equal(a, b) for a, b in zip(picked[:4], kept[:4], strict=True))
     assert set(picked.task.tolist()) <= set(wanted)
     assert set(picked.obs[0, :, 0].long().tolist()) <= set(episodes.tolist())

@@ -10,7 +10,9 @@ import torch
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
-from tdmpc2.data.dataset import Batch, EpisodeDataset, SliceSampler
+from tdmpc2.data.batch import Batch
+from tdmpc2.data.dataset import EpisodeDataset
+from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.nn.math import decode
 from tdmpc2.play.collector import collect
 from tdmpc2.studies import heldout

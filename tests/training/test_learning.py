@@ -8,7 +8,8 @@ import numpy as np
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
-from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
+from tdmpc2.data.dataset import EpisodeDataset
+from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.play.collector import collect
 from tdmpc2.play.evaluation import evaluate
 
@@ -24,7 +25,7 @@ def test_training_on_random_play_improves_planning(tmp_path: Path) -> None:
     before = evaluate(agent, quiet=True).tasks[0].returns
     sampler = SliceSampler(EpisodeDataset.load(tmp_path, cfg.task_specs, cfg.task_ids))
     for step in range(600):
-        agent.update(sampler.sample(step, cfg.batch_size, cfg.horizon, cfg.seed))
+        agent.update(sampler.draw(step, cfg.batch_size, cfg.horizon, cfg.seed))
     after = evaluate(agent, quiet=True).tasks[0].returns
     assert np.mean(after) > 2 * max(np.mean(before), returns[0].mean())
     assert min(after) > max(before)

@@ -12,7 +12,8 @@ import pytest
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data.chunks import read_chunk, write_chunk
-from tdmpc2.data.dataset import EpisodeDataset, SliceSampler
+from tdmpc2.data.dataset import EpisodeDataset
+from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.loading import load_agent
 from tdmpc2.play.collector import collect
 from tdmpc2.training.offline import train
@@ -99,7 +100,7 @@ def test_an_agent_loaded_to_act_does_not_train(cfg: Config, data_dir: Path, tmp_
     agent = load_agent(tmp_path / "x.pt", device="cpu", precision="bf16")
     data = EpisodeDataset.load(data_dir, cfg.task_specs, cfg.task_ids)
     with pytest.raises(ValueError, match="use precision='fp32' to train"):
-        agent.update(SliceSampler(data).sample(0, 4, 3, 0))
+        agent.update(SliceSampler(data).draw(0, 4, 3, 0))
     with pytest.raises(ValueError, match="use precision='fp32' to save"):
         agent.save(tmp_path / "y.pt")
     assert not (tmp_path / "y.pt").exists()

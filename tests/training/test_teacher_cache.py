@@ -14,7 +14,9 @@ from torch.testing import assert_close
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config, parse_cfg
-from tdmpc2.data.dataset import Batch, EpisodeDataset, SliceSampler
+from tdmpc2.data.batch import Batch
+from tdmpc2.data.dataset import EpisodeDataset
+from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.distillation import outputs
 from tdmpc2.nn.math import decode
@@ -38,7 +40,7 @@ def test_row_t_has_the_reward_of_the_step_that_led_to_it(tmp_path: Path, tiny_cf
     assert values[:, 1:].std() > 0.1
     for episode, row in ((0, 1), (3, 250), (6, 500)):
         assert values[episode, row] == pytest.approx(one_by_one(store, teacher, episode, row), abs=1e-6)
-    batch = cached_sampler(store, targets).sample(0, 32, 3, seed=1)
+    batch = cached_sampler(store, targets).draw(0, 32, 3, seed=1)
     assert batch.teacher_reward is not None
     for t in range(3):
         live = outputs.teacher_columns(teacher.model, ("reward",), batch.obs[t], batch.action[t], batch.task)["reward"]
@@ -160,9 +162,9 @@ def test_training_is_that_of_a_live_teacher(
         return source.fill(sampler.gather(rows), rows)
 
     draws: dict[str, Draw] = {
-        "live": lambda step: plain.sample(step, 16, 3, 1),
-        "memory": lambda step: cached_sampler(store, full, episodes).sample(step, 16, 3, 1),
-        "disk": lambda step: cached_sampler(store, full, episodes, on_disk=True).sample(step, 16, 3, 1),
+        "live": lambda step: plain.draw(step, 16, 3, 1),
+        "memory": lambda step: cached_sampler(store, full, episodes).draw(step, 16, 3, 1),
+        "disk": lambda step: cached_sampler(store, full, episodes, on_disk=True).draw(step, 16, 3, 1),
         "lazy": lambda step: filled(memory, from_memory, step),
         "lazy, half there": lambda step: filled(plain, from_disk, step),
     }
@@ -182,7 +184,7 @@ def test_training_is_that_of_a_live_teacher(
 
 def test_cached_targets_change_the_update_as_the_teacher_would(store: EpisodeStore, tiny_cfg: Config) -> None:
     """The column is used, not merely carried: other numbers give another loss, and it wins over a live teacher."""
-    batch = SliceSampler(EpisodeDataset.map(store)).sample(0, 8, 3, 1)
+    batch = SliceSampler(EpisodeDataset.map(store)).draw(0, 8, 3, 1)
     given = batch._replace(teacher_reward=torch.full((1, 8, 1), 3.0))
     alone = TDMPC2(tiny_cfg).update(given)
     taught = TDMPC2(tiny_cfg, make_teacher(tiny_cfg)).update(given)

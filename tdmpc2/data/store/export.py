@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from tdmpc2.data.chunks import read_chunk, write_chunk
 from tdmpc2.data.collect_record import FORMAT
 from tdmpc2.data.source import chunk_tasks
 from tdmpc2.data.store.store import EpisodeStore
-from tdmpc2.support.files import write_text
+from tdmpc2.support.files import check_free_disk, delete_leftovers, write_text
 from tdmpc2.tracking.progress import Progress
 
 _PIECE = 256  # episodes copied at a time
@@ -52,8 +51,7 @@ def export_chunks(
         raise ValueError(f"{other[0]} is not of this export of {len(paths)} files: name an empty directory")
     _check_disk(store, root, episodes_per_file, [path for path in paths if not path.exists()])
     for path in paths:
-        for temporary in root.glob(f".{path.name}.*.tmp"):  # of an export that was killed
-            temporary.unlink()
+        delete_leftovers(root, path.name)
     _write_record(store, root)
     with nullcontext() if quiet else Progress(store.meta.episodes, "Exporting", unit="episodes") as bar:
         for path, first in zip(paths, firsts, strict=True):
@@ -73,12 +71,7 @@ def _check_disk(store: EpisodeStore, root: Path, episodes_per_file: int, missing
     layout = store.meta.layout
     episode = layout.rows * 4 * (layout.obs_dim + layout.action_dim + 2)  # reward and task
     needed = episode * min(len(missing) * episodes_per_file, store.meta.episodes)
-    there = next(path for path in (root, *root.absolute().parents) if path.exists())
-    if needed > (free := shutil.disk_usage(there).free):
-        raise ValueError(
-            f"{root} needs {needed / 1e9:,.2f} GB more and its disk has {free / 1e9:,.2f} GB free: make room, or name "
-            "another disk. Nothing was written"
-        )
+    check_free_disk(root, needed, "name another disk")
 
 
 def _write_record(store: EpisodeStore, root: Path) -> None:

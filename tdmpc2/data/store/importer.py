@@ -1,4 +1,4 @@
-"""Making an episode store from chunk files and other stores, and finding the one a directory of chunk files has.
+"""Make an episode store from chunk files and other stores, and find the store of a directory of chunk files.
 
 Memory: some pieces of 4 MB. Chunk files are mapped anew every few pieces, so that pages once read do not stay.
 """
@@ -6,7 +6,6 @@ Memory: some pieces of 4 MB. Chunk files are mapped anew every few pieces, so th
 from __future__ import annotations
 
 import os
-import shutil
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,6 +35,7 @@ from tdmpc2.data.store.writer import (
     locked,
     say,
 )
+from tdmpc2.support.files import check_free_disk, free_disk
 from tdmpc2.tasks import TaskSpec
 from tdmpc2.tracking.progress import Progress
 
@@ -135,9 +135,9 @@ def ensure_store(
 
 
 def clean_leftovers(data_dir: str | os.PathLike[str]) -> None:
-    """Delete what an import that was killed at the last moment left of the store of a directory, if it can be deleted.
+    """Delete the leftovers of an import that was killed after the store of a directory was complete.
 
-    That is the store it replaced, which can be as large. Nothing is done while another process writes there.
+    One of them can be the store it replaced, which is as large. Nothing is done while another process writes there.
     """
     root = Path(data_dir).expanduser()
     out = _target(root if (root / "meta.json").exists() else root / "store")
@@ -234,14 +234,11 @@ def _fill(
 
 
 def _check_disk(out: Path, selection: Selection, writer: StoreWriter, size: int, quiet: bool) -> None:
-    needed, free = writer.bytes_to_reserve, shutil.disk_usage(out.parent).free
+    free = free_disk(out.parent)
     if not writer.finished and writer.partial.exists():  # it is deleted first
         free += disk_bytes(writer.partial / "rows.npy")
-    if needed > free:
-        raise ValueError(
-            f"{out} needs {needed / 1e9:,.2f} GB more and its disk has {free / 1e9:,.2f} GB free: make room, name "
-            "another disk, or import fewer tasks or episodes, or float16. Nothing was written"
-        )
+    advice = "name another disk, import fewer tasks or episodes, or float16"
+    check_free_disk(out, writer.bytes_to_reserve, advice, free)
     if quiet:
         return
     if targets := sum(path.stat().st_size for path in out.glob("targets/**/*") if path.is_file()):
@@ -262,7 +259,7 @@ def _check_disk(out: Path, selection: Selection, writer: StoreWriter, size: int,
 
 
 def check_replaceable(out: Path, root: Path) -> None:
-    """Raise ``ValueError`` unless all that a store ``out`` holds, if there is one, is in the chunk files of ``root``."""
+    """Raise ValueError if replacing a store ``out`` could lose episodes: it was not made from files in ``root``."""
     if not out.exists():
         return
     check_may_move_away(out)
@@ -286,5 +283,5 @@ def _exists(out: Path) -> str:
 
 
 def _target(out: Path) -> Path:
-    """Where a link leads: what is written beside ``out`` and renamed must be on its disk."""
+    """Follow a link, since what is written beside ``out`` and renamed must be on the same disk."""
     return out.resolve() if out.is_symlink() else out

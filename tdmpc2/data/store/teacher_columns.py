@@ -6,8 +6,8 @@
                                 /meta.json    whose outputs these are and of which data, with whole checksums
                 <teacher>-<data>.lock         held while a file is made or computed
 
-:mod:`tdmpc2.training.teacher_cache` fills it. A number once written is never changed, so that several runs may read and fill one
-column at a time.
+:mod:`tdmpc2.training.teacher_cache` fills them. A number once written is never changed, so that several runs may read
+and fill one column at a time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from tdmpc2.data.store.store import EpisodeStore, header
-from tdmpc2.support.files import locked, write_text
+from tdmpc2.support.files import check_free_disk, locked, write_text
 
 FORMAT = 1
 COLUMNS = ("reward", "value")
@@ -145,11 +145,7 @@ def _create(path: Path, name: str, store: EpisodeStore, meta: dict[str, str]) ->
             if (path / f"{name}.npy").exists():
                 return
             shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed here
-            if (free := shutil.disk_usage(path.parent).free) < size:
-                raise ValueError(
-                    f"{path} needs {size / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free: make room on that disk, or "
-                    "train with distillation_cache=off"
-                )
+            check_free_disk(path, size, "train with distillation_cache=off")
             try:
                 temporary.mkdir()
                 with open(temporary / f"{name}.npy", "wb") as file:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from tdmpc2.data.store.store import EpisodeStore, StoreFile, StoreMeta, header
 from tdmpc2.support import files
-from tdmpc2.support.files import replacing, write_text
+from tdmpc2.support.files import delete_leftovers, replacing, write_text
 from tdmpc2.tracking.progress import open_console, print_line
 
 _MARK = "replaced-by-import"  # in a store that may be deleted as soon as its successor is complete
@@ -84,8 +84,7 @@ class StoreWriter:
             discard(self.partial)
         try:
             self.partial.mkdir(exist_ok=True)
-            for temporary in self.partial.glob(".*.tmp"):  # of a process that was killed
-                temporary.unlink()
+            delete_leftovers(self.partial)
             lines = (" ".join(pair) for pair in zip(self.finished, self._origins, strict=False))
             write_text(self._journal_path, "\n".join([self._form, *lines]) + "\n")
             _sync_directory(self.partial)  # the journal also says that this directory is of an import
@@ -209,7 +208,7 @@ def beside(out: Path, ending: str) -> Path:
 
 
 def locked(out: Path, quiet: bool = False, **advice: str) -> AbstractContextManager[None]:
-    """Hold ``.<out>.lock``; where another process does, say so and wait for it. See :func:`tdmpc2.support.files.locked`."""
+    """Hold ``.<out>.lock``; where another process does, print a line and wait (:func:`tdmpc2.support.files.locked`)."""
     busy = "" if quiet else f"Another process is writing {out}: waiting for it"
     return files.locked(beside(out, "lock"), busy, wait=None, **advice)
 

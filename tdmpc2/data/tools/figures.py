@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tdmpc2.support.figures import figure_class
-from tdmpc2.support.files import replacing
+from tdmpc2.support.figures import figure_class, save_figure
 
 
 def return_histograms(path: Path, returns: Mapping[str, np.ndarray], title: str) -> None:
-    """A PNG with one histogram of episode returns per task, all on the same axis of returns.
+    """Draw one histogram of episode returns per task into a PNG, all on the same axis of returns.
 
     Args:
         path: file to write.
@@ -45,5 +44,4 @@ def return_histograms(path: Path, returns: Mapping[str, np.ndarray], title: str)
         panel.set_axis_off()
     figure.suptitle(title, fontsize=9)
     figure.supxlabel("episode return; the line is the median", fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    save_figure(figure, path)

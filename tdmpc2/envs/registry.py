@@ -1,0 +1,165 @@
+"""Families of environments: how a task's name is recognised, who builds it, and how it is scored.
+
+A new family is one more row of :data:`FAMILIES`. Its modules are imported when one of its tasks is first built.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from tdmpc2.tasks import TASKS, TaskSpec, nearest
+
+Floats = NDArray[np.float64]
+
+
+class ScoreRule(NamedTuple):
+    """A rule that turns returns and successes of episodes into scores."""
+
+    label: str  # heading of a column of such scores
+    score: Callable[[Floats, Floats], Floats]  # (returns [n], successes [n]) -> scores [n]
+    normalized: bool = True  # on a scale of 0 to 100, so that a mean over tasks makes sense
+
+
+SCORE_RULES = {
+    "return/10": ScoreRule("normalized score", lambda returns, successes: returns / 10),
+    "success": ScoreRule("normalized score", lambda returns, successes: 100 * successes),
+    "return": ScoreRule("return", lambda returns, successes: returns, normalized=False),
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Environments that are built and scored in one way.
+
+    Attributes:
+        name: of the family, for messages.
+        pattern: regular expression that all names of its tasks match, and none of a family further down.
+        make: ``module:function`` of (name, seed, render_mode), which builds a task; empty: none can be built here.
+        spec: ``module:function`` of (name), which measures a task that is not in the table.
+        resolve: ``module:function`` of (name), which raises ``ValueError`` if there is no such task; empty: building an
+            environment shows it.
+        entry_point: what Gymnasium builds for ``tdmpc2/<task>-v0``; empty: its tasks are not registered there.
+        extra: extra of this package that installs its simulator; empty: none is needed.
+        score: key of :data:`SCORE_RULES`.
+        success: ``never`` (its tasks have no notion of success), ``always``, or ``reported`` where an environment does.
+        episodic: an episode may end before its time limit.
+        renewable: ``reset(seed=s)`` of a used environment equals a new one built with seed s.
+        remedy: what to do instead, where none can be built here.
+    """
+
+    name: str
+    pattern: str
+    make: str = ""
+    spec: str = ""
+    resolve: str = ""
+    entry_point: str = ""
+    extra: str = ""
+    score: str = "return/10"
+    success: str = "never"
+    episodic: bool = False
+    renewable: bool = False
+    remedy: str = ""
+
+    def build(self, name: str, seed: int | None, render_mode: str | None) -> gymnasium.Env[Any, Any]:
+        """Build an environment of a task.
+
+        Raises:
+            ValueError: unknown task, or one that cannot be built here.
+        """
+        self.check(name)
+        env: gymnasium.Env[Any, Any] = _function(self.make)(name, seed, render_mode)
+        return env
+
+    def measure(self, name: str) -> TaskSpec:
+        """Read the facts of a task from its environment, which is built once for it.
+
+        Raises:
+            ValueError: as :meth:`build`.
+        """
+        self.check(name)
+        spec: TaskSpec = _function(self.spec)(name)
+        return spec
+
+    def check(self, name: str) -> None:
+        """Raise ``ValueError``, saying what to do, unless a task can be built here; none is built."""
+        if not self.make:
+            hint = "" if name in TASKS else nearest(name, TASKS)
+            raise ValueError(f"Task '{name}': {self.name} environments are not supported yet. {self.remedy}.{hint}")
+        if self.resolve and name not in TASKS:
+            _function(self.resolve)(name)
+
+
+_WRAP_IT = "Register it with Gymnasium and name its id, as in task=my_package:Mine-v0"
+
+FAMILIES = (
+    Family(
+        "Gymnasium",
+        r".*:.*|.*-v\d+",  # also whatever name is registered: see family_of
+        make="tdmpc2.envs.gymnasium_env:make",
+        spec="tdmpc2.envs.gymnasium_env:spec",
+        score="return",
+        success="reported",
+        episodic=True,
+    ),
+    Family(
+        "Meta-World",
+        r"mw-.*",
+        extra="metaworld",
+        score="success",
+        success="always",
+        remedy="Its data and models can be used: train with eval_freq=0",
+    ),
+    Family("MyoSuite", r"myo-.*", score="success", success="always", episodic=True, remedy=_WRAP_IT),
+    Family(
+        "ManiSkill",
+        r"(lift|pick|stack)-cube|pick-ycb|turn-faucet",
+        score="success",
+        success="always",
+        remedy=_WRAP_IT,
+    ),
+    Family(
+        "DMControl",  # last: its names have no form of their own
+        r".*",
+        make="tdmpc2.envs.dm_control:make",
+        spec="tdmpc2.envs.dm_control:spec",
+        resolve="tdmpc2.envs.dm_control:resolve",
+        entry_point="tdmpc2.envs.dm_control:DMControlEnv",
+        renewable=True,
+    ),
+)
+_GYMNASIUM = FAMILIES[0]
+
+
+def family_of(name: str) -> Family:
+    """Find the family of a task by its name; nothing is imported, and the task need not exist.
+
+    What is registered with Gymnasium is of that family whatever its name is.
+    """
+    if name in gymnasium.registry:
+        return _GYMNASIUM
+    return next(family for family in FAMILIES if re.fullmatch(family.pattern, name))
+
+
+def score_rule(spec: TaskSpec) -> ScoreRule:
+    """Find how episodes of a task are scored; ``score_rule(spec).score(returns, successes)`` does it."""
+    return SCORE_RULES["success" if spec.success_score else family_of(spec.name).score]
+
+
+def score_label(specs: Iterable[TaskSpec]) -> str:
+    """Name the mean score of some tasks: ``normalized score``, or ``return`` where a task's returns have no scale."""
+    rules = [score_rule(spec) for spec in specs]
+    return next((rule.label for rule in rules if not rule.normalized), SCORE_RULES["return/10"].label)
+
+
+def _function(path: str) -> Callable[..., Any]:
+    module, _, name = path.partition(":")
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function

@@ -1,0 +1,105 @@
+"""The table of environment families: recognition, refusals, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import gymnasium
+import numpy as np
+import pytest
+
+from tdmpc2.envs import check_task, make_env, registry, task_spec
+from tdmpc2.envs.registry import FAMILIES, family_of, score_label, score_rule
+from tdmpc2.tasks import TASKS, TaskSpec, lookup
+from tests.helpers.toy_envs import STANDS
+
+PENDULUM = TaskSpec("Pendulum-v1", 3, 1, 200)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("walker-walk", "DMControl"),
+        ("cup_spin", "DMControl"),
+        ("manipulator-bring_ball", "DMControl"),
+        ("Pendulum-v1", "Gymnasium"),
+        ("my_package:Mine-v0", "Gymnasium"),
+        ("my_package:Mine", "Gymnasium"),
+        ("mw-reach", "Meta-World"),
+        ("pick-cube", "ManiSkill"),
+        ("lift-cube", "ManiSkill"),
+        ("turn-faucet", "ManiSkill"),
+        ("myo-pen-twirl-hard", "MyoSuite"),
+    ],
+)
+def test_family_is_recognised_by_name(name: str, family: str) -> None:
+    assert family_of(name).name == family
+
+
+def test_registered_name_is_gymnasium_whatever_its_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gymnasium.registry, "pick-cube", gymnasium.spec("Pendulum-v1"))
+    assert family_of("pick-cube").name == "Gymnasium"
+
+
+@pytest.mark.parametrize("reach", [check_task, make_env, task_spec])
+@pytest.mark.parametrize(("name", "family"), [("pick-cube", "ManiSkill"), ("myo-reach", "MyoSuite")])
+def test_task_of_a_known_family_without_environments_names_it(
+    name: str, family: str, reach: Callable[[str], object]
+) -> None:
+    """It was an unknown task, as if misspelt."""
+    with pytest.raises(ValueError, match=f"Task '{name}': {family} environments are not supported yet. .*Gymnasium"):
+        reach(name)
+
+
+def test_meta_world_refusal_says_how_to_train() -> None:
+    with pytest.raises(ValueError, match="Its data and models can be used: train with eval_freq=0"):
+        check_task("mw-reach")
+
+
+def test_misspelt_meta_world_task_gets_a_hint() -> None:
+    with pytest.raises(ValueError, match="Did you mean 'mw-reach'"):
+        task_spec("mw-reech")
+
+
+def test_new_family_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = registry.Family(
+        "Toys", "toy-.*", make=f"{__name__}:_make_toy", spec=f"{__name__}:_toy_spec", score="success", success="always"
+    )
+    monkeypatch.setattr(registry, "FAMILIES", (row, *FAMILIES))
+    check_task("toy-stand")
+    assert task_spec("toy-stand").episode_length == 7
+    assert make_env("toy-stand", seed=4).reset()[0].shape == (4,)
+    assert score_rule(task_spec("toy-stand")).score(np.ones(1), np.ones(1)) == [100]
+
+
+def _make_toy(name: str, seed: int | None, render_mode: str | None) -> gymnasium.Env:
+    return make_env(STANDS, seed, render_mode=render_mode)
+
+
+def _toy_spec(name: str) -> TaskSpec:
+    return TaskSpec(name, 4, 2, 7)
+
+
+@pytest.mark.parametrize(
+    ("spec", "score", "label"),
+    [
+        (lookup("walker-walk"), 50.0, "normalized score"),
+        (lookup("mw-reach"), 25.0, "normalized score"),
+        (PENDULUM, 500.0, "return"),
+    ],
+)
+def test_score_is_by_the_rule_of_the_family(spec: TaskSpec, score: float, label: str) -> None:
+    """The return of an environment of one's own was divided by ten, as if it were one of DMControl's."""
+    assert score_rule(spec).score(np.array([500.0]), np.array([0.25])) == [score]
+    assert score_rule(spec).label == label
+
+
+def test_label_of_mixed_tasks_is_return_where_one_has_no_scale() -> None:
+    assert score_label([lookup("walker-walk"), lookup("mw-reach")]) == "normalized score"
+    assert score_label([lookup("walker-walk"), PENDULUM]) == "return"
+
+
+def test_table_agrees_with_the_success_scores_of_task_files() -> None:
+    assert {name for name in TASKS if TASKS[name].success_score} == {
+        name for name in TASKS if family_of(name).score == "success"
+    }
