@@ -21,8 +21,8 @@ from tdmpc2.commands.cli import one_line_errors
 from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.placement import data_record, open_data
-from tdmpc2.data.source import CHUNKS, find_form, open_source
 from tdmpc2.data.sampler import SliceSampler
+from tdmpc2.data.source import CHUNKS, find_form, open_source
 from tdmpc2.distillation.outputs import check_teacher, teacher_columns
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.math import decode, symlog
