@@ -19,7 +19,7 @@ from tdmpc2.tracking.curves import Curve, read_curves
 Floats = NDArray[np.float64]
 #: What is drawn, in this order: title -> names of its curves, of which the first that a run has is taken.
 _PANELS = {
-    "normalized score": ("eval/normalized_score", "eval/score"),
+    "score": ("eval/normalized_score", "eval/return"),
     "total loss": ("train/total_loss",),
     "consistency loss": ("train/consistency_loss",),
     "reward loss": ("train/reward_loss",),

@@ -98,7 +98,8 @@ def sensible_range(values: Iterable[float]) -> Interval:
 
 def _panels(rows: Sequence[dict[str, Any]]) -> Panels:
     """The score, and the held-out errors that all rows have."""
-    panels = {"normalized score": [Estimate(row["score"], row["interval"], row["scores"]) for row in rows]}
+    name = ", ".join(dict.fromkeys(row["score_label"] for row in rows))
+    panels = {name: [Estimate(row["score"], row["interval"], row["scores"]) for row in rows]}
     for name, label in (("reward_rmse", "held-out reward RMSE"), ("value_rmse", "held-out value RMSE")):
         if all(name in row["heldout"] for row in rows):
             panels[label] = [

@@ -17,9 +17,10 @@ def rows_of(study: Study) -> list[dict[str, Any]]:
 
     Returns:
         For each group, those without a teacher first: ``name``, its short ``label``, ``taught``, ``values`` (the keys
-        in which groups differ), ``runs``, ``seeds``, ``paths``, ``steps``, ``scores`` (one per run), ``score``,
-        ``interval``, ``best``, ``control`` (name of the group it is compared with, or None), ``is_control``,
-        ``minus_control`` with its interval, ``losses``, held-out errors, ``returns`` by task and ``hours``.
+        in which groups differ), ``runs``, ``seeds``, ``paths``, ``steps``, ``score_label``, ``scores`` (one per run),
+        ``score``, ``interval``, ``best``, ``control`` (name of the group it is compared with, or None),
+        ``is_control``, ``minus_control`` with its interval, ``losses``, held-out errors, ``returns`` by task and
+        ``hours``.
     """
     labels = short_labels([group.name for group in study.groups])
     controls = {group.name: study.control_of(group) for group in study.groups}
@@ -40,6 +41,7 @@ def _row(group: Group, control: Group | None, is_control: bool) -> dict[str, Any
         "seeds": [run.seed for run in runs],
         "paths": [str(run.path) for run in runs],
         "steps": runs[0].config["steps"],
+        "score_label": runs[0].score_label,
         "scores": scores,
         "score": _mean(scores),
         "interval": mean_interval(scores),

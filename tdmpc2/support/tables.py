@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from rich.box import SIMPLE
 from rich.table import Table
+
+_FEW_COLUMNS = 7
+_HEADING = 7  # letters of a line
 
 
 class Cells(NamedTuple):
@@ -26,14 +30,17 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, nu
 
 
 def terminal_table(cells: Cells) -> Table:
-    """Arrange a table for the terminal: headings take a line for each word, and names in the first column stay whole.
+    """Arrange a table for the terminal.
 
-    Where a terminal is too narrow, numbers are folded before names are: a name torn in two is not found again.
+    Headings take several lines, and so do cells with spaces in them where the terminal is narrow; names and numbers
+    stay whole, because one that is torn in two is not found again.
     """
-    table = Table(title=cells.title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    space = 1 if len(cells.headings) <= _FEW_COLUMNS else 0  # beside the one that the box has
+    table = Table(title=cells.title, title_justify="left", box=SIMPLE, padding=(0, space, 0, 0))
     for index, heading in enumerate(cells.headings):
-        name = index == 0
-        table.add_column(heading.replace(" ", "\n"), justify="left" if name else "right", overflow="fold", no_wrap=name)
+        lines = "\n".join(textwrap.wrap(heading, _HEADING, break_long_words=False))
+        whole = not any(" " in row[index] for row in cells.rows)
+        table.add_column(lines, justify="right" if index else "left", overflow="fold", no_wrap=whole)
     for row in cells.rows:
         table.add_row(*row)
     if cells.total is not None:

@@ -90,4 +90,4 @@ def test_study_figure_has_a_curve_for_every_group_over_steps_and_hours(
 def test_panels_show_distillation_losses_before_speed() -> None:
     names = ("speed/it_per_s", "distill/value_loss", "distill/factor", "train/value_loss", "eval/normalized_score")
     panels = list(curves._metrics({"": [dict.fromkeys(names)]}))  # type: ignore[list-item]
-    assert panels == ["normalized score", "value loss", "distillation:\nvalue loss", "updates per second"]
+    assert panels == ["score", "value loss", "distillation:\nvalue loss", "updates per second"]
