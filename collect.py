@@ -1,59 +1,18 @@
-"""Play episodes and store them as training data.
-
-python collect.py "tasks=[cartpole-balance,walker-stand]" episodes_per_task=20
-python collect.py checkpoint=models/student.pt episodes_per_task=20 data_dir=data/mt30
-python collect.py "mix=[0.2 random, 0.3 policy early.pt noise 0.3, 0.5 planner late.pt]" episodes_per_task=100
-
-Without a checkpoint the actions are random. `mix` shares out every task's episodes, beginner to expert. An entry is a
-share, `random`, `policy` or `planner`, a checkpoint, and perhaps `noise` with a standard deviation (0: none; left out:
-the agent's own exploration noise). All of it stands in double quotes; an entry whose file name has `,`, `=`, `(` or `~`
-also in single ones.
-
-The same command again continues where it was stopped, and the files are those of an undisturbed run; once they are
-complete it adds nothing, and another `seed` adds other episodes. Files that are already there stay.
-"""
+"""Play episodes and store them as training data: `python collect.py --help`."""
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
-
 import hydra
-import numpy as np
 from omegaconf import DictConfig
-from rich import box, get_console
-from rich.table import Table
 
-from tdmpc2.commands import cli
-from tdmpc2.config import parse_cfg
-from tdmpc2.loading import load_agent
-from tdmpc2.play.collector import Shard, collect, episode_returns
-from tdmpc2.play.mixture import load_players, sources_of
-from tdmpc2.support.runtime import set_num_threads
+from tdmpc2.commands.collect import APP, run
+from tdmpc2.commands.hydra_app import launch_script
 
 
 @hydra.main(config_name="config_mt30", config_path="./student_config", version_base="1.3")
-@cli.one_line_errors
 def main(cfg: DictConfig) -> None:
-    config = parse_cfg(cli.composed(cfg))
-    set_num_threads(config.num_threads)
-    sources = sources_of(config.mix, config.checkpoint, config.mpc)
-    players = load_players(sources, partial(load_agent, **cli.load_keys(cfg)))
-    config = next((player.agent.cfg for player in players if player.agent is not None), config)
-    console = get_console()
-
-    def report(shard: Shard, returns: np.ndarray) -> None:
-        low, mean, high = returns.min(), returns.mean(), returns.max()
-        line = f"{shard.task}: return {mean:.1f} (from {low:.1f} to {high:.1f}), {shard.source}, {shard.name}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-    paths = collect(config, players, Path(config.data_dir), report)
-    table = Table("task", "episodes", "mean return", "from", "to", box=box.SIMPLE)
-    for task, returns in episode_returns(paths, config).items():
-        row = (f"{value:.1f}" for value in (returns.mean(), returns.min(), returns.max()))
-        table.add_row(task, str(len(returns)), *row)
-    console.print(table)
+    run(cfg)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    launch_script(APP, main)

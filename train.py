@@ -1,28 +1,18 @@
-"""Train a student on offline data, taught by a teacher or from scratch.
-
-python train.py student_config.data_dir=data/mt30 teacher_config.checkpoint=teacher.pt
-python train.py teacher_config=null student_config.steps=1000
-python train.py --multirun student_config.distillation_weight=0,0.25,0.45
-"""
+"""Train a student on offline data, taught by a teacher or from scratch: `python train.py --help`."""
 
 from __future__ import annotations
 
 import hydra
 from omegaconf import DictConfig
 
-from tdmpc2.commands import cli
-from tdmpc2.config import parse_cfg
-from tdmpc2.training.offline import train
+from tdmpc2.commands.hydra_app import launch_script
+from tdmpc2.commands.train import APP, run
 
 
 @hydra.main(config_name="generic", config_path=".", version_base="1.3")
-@cli.one_line_errors
 def main(cfg: DictConfig) -> None:
-    student = parse_cfg(cli.composed(cfg.student_config), "student_config")
-    taught = cfg.get("teacher_config") is not None
-    teacher = parse_cfg(cli.composed(cfg.teacher_config), "teacher_config") if taught else None
-    train(student, teacher)
+    run(cfg)
 
 
 if __name__ == "__main__":
-    cli.run(main, groups=("student_config", "teacher_config"))
+    launch_script(APP, main)

@@ -17,6 +17,7 @@ import torch
 from benchmarks._harness import Run, make_parser, parse, report, skip, take_turns
 from tdmpc2.acceleration.cpu import library
 from tdmpc2.acceleration.cpu.networks import PackedLayer, linear, normed_linear
+from tdmpc2.acceleration.low_precision import lower
 from tdmpc2.nn.layers import NormedLinear
 from tdmpc2.support.runtime import can_compile
 
@@ -33,14 +34,14 @@ def layer_runs(rows: int, width: int = 384) -> dict[str, Run]:
     def converted(name: str) -> NormedLinear:
         layer = copy.deepcopy(plain)
         if name != "fp32":
-            layer.set_format(name)
+            lower(layer, name)
         return layer
 
     runs: dict[str, Run] = {"PyTorch fp32": partial(plain, x)}
     for name in ("bf16", "int8") if can_compile(x.device) else ():
         runs[f"torch.compile {name}"] = partial(torch.compile(converted(name), dynamic=False), x)
     for name in ("fp32", "bf16", "int8"):
-        runs[f"kernels {name}"] = partial(normed_linear, x, PackedLayer(linear(converted(name), 1)))
+        runs[f"kernels {name}"] = partial(normed_linear, x, PackedLayer(linear(converted(name))))
     return runs
 
 

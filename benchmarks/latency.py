@@ -50,18 +50,6 @@ BUDGETS: tuple[dict[str, int], ...] = (
 )
 
 
-def budget_keys(budget: dict[str, int], cfg: Config) -> dict[str, int]:
-    """Return a budget with as large a share of elites and policy samples as the file's."""
-    if "num_samples" not in budget:
-        return budget
-    share = budget["num_samples"] / cfg.num_samples
-    return {
-        **budget,
-        "num_elites": max(4, round(share * cfg.num_elites)),
-        "num_pi_trajs": max(2, round(share * cfg.num_pi_trajs)),
-    }
-
-
 def plan_mean(agent: TDMPC2, obs: Tensor, task: Tensor | None, seed: int) -> Tensor:
     """Return the mean of the agent's plan at the start of episodes, [E, H, A]."""
     cfg, model = agent.cfg, agent.model
@@ -121,8 +109,8 @@ def load_agents(
     agents: dict[str, TDMPC2] = {}
     for precision in precisions:
         for budget in budgets:
-            keys: dict[str, Any] = dict(budget_keys(budget, plain.cfg))
-            agent = load_agent(path, device=str(plain.device), precision=precision, compile="true", **keys)
+            keys: dict[str, Any] = {**budget, "compile": "true"}  # elites follow the samples
+            agent = load_agent(path, device=str(plain.device), precision=precision, **keys)
             agent.compile_planner()
             agents[name_of(precision, budget)] = agent
         alone = load_agent(path, device=str(plain.device), precision=precision, mpc=False)

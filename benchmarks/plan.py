@@ -22,7 +22,8 @@ from benchmarks._harness import Run, make_parser, parse, report, take_turns
 from benchmarks._inputs import make_config
 from tdmpc2 import planner
 from tdmpc2.acceleration.cpu import library
-from tdmpc2.acceleration.fast_planner import FastPlanner
+from tdmpc2.acceleration.fast_planner import FastPlanner, compiled_functions
+from tdmpc2.acceleration.low_precision import set_precision
 from tdmpc2.config import Config
 from tdmpc2.nn.formats import FLOATS
 from tdmpc2.nn.world_model import WorldModel
@@ -85,7 +86,7 @@ def plan_run(model: WorldModel, num_envs: int, kind: str) -> Run:
         fast.speed_up("true", 10**6)
         assert fast.kind == kind, fast.kind
     elif kind == "compiled":
-        functions: dict[str, Any] = dict(planner.compiled())
+        functions: dict[str, Any] = compiled_functions(model)
         plan = partial(planner.plan, model, **functions)
 
     def run() -> None:
@@ -102,7 +103,7 @@ def plan_runs(cfg: Config, num_envs: int, device: torch.device) -> dict[str, Run
     for name in formats:
         model = copy.deepcopy(plain)
         if name != "fp32":
-            model.set_precision(name, torch.bfloat16)
+            set_precision(model, name, torch.bfloat16)
         if device.type == "cpu" and not library.reason():
             runs[f"kernels {name}"] = plan_run(model, num_envs, "kernels")
         if can_compile(device) and (device.type == "cuda" or name == "bf16"):

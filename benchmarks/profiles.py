@@ -49,7 +49,8 @@ def make_run(what: str, cfg: Config) -> Run:
     agent = TDMPC2(cfg)
     if what == "update":
         if cfg.compile == "true":  # without the C++ wrapper: what is called from C++ the profiler does not see
-            agent._model_losses, agent._policy_loss = compiled_update.compiled(agent.model, agent.device, options={})
+            losses = compiled_update.compiled(agent.model, agent.device, cpp_wrapper=False)
+            agent._model_losses, agent._policy_loss = losses
         batch = random_batch(cfg, agent.device)
         return lambda: agent.update(batch)
     agent.compile_planner(10**9)

@@ -25,12 +25,12 @@ from torch import Tensor
 
 from benchmarks._harness import Run, make_parser, parse, print_table, report, take_turns
 from benchmarks._inputs import student
-from quantize import quantize
 from tdmpc2.acceleration.cpu import library
 from tdmpc2.acceleration.cpu.networks import PackedLayer, linear, normed_linear
 from tdmpc2.checkpoints.files import load_file
 from tdmpc2.nn.layers import NormedLinear
 from tdmpc2.quantization.calibration import COUNT
+from tdmpc2.quantization.command import quantize
 from tdmpc2.quantization.files import NAMES, full_payload, stem_of, target_files
 from tdmpc2.quantization.measure import Candidate, Settings, load_agents
 from tdmpc2.quantization.report import report_files

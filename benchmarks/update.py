@@ -29,7 +29,7 @@ from benchmarks._harness import Run, Timings, make_parser, parse, report, skip, 
 from benchmarks._inputs import make_config, random_batch
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
-from tdmpc2.support.runtime import can_compile, has_fast_bf16, resolve_device
+from tdmpc2.support.runtime import can_compile, has_fast_bf16, keep_freed_memory, resolve_device
 
 MINUTES = 5
 DISK_GB = 0
@@ -135,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--teacher", action="store_true", help="with a 5M teacher")
     args = parse(parser, argv, block=1)
     device = resolve_device(args.device)
+    keep_freed_memory()  # as train.py does
     if not can_compile(device):
         skip("there is no C++ compiler with Python's headers here: install g++ and python3-dev (for CUDA, triton)")
     cfg, usual = make_config(args), (args.repeats, args.block)

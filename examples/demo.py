@@ -7,6 +7,7 @@ leave behind is in demo/. The budget is minutes, so the scores are far below a t
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import subprocess
@@ -64,6 +65,8 @@ def random_returns() -> dict[str, float]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()  # --help explains and runs nothing
     if OUT.exists():
         sys.exit(f"error: {OUT}/ exists from an earlier demo: remove it first (rm -r {OUT})")
     start = time.perf_counter()

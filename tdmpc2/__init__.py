@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from tdmpc2.loading import load_agent
     from tdmpc2.nn.world_model import WorldModel
 
-__all__ = ["TDMPC2", "Config", "WorldModel", "load_agent", "make_env", "parse_cfg"]
+    __version__: str
+
+__all__ = ["TDMPC2", "Config", "WorldModel", "__version__", "load_agent", "make_env", "parse_cfg"]
 
 _HOMES = {
     "TDMPC2": "tdmpc2.agent",
@@ -30,6 +32,8 @@ register()
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("tdmpc2.support.version").version()
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'tdmpc2' has no attribute '{name}'")

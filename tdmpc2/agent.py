@@ -16,7 +16,9 @@ from torch.nn.utils import clip_grad_norm_
 
 from tdmpc2 import losses
 from tdmpc2.acceleration import compiled_update
+from tdmpc2.acceleration import layers as fast_layers
 from tdmpc2.acceleration.fast_planner import FastPlanner
+from tdmpc2.acceleration.low_precision import set_precision
 from tdmpc2.checkpoints.files import load_file, save_file
 from tdmpc2.config import RUN_KEYS, Config
 from tdmpc2.data.batch import Batch
@@ -28,7 +30,7 @@ from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.noise import UpdateNoise as UpdateNoise
 from tdmpc2.noise import draw_update_noise
 from tdmpc2.player import Array, Player, TaskLike
-from tdmpc2.support.runtime import can_compile, keep_freed_memory, resolve_device
+from tdmpc2.support.runtime import can_compile, resolve_device
 
 #: Rows of batches that a run must have to be worth compiling: 20 000 updates of 256.
 _ROWS_WORTH_COMPILING = 5_120_000
@@ -70,6 +72,9 @@ class TDMPC2:
             if p.requires_grad and not name.startswith(("_encoder.", "_pi."))
         ]
         self.distillation = Distillation(cfg, None if teacher is None else teacher.model, self.device)
+        if cfg.update_precision == "bf16":
+            for module in filter(None, (self.model, self.distillation.projection)):
+                fast_layers.keep_products_only(module)
         self._model_params = [*encoder, *others, *self.distillation.parameters]
         self._policy_params = policy
         groups: list[dict[str, Any]] = [{"params": encoder, "lr": cfg.lr * cfg.enc_lr_scale}, {"params": others}]
@@ -180,7 +185,6 @@ class TDMPC2:
         if not self._update_compiled:
             why = "several processes" if self.group.world_size > 1 else f"no compiler for {self.device.type} found"
             return f"Training without compilation: {why}" if wanted else ""
-        keep_freed_memory()
         self._model_losses, self._policy_loss = compiled_update.compiled(self.model, self.device)
         return "Compiling the update in its first step (one or two minutes; compile=false turns it off)"
 
@@ -196,7 +200,7 @@ class TDMPC2:
 
     def _context(self, all_ids: Tensor | None) -> TaskContext:
         """Look up the tasks of this process's rows. Looking up rescales the table: in all processes alike."""
-        context = self.model.context(all_ids)
+        context = self.model.context(all_ids, train=True)
         if all_ids is None or self.group.world_size == 1:
             return context
         return context.for_rows(self.group.rows(len(all_ids)))
@@ -275,10 +279,10 @@ class TDMPC2:
         else:
             self.generator.manual_seed(int.from_bytes(generator.numpy().tobytes()[:7], "little"))
 
-    def set_precision(self, name: str, format_of: Callable[[str], str], wide: torch.dtype) -> None:
+    def set_precision(self, name: str, format_of: Callable[[str], str], compute_dtype: torch.dtype) -> None:
         """Act in lower precision from now on, and train no more; see :class:`~tdmpc2.precision.Execution`."""
         self._require_fp32("change the precision")
-        self.model.set_precision(format_of, wide)
+        set_precision(self.model, format_of, compute_dtype)
         self.precision = name
 
     def _require_fp32(self, purpose: str) -> None:

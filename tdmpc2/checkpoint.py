@@ -1,8 +1,6 @@
-"""Former name of ``python -m tdmpc2.checkpoints``, kept for one release."""
+"""Former name of ``tdmpc2 checkpoint``, kept for one release."""
 
-import sys
-
-from tdmpc2.checkpoints.files import main
+from tdmpc2.commands.checkpoint import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,6 +1,6 @@
-"""Former module of ``python -m tdmpc2.heldout``, kept for one release."""
+"""Former name of ``tdmpc2 heldout``, kept for one release."""
 
-from tdmpc2.studies.heldout import main
+from tdmpc2.commands.heldout import main
 
 if __name__ == "__main__":
     main()

@@ -18,15 +18,26 @@ _log = logging.getLogger("tdmpc2")
 
 
 def load_agent(
-    source: str | PathLike[str] | Mapping[str, Any], *, device: str = "auto", precision: str = "auto", **overrides: Any
+    source: str | PathLike[str] | Mapping[str, Any],
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    compile: bool | str = "auto",
+    quiet: bool = False,
+    **overrides: Any,
 ) -> TDMPC2:
-    """An agent with the architecture, tasks and weights of a file of any public layout or precision.
+    """Build an agent with the architecture, tasks and weights of a file of any public layout or precision.
 
     Args:
         source: file, or a dict as read from one.
         device: where it computes; ``auto`` prefers an accelerator.
         precision: ``auto``, ``fp32``, ``bf16``, ``fp16`` or ``int8``; ``auto`` is the fastest that is correct for the
             file here. An agent below fp32 acts but does not train.
+        compile: how it plans. ``auto`` is the fastest way that its use repays: the CPU kernels from the first plan on
+            where the processor has what they need; else plainly, and compiled by torch after 1,000 plans, which then
+            takes a minute. ``True`` compiles in the first plan, as a control loop will want it; ``False`` never.
+            :meth:`~tdmpc2.agent.TDMPC2.compile_planner` decides anew for a known number of plans.
+        quiet: log neither what it computes in nor how it plans.
         overrides: keys of :class:`~tdmpc2.config.Config` that win over the file's, such as ``num_samples`` or
             ``task``; a task of a multi-task file selects that task.
 
@@ -34,13 +45,14 @@ def load_agent(
         ValueError: unreadable file, or a task the file does not have.
     """
     file = load_file(source)
-    agent = TDMPC2(config_of(file, device=device, precision=precision, **overrides))
+    agent = TDMPC2(config_of(file, device=device, precision=precision, compile=compile, **overrides))
     agent.load({"model": file.model})
-    chosen = execution(precision, file, agent.device)
-    if chosen.remark:
-        _log.warning("%s: %s", file.origin, chosen.remark)
+    chosen = execution(precision, file, agent.device, kernels=agent.cfg.compile != "false")
+    if chosen.note and not quiet:
+        _log.warning("%s: %s", file.origin, chosen.note)
     if chosen.name != "fp32":
-        agent.set_precision(chosen.name, chosen.format_of, chosen.wide)
+        agent.set_precision(chosen.name, chosen.format_of, chosen.compute_dtype)
+    agent.planner.speed_up_with_use(agent.cfg.compile, quiet=quiet)
     return agent
 
 

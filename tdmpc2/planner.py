@@ -7,8 +7,7 @@ Nothing is kept between calls and no randomness is hidden: the caller passes the
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import FunctionType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,22 +79,6 @@ def draw_noise(cfg: Config, num_envs: int, device: torch.device, generator: torc
         elite=-torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7))),
         action=normal(num_envs, cfg.action_dim),
     )
-
-
-def compiled() -> dict[str, Callable[..., Any]]:
-    """Compile ``iteration_fn`` and ``rollout_fn`` of :func:`plan`; each number of environments gets its own graph."""
-    return {
-        "iteration_fn": torch.compile(_own_copy(iteration), dynamic=False),
-        "rollout_fn": torch.compile(_own_copy(policy_rollout), dynamic=False),
-    }
-
-
-def _own_copy(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function with code of its own: torch compiles eight variants of one code, whoever asks for them."""
-    assert isinstance(function, FunctionType)
-    copy = FunctionType(function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__)
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
 
 
 def plan(

@@ -1,15 +1,16 @@
-"""What an agent acts in: from the formats its file stores and what the device does fast (DESIGN section 5)."""
+"""Choose what an agent acts in, from the formats its file stores and what the device does fast."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 
+from tdmpc2.acceleration.cpu.speed import fastest, kernel_seconds
+from tdmpc2.acceleration.low_precision import planning_format
 from tdmpc2.checkpoints.files import Checkpoint, formats_of, precision_of
 from tdmpc2.nn.formats import FLOATS
-from tdmpc2.nn.world_model import planning_format
 from tdmpc2.support.runtime import has_fast_bf16, has_fast_int8
 
 
@@ -19,18 +20,18 @@ class Execution(NamedTuple):
     Attributes:
         name: ``fp32``, ``bf16``, ``fp16``, ``int8``, ``int8-weight-only`` or ``mixed``.
         format_of: name of a weight matrix -> one of :data:`~tdmpc2.nn.formats.FORMATS`.
-        wide: what int8 weights are widened to where a product is not int8.
-        remark: one line where this is not what the file's name promises, else empty.
+        compute_dtype: what int8 weights are widened to where a product is not int8.
+        note: one line where this is not what the file's name promises, else empty.
     """
 
     name: str
     format_of: Callable[[str], str]
-    wide: torch.dtype
-    remark: str
+    compute_dtype: torch.dtype
+    note: str
 
 
-def execution(requested: str, file: Checkpoint, device: torch.device) -> Execution:
-    """What to compute a file's model in.
+def execution(requested: str, file: Checkpoint, device: torch.device, *, kernels: bool = True) -> Execution:
+    """Choose what to compute a file's model in.
 
     The encoder runs once per plan: its products are float32, with int8 weights widened.
 
@@ -38,13 +39,19 @@ def execution(requested: str, file: Checkpoint, device: torch.device) -> Executi
         requested: ``auto`` (the fastest that is correct for the file here), ``fp32``, ``bf16``, ``fp16`` or ``int8``.
         file: the file; its int8 matrices stay int8 unless a floating-point format is requested.
         device: where it is computed.
+        kernels: whether it may plan with the CPU kernels, which decides what is fast on a CPU.
     """
     formats, stored = formats_of(file.model), precision_of(file.model)
-    floating = requested if requested in FLOATS else _fastest("int8" if requested == "int8" else stored, device)
+    chosen = "int8" if requested == "int8" else stored
+    seconds: Mapping[str, float] = {}
+    if device.type == "cpu" and kernels and requested in ("auto", "int8") and chosen != "fp32":
+        seconds = kernel_seconds()
+    floating = requested if requested in FLOATS else _fastest_float(chosen, device, seconds)
     kept = _int8_format(file) if requested == "auto" else "int8"
     keep = requested == "int8"
     if requested == "auto" and "int8" in formats.values():
-        keep = kept == "int8-weight-only" or has_fast_int8(device)
+        widened_once = kept == "int8-weight-only" and (bool(seconds) or device.type != "cpu")
+        keep = widened_once or _int8_is_fast(floating, device, seconds)
 
     def format_of(matrix: str) -> str:
         is_int8 = keep and formats[matrix] == "int8"
@@ -56,22 +63,29 @@ def execution(requested: str, file: Checkpoint, device: torch.device) -> Executi
         (formats[m], format_of(m).removesuffix("-weight-only")) for m in formats if not m.startswith("_encoder.")
     }
     changes = [f"{was} weights are computed in {now}" for was, now in sorted(computed) if was != now]
-    remark = f"{stored} file: {', '.join(changes)}, the fastest this {device.type} does well" if changes else ""
+    note = f"{stored} file: {', '.join(changes)}, the fastest this {device.type} does well" if changes else ""
     name = floating if not keep else kept if stored != "mixed" or requested == "int8" else "mixed"
-    return Execution(name, format_of, FLOATS[floating], remark if requested == "auto" else "")
+    return Execution(name, format_of, FLOATS[floating], note if requested == "auto" else "")
 
 
-def _fastest(stored: str, device: torch.device) -> str:
-    """Floating-point format for a file's products."""
+def _fastest_float(stored: str, device: torch.device, seconds: Mapping[str, float]) -> str:
+    """Floating-point format for a file's products; ``seconds`` of the CPU kernels by format, if they are used."""
     if stored == "fp32":
         return "fp32"
+    if seconds:
+        return fastest(("bf16", "fp32"), seconds)
     if stored != "bf16" and device.type == "cuda":
         return "fp16"
     return "bf16" if has_fast_bf16(device) else "fp32"
 
 
+def _int8_is_fast(floating: str, device: torch.device, seconds: Mapping[str, float]) -> bool:
+    """True if int8 products are not slower than a floating-point format's."""
+    return fastest(("int8", floating), seconds) == "int8" if seconds else has_fast_int8(device)
+
+
 def _int8_format(file: Checkpoint) -> str:
-    """What a file's recipe wants its int8 weights multiplied with."""
+    """Format in which a file's recipe wants the products of its int8 weights: the inputs are quantised too, or not."""
     recipe = file.extra.get("recipe")
     weight_only = isinstance(recipe, dict) and recipe.get("activations") == "float"
     return "int8-weight-only" if weight_only else "int8"

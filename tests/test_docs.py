@@ -10,8 +10,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.commands.cli import check_overrides
 from tdmpc2.config import Config, key_names, parse_cfg
+from tests.helpers.command_lines import accepted, command_of, script_of
 
 REPO = Path(__file__).resolve().parent.parent
 PAGES = sorted((REPO / "docs").glob("*.md"))
@@ -57,17 +57,13 @@ def test_commands_of_pages_are_found() -> None:
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda x: " ".join(x)[:60] if isinstance(x, list) else "")
 def test_command_of_page_is_accepted(page: Path, command: list[str]) -> None:
-    script, *words = command
-    if script == "-m":
-        module = REPO / words.pop(0).replace(".", "/")
-        assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file()
-    else:
-        assert (REPO / script).is_file()
-    settings = [word for word in words if re.match(r"[\w./]+=", word)]
-    options = {word.partition("=")[0] for word in words if word.startswith("-")} - {"--multirun", "--cfg"}
-    assert all(any(f'"{option}"' in text for text in PYTHON.values()) for option in options)
-    check_overrides(settings, GROUPS if script == "train.py" else ())
-    for override in OverridesParser.create().parse_overrides(settings):
+    name, words = command_of(command)
+    if name is None:
+        assert script_of(command).is_file()
+        options = {word.partition("=")[0] for word in words if word.startswith("-")}
+        assert all(any(f'"{option}"' in text for text in PYTHON.values()) for option in options)
+        return
+    for override in OverridesParser.create().parse_overrides(list(accepted(name, words))):
         key = override.key_or_group.removeprefix(f"{GROUPS[0]}.").removeprefix(f"{GROUPS[1]}.")
         if key in HYDRA or key in GROUPS or key == "task":  # a task of one's own needs the reader's module
             continue

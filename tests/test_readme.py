@@ -10,14 +10,12 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.commands.cli import check_overrides
 from tdmpc2.config import Config, key_names, parse_cfg
+from tests.helpers.command_lines import accepted, command_of, script_of
 from tests.helpers.reference import REPO
 
 README = (REPO / "README.md").read_text()
 GROUPS = ("student_config", "teacher_config")
-OPTIONS = {"--multirun", "--cfg"}  # Hydra's own
-WITH_OPTIONS = ("quantize.py", "report.py", "examples/study.py")  # and `python -m ...`: argparse instead of Hydra
 
 
 def blocks(language: str) -> list[str]:
@@ -28,7 +26,7 @@ def blocks(language: str) -> list[str]:
 def commands() -> list[list[str]]:
     """Words of every command that runs one of the scripts, without variables before it."""
     lines = "".join(blocks("")).replace("\\\n", " ").splitlines() + re.findall(r"`(python [^`]*)`", README)
-    words = [shlex.split(line) for line in lines if re.match(r"([A-Z_]+=\S+ )*python ", line)]
+    words = [shlex.split(line, comments=True) for line in lines if re.match(r"([A-Z_]+=\S+ )*python ", line)]
     return [line[line.index("python") + 1 :] for line in words]
 
 
@@ -55,23 +53,13 @@ def test_commands_are_found() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command)[:60])
 def test_command(command: list[str]) -> None:
-    script, *arguments = command
-    settings = [word for word in arguments if "=" in word]
-    if script in ("-m", *WITH_OPTIONS):
-        if script == "-m":
-            module = REPO / arguments.pop(0).replace(".", "/")
-            file = module / "__main__.py" if module.is_dir() else module.with_suffix(".py")
-        else:
-            file = REPO / script
-        options = {word for word in arguments if word.startswith("-")}
-        assert not settings or "--set" in options
-        assert all(f'"{option}"' in file.read_text() for option in options)
+    name, words = command_of(command)
+    if name is None:
+        script = script_of(command)
+        options = {word for word in words if word.startswith("-")}
+        assert all(f'"{option}"' in script.read_text() for option in options)
         return
-    assert (REPO / script).is_file()
-    assert {word for word in arguments if word.startswith("-")} <= OPTIONS
-    groups = GROUPS if script == "train.py" else ()
-    check_overrides(settings, groups)
-    for override in OverridesParser.create().parse_overrides(settings):
+    for override in OverridesParser.create().parse_overrides(list(accepted(name, words))):
         key = override.key_or_group.removeprefix(f"{GROUPS[0]}.").removeprefix(f"{GROUPS[1]}.")
         if key not in (*GROUPS, "task") and not key.startswith(
             "hydra"

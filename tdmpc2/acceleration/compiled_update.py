@@ -1,48 +1,55 @@
-"""The losses of an update, compiled."""
+"""The losses of an update compiled by torch, each as one graph."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
 
-from tdmpc2.acceleration.cpu import norm_mish
+from tdmpc2.acceleration import layers
 from tdmpc2.losses import model_losses, policy_loss
 from tdmpc2.nn.world_model import WorldModel
 
-#: Kernels called from C++ instead of Python: 3 % of an update.
-_CPU_OPTIONS: dict[str, Any] = {"cpp_wrapper": True}
-
 
 def compiled(
-    model: WorldModel, device: torch.device, options: dict[str, Any] | None = None
+    model: WorldModel, device: torch.device, *, cpp_wrapper: bool = True
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Compile :func:`model_losses` and :func:`policy_loss`, each as one graph on its first call.
+    """Compile :func:`~tdmpc2.losses.model_losses` and :func:`~tdmpc2.losses.policy_loss`, each on its first call.
 
-    The compiler makes Mish of LayerNorm on a CPU three times as slow as need be, so there the model gets an operator.
+    The model gets layers that compile well: on a CPU the compiler alone makes Mish of LayerNorm three times as slow as
+    need be, so there it gets one operator for them, where the processor has what that needs.
 
     Args:
-        model: the agent's.
-        device: the model's.
-        options: of ``torch.compile``; by default the fastest.
+        model: whose losses they will be.
+        device: where it is.
+        cpp_wrapper: on a CPU, call kernels from C++ instead of Python: 3 % of an update, but a profiler sees nothing.
     """
-    if device.type == "cpu" and all(norm_mish.fits(width) for width in (model.cfg.enc_dim, model.cfg.mlp_dim)):
-        model.use_norm_mish(norm_mish.norm_mish)
-    torch.compiler.reset()  # a sweep trains many agents, but only eight variants of a function are ever compiled
-    if options is None:
-        options = _CPU_OPTIONS if device.type == "cpu" else {}
+    layers.prepare_for_compiler(model)
+    if device.type == "cpu":
+        from tdmpc2.acceleration.cpu import norm_mish  # registers its operators with torch
+
+        if all(norm_mish.fits(width) for width in (model.cfg.enc_dim, model.cfg.mlp_dim)):
+            layers.fuse(model, norm_mish.norm_mish)
+    options = {"cpp_wrapper": cpp_wrapper} if device.type == "cpu" else {}
     return (
-        _compiled_once(model_losses, lambda model, distillation, batch, *_: batch.obs.shape, options),
-        _compiled_once(policy_loss, lambda model, group, zs, *_: zs.shape, options),
+        compile_once(model_losses, lambda model, distillation, batch, *_: batch.obs.shape, options),
+        compile_once(policy_loss, lambda model, group, zs, *_: zs.shape, options),
     )
 
 
-def _compiled_once(
-    function: Callable[..., Any], size_of: Callable[..., torch.Size], options: dict[str, Any]
+def compile_once(
+    function: Callable[..., Any], size_of: Callable[..., torch.Size], options: Mapping[str, Any]
 ) -> Callable[..., Any]:
-    """Compile a function for the size of its first batch; batches of other sizes run eagerly."""
-    fast = torch.compile(function, fullgraph=True, dynamic=False, options=options)
+    """Compile a function for the size of its first call; calls of other sizes run uncompiled.
+
+    Args:
+        function: of tensors only, as a number would be compiled in.
+        size_of: takes the function's arguments, returns the size that tells batches apart.
+        options: of the compiler.
+    """
+    fast = torch.compile(own_copy(function), fullgraph=True, dynamic=False, options=dict(options))
     sizes: list[torch.Size] = []
 
     def chosen(*args: Any) -> Any:
@@ -52,3 +59,15 @@ def _compiled_once(
         return (fast if size == sizes[0] else function)(*args)
 
     return chosen
+
+
+def own_copy(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Copy a function with its code, so that its compiled variants are its owner's alone.
+
+    torch compiles at most eight variants of one code, whoever asks for them, and a sweep of runs trains more agents
+    than that in one process. What is compiled of a copy is freed with it.
+    """
+    assert isinstance(function, FunctionType)
+    copy = FunctionType(function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy

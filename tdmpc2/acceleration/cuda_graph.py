@@ -43,7 +43,7 @@ class GraphedPlan:
         *,
         eval_mode: bool,
     ) -> Plan:
-        """As :func:`tdmpc2.planner.plan`; the result's tensors are the caller's to keep."""
+        """Plan as :func:`tdmpc2.planner.plan`; the result's tensors are the caller's to keep."""
         inputs = [z, *task, prev_mean, *noise]
         weights = [x.data_ptr() for x in (*model.parameters(), *model.buffers())]
         if weights != self._weights:

@@ -1,28 +1,52 @@
-"""The fastest way that this machine has to compute :func:`tdmpc2.planner.plan`."""
+"""Choose the fastest way this machine has to compute :func:`tdmpc2.planner.plan`."""
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from tdmpc2 import planner
+from tdmpc2.acceleration import layers
+from tdmpc2.acceleration.compiled_update import own_copy
 from tdmpc2.acceleration.cpu.networks import PackedNetworks
 from tdmpc2.acceleration.cuda_graph import GraphedPlan
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.support.runtime import can_compile
 
 #: Plans that are worth building the CPU kernels (seconds, once per machine), and compiling (a minute per process).
-_WORTH_BUILDING, _WORTH_COMPILING = 100, 1000
+WORTH_BUILDING, WORTH_COMPILING = 100, 1000
+_log = logging.getLogger("tdmpc2")
+
+
+def compiled_functions(model: WorldModel) -> dict[str, Any]:
+    """Compile what replaces the planner's functions; each number of environments gets its own graph.
+
+    Args:
+        model: what they will plan with; it gets layers that compile well.
+
+    Returns:
+        ``iteration_fn`` and ``rollout_fn`` of :func:`tdmpc2.planner.plan`.
+    """
+    layers.prepare_for_compiler(model)
+    return {
+        "iteration_fn": torch.compile(own_copy(planner.iteration), dynamic=False),
+        "rollout_fn": torch.compile(own_copy(planner.policy_rollout), dynamic=False),
+    }
 
 
 class FastPlanner:
-    """Plans with one model, plainly until :meth:`speed_up`.
+    """Plans with one model: plainly, until :meth:`speed_up`, or as :meth:`speed_up_with_use` has it.
 
     Attributes:
         kind: ``plain``; ``kernels``, those of :mod:`tdmpc2.acceleration.cpu`; or ``compiled`` by torch, on CUDA as
             one graph.
-        functions: what replaces the planner's own functions, by the arguments of :func:`tdmpc2.planner.plan`.
+        functions: replacements of the planner's own functions, by the arguments of :func:`tdmpc2.planner.plan`.
     """
 
     def __init__(self, model: WorldModel) -> None:
@@ -31,14 +55,17 @@ class FastPlanner:
         self._model = model
         self._networks: PackedNetworks | None = None
         self._plan: Callable[..., planner.Plan] = planner.plan
+        self._undecided = ""  # what was wanted of a choice that the first plan makes
+        self._quiet = False
+        self._plans: Counter[int] | None = None  # by number of environments, while these decide about compiling
 
     @property
     def fixed_size(self) -> bool:
-        """Whether every other number of environments has to be compiled anew."""
+        """True if another number of environments means recompiling."""
         return self.kind == "compiled"
 
     def speed_up(self, wanted: str, num_plans: int) -> str:
-        """Choose the fastest way.
+        """Choose the fastest way for a known number of plans.
 
         Args:
             wanted: ``auto`` (if so many plans are worth it), ``true`` or ``false``.
@@ -47,43 +74,103 @@ class FastPlanner:
         Returns:
             One line for the user, or nothing.
         """
-        device = self._model.bins.device
+        self._undecided, self._plans = "", None
         if self.kind == "kernels":
             self._pack()
         if wanted == "false" or self.kind != "plain":
             return ""
         reason = ""
-        if device.type == "cpu" and (wanted == "true" or num_plans >= _WORTH_BUILDING):
-            try:
-                self._pack()
-                self.kind = "kernels"
-                return ""
-            except (RuntimeError, ValueError) as error:
-                reason = f"{error}. "
-        if wanted == "auto" and num_plans < _WORTH_COMPILING:
+        if wanted == "true" or num_plans >= WORTH_BUILDING:
+            reason = self._use_kernels()
+        if self.kind == "kernels" or (wanted == "auto" and num_plans < WORTH_COMPILING):
             return ""
-        if not can_compile(device):
-            return f"{reason}Planning without compilation: no compiler for {device.type} found (for a CPU, install g++)"
-        self.functions = dict(planner.compiled())
-        plan = partial(planner.plan, **self.functions)
-        self._plan, self.kind = GraphedPlan(plan) if device.type == "cuda" else plan, "compiled"
-        return f"{reason}Compiling the planner on its first call (about a minute; compile=false turns it off)"
+        return reason + self._compile()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> planner.Plan:
-        """As :func:`tdmpc2.planner.plan`, without its first argument."""
+    def speed_up_with_use(self, wanted: str, *, quiet: bool = False) -> None:
+        """Let use decide: the number of plans is not known.
+
+        The first plan takes the CPU kernels where there are any. Where there are none and ``wanted`` is ``auto``, the
+        first :data:`WORTH_COMPILING` plans for one number of environments are plain, and then that number is compiled
+        for: at worst twice the time is spent of what would have been best. They are counted and not timed, so that
+        every run does the same. What is done is logged once, unless it is to be ``quiet``.
+        """
+        self._undecided, self._plans = "" if wanted == "false" else wanted, None
+        self._quiet = quiet
+
+    def __call__(self, z: Tensor, *args: Any, **kwargs: Any) -> planner.Plan:
+        """Plan as :func:`tdmpc2.planner.plan`, without its first argument."""
+        if self._undecided:
+            self._decide()
+        plan = self._plan if self._plans is None else self._by_use(self._plans, len(z))
         if self._networks is not None and self._networks.outdated(self._model):
             self._pack()
-        return self._plan(self._model, *args, **kwargs)
+            plan = self._plan
+        return plan(self._model, z, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"model": self._model, "kind": self.kind}  # compiled code and packed weights can't be copied
+        wanted = "auto" if self._plans is not None else self._undecided
+        return {"model": self._model, "kind": self.kind, "undecided": wanted}  # compiled code can't be copied
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["model"])  # type: ignore[misc]
-        if state["kind"] != "plain":
+        if state["undecided"]:
+            self.speed_up_with_use(state["undecided"])
+        elif state["kind"] != "plain":
             self.speed_up("true", 0)
+
+    # -- with use -----------------------------------------------------------------------------------------------------
+
+    def _decide(self) -> None:
+        """Make the choice that the first plan makes, and say so."""
+        wanted, self._undecided = self._undecided, ""
+        device = self._model.bins.device
+        reason = self._use_kernels()
+        if self.kind == "kernels":
+            self._say(logging.INFO, "Planning with the CPU kernels")
+        elif wanted == "true" or not can_compile(device):
+            self._say(logging.WARNING, reason + self._compile())
+        else:
+            self._plans = Counter()
+            later = f"compiling the planner after {WORTH_COMPILING:,} plans, which takes about a minute"
+            advice = "compile=True does it at once, compile=False never"
+            self._say(logging.WARNING, f"{reason}Planning plainly, and {later}; {advice}")
+
+    def _by_use(self, plans: Counter[int], num_envs: int) -> Callable[..., planner.Plan]:
+        """The plain plan until there were enough for this number of environments."""
+        plans[num_envs] += 1
+        if plans[num_envs] <= WORTH_COMPILING:
+            return planner.plan
+        if self.kind == "plain":
+            self._say(logging.WARNING, self._compile())
+        return self._plan
+
+    def _say(self, level: int, line: str) -> None:
+        if not self._quiet:
+            _log.log(level, line)
+
+    # -- ways ---------------------------------------------------------------------------------------------------------
+
+    def _use_kernels(self) -> str:
+        """Use the CPU kernels, or return why there are none; nothing for another device."""
+        if self._model.bins.device.type == "cpu":
+            try:
+                self._pack()
+                self.kind = "kernels"
+            except (RuntimeError, ValueError) as error:
+                return f"{error}. "
+        return ""
 
     def _pack(self) -> None:
         self._networks = PackedNetworks(self._model)
         self.functions = dict(self._networks.functions())
         self._plan = partial(planner.plan, **self.functions)
+
+    def _compile(self) -> str:
+        """Compile the planner if there is a compiler; returns a line about it."""
+        device = self._model.bins.device
+        if not can_compile(device):
+            return f"Planning without compilation: no compiler for {device.type} found (for a CPU, install g++)"
+        self.functions = compiled_functions(self._model)
+        plan = partial(planner.plan, **self.functions)
+        self._plan, self.kind = GraphedPlan(plan) if device.type == "cuda" else plan, "compiled"
+        return "Compiling the planner on its first call (about a minute; compile=false turns it off)"

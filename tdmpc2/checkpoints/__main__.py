@@ -1,8 +1,6 @@
-"""``python -m tdmpc2.checkpoints``: look at and convert checkpoints."""
+"""``python -m tdmpc2.checkpoints``, the same as ``tdmpc2 checkpoint``."""
 
-import sys
-
-from tdmpc2.checkpoints.files import main
+from tdmpc2.commands.checkpoint import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,7 +1,4 @@
-"""Checkpoint files: atomic writing, reading without running code, and a command line to look at and convert them.
-
-    python -m tdmpc2.checkpoints inspect X
-    python -m tdmpc2.checkpoints convert X --layout b --out Y
+"""Checkpoint files: atomic writing, reading without running code, describing and converting them.
 
 A file is a dict of tensors and plain values: ``model`` (name -> tensor), ``config``, ``step``, ``format`` and whatever
 else its writer adds. Names and tensor forms are the business of :mod:`tdmpc2.checkpoints.layouts`.
@@ -9,12 +6,10 @@ else its writer adds. Names and tensor forms are the business of :mod:`tdmpc2.ch
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import pickle
 import re
-import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -211,11 +206,11 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# -- command line -----------------------------------------------------------------------------------------------------
+# -- describing and converting ----------------------------------------------------------------------------------------
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, str]:
-    """What ``inspect`` prints: label -> text."""
+    """Describe a file in lines for a reader: label -> text."""
     tensors = layouts.rename(checkpoint.model)
     sizes = layouts.infer_sizes(checkpoint.model)
     model_size = layouts.size_keys(sizes)["model_size"]
@@ -275,29 +270,3 @@ def _action_masks(checkpoint: Checkpoint) -> Tensor | None:
         raise ValueError(f"{checkpoint.origin} does not name its {sizes['num_tasks']} tasks, which layout (b) needs")
     dims = torch.tensor([spec.action_dim for spec in checkpoint.task_specs])
     return (torch.arange(sizes["action_dim"]) < dims[:, None]).float()
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tdmpc2.checkpoints", description="Look at and convert files.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    inspect = commands.add_parser("inspect", help="print what a file holds")
-    to = commands.add_parser("convert", help="write a float32 copy in layout (a) or (b)")
-    for command in (inspect, to):
-        command.add_argument("file", help="checkpoint of any layout and precision")
-    to.add_argument("--layout", choices=("a", "b"), required=True, help="a: this project; b: current TD-MPC2")
-    to.add_argument("--out", required=True, help="file to write")
-    to.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
-    args = parser.parse_args(argv)
-    try:
-        checkpoint = load_file(args.file)
-        if args.command == "inspect":
-            for label, text in describe(checkpoint).items():
-                print(f"{label:22}{text}")
-        else:
-            save_file(args.out, convert(checkpoint, args.layout), overwrite=args.overwrite)
-            print(f"{args.out}: layout ({args.layout}), fp32")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0

@@ -1,4 +1,6 @@
-"""Every public checkpoint layout as pure functions on flat dicts name -> tensor (specification, sections 15 and 16).
+"""Every public checkpoint layout as pure functions on flat dicts name -> tensor.
+
+docs/algorithm.md, "Checkpoint layouts" and "Quantised weights".
 
 The world model's own state dict has layout (a), float32. No function changes the dict it is given; a tensor that needs
 no conversion is returned as it is, not copied.
@@ -13,16 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdmpc2.config import MODEL_SIZES, Config, parse_cfg
+from tdmpc2.config import MODEL_SIZES, WIDTHS, Config, parse_cfg
 from tdmpc2.tasks import TASK_SETS, TASKS, TaskSpec, nearest, task_names
 
+#: The networks that act, by the name of their parameters in layout (a), with the parts of their input.
+NETWORKS = {
+    "_encoder.state": ("obs", "task"),
+    "_dynamics": ("latent", "task", "action"),
+    "_reward": ("latent", "task", "action"),
+    "_pi": ("latent", "task"),
+    "_Qs": ("latent", "task", "action"),
+}
 _PARTS = ("weight", "bias", "ln.weight", "ln.bias")  # (a) numbers the head tensors 4 * layer + position here
 _GROUPS_B = ("_Qs.params", "_detach_Qs_params", "_target_Qs_params")
 _EXTRAS_B = ("_action_masks", "log_std_min", "log_std_dif")
 _HEAD_A = re.compile(r"(_Qs|_target_Qs)\.params\.(\d+)")
 _HEAD_B = re.compile(r"(_Qs|_target_Qs)[._]params\.(\d+)\.(weight|bias|ln\.weight|ln\.bias)")
 _LAYER_C = re.compile(r"(_encoder\.state|_dynamics\.0|_reward|_pi)\.(\d+)\.(weight|bias)")
-_WIDTHS = ("enc_dim", "num_enc_layers", "mlp_dim", "latent_dim", "num_q", "task_dim")  # what a model size sets
 
 
 # -- names ------------------------------------------------------------------------------------------------------------
@@ -202,9 +211,9 @@ def size_keys(sizes: Mapping[str, int]) -> dict[str, int | None]:
     specs = (TaskSpec("single", sizes["obs_dim"], sizes["action_dim"]),) if task == "single" else ()
     for size in MODEL_SIZES:
         config = Config(task=task, task_specs=specs, model_size=size)
-        if all(getattr(config, key) == sizes[key] for key in _WIDTHS):
+        if all(getattr(config, key) == sizes[key] for key in WIDTHS):
             return {"model_size": size}
-    return {"model_size": None, **{key: sizes[key] for key in _WIDTHS}}
+    return {"model_size": None, **{key: sizes[key] for key in WIDTHS}}
 
 
 def task_set(num_tasks: int) -> str | None:
@@ -293,7 +302,7 @@ def _likely_fix(state: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     file_keys, model_keys = ({**size_keys(sizes), "num_bins": sizes["num_bins"]} for sizes in (file, model))
     settings = {key: value for key, value in file_keys.items() if model_keys.get(key) != value}
     if settings:
-        differing = [key for key in (*_WIDTHS, "num_bins") if file[key] != model[key]]
+        differing = [key for key in (*WIDTHS, "num_bins") if file[key] != model[key]]
         listing = ", ".join(f"{key} {file[key]} instead of {model[key]}" for key in differing)
         remedy = " ".join(f"{key}={'null' if value is None else value}" for key, value in settings.items())
         fixes.append(f"Its sizes differ ({listing}): set {remedy}.")

@@ -1,340 +1,246 @@
-"""The one configuration object: flat, frozen, validated. See specification ``algorithm.md``, section 14, for the keys.
+"""The configuration keys: every fact about a key stands on the key's own line.
 
-``Config`` holds every key that can be set on a command line. What follows from the keys (sizes, tasks, directories)
-is a property, so nothing is ever written to a configuration after :func:`parse_cfg`.
+What checkpoints store, what a continued run may change, the ranges, ``--help`` and docs/configuration.md are all
+derived from these lines (:mod:`tdmpc2.config.tables`). Defaults are those of the 1M MT30 student.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import typing
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-from omegaconf import DictConfig, OmegaConf
-
-from tdmpc2.config.limits import check_value, distillation_terms, uncached_targets
-from tdmpc2.config.values import convert
-from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest, task_names
+from tdmpc2.config.facts import COMMANDS, MAY_CHANGE, ONE_START, PLAYING, RUN, key
+from tdmpc2.config.mix import MixEntry, parse_mix
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """One agent and what is done with it. Defaults are the 1M MT30 student's.
+class Keys:
+    """One agent and what is done with it, as typed."""
 
-    Raises:
-        ValueError: from construction, naming the key, its value and the remedy.
-    """
+    task: str = key(
+        "mt30", "task set (mt30, mt80), task, or Gymnasium id with its module", commands=COMMANDS, section="Task"
+    )
+    tasks: tuple[str, ...] | None = key(
+        None, "tasks of the set to collect, sample and score; null: all; ids stay the set's", commands=COMMANDS
+    )
+    mode: str = key(
+        "auto", "learn from stored episodes or by acting", choices=("auto", "offline", "online"), scope=RUN,
+        follows="task", decides=True,
+    )  # fmt: skip
+    obs: str = key("state", "kind of observation", choices=("state",), ignored=True)
+    seed: int = key(
+        1, "random seed of everything but evaluations", at_least=0, at_most=2**31 - 1, scope=RUN, commands=COMMANDS
+    )  # simulators take 32 bits
 
-    # Task
-    task: str = "mt30"  # a task set (mt30, mt80), a task of the table, or a Gymnasium id with its module
-    obs: str = "state"
-    tasks: tuple[str, ...] | None = None  # subset to collect, sample and score; ids and padding stay the set's
-    seed: int = 1
+    checkpoint: str | None = key(
+        None, "weights to start from (train) or to play (evaluate, collect); null: random weights or actions",
+        path=True, scope=RUN, decides=True, commands=("train", "evaluate", "collect"), section="Files",
+    )  # fmt: skip
+    data_dir: str = key(
+        "data/mt30", "episode store, or directory of chunk_*.pt files", path=True, scope=RUN, on_resume=MAY_CHANGE,
+        commands=("train", "collect"),
+    )  # fmt: skip
+    exp_name: str | None = key(
+        None, "name of the run; null: default, or the swept keys of a multirun", scope=RUN, on_resume=MAY_CHANGE,
+        commands=("train", "evaluate"),
+    )  # fmt: skip
+    work_dir: str | None = key(
+        None, "directory of the run; null: logs/<task>/<seed>/<exp_name>", path=True, scope=RUN, on_resume=MAY_CHANGE,
+        commands=("train", "evaluate"),
+    )  # fmt: skip
 
-    # Files
-    checkpoint: str | None = None  # weights to start from, or to evaluate; null: random weights
-    data_dir: str = "data/mt30"  # an episode store, or a directory of chunk_*.pt
-    exp_name: str | None = None  # null: "default", or the swept overrides in a multirun
-    work_dir: str | None = None  # null: logs/<task>/<seed>/<exp_name>
+    data_device: str = key(
+        "auto", "where the episodes lie while training", choices=("auto", "cuda", "cpu", "disk"), scope=RUN,
+        on_resume=MAY_CHANGE, section="Data",
+    )  # fmt: skip
+    task_balance: str = key(
+        "episodes", "what is equally likely to be drawn: each episode, or each task", choices=("episodes", "tasks"),
+        scope=RUN, decides=True,
+    )  # fmt: skip
+    max_episodes_per_task: int | None = key(
+        None, "train on so many episodes of each task, evenly spaced; null: all", at_least=1, scope=RUN, decides=True
+    )
 
-    # Data
-    data_device: str = "auto"  # auto | cuda | cpu | disk: where the episodes lie while training
-    task_balance: str = "episodes"  # episodes: every episode is equally likely; tasks: every task is
-    max_episodes_per_task: int | None = None  # that many of each task, evenly spaced; null: all
+    steps: int = key(
+        200_000, "updates to train for", at_least=1, scope=RUN, on_resume=MAY_CHANGE, decides=True,
+        section="Training",
+    )  # fmt: skip
+    batch_size: int = key(256, "slices per update", at_least=1, scope=RUN, decides=True)
+    reward_coef: float = key(0.1, "coefficient of the reward loss", at_least=0)
+    value_coef: float = key(0.1, "coefficient of the value loss", at_least=0)
+    consistency_coef: float = key(20.0, "coefficient of the consistency loss", at_least=0)
+    rho: float = key(0.5, "weight of a loss at step t of the horizon is rho^t", at_least=0, at_most=1)
+    lr: float = key(3e-4, "learning rate", at_least=0)
+    enc_lr_scale: float = key(0.3, "learning rate of the encoder, relative to lr", at_least=0)
+    grad_clip_norm: float = key(20.0, "gradients are clipped to this norm", above=0)
+    tau: float = key(0.01, "rate at which target Q heads follow the online ones", at_least=0, at_most=1)
+    discount_denom: float = key(5.0, "discount is (L/d - 1) / (L/d) for episodes of L steps, d this key", at_least=1e-6)
+    discount_min: float = key(0.95, "lower bound of the discount", at_least=0, at_most=1)
+    discount_max: float = key(0.995, "upper bound of the discount", at_least=0, at_most=1)
+    policy_loss: str = key(
+        "auto", "entropy term of the policy: TD-MPC-Opt's or that of current TD-MPC2",
+        choices=("auto", "opt", "tdmpc2"), follows="mode",
+    )  # fmt: skip
+    entropy_coef: float = key(1e-4, "coefficient of the policy's entropy", at_least=0)
+    buffer_size: int = key(
+        1_000_000, "capacity of an online replay buffer", at_least=1, scope=RUN, on_resume=MAY_CHANGE, ignored=True
+    )
 
-    # Offline training
-    steps: int = 200_000
-    batch_size: int = 256
-    reward_coef: float = 0.1
-    value_coef: float = 0.1
-    consistency_coef: float = 20.0
-    rho: float = 0.5
-    lr: float = 3e-4
-    enc_lr_scale: float = 0.3
-    grad_clip_norm: float = 20.0
-    tau: float = 0.01
-    discount_denom: float = 5.0
-    discount_min: float = 0.95
-    discount_max: float = 0.995
-    buffer_size: int = 1_000_000  # for online training, which is not built yet
-    policy_loss: str = "opt"  # opt: TD-MPC-Opt's entropy term; tdmpc2: the current TD-MPC2 one
-    entropy_coef: float = 1e-4
+    distillation_targets: tuple[str, ...] = key(
+        ("reward",), "what the student learns from its teacher: NAME or 'NAME WEIGHT'", section="Distillation"
+    )
+    distillation_weight: float = key(0.45, "coefficient of each target without a weight of its own", at_least=0)
+    distillation_schedule: str = key(
+        "constant", "factor on all distillation weights over training",
+        choices=("constant", "linear", "cosine", "gap"),
+    )  # fmt: skip
+    distillation_temperature: float = key(2.0, "softmax temperature of the target reward_logits", at_least=1e-6)
+    distillation_cache: str = key(
+        "off", "store the teacher's outputs beside the data: as they are used (lazy) or all first (full)",
+        choices=("off", "lazy", "full"), scope=RUN, on_resume=MAY_CHANGE,
+    )  # fmt: skip
 
-    # Distillation
-    distillation_targets: tuple[str, ...] = ("reward",)  # "NAME [WEIGHT]", names in tdmpc2/distillation/distillation.py
-    distillation_weight: float = 0.45  # coefficient of a target without a weight of its own
-    distillation_schedule: str = "constant"  # constant | linear | cosine | gap: a factor on all these weights
-    distillation_temperature: float = 2.0  # softmax temperature of reward_logits
-    distillation_cache: str = "off"  # off | lazy: keep the teacher's targets as they are used | full: compute all first
+    mpc: bool = key(
+        True, "false: act with the policy alone, without planning", on_resume=MAY_CHANGE,
+        commands=("train", *PLAYING), section="Planning",
+    )  # fmt: skip
+    iterations: int = key(
+        6, "MPPI iterations per plan; two more where a task has 20 actions or more", at_least=1, plans=True,
+        on_resume=MAY_CHANGE, commands=("train", *PLAYING),
+    )  # fmt: skip
+    num_samples: int = key(
+        512, "action sequences per iteration", at_least=2, plans=True, on_resume=MAY_CHANGE,
+        commands=("train", *PLAYING),
+    )  # fmt: skip
+    num_elites: int = key(
+        None, "best sequences the next iteration is drawn from; null: an eighth of num_samples", at_least=1,
+        follows="num_samples", plans=True, on_resume=MAY_CHANGE, commands=("train", *PLAYING),
+    )  # fmt: skip
+    num_pi_trajs: int = key(
+        None, "sequences proposed by the policy; null: 24 of 512 num_samples", at_least=1, follows="num_samples",
+        plans=True, on_resume=MAY_CHANGE, commands=("train", *PLAYING),
+    )  # fmt: skip
+    horizon: int = key(
+        3, "steps the model looks ahead, in planning and in training", at_least=1, plans=True,
+        commands=("train", *PLAYING),
+    )  # fmt: skip
+    min_std: float = key(
+        0.05, "smallest standard deviation of a plan", at_least=0, plans=True, on_resume=MAY_CHANGE,
+        commands=("train", *PLAYING),
+    )  # fmt: skip
+    max_std: float = key(
+        2.0, "first and largest standard deviation of a plan", at_least=0, plans=True, on_resume=MAY_CHANGE,
+        commands=("train", *PLAYING),
+    )  # fmt: skip
+    temperature: float = key(
+        0.5, "how strongly better elites count more", at_least=0, plans=True, on_resume=MAY_CHANGE,
+        commands=("train", *PLAYING),
+    )  # fmt: skip
 
-    # Planning
-    mpc: bool = True  # false: act with the policy prior alone
-    iterations: int = 6  # two more are planned where action_dim >= 20
-    num_samples: int = 512
-    num_elites: int = 64
-    num_pi_trajs: int = 24
-    horizon: int = 3
-    min_std: float = 0.05
-    max_std: float = 2.0
-    temperature: float = 0.5
+    model_size: int | None = key(
+        1, "millions of parameters: 1, 5, 19, 48 or 317; null: the widths below as typed", section="Architecture"
+    )
+    enc_dim: int = key(None, "width of the encoder", at_least=1, follows="model_size")
+    num_enc_layers: int = key(None, "layers of the encoder", at_least=1, follows="model_size")
+    mlp_dim: int = key(None, "width of all other networks", at_least=1, follows="model_size")
+    latent_dim: int = key(None, "size of the latent state", at_least=1, follows="model_size")
+    num_q: int = key(None, "Q heads", at_least=2, follows="model_size")
+    task_dim: int = key(None, "size of the task embedding", at_least=0, follows="model_size")
+    dropout: float = key(0.01, "dropout of the Q heads while training", at_least=0, at_most=0.999)
+    simnorm_dim: int = key(8, "size of the groups the latent state is normalised in", at_least=1)
+    num_channels: int = key(32, "channels of a pixel encoder", at_least=1, ignored=True)
+    num_bins: int = key(101, "bins that rewards and values are regressed on", at_least=2)
+    vmin: float = key(-10.0, "lowest bin, in symlog space")
+    vmax: float = key(10.0, "highest bin, in symlog space")
+    log_std_min: float = key(-10.0, "lower bound of the policy's log standard deviation")
+    log_std_max: float = key(2.0, "upper bound of the policy's log standard deviation")
 
-    # Policy prior and discrete regression
-    log_std_min: float = -10.0
-    log_std_max: float = 2.0
-    num_bins: int = 101
-    vmin: float = -10.0
-    vmax: float = 10.0
+    eval_episodes: int = key(
+        10, "episodes per task of an evaluation", at_least=1, scope=RUN, on_resume=MAY_CHANGE, decides=True,
+        commands=("train", "evaluate"), section="Evaluation",
+    )  # fmt: skip
+    eval_freq: int = key(
+        50_000, "updates between evaluations while training; 0: never", at_least=0, scope=RUN, on_resume=MAY_CHANGE
+    )
+    eval_noise: bool = key(
+        False, "true: exploration noise on every action, as in the published protocol", scope=RUN,
+        on_resume=MAY_CHANGE, decides=True, commands=("train", "evaluate"),
+    )  # fmt: skip
+    eval_seed: int = key(
+        100, "episode k is played in an environment built with seed eval_seed + k", at_least=0, at_most=2**31 - 1,
+        scope=RUN, on_resume=MAY_CHANGE, decides=True, commands=("train", "evaluate"),
+    )  # fmt: skip
+    compare: str | None = key(
+        None, "second checkpoint: report the difference and its interval", path=True, scope=RUN,
+        on_resume=MAY_CHANGE, commands=("evaluate",),
+    )  # fmt: skip
 
-    # Architecture; model_size sets all widths, null takes them from here
-    model_size: int | None = 1
-    num_enc_layers: int = 2
-    enc_dim: int = 256
-    mlp_dim: int = 384
-    latent_dim: int = 128
-    num_q: int = 2
-    task_dim: int = 96
-    dropout: float = 0.01
-    simnorm_dim: int = 8
-    num_channels: int = 32  # of the pixel encoder, which is not built yet
+    episodes_per_task: int = key(
+        10, "episodes to collect of each task", at_least=1, scope=RUN, on_resume=MAY_CHANGE, commands=("collect",),
+        section="Collecting",
+    )  # fmt: skip
+    episodes_per_file: int = key(
+        100, "episodes in a chunk file", at_least=1, scope=RUN, on_resume=MAY_CHANGE, commands=("collect",)
+    )
+    mix: tuple[MixEntry, ...] | None = key(
+        None, "who plays which share: {share: 0.3, kind: random|policy|planner, checkpoint: FILE, noise: STD}, ...",
+        parse=parse_mix, scope=RUN, on_resume=MAY_CHANGE, commands=("collect",),
+    )  # fmt: skip
 
-    # Evaluation
-    eval_episodes: int = 10
-    eval_freq: int = 50_000  # steps between evaluations while training; 0: never
-    eval_noise: bool = False  # true: exploration noise on the executed action, as in the published protocol
-    eval_seed: int = 100  # episode k is played in an environment built with seed eval_seed + k
-    compare: str | None = None  # second checkpoint: report the interval of the difference
+    device: str = key(
+        "auto", "auto, cpu, cuda, cuda:1, mps, ...", scope=RUN, on_resume=MAY_CHANGE,
+        commands=("train", "evaluate", "collect"), section="Device",
+    )  # fmt: skip
+    precision: str = key(
+        "auto", "what planning computes in; auto: the fastest that is correct for the file here",
+        choices=("auto", "fp32", "bf16", "fp16", "int8"), scope=RUN, on_resume=MAY_CHANGE, decides=True,
+        commands=("train", "evaluate", "collect"),
+    )  # fmt: skip
+    update_precision: str = key(
+        "fp32", "what the matrix products of an update compute in; weights stay fp32", choices=("fp32", "bf16")
+    )
+    compile: str = key(
+        "auto", "compile planner and update; auto: where there is enough to do", choices=("auto", "true", "false"),
+        scope=RUN, on_resume=MAY_CHANGE, commands=COMMANDS,
+    )  # fmt: skip
+    num_threads: int | None = key(
+        None, "CPU threads; null: OMP_NUM_THREADS, else every core of this process", at_least=1, scope=RUN,
+        on_resume=MAY_CHANGE, commands=COMMANDS,
+    )  # fmt: skip
 
-    # Collecting
-    episodes_per_task: int = 10
-    episodes_per_file: int = 100
-    mix: tuple[str, ...] | None = None  # "SHARE random|policy|planner [CHECKPOINT] [noise STD]"; null: checkpoint alone
-
-    # Device
-    device: str = "auto"
-    precision: str = "auto"  # auto | fp32 | bf16 | fp16 | int8: what planning computes in
-    update_precision: str = "fp32"  # fp32 | bf16: what the matrix products of an update compute in; weights stay fp32
-    compile: str = "auto"  # auto | true | false: the planner and the update; auto: where there is enough to do
-    num_threads: int | None = None  # null: OMP_NUM_THREADS, else every core of this process
-
-    # Logging and saving
-    log_freq: int = 100
-    save_freq: int = 50_000
-    save_agent: bool = True
-    keep_last: int = 1  # newest checkpoints that are kept; all but model.pt are model_<step>.pt
-    save_best: bool = True  # best.pt: the checkpoint with the highest score of the evaluations while training
-    resume: str = "auto"  # auto: continue the run if there is one; never: refuse to; must: refuse to start a new one
-    dry_run: bool = False  # check everything, estimate time, memory and disk, and stop
-    save_csv: bool = True
-    save_video: bool = False
-    wandb_project: str | None = None  # null: no Weights & Biases
-    wandb_entity: str | None = None
-    wandb_silent: bool = False
-    disable_wandb: bool = False
-    teacher_score: float | None = None  # normalised score of the teacher, if known: a flat line beside the student's
-    control_score: float | None = None  # that of a student trained for as long without a teacher
-
-    # Derived by parse_cfg; not a key
-    task_specs: tuple[TaskSpec, ...] = field(default=(), metadata={"derived": True})
-
-    def __post_init__(self) -> None:
-        hints = typing.get_type_hints(Config)
-        for name in key_names():
-            object.__setattr__(self, name, convert(name, hints[name], getattr(self, name)))
-        if not self.task_specs:
-            object.__setattr__(self, "task_specs", tuple(lookup(name) for name in task_names(self.task)))
-        specs = (spec if isinstance(spec, TaskSpec) else TaskSpec(**spec) for spec in self.task_specs)
-        object.__setattr__(self, "task_specs", tuple(specs))
-        for name, value in self._sizes().items():
-            object.__setattr__(self, name, value)
-        self._validate()
-
-    # -- what follows from the keys ---------------------------------------------------------------------------------
-
-    @property
-    def multitask(self) -> bool:
-        """Whether the model has a task embedding and action masks."""
-        return self.task in TASK_SETS
-
-    @property
-    def task_names(self) -> tuple[str, ...]:
-        """All tasks of the model, in id order."""
-        return tuple(spec.name for spec in self.task_specs)
-
-    @property
-    def task_ids(self) -> tuple[int, ...]:
-        """Ids of the tasks that are collected, sampled and scored (``tasks``; all by default)."""
-        return tuple(self.task_names.index(name) for name in self.tasks or self.task_names)
-
-    @property
-    def obs_dim(self) -> int:
-        """Padded observation size O."""
-        return max(spec.obs_dim for spec in self.task_specs)
-
-    @property
-    def action_dim(self) -> int:
-        """Padded action size A."""
-        return max(spec.action_dim for spec in self.task_specs)
-
-    @property
-    def discounts(self) -> tuple[float, ...]:
-        """Discount per task from its episode length (specification section 8)."""
-
-        def discount(length: int) -> float:
-            frac = length / self.discount_denom
-            return min(max((frac - 1) / frac, self.discount_min), self.discount_max)
-
-        return tuple(discount(spec.episode_length) for spec in self.task_specs)
-
-    @property
-    def bin_size(self) -> float:
-        """Spacing of the value and reward bins in symlog space."""
-        return (self.vmax - self.vmin) / (self.num_bins - 1)
-
-    @property
-    def plan_iterations(self) -> int:
-        """MPPI iterations per plan; large action spaces get two more."""
-        return self.iterations + 2 * (self.action_dim >= 20)
-
-    @property
-    def distillation_terms(self) -> dict[str, float]:
-        """What is distilled, and with which weight."""
-        return distillation_terms(self.distillation_targets, self.distillation_weight)
-
-    @property
-    def run_dir(self) -> Path:
-        """Directory of everything a run writes."""
-        return Path(self.work_dir or Path("logs") / self.task / str(self.seed) / (self.exp_name or "default"))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain nested dict of strings, numbers, lists and None; ``Config(**d)`` is the inverse."""
-        plain = {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
-        plain["task_specs"] = [dict(spec) for spec in plain["task_specs"]]
-        return plain
-
-    def replace(self, **changes: Any) -> Config:
-        """A copy with some keys changed, validated like a new one."""
-        check_keys(changes.keys() - {"task_specs"}, "the overrides")
-        if "task" in changes:
-            changes.setdefault("task_specs", ())
-        return dataclasses.replace(self, **changes)
-
-    # -- validation -------------------------------------------------------------------------------------------------
-
-    def _sizes(self) -> dict[str, int]:
-        if self.model_size is None:
-            return {} if self.multitask else {"task_dim": 0}
-        if self.model_size not in MODEL_SIZES:
-            raise ValueError(f"model_size={self.model_size} is not one of {', '.join(map(str, MODEL_SIZES))}, null")
-        sizes = dict(MODEL_SIZES[self.model_size])
-        if self.model_size == 19 and self.task == "mt30":
-            sizes["latent_dim"] = 512
-        wide_embedding = self.task == "mt80" or self.model_size in (1, 317)
-        sizes["task_dim"] = 0 if not self.multitask else 96 if wide_embedding else 64
-        return sizes
-
-    def _validate(self) -> None:
-        if self.obs != "state":
-            raise ValueError(f"obs={self.obs}: only 'state' observations are supported")
-        for name in self.tasks or ():
-            if name not in self.task_names:
-                raise ValueError(f"tasks: '{name}' is not in task set '{self.task}'.{nearest(name, self.task_names)}")
-        if self.tasks is not None and (not self.tasks or len(set(self.tasks)) < len(self.tasks)):
-            raise ValueError(f"tasks={list(self.tasks)} must name at least one task, each once")
-        for name in key_names():
-            check_value(name, getattr(self, name))
-        if self.num_elites > self.num_samples or self.num_pi_trajs >= self.num_samples:
-            raise ValueError(
-                f"num_samples={self.num_samples} must be at least num_elites={self.num_elites} "
-                f"and more than num_pi_trajs={self.num_pi_trajs}"
-            )
-        if self.horizon > (length := min(spec.episode_length for spec in self.task_specs)):
-            raise ValueError(f"horizon={self.horizon} must be at most {length}, the length of the shortest episode")
-        if self.latent_dim % self.simnorm_dim:
-            raise ValueError(f"latent_dim={self.latent_dim} must be a multiple of simnorm_dim={self.simnorm_dim}")
-        for low_key, high_key in (("vmin", "vmax"), ("log_std_min", "log_std_max"), ("discount_min", "discount_max")):
-            if getattr(self, low_key) >= getattr(self, high_key):
-                raise ValueError(
-                    f"{low_key}={getattr(self, low_key)} must be below {high_key}={getattr(self, high_key)}"
-                )
-        uncached = uncached_targets(self.distillation_terms)
-        if uncached and self.distillation_cache != "off":
-            raise ValueError(
-                f"distillation_cache={self.distillation_cache} holds rewards and values, not what "
-                f"distillation_targets={', '.join(uncached)} needs: use distillation_cache=off"
-            )
-        if self.min_std > self.max_std:
-            raise ValueError(f"min_std={self.min_std} must not exceed max_std={self.max_std}")
-
-
-#: Widths per model size in million parameters (specification section 1).
-MODEL_SIZES: dict[int, dict[str, int]] = {
-    size: dict(zip(("enc_dim", "num_enc_layers", "mlp_dim", "latent_dim", "num_q"), widths, strict=True))
-    for size, widths in {
-        1: (256, 2, 384, 128, 2),
-        5: (256, 2, 512, 512, 5),
-        19: (1024, 3, 1024, 768, 5),
-        48: (1792, 4, 1792, 768, 5),
-        317: (4096, 5, 4096, 1376, 8),
-    }.items()
-}
-
-#: Keys that describe a run rather than the agent: a file's values for these are not taken over when it is loaded.
-RUN_KEYS = frozenset(
-    """
-    checkpoint data_dir exp_name work_dir steps batch_size seed eval_episodes eval_freq eval_noise eval_seed compare
-    episodes_per_task episodes_per_file mix data_device task_balance max_episodes_per_task distillation_cache
-    device precision compile num_threads log_freq save_freq save_agent save_csv save_video
-    keep_last save_best resume dry_run
-    wandb_project wandb_entity wandb_silent disable_wandb teacher_score control_score
-    """.split()
-)
-
-
-def key_names() -> tuple[str, ...]:
-    """Names of all configuration keys, in the order of :class:`Config`."""
-    return tuple(f.name for f in dataclasses.fields(Config) if not f.metadata.get("derived"))
-
-
-def defaults() -> dict[str, Any]:
-    """Every key with its default, as plain values."""
-    return {f.name: _plain(f.default) for f in dataclasses.fields(Config) if not f.metadata.get("derived")}
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def check_keys(names: Iterable[str], origin: str) -> None:
-    """Raise ``ValueError`` for a name that is not a key, naming its origin and the nearest key."""
-    for name in names:
-        if name not in key_names():
-            raise ValueError(f"Unknown key '{name}' in {origin}.{nearest(name, key_names())}")
-
-
-def parse_cfg(cfg: DictConfig | Mapping[str, Any], origin: str = "the configuration") -> Config:
-    """Resolve and validate a composed configuration. Builds no environment for tasks of the table.
-
-    Args:
-        cfg: keys of :class:`Config`; missing keys take their defaults.
-        origin: where the keys came from, for error messages.
-
-    Raises:
-        ValueError: unknown key, wrong type or value out of range.
-    """
-    resolved = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)
-    plain: dict[str, Any] = {str(name): value for name, value in typing.cast(dict, resolved).items()}
-    check_keys((name for name in plain if name != "task_specs"), origin)
-    task = str(plain.get("task", Config.task)).strip()
-    if task not in TASK_SETS and not plain.get("task_specs"):
-        from gymnasium.error import UnregisteredEnv
-
-        from tdmpc2.envs import task_spec
-
-        try:
-            plain["task_specs"] = (task_spec(task),)
-        except (UnregisteredEnv, ModuleNotFoundError) as error:
-            raise ValueError(f"task={task} in {origin}: {error}") from error
-    return Config(**{**plain, "task": task})
+    log_freq: int = key(
+        100, "updates between lines of the log", at_least=1, scope=RUN, on_resume=MAY_CHANGE,
+        section="Logging and saving",
+    )  # fmt: skip
+    save_freq: int = key(50_000, "updates between checkpoints", at_least=1, scope=RUN, on_resume=MAY_CHANGE)
+    save_agent: bool = key(True, "write checkpoints", scope=RUN, on_resume=MAY_CHANGE)
+    keep_last: int = key(
+        1, "newest checkpoints that are kept; all but model.pt are model_<step>.pt", at_least=1, scope=RUN,
+        on_resume=MAY_CHANGE,
+    )  # fmt: skip
+    save_best: bool = key(
+        True, "keep best.pt, the checkpoint with the highest score while training", scope=RUN, on_resume=MAY_CHANGE
+    )
+    resume: str = key(
+        "auto", "auto: continue the run if there is one; never: refuse to; must: refuse to begin one",
+        choices=("auto", "never", "must"), scope=RUN, on_resume=ONE_START,
+    )  # fmt: skip
+    dry_run: bool = key(
+        False, "check everything, estimate time, memory and disk, and stop", scope=RUN, on_resume=ONE_START
+    )
+    save_csv: bool = key(True, "write train.csv, eval.csv and the like", scope=RUN, on_resume=MAY_CHANGE)
+    save_video: bool = key(
+        False, "write a video of one episode per task at each evaluation", scope=RUN, on_resume=MAY_CHANGE,
+        commands=("train", "evaluate"),
+    )  # fmt: skip
+    wandb_project: str | None = key(
+        None, "Weights & Biases project; null: none", scope=RUN, on_resume=MAY_CHANGE, section="Weights & Biases"
+    )
+    wandb_entity: str | None = key(None, "its user or team; null: the default one", scope=RUN, on_resume=MAY_CHANGE)
+    wandb_silent: bool = key(False, "no messages of Weights & Biases", scope=RUN, on_resume=MAY_CHANGE)
+    disable_wandb: bool = key(False, "true: log nothing there", scope=RUN, on_resume=MAY_CHANGE)
+    teacher_score: float | None = key(
+        None, "known normalised score of the teacher, drawn beside the student's", scope=RUN, on_resume=MAY_CHANGE
+    )
+    control_score: float | None = key(
+        None, "that of a student trained for as long without a teacher", scope=RUN, on_resume=MAY_CHANGE
+    )

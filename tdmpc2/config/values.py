@@ -1,4 +1,4 @@
-"""Values from command lines and files as the type of the configuration key they are for."""
+"""Values from command lines and files, converted to the type of their key and checked against its facts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ import typing
 from pathlib import Path
 from typing import Any
 
-_PATHS = ("checkpoint", "data_dir", "work_dir", "compare")
+from tdmpc2.config.facts import Key
+from tdmpc2.tasks import nearest
+
 _ARITHMETIC = re.compile(r"\s*([-+]?[\d._]+(?:e[-+]?\d+)?)\s*([-+*/])\s*([\d._]+(?:e[-+]?\d+)?)\s*", re.IGNORECASE)
+_NOTHING = ("none", "null", "~")
 
 
-def convert(name: str, hint: Any, value: Any) -> Any:
-    """``value`` as the type ``hint`` of key ``name``.
+def is_nothing(value: Any) -> bool:
+    """True for None and for the words that are typed for it: ``none``, ``null`` and ``~``."""
+    return value is None or (isinstance(value, str) and value.strip().lower() in _NOTHING)
+
+
+def convert(key: Key, hint: Any, value: Any) -> Any:
+    """Convert ``value`` to the type ``hint`` of a key.
 
     Numbers may be written as ``1e6`` or as one operation, ``1000*500``; paths may begin with ``~``.
 
@@ -23,31 +31,55 @@ def convert(name: str, hint: Any, value: Any) -> Any:
         ValueError: it is not of that type; the message names key, value and type.
     """
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
+    nullable = type(None) in options or key.unset(None)
+    if nullable and is_nothing(value):
         return None
+    if key.parse is not None:
+        return key.parse(value)
     want = next(option for option in options if option is not type(None))
     if want in (int, float) and isinstance(value, str):
         value = _number(value)
     if typing.get_origin(want) is tuple and isinstance(value, (list, tuple, str)):
         return tuple(str(item).strip() for item in (value.split(",") if isinstance(value, str) else value))
-    if want is str and name == "compile" and isinstance(value, bool):
-        return str(value).lower()
-    if name == "distillation_cache" and value is False:
-        return "off"  # which YAML reads as false
+    if key.choices and isinstance(value, bool):  # YAML reads on, off, true and false as a bool
+        words = ("true", "on") if value else ("false", "off")
+        return next((word for word in words if word in key.choices), words[0])
     if want is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if want is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name}={value} must be a finite number")
+        raise ValueError(f"{key.name}={value} must be a finite number")
     if want is str and isinstance(value, (int, float, Path)) and not isinstance(value, bool):
         value = str(value)
-    if name in _PATHS and isinstance(value, str):
+    if key.path and isinstance(value, str):
         return os.path.expanduser(value)
     if isinstance(want, type) and isinstance(value, want) and not (want is int and isinstance(value, bool)):
         return value
-    nullable = " or null" if type(None) in options else ""
-    raise ValueError(f"{name}={value!r} must be {getattr(want, '__name__', want)}{nullable}")
+    wanted = type_in_words(hint)
+    raise ValueError(f"{key.name}={value!r} must be {wanted}{' or null' if nullable else ''}")
+
+
+def check_value(key: Key, value: Any) -> None:
+    """Raise ``ValueError`` if a value is not one of its key's choices or beyond its limits; None always passes."""
+    if value is None:
+        return
+    if len(key.choices) == 1 and value not in key.choices:
+        raise ValueError(f"{key.name}={value}: only '{key.choices[0]}' is supported")
+    if key.choices and value not in key.choices:
+        hint = nearest(str(value), key.choices)
+        raise ValueError(f"{key.name}={value} is not one of {', '.join(key.choices)}{hint and '.'}{hint}")
+    if isinstance(value, (int, float)) and not key.allows(value):
+        raise ValueError(f"{key.name}={value} must be {key.limits}")
+
+
+def type_in_words(hint: Any) -> str:
+    """A type as a user would call it, such as ``a whole number``."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    want = next(option for option in options if option is not type(None))
+    if typing.get_origin(want) is tuple:
+        return "a list"
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[want]
 
 
 def _number(text: str) -> Any:

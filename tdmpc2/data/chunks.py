@@ -58,8 +58,12 @@ class Layout(NamedTuple):
         )
 
 
-def chunk_paths(data_dir: str | os.PathLike[str]) -> list[Path]:
-    """The chunk files of a directory, ``chunk_2.pt`` before ``chunk_10.pt``.
+def chunk_paths(data_dir: str | os.PathLike[str], task: str = "mt30") -> list[Path]:
+    """List the chunk files of a directory, ``chunk_2.pt`` before ``chunk_10.pt``.
+
+    Args:
+        data_dir: their directory.
+        task: task or task set they should be of, for the advice where there are none.
 
     Raises:
         ValueError: no such directory, nothing in it, or a ``chunk_*.pt`` without a number.
@@ -68,10 +72,11 @@ def chunk_paths(data_dir: str | os.PathLike[str]) -> list[Path]:
     found = sorted(root.glob("chunk_*.pt"))
     if not found:
         problem = "has no chunk files" if root.is_dir() else "is not a directory"
+        collected = f"{'' if task == 'mt30' else f'task={task} '}data_dir={data_dir}"
+        published = ", or download the published set: Hugging Face dataset nicklashansen/tdmpc2, folder mt30, 4 files"
         raise ValueError(
             f"data_dir={data_dir} {problem}; expected chunk_0.pt, chunk_1.pt, ... in it. Make data with "
-            f"`python collect.py data_dir={data_dir}`, or download the published set: Hugging Face dataset "
-            "nicklashansen/tdmpc2, folder mt30, 4 files, 44 GB"
+            f"`python collect.py {collected}`" + (f"{published}, 44 GB" if task == "mt30" else "")
         )
     numbered = []
     for path in found:

@@ -121,7 +121,7 @@ def open_data(cfg: Config, device: torch.device, place: str | None = None) -> Da
     return Data(_sampler(cfg, dataset, drawn), place, _ahead(place, device), store, episodes)
 
 
-def data_record(data_dir: str) -> dict[str, str]:
+def data_record(data_dir: str, task: str = "mt30") -> dict[str, str]:
     """What tells data from other data without reading it: fingerprints of chunk files, or a store's checksum.
 
     A store that was imported from chunk files counts as those files, unless it holds them in half precision.
@@ -131,7 +131,7 @@ def data_record(data_dir: str) -> dict[str, str]:
     """
     store = _find(data_dir)
     if store is None:
-        return chunk_fingerprints(data_dir)
+        return chunk_fingerprints(data_dir, task)
     own = dict(store.meta.source) if store.meta.dtype == "float32" else {}
     return own or {"checksum": store.checksum}
 

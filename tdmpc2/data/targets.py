@@ -1,6 +1,6 @@
-"""Former module of ``python -m tdmpc2.data.targets``, kept for one release."""
+"""Former name of ``tdmpc2 targets``, kept for one release."""
 
-from tdmpc2.training.teacher_cache import main
+from tdmpc2.commands.targets import main
 
 if __name__ == "__main__":
     main()

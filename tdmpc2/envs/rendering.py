@@ -35,17 +35,27 @@ def context_module() -> str:
         ValueError: no backend works; the message says what was tried and what to install.
     """
     variable = next((name for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM") if os.environ.get(name)), None)
-    names = (os.environ[variable].lower(),) if variable else _BACKENDS.get(sys.platform, ("egl", "osmesa"))
-    environment = {**os.environ, "MUJOCO_GL": "disable"}
+    names = (os.environ[variable].lower(),) if variable else backends()
     for name in names:
-        command = [sys.executable, "-c", _PROBE, f"mujoco.{name}"]
-        if subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0:
+        if backend_works(name):
             return f"mujoco.{name}"
     chosen = f" ({variable}={os.environ[variable]}; unset it to try the others)" if variable else ""
     raise ValueError(
         f"render_mode='rgb_array' needs an OpenGL backend, and none of {', '.join(names)} works here{chosen}. "
         "On Debian or Ubuntu: apt-get install libegl1 (EGL) or apt-get install libosmesa6 (OSMesa, no GPU needed)."
     )
+
+
+def backends() -> tuple[str, ...]:
+    """OpenGL backends of this platform, in the order they are tried."""
+    return _BACKENDS.get(sys.platform, ("egl", "osmesa"))
+
+
+def backend_works(name: str) -> bool:
+    """Try an OpenGL backend, such as ``egl``, in a process of its own."""
+    command = [sys.executable, "-c", _PROBE, f"mujoco.{name}"]
+    environment = {**os.environ, "MUJOCO_GL": "disable"}
+    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
 
 
 class Renderer:

@@ -1,4 +1,4 @@
-"""Matrix products in the number formats a layer can be computed in.
+"""Number formats of weights, and matrix products in them.
 
 ==================  ================  ====================================================================
 format              weight            product
@@ -26,7 +26,7 @@ _FEWEST_ROWS, _FEWEST_INPUTS = 32, 32
 
 
 def to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest multiples (half to even) of one scale per row: [..., out, in] -> int8 [..., out, in], fp32 [..., out, 1].
+    """Round to multiples of one scale per row, [..., out, in] -> int8 [..., out, in] and float32 [..., out, 1].
 
     Rows of zeros (new reward and Q heads) have scale 1, and so have rows so small that their scale would lose its
     precision.
@@ -36,42 +36,51 @@ def to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x / scale).round().to(torch.int8), scale
 
 
-def product(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None, wide: torch.dtype | None = None
+def matmul(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    compute_dtype: torch.dtype = torch.int8,
 ) -> Tensor:
-    """``x weight^T + bias``, [..., in] -> [..., out] in the type of ``x``.
+    """Multiply rows by a weight in any format: ``x weight^T + bias``, [..., in] -> [..., out] in the type of ``x``.
 
     Args:
         x: float32 inputs.
-        weight: [out, in], in the format of the product.
+        weight: [out, in]; a floating-point one is multiplied in its own type.
         bias: [out].
         scale: of an int8 weight, [out, 1].
-        wide: what an int8 weight is widened to; None: the inputs are quantised as well.
+        compute_dtype: of an int8 weight's product. ``torch.int8`` quantises the inputs too, unless there are so few
+            that it does not pay; a floating-point type widens the weight instead.
     """
     if scale is None:
         return F.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
     rows = x.shape[:-1].numel()
-    quantised = wide is None and x.device.type in ("cpu", "cuda")
-    if quantised and rows >= _FEWEST_ROWS and x.shape[-1] >= _FEWEST_INPUTS:
-        total = _int8_product(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1]) * scale.mT
+    int8 = compute_dtype == torch.int8
+    if int8 and x.device.type in ("cpu", "cuda") and rows >= _FEWEST_ROWS and x.shape[-1] >= _FEWEST_INPUTS:
+        total = _int8_matmul(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1]) * scale.mT
     else:
-        wide = wide or torch.float32
+        wide = torch.float32 if int8 else compute_dtype
         total = F.linear(x.to(wide), weight.to(wide)).to(x.dtype) * scale.mT
     return total if bias is None else total + bias
 
 
-def batched_product(
-    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None = None, wide: torch.dtype | None = None
+def batched_matmul(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None = None,
+    compute_dtype: torch.dtype = torch.int8,
 ) -> Tensor:
-    """One product for each of n networks: x [n, N, in], weight [n, out, in], bias [n, out] -> [n, N, out]."""
+    """Compute :func:`matmul` for n networks: x [n, N, in], weight [n, out, in], bias [n, out] -> [n, N, out]."""
     if scale is None:
         return torch.baddbmm(bias[:, None], x.to(weight.dtype), weight.mT).to(x.dtype)
     networks = zip(x, weight, bias, scale, strict=True)
-    return torch.stack([product(*network, wide) for network in networks])
+    return torch.stack([matmul(*network, compute_dtype) for network in networks])
 
 
-def _int8_product(x: Tensor, weight: Tensor) -> Tensor:
-    """x [N, in], int8 weight [out, in] -> [N, out] without the weight's scale.
+def _int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply in int8, x [N, in] by weight [out, in] -> [N, out], without the weight's scale.
 
     A row is 256 steps from its smallest to its largest value, x = low + step (q + 128). SimNorm and Mish have no or
     hardly any negative values, so steps on both sides of zero would be twice as wide.

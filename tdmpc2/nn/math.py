@@ -1,6 +1,6 @@
 """Pure functions: discrete regression in symlog space, the squashed Gaussian, and the running value scale.
 
-Formulas follow specification ``algorithm.md``, sections 4, 5 and 7 (TD-MPC2, Hansen et al. 2024, appendix).
+Formulas are those of docs/algorithm.md, "Discrete regression", "Policy prior" and "Value scale".
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class GaussianStats(NamedTuple):
 
 
 def squashed_gaussian_stats(eps: Tensor, log_std: Tensor, action: Tensor, active_dims: Tensor | float) -> GaussianStats:
-    """Statistics of ``action = tanh(mean + eps exp(log_std))`` (specification section 5).
+    """Compute log-probability and entropies of ``action = tanh(mean + eps exp(log_std))``.
+
+    docs/algorithm.md, "Policy prior".
 
     Args:
         eps: standard-normal draw, zero on inactive dimensions, [..., A].
@@ -95,7 +97,7 @@ def squashed_gaussian_stats(eps: Tensor, log_std: Tensor, action: Tensor, active
 
 
 def percentile_range(x: Tensor, low: float = 5.0, high: float = 95.0) -> tuple[Tensor, Tensor]:
-    """Linearly interpolated percentiles of x [B, ...] along the batch, each [...] (specification section 7)."""
+    """Interpolate percentiles of x [B, ...] along the batch linearly, each [...]: docs/algorithm.md, "Value scale"."""
     ordered = x.sort(0).values
     last = x.shape[0] - 1
 

@@ -1,8 +1,11 @@
-"""The TD-MPC2 world model: encoder, latent dynamics, reward, Q ensemble and policy prior (specification, section 3)."""
+"""The TD-MPC2 world model: encoder, latent dynamics, reward, Q ensemble and policy prior.
+
+docs/algorithm.md, "World model" and "Networks and initialisation".
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 
 from tdmpc2.checkpoints import layouts
 from tdmpc2.config import Config
-from tdmpc2.nn.layers import Linear, NormedLinear, NormMish, QEnsemble, mlp, simnorm
+from tdmpc2.nn.layers import MLP, Linear, QEnsemble, mlp, simnorm
 from tdmpc2.nn.math import bin_centres, bounded_log_std, decode, squashed_gaussian_stats
 
 
@@ -24,7 +27,7 @@ class TaskContext(NamedTuple):
     discount: Tensor  # [..., 1]; [1] for single-task models
 
     def unsqueeze(self, dim: int) -> TaskContext:
-        """The same context for inputs with one more leading axis at ``dim``."""
+        """Insert a leading axis at ``dim``, for inputs that have one more."""
         return TaskContext(*(None if x is None else x.unsqueeze(dim) for x in self))  # type: ignore[arg-type]
 
     def for_rows(self, rows: slice | Tensor) -> TaskContext:
@@ -33,6 +36,26 @@ class TaskContext(NamedTuple):
 
 
 Task = Tensor | int | TaskContext | None
+
+
+class Network(NamedTuple):
+    """One of the world model's networks."""
+
+    name: str  # of its parameters, as in _dynamics
+    module: MLP | QEnsemble
+    inputs: tuple[str, ...]  # the parts of its input: obs, latent, task, action
+
+    @property
+    def observes(self) -> bool:
+        """True if it takes observations: planning runs it once, and repeats the others for every sample."""
+        return "obs" in self.inputs
+
+    @property
+    def matrices(self) -> list[str]:
+        """Names of its weight matrices, one for each layer."""
+        if isinstance(self.module, QEnsemble):
+            return [f"{self.name}.params.{4 * layer}" for layer in range(3)]
+        return [f"{self.name}.{layer}.weight" for layer in range(len(self.module))]
 
 
 class WorldModel(nn.Module):
@@ -74,7 +97,7 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def _init_weights(self, generator: torch.Generator | None) -> None:
-        # The specification truncates at 100 standard deviations, which no draw reaches.
+        # The reference truncates at 100 standard deviations, which no draw reaches.
         for module in self.modules():
             if isinstance(module, Linear):
                 module.weight.normal_(0, 0.02, generator=generator)
@@ -102,7 +125,7 @@ class WorldModel(nn.Module):
         torch._foreach_lerp_(list(self._target_Qs.params), list(self._Qs.params), tau)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load any public layout, quantised or not (specification sections 15 and 16).
+        """Load any public layout, quantised or not: docs/algorithm.md, "Checkpoint layouts".
 
         Raises:
             ValueError: names or shapes differ; the message lists them and names the likely fix.
@@ -112,49 +135,23 @@ class WorldModel(nn.Module):
             layouts.check_state(state, self.state_dict(), "the state dict")
         return super().load_state_dict(state, strict=strict, assign=assign)
 
-    def set_precision(self, precision: str | Callable[[str], str], wide: torch.dtype = torch.float32) -> WorldModel:
-        """Convert a float32 model's weight matrices to the formats it is to act in; it can no longer be trained.
+    def networks(self) -> list[Network]:
+        """The networks that act, in the order of :data:`~tdmpc2.checkpoints.layouts.NETWORKS`.
 
-        LayerNorms, the embedding and all that follows a product stay float32. There are no target heads of its own
-        afterwards: they are the online heads.
-
-        Args:
-            precision: one of :data:`~tdmpc2.nn.formats.FORMATS` for all matrices, the encoder's excepted: it runs once
-                per plan, where planning repeats the others for every sample. Or the format of each matrix by its name.
-            wide: what int8 weights are widened to where a product is not int8 itself; the encoder's to float32.
+        What concerns every network (precision, packing, quantisation) reads this table, so one network more is one row.
         """
-        format_of = precision if callable(precision) else partial(planning_format, precision)
-        self.requires_grad_(False)
-        self.use_norm_mish(None)
-        networks: dict[str, Any] = {name: getattr(self, name) for name in ("_dynamics", "_reward", "_pi")}
-        for name, network in {"_encoder.state": self._encoder["state"], **networks}.items():
-            for index, layer in enumerate(network):
-                layer.set_format(format_of(f"{name}.{index}.weight"), wide if name in networks else torch.float32)
-        for index in range(3):
-            self._Qs.set_format(index, format_of(f"_Qs.params.{4 * index}"), wide)
-        self._target_Qs = self._Qs
-        return self
-
-    def use_norm_mish(self, function: NormMish | None) -> None:
-        """Train with an operator for Mish of LayerNorm, see :class:`~tdmpc2.nn.layers.NormedLinear`."""
-        for module in self.modules():
-            if isinstance(module, (NormedLinear, QEnsemble)):
-                module.norm_mish = function
-
-    def weight_bytes(self) -> int:
-        """Bytes of all weights as they lie in memory, scales included."""
-        tensors = {t.data_ptr(): t.nbytes for t in (*self.parameters(), *self._scales())}
-        return sum(tensors.values())
-
-    def _scales(self) -> list[Tensor]:
-        return [buffer for name, buffer in self.named_buffers() if name.rpartition(".")[2].startswith("scale")]
+        return [Network(name, self.get_submodule(name), inputs) for name, inputs in layouts.NETWORKS.items()]  # type: ignore[arg-type]
 
     # -- tasks ------------------------------------------------------------------------------------------------------
 
-    def context(self, task: Task) -> TaskContext:
-        """Look up embedding, action mask and discount of task ids [...].
+    def context(self, task: Task, *, train: bool = False) -> TaskContext:
+        """Look up embedding, action mask and discount of task ids [...]. Embeddings have a norm of at most 1.
 
-        Looked-up rows with norm above 1 are rescaled in the table first, outside the gradient (section 3).
+
+        Args:
+            task: ids, or a context, which is returned as it is.
+            train: rescale looked-up rows with norm above 1 in the table itself, outside the gradient, so that training
+                goes on from there. Otherwise the model is only read, and its embedding is a constant factor away.
 
         Raises:
             ValueError: a multi-task model was given no task.
@@ -167,28 +164,31 @@ class WorldModel(nn.Module):
             raise ValueError(f"This model has {len(self.cfg.task_specs)} tasks ('{self.cfg.task}'): pass a task id")
         ids = torch.as_tensor(task, device=self.action_masks.device)
         table = self._task_emb.weight
-        with torch.no_grad():
-            rows = table[ids]
-            norm = rows.norm(dim=-1, keepdim=True)
-            table[ids] = torch.where(norm > 1, rows / (norm + 1e-7), rows)
-        return TaskContext(F.embedding(ids, table), self.action_masks[ids], self.discounts[ids].unsqueeze(-1))
+        embedding = F.embedding(ids, table)
+        norm = embedding.detach().norm(dim=-1, keepdim=True)
+        rescaled = torch.where(norm > 1, embedding / (norm + 1e-7), embedding)
+        if train:
+            with torch.no_grad():
+                table[ids] = rescaled
+            rescaled = F.embedding(ids, table)
+        return TaskContext(rescaled, self.action_masks[ids], self.discounts[ids].unsqueeze(-1))
 
     # -- networks ---------------------------------------------------------------------------------------------------
 
     def encode(self, obs: Tensor, task: Task = None) -> Tensor:
-        """Latent of observations, [..., O] -> [..., D]."""
+        """Encode observations, [..., O] -> [..., D]."""
         return self._encoder["state"](*_parts(obs, self.context(task).embedding))
 
     def next(self, z: Tensor, a: Tensor, task: Task = None) -> Tensor:
-        """Next latent, [..., D] and [..., A] -> [..., D]."""
+        """Predict the next latent, [..., D] and [..., A] -> [..., D]."""
         return self._dynamics(*_parts(z, self.context(task).embedding, a))
 
     def reward(self, z: Tensor, a: Tensor, task: Task = None) -> Tensor:
-        """Reward logits, [..., D] and [..., A] -> [..., K]."""
+        """Predict logits of the reward, [..., D] and [..., A] -> [..., K]."""
         return self._reward(*_parts(z, self.context(task).embedding, a))
 
     def pi(self, z: Tensor, task: Task = None, eps: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sample the policy prior (specification section 5).
+        """Sample the policy prior: docs/algorithm.md, "Policy prior".
 
         Args:
             z: [..., D].
@@ -233,7 +233,7 @@ class WorldModel(nn.Module):
         dropout_mask: Tensor | None = None,
         detach: bool = False,
     ) -> Tensor:
-        """State-action values (specification section 6). Dropout only where a mask is given.
+        """Compute state-action values, with dropout only where a mask is given: docs/algorithm.md, "World model".
 
         Args:
             z: [..., D].
@@ -260,19 +260,8 @@ class WorldModel(nn.Module):
 
 
 def draw_heads(num_q: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """Two distinct head indices [2], drawn on the device."""
+    """Draw two distinct head indices [2], on the device."""
     return torch.rand(num_q, device=device, generator=generator).topk(2).indices
-
-
-#: int8 keeps the inputs of these in floating point: quantised, they made half of the squared error of a plan's value.
-_FLOAT_INPUTS = ("_dynamics.2.weight", "_Qs.params.8")
-
-
-def planning_format(precision: str, matrix: str) -> str:
-    """Format of a weight matrix in a model that plans in ``precision``."""
-    if matrix.startswith("_encoder."):
-        return "fp32"
-    return "int8-weight-only" if precision == "int8" and matrix in _FLOAT_INPUTS else precision
 
 
 def _parts(*parts: Tensor | None) -> list[Tensor]:

@@ -1,9 +1,6 @@
-"""Who plays the episodes of a data set: random actions, policies and planners, each a share of every task's episodes.
+"""Players of a data set: random actions, policies and planners, each with a share of every task's episodes.
 
-An entry of the key ``mix`` is ``SHARE random``, ``SHARE policy CHECKPOINT`` or ``SHARE planner CHECKPOINT``; the last
-two may end in ``noise STD``. Shares are relative to their sum::
-
-    mix=[0.2 random, 0.3 policy models/early.pt noise 0.3, 0.5 planner models/late.pt]
+They are the entries of the key ``mix`` (:mod:`tdmpc2.config.mix`) with their agents.
 """
 
 from __future__ import annotations
@@ -11,10 +8,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import os
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,41 +17,16 @@ import torch
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256
-from tdmpc2.config import Config
+from tdmpc2.config import PLANNER_KEYS, Config, MixEntry
 from tdmpc2.play.evaluation import agent_actor
 from tdmpc2.play.rollout import Actor
-
-_ENTRY = re.compile(r"(?P<share>\S+)\s+(?P<kind>\S+)(?:\s+(?!noise\s)(?P<file>\S.*?))?(?:\s+noise\s+(?P<noise>\S+))?")
-_PLANNER = ("iterations", "num_samples", "num_elites", "num_pi_trajs", "horizon", "min_std", "max_std", "temperature")
-
-
-@dataclass(frozen=True)
-class Source:
-    """One entry of a mixture.
-
-    Attributes:
-        share: fraction of every task's episodes, in (0, 1].
-        kind: ``random``, ``policy`` or ``planner``.
-        checkpoint: file of the agent; None for random actions, and for an agent that is in memory.
-        noise: standard deviation of Gaussian noise added to the noise-free action, which is then clipped to [-1, 1];
-            None: the agent's own exploration noise.
-    """
-
-    share: float
-    kind: str
-    checkpoint: str | None = None
-    noise: float | None = None
-
-    def __str__(self) -> str:
-        name = "" if self.checkpoint is None else f" {self.checkpoint}"
-        return f"{self.kind}{name}{'' if self.noise is None else f' noise {self.noise:g}'}"
 
 
 @dataclass(frozen=True)
 class Player:
-    """A source with its agent (None: random actions) and the checksum of the agent's file or weights."""
+    """An entry of a mixture with its agent (None: random actions) and the checksum of the agent's file or weights."""
 
-    source: Source
+    source: MixEntry
     agent: TDMPC2 | None = None
     sha256: str | None = None
 
@@ -66,7 +36,7 @@ class Player:
         if self.agent is not None:
             plain |= {"noise": self.source.noise, "sha256": self.sha256}
         if self.agent is not None and self.source.kind == "planner":
-            plain |= {"planner": {key: getattr(self.agent.cfg, key) for key in _PLANNER}}
+            plain |= {"planner": {key: getattr(self.agent.cfg, key) for key in PLANNER_KEYS}}
         return plain
 
     def actor(self, cfg: Config, seed: int) -> Actor:
@@ -78,35 +48,26 @@ class Player:
         return noisy_actor(cfg, agent_actor(self.agent, noise=False, seed=seed), self.source.noise, seed)
 
 
-def parse_mix(entries: Sequence[str], origin: str = "mix") -> list[Source]:
-    """The sources of a mixture; their shares are scaled to a sum of 1.
+def sources_of(mix: Sequence[MixEntry] | None, checkpoint: str | None, mpc: bool) -> list[MixEntry]:
+    """List who plays by the keys ``mix``, ``checkpoint`` and ``mpc``: a mixture, one agent, or random actions.
+
+    Returns:
+        Entries whose shares sum to 1.
 
     Raises:
-        ValueError: an entry that is not of the form above; the message names it and ``origin``.
-    """
-    sources = [_parse(entry.strip(), origin) for entry in entries]
-    if not sources:
-        raise ValueError(f"{origin} has no entries: give at least one, or null")
-    total = sum(source.share for source in sources)
-    return [Source(s.share / total, s.kind, s.checkpoint, s.noise) for s in sources]
-
-
-def sources_of(mix: Sequence[str] | None, checkpoint: str | None, mpc: bool) -> list[Source]:
-    """What the keys ``mix``, ``checkpoint`` and ``mpc`` say: a mixture, one agent, or random actions.
-
-    Raises:
-        ValueError: a bad entry, or both a mixture and a checkpoint.
+        ValueError: both a mixture and a checkpoint.
     """
     if mix is not None and checkpoint is not None:
         raise ValueError(f"checkpoint={checkpoint} beside mix, whose entries name their checkpoints: leave one out")
     if mix is not None:
-        return parse_mix(mix)
+        total = sum(entry.share for entry in mix)
+        return [replace(entry, share=entry.share / total) for entry in mix]
     if checkpoint is not None:
-        return [Source(1.0, "planner" if mpc else "policy", checkpoint)]
-    return [Source(1.0, "random")]
+        return [MixEntry(1.0, "planner" if mpc else "policy", checkpoint)]
+    return [MixEntry(1.0, "random")]
 
 
-def load_players(sources: Sequence[Source], load: Callable[..., TDMPC2]) -> list[Player]:
+def load_players(sources: Sequence[MixEntry], load: Callable[..., TDMPC2]) -> list[Player]:
     """Load every checkpoint once.
 
     Args:
@@ -145,12 +106,12 @@ def load_players(sources: Sequence[Source], load: Callable[..., TDMPC2]) -> list
 def player_of(agent: TDMPC2 | None) -> Player:
     """An agent in memory, with its own exploration noise, or random actions."""
     if agent is None:
-        return Player(Source(1.0, "random"))
+        return Player(MixEntry(1.0, "random"))
     digest = hashlib.sha256()
     for name, tensor in sorted(agent.model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return Player(Source(1.0, "planner" if agent.cfg.mpc else "policy"), agent, digest.hexdigest())
+    return Player(MixEntry(1.0, "planner" if agent.cfg.mpc else "policy"), agent, digest.hexdigest())
 
 
 def random_actor(cfg: Config, seed: int) -> Actor:
@@ -190,31 +151,3 @@ def _used(cfg: Config, task_ids: np.ndarray) -> np.ndarray:
     """Which action dimensions the tasks have, bool [E, A]."""
     sizes = np.array([spec.action_dim for spec in cfg.task_specs])
     return np.arange(cfg.action_dim) < sizes[task_ids, None]
-
-
-def _parse(entry: str, origin: str) -> Source:
-    form = '"SHARE random", "SHARE policy CHECKPOINT" or "SHARE planner CHECKPOINT" (and "noise STD")'
-    match = _ENTRY.fullmatch(entry)
-    if match is None or match["kind"] not in ("random", "policy", "planner"):
-        raise ValueError(f"{origin}: '{entry}' is not of the form {form}")
-    share, noise = _number(match["share"]), None if match["noise"] is None else _number(match["noise"])
-    if share is None or share == 0:
-        raise ValueError(f"{origin}: the share in '{entry}' must be a positive number")
-    if match["noise"] is not None and noise is None:
-        raise ValueError(f"{origin}: the noise in '{entry}' must be a number, 0 or more")
-    if match["kind"] == "random":
-        if match["file"] is not None or noise is not None:
-            raise ValueError(f"{origin}: '{entry}': random actions have neither a checkpoint nor noise")
-        return Source(share, "random")
-    if match["file"] is None:
-        raise ValueError(f"{origin}: '{entry}' names no checkpoint: {form}")
-    return Source(share, match["kind"], os.path.expanduser(match["file"]), noise)
-
-
-def _number(text: str) -> float | None:
-    """A finite number that is not negative, or None."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if 0 <= value < math.inf else None

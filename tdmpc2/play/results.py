@@ -20,6 +20,7 @@ from rich.table import Table
 
 from tdmpc2.play.evaluation import Evaluation
 from tdmpc2.play.protocols import difference
+from tdmpc2.support.extras import install_hint
 from tdmpc2.support.files import read_json, replacing, write_text
 from tdmpc2.support.intervals import Interval, bootstrap
 from tdmpc2.support.intervals import format_interval as format_interval
@@ -176,7 +177,7 @@ def video_writer() -> ModuleType:
         import imageio.v3
         import imageio_ffmpeg  # noqa: F401
     except ImportError as error:
-        raise ValueError("save_video needs imageio and ffmpeg: pip install imageio imageio-ffmpeg") from error
+        raise ValueError(f"save_video needs imageio and ffmpeg: {install_hint('video')}") from error
     return imageio.v3
 
 

@@ -1,4 +1,4 @@
-"""Which weight matrices can be int8: a model's outputs on real inputs, with one matrix after the other in int8."""
+"""Choose the weight matrices that can be int8, by what one matrix at a time in int8 does to the outputs on real inputs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdmpc2.acceleration.low_precision import planning_format, set_precision
 from tdmpc2.config import Config
 from tdmpc2.data.placement import open_data
 from tdmpc2.data.source import STORE, find_form
-from tdmpc2.nn.world_model import WorldModel, planning_format
+from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.play.mixture import noisy_actor, random_actor
 from tdmpc2.play.rollout import Actor, Floats, Job, play
 from tdmpc2.quantization.recipes import OUTPUTS, RECIPES, Recipe, is_matrix, model_outputs, relative_db
@@ -41,18 +42,18 @@ class Inputs(NamedTuple):
     source: str
 
     def rows(self, rows: Tensor) -> Inputs:
-        """Some of the rows."""
+        """Select some of the rows."""
         task = None if self.task is None else self.task[rows]
         return self._replace(obs=self.obs[rows], action=self.action[rows], task=task)
 
     def to(self, device: torch.device) -> Inputs:
-        """The same on another device."""
+        """Copy them to another device."""
         task = None if self.task is None else self.task.to(device)
         return self._replace(obs=self.obs.to(device), action=self.action.to(device), task=task)
 
 
 def played_inputs(model: WorldModel, count: int = COUNT, seed: int = 0) -> Inputs:
-    """At least ``count`` rows of episodes of the model's own tasks, every sixteenth step, equally many of each task.
+    """Play episodes of the model's own tasks and take every sixteenth step: ``count`` rows or more, alike of each task.
 
     Half of a task's rows are from episodes of the model's policy prior with noise, half from random actions. Tasks
     whose environment cannot be built here are left out; if none can, the observations are standard-normal.
@@ -92,7 +93,7 @@ def played_inputs(model: WorldModel, count: int = COUNT, seed: int = 0) -> Input
 def _played(
     cfg: Config, actors: Iterable[Actor], task_id: int, count: int, seed: int
 ) -> list[tuple[Floats, Floats, int]]:
-    """``count`` rows by each of the actors."""
+    """Play ``count`` rows by each of the actors."""
     from tdmpc2.envs.vector import EnvPool
 
     rows: list[tuple[Floats, Floats, int]] = []
@@ -117,7 +118,7 @@ def _refusals(refused: dict[int, str], task_id: int) -> Iterator[None]:
 
 
 def _policy_actor(model: WorldModel) -> Actor:
-    """The mean of the policy prior."""
+    """Act by the mean of the policy prior."""
 
     @torch.no_grad()
     def act(obs: Floats, t0: np.ndarray, task_ids: np.ndarray) -> Floats:
@@ -129,7 +130,7 @@ def _policy_actor(model: WorldModel) -> Actor:
 
 
 def stored_inputs(cfg: Config, data_dir: str, count: int = COUNT, seed: int = 0) -> Inputs:
-    """Rows of an episode store or of chunk files, of the model's own tasks, all equally likely.
+    """Draw rows of an episode store or of chunk files, of the model's own tasks, all equally likely.
 
     Args:
         cfg: configuration of the model; it names the tasks (``tasks``).
@@ -151,7 +152,7 @@ def stored_inputs(cfg: Config, data_dir: str, count: int = COUNT, seed: int = 0)
 
 
 class Sensitivity(NamedTuple):
-    """What one weight matrix in int8 does to a model that is otherwise float32."""
+    """Errors of a float32 model with one weight matrix in int8."""
 
     matrix: str  # its name
     bytes_saved: int  # of an fp16 file
@@ -160,7 +161,7 @@ class Sensitivity(NamedTuple):
 
 @torch.no_grad()
 def sensitivities(model: WorldModel, inputs: Inputs) -> list[Sensitivity]:
-    """Every weight matrix alone in int8, as it would be computed: with int8 inputs, or widened.
+    """Measure every weight matrix alone in int8, as it would be computed: with int8 inputs, or widened.
 
     Args:
         model: float32, on the device it is to act on; not changed.
@@ -179,14 +180,14 @@ def sensitivities(model: WorldModel, inputs: Inputs) -> list[Sensitivity]:
 
 
 def _with_int8(model: WorldModel, matrix: str) -> WorldModel:
-    """The same model, sharing its weights, with one matrix in int8."""
+    """Copy a model, sharing its weights, with one matrix in int8."""
     shared = {id(tensor): tensor.detach() for tensor in (*model.parameters(), *model.buffers())}
     int8 = "int8-weight-only" if matrix.startswith("_encoder.") else planning_format("int8", matrix)
-    return copy.deepcopy(model, shared).set_precision(lambda name: int8 if name == matrix else "fp32")
+    return set_precision(copy.deepcopy(model, shared), lambda name: int8 if name == matrix else "fp32")
 
 
 def predicted_errors(found: Iterable[Sensitivity], int8: Iterable[str]) -> dict[str, float]:
-    """Errors in dB by output with some matrices in int8: the sum of the powers of theirs alone."""
+    """Predict errors in dB by output with some matrices in int8, as the sum of the powers of theirs alone."""
     chosen = set(int8)
     power = sum((_power(s.errors) for s in found if s.matrix in chosen), np.zeros(len(OUTPUTS)))
     with np.errstate(divide="ignore"):
@@ -194,7 +195,7 @@ def predicted_errors(found: Iterable[Sensitivity], int8: Iterable[str]) -> dict[
 
 
 def mixed_recipe(found: Sequence[Sensitivity], limit_db: float = LIMIT_DB) -> Recipe:
-    """The recipe ``mixed``: as many bytes as possible in int8 with the predicted error of every output within a limit.
+    """Make the recipe ``mixed``: the most bytes in int8 that keep the predicted error of every output within a limit.
 
     All choices are compared, among those that save the most bytes the one with the smallest errors is taken. The
     encoder's first matrix, whose inputs are raw observations, is never int8. What is not int8 has an error of its own,

@@ -110,7 +110,7 @@ def full_payload(checkpoint: Checkpoint, task: str | None = None) -> dict[str, A
 
 
 def payload(checkpoint: Checkpoint, recipe: Recipe, task: str | None = None) -> dict[str, Any]:
-    """What the file of a recipe holds; ``task``: see :func:`own_config`.
+    """Quantise a file by a recipe: the content of the new file; ``task``: see :func:`own_config`.
 
     Raises:
         ValueError: see :func:`~tdmpc2.quantization.recipes.quantize_state`.

@@ -1,8 +1,7 @@
-"""What quantising a model costs and gains, measured side by side."""
+"""Measure files of one model side by side: size, errors, regret, time and score."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from tdmpc2 import planner
+from tdmpc2.acceleration.low_precision import set_precision
 from tdmpc2.agent import TDMPC2
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.world_model import WorldModel
@@ -73,7 +73,6 @@ def measure(candidates: Sequence[Candidate], inputs: Inputs, settings: Settings)
     """
     agents = load_agents(candidates, settings)
     reference = next(iter(agents.values()))
-    reference.model.set_precision("fp32")  # which drops the target heads, as in the others
     inputs = inputs.to(reference.device)
     rows = [
         {
@@ -81,7 +80,7 @@ def measure(candidates: Sequence[Candidate], inputs: Inputs, settings: Settings)
             "computes_in": agent.precision,
             "file_bytes": c.file_bytes,
             "size_ratio": c.file_bytes / candidates[0].file_bytes,
-            "weight_bytes": agent.model.weight_bytes(),
+            "weight_bytes": weight_bytes(agent.model),
             "errors": plain_errors(output_errors(reference.model, agent.model, *inputs[:3])),
         }
         for c, agent in zip(candidates, agents.values(), strict=True)
@@ -101,16 +100,20 @@ def measure(candidates: Sequence[Candidate], inputs: Inputs, settings: Settings)
 
 
 def load_agents(candidates: Sequence[Candidate], settings: Settings) -> dict[str, TDMPC2]:
-    """An agent of each file, by name."""
-    log = logging.getLogger("tdmpc2")
-    disabled, log.disabled = log.disabled, True  # what each computes in is a column of the table
-    try:
-        agents = {c.name: load_agent(c.source, device=settings.device, **settings.overrides) for c in candidates}
-    finally:
-        log.disabled = disabled
+    """Load an agent of each file, by name, as the fastest this machine has."""
+    given = {"device": settings.device, "quiet": True, **settings.overrides}  # the table has what each computes in
+    agents = {c.name: load_agent(c.source, **given) for c in candidates}
     for agent in agents.values():
+        if agent.precision == "fp32":
+            set_precision(agent.model, "fp32")  # drops the target heads, which serve training only
         agent.compile_planner(_FEW_PLANS)
     return agents
+
+
+def weight_bytes(model: WorldModel) -> int:
+    """Bytes of all weights as they lie in memory, scales of int8 weights included."""
+    scales = [buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2].startswith("scale")]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *scales)}.values())
 
 
 def _regrets(agents: Sequence[TDMPC2], inputs: Inputs, plans: int) -> list[tuple[float | None, float | None]]:

@@ -1,4 +1,4 @@
-"""Post-training quantisation: what a recipe stores and computes in, and how far the result is from the original.
+"""Post-training quantisation: recipes, the conversion of weights, and errors of the result.
 
 ================  =========================================  =====================  ================================
 recipe            weight matrices                            everything else        products, where the device has
@@ -11,12 +11,12 @@ int8-weight-only  int8, the encoder's first fp16             fp16               
 mixed             int8 where measurement allows, else fp16   fp16                   int8 and as fp16
 ================  =========================================  =====================  ================================
 
-int8 weights are symmetric with one float32 scale per output channel and head, stored as ``<name>.scale``; int8 products
-quantise every input row between its own bounds, but for the last layers of dynamics and Q heads, whose inputs stay
-floating-point (:func:`~tdmpc2.nn.world_model.planning_format`). The first layer of the encoder takes raw observations
-of many units: with it in int8 all outputs lose 2 to 7 dB for 2 % of the bytes of a 1M model. Keeping biases and
-LayerNorms in float32 was measured on the 1M student: it changes no output error of int8 by more than 0.1 dB (at -13 to
--40 dB) and makes the file 1.8 % larger, so they are fp16; computed, they and all that follows a product are float32.
+int8 weights are symmetric with one float32 scale per output channel and head, stored as ``<name>.scale``. int8 products
+quantise every input row between its own bounds; those of the last layers of dynamics and Q heads keep floating-point
+inputs (:func:`~tdmpc2.acceleration.low_precision.planning_format`). The first layer of the encoder takes raw
+observations of many units: with it in int8 all outputs lose 2 to 7 dB for 2 % of the bytes of a 1M model. Biases and
+LayerNorms are stored in fp16: in float32 they change no output error of int8 by more than 0.1 dB (at -13 to -40 dB,
+1M student) and make the file 1.8 % larger. Once loaded they are float32, as is all that follows a product.
 Target heads serve training only and are not stored.
 """
 
@@ -62,12 +62,16 @@ class Recipe:
         return torch.int8 if chosen and is_matrix(name, tensor) else self.dtype
 
     def entry(self) -> dict[str, Any]:
-        """What a file says of it."""
+        """Record of the recipe in a file made by it."""
         return {"name": self.name, "version": VERSION, "activations": self.activations}
 
 
-_MODULES = frozenset({"encoder", "dynamics", "reward", "pi", "Qs"})
-_OBSERVING = frozenset({"_encoder.state.0.weight"})
+def _module(name: str) -> str:
+    return name.partition(".")[0].removeprefix("_")
+
+
+_MODULES = frozenset(_module(name) for name in layouts.NETWORKS)
+_OBSERVING = frozenset(f"{name}.0.weight" for name, inputs in layouts.NETWORKS.items() if "obs" in inputs)
 
 #: Recipes that need no measurement; ``mixed`` is made by :func:`tdmpc2.quantization.calibration.mixed_recipe`.
 RECIPES: dict[str, Recipe] = {
@@ -81,12 +85,8 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def _module(name: str) -> str:
-    return name.partition(".")[0].removeprefix("_")
-
-
 def is_matrix(name: str, tensor: Tensor) -> bool:
-    """Whether a layout (a) tensor is a factor of a matrix product: [out, in], or [num_q, out, in] in the Q ensemble."""
+    """True if a layout (a) tensor is a factor of a matrix product: [out, in], or [num_q, out, in] in the Q ensemble."""
     return _module(name) != "task_emb" and tensor.ndim == (3 if _module(name) == "Qs" else 2)
 
 
@@ -94,12 +94,12 @@ def is_matrix(name: str, tensor: Tensor) -> bool:
 
 
 def deployable(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What acting needs: float32 layout (a) without target heads, from any layout and precision."""
+    """Keep what acting needs: float32 layout (a) without target heads, from any layout and precision."""
     return {name: w for name, w in layouts.to_layout_a(state).items() if not name.startswith("_target_Qs.")}
 
 
 def quantize_state(state: Mapping[str, Any], recipe: Recipe, origin: str = "the state dict") -> dict[str, Tensor]:
-    """The tensors of a quantised file. Equal weights give equal bytes; ``state`` is not changed.
+    """Convert weights to the tensors of a quantised file. Equal weights give equal bytes; ``state`` is not changed.
 
     Args:
         state: weights of any layout in fp32, bf16 or fp16; target heads are dropped.
@@ -133,7 +133,7 @@ def quantize_state(state: Mapping[str, Any], recipe: Recipe, origin: str = "the 
 
 
 class ModuleError(NamedTuple):
-    """What quantisation did to one module."""
+    """Size and weight error of one quantised module."""
 
     parameters: int  # without scales
     bytes: int  # as stored, with scales
@@ -141,7 +141,7 @@ class ModuleError(NamedTuple):
 
 
 def module_errors(reference_state: Mapping[str, Any], quantised_state: Mapping[str, Any]) -> dict[str, ModuleError]:
-    """Size and weight error per module (``task_emb, encoder, dynamics, reward, pi, Qs``).
+    """Measure size and weight error per module (``task_emb, encoder, dynamics, reward, pi, Qs``).
 
     Args:
         reference_state: weights of any layout and precision.
@@ -172,7 +172,9 @@ OUTPUTS = ("latent", "next_latent", "reward", "value", "policy")
 def output_errors(
     reference: WorldModel, other: WorldModel, obs: Tensor, action: Tensor, task: Tensor | None
 ) -> dict[str, float]:
-    """RMS errors of a model's outputs in dB relative to the RMS of the reference; each model uses its own latents.
+    """Measure RMS errors of a model's outputs, in dB relative to the RMS of the reference's.
+
+    Each model uses its own latents.
 
     Args:
         reference: the model in float32.
@@ -190,8 +192,11 @@ def output_errors(
 
 @torch.no_grad()
 def model_outputs(model: WorldModel, obs: Tensor, action: Tensor, task: Tensor | None) -> dict[str, Tensor]:
-    """``latent``, ``next_latent``, ``reward`` (decoded), ``value`` (decoded, all online heads) and ``policy`` (the
-    squashed mean); see :func:`output_errors`.
+    """Compute the outputs that errors are measured of, with the arguments of :func:`output_errors`.
+
+    Returns:
+        ``latent``, ``next_latent``, ``reward`` (decoded), ``value`` (decoded, all online heads) and ``policy`` (the
+        squashed mean).
     """
     z = model.encode(obs, task)
     return {
@@ -212,5 +217,5 @@ def relative_db(got: Tensor, expected: Tensor) -> float:
 
 
 def plain_errors(errors: Mapping[str, float]) -> dict[str, float | None]:
-    """Errors as JSON knows them: None where nothing differs."""
+    """Convert errors to what JSON has: None where nothing differs."""
     return {name: None if value == -math.inf else value for name, value in errors.items()}

@@ -1,7 +1,7 @@
-"""How much worse the plans of other models are, in the eyes of the float32 model (DESIGN, section 9).
+"""Regret: the value lost by planning with another model, as the float32 model sees it.
 
-Actions of two precisions do not compare: MPPI's elite (specification, section 11) is drawn, so that the last bit of a
-sum can change it. What compares is the value that the float32 model gives the mean sequence of either plan.
+Actions of two precisions cannot be compared: the executed elite is drawn (docs/algorithm.md, "Planning"), so the last
+bit of a sum can change it. The float32 model's value of the mean sequence of either plan can.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def plan_regrets(
     seed: int = 0,
     plan_fn: PlanFn = planner.plan,
 ) -> Tensor:
-    """How much less the reference's value is for the mean of other models' plans than for that of its own plan.
+    """Compute regrets: the value of the reference's own plan minus that of other models' plans, under the reference.
 
     All plans start an episode and use the same random numbers, as far as their budgets have them in common. The value
     of a mean is the reference's: its rewards, then all Q heads at the policy's mean action. The unit is the standard
@@ -57,7 +57,7 @@ def plan_regrets(
         task: ids [E]; None for single-task models.
         seed: of the random numbers.
         plan_fn: plans for ``others``: :func:`~tdmpc2.planner.plan` or a function with its arguments, such as
-            ``partial(planner.plan, **planner.compiled())``.
+            :class:`~tdmpc2.acceleration.fast_planner.FastPlanner`'s.
 
     Returns:
         [len(others), E]; negative where the other plan is better.

@@ -1,23 +1,17 @@
-"""Errors of a model on episodes it was not trained on: another directory of data, collected with another seed.
-
-python -m tdmpc2.heldout CHECKPOINT [CHECKPOINT ...] --data DIR [--teacher TEACHER.pt] [--tasks TASK,TASK] [--write]
-"""
+"""Errors of a model on episodes it was not trained on: another directory of data, collected with another seed."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich import get_console
 from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256, load_file
-from tdmpc2.commands.cli import one_line_errors
 from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.placement import data_record, open_data
@@ -27,7 +21,7 @@ from tdmpc2.distillation.outputs import check_teacher, teacher_columns
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.math import decode, symlog
 from tdmpc2.support.files import read_json, write_text
-from tdmpc2.support.tables import Cells, terminal_table
+from tdmpc2.support.tables import Cells
 from tdmpc2.tasks import nearest
 from tdmpc2.tracking.progress import progress
 
@@ -221,7 +215,7 @@ def check_one_each(paths: Iterable[Path]) -> None:
     """Raise ValueError if two checkpoints would leave their errors in the same directory."""
     parents = [path.resolve().parent for path in paths]
     if len(set(parents)) < len(parents):
-        raise ValueError("--write leaves one heldout.json per directory: name one checkpoint of each")
+        raise ValueError("write leaves one heldout.json per directory: name one checkpoint of each")
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -250,39 +244,3 @@ def _protocol(
         "seed": seed,
         "teacher_sha256": None if teacher is None else file_sha256(teacher),
     }
-
-
-@one_line_errors
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tdmpc2.heldout", description="Errors on episodes not trained on.")
-    parser.add_argument("checkpoints", nargs="+", type=Path)
-    parser.add_argument("--data", required=True, help="episode store or directory of chunk files")
-    parser.add_argument("--teacher", type=Path, help="checkpoint whose values are the reference for value errors")
-    parser.add_argument("--tasks", help="only these tasks, as in walker-walk,cup-spin (default: all that both have)")
-    parser.add_argument("--batches", type=int, default=50)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--seed", type=int, default=12345, help="of the slices")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--write", action="store_true", help="leave heldout.json beside each checkpoint, for report.py")
-    args = parser.parse_args(argv)
-    paths = [path.expanduser() for path in args.checkpoints]
-    if args.write:
-        check_one_each(paths)
-    results = measure(
-        paths,
-        args.data,
-        args.teacher.expanduser() if args.teacher else None,
-        tasks=tuple(filter(None, (args.tasks or "").strip("[]").replace(" ", "").split(","))),
-        batches=args.batches,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        device=args.device,
-    )
-    if args.write:
-        write_errors(results)
-    get_console().print(terminal_table(error_table(results)))
-    print(*scored_tasks(results), sep="\n")
-
-
-if __name__ == "__main__":
-    main()

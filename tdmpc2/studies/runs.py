@@ -9,19 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tdmpc2.config import MODEL_SIZES, RUN_KEYS, defaults
-from tdmpc2.config.limits import distillation_terms
+from tdmpc2.config import UNDECISIVE, as_typed, completed, distillation_terms, from_record
 from tdmpc2.support.csv_files import read_csv
 from tdmpc2.support.files import read_json
 
-#: Keys of a run that its weights or its score depend on; the other run keys say where and how it was made.
-_COUNTING = {
-    *"checkpoint steps batch_size eval_episodes eval_noise eval_seed precision".split(),
-    *("task_balance", "max_episodes_per_task"),
-}
-_IGNORED = (RUN_KEYS - _COUNTING) | {"seed", "buffer_size", "num_channels", "task_specs"}
-#: Keys that follow from ``model_size``: where that is given, they say nothing that it does not.
-_WIDTHS = frozenset({"task_dim", *next(iter(MODEL_SIZES.values()))})
+#: Entries of run.json that neither weights nor scores depend on.
+_IGNORED = UNDECISIVE | {"task_specs"}
 _TEACHER = "teacher_sha256"
 #: Columns of eval.csv that may be a run's score.
 _SCORES = ("normalized_score", "return")
@@ -75,8 +68,7 @@ class Run:
         """All that the result depends on, but for seed, teacher, distillation and keys that follow from others."""
         # Chunk files are known by their sizes alone, which data of another seed may have, too.
         ignored = _IGNORED if "checksum" in (self.config["data"] or {}) else _IGNORED - {"data_dir"}
-        if self.config["model_size"] is not None:
-            ignored = ignored | _WIDTHS
+        ignored |= from_record(self.config).following()
         return {
             key: value
             for key, value in sorted(self.config.items())
@@ -179,9 +171,10 @@ def read_run(path: Path) -> Run:
     Raises:
         ValueError: a file is damaged; the message names it.
     """
-    config = {_TEACHER: None, "data": None, **defaults(), **read_json(path / "run.json")}
-    if any(type(config[key]) is not int for key in ("seed", "steps", "eval_freq")):
-        raise ValueError(f"{path / 'run.json'} is damaged [seed, steps and eval_freq must be integers]")
+    try:
+        config = {_TEACHER: None, "data": None, **completed(read_json(path / "run.json"))}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path / 'run.json'} is damaged [{error}]") from error
     evaluated = _read_numbers(path / "eval.csv")
     label = next((name for name in _SCORES if any(name in row for row in evaluated)), _SCORES[0])
     scores = {int(row["step"]): row[label] for row in evaluated if label in row}
@@ -244,7 +237,7 @@ def _name(run: Run, values: Mapping[str, Any]) -> str:
     shown = {key: value for key, value in values.items() if key not in (_TEACHER, "data", "data_dir")}
     if run.taught and not any(key.startswith("distillation") for key in shown):
         shown["distillation_weight"] = run.config["distillation_weight"]
-    parts = [f"{key}={setting(value)}" for key, value in shown.items()]
+    parts = [f"{key}={as_typed(value)}" for key, value in shown.items()]
     if _TEACHER in values and run.taught:
         parts.append(f"teacher {run.config[_TEACHER][:8]}")
     if {"data", "data_dir"} & values.keys():
@@ -252,15 +245,6 @@ def _name(run: Run, values: Mapping[str, Any]) -> str:
     if not run.taught:
         parts.insert(0, "no teacher" if run.config[_TEACHER] is None else "no teacher (one of weight 0)")
     return ", ".join(parts)
-
-
-def setting(value: Any) -> str:
-    """A value as it is typed after ``key=`` on a command line."""
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(setting, value))}]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def _sortable(value: Any) -> tuple[bool, float, str]:

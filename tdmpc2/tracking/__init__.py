@@ -1,4 +1,4 @@
-"""What a run tells people: console and ``train.log``, CSV files, Weights & Biases, progress.
+"""Reports of a run to people: console and ``train.log``, CSV files, Weights & Biases, progress.
 
 ``logger.py`` is the one interface to all of them; ``names.py`` has the names of all metrics in one table.
 """

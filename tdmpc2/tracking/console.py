@@ -29,15 +29,14 @@ class RunConsole:
         self._console = open_console(stream)
         self._history = history
         self._live: Live | None = None
+        self._appended = False
 
     @property
     def terminal(self) -> bool:
-        """Whether the training line is redrawn in place."""
+        """True where the training line is redrawn in place."""
         return is_terminal(self._console)
 
     def __enter__(self) -> RunConsole:
-        if self._history is not None and self._history.exists() and not self._history.read_bytes().endswith(b"\n"):
-            self._append("\n")  # a kill tore the last line
         if self.terminal:
             self._live = Live(Text(), console=self._console, auto_refresh=False)
             self._live.start()
@@ -64,13 +63,15 @@ class RunConsole:
             self.message(line)
 
     def _keep(self, text: str) -> None:
-        if self._history is not None:
-            self._append(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
-
-    def _append(self, text: str) -> None:
-        assert self._history is not None
+        if self._history is None:
+            return
+        line = f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n"
+        if not self._appended and self._history.exists():
+            written = self._history.read_bytes()
+            line = line if written.endswith(b"\n") or not written else f"\n{line}"  # a kill tore the last line
+        self._appended = True
         with self._history.open("ab", buffering=0) as file:  # one write, so that lines are never mixed
-            file.write(text.encode())
+            file.write(line.encode())
 
 
 def metric_parts(values: Mapping[str, float]) -> list[str]:

@@ -39,7 +39,7 @@ def train(cfg: Config, teacher_cfg: Config | None) -> Path:
                 print(*dry_run(cfg, teacher_cfg, group.world_size), sep="\n")
             return cfg.run_dir / "model.pt"
         preflight(cfg, teacher_cfg)
-        with Run.open(cfg, teacher_cfg, group, evaluate, data_record(cfg.data_dir)) as run:
+        with Run.open(cfg, teacher_cfg, group, evaluate, data_record(cfg.data_dir, cfg.task)) as run:
             if not run.finished():
                 _learn(run)
             return run.model_path

@@ -1,4 +1,4 @@
-"""What can be known before a run: what is missing, and how long and how large it will be."""
+"""Checks and estimates before a run: what is missing, how long it will take, how large it will be."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
     """
     problems = []
     try:
-        data_record(cfg.data_dir)
+        data_record(cfg.data_dir, cfg.task)
     except ValueError as error:
         problems.append(f"data: {error}")
     if teacher is not None and (teacher.checkpoint is None or not Path(teacher.checkpoint).exists()):
@@ -64,7 +64,7 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
 
 
 def checkpoint_bytes(agent: TDMPC2, cfg: Config) -> int:
-    """Bytes that the checkpoints of a run take at most, the one that is being written included."""
+    """Bound the bytes that the checkpoints of a run take, the one that is being written included."""
     model = sum(tensor.nbytes for tensor in agent.model.state_dict().values())
     trained = sum(p.nbytes for p in agent.model.parameters() if p.requires_grad)
     state = model + 2 * trained  # two moments of Adam
@@ -83,7 +83,7 @@ def check_disk(agent: TDMPC2, cfg: Config) -> None:
 
 
 def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list[str]:
-    """What a run would do: time, memory and disk, from a few updates and plans, compiled where the run's would be.
+    """Estimate time, memory and disk of a run from a few updates and plans, compiled where the run's would be.
 
     Nothing is written but the compilers' caches.
 
@@ -101,7 +101,7 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
     preflight(cfg, teacher_cfg)
     threads = set_num_threads(cfg.num_threads)
     teacher = Teacher.from_config(teacher_cfg)
-    run_record.check(cfg, teacher.sha256 if teacher else None, data_record(cfg.data_dir))
+    run_record.check(cfg, teacher.sha256 if teacher else None, data_record(cfg.data_dir, cfg.task))
     live_teacher = teacher.load(cfg.device) if teacher else None
     agent = TDMPC2(cfg, live_teacher if cfg.distillation_cache == "off" else None)
     check_disk(agent, cfg)
@@ -159,7 +159,7 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
 
 
 def _data(cfg: Config, device: torch.device) -> tuple[str, int, bool]:
-    """One line on the data, the bytes that are drawn from, and whether chunk files are imported first."""
+    """Describe the data: one line, the bytes that are drawn from, and whether chunk files are imported first."""
     store, size = find_store(cfg.data_dir), data_bytes(cfg)
     place = choose_place(cfg.data_device, device, size)
     imported = store is None and (place == "disk" or cfg.distillation_cache != "off")

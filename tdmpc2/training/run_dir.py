@@ -45,7 +45,7 @@ def lock(run_dir: Path) -> Iterator[None]:
 
 
 class Saved(NamedTuple):
-    """What ``state.pt`` says besides the agent's own state."""
+    """Contents of ``state.pt`` besides the agent's own state."""
 
     step: int = 0
     wandb_id: str | None = None

@@ -10,22 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tdmpc2.config import Config, defaults
+from tdmpc2.config import CHANGEABLE, ONE_START_KEYS, Config, completed
 from tdmpc2.support.files import write_text
-
-#: Keys that may change when a run is continued: none of them is read by an update or by the choice of its batch.
-#: (Cached and live teachers agree to rounding.)
-CHANGEABLE = frozenset(
-    """
-    steps data_dir work_dir exp_name device num_threads log_freq save_freq save_agent save_csv save_video
-    mpc iterations num_samples num_elites num_pi_trajs min_std max_std temperature precision compile
-    eval_freq eval_episodes eval_noise eval_seed compare buffer_size
-    data_device distillation_cache episodes_per_task episodes_per_file mix keep_last save_best
-    wandb_project wandb_entity wandb_silent disable_wandb teacher_score control_score
-    """.split()
-)
-#: Keys that say what one start of the program does, not what the run is.
-_OF_A_START = {"resume", "dry_run"}
 
 
 def check(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] | None = None) -> tuple[dict[str, Any], str]:
@@ -48,7 +34,7 @@ def check(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] | Non
     path = directory / "run.json"
     now = {**cfg.to_dict(), "teacher_sha256": teacher_sha256, "data": data}
     record: dict[str, Any] = json.loads(
-        json.dumps({key: value for key, value in now.items() if key not in _OF_A_START})
+        json.dumps({key: value for key, value in now.items() if key not in ONE_START_KEYS})
     )
     if cfg.resume == "must" and not (directory / "state.pt").exists():
         raise ValueError(f"resume=must, but {directory} has no state.pt to continue from: resume=auto starts a new run")
@@ -61,12 +47,16 @@ def check(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] | Non
     if cfg.resume == "never":
         raise ValueError(f"resume=never, but {directory} holds a run: set exp_name, or move the directory away")
     try:
-        recorded: dict[str, Any] = {**defaults(), **json.loads(path.read_text())}  # keys may be newer than the run
+        recorded: dict[str, Any] = completed(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error}): set exp_name to start a new run") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be continued by this version ({error}): set exp_name to start a new run"
+        ) from error
     differing = {
         key: _difference(key, recorded.get(key), record.get(key))
-        for key in sorted((recorded.keys() | record.keys()) - _OF_A_START)
+        for key in sorted((recorded.keys() | record.keys()) - ONE_START_KEYS)
         if recorded.get(key) != record.get(key)
     }
     # These schedules end at ``steps``: with others, the updates so far would have been others.
@@ -115,17 +105,22 @@ def describe_other_data(recorded: Mapping[str, str], now: Mapping[str, str]) -> 
         return "the episode store holds other episodes than the one the run began with"
     if stores[1]:
         return (
-            f"the run began with {len(recorded)} chunk files; now there is an episode store that was not imported "
-            "from exactly these, or in half precision"
+            f"the run began with {_count(recorded)}; now there is an episode store that was not imported from exactly "
+            "these, or in half precision"
         )
     if stores[0]:
-        return f"the run began with an episode store; now there are {len(now)} chunk files that it was not made from"
+        verb = "is" if len(now) == 1 else "are"
+        return f"the run began with an episode store; now there {verb} {_count(now)}, which it was not made from"
     changes = {
         "has other episodes": [name for name in recorded if name in now and recorded[name] != now[name]],
         "is missing": [name for name in recorded if name not in now],
         "is new": [name for name in now if name not in recorded],
     }
     return ", ".join(_files(names, what) for what, names in changes.items() if names)
+
+
+def _count(files: Mapping[str, str]) -> str:
+    return f"{len(files)} chunk file{'' if len(files) == 1 else 's'}"
 
 
 def _files(names: list[str], what: str) -> str:

@@ -1,9 +1,10 @@
-"""The teacher of a run: live, or as outputs that were computed once."""
+"""The teacher of a run: alive, or as targets that were computed once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,9 +13,10 @@ from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.config import Config
 from tdmpc2.data.placement import Data
 from tdmpc2.data.sampler import SliceSampler
+from tdmpc2.data.store.teacher_columns import open_targets
 from tdmpc2.distillation.targets import TARGETS
 from tdmpc2.loading import load_agent
-from tdmpc2.training.teacher_cache import LazyTargets, compute_all, open_targets
+from tdmpc2.training.teacher_cache import LazyTargets, compute_all
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Teacher:
     cfg: Config
 
     @classmethod
-    def from_config(cls, cfg: Config | None) -> Teacher | None:
-        """Look up the teacher that a configuration names, if it names one.
+    def of(cls, cfg: Config | None) -> Teacher | None:
+        """The teacher that a configuration names, if it names one.
 
         Raises:
             ValueError: the file cannot be read.
@@ -44,19 +46,21 @@ class Teacher:
         return cls(path, file_sha256(path), cfg)
 
     def load(self, device: str | torch.device) -> TDMPC2:
-        """Load the agent, in fp32 and without gradients.
+        """The agent, in fp32 and without gradients.
 
         Raises:
             ValueError: unreadable file.
         """
-        task = {} if self.cfg.multitask else {"task": self.cfg.task}  # files of other code bases do not name it
+        task: dict[str, Any] = {}
+        if not self.cfg.multitask:  # files of other code bases do not name it
+            task["task"] = self.cfg.task
         agent = load_agent(self.path, device=str(device), precision="fp32", **task)
         agent.model.requires_grad_(False)
         return agent
 
 
 def add_targets(data: Data, teacher: Teacher, cfg: Config, device: torch.device) -> tuple[Data, LazyTargets | None]:
-    """Attach cached teacher outputs to the data, so that updates do not need the live teacher.
+    """Give the data the teacher's rewards and values, as far as they are needed, so that no update asks the teacher.
 
     Args:
         data: data in a store.

@@ -1,30 +1,23 @@
 """A frozen teacher's outputs for stored episodes, computed once instead of in every update.
 
 ``compute_all`` fills columns before training, which then needs no teacher; ``LazyTargets`` fills them as their rows are
-used. `python -m tdmpc2.data.targets DIR TEACHER.pt` does the former.
+used. `tdmpc2 targets DIR TEACHER.pt` does the former.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoints.files import file_sha256
-from tdmpc2.commands import cli
 from tdmpc2.data.batch import Batch
-from tdmpc2.data.store.importer import ensure_store
 from tdmpc2.data.store.store import EpisodeStore
-from tdmpc2.data.store.teacher_columns import COLUMNS, TeacherTargets, one_process, open_targets
+from tdmpc2.data.store.teacher_columns import TeacherTargets, one_process
 from tdmpc2.distillation.outputs import teacher_columns
-from tdmpc2.loading import load_agent
 from tdmpc2.nn.world_model import TaskContext
-from tdmpc2.support.runtime import set_num_threads
 from tdmpc2.tracking.progress import Progress
 
 
@@ -110,7 +103,7 @@ class LazyTargets:
 
     @torch.no_grad()
     def fill(self, batch: Batch, rows: Tensor) -> Batch:
-        """The batch with ``teacher_reward`` or ``teacher_value`` [steps, B, 1], or both.
+        """Add ``teacher_reward`` or ``teacher_value`` [steps, B, 1], or both, to a batch.
 
         What is missing is asked of the files, in the host's memory; only when it is, the device is waited for: the
         teacher takes the whole batch and the new numbers are written.
@@ -158,7 +151,7 @@ def _check_teacher(teacher: TDMPC2, store: EpisodeStore) -> None:
 def _outputs(
     teacher: TDMPC2, names: Collection[str], store: EpisodeStore, episodes: Tensor, context: TaskContext
 ) -> dict[str, Tensor]:
-    """The teacher's outputs for every step of some episodes [n], on the processor, each [n, L]."""
+    """Compute the teacher's outputs for every step of some episodes [n], each [n, L] in main memory."""
     records = torch.cat([store.read(episode, 1) for episode in episodes.tolist()])
     obs, action, _ = store.meta.row_format.split(records)
     before, after = obs[:, :-1].transpose(0, 1), action[:, 1:].transpose(0, 1)  # [L, n, .], what led to a row is in it
@@ -184,34 +177,3 @@ def _write(column: TeacherTargets, index: Tensor, numbers: Tensor) -> None:
     flat = column.values.view(-1)
     missing = flat[index].isnan()
     flat[index[missing]] = numbers[missing]
-
-
-@cli.one_line_errors
-def main(argv: list[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tdmpc2.data.targets",
-        description="Compute a teacher's rewards, values or both for all episodes. Training with "
-        "student_config.distillation_cache=full then needs no teacher. Interrupt it at any moment and start it again "
-        "to go on.",
-    )
-    parser.add_argument("data_dir", help="an episode store, or a directory of chunk files, which are imported first")
-    parser.add_argument("teacher", help="the teacher's checkpoint")
-    parser.add_argument(
-        "--columns", nargs="+", choices=COLUMNS, default=["reward"], help="what to compute (default: reward)"
-    )
-    parser.add_argument("--task", help="the task of a single-task file that does not name it")
-    parser.add_argument("--device", default="auto", help="where the teacher computes (default: auto)")
-    parser.add_argument("--batch-rows", type=int, default=4096, help="rows it takes at a time (default: 4096)")
-    args = parser.parse_args(argv)
-    set_num_threads(None)
-    teacher = load_agent(args.teacher, device=args.device, precision="fp32", task=args.task)
-    store = ensure_store(args.data_dir, teacher.cfg.task, teacher.cfg.task_specs)
-    sha256, name = file_sha256(args.teacher), Path(args.teacher).name
-    columns = [open_targets(store, sha256, name, column) for column in dict.fromkeys(args.columns)]
-    compute_all(columns, teacher, batch_rows=args.batch_rows)
-    print(f"{columns[0].path} is complete: {', '.join(column.name for column in columns)}")
-
-
-if __name__ == "__main__":
-    main()

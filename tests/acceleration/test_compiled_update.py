@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from tdmpc2 import losses
 from tdmpc2.acceleration import compiled_update
 from tdmpc2.acceleration.cpu import library, norm_mish
+from tdmpc2.acceleration.layers import fuse, unfuse
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config
@@ -70,7 +71,7 @@ def test_the_operator_changes_rounding_only(tiny_cfg: Config, task: str) -> None
         heads.append(len(x))
         return norm_mish.norm_mish(x, *weights)
 
-    fused.model.use_norm_mish(counted)
+    fuse(fused.model, counted)
     same_updates(plain, fused, 3, rtol=1e-4, atol=1e-5)
     update = [1, 1, 1, 2, 2, 1, *[1] * 6, 1, 1, 3, 3, 1, 1, 2, 2]  # targets, encoder, dynamics, reward, Q, policy, Q
     assert heads == update * 3
@@ -154,7 +155,7 @@ def test_batches_of_other_sizes_are_computed_plainly(tiny_cfg: Config, monkeypat
     monkeypatch.setattr(torch, "compile", fast)
     agent, plain = TDMPC2(tiny_cfg), TDMPC2(tiny_cfg)
     agent._model_losses, agent._policy_loss = compiled_update.compiled(agent.model, agent.device)
-    agent.model.use_norm_mish(None)
+    unfuse(agent.model)
     for seed, size in enumerate((8, 5, 8, 3)):
         stats = [each.update(random_batch(tiny_cfg, seed, size)) for each in (agent, plain)]
         assert_close(stats[0], stats[1], rtol=0, atol=0)

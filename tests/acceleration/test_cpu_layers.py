@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from tdmpc2.acceleration.cpu.networks import PackedLayer, linear, normed_linear
+from tdmpc2.acceleration.low_precision import lower
 from tdmpc2.nn import layers
 from tdmpc2.nn.layers import Linear, NormedLinear
 from tests.helpers.cpu_kernels import FORMATS, emulated, needs_library, no_database
@@ -24,7 +25,7 @@ def random_layer(cls: type[Linear], inputs: int, outputs: int, name: str, seed: 
     layer = cls(inputs, outputs).requires_grad_(False)
     for parameter in layer.parameters():
         parameter.normal_()
-    layer.set_format(name, torch.bfloat16)
+    lower(layer, name, torch.bfloat16)
     return layer
 
 
@@ -35,8 +36,8 @@ def random_layer(cls: type[Linear], inputs: int, outputs: int, name: str, seed: 
 def test_product_is_the_exact_one(name: str, rows: int, inputs: int, outputs: int, seed: int) -> None:
     layer = random_layer(Linear, inputs, outputs, name, seed)
     x = torch.randn(rows, inputs) * torch.rand(rows, 1) * 3
-    want = emulated(x, layer.weight, layer.bias, layer.scale, layer.wide)
-    got = normed_linear(x, PackedLayer(linear(layer, 0)))
+    want = emulated(x, layer.weight, layer.bias, layer.scale, layer.compute_dtype)
+    got = normed_linear(x, PackedLayer(linear(layer)))
     assert_close(got, want, rtol=1e-5, atol=3e-6 * inputs)
 
 
@@ -48,8 +49,8 @@ def test_normed_linear(name: str, sizes: tuple[int, int, int]) -> None:
     layer = random_layer(NormedLinear, inputs, outputs, name)
     assert isinstance(layer, NormedLinear)
     x = torch.nn.functional.mish(2 * torch.randn(rows, inputs))
-    want = layers.mish(layer.ln(emulated(x, layer.weight, layer.bias, layer.scale, layer.wide)))
-    assert_close(normed_linear(x, PackedLayer(linear(layer, 1))), want, rtol=1e-4, atol=1e-5)
+    want = layers.mish(layer.ln(emulated(x, layer.weight, layer.bias, layer.scale, layer.compute_dtype)))
+    assert_close(normed_linear(x, PackedLayer(linear(layer))), want, rtol=1e-4, atol=1e-5)
 
 
 @needs_library
@@ -57,7 +58,7 @@ def test_constant_rows_are_exact_in_int8() -> None:
     layer = random_layer(Linear, 20, 10, "int8")
     x = torch.tensor([[0.0], [1.5], [-3.0], [1e-38]]).expand(4, 20)
     want = x @ (layer.weight * layer.scale).T + layer.bias
-    assert_close(normed_linear(x, PackedLayer(linear(layer, 0))), want, rtol=1e-5, atol=1e-5)
+    assert_close(normed_linear(x, PackedLayer(linear(layer))), want, rtol=1e-5, atol=1e-5)
 
 
 # -- the planner's functions ------------------------------------------------------------------------------------------
@@ -68,9 +69,9 @@ def test_constant_rows_are_exact_in_int8() -> None:
 def test_one_nan_among_the_inputs_of_a_layer_is_not_quantised_away(position: int) -> None:
     layer = Linear(71, 64)
     layer.weight.normal_()
-    layer.set_format("int8")
+    lower(layer, "int8")
     x = torch.randn(40, 71)
     x[3, position] = torch.nan
-    got = normed_linear(x, PackedLayer(linear(layer, 0)))
+    got = normed_linear(x, PackedLayer(linear(layer)))
     assert got.isnan().all(1).nonzero().tolist() == got.isnan().any(1).nonzero().tolist() == [[3]]
     assert layer(x).isnan().all(1).nonzero().tolist() == [[3]]  # as the plain product

@@ -15,9 +15,10 @@ from torch.testing import assert_close
 
 from tdmpc2 import planner
 from tdmpc2.acceleration.cpu.networks import PackedNetworks
+from tdmpc2.acceleration.low_precision import planning_format, set_precision
 from tdmpc2.config import Config
 from tdmpc2.nn import layers
-from tdmpc2.nn.world_model import TaskContext, WorldModel, planning_format
+from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.quantization.recipes import relative_db
 from tdmpc2.quantization.regret import plan_regret
 from tests.helpers.cpu_kernels import emulate, needs_library, no_database
@@ -127,7 +128,7 @@ def test_quantised_functions(monkeypatch: pytest.MonkeyPatch, cfg: Config, name:
             return "int8"
         return planning_format(name, matrix) if name != "mixed" else MIXED.get(matrix.removesuffix(".weight"), "fp32")
 
-    model = copy.deepcopy(plain).set_precision(formats, torch.bfloat16)
+    model = set_precision(copy.deepcopy(plain), formats, torch.bfloat16)
     networks = PackedNetworks(model)
     exact = planner.estimate_value(plain, **inputs), planner.policy_rollout(plain, **rollout)
     emulate(monkeypatch, cfg)
@@ -145,7 +146,7 @@ def test_values_of_the_published_student(published: dict[str, Tensor], name: str
     """Errors relative to the spread of an environment's values, in dB: what decides the ranking of its samples."""
     model = WorldModel(Config(device="cpu")).requires_grad_(False)
     model.load_state_dict(published)
-    low = copy.deepcopy(model).set_precision(name)
+    low = set_precision(copy.deepcopy(model), name)
     g, inputs = load_golden("model_forward.npz"), inputs_of(model, 6, 256)
     inputs["z"] = model.encode(g["obs"][:30:5], torch.arange(0, 30, 5))  # tasks as in the other inputs
     want = planner.estimate_value(model, **inputs)
@@ -162,7 +163,7 @@ def test_values_of_the_published_student(published: dict[str, Tensor], name: str
 
 @needs_library
 def test_threads_give_equal_results() -> None:
-    model = random_model(small()).set_precision("int8")
+    model = set_precision(random_model(small()), "int8")
     networks, inputs, rollout = PackedNetworks(model), inputs_of(model, 3, 100), rollout_inputs(model, 1, 24)
     threads, results = torch.get_num_threads(), []
     try:
@@ -179,7 +180,7 @@ def test_threads_give_equal_results() -> None:
 @needs_library
 @pytest.mark.parametrize("name", ["fp32", "bf16", "int8"])
 def test_values_that_are_not_finite(name: str) -> None:
-    model = random_model(small()).set_precision(name)
+    model = set_precision(random_model(small()), name)
     inputs = inputs_of(model, 3, 20)
     inputs["z"][1, 3] = torch.nan
     inputs["actions"][2, 0, 7, 1] = torch.inf
@@ -214,7 +215,7 @@ def test_plan_of_packed_networks_is_the_plain_plan() -> None:
 def test_plans_of_the_published_student_are_as_good(published: dict[str, Tensor], name: str) -> None:
     model = WorldModel(Config(device="cpu")).requires_grad_(False)
     model.load_state_dict(published)
-    low = copy.deepcopy(model).set_precision(name)
+    low = set_precision(copy.deepcopy(model), name)
     g, rows = load_golden("model_forward.npz"), slice(0, 15)
     plan_fn = partial(planner.plan, **PackedNetworks(low).functions())
     found = plan_regret(model, low, g["obs"][rows], g["task"][rows], plan_fn=plan_fn)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tdmpc2.data import __main__ as cli
+from tdmpc2.commands import data
 from tests.helpers.commands import SERVER, STUDENT, TASKS, Outcome, Run, environment, good
 from tests.helpers.reference import REPO
 
@@ -70,8 +70,11 @@ def run_data(
     monkeypatch.chdir(here)
 
     def command(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            cli.main([str(argument) for argument in arguments])
-        return ended.value.code, *capsys.readouterr()
+        code = 0
+        try:
+            data.main([str(argument) for argument in arguments])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return code, *capsys.readouterr()
 
     return command

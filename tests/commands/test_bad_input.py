@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.commands.cli import one_line_errors
 from tdmpc2.config import parse_cfg
+from tdmpc2.support.cli import one_line_errors
 from tests.helpers.commands import EVALUATE, SIZES, STUDENT, Run, files, refused
 
 
@@ -53,10 +53,10 @@ TAUGHT = f"train.py {STUDENT} student_config.exp_name=new teacher_config.checkpo
 BAD_INPUT = [
     # keys
     ("train.py student_config.stepz=1", "'stepz' in student_config on the command line. Did you mean 'steps'"),
-    ("train.py steps=1", "'steps' on the command line. Did you mean 'student_config.steps'"),
+    ("train.py stepz=1", "'stepz' on the command line. Did you mean 'steps'"),
     ("evaluate.py chekpoint=x.pt", "'chekpoint' in the command line. Did you mean 'checkpoint'"),
     # values
-    (f"{TRAIN} student_config.lr=fast", "lr='fast' must be float"),
+    (f"{TRAIN} student_config.lr=fast", "lr='fast' must be a number"),
     (f"{TRAIN} student_config.horizon=501", "horizon=501 must be at most 500"),
     (f"{EVALUATE} checkpoint=student.pt device=tpu9", "device=tpu9 is not available here .*use device=auto"),
     (f"{EVALUATE} checkpoint=student.pt latent_dim=24", "latent_dim 16 instead of 24"),

@@ -60,9 +60,9 @@ def test_convert_refusals(tmp_path: Path, run_data: Any) -> None:
         ((chunks, store, "--tasks", "tree-two"), "'tree-two' is not a task of three. Did you mean 'three-two'?"),
         ((chunks, other), f"{chunks} is of task=three, {other} of else: merge data of one task set"),
         ((store, "--task", "mt30"), "is an episode store of task=three, not of mt30"),
-        ((chunks, "--to", "chunks"), "--to chunks writes one whole episode store"),
-        ((store, "--to", "chunks", "--tasks", "three-two"), "--to chunks writes one whole episode store"),
-        ((store, "--episodes-per-file", "3"), "--episodes-per-file is for --to chunks"),
+        ((chunks, "--to", "chunks"), "to=chunks writes one whole episode store"),
+        ((store, "--to", "chunks", "--tasks", "three-two"), "to=chunks writes one whole episode store"),
+        ((store, "--episodes-per-file", "3"), "episodes_per_file is for to=chunks"),
         ((tmp_path / "nowhere",), "nowhere is not a directory: expected an episode store"),
     ):
         code, _, error = run_data("convert", *arguments[:1], *(a for a in arguments[1:] if isinstance(a, Path)), out,

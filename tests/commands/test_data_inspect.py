@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from tdmpc2.data import __main__ as cli
 from tdmpc2.data import placement, source
 from tdmpc2.data.chunks import write_chunk
-from tdmpc2.data.tools import audit
+from tdmpc2.data.tools import audit, overview
 from tests.helpers.data import ALL, SPECS, L
 from tests.helpers.data_command import FORMS, TASKS, episodes, facts_of, flip, write, write_chunks, write_store
 from tests.helpers.reference import REPO
@@ -138,7 +137,7 @@ def test_inspect_without_a_record_of_collecting_takes_mt30(tmp_path: Path, run_d
 def test_quick_takes_a_sample_and_says_so(
     tmp_path: Path, run_data: Any, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    monkeypatch.setattr(cli, "SAMPLE", 4)
+    monkeypatch.setattr(overview, "SAMPLE", 4)
     data = episodes()
     root = write(tmp_path / "d", form, data)
     facts = facts_of(run_data, root, "--quick")
@@ -197,7 +196,7 @@ def test_figure_without_matplotlib(tmp_path: Path, run_data: Any, monkeypatch: p
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, out, error = run_data("inspect", root)
     assert code == 0
-    assert "No histograms: figures need matplotlib: pip install 'tdmpc2-opt[figures]'\n" in error
+    assert "No histograms: figures need matplotlib: pip install matplotlib\n" in error
     assert "values of 9 episodes\n" in out
     assert not list((tmp_path / "here").iterdir())
 

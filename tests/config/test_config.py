@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from tdmpc2.config import MODEL_SIZES, RUN_KEYS, Config, check_keys, defaults, key_names, parse_cfg
+from tdmpc2.config import CHANGEABLE, MODEL_SIZES, RUN_KEYS, Config, check_keys, defaults, key_names, parse_cfg
 from tdmpc2.tasks import MT30, MT80, TaskSpec, lookup
-from tdmpc2.training.run_dir import CHANGEABLE
 from tests.helpers.reference import REPO
 
 #: Specification, section 14, student column; batch size and distillation weight as DESIGN.md has them.
@@ -182,7 +181,7 @@ def test_one_operation_is_evaluated(left: int, right: int, operator: str) -> Non
     [
         ({"obs": "rgb"}, "obs=rgb.*'state'"),
         ({"model_size": 2}, "model_size=2 is not one of 1, 5, 19, 48, 317, null"),
-        ({"policy_loss": "sac"}, "policy_loss=sac is not one of opt, tdmpc2"),
+        ({"policy_loss": "sac"}, "policy_loss=sac is not one of auto, opt, tdmpc2"),
         ({"precision": "fp8"}, "precision=fp8 is not one of auto, fp32, bf16, fp16"),
         ({"compile": "maybe"}, "compile=maybe is not one of"),
         ({"rho": 1.1}, "rho=1.1 must be between 0 and 1"),
@@ -190,7 +189,7 @@ def test_one_operation_is_evaluated(left: int, right: int, operator: str) -> Non
         ({"tau": -0.1}, "tau=-0.1"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 2**32}, "seed=4294967296"),
-        ({"num_samples": 63}, "num_samples=63 must be at least num_elites=64"),
+        ({"num_samples": 63, "num_elites": 64}, "num_samples=63 must be at least num_elites=64"),
         ({"num_samples": 64, "num_elites": 4, "num_pi_trajs": 64}, "more than num_pi_trajs=64"),
         ({**WIDTHS, "latent_dim": 44}, "latent_dim=44 must be a multiple of simnorm_dim=8"),
         ({**WIDTHS, "num_q": 1}, "num_q=1 must be at least 2"),
@@ -296,7 +295,12 @@ def test_changing_the_task_changes_its_facts() -> None:
     ],
 )  # fmt: skip
 def test_model_sizes(size: int, task: str, latent_dim: int, num_q: int, task_dim: int) -> None:
-    cfg = parse_cfg({"task": task, "model_size": size, **{k: v for k, v in WIDTHS.items() if k != "model_size"}})
+    cfg = parse_cfg(
+        {
+            "task": task,
+            "model_size": size,
+        }
+    )
     assert (cfg.latent_dim, cfg.num_q, cfg.task_dim) == (latent_dim, num_q, task_dim)
     assert (cfg.enc_dim, cfg.mlp_dim) == (MODEL_SIZES[size]["enc_dim"], MODEL_SIZES[size]["mlp_dim"])
 

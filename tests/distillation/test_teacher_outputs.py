@@ -39,7 +39,7 @@ def test_the_teacher_is_asked_once_for_what_is_needed(
     assert len(encoded) == 1
     assert torch.equal(encoded[0], batch.obs[steps[0] : steps[1]])
     monkeypatch.undo()
-    model.context(batch.task)  # so that the norms of the embedding are what they will be
+    model.context(batch.task, train=True)  # so that the norms of the embedding are what they will be
     z = [model.encode(batch.obs[t], batch.task) for t in range(4)]
     if "reward" in targets or "reward_horizon" in targets:
         assert got.reward is not None
@@ -71,7 +71,7 @@ def test_the_teacher_is_asked_once_for_what_is_needed(
 
 def test_the_reward_is_bit_for_bit_that_of_its_first_step(tiny_cfg: Config) -> None:
     expert, batch = make_expert(tiny_cfg), random_batch(tiny_cfg, 0)
-    expert.model.context(batch.task)
+    expert.model.context(batch.task, train=True)
     got = outputs.teacher_outputs(expert.model, ("reward",), batch.obs, batch.action, batch.task).reward
     assert torch.equal(
         got, outputs.teacher_columns(expert.model, ("reward",), batch.obs[:1], batch.action[:1], batch.task)["reward"]

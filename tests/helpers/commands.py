@@ -23,8 +23,8 @@ EVALUATE = "evaluate.py eval_episodes=1 num_threads=1 device=cpu compile=false"
 
 SERVER = """
 import json, os, runpy, sys, traceback
-import tdmpc2.envs.dm_control, tdmpc2.envs.vector, tdmpc2.training.offline, tdmpc2.play.collector, tdmpc2.commands.cli
-import torch._dynamo
+import tdmpc2.envs.dm_control, tdmpc2.envs.vector, tdmpc2.training.offline, tdmpc2.play.collector
+import tdmpc2.commands.hydra_app, torch._dynamo
 for line in sys.stdin:
     job = json.loads(line)
     if (child := os.fork()) == 0:

@@ -9,9 +9,9 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
+from tdmpc2.acceleration import low_precision
 from tdmpc2.acceleration.cpu import library
 from tdmpc2.config import Config
-from tdmpc2.nn import layers
 
 needs_library = pytest.mark.skipif(bool(library.reason()), reason=library.reason())
 FORMATS = ("fp32", "bf16", "int8", "int8-weight-only")
@@ -23,7 +23,7 @@ def emulated(
 ) -> Tensor:
     """The kernels' product, with exact sums."""
     factor = torch.ones(len(weight), 1) if scale is None else scale
-    if weight.dtype == torch.int8 and wide is None:
+    if weight.dtype == torch.int8 and wide in (None, torch.int8):
         low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
         codes = ((x - low) * (torch.full_like(low, 255) / (high - low))).nan_to_num(0).round()
         step = ((high - low) / 255).double()
@@ -37,7 +37,7 @@ def emulated(
 def emulate(monkeypatch: pytest.MonkeyPatch, cfg: Config) -> None:
     """Give the plain functions the kernels' arithmetic: action, task and the first latent are multiplied in float32."""
 
-    def product(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, wide: Any) -> Tensor:
+    def matmul(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, wide: Any) -> Tensor:
         first_latent = x.shape[-1] == cfg.latent_dim and bool((x == x[..., :1, :]).all())
         if first_latent or x.shape[-1] in (cfg.action_dim, cfg.task_dim):
             weight, scale = weight.float() * (1 if scale is None else scale), None
@@ -47,5 +47,5 @@ def emulate(monkeypatch: pytest.MonkeyPatch, cfg: Config) -> None:
         heads = zip(x, weight, bias, [None] * len(x) if scale is None else scale, strict=True)
         return torch.stack([emulated(*head, wide) for head in heads])
 
-    monkeypatch.setattr(layers, "product", product)
-    monkeypatch.setattr(layers, "batched_product", batched)
+    monkeypatch.setattr(low_precision, "matmul", matmul)
+    monkeypatch.setattr(low_precision, "batched_matmul", batched)

@@ -30,7 +30,7 @@ def make_expert(cfg: Config, seed: int = 3) -> TDMPC2:
         model._Qs.params[9].copy_(-4 * (model.bins - 2).square())
         policy.weight.normal_(0, 0.2, generator=generator)
         policy.bias[cfg.action_dim :] = -0.2
-    model.context(torch.arange(len(cfg.task_specs)))  # rescales the embedding where its norm is above 1
+    model.context(torch.arange(len(cfg.task_specs)), train=True)  # rescales the embedding where its norm is above 1
     return expert
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.config import Config, parse_cfg
+from tdmpc2.config import Config, MixEntry, parse_cfg
 from tdmpc2.envs import make_env
 from tdmpc2.play.evaluation import Evaluation, TaskResult, evaluate
-from tdmpc2.play.mixture import Player, Source
+from tdmpc2.play.mixture import Player
 from tdmpc2.play.rollout import Floats
 from tdmpc2.tasks import TaskSpec, lookup
 from tests.helpers.toy_envs import STANDS
@@ -48,7 +48,7 @@ def chunks(directory: Path) -> dict[str, bytes]:
 
 
 def players(*shares: float) -> list[Player]:
-    return [Player(Source(share, "random")) for share in shares]
+    return [Player(MixEntry(share, "random")) for share in shares]
 
 
 SMALL_AGENT: dict[str, Any] = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.data.store.store import EpisodeStore
+from tdmpc2.data.store.teacher_columns import TeacherTargets, open_targets
 from tdmpc2.distillation import outputs
-from tdmpc2.training.teacher_cache import TeacherTargets, open_targets
 
 SHA256 = "ab" * 32
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tdmpc2 import planner
+from tdmpc2.acceleration.fast_planner import compiled_functions
+from tdmpc2.acceleration.low_precision import set_precision
 from tdmpc2.config import Config
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.quantization.regret import plan_regret
@@ -26,9 +28,7 @@ CFG = Config(device="cpu")
 def make_model(state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> WorldModel:
     model = WorldModel(CFG)
     model.load_state_dict(state)
-    return model.requires_grad_(False).set_precision(
-        {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
-    )
+    return set_precision(model, {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype])
 
 
 def regret(reference: WorldModel, other: WorldModel, rows: slice, **compiled: Any) -> Tensor:
@@ -48,7 +48,8 @@ def test_low_precision_plans_are_as_good(published: dict[str, Tensor], dtype: to
 @pytest.mark.slow
 @pytest.mark.skipif(not has_cpp_compiler(), reason="compiling needs a C++ compiler")
 def test_compiled_planner_equals_the_plain_one(published: dict[str, Tensor]) -> None:
-    g, model, compiled = load_golden("plan.npz"), make_model(published), planner.compiled()
+    g, model = load_golden("plan.npz"), make_model(published)
+    compiled = compiled_functions(model)
     task = model.context(g["task"][:1])
     noise = planner.PlanNoise(
         policy=torch.zeros(3, 1, 24, 6),
@@ -64,5 +65,5 @@ def test_compiled_planner_equals_the_plain_one(published: dict[str, Tensor]) -> 
     assert_close(plan.last.std, g["std"][:1, 0, -1], rtol=0, atol=1e-3)
     assert_close(plan.action, g["selected_action"][:1, 0], rtol=0, atol=1e-3)
     low = make_model(published, torch.bfloat16)
-    found = torch.cat([regret(model, low, slice(i, i + 12), **compiled) for i in (0, 12, 24)])
+    found = torch.cat([regret(model, low, slice(i, i + 12), **compiled_functions(low)) for i in (0, 12, 24)])
     assert float(found.mean()) < 0.1

@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from tdmpc2.acceleration.low_precision import lower, lower_heads
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config
 from tdmpc2.loading import load_agent
-from tdmpc2.nn.formats import batched_product, product, to_int8
+from tdmpc2.nn.formats import batched_matmul, matmul, to_int8
 from tdmpc2.nn.layers import Linear, NormedLinear, QEnsemble
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.precision import execution
+from tdmpc2.quantization.measure import weight_bytes
 from tdmpc2.quantization.recipes import RECIPES, quantize_state
 from tdmpc2.support.runtime import has_cpp_compiler
 from tests.helpers.reference import shared_file
@@ -47,25 +49,25 @@ def test_int8_product_is_the_exact_one(rows: int, inputs: int, outputs: int, see
     want = exact(x, weight, scale)
     # A tie may round either way in float32: one step of one input.
     step = float((x.max() - x.min()) / 255 * scale.max() * 127)
-    got = product(x, weight, bias, scale)
+    got = matmul(x, weight, bias, scale)
     assert float((got - bias - want).abs().max()) <= step * 1.01
     assert float((got - bias - want).norm() / want.norm()) < 2e-3
     columns = slice(0, inputs - inputs % 4)  # a view with gaps, as of a split weight
     x, weight = x[:, columns], weight[:, columns]
-    assert_close(product(x, weight, None, scale), exact(x, weight, scale).float(), rtol=0, atol=step * 1.01)
+    assert_close(matmul(x, weight, None, scale), exact(x, weight, scale).float(), rtol=0, atol=step * 1.01)
 
 
 @pytest.mark.parametrize(("rows", "inputs"), [(1, 200), (40, 6)])
 def test_small_int8_products_only_widen_the_weight(rows: int, inputs: int) -> None:
     x, (weight, scale) = normal(rows, inputs), to_int8(normal(5, inputs))
-    assert_close(product(x, weight, None, scale), x @ (weight * scale).T, rtol=1e-5, atol=1e-5)
+    assert_close(matmul(x, weight, None, scale), x @ (weight * scale).T, rtol=1e-5, atol=1e-5)
 
 
 def test_constant_rows_are_exact() -> None:
     weight, scale = to_int8(normal(8, 64))
     x = normal(40, 64)
     x[3], x[4], x[5] = 0, 1e-44, 2.5
-    got = product(x, weight, None, scale)
+    got = matmul(x, weight, None, scale)
     assert got.isfinite().all()
     assert not got[3].any()
     assert_close(got[5], (x[5] @ (weight * scale).T), rtol=1e-5, atol=1e-5)
@@ -73,18 +75,18 @@ def test_constant_rows_are_exact() -> None:
 
 def test_weight_only_products_are_those_of_the_widened_weight() -> None:
     x, (weight, scale) = normal(40, 64), to_int8(normal(8, 64))
-    assert_close(product(x, weight, None, scale, torch.float32), x @ (weight * scale).T, rtol=1e-5, atol=1e-5)
-    low = product(x, weight, None, scale, torch.bfloat16)
+    assert_close(matmul(x, weight, None, scale, torch.float32), x @ (weight * scale).T, rtol=1e-5, atol=1e-5)
+    low = matmul(x, weight, None, scale, torch.bfloat16)
     assert low.dtype == torch.float32
     assert_close(low, (x.bfloat16() @ weight.bfloat16().T).float() * scale.T, rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("wide", [None, torch.float32])
-def test_batched_products_are_single_ones(wide: torch.dtype | None) -> None:
+@pytest.mark.parametrize("wide", [torch.int8, torch.float32])
+def test_batched_matmuls_are_single_ones(wide: torch.dtype) -> None:
     x, bias, (weight, scale) = normal(3, 40, 64), normal(3, 8), to_int8(normal(3, 8, 64))
-    got = batched_product(x, weight, bias, scale, wide)
+    got = batched_matmul(x, weight, bias, scale, wide)
     for head in range(3):
-        assert torch.equal(got[head], product(x[head], weight[head], bias[head], scale[head], wide))
+        assert torch.equal(got[head], matmul(x[head], weight[head], bias[head], scale[head], wide))
 
 
 @pytest.mark.parametrize(("name", "limit"), [("fp32", 0), ("bf16", 1e-2), ("fp16", 2e-3), ("int8", 2e-2)])
@@ -93,13 +95,13 @@ def test_a_layer_in_a_format(name: str, limit: float) -> None:
     torch.nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(0))
     x, action = normal(40, 64), normal(40, 6, seed=1)
     want = layer(x, action).detach()
-    layer.set_format(name)
+    lower(layer, name)
     got = layer(x, action).detach()
     assert got.dtype == torch.float32
     error = float((got - want).norm() / want.norm())
     assert error == 0 if not limit else 0 < error < limit
     with pytest.raises(AssertionError):
-        layer.set_format("int4")
+        lower(layer, "int4")
 
 
 def test_heads_of_an_int8_ensemble() -> None:
@@ -107,8 +109,7 @@ def test_heads_of_an_int8_ensemble() -> None:
     for parameter in ensemble.params:
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(parameter.numel()))
     x, want = normal(40, 70), ensemble(normal(40, 70))
-    for layer in range(3):
-        ensemble.set_format(layer, "int8")
+    lower_heads(ensemble, ["int8"] * 3)
     everything, two = ensemble(x), ensemble(x, heads=torch.tensor([3, 1]))
     assert 0 < float((everything - want).norm() / want.norm()) < 0.05
     assert_close(two, everything[[3, 1]])
@@ -119,7 +120,7 @@ def test_heads_of_an_int8_ensemble() -> None:
 def test_a_compiled_int8_layer_is_the_plain_one() -> None:
     layer = Linear(128, 64)
     torch.nn.init.normal_(layer.weight)
-    layer.set_format("int8")
+    lower(layer, "int8")
     x = normal(64, 128)
     assert_close(torch.compile(layer)(x), layer(x), rtol=1e-3, atol=0.02)
 
@@ -154,6 +155,7 @@ def payload(tiny_cfg: Config) -> Callable[[str], dict[str, object]]:
 def test_a_file_is_computed_in_its_own_formats(
     payload: Callable[[str], dict[str, object]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr("tdmpc2.precision.kernel_seconds", dict)
     for ability in ("has_fast_bf16", "has_fast_int8"):
         monkeypatch.setattr(f"tdmpc2.precision.{ability}", lambda device: True)
     for recipe, name, dtype in [
@@ -162,7 +164,7 @@ def test_a_file_is_computed_in_its_own_formats(
         ("int8", "int8", torch.int8),
         ("int8-weight-only", "int8-weight-only", torch.int8),
     ]:
-        agent = load_agent(payload(recipe), device="cpu")
+        agent = load_agent(payload(recipe), device="cpu", compile=False)
         assert agent.precision == name
         found = formats(agent)
         assert {key: found[key] for key in ("_dynamics", "_reward", "_pi", "_Qs")} == {
@@ -171,14 +173,15 @@ def test_a_file_is_computed_in_its_own_formats(
         assert found["_encoder"] == ({torch.float32, torch.int8} if dtype == torch.int8 else {torch.float32})
         assert agent.act(torch.zeros(24), t0=True, task="walker-walk").shape == (6,)
     assert not caplog.messages
-    weight_only = load_agent(payload("int8-weight-only"), device="cpu")
-    assert weight_only.model._dynamics[0].wide == torch.bfloat16  # type: ignore[union-attr]
-    assert weight_only.model.weight_bytes() < 0.5 * load_agent(payload("fp32"), device="cpu").model.weight_bytes()
+    weight_only = load_agent(payload("int8-weight-only"), device="cpu", compile=False)
+    assert weight_only.model._dynamics[0].compute_dtype == torch.bfloat16  # type: ignore[union-attr]
+    assert weight_bytes(weight_only.model) < 0.5 * weight_bytes(load_agent(payload("fp32"), device="cpu").model)
 
 
 def test_a_fallback_says_so_in_one_line(
     payload: Callable[[str], dict[str, object]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr("tdmpc2.precision.kernel_seconds", dict)
     monkeypatch.setattr("tdmpc2.precision.has_fast_bf16", lambda device: False)
     monkeypatch.setattr("tdmpc2.precision.has_fast_int8", lambda device: False)
     for recipe in ("fp16", "bf16", "int8"):
@@ -199,7 +202,7 @@ def test_what_is_asked_for_is_done(payload: Callable[[str], dict[str, object]]) 
             assert formats(agent)["_Qs"] == formats(agent)["_pi"] == {dtype}
     # Stored and computed int8 weights are the same numbers, whichever way they came.
     first = load_agent(payload("fp32"), device="cpu", precision="int8").model
-    second = load_agent(payload("int8"), device="cpu").model
+    second = load_agent(payload("int8"), device="cpu", precision="int8").model
     assert torch.equal(first._pi[1].weight, second._pi[1].weight)  # type: ignore[union-attr]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from tdmpc2.acceleration.low_precision import set_precision
 from tdmpc2.config import MODEL_SIZES, Config
 from tdmpc2.nn.math import decode
 from tdmpc2.nn.world_model import WorldModel, draw_heads
@@ -91,7 +92,7 @@ def test_embedding_renormalises_the_looked_up_rows_only(published: dict[str, tor
     model = WorldModel(Config())
     model.load_state_dict(published)
     assert_close(model._task_emb.weight.data, g["task_emb_raw"].float())
-    model.context(torch.arange(30))
+    model.context(torch.arange(30), train=True)
     assert_close(model._task_emb.weight.data, g["task_emb_renormed"], rtol=1e-6, atol=1e-7)
 
 
@@ -101,7 +102,7 @@ def test_embedding_gradient_ignores_the_rescaling() -> None:
     cfg = Config(model_size=None, task_dim=width, latent_dim=8, mlp_dim=8, enc_dim=8)
     model = WorldModel(cfg)
     model._task_emb = torch.nn.Embedding.from_pretrained(g["emb_weight"].clone(), freeze=False)
-    out = model.context(g["emb_idx"]).embedding
+    out = model.context(g["emb_idx"], train=True).embedding
     assert out is not None
     assert_close(out.data, g["emb_out"])
     assert_close(model._task_emb.weight.data, g["emb_weight_after"])
@@ -215,7 +216,7 @@ def test_lower_precision_keeps_the_outputs_close(
     for each in (plain, model):
         each.load_state_dict(published)
         each.requires_grad_(False)
-    model.set_precision(precision)
+    set_precision(model, precision)
     lowered = {name for name, p in model.state_dict().items() if p.dtype != torch.float32}
     assert lowered == {name for name in published if LOWERED.fullmatch(name)}
     assert all(model.state_dict()[name].dtype == dtype for name in lowered)

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256
-from tdmpc2.config import Config, parse_cfg
+from tdmpc2.config import Config, MixEntry, parse_cfg
 from tdmpc2.data.chunks import read_chunk
 from tdmpc2.envs import make_env
 from tdmpc2.envs.vector import EnvPool
 from tdmpc2.loading import load_agent
 from tdmpc2.play.collector import Shard, collect, num_envs, plan
-from tdmpc2.play.mixture import Player, Source, load_players, noisy_actor, player_of, split
+from tdmpc2.play.mixture import Player, load_players, noisy_actor, player_of, split
 from tdmpc2.play.rollout import Job, play
 from tdmpc2.tasks import MT30
 from tests.helpers.playing import SIZES, chunks, players, toy
@@ -139,7 +139,7 @@ def test_levels_of_noise(model: str) -> None:
     cfg = toy()
     obs, t0, ids = np.linspace(-1, 1, 400, dtype=np.float32).reshape(100, 4), np.ones(100, bool), np.zeros(100, int)
     for kind in ("policy", "planner"):
-        sources = [Source(0.25, kind, model, noise) for noise in (0.0, 0.1, 5.0, None)]
+        sources = [MixEntry(0.25, kind, model, noise) for noise in (0.0, 0.1, 5.0, None)]
         none, some, much, own = (player.actor(cfg, 3)(obs, t0, ids) for player in load_players(sources, load_toy))
         agent = load_toy(model, mpc=kind == "planner")
         agent.generator.manual_seed(3)
@@ -180,7 +180,7 @@ def test_one_file_for_policy_and_planner(model: str) -> None:
         loads.append(mpc)
         return load_toy(path, mpc)
 
-    policy, planner = load_players([Source(0.5, "policy", model), Source(0.5, "planner", model)], load)
+    policy, planner = load_players([MixEntry(0.5, "policy", model), MixEntry(0.5, "planner", model)], load)
     assert loads == [False]
     assert policy.agent is not None
     assert planner.agent is not None
@@ -193,7 +193,7 @@ def test_one_file_for_policy_and_planner(model: str) -> None:
 
 def test_agents_of_other_tasks_do_not_mix(model: str, tmp_path: Path) -> None:
     TDMPC2(Config(**SIZES)).save(tmp_path / "mt30.pt")
-    sources = [Source(0.5, "policy", model), Source(0.5, "policy", str(tmp_path / "mt30.pt"))]
+    sources = [MixEntry(0.5, "policy", model), MixEntry(0.5, "policy", str(tmp_path / "mt30.pt"))]
     with pytest.raises(ValueError, match=r"toy.pt plays 1 tasks of .*, .*mt30.pt 30 of 'mt30': they need one task set"):
         load_players(sources, load_toy)
     with pytest.raises(ValueError, match=r"policy .*mt30.pt plays task=mt30, not task=tests.helpers.toy_envs"):
@@ -235,5 +235,5 @@ def test_it_stops_at_the_first_early_end(tmp_path: Path) -> None:
             return act
 
     with pytest.raises(ValueError, match="ended after 3 of 9 steps"):
-        collect(cfg, [Watched(Source(1.0, "random"))], tmp_path / "data")
+        collect(cfg, [Watched(MixEntry(1.0, "random"))], tmp_path / "data")
     assert len(steps) == 3

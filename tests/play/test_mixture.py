@@ -7,31 +7,32 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdmpc2.config import parse_cfg
-from tdmpc2.play.mixture import Source, parse_mix, sources_of, split
+from tdmpc2.config import MixEntry, parse_cfg
+from tdmpc2.config.mix import parse_mix
+from tdmpc2.play.mixture import sources_of, split
 
 
-def test_entries_of_a_mixture() -> None:
+def test_shares_are_scaled_to_a_sum_of_one() -> None:
     entries = ["0.5 random", "1 policy logs/a b/m.pt noise 0.3", "0.5  planner  m.pt", "2 planner m.pt noise 0"]
-    assert parse_mix(entries) == [
-        Source(0.125, "random"),
-        Source(0.25, "policy", "logs/a b/m.pt", 0.3),
-        Source(0.125, "planner", "m.pt"),
-        Source(0.5, "planner", "m.pt", 0.0),
+    sources = sources_of(parse_mix(entries), None, True)
+    assert sources == [
+        MixEntry(0.125, "random"),
+        MixEntry(0.25, "policy", "logs/a b/m.pt", 0.3),
+        MixEntry(0.125, "planner", "m.pt"),
+        MixEntry(0.5, "planner", "m.pt", 0.0),
     ]
-    assert [str(s) for s in parse_mix(entries)][1:] == [
+    assert [str(source) for source in sources][1:] == [
         "policy logs/a b/m.pt noise 0.3",
         "planner m.pt",
         "planner m.pt noise 0",
     ]
 
 
-def test_a_mixture_as_it_is_typed() -> None:
-    """The text between the double quotes of the README and of collect.py's docstring."""
+def test_mixture_as_it_is_typed() -> None:
     typed = "mix=[0.2 random, 0.3 policy models/early-1_a.pt noise 0.3, 0.5 planner logs/mt30/1/default/model.pt]"
     (override,) = OverridesParser.create().parse_overrides([typed])
-    sources = parse_mix(parse_cfg({"mix": override.value()}).mix or ())
-    assert [(s.kind, s.checkpoint, s.noise) for s in sources] == [
+    entries = parse_cfg({"mix": override.value()}).mix or ()
+    assert [(entry.kind, entry.checkpoint, entry.noise) for entry in entries] == [
         ("random", None, None),
         ("policy", "models/early-1_a.pt", 0.3),
         ("planner", "logs/mt30/1/default/model.pt", None),
@@ -42,7 +43,7 @@ def test_a_mixture_as_it_is_typed() -> None:
     ("entry", "message"),
     [
         ("random", "is not of the form"),
-        ("0.5 expert x.pt", "is not of the form"),
+        ("0.5 expert x.pt", "'expert' is not one of random, policy, planner"),
         ("half random", "the share in 'half random' must be a positive number"),
         ("0 random", "must be a positive number"),
         ("-1 random", "must be a positive number"),
@@ -55,20 +56,18 @@ def test_a_mixture_as_it_is_typed() -> None:
         ("1 policy x.pt noise -0.1", "must be a number, 0 or more"),
     ],
 )
-def test_bad_entries_are_named(entry: str, message: str) -> None:
+def test_bad_entry_is_named(entry: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         parse_mix(["1 random", entry])
     assert f"'{entry}'" in str(error.value)
 
 
 def test_where_sources_come_from() -> None:
-    assert sources_of(None, None, True) == [Source(1, "random")]
-    assert sources_of(None, "x.pt", True) == [Source(1, "planner", "x.pt")]
-    assert sources_of(None, "x.pt", False) == [Source(1, "policy", "x.pt")]
+    assert sources_of(None, None, True) == [MixEntry(1, "random")]
+    assert sources_of(None, "x.pt", True) == [MixEntry(1, "planner", "x.pt")]
+    assert sources_of(None, "x.pt", False) == [MixEntry(1, "policy", "x.pt")]
     with pytest.raises(ValueError, match=r"checkpoint=x\.pt beside mix"):
-        sources_of(["1 random"], "x.pt", True)
-    with pytest.raises(ValueError, match="no entries"):
-        parse_mix([])
+        sources_of([MixEntry(1, "random")], "x.pt", True)
 
 
 @given(st.integers(0, 10_000), st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=8))

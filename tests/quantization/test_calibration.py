@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tdmpc2.acceleration.low_precision import set_precision
 from tdmpc2.config import Config
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.nn.world_model import WorldModel
@@ -144,7 +145,7 @@ def test_a_matrix_alone_disturbs_what_follows_it(tiny_cfg: Config) -> None:
     chosen = "_dynamics.1.weight"
     alone = WorldModel(model.cfg).requires_grad_(False)
     alone.load_state_dict(before)
-    alone.set_precision(lambda name: "int8" if name == chosen else "fp32")
+    set_precision(alone, lambda name: "int8" if name == chosen else "fp32")
     error = output_errors(model, alone, *inputs[:3])["next_latent"]
     assert error == next(s.errors["next_latent"] for s in found if s.matrix == chosen)
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from tdmpc2.agent import TDMPC2
+from tdmpc2.commands import heldout
 from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.dataset import EpisodeDataset
 from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.nn.math import decode
 from tdmpc2.play.collector import collect
-from tdmpc2.studies import heldout
 from tdmpc2.studies.heldout import heldout_batches, heldout_errors
 from tdmpc2.studies.report import markdown
 from tdmpc2.studies.runs import read_study

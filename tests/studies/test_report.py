@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from report import main
 from tdmpc2.checkpoints.files import load_file
+from tdmpc2.commands.report import main
 from tdmpc2.config import Config
 from tdmpc2.play import evaluation
 from tdmpc2.studies.runs import read_run, read_study

@@ -18,9 +18,10 @@ from tdmpc2.data.batch import Batch
 from tdmpc2.data.dataset import EpisodeDataset
 from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.data.store.store import EpisodeStore
+from tdmpc2.data.store.teacher_columns import TeacherTargets, open_targets
 from tdmpc2.distillation import outputs
 from tdmpc2.nn.math import decode
-from tdmpc2.training.teacher_cache import LazyTargets, TeacherTargets, compute_all, open_targets
+from tdmpc2.training.teacher_cache import LazyTargets, compute_all
 from tests.helpers.agents import make_teacher
 from tests.helpers.data import EPISODES, make_store
 from tests.helpers.teacher_cache import SHA256, content, empty, one_by_one, open_columns

@@ -18,13 +18,14 @@ from torch.testing import assert_close
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256
+from tdmpc2.commands.targets import main
 from tdmpc2.config import Config
 from tdmpc2.data.dataset import EpisodeDataset
 from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.data.store.store import EpisodeStore
-from tdmpc2.data.store.teacher_columns import verify_targets
+from tdmpc2.data.store.teacher_columns import open_targets, verify_targets
 from tdmpc2.training import teacher_cache as module
-from tdmpc2.training.teacher_cache import LazyTargets, compute_all, main, open_targets
+from tdmpc2.training.teacher_cache import LazyTargets, compute_all
 from tests.helpers.agents import make_teacher
 from tests.helpers.data import make_store
 from tests.helpers.disks import largest_file

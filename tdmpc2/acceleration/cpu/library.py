@@ -59,12 +59,12 @@ def build(directory: Path, sources: tuple[str, ...] = PLANNER) -> Path:
         sources: :data:`PLANNER` or :data:`UPDATE`.
 
     Raises:
-        RuntimeError: the processor or the compiler will not do, in one line.
+        RuntimeError: the CPU or the compiler will not do, in one line.
         OSError: the directory cannot be written.
     """
     flags = cpu_flags()
     if missing := [name for name in _INSTRUCTIONS if name not in flags]:
-        raise RuntimeError(f"this processor ({platform.machine()}) has no {', '.join(missing)}")
+        raise RuntimeError(f"this CPU ({platform.machine()}) has no {', '.join(missing)}")
     try:
         compiler = shlex.split(os.environ.get("CXX", "")) or ["g++"]
     except ValueError as error:
@@ -90,7 +90,7 @@ def _sha256(content: bytes) -> str:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Instruction sets of an x86 processor under Linux; none elsewhere."""
+    """Read the instruction sets of an x86 CPU under Linux; none elsewhere."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())

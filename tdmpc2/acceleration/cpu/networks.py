@@ -27,14 +27,16 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tdmpc2 import planner
 from tdmpc2.acceleration.cpu import library
+from tdmpc2.acceleration.layers import has_mish
 from tdmpc2.nn.layers import Linear, NormedLinear, QEnsemble
-from tdmpc2.nn.world_model import TaskContext, WorldModel
+from tdmpc2.nn.world_model import Network, TaskContext, WorldModel
 
 _NONE, _MISH, _SIMNORM = range(3)  # Activation of planner.cpp
+_NETWORKS = ("_dynamics", "_reward", "_pi", "_Qs")
 _PANEL = 64  # outputs are padded to a multiple of this
 _SIMNORM_DIMS = (1, 2, 4, 8, 16)
 
@@ -44,24 +46,29 @@ class Affine(NamedTuple):
 
     weight: Tensor  # [out, in] in the format of the product, or int8
     scale: Tensor | None  # of an int8 weight, [out, 1]
-    wide: torch.dtype | None  # what an int8 weight is widened to in the product; None: the inputs are quantised as well
+    compute_dtype: torch.dtype  # of the product: the weight's own type, or what an int8 weight is widened to
     bias: Tensor  # [out]
     norm: tuple[Tensor, Tensor] | None  # scale and shift of the LayerNorm, [out]
     activation: int
 
 
-def linear(layer: Linear, activation: int) -> Affine:
-    """What a layer of an MLP holds."""
-    norm = (layer.ln.weight, layer.ln.bias) if isinstance(layer, NormedLinear) else None
-    return Affine(layer.weight, layer.scale, layer.wide, layer.bias, norm, activation)
+def linear(layer: nn.Module) -> Affine:
+    """Read one layer of an MLP, plain or in lower precision."""
+    assert isinstance(layer, Linear)
+    norm, activation = None, _NONE
+    if isinstance(layer, NormedLinear):
+        norm, activation = (layer.ln.weight, layer.ln.bias), _MISH if has_mish(layer) else _SIMNORM
+    scale, dtype = getattr(layer, "scale", None), getattr(layer, "compute_dtype", layer.weight.dtype)
+    return Affine(layer.weight, scale, dtype, layer.bias, norm, activation)
 
 
 def head_layer(heads: QEnsemble, head: int, layer: int) -> Affine:
-    """What one layer of a Q head holds."""
+    """Read one layer of a Q head, plain or in lower precision."""
     weight, bias, *norm = (p[head] for p in heads.params[4 * layer : 4 * layer + 4])
-    scale: Tensor | None = getattr(heads, f"scale{layer}")
+    scale: Tensor | None = getattr(heads, f"scale{layer}", None)
+    dtypes: list[torch.dtype] | None = getattr(heads, "compute_dtypes", None)
     return Affine(
-        weight, None if scale is None else scale[head], heads.wide[layer], bias,
+        weight, None if scale is None else scale[head], dtypes[layer] if dtypes else weight.dtype, bias,
         (norm[0], norm[1]) if norm else None, _MISH if norm else _NONE,
     )  # fmt: skip
 
@@ -102,7 +109,7 @@ class PackedLayer:
     def __init__(self, layer: Affine, parts: Sequence[int] | None = None, *, first_step: bool = False) -> None:
         self.out, self.inputs = len(layer.weight), parts[0] if parts else layer.weight.shape[1]
         scale = torch.ones(self.out, 1) if layer.scale is None else layer.scale
-        weight = layer.weight[:, : self.inputs].to(layer.wide or layer.weight.dtype)
+        weight = layer.weight[:, : self.inputs].to(layer.compute_dtype)
         weight = weight.float() if weight.dtype == torch.float16 else weight
         code, per_word = {torch.float32: (0, 1), torch.bfloat16: (1, 2), torch.int8: (2, 4)}[weight.dtype]
         sums = (weight.float() * scale).sum(-1)
@@ -139,7 +146,7 @@ def _address(x: Tensor | None) -> ctypes.c_void_p:
 
 
 def normed_linear(x: Tensor, layer: PackedLayer) -> Tensor:
-    """``act(LayerNorm(W x + b))`` of a packed layer without SimNorm, [N, in] -> [N, out] (specification section 2)."""
+    """``act(LayerNorm(W x + b))`` of a packed layer without SimNorm, [N, in] -> [N, out]."""
     assert x.shape[1] == layer.inputs, (x.shape, layer.inputs)
     assert layer.struct.activation != _SIMNORM
     x, out = x.float().contiguous(), torch.empty(len(x), layer.out)
@@ -168,27 +175,26 @@ class PackedNetworks:
             )
         self.num_q, self.latent_dim, self.action_dim = cfg.num_q, cfg.latent_dim, cfg.action_dim
         task_dim = cfg.task_dim if cfg.multitask else 0
-        joint = (cfg.latent_dim, task_dim, cfg.action_dim)
+        widths = {"latent": cfg.latent_dim, "task": task_dim, "action": cfg.action_dim}
         self._layers: list[PackedLayer] = []
-        for network, last, parts in (
-            (model._dynamics, _SIMNORM, joint),
-            (model._reward, _NONE, joint),
-            (model._pi, _NONE, (cfg.latent_dim, task_dim, 0)),
-        ):
-            first, second, third = (linear(x, act) for x, act in zip(network, (_MISH, _MISH, last), strict=True))  # type: ignore[arg-type]
-            self._layers += [PackedLayer(first, parts, first_step=True), PackedLayer(second), PackedLayer(third)]
-        for head in range(cfg.num_q):
-            first, second, third = (head_layer(model._Qs, head, layer) for layer in range(3))
-            self._layers += [PackedLayer(first, joint), PackedLayer(second), PackedLayer(third)]
+        for network in _planned(model):
+            parts = [width if part in network.inputs else 0 for part, width in widths.items()]
+            if isinstance(network.module, QEnsemble):
+                heads = [[head_layer(network.module, head, i) for i in range(3)] for head in range(cfg.num_q)]
+                for first, *others in heads:
+                    self._layers += [PackedLayer(first, parts), *map(PackedLayer, others)]
+            else:
+                first, *others = map(linear, network.module)
+                self._layers += [PackedLayer(first, parts, first_step=True), *map(PackedLayer, others)]
         self._bins = _padded(model.bins)
         self._structs = (_Layer * len(self._layers))(*(layer.struct for layer in self._layers))
         self._networks = _Networks(
-            *joint, cfg.num_bins, cfg.simnorm_dim, len(self._layers), cfg.log_std_min, cfg.log_std_max,
+            *widths.values(), cfg.num_bins, cfg.simnorm_dim, len(self._layers), cfg.log_std_min, cfg.log_std_max,
             _address(self._bins), ctypes.addressof(self._structs),
         )  # fmt: skip
 
     def outdated(self, model: WorldModel) -> bool:
-        """Whether the model's weights have changed since, by what PyTorch knows of: fused optimisers do not tell it."""
+        """True if the model's weights have changed since, as far as PyTorch knows: fused optimisers do not tell it."""
         return _versions(model) != self._versions
 
     def functions(self) -> dict[str, Callable[..., Any]]:
@@ -210,7 +216,7 @@ class PackedNetworks:
         return planner.refit(model.cfg, actions, value, task.action_mask)
 
     def estimate_value(self, z: Tensor, task: TaskContext, actions: Tensor, eps: Tensor, heads: Tensor) -> Tensor:
-        """As :func:`tdmpc2.planner.estimate_value`, with one task for each environment."""
+        """Compute :func:`tdmpc2.planner.estimate_value`, with one task for each environment."""
         num_envs, horizon, samples, _ = actions.shape
         heads = heads.long() if self.num_q > 2 else torch.arange(self.num_q)
         self._check(z, actions, num_envs, samples)
@@ -223,7 +229,7 @@ class PackedNetworks:
         return out
 
     def policy_rollout(self, z: Tensor, task: TaskContext, eps: Tensor) -> Tensor:
-        """As :func:`tdmpc2.planner.policy_rollout`, with one task for each environment."""
+        """Compute :func:`tdmpc2.planner.policy_rollout`, with one task for each environment."""
         horizon, num_envs, samples, dim = eps.shape
         self._check(z, eps, num_envs, samples)
         out = torch.empty(num_envs, horizon, samples, dim)
@@ -243,13 +249,21 @@ class PackedNetworks:
         function(ctypes.byref(self._networks), *counts, *map(_address, held))
 
 
-def _versions(model: WorldModel) -> list[tuple[int, int]]:
-    """What changes with every operation on a weight in place, and with every other tensor in its stead.
+def _planned(model: WorldModel) -> list[Network]:
+    """The networks that the kernels have, in the order of ``enum Network`` of planner.cpp.
 
-    Not of the embedding: looking it up writes it, and it is not packed.
+    Raises:
+        ValueError: the model has others.
     """
-    networks = (model._dynamics, model._reward, model._pi, model._Qs)
-    return [(p.data_ptr(), p._version) for network in networks for p in network.parameters()]
+    planned = [network for network in model.networks() if not network.observes]
+    if (names := [network.name for network in planned]) != list(_NETWORKS):
+        raise ValueError(f"The CPU kernels have the networks {', '.join(_NETWORKS)}, the model has {', '.join(names)}")
+    return planned
+
+
+def _versions(model: WorldModel) -> list[tuple[int, int]]:
+    """Where the packed weights lie and how often each was written: either changes with them."""
+    return [(p.data_ptr(), p._version) for network in _planned(model) for p in network.module.parameters()]
 
 
 def _rows(task: TaskContext, num_envs: int) -> list[Tensor | None]:

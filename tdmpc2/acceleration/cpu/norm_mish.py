@@ -14,7 +14,7 @@ _LANES = 16
 
 
 def fits(width: int) -> bool:
-    """Whether the operator can be used on rows of this width, on this machine. Builds it on first use."""
+    """True if the operator can be used on rows of this width, on this machine. It is built on first use."""
     return width % _LANES == 0 and not library.reason(library.UPDATE)
 
 

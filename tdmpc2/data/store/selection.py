@@ -185,7 +185,7 @@ def _is_store(root: Path) -> bool:
     )
 
 
-def chunk_fingerprints(root: str | os.PathLike[str]) -> dict[str, str]:
+def chunk_fingerprints(root: str | os.PathLike[str], task: str = "mt30") -> dict[str, str]:
     """What tells the chunk files of a directory from others, by file name, without reading their data.
 
     A chunk file is a zip archive whose directory, some kilobytes at its end, holds a CRC-32 of each array.
@@ -196,7 +196,7 @@ def chunk_fingerprints(root: str | os.PathLike[str]) -> dict[str, str]:
     Raises:
         ValueError: no chunk files, or one that is no archive.
     """
-    return {path.name: _fingerprint(path) for path in chunk_paths(root)}
+    return {path.name: _fingerprint(path) for path in chunk_paths(root, task)}
 
 
 def _fingerprint(path: Path) -> str:

@@ -1,0 +1,80 @@
+"""How fast the CPU kernels are in each number format on this machine.
+
+No flag of a processor tells: with AMX, torch multiplies in bf16 faster than in float32, and the kernels slower. So they
+are timed once, on a small model, and the times are kept beside the library.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from tdmpc2.acceleration.cpu import library
+from tdmpc2.acceleration.cpu.networks import PackedNetworks
+from tdmpc2.acceleration.low_precision import set_precision
+from tdmpc2.config import Config
+from tdmpc2.nn.world_model import WorldModel
+from tdmpc2.support.files import replacing
+
+_FORMATS = ("fp32", "bf16", "int8")
+_TURNS = 7
+_CLEARLY = 0.9  # of two formats as fast as each other, timing must not choose another one on every machine
+
+
+@functools.cache
+def kernel_seconds() -> dict[str, float]:
+    """Seconds for evaluating the samples of one iteration, by number format; empty where there are no kernels."""
+    if library.reason():
+        return {}
+    path = library.build(library.cache_dir()).with_suffix(".json")
+    return _read(path) or _write(path, _measure())
+
+
+def fastest(candidates: tuple[str, ...], seconds: Mapping[str, float]) -> str:
+    """The first of some number formats, unless another one is clearly faster."""
+    first, best = candidates[0], min(candidates, key=seconds.__getitem__)
+    return best if seconds[best] < _CLEARLY * seconds[first] else first
+
+
+@torch.no_grad()
+def _measure() -> dict[str, float]:
+    """Time one iteration's samples of a 1M model in turns; the shortest time of each is the least disturbed."""
+    cfg = Config(task="walker-walk", model_size=1, device="cpu")
+    plain = WorldModel(cfg, torch.Generator().manual_seed(0))
+    networks = {name: PackedNetworks(set_precision(copy.deepcopy(plain), name, torch.bfloat16)) for name in _FORMATS}
+    task = plain.context(None)
+    z = torch.full((1, cfg.latent_dim), 1 / cfg.simnorm_dim)
+    actions = torch.zeros(1, cfg.horizon, cfg.num_samples, cfg.action_dim)
+    heads = torch.arange(2)
+    seconds = dict.fromkeys(_FORMATS, float("inf"))
+    for _ in range(_TURNS):
+        for name, network in networks.items():
+            start = time.perf_counter()
+            network.estimate_value(z, task, actions, actions[:, 0], heads)
+            seconds[name] = min(seconds[name], time.perf_counter() - start)
+    return seconds
+
+
+def _read(path: Path) -> dict[str, float] | None:
+    """Times measured before, if they are all there."""
+    try:
+        seconds = json.loads(path.read_text())
+        return {name: float(seconds[name]) for name in _FORMATS}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(path: Path, seconds: dict[str, float]) -> dict[str, float]:
+    """Keep the times, unless the disk refuses: then they are measured again in the next process."""
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(seconds))
+    except (OSError, ValueError):
+        pass
+    return seconds

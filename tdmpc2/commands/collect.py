@@ -1,0 +1,69 @@
+"""Play episodes and store them as training data.
+
+tdmpc2 collect tasks=[cartpole-balance,walker-stand] episodes_per_task=20
+tdmpc2 collect checkpoint=models/student.pt episodes_per_task=20 data_dir=data/mt30
+tdmpc2 collect "mix=[0.2 random, 0.3 policy early.pt noise 0.3, 0.5 planner late.pt]" episodes_per_task=100
+
+Without a checkpoint the actions are random. `mix` shares out every task's episodes, beginner to expert. An entry is a
+share, `random`, `policy` or `planner`, a checkpoint, and perhaps `noise` with a standard deviation (0: none; left out:
+the agent's own exploration noise). All of it stands in double quotes; an entry whose file name has `,`, `=`, `(` or `~`
+also in single ones.
+
+The same command again continues where it was stopped, and the files are those of an undisturbed run; once they are
+complete it adds nothing, and another `seed` adds other episodes. Files that are already there stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from tdmpc2.commands.hydra_app import App, composed, job, launch, load_keys
+from tdmpc2.config import parse_cfg
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tdmpc2.play.collector import Shard
+
+APP = App("collect", __doc__, "config_mt30", "student_config", bare="checkpoint")
+
+
+@job
+def run(cfg: DictConfig) -> None:
+    """Collect what a composed configuration describes, and print returns per file and per task."""
+    from rich import box, get_console
+    from rich.table import Table
+
+    from tdmpc2.loading import load_agent
+    from tdmpc2.play.collector import collect, episode_returns
+    from tdmpc2.play.mixture import load_players, sources_of
+    from tdmpc2.support.runtime import set_num_threads
+
+    config = parse_cfg(composed(cfg))
+    set_num_threads(config.num_threads)
+    sources = sources_of(config.mix, config.checkpoint, config.mpc)
+    players = load_players(sources, partial(load_agent, **load_keys(cfg)))
+    config = next((player.agent.cfg for player in players if player.agent is not None), config)
+    console = get_console()
+
+    def report(shard: Shard, returns: np.ndarray) -> None:
+        low, mean, high = returns.min(), returns.mean(), returns.max()
+        line = f"{shard.task}: return {mean:.1f} (from {low:.1f} to {high:.1f}), {shard.source}, {shard.name}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    paths = collect(config, players, Path(config.data_dir), report)
+    table = Table("task", "episodes", "mean return", "from", "to", box=box.SIMPLE)
+    for task, returns in episode_returns(paths, config).items():
+        row = (f"{value:.1f}" for value in (returns.mean(), returns.min(), returns.max()))
+        table.add_row(task, str(len(returns)), *row)
+    console.print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    launch(APP, run, argv)

@@ -1,0 +1,228 @@
+"""Say what works on this machine, what is missing and how to get it.
+
+tdmpc2 doctor
+tdmpc2 doctor --json
+python -m tdmpc2 doctor
+
+The first call builds the CPU kernels where that is possible, which takes some seconds. The exit code is 1 if something
+is broken that every command needs, and 0 if only things are missing that one can do without.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from tdmpc2.commands.options import Option
+from tdmpc2.commands.plain import read_options
+from tdmpc2.support.cli import one_line_errors
+from tdmpc2.support.extras import EXTRAS, install_hint, missing_packages
+from tdmpc2.support.version import DISTRIBUTION, source_tree, version
+
+OK, MISSING, BROKEN = "ok", "missing", "broken"
+OPTIONS = (Option("json", "print one JSON object", False, bool),)
+#: Backend -> the package of Debian and Ubuntu that brings it.
+_RENDERING = {"egl": "libegl1", "osmesa": "libosmesa6"}
+_LITTLE_DISK = 5e9  # bytes; MT30 as a store takes more, a run and its caches less
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at.
+
+    Attributes:
+        area: heading it stands under.
+        name: of the thing.
+        status: ``ok``; ``missing``, one can do without; or ``broken``, every command needs it.
+        detail: what was found.
+        remedy: what to do about it; empty if nothing is to be done.
+    """
+
+    area: str
+    name: str
+    status: str
+    detail: str
+    remedy: str = ""
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with code 1 if something required is broken."""
+    values, _ = read_options("doctor", __doc__, argv, OPTIONS)
+    findings = examine()
+    if values["json"]:
+        print(json.dumps({"version": version(), "findings": [finding._asdict() for finding in findings]}, indent=1))
+    else:
+        print("\n".join(_lines(findings)))
+    if any(finding.status == BROKEN for finding in findings):
+        sys.exit(1)
+
+
+def examine() -> list[Finding]:
+    """Look at everything. Where required packages are broken, what is built on them is left out."""
+    findings = list(packages())
+    if not any(finding.status == BROKEN for finding in findings):
+        for area in (processor, accelerators, rendering):
+            findings += _safely(area)
+    return [*findings, *optional_packages(), *places()]
+
+
+def packages() -> Iterator[Finding]:
+    """Python and the required packages, their versions against what this version of the package needs."""
+    from packaging.requirements import Requirement
+
+    yield Finding("Versions", "tdmpc2", OK, version())
+    yield Finding("Versions", "python", OK, f"{platform.python_version()}, {platform.platform()}")
+    for requirement in map(Requirement, _required()):
+        try:
+            found = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            yield Finding("Versions", requirement.name, BROKEN, "not installed", f"pip install '{requirement}'")
+            continue
+        if requirement.specifier.contains(found, prereleases=True):
+            yield Finding("Versions", requirement.name, OK, found)
+        else:
+            wanted = f"{found}, but {requirement.specifier} is needed"
+            yield Finding("Versions", requirement.name, BROKEN, wanted, f"pip install '{requirement}'")
+
+
+def _required() -> list[str]:
+    root = source_tree()
+    if root is not None:
+        return list(tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"])
+    return [text.partition(";")[0] for text in metadata.requires(DISTRIBUTION) or [] if "extra ==" not in text]
+
+
+def processor() -> Iterator[Finding]:
+    """The processor, and which ways of computing it gives."""
+    import psutil
+    import torch
+
+    from tdmpc2.acceleration.cpu import library
+    from tdmpc2.support.runtime import can_compile, has_fast_bf16, has_fast_int8, usable_cores
+
+    area, cpu = "Processor", torch.device("cpu")
+    memory = psutil.virtual_memory()
+    yield Finding(area, "processor", OK, f"{_processor_name()}, {usable_cores()} cores for this process")
+    yield Finding(area, "memory", OK, f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f} GB")
+    why = library.reason()
+    remedy = "apt-get install g++" if "compiler" in why else "planning uses torch.compile or plain PyTorch instead"
+    yield Finding(area, "CPU kernels", MISSING if why else OK, why or "built and loaded", remedy if why else "")
+    compiles = can_compile(cpu)
+    yield Finding(
+        area,
+        "torch.compile",
+        OK if compiles else MISSING,
+        "C++ compiler and Python headers found" if compiles else "no C++ compiler, or no Python headers",
+        "" if compiles else "apt-get install g++ python3-dev (CXX names another compiler)",
+    )
+    for name, fast in (("bf16", has_fast_bf16(cpu)), ("int8", has_fast_int8(cpu))):
+        yield Finding(area, name, OK, "fast here" if fast else "no instructions for it: other formats are used")
+
+
+def accelerators() -> Iterator[Finding]:
+    """GPUs that PyTorch can use."""
+    import torch
+
+    area = "Accelerators"
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            facts = torch.cuda.get_device_properties(index)
+            detail = f"{facts.name}, {facts.total_memory / 1e9:.1f} GB, CUDA {torch.version.cuda}"
+            yield Finding(area, f"cuda:{index}", OK, detail)
+    elif shutil.which("nvidia-smi"):
+        built = f"PyTorch {torch.__version__} cannot use the GPU of this machine"
+        yield Finding(area, "cuda", MISSING, built, "install a CUDA build of torch: https://pytorch.org/get-started")
+    else:
+        yield Finding(area, "cuda", MISSING, "no GPU: everything runs on the processor")
+    if sys.platform == "darwin":
+        works = torch.backends.mps.is_available()
+        yield Finding(area, "mps", OK if works else MISSING, "available" if works else "not available")
+
+
+def rendering() -> Iterator[Finding]:
+    """Ways to draw frames for videos, each tried in a process of its own."""
+    from tdmpc2.envs.rendering import backend_works, backends
+
+    working = [name for name in backends() if backend_works(name)]
+    for name in backends():
+        if name in working:
+            yield Finding("Rendering", name, OK, "draws frames")
+        else:
+            remedy = f"apt-get install {_RENDERING[name]}" if name in _RENDERING and not working else ""
+            instead = f"; {working[0]} is used instead" if working else ""
+            yield Finding("Rendering", name, MISSING, f"does not work here{instead}", remedy)
+
+
+def optional_packages() -> Iterator[Finding]:
+    """Packages that add something."""
+    for name, extra in EXTRAS.items():
+        missing = missing_packages(name)
+        detail = f"{extra.purpose}: {', '.join(missing)} not installed" if missing else extra.purpose
+        yield Finding("Optional", name, MISSING if missing else OK, detail, install_hint(name) if missing else "")
+
+
+def places() -> Iterator[Finding]:
+    """Where caches lie, and how much disk is free there and here."""
+    from tdmpc2.commands.hydra_app import yaml_directory
+
+    inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"{tempfile.gettempdir()}/torchinductor_{_user()}"
+    kernels = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tdmpc2"
+    yield Finding("Places", "configuration files", OK, str(yaml_directory()))
+    for name, place in (("CPU kernels", kernels), ("torch.compile", Path(inductor)), ("here", Path.cwd())):
+        parent = next(folder for folder in (place, *place.parents) if folder.exists())
+        free, writable = shutil.disk_usage(parent).free, os.access(parent, os.W_OK)
+        detail = f"{place}, {free / 1e9:.1f} GB free" + ("" if writable else ", not writable")
+        remedy = "" if free > _LITTLE_DISK else "free some disk, or work in another directory"
+        if not writable:
+            remedy = "change its permissions, or set XDG_CACHE_HOME and TORCHINDUCTOR_CACHE_DIR to another directory"
+        yield Finding("Places", name, MISSING if remedy else OK, detail, remedy)
+
+
+def _safely(area: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """The findings of an area; what fails there in an unforeseen way is itself a finding."""
+    try:
+        return list(area())
+    except Exception as error:  # a broken installation can fail in any way, and this command must still report it
+        detail = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return [
+            Finding(area.__name__.capitalize(), area.__name__, BROKEN, detail, "install the package it names again")
+        ]
+
+
+def _lines(findings: Sequence[Finding]) -> Iterator[str]:
+    heading = ""
+    for finding in findings:
+        if finding.area != heading:
+            yield f"{'' if not heading else chr(10)}{finding.area}"
+            heading = finding.area
+        sign = {OK: " ", MISSING: "-", BROKEN: "!"}[finding.status]
+        remedy = f"  ->  {finding.remedy}" if finding.remedy else ""
+        yield f" {sign} {finding.name:20}{finding.detail}{remedy}"
+    count = {status: sum(finding.status == status for finding in findings) for status in (MISSING, BROKEN)}
+    yield ""
+    yield f"{count[BROKEN]} broken (!), {count[MISSING]} missing that one can do without (-)"
+
+
+def _processor_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid()) if hasattr(os, "getuid") else "user"

@@ -1,0 +1,197 @@
+"""Commands whose configuration Hydra composes: train, evaluate, collect."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tdmpc2.commands.completion import complete
+from tdmpc2.commands.overrides import parse, read_line
+from tdmpc2.commands.pages import Row, Section, page, show, wants_help
+from tdmpc2.config import RUN_KEYS, defaults, help_rows
+from tdmpc2.support.cli import is_expected, one_line, one_line_errors
+
+#: Hydra changes no directory and leaves no files; a multirun's own record goes beside the runs.
+_HYDRA = (
+    "hydra.run.dir=.",
+    "hydra.output_subdir=null",
+    "hydra.sweep.dir=logs/multirun",
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+)
+_NOTE = (
+    "Hydra's options: --multirun (-m) runs once for each of key=a,b; --cfg job prints the whole configuration; "
+    "-sc install=bash prints what completes keys with the tab key; --hydra-help lists the rest."
+)
+
+
+class RunFailed(CompactHydraException):
+    """A run of a multirun failed, and its error is printed; the other runs go on."""
+
+
+@dataclass(frozen=True)
+class App:
+    """How the command line of one command is read.
+
+    Attributes:
+        name: of the command.
+        doc: docstring of its module, for its help page.
+        config: file that Hydra composes, without ``.yaml``.
+        folder: where it lies below the directory of the configuration files.
+        groups: configurations composed under a name of their own; keys without a name are the first one's.
+        bare: key that a value without one is for.
+    """
+
+    name: str
+    doc: str | None
+    config: str
+    folder: str = "."
+    groups: tuple[str, ...] = ()
+    bare: str | None = None
+
+
+def launch(app: App, run: Callable[[DictConfig], None], argv: Sequence[str] | None = None) -> None:
+    """Run a command on the configuration files of the package, as ``tdmpc2 train`` does."""
+    directory = str((yaml_directory() / app.folder).resolve())
+    launch_script(app, hydra.main(config_name=app.config, config_path=directory, version_base="1.3")(run), argv)
+
+
+@one_line_errors
+def launch_script(app: App, main: Callable[[], Any], argv: Sequence[str] | None = None) -> None:
+    """Run a function decorated by ``hydra.main``, as ``train.py`` does.
+
+    Args:
+        app: how its command line is read.
+        main: the decorated function.
+        argv: words; None: those the program was called with.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if wants_help(words):
+        show(help_page(app))
+    line = read_line(words, app.groups, app.bare)
+    store = ConfigStore.instance()
+    store.store(name="base", node=defaults())
+    store.store(name="base", group="student_config", node=defaults())
+    if line.completion:
+        complete(app.groups, [*line.flags, *line.overrides], main)
+        return
+    print_notes()
+    with _arguments([*line.flags, *_HYDRA, _exclude_fixed(line.overrides), *line.overrides]):
+        try:
+            main()
+        except RunFailed:
+            sys.exit(1)
+        except (HydraException, OmegaConfBaseException) as error:
+            if not is_expected(ValueError()):
+                raise
+            raise ValueError(" ".join(str(error).split())) from error
+
+
+def job(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+    """Print errors of use in one line; in a multirun the line names the run, and the other runs go on."""
+
+    @wraps(function)
+    def naming_the_run(cfg: DictConfig) -> None:
+        try:
+            function(cfg)
+        except Exception as error:
+            if isinstance(error, BrokenPipeError) or not (HydraConfig.initialized() and (name := sweep_name())):
+                raise
+            print(f"error: {name}: {one_line(error)}", file=sys.stderr, flush=True)
+            if is_expected(error):
+                raise RunFailed(f"{name} failed: {error}") from None
+            raise
+
+    @wraps(function)
+    def wrapped(cfg: DictConfig) -> None:
+        if HydraConfig.initialized() and sweep_name():
+            naming_the_run(cfg)
+        else:
+            one_line_errors(function)(cfg)
+
+    return wrapped
+
+
+def yaml_directory() -> Path:
+    """Directory of ``generic.yaml`` and ``student_config``: the wheel's copy, or the root of a clone."""
+    copy = Path(__file__).parent / "yaml"
+    return copy if copy.is_dir() else Path(__file__).resolve().parents[2]
+
+
+def help_page(app: App) -> str:
+    """The help of a command: purpose, examples, and the keys that matter to it."""
+    sections: dict[str, list[Row]] = {}
+    for row in help_rows(app.name):
+        values = "" if row.values.startswith("text") else f" [{row.values}]"
+        sections.setdefault(row.section, []).append(Row(row.key, row.default, f"{row.explanation}{values}"))
+    return page(app.name, app.doc, [Section(heading, rows) for heading, rows in sections.items()], _NOTE)
+
+
+def print_notes() -> None:
+    """Print the library's notes as plain lines."""
+    log = logging.getLogger("tdmpc2")
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler())
+    log.propagate = False
+
+
+@contextlib.contextmanager
+def _arguments(words: Sequence[str]) -> Iterator[None]:
+    """Let Hydra read these words and raise its errors instead of printing them over several lines."""
+    before, full = sys.argv[1:], os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv[1:] = words
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv[1:] = before
+        if full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+
+
+def _exclude_fixed(overrides: Sequence[str]) -> str:
+    """The setting that leaves overrides with one value for all runs of a multirun out of ``job.override_dirname``."""
+    parsed = parse(overrides)
+    swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+    fixed = [override.key_or_group for override in parsed if override.key_or_group not in swept]
+    return f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"
+
+
+def load_keys(cfg: DictConfig) -> dict[str, Any]:
+    """The keys a checkpoint is loaded with: how it is run, and whatever was set on the command line."""
+    names = RUN_KEYS.union(override.key_or_group for override in parse(HydraConfig.get().overrides.task))
+    return {name: value for name, value in composed(cfg).items() if name in names}
+
+
+def sweep_name() -> str | None:
+    """In a multirun, a directory name made of the run's swept overrides; otherwise None."""
+    settings = HydraConfig.get()
+    if settings.mode is None or settings.mode.name != "MULTIRUN":
+        return None
+    swept = re.sub(r"(^|,)student_config\.", r"\1", settings.job.override_dirname).replace("=", "_")
+    return re.sub(r"[^\w.+-]", "-", swept, flags=re.ASCII) or "default"  # what stands unquoted in an override
+
+
+def composed(cfg: DictConfig) -> dict[str, Any]:
+    """The keys as plain values; in a multirun ``exp_name`` is filled in, so that its runs do not share a directory."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    values = {str(key): value for key, value in plain.items()}
+    if values.get("exp_name") is None:
+        values["exp_name"] = sweep_name()
+    return values

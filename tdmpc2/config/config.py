@@ -1,0 +1,283 @@
+"""The one configuration object: flat, frozen, validated.
+
+:class:`Config` is the table of keys, converted and checked. What follows from the keys (sizes, tasks, directories) is a
+property, so nothing is ever written to a configuration after :func:`parse_cfg`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from tdmpc2.config.distillation_keys import distillation_terms, uncached_targets
+from tdmpc2.config.keys import Keys
+from tdmpc2.config.sizes import budget, check_widths, model_widths
+from tdmpc2.config.tables import KEYS, WIDTHS, as_typed, check_keys, plain
+from tdmpc2.config.values import check_value, convert, is_nothing
+from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest, task_names
+
+_log = logging.getLogger("tdmpc2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Keys):
+    """One agent and what is done with it. Keys that follow others are resolved: no attribute is left at ``auto``.
+
+    Raises:
+        ValueError: from construction, naming the key, its value and the remedy.
+    """
+
+    task_specs: tuple[TaskSpec, ...] = field(default=())  # of task, by parse_cfg; not a key
+
+    def __post_init__(self) -> None:
+        hints = _hints()
+        for name, key in KEYS.items():
+            object.__setattr__(self, name, convert(key, hints[name], getattr(self, name)))
+        if not self.task_specs:
+            object.__setattr__(self, "task_specs", tuple(lookup(name) for name in task_names(self.task)))
+        specs = (spec if isinstance(spec, TaskSpec) else TaskSpec(**spec) for spec in self.task_specs)
+        object.__setattr__(self, "task_specs", tuple(specs))
+        for name, key in KEYS.items():
+            check_value(key, getattr(self, name))
+        for name, value in self._following().items():
+            if KEYS[name].unset(getattr(self, name)):
+                object.__setattr__(self, name, value)
+        self._validate()
+        if not self.multitask:
+            object.__setattr__(self, "task_dim", 0)  # there is no task to embed
+
+    # -- what follows from the keys ---------------------------------------------------------------------------------
+
+    @property
+    def multitask(self) -> bool:
+        """True if the model has a task embedding and action masks."""
+        return self.task in TASK_SETS
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """All tasks of the model, in id order."""
+        return tuple(spec.name for spec in self.task_specs)
+
+    @property
+    def task_ids(self) -> tuple[int, ...]:
+        """Ids of the tasks that are collected, sampled and scored (``tasks``; all by default)."""
+        return tuple(self.task_names.index(name) for name in self.tasks or self.task_names)
+
+    @property
+    def obs_dim(self) -> int:
+        """Padded observation size O."""
+        return max(spec.obs_dim for spec in self.task_specs)
+
+    @property
+    def action_dim(self) -> int:
+        """Padded action size A."""
+        return max(spec.action_dim for spec in self.task_specs)
+
+    @property
+    def discounts(self) -> tuple[float, ...]:
+        """Discount per task, from its episode length."""
+
+        def discount(length: int) -> float:
+            frac = length / self.discount_denom
+            return min(max((frac - 1) / frac, self.discount_min), self.discount_max)
+
+        return tuple(discount(spec.episode_length) for spec in self.task_specs)
+
+    @property
+    def bin_size(self) -> float:
+        """Spacing of the value and reward bins in symlog space."""
+        return (self.vmax - self.vmin) / (self.num_bins - 1)
+
+    @property
+    def plan_iterations(self) -> int:
+        """MPPI iterations per plan; large action spaces get two more."""
+        return self.iterations + 2 * (self.action_dim >= 20)
+
+    @property
+    def distillation_terms(self) -> dict[str, float]:
+        """Weight of each distillation target."""
+        return distillation_terms(self.distillation_targets, self.distillation_weight)
+
+    @property
+    def run_dir(self) -> Path:
+        """Directory of everything a run writes."""
+        return Path(self.work_dir or Path("logs") / self.task / str(self.seed) / (self.exp_name or "default"))
+
+    # -- copies -----------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict of strings, numbers, lists and None; ``Config(**d)`` is the inverse."""
+        values = {name: plain(value) for name, value in dataclasses.asdict(self).items()}
+        values["task_specs"] = [dict(spec) for spec in values["task_specs"]]
+        return values
+
+    def replace(self, **changes: Any) -> Config:
+        """Copy with some keys changed, validated like a new one.
+
+        Keys that follow a changed one follow it again, unless they are given as well: widths a new ``model_size``,
+        elites and policy trajectories a new ``num_samples`` in the proportion they have here.
+        """
+        check_keys(changes.keys() - {"task_specs"}, "the overrides")
+        if "task" in changes:
+            changes.setdefault("task_specs", ())
+        return dataclasses.replace(self, **{**self._following_again(changes), **changes})
+
+    def typed(self) -> dict[str, Any]:
+        """The keys one has to type for this configuration: those that neither have their default nor follow others."""
+        following = self.following()
+        now = self.to_dict()
+        return {
+            name: now[name]
+            for name, key in KEYS.items()
+            if name not in following and (key.follows or now[name] != plain(key.default))
+        }
+
+    def following(self) -> frozenset[str]:
+        """The keys whose value is the one that follows from others."""
+        return frozenset(name for name, value in self._following().items() if getattr(self, name) == value)
+
+    # -- following and validation -----------------------------------------------------------------------------------
+
+    def _following(self) -> dict[str, Any]:
+        """The value of every key that follows another one, if it is not typed."""
+        return {
+            "mode": "offline",  # learning online is not built yet
+            "policy_loss": "opt",
+            **budget(self.num_samples),
+            **model_widths(self.model_size, self.task),
+        }
+
+    def _following_again(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        again: dict[str, Any] = {}
+        task = str(changes.get("task", self.task))
+        if not is_nothing(changes.get("model_size", self.model_size)):
+            if changes.keys() & {"model_size", "task"}:
+                again |= dict.fromkeys(WIDTHS)
+        elif (task in TASK_SETS) != self.multitask:
+            again["task_dim"] = None
+        if "num_samples" in changes:
+            num_samples = convert(KEYS["num_samples"], int, changes["num_samples"])
+            check_value(KEYS["num_samples"], num_samples)
+            again |= budget(num_samples, (self.num_samples, self.num_elites, self.num_pi_trajs))
+        return again
+
+    def _validate(self) -> None:
+        if self.mode == "online":
+            raise ValueError("mode=online is not built yet: mode=offline learns from the episodes of data_dir")
+        for name in self.tasks or ():
+            if name not in self.task_names:
+                raise ValueError(f"tasks: '{name}' is not in task set '{self.task}'.{nearest(name, self.task_names)}")
+        if self.tasks is not None and (not self.tasks or len(set(self.tasks)) < len(self.tasks)):
+            raise ValueError(f"tasks={list(self.tasks)} must name at least one task, each once")
+        check_widths({name: getattr(self, name) for name in WIDTHS}, self.model_size, self.task)
+        if self.num_elites > self.num_samples or self.num_pi_trajs >= self.num_samples:
+            raise ValueError(
+                f"num_samples={self.num_samples} must be at least num_elites={self.num_elites} "
+                f"and more than num_pi_trajs={self.num_pi_trajs}"
+            )
+        if self.horizon > (length := min(spec.episode_length for spec in self.task_specs)):
+            raise ValueError(f"horizon={self.horizon} must be at most {length}, the length of the shortest episode")
+        if self.latent_dim % self.simnorm_dim:
+            raise ValueError(f"latent_dim={self.latent_dim} must be a multiple of simnorm_dim={self.simnorm_dim}")
+        for low_key, high_key in (("vmin", "vmax"), ("log_std_min", "log_std_max"), ("discount_min", "discount_max")):
+            if getattr(self, low_key) >= getattr(self, high_key):
+                raise ValueError(
+                    f"{low_key}={getattr(self, low_key)} must be below {high_key}={getattr(self, high_key)}"
+                )
+        uncached = uncached_targets(self.distillation_terms)
+        if uncached and self.distillation_cache != "off":
+            raise ValueError(
+                f"distillation_cache={self.distillation_cache} holds rewards and values, not what "
+                f"distillation_targets={', '.join(uncached)} needs: use distillation_cache=off"
+            )
+        if self.min_std > self.max_std:
+            raise ValueError(f"min_std={self.min_std} must not exceed max_std={self.max_std}")
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(Keys)
+
+
+def parse_cfg(cfg: DictConfig | Mapping[str, Any], origin: str = "the configuration") -> Config:
+    """Resolve and validate a composed configuration. Builds no environment for tasks of the table.
+
+    Says in one line each which keys were given but have no effect.
+
+    Args:
+        cfg: keys of :class:`Config`; missing keys take their defaults.
+        origin: where the keys came from, for error messages.
+
+    Raises:
+        ValueError: unknown key, wrong type or value out of range.
+    """
+    resolved = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)
+    values: dict[str, Any] = {str(name): value for name, value in typing.cast(dict, resolved).items()}
+    check_keys((name for name in values if name != "task_specs"), origin)
+    task = str(values.get("task", Config.task)).strip()
+    if task not in TASK_SETS and not values.get("task_specs"):
+        from gymnasium.error import UnregisteredEnv
+
+        from tdmpc2.envs import task_spec
+
+        try:
+            values["task_specs"] = (task_spec(task),)
+        except (UnregisteredEnv, ModuleNotFoundError) as error:
+            raise ValueError(f"task={task} in {origin}: {error}") from error
+    config = Config(**{**values, "task": task})
+    for line in _without_effect(config, values):
+        _log.warning("%s: %s", origin, line)
+    return config
+
+
+def _without_effect(config: Config, given: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"{name}={as_typed(getattr(config, name))} has no effect yet: {key.explanation}"
+        for name, key in KEYS.items()
+        if key.ignored and name in given and getattr(config, name) != key.default
+    ]
+    if not config.multitask and given.get("task_dim"):
+        lines.append(f"task_dim={given['task_dim']} has no effect: the single task {config.task} needs no embedding")
+    return lines
+
+
+def from_record(record: Mapping[str, Any]) -> Config:
+    """Read the configuration in a run's ``run.json``, which may be older than some keys.
+
+    Raises:
+        ValueError: a value that is not allowed (any more).
+    """
+    return Config(**{name: value for name, value in record.items() if name in KEYS or name == "task_specs"})
+
+
+def completed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete a ``run.json`` with the keys that are newer than it; entries that are not keys stay as they are.
+
+    Raises:
+        ValueError: a value that is not allowed (any more).
+    """
+    return {**record, **from_record(record).to_dict()}
+
+
+def has_teacher(value: Any) -> bool:
+    """True if the composed ``teacher_config`` describes a teacher; false for ``null``, ``none`` and ``~``.
+
+    Raises:
+        ValueError: it is neither a set of keys nor one of these words.
+    """
+    if is_nothing(value):
+        return False
+    if not isinstance(value, (Mapping, DictConfig)):
+        raise ValueError(
+            f"teacher_config={value} is neither null (no teacher) nor a set of keys: "
+            f"a teacher's file is named by teacher_config.checkpoint={value}"
+        )
+    return True

@@ -1,0 +1,74 @@
+"""Convert offline data: merge, thin out or compact it into a store, or write a store as chunk files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tdmpc2.data.source import STORE, find_form, kind_of, naming_the_task_set
+from tdmpc2.data.store.export import export_chunks
+from tdmpc2.data.store.importer import import_episodes
+from tdmpc2.data.store.store import EpisodeStore
+from tdmpc2.tasks import nearest
+
+
+def to_store(
+    sources: Sequence[str],
+    out: Path,
+    *,
+    task: str | None = None,
+    dtype: str | None = None,
+    tasks: Sequence[str] = (),
+    max_per_task: int | None = None,
+) -> EpisodeStore:
+    """Merge stores and directories of chunk files into a new store.
+
+    Args:
+        sources: what is merged, data of one task set.
+        out: directory to make.
+        task: task set of chunk files; None: what they say.
+        dtype: of observations and actions; None: the sources', float32 if they differ.
+        tasks: only these; their ids stay. Empty: all.
+        max_per_task: so many of each task, evenly spaced; None: all.
+
+    Raises:
+        ValueError: different task sets, an unknown task, or data or a disk that refuses.
+    """
+    kinds = [kind_of(source, task) for source in sources]
+    task_set, specs, first_dtype = kinds[0]
+    for source, kind in zip(sources, kinds, strict=True):
+        if kind.specs != specs:
+            raise ValueError(f"{sources[0]} is of task={task_set}, {source} of {kind.task}: merge data of one task set")
+    same = all(kind.dtype == first_dtype for kind in kinds)
+    names = [spec.name for spec in specs]
+    for name in tasks:
+        if name not in names:
+            raise ValueError(f"tasks: '{name}' is not a task of {task_set}.{nearest(name, names)}")
+    with naming_the_task_set(sources[0], task):
+        return import_episodes(
+            sources,
+            out,
+            task_set,
+            specs,
+            dtype=dtype or (first_dtype if same else "float32"),
+            task_ids=sorted({names.index(name) for name in tasks}) or None,
+            max_per_task=max_per_task,
+        )
+
+
+def to_chunks(source: str, out: Path, episodes_per_file: int | None = None) -> list[Path]:
+    """Write an episode store as chunk files, in float32.
+
+    Args:
+        source: the store.
+        out: directory to make.
+        episodes_per_file: None: as :func:`~tdmpc2.data.store.export.export_chunks` does by default.
+
+    Raises:
+        ValueError: it is not a store, or the disk refuses.
+    """
+    place, form = find_form(source)
+    if form != STORE:
+        raise ValueError(f"to=chunks writes one whole episode store, and {source} holds chunk files: convert it first")
+    store = EpisodeStore.open(place)
+    return export_chunks(store, out) if episodes_per_file is None else export_chunks(store, out, episodes_per_file)

@@ -1,0 +1,73 @@
+"""Scoring checkpoint files: evaluate, print a table, keep results and videos in a directory, compare two files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import get_console
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.checkpoints.files import file_sha256
+from tdmpc2.loading import load_agent
+from tdmpc2.play import results
+from tdmpc2.play.evaluation import Evaluation, compare, evaluate, num_steps
+from tdmpc2.support.runtime import set_num_threads
+
+
+def score_files(paths: Sequence[str], keys: Mapping[str, Any]) -> None:
+    """Evaluate one file, or two and their difference; print the scores.
+
+    Args:
+        paths: one or two checkpoints.
+        keys: what they are loaded with, see :func:`tdmpc2.loading.load_agent`.
+
+    Raises:
+        ValueError: a file that cannot be used, or two with different tasks. What is wrong with the second file is said
+            before the first one plays.
+    """
+    agents = [load_agent(path, **keys) for path in paths]
+    if len({tuple(agent.cfg.task_specs[i].name for i in agent.cfg.task_ids) for agent in agents}) > 1:
+        raise ValueError(f"{' and '.join(paths)} have different tasks: choose common ones, as in tasks=[walker-walk]")
+    if agents[0].cfg.save_video:
+        results.video_writer()
+    scores = [score(path, agent) for path, agent in zip(paths, agents, strict=True)]
+    if len(scores) == 2:
+        difference, interval = compare(*scores)
+        print(f"{paths[0]} minus {paths[1]}: {difference:+.2f} {results.format_interval(interval)}")
+    print(f"Normalized score: {scores[0].normalized_score:.2f}")
+
+
+def score(path: str, agent: TDMPC2) -> Evaluation:
+    """Evaluate the agent of a file; print its table and leave results and videos in a run directory."""
+    name = Path(path).stem if Path(path).stem != "model" else Path(path).absolute().parent.name
+    cfg = agent.cfg.replace(checkpoint=path, exp_name=agent.cfg.exp_name or f"eval-{name}")
+    compilation = agent.compile_planner(num_steps(cfg))
+    protocol = {
+        "checkpoint": path,
+        "sha256": file_sha256(path),
+        "action": "planner" if cfg.mpc else "policy",
+        "precision": agent.precision,
+        "device": str(agent.device),
+        "num_threads": set_num_threads(cfg.num_threads),
+        "planner": agent.planner.kind,
+        "config": cfg.to_dict(),
+    }
+    budget = f"{cfg.plan_iterations} x {cfg.num_samples} samples, horizon {cfg.horizon}" if cfg.mpc else "no planning"
+    noise = "with exploration noise" if cfg.eval_noise else "noise-free"
+    computed = f"{agent.precision} on {agent.device}" + (f" ({agent.planner.kind})" if cfg.mpc else "")
+    print(f"{name}: {protocol['action']} ({budget}), {computed}, {noise}")
+    if compilation:
+        print(compilation)
+    with results.fresh_directory(cfg.run_dir) as directory:
+        result = evaluate(
+            agent,
+            cfg,
+            film=lambda task, frames: results.write_video(directory / f"{task}.mp4", frames),
+            keep=lambda played: results.write_episodes(directory, played),
+        )
+        get_console().print(results.table(result, name))
+        results.write_results(directory, result, protocol)
+    print(f"Results: {directory}")
+    return result

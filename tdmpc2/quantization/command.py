@@ -1,0 +1,130 @@
+"""Quantise a checkpoint: write its copies, measure them, report; what ``tdmpc2 quantize`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich import get_console
+
+from tdmpc2.checkpoints.files import load_file, save_file
+from tdmpc2.config import check_keys
+from tdmpc2.loading import config_of, load_agent
+from tdmpc2.play.rollout import check_playable
+from tdmpc2.quantization import calibration
+from tdmpc2.quantization import files as quantized_files
+from tdmpc2.quantization import measure as measuring
+from tdmpc2.quantization import report as reports
+from tdmpc2.quantization.recipes import RECIPES, module_errors
+from tdmpc2.support.runtime import set_num_threads
+from tdmpc2.tasks import nearest
+
+
+def quantize(
+    source: Path,
+    out: Path,
+    names: Sequence[str],
+    settings: measuring.Settings,
+    *,
+    data: str | None = None,
+    count: int = calibration.COUNT,
+    limit_db: float = calibration.LIMIT_DB,
+    others: Sequence[Path] = (),
+    force: bool = False,
+) -> None:
+    """Write the files and the report; whatever can be refused is, before the first file is written.
+
+    Args:
+        source: fp32, bf16 or fp16 checkpoint of any layout.
+        out: directory of all that is written.
+        names: recipes.
+        settings: of the measurement.
+        data: directory of data to measure on; None: played episodes.
+        count: rows of inputs to measure on.
+        limit_db: see :func:`tdmpc2.quantization.calibration.mixed_recipe`.
+        others: more files of the same model to measure.
+        force: replace existing files, but never ``source``.
+
+    Raises:
+        ValueError: bad input, existing files, or the disk refused.
+    """
+    checkpoint = load_file(source)
+    targets = quantized_files.target_files(source, out, names)
+    report_files = reports.report_files(out, quantized_files.stem_of(source))
+    quantized_files.check_free([*targets.values(), *report_files.values()], force)
+    task = settings.overrides.get("task")
+    config = {"config": quantized_files.own_config(checkpoint, task)}
+    # What mixed will be is not known yet, but what cannot be fp16 cannot be mixed.
+    payloads = {name: quantized_files.payload(checkpoint, RECIPES.get(name, RECIPES["fp16"]), task) for name in names}
+    for name in names:
+        if name not in targets:
+            quantized_files.check_stored(checkpoint, name)
+    full = quantized_files.full_payload(checkpoint, task)
+    quantized_files.check_others(others, checkpoint, config_of(load_file(full | config)), targets.values())
+    agent = load_agent(full | config, device=settings.device, **settings.overrides)
+    set_num_threads(agent.cfg.num_threads)
+    if settings.episodes:
+        check_playable(agent.cfg)
+    agent.model.requires_grad_(False)
+    inputs = (
+        calibration.stored_inputs(agent.cfg, data, count) if data else calibration.played_inputs(agent.model, count)
+    )
+    inputs = inputs.to(agent.device)
+    found: list[calibration.Sensitivity] = []
+    mixed: frozenset[str] = frozenset()
+    if "mixed" in targets:
+        found = calibration.sensitivities(agent.model, inputs)
+        recipe = calibration.mixed_recipe(found, limit_db)
+        mixed, payloads["mixed"] = recipe.int8, quantized_files.payload(checkpoint, recipe, task)
+
+    candidates = [measuring.Candidate("fp32", full | config, quantized_files.serialised_bytes(full))]
+    for name in names:
+        path = targets.get(name, source)
+        if name in targets:
+            save_file(path, payloads[name], overwrite=force)
+            print(f"wrote {path}")
+        else:
+            print(f"{name}: not written, {source} itself has that name; --out DIR writes it elsewhere")
+        unnamed = payloads[name]["config"] is None  # its one task would have to be named
+        content = {**payloads[name], **config} if unnamed else path
+        candidates.append(measuring.Candidate(name, content, path.stat().st_size))
+    for name, path in zip(quantized_files.names_of(others, ("fp32", *names)), others, strict=True):
+        other = load_file(path)
+        content = path if other.config is not None else {"model": other.model, **other.extra, **config}
+        candidates.append(measuring.Candidate(name, content, path.stat().st_size))
+    rows = measuring.measure(candidates, inputs, settings)
+    modules = {name: module_errors(checkpoint.model, payloads[name]["model"]) for name in targets}
+    report = reports.Report(str(source), inputs, settings, rows, found, mixed, limit_db, modules)
+    for cells in reports.tables(report):
+        get_console().print(reports.rich_table(cells))
+    print("\n".join(reports.write_report(report, report_files)))
+
+
+def recipe_names(names: Iterable[str]) -> list[str]:
+    """Return the names, each once.
+
+    Raises:
+        ValueError: one of them is not a recipe; the message suggests the nearest one.
+    """
+    unique = list(dict.fromkeys(names))
+    for name in unique:
+        if name not in quantized_files.NAMES:
+            known = ", ".join(quantized_files.NAMES)
+            raise ValueError(f"recipes: '{name}' is not one of {known}.{nearest(name, quantized_files.NAMES)}")
+    return unique
+
+
+def overrides_of(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Read the values of configuration keys as YAML.
+
+    Raises:
+        ValueError: an unknown key, or ``precision``, which is the recipe's.
+    """
+    check_keys(texts, "the command line")
+    if "precision" in texts:
+        raise ValueError(f"precision={texts['precision']}: the precision is the recipe's; choose some with recipes=...")
+    values = OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}={text}" for key, text in texts.items()]))
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}

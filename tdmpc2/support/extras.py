@@ -1,0 +1,36 @@
+"""Optional packages: what each adds, and how to install it.
+
+The distribution is not on the package index, so ``pip install 'tdmpc2-opt[video]'`` would find nothing. Messages name
+the libraries themselves.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import NamedTuple
+
+
+class Extra(NamedTuple):
+    """A group of optional packages; the groups of ``pyproject.toml`` are these."""
+
+    purpose: str
+    packages: tuple[str, ...]  # as pip knows them
+    modules: tuple[str, ...]  # as Python imports them
+
+
+EXTRAS = {
+    "video": Extra("videos of evaluations (save_video)", ("imageio", "imageio-ffmpeg"), ("imageio", "imageio_ffmpeg")),
+    "figures": Extra("figures of reports and data", ("matplotlib",), ("matplotlib",)),
+    "slurm": Extra("multiruns on a Slurm cluster", ("hydra-submitit-launcher",), ("submitit",)),
+}
+
+
+def install_hint(extra: str) -> str:
+    """The command that installs the packages of an extra."""
+    return f"pip install {' '.join(EXTRAS[extra].packages)}"
+
+
+def missing_packages(extra: str) -> list[str]:
+    """Packages of an extra that are not installed; none of them is imported."""
+    pairs = zip(EXTRAS[extra].packages, EXTRAS[extra].modules, strict=True)
+    return [package for package, module in pairs if importlib.util.find_spec(module) is None]

@@ -1,0 +1,128 @@
+"""The fastest number format, by measurement."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tdmpc2.acceleration.cpu import library, speed
+from tdmpc2.checkpoints.files import Checkpoint, load_file
+from tdmpc2.config import Config
+from tdmpc2.nn.world_model import WorldModel
+from tdmpc2.precision import execution
+from tdmpc2.quantization.recipes import RECIPES, quantize_state
+
+CPU = torch.device("cpu")
+#: Shaped as measured: with AMX the kernels were slower in bf16, without it they were faster.
+WITH_AMX = {"fp32": 90.0, "bf16": 118.0, "int8": 60.0}
+WITHOUT_AMX = {"fp32": 72.0, "bf16": 41.0, "int8": 35.0}
+
+
+@pytest.mark.parametrize(
+    ("candidates", "seconds", "chosen"),
+    [
+        (("bf16", "fp32"), WITH_AMX, "fp32"),
+        (("bf16", "fp32"), WITHOUT_AMX, "bf16"),
+        (("bf16", "fp32"), {"bf16": 1.05, "fp32": 1.0}, "bf16"),  # as fast, but for what timing disturbs
+        (("int8", "bf16"), {"int8": 3.0, "bf16": 1.0}, "bf16"),
+    ],
+)
+def test_fastest_is_the_first_unless_another_is_clearly_faster(
+    candidates: tuple[str, ...], seconds: dict[str, float], chosen: str
+) -> None:
+    assert speed.fastest(candidates, seconds) == chosen
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
+    """Kernels that compute nothing, and note in which format they were packed."""
+    packed: list[str] = []
+
+    class Networks:
+        def __init__(self, model: WorldModel) -> None:
+            packed.append(str(model._pi[1].weight.dtype))
+
+        def estimate_value(self, z: Any, task: Any, actions: Any, eps: Any, heads: Any) -> None:
+            assert z.shape == (1, 128)
+            assert actions.shape == (1, 3, 512, 6)
+
+    monkeypatch.setattr(speed, "PackedNetworks", Networks)
+    monkeypatch.setattr(library, "reason", lambda: "")
+    monkeypatch.setattr(library, "build", lambda directory: tmp_path / "planner-0-1.so")
+    speed.kernel_seconds.cache_clear()
+    yield packed
+    speed.kernel_seconds.cache_clear()
+
+
+def test_kernel_seconds_are_measured_once_and_kept_beside_the_library(kernels: list[str], tmp_path: Path) -> None:
+    first = speed.kernel_seconds()
+    assert kernels == ["torch.float32", "torch.bfloat16", "torch.int8"]
+    assert json.loads((tmp_path / "planner-0-1.json").read_text()) == first
+    speed.kernel_seconds.cache_clear()  # as another process
+    assert speed.kernel_seconds() == first
+    assert len(kernels) == 3
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"fp32": "fast", "bf16": 1, "int8": 1}'])
+def test_kernel_seconds_are_measured_anew_where_the_file_is_damaged(
+    kernels: list[str], tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "planner-0-1.json").write_text(content)
+    assert speed.kernel_seconds().keys() == {"fp32", "bf16", "int8"}
+    assert len(kernels) == 3
+
+
+def test_kernel_seconds_without_kernels_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "reason", lambda: "no g++")
+    speed.kernel_seconds.cache_clear()
+    assert speed.kernel_seconds() == {}
+    speed.kernel_seconds.cache_clear()
+
+
+# -- precision=auto ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tiny_cfg: Config) -> dict[str, Checkpoint]:
+    state = WorldModel(tiny_cfg, torch.Generator().manual_seed(0)).state_dict()
+    quantised = {
+        name: {"model": quantize_state(state, recipe), "recipe": recipe.entry()} for name, recipe in RECIPES.items()
+    }
+    return {name: load_file(content) for name, content in ({"fp32": {"model": state}} | quantised).items()}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (WITH_AMX, {"fp32": "fp32", "fp16": "fp32", "bf16": "fp32", "int8": "int8", "int8-weight-only": None}),
+        (WITHOUT_AMX, {"fp32": "fp32", "fp16": "bf16", "bf16": "bf16", "int8": "int8", "int8-weight-only": None}),
+        ({"fp32": 1.0, "bf16": 2.0, "int8": 3.0}, {"fp16": "fp32", "int8": "fp32", "int8-weight-only": None}),
+        ({}, {"fp32": "fp32", "fp16": "fp32", "bf16": "fp32", "int8": "fp32", "int8-weight-only": "fp32"}),
+    ],
+)
+def test_auto_precision_is_the_fastest_that_is_correct_for_the_file(
+    files: dict[str, Checkpoint],
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: dict[str, float],
+    expected: dict[str, str | None],
+) -> None:
+    """An int8 file planned ten times slower than a float32 one where neither kernels nor int8 units are there."""
+    monkeypatch.setattr("tdmpc2.precision.kernel_seconds", lambda: seconds)
+    monkeypatch.setattr("tdmpc2.precision.has_fast_bf16", lambda device: False)
+    chosen = {name: execution("auto", files[name], CPU).name for name in expected}
+    assert chosen == {name: precision or name for name, precision in expected.items()}
+
+
+def test_auto_precision_without_kernels_does_not_go_by_their_speed(
+    files: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """compile=False plans with torch's products, whatever the kernels could do."""
+    monkeypatch.setattr("tdmpc2.precision.kernel_seconds", lambda: WITHOUT_AMX)
+    monkeypatch.setattr("tdmpc2.precision.has_fast_bf16", lambda device: False)
+    assert execution("auto", files["int8"], CPU, kernels=False).name == "fp32"
+    assert execution("auto", files["int8"], CPU, kernels=True).name == "int8"

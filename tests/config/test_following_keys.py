@@ -1,0 +1,133 @@
+"""Keys that follow others unless they are typed: widths, elites and policy trajectories, mode and policy loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.config import Config, parse_cfg
+from tdmpc2.loading import load_agent
+
+SMALL: dict[str, Any] = {"model_size": None, "enc_dim": 16, "mlp_dim": 16, "latent_dim": 16, "task_dim": 8}
+
+
+def budget(cfg: Config) -> tuple[int, int, int]:
+    return cfg.num_samples, cfg.num_elites, cfg.num_pi_trajs
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ({}, (512, 64, 24)),
+        ({"num_samples": 64}, (64, 8, 3)),
+        ({"num_samples": "1e3"}, (1000, 125, 47)),
+        ({"num_samples": 16}, (16, 2, 1)),
+        ({"num_samples": 2}, (2, 2, 1)),
+        ({"num_samples": 64, "num_elites": 20}, (64, 20, 3)),
+        ({"num_samples": 64, "num_elites": 20, "num_pi_trajs": 7}, (64, 20, 7)),
+        ({"num_elites": 20}, (512, 20, 24)),
+    ],
+)
+def test_elites_follow_the_samples_unless_typed(typed: dict[str, Any], expected: tuple[int, int, int]) -> None:
+    """num_samples=64 alone used to keep 64 elites of 64: no selection at all, and 32 was refused."""
+    assert budget(parse_cfg(typed)) == expected
+
+
+def test_typed_elites_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_samples=32 must be at least num_elites=64"):
+        parse_cfg({"num_samples": 32, "num_elites": 64})
+    with pytest.raises(ValueError, match="num_samples=1 must be at least 2"):
+        parse_cfg({"num_samples": 1})
+
+
+def test_replace_keeps_the_proportion_of_the_configuration() -> None:
+    cfg = Config(num_samples=64, num_elites=16, num_pi_trajs=8)
+    assert budget(cfg.replace(num_samples=32)) == (32, 8, 4)
+    assert budget(cfg.replace(num_samples=32, num_elites=3)) == (32, 3, 4)
+    assert budget(cfg.replace(seed=2)) == (64, 16, 8)
+    assert budget(cfg.replace(num_samples=64)) == (64, 16, 8)
+
+
+@pytest.mark.parametrize("bad", [0, "x", None, 2.5])
+def test_replace_refuses_a_bad_number_of_samples(bad: Any) -> None:
+    with pytest.raises(ValueError, match=r"^num_samples="):
+        Config().replace(num_samples=bad)
+
+
+def test_elites_of_a_file_do_not_count_as_typed(tmp_path: Path) -> None:
+    """A file stores resolved numbers; who evaluates it with fewer samples gets as many fewer elites."""
+    TDMPC2(Config(**SMALL, device="cpu")).save(tmp_path / "x.pt")
+    assert budget(load_agent(tmp_path / "x.pt", device="cpu").cfg) == (512, 64, 24)
+    assert budget(load_agent(tmp_path / "x.pt", device="cpu", num_samples=64).cfg) == (64, 8, 3)
+    assert budget(load_agent(tmp_path / "x.pt", device="cpu", num_samples=64, num_pi_trajs=9).cfg) == (64, 8, 9)
+
+
+def test_width_beside_a_model_size_is_refused_unless_equal() -> None:
+    """It used to be ignored without a word."""
+    with pytest.raises(ValueError, match=r"enc_dim=512 beside model_size=1, which has enc_dim=256 .* model_size=null"):
+        parse_cfg({"enc_dim": 512})
+    with pytest.raises(ValueError, match=r"latent_dim=768 beside model_size=19, .* latent_dim=512 for task=mt30"):
+        parse_cfg({"model_size": 19, "latent_dim": 768})
+    assert parse_cfg({"model_size": 5, "num_q": 5, "task_dim": 64}).mlp_dim == 512
+
+
+def test_widths_without_a_model_size_are_those_of_the_smallest() -> None:
+    cfg = parse_cfg({"model_size": None, "enc_dim": 32})
+    assert (cfg.enc_dim, cfg.mlp_dim, cfg.latent_dim, cfg.num_q, cfg.task_dim) == (32, 384, 128, 2, 96)
+
+
+def test_replace_of_model_size_or_task_changes_the_widths() -> None:
+    cfg = Config().replace(model_size=5)
+    assert (cfg.mlp_dim, cfg.num_q, cfg.task_dim) == (512, 5, 64)
+    assert Config(model_size=19).replace(task="walker-walk").latent_dim == 768
+    assert Config().replace(model_size=None, enc_dim=32).mlp_dim == 384
+    small = Config(**SMALL)
+    assert small.replace(task="mt80").task_dim == 8
+    assert small.replace(task="walker-walk").task_dim == 0
+    assert small.replace(task="walker-walk").replace(task="mt30").task_dim == 96
+
+
+def test_replace_refuses_a_width_beside_the_model_size() -> None:
+    with pytest.raises(ValueError, match="mlp_dim=99 beside model_size=1"):
+        Config().replace(mlp_dim=99)
+
+
+def test_embedding_of_a_single_task_is_said_to_be_needless(caplog: pytest.LogCaptureFixture) -> None:
+    assert parse_cfg({**SMALL, "task": "walker-walk"}, "student_config").task_dim == 0
+    assert "student_config: task_dim=8 has no effect: the single task walker-walk" in caplog.text
+
+
+def test_auto_is_resolved_and_stored_resolved() -> None:
+    cfg = Config(policy_loss="auto", mode="auto")
+    assert (cfg.policy_loss, cfg.mode) == ("opt", "offline")
+    resolved = {"policy_loss": "opt", "mode": "offline", "num_elites": 64, "num_pi_trajs": 24, "enc_dim": 256}
+    assert cfg.to_dict().items() >= resolved.items()
+    assert Config(policy_loss="tdmpc2").policy_loss == "tdmpc2"
+
+
+def test_online_learning_is_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match=r"\Amode=online is not built yet.*mode=offline.*\Z"):
+        Config(mode="online")
+
+
+def test_typed_leaves_out_defaults_and_what_follows() -> None:
+    assert Config(num_samples=64, model_size=5, lr=1e-3).typed() == {"num_samples": 64, "model_size": 5, "lr": 1e-3}
+    assert Config(num_elites=8).typed() == {"num_elites": 8}
+    cfg = Config(**SMALL, policy_loss="tdmpc2", mix=["1 random"])
+    assert Config(**cfg.typed()) == cfg
+
+
+def test_ignored_keys_are_accepted_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Command lines of the reference run; what they set in vain is said."""
+    parse_cfg({"buffer_size": 1_000_000, "num_channels": 32, "obs": "state"})
+    assert not caplog.text
+    parse_cfg({"buffer_size": 5, "num_channels": 16})
+    assert [record.getMessage().partition(" has")[0] for record in caplog.records] == [
+        "the configuration: buffer_size=5",
+        "the configuration: num_channels=16",
+    ]
+    with pytest.raises(ValueError, match="obs=rgb: only 'state' is supported"):
+        parse_cfg({"obs": "rgb"})

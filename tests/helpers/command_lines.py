@@ -1,0 +1,65 @@
+"""Command lines of the documentation, read by the commands themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from tdmpc2.commands import COMMANDS
+from tdmpc2.commands.options import parse
+from tdmpc2.commands.overrides import read_line
+from tdmpc2.config import key_names
+from tests.helpers.reference import REPO
+
+#: Modules that are commands under `python -m`.
+MODULES = {
+    "tdmpc2.data": "data",
+    "tdmpc2.checkpoint": "checkpoint",
+    "tdmpc2.checkpoints": "checkpoint",
+    "tdmpc2.heldout": "heldout",
+    "tdmpc2.data.targets": "targets",
+}
+
+
+def command_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The command that a line runs, and the words behind it; None if it runs something else.
+
+    Args:
+        words: the line without ``python``, such as ``["train.py", "steps=1"]`` or ``["tdmpc2", "train", "steps=1"]``.
+    """
+    first, *rest = words
+    if first == "-m" and rest[0] == "tdmpc2":
+        first, rest = "tdmpc2", rest[1:]
+    if first == "tdmpc2":
+        return rest[0], rest[1:]
+    if first == "-m":
+        return MODULES.get(rest[0]), rest[1:]
+    name = first.removesuffix(".py")
+    return (name if name in COMMANDS else None), rest
+
+
+def script_of(words: Sequence[str]) -> Path:
+    """The file that a line without a command runs, ``examples/demo.py`` or ``-m tdmpc2.config``."""
+    if words[0] != "-m":
+        return REPO / words[0]
+    module = REPO / words[1].replace(".", "/")
+    return module / "__main__.py" if module.is_dir() else module.with_suffix(".py")
+
+
+def accepted(name: str, words: Sequence[str]) -> Sequence[str]:
+    """The overrides Hydra would get; empty for the commands without Hydra.
+
+    Raises:
+        ValueError: the command would refuse the line.
+    """
+    command = import_module(f"tdmpc2.commands.{name}")
+    if hasattr(command, "APP"):
+        return read_line(words, command.APP.groups, command.APP.bare).overrides
+    if hasattr(command, "VERBS"):
+        options = command.VERBS[words[0]].options
+        if len(words) > 1:  # the text also names a verb alone
+            parse(words[1:], options)
+    elif words != ["--help"]:
+        parse([word for word in words if word != "--set"], command.OPTIONS, key_names() if name == "quantize" else ())
+    return []
