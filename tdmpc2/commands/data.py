@@ -25,8 +25,7 @@ VERBS = {
             _DIRECTORY,
             _TASK,
             Option("quick", "read a sample of at most 2,000 episodes", False, bool),
-            Option("figure", "PNG of histograms; by default <name of dir>_returns.png here", kind=Path),
-            Option("no_figure", "no histograms", False, bool),
+            Option("figure", "PNG to draw histograms of the returns into; by default none", kind=Path),
             Option("json", "print one JSON object", False, bool),
         ),
     ),
@@ -57,17 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _inspect(values: dict[str, Any]) -> None:
     from tdmpc2.data.tools.overview import print_overview
 
-    folder = Path(values["dir"]).expanduser()
-    figure = values["figure"] or Path(f"{folder.resolve().name or 'data'}_returns.png")
-    if figure.suffix.lower() != ".png":
+    figure = values["figure"]
+    if figure is not None and figure.suffix.lower() != ".png":
         raise ValueError(f"figure={figure} must end in .png")
-    print_overview(
-        values["dir"],
-        values["task"],
-        quick=values["quick"],
-        as_json=values["json"],
-        figure=None if values["no_figure"] else figure,
-    )
+    print_overview(values["dir"], values["task"], quick=values["quick"], as_json=values["json"], figure=figure)
 
 
 def _verify(values: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Chunk files, the form the MT30 and MT80 sets are published in: reading, checking and writing.
+"""Read, check and write chunk files, the form in which the MT30 and MT80 sets are published.
 
 A chunk is a pickled ``TensorDict`` of batch shape [N, L + 1], N episodes of L steps. Row t of an episode holds the
 observation after step t and the action and reward that led to it. Row 0 holds the first observation; its action and
@@ -25,6 +25,7 @@ from tdmpc2.support.files import replacing
 from tdmpc2.tasks import TaskSpec
 
 DTYPES = {"obs": torch.float32, "action": torch.float32, "reward": torch.float32, "task": torch.int32}
+_TASK_DTYPES = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)  # what others may have written
 
 # Names that files of tensordict 0.2 up to now contain, under the paths they had in the version that wrote them.
 _ALLOWED: list[Any] = [
@@ -92,7 +93,8 @@ def read_chunk(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Rows are read from disk when they are touched; writing to the tensors does not change the file.
 
     Returns:
-        obs [N, L+1, O], action [N, L+1, A] and reward [N, L+1] in float32, task [N, L+1] in int32.
+        obs [N, L+1, O], action [N, L+1, A] and reward [N, L+1] in float32, task [N, L+1] in int32 or the integers that
+        the file has: :func:`episode_tasks` converts them.
 
     Raises:
         ValueError: unreadable, truncated or shorter than it says, holds anything but tensors, or has other fields,
@@ -142,8 +144,8 @@ def write_chunk(path: str | os.PathLike[str], obs: Tensor, action: Tensor, rewar
     path = Path(path).expanduser()
     if not _NAME.fullmatch(path.name):
         raise ValueError(f"{path} is not named chunk_<number>.pt and would not be found again")
-    if not task.is_floating_point():
-        task = task.to(torch.int32)
+    if task.dtype in _TASK_DTYPES:
+        task = _int32(path, task)
     if task.ndim == 1 and reward.ndim == 2 and len(task) == len(reward):
         task = task[:, None].expand_as(reward)
     chunk = {"obs": obs, "action": action, "reward": reward, "task": task}
@@ -165,7 +167,8 @@ def check_fields(path: Path, chunk: Mapping[str, Any]) -> None:
     if set(chunk) != set(DTYPES):
         raise ValueError(f"{path} has the fields {', '.join(sorted(chunk))}; a chunk has {', '.join(DTYPES)}")
     for name, dtype in DTYPES.items():
-        if not isinstance(chunk[name], Tensor) or chunk[name].dtype != dtype:
+        allowed = _TASK_DTYPES if name == "task" else (dtype,)
+        if not isinstance(chunk[name], Tensor) or chunk[name].dtype not in allowed:
             found = getattr(chunk[name], "dtype", type(chunk[name]).__name__)
             raise ValueError(f"{path}: {name} is {found}, expected {dtype}")
     shapes = {name: tuple(chunk[name].shape) for name in DTYPES}
@@ -212,7 +215,7 @@ def check_layout(path: Path, chunk: Mapping[str, Tensor], layout: Layout) -> Non
 
 
 def episode_tasks(path: Path, task: Tensor, num_tasks: int, first_episode: int = 0) -> Tensor:
-    """The task id of each episode, [N] int64, from the ids per row, [N, L+1], of episodes from ``first_episode`` on."""
+    """Find the task id of each episode, [N] int64, in those of its rows, [N, L+1]; messages count from the first."""
     ids = task[:, 0].long()
     for first in range(0, len(task), 4096):  # bounds the memory of the comparison
         changes = task[first : first + 4096] != task[first : first + 4096, :1]
@@ -248,6 +251,13 @@ def check_finite(path: Path, chunk: Mapping[str, Tensor], episodes: Sequence[int
             episode = index if episodes is None else int(episodes[index])
             value = used[tuple(bad[0])].item()
             raise ValueError(f"{path}: {name} is {value} in episode {episode}, row {row + first_row}. {_AGAIN}")
+
+
+def _int32(path: Path, task: Tensor) -> Tensor:
+    converted = task.to(torch.int32)
+    if not torch.equal(converted.long(), task.long()):
+        raise ValueError(f"{path}: task ids must be below 2^31, one is {int(task.max())}")
+    return converted
 
 
 def _own_storage(tensor: Tensor) -> Tensor:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tdmpc2.config import Config
 from tdmpc2.data.chunks import Layout, check_layout, read_chunk
 from tdmpc2.support.files import delete_leftovers, write_text
+from tdmpc2.tasks import TaskSpec
 
 FORMAT = 1
 
@@ -28,7 +28,7 @@ class Collection:
         first: number of the first file.
         count: number of files.
         settings: what decides which episodes they hold, as plain values.
-        computing: what decides their last bits: device, threads, precision and the like.
+        computing: settings that change actions in the last bits: device, threads, precision and the like.
         players: the mixture in words, for people.
     """
 
@@ -39,7 +39,9 @@ class Collection:
     players: list[str]
 
     def check_computing(self, computing: Mapping[str, Any], record: Path) -> None:
-        """Require that the rest is computed as the beginning was: only then is every file as in an undisturbed run.
+        """Raise unless device, threads and precision are those the collection began with.
+
+        Otherwise its files would differ from those of an uninterrupted run.
 
         Raises:
             ValueError: naming what differs.
@@ -64,21 +66,26 @@ class Record:
     collections: list[Collection]
 
     @classmethod
-    def read(cls, data_dir: Path, cfg: Config) -> Record:
-        """The record of a directory, an empty one where there is none.
+    def read(cls, data_dir: Path, task: str, specs: Sequence[TaskSpec]) -> Record:
+        """Read the record of a directory, an empty one where there is none.
+
+        Args:
+            data_dir: the directory.
+            task: name of the task set that is to be collected.
+            specs: its tasks in id order.
 
         Raises:
             ValueError: damaged, of a newer version, or the directory holds data of another task set or a store.
         """
         path = data_dir / "collect.json"
-        tasks = [dataclasses.asdict(spec) for spec in cfg.task_specs]
+        tasks = [dataclasses.asdict(spec) for spec in specs]
         if (data_dir / "meta.json").exists():
             raise ValueError(f"data_dir={data_dir} is an episode store: collect into another directory, then import it")
         if not path.exists():
             if numbers := chunk_numbers(data_dir):
                 there = data_dir / f"chunk_{numbers[0]}.pt"
-                check_layout(there, read_chunk(there), Layout.of(cfg.task_specs))
-            return cls(path, cfg.task, tasks, [])
+                check_layout(there, read_chunk(there), Layout.of(specs))
+            return cls(path, task, tasks, [])
         try:
             plain = json.loads(path.read_text(encoding="utf-8"))
             version = int(plain["format"])
@@ -93,16 +100,16 @@ class Record:
         if record.tasks != tasks:
             raise ValueError(
                 f"data_dir={data_dir} holds data of task={record.task} ({len(record.tasks)} tasks), not of "
-                f"task={cfg.task} ({len(tasks)} tasks) as it is now: name another directory"
+                f"task={task} ({len(tasks)} tasks) as it is now: name another directory"
             )
         return record
 
     def find(self, settings: dict[str, Any]) -> Collection | None:
-        """The collection of these settings."""
+        """Find the collection of these settings."""
         return next((collection for collection in self.collections if collection.settings == _plain(settings)), None)
 
     def next_number(self) -> int:
-        """The first number after those of all files and collections."""
+        """Count on from the numbers of all files and collections."""
         reserved = [collection.first + collection.count for collection in self.collections]
         return max([0, *reserved, *(number + 1 for number in chunk_numbers(self.path.parent)[-1:])])
 
@@ -113,19 +120,27 @@ class Record:
             ValueError: the disk refused.
         """
         entry = Collection(**_plain(dataclasses.asdict(collection)))
+        dataclasses.replace(self, collections=[*self.collections, entry]).write()
+        self.collections.append(entry)
+
+    def write(self) -> None:
+        """Write the record; without collections it only names the task set.
+
+        Raises:
+            ValueError: the disk refused.
+        """
+        delete_leftovers(self.path.parent, self.path.name)
         content = {
             "format": FORMAT,
             "task": self.task,
             "tasks": self.tasks,
-            "collections": [dataclasses.asdict(each) for each in (*self.collections, entry)],
+            "collections": [dataclasses.asdict(each) for each in self.collections],
         }
-        delete_leftovers(self.path.parent, self.path.name)
         write_text(self.path, json.dumps(content, indent=1) + "\n")
-        self.collections.append(entry)
 
 
 def chunk_numbers(data_dir: Path) -> list[int]:
-    """Numbers of the chunk files in a directory, in order."""
+    """List the numbers of the chunk files in a directory, in order."""
     return sorted(int(p.stem[6:]) for p in data_dir.glob("chunk_*.pt") if p.stem[6:].isdigit())
 
 

@@ -155,3 +155,19 @@ def open_source(data_dir: str | os.PathLike[str], task: str | None = None) -> So
         selection = Selection.of([root], kind.task, kind.specs)
     files = {path.name: path.stat().st_size for path in selection.files}
     return Source(root, form, *kind, files, tuple(selection.parts))
+
+
+def tasks_present(data_dir: str | os.PathLike[str], task: str | None = None) -> dict[str, int]:
+    """Count the episodes of each task that either form of data has; tasks without any are left out.
+
+    Only task ids are read. The arguments are those of :func:`kind_of`.
+
+    Returns:
+        Task name -> number of episodes, in id order.
+
+    Raises:
+        ValueError: see :func:`open_source`.
+    """
+    source = open_source(data_dir, task)
+    ids, counts = source.task_ids.unique(return_counts=True)
+    return {source.specs[index].name: count for index, count in zip(ids.tolist(), counts.tolist(), strict=True)}

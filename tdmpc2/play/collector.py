@@ -129,7 +129,7 @@ def collect(
     data_dir = Path(data_dir).expanduser()
     busy = f"Another process has held {data_dir}/collect.lock for a minute: try again"
     with locked(data_dir / "collect.lock", busy, wait=60):
-        record = Record.read(data_dir, cfg)
+        record = Record.read(data_dir, cfg.task, cfg.task_specs)
         collection = record.find(settings)
         new = collection is None
         if collection is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tdmpc2.support.extras import install_hint
 from tdmpc2.support.files import replacing
 
 
@@ -17,7 +18,7 @@ def figure_class() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ModuleNotFoundError("figures need matplotlib: pip install matplotlib") from error
+        raise ModuleNotFoundError(f"figures need matplotlib: {install_hint('figures')}") from error
     return Figure
 
 

@@ -96,7 +96,7 @@ def test_inspect_finds_what_is_wrong_and_says_where(tmp_path: Path, run_data: An
     assert facts["ranges"]["reward"][1] < 1
     returns = [sum(data["reward"][i, 1:].tolist()) for i in (0, 1, 3, 6)]  # without episode 5
     assert facts["tasks"][0]["return"]["mean"] == pytest.approx(np.mean(returns))
-    code, out, _ = run_data("inspect", tmp_path / "d", "--no-figure")
+    code, out, _ = run_data("inspect", tmp_path / "d")
     assert code == 0
     assert f"obs not finite            2 in 2 episodes; first: {where(6)}, row 3: obs[1] is nan\n" in out
     assert "row 0 not NaN             1 episodes" in out
@@ -115,20 +115,19 @@ def test_inspect_without_a_record_of_collecting_takes_mt30(tmp_path: Path, run_d
     action, reward = torch.zeros(*shape, 6), torch.ones(shape)
     action[:, 0] = reward[:, 0] = torch.nan
     write_chunk(tmp_path / "d" / "chunk_0.pt", torch.zeros(*shape, 24), action, reward, torch.tensor([1, 6]))
-    code, out, _ = run_data("inspect", tmp_path / "d", "--no-figure")
+    code, out, _ = run_data("inspect", tmp_path / "d")
     assert code == 0
     assert "task set              mt30, 30 tasks\n" in out
     lines = [line.split() for line in out.splitlines()]
     assert ["6", "acrobot-swingup", "1", *["500.0"] * 6] in lines
-    assert ["0", "walker-stand", "0", *["-"] * 6] in lines
     chunks = write_chunks(tmp_path / "three", episodes())
     (chunks / "collect.json").unlink()
     hint = "No collect.json names it: mt30 was assumed, name another one with --task"
-    for command in (("inspect", chunks, "--no-figure"), ("verify", chunks), ("convert", chunks, tmp_path / "out")):
+    for command in (("inspect", chunks), ("verify", chunks), ("convert", chunks, tmp_path / "out")):
         code, out, error = run_data(*command)
         assert code in (1, 2)
         assert hint in out + error
-    code, _, error = run_data("inspect", tmp_path / "d", "--task", "mt80", "--no-figure")
+    code, _, error = run_data("inspect", tmp_path / "d", "--task", "mt80")
     assert (code, error.count("\n")) == (2, 1)
     assert "Is it data of another task?" in error
 
@@ -146,7 +145,7 @@ def test_quick_takes_a_sample_and_says_so(
     assert [task["episodes"] for task in facts["tasks"]] == [5, 4, 0]
     assert facts["ranges"]["reward"] == [f(data["reward"][drawn, 1:]).item() for f in (torch.min, torch.max)]
     assert facts["tasks"][1]["return"]["max"] == pytest.approx(data["reward"][[2, 4], 1:].sum(1).max().item())
-    _, out, _ = run_data("inspect", root, "--quick", "--no-figure")
+    _, out, _ = run_data("inspect", root, "--quick")
     assert "returns of a sample of 4 evenly spaced episodes\n" in out
 
 
@@ -171,30 +170,50 @@ def test_where_training_would_put_the_episodes(
     facts = facts_of(run_data, root)
     expected = [place for place, free in (("cpu", ram), ("cuda", gpu)) if free == 10**6]
     assert facts["memory"]["float32"]["fits"] == expected
-    _, out, _ = run_data("inspect", root, "--no-figure")
+    _, out, _ = run_data("inspect", root)
     assert f"data_device=auto      {words}" in out
     assert f"{'fits' if gpu == 10**6 else 'does not fit'} into the GPU memory free now" in out
 
 
-def test_figure(tmp_path: Path, run_data: Any) -> None:
+def test_inspect_leaves_no_figure_unasked(tmp_path: Path, run_data: Any) -> None:
+    """It left one in the directory in which the command was typed."""
     root = write_chunks(tmp_path / "recorded", episodes())
     before = sorted(path.name for path in root.iterdir())
     code, out, _ = run_data("inspect", root)
     assert code == 0
-    assert out.endswith("histograms of the returns: recorded_returns.png\n")
-    assert (tmp_path / "here" / "recorded_returns.png").read_bytes().startswith(b"\x89PNG\r\n")
-    assert run_data("inspect", root, "--figure", tmp_path / "new" / "x.png")[0] == 0
-    assert (tmp_path / "new" / "x.png").stat().st_size > 5000
+    assert "histograms" not in out
     assert sorted(path.name for path in root.iterdir()) == before
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_figure_is_drawn_where_it_is_asked_for(tmp_path: Path, run_data: Any) -> None:
+    root = write_chunks(tmp_path / "recorded", episodes())
+    code, out, _ = run_data("inspect", root, "--figure", "x.png")
+    assert code == 0
+    assert out.endswith("histograms of the returns: x.png\n")
+    assert (tmp_path / "here" / "x.png").read_bytes().startswith(b"\x89PNG\r\n")
+    assert (tmp_path / "here" / "x.png").stat().st_size > 5000
+
+
+def test_figure_that_is_no_png_is_refused(tmp_path: Path, run_data: Any) -> None:
+    root = write_chunks(tmp_path / "recorded", episodes())
     code, out, error = run_data("inspect", root, "--figure", root / "chunk_0.pt")
     assert (code, out) == (2, "")
     assert "must end in .png" in error
 
 
+def test_tasks_without_episodes_are_counted_not_listed(tmp_path: Path, run_data: Any) -> None:
+    """Data of two tasks of thirty was a table of 28 rows of "0 -"."""
+    _, out, _ = run_data("inspect", write_chunks(tmp_path / "d", episodes()))
+    names = [line.split()[1] for line in out.splitlines() if line[:3].strip().isdigit()]
+    assert names == [SPECS[0].name, SPECS[1].name]
+    assert "     1 other task of three without episodes\n" in out
+
+
 def test_figure_without_matplotlib(tmp_path: Path, run_data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_store(tmp_path / "d", episodes())
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    code, out, error = run_data("inspect", root)
+    code, out, error = run_data("inspect", root, "--figure", "x.png")
     assert code == 0
     assert "No histograms: figures need matplotlib: pip install matplotlib\n" in error
     assert "values of 9 episodes\n" in out

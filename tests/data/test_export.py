@@ -51,11 +51,11 @@ def test_an_export_is_a_directory_of_collected_files(tmp_path: Path) -> None:
     store = import_episodes([tmp_path / "chunks"], tmp_path / "store", "mt30", cfg.task_specs)
     export_chunks(store, tmp_path / "back", episodes_per_file=2)
     assert chunk_tasks(tmp_path / "back") == ("mt30", cfg.task_specs)
-    record = Record.read(tmp_path / "back", cfg)
+    record = Record.read(tmp_path / "back", cfg.task, cfg.task_specs)
     assert (record.collections, record.next_number()) == ([], 2)
     other = Config(task="walker-stand")
     with pytest.raises(ValueError, match="holds data of task=mt30"):
-        Record.read(tmp_path / "back", other)
+        Record.read(tmp_path / "back", other.task, other.task_specs)
 
 
 def test_an_export_into_a_directory_of_other_tasks(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def write(root: Path, form: str, data: dict[str, Tensor]) -> Path:
 
 
 def facts_of(run_data: Callable[..., tuple[int, str, str]], *arguments: object) -> dict[str, Any]:
-    code, out, _ = run_data("inspect", *arguments, "--json", "--no-figure")
+    code, out, _ = run_data("inspect", *arguments, "--json")
     assert code == 0
 
     def refuse(constant: str) -> None:

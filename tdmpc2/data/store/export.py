@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -12,10 +11,10 @@ import torch
 from torch import Tensor
 
 from tdmpc2.data.chunks import read_chunk, write_chunk
-from tdmpc2.data.collect_record import FORMAT
+from tdmpc2.data.collect_record import Record
 from tdmpc2.data.source import chunk_tasks
 from tdmpc2.data.store.store import EpisodeStore
-from tdmpc2.support.files import check_free_disk, delete_leftovers, write_text
+from tdmpc2.support.files import check_free_disk, delete_leftovers
 from tdmpc2.tracking.progress import Progress
 
 _PIECE = 256  # episodes copied at a time
@@ -75,11 +74,10 @@ def _check_disk(store: EpisodeStore, root: Path, episodes_per_file: int, missing
 
 
 def _write_record(store: EpisodeStore, root: Path) -> None:
-    """``collect.json`` without collections (:mod:`tdmpc2.data.collect_record`): these files can not be played again."""
-    path, tasks = root / "collect.json", [asdict(spec) for spec in store.meta.tasks]
+    """Write ``collect.json`` without collections, since these files cannot be collected again."""
+    path = root / "collect.json"
     if not path.exists():
-        content = {"format": FORMAT, "task": store.meta.task, "tasks": tasks, "collections": []}
-        write_text(path, json.dumps(content, indent=1) + "\n")
+        Record(path, store.meta.task, [asdict(spec) for spec in store.meta.tasks], []).write()
     elif chunk_tasks(root)[1] != store.meta.tasks:
         raise ValueError(f"{path} is of other tasks than {store.path}: name an empty directory")
 

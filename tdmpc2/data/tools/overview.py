@@ -9,7 +9,8 @@ from typing import Any
 
 from tdmpc2.data.source import CHUNKS, open_source
 from tdmpc2.data.tools.audit import SAMPLE, audit, describe
-from tdmpc2.data.tools.figures import figure_class, return_histograms
+from tdmpc2.data.tools.figures import return_histograms
+from tdmpc2.support.figures import figure_class
 
 _PLACES = {"cuda": "GPU memory", "cpu": "RAM", "disk": "disk"}
 
@@ -95,7 +96,8 @@ def _header(facts: dict[str, Any]) -> list[str]:
 
 def _table(facts: dict[str, Any]) -> list[str]:
     marks = ("mean", "min", "p10", "median", "p90", "max")
-    width = max(len(task["name"]) for task in facts["tasks"])
+    shown = [task for task in facts["tasks"] if task["episodes"]]
+    width = max(len(task["name"]) for task in shown)
     head = f"{'id':>3}  {'task':{width}} {'episodes':>9}" + "".join(
         f"{mark:>9}" for mark in ("mean", "min", "10 %", "median", "90 %", "max")
     )
@@ -103,10 +105,12 @@ def _table(facts: dict[str, Any]) -> list[str]:
     if facts["audited_episodes"] < facts["episodes"]:
         lines = [f"returns of a sample of {facts['audited_episodes']:,} evenly spaced episodes"]
     lines.append(head)
-    for task in facts["tasks"]:
+    for task in shown:
         values = task["return"]
         cells = "".join(f"{values[mark]:9.1f}" if values else f"{'-':>9}" for mark in marks)
         lines.append(f"{task['id']:3}  {task['name']:{width}} {task['episodes']:9,}{cells}")
+    if absent := len(facts["tasks"]) - len(shown):
+        lines.append(f"     {absent} other task{'s' * (absent > 1)} of {facts['task']} without episodes")
     return lines
 
 

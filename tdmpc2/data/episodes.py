@@ -1,0 +1,139 @@
+"""Write episodes of one's own, such as logs of a robot, as data to train on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from tdmpc2.data.chunks import Layout, write_chunk
+from tdmpc2.data.collect_record import Record
+from tdmpc2.envs import task_spec
+from tdmpc2.support.files import locked
+from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest
+
+Floats = NDArray[np.float32]
+_ABOVE_ONE = 1e-5  # what rounding can add to an action at its limit
+
+
+def write_episodes(
+    data_dir: str | os.PathLike[str],
+    task: str,
+    episodes: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]],
+    *,
+    task_set: str | None = None,
+) -> Path:
+    """Add episodes of a task to a data directory, as one more chunk file that training reads.
+
+    Every value is checked before anything is written, and the file is complete or not there. Episodes that come a few
+    at a time are better gathered: each call makes a file. ``collect.json`` beside the files names the task, so that
+    ``python -m tdmpc2.data inspect DIR`` shows what there is::
+
+        write_episodes("data/robot", "my_tasks:Robot-v0", [(obs, action, reward), ...])
+
+    and ``python train.py teacher_config=null student_config.task=my_tasks:Robot-v0 student_config.data_dir=data/robot
+    student_config.eval_freq=0`` trains on it. Where there is no simulator, a Gymnasium environment that only declares
+    its spaces and its ``max_episode_steps`` is enough for that.
+
+    Args:
+        data_dir: directory of the data, made if need be.
+        task: task of the episodes: of the table (``walker-walk``), or a Gymnasium id (``my_tasks:Robot-v0``), which
+            says how large observations and actions are and how many steps T an episode has.
+        episodes: for each episode obs [T+1, O], action [T, A] in [-1, 1] and reward [T], of any number type. ``obs[t]``
+            is what ``action[t]`` was chosen from, ``reward[t]`` and ``obs[t + 1]`` what it led to.
+        task_set: ``mt30`` or ``mt80``, to add to data of many tasks; by default the data is of this task alone.
+
+    Returns:
+        The new file.
+
+    Raises:
+        ValueError: an unknown task, an episode of other sizes or length, a value that is not finite or does not fit
+            float32, an action outside [-1, 1], a directory with data of other tasks, or the disk refused. The message
+            names the episode, and nothing is written.
+    """
+    name, specs, task_id = _task_set(task, task_set)
+    spec, layout = specs[task_id], Layout.of(specs)
+    if not len(episodes):
+        raise ValueError(f"no episodes of '{task}' to write: give at least one (obs, action, reward)")
+    obs = torch.zeros(len(episodes), layout.rows, layout.obs_dim)
+    action = torch.zeros(len(episodes), layout.rows, layout.action_dim)
+    reward = torch.zeros(len(episodes), layout.rows)
+    for number, episode in enumerate(episodes):
+        arrays = _check_episode(f"episodes[{number}]", episode, spec)
+        steps = layout.rows - 1  # less than the episode's in a set where other tasks are shorter
+        obs[number, :, : spec.obs_dim] = torch.from_numpy(arrays[0][: steps + 1])
+        action[number, 1:, : spec.action_dim] = torch.from_numpy(arrays[1][:steps])
+        reward[number, 1:] = torch.from_numpy(arrays[2][:steps])
+    action[:, 0] = reward[:, 0] = torch.nan  # no step led to the first observation
+    root = Path(data_dir).expanduser()
+    with locked(
+        root / "collect.lock", f"Another process has held {root}/collect.lock for a minute: try again", wait=60
+    ):
+        record = Record.read(root, name, specs)
+        path = root / f"chunk_{record.next_number()}.pt"
+        write_chunk(path, obs, action, reward, torch.full((len(episodes),), task_id))
+        record.write()
+    return path
+
+
+def _task_set(task: str, task_set: str | None) -> tuple[str, tuple[TaskSpec, ...], int]:
+    """Name and tasks of the set that the data is of, and the position of a task in it."""
+    if task_set is None:
+        return task, (task_spec(task),), 0
+    if task_set not in TASK_SETS:
+        raise ValueError(f"task_set='{task_set}' is not one of {', '.join(TASK_SETS)}.{nearest(task_set, TASK_SETS)}")
+    names = TASK_SETS[task_set]
+    if task not in names:
+        raise ValueError(f"'{task}' is not a task of {task_set}.{nearest(task, names)}")
+    return task_set, tuple(lookup(name) for name in names), names.index(task)
+
+
+def _check_episode(origin: str, episode: Any, spec: TaskSpec) -> tuple[Floats, Floats, Floats]:
+    """Convert an episode to float32 after checking all that can be wrong with it."""
+    if not isinstance(episode, (tuple, list)) or len(episode) != 3:
+        raise ValueError(f"{origin} must be (obs, action, reward), not {type(episode).__name__}")
+    obs, action, reward = (
+        _floats(f"{origin}: {name}", part) for name, part in zip(("obs", "action", "reward"), episode, strict=True)
+    )
+    if action.ndim and len(action) != spec.episode_length:
+        raise ValueError(
+            f"{origin} has {len(action)} actions, but episodes of '{spec.name}' have {spec.episode_length} steps, and "
+            "data needs episodes of one length: cut longer ones, or register the environment with another "
+            "max_episode_steps"
+        )
+    expected = {
+        "obs": (obs, (spec.episode_length + 1, spec.obs_dim)),
+        "action": (action, (spec.episode_length, spec.action_dim)),
+        "reward": (reward, (spec.episode_length,)),
+    }
+    for name, (values, shape) in expected.items():
+        if values.shape != shape:
+            hint = ": one more than actions, the last one is what the last action led to" if name == "obs" else ""
+            raise ValueError(
+                f"{origin}: {name} has shape {values.shape}, expected {shape} for an episode of '{spec.name}'{hint}"
+            )
+        if not np.isfinite(values).all():
+            index = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+            raise ValueError(f"{origin}: {name}{list(index)} is {values[index]} as float32: use finite values")
+    if (largest := float(np.abs(action).max())) > 1 + _ABOVE_ONE:
+        raise ValueError(
+            f"{origin}: an action is {largest:g}, but actions must lie in [-1, 1]: scale them, as "
+            "2 * (action - low) / (high - low) - 1"
+        )
+    return obs, action.clip(-1, 1), reward
+
+
+def _floats(origin: str, values: Any) -> Floats:
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # lists of unequal lengths
+        raise ValueError(f"{origin} is no array: {error}") from error
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{origin} is of type {array.dtype}, expected real numbers")
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused
+        return array.astype(np.float32)
