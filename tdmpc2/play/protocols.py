@@ -6,23 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tdmpc2.config import MODEL_SIZES
+from tdmpc2.config import KEYS, UNDECISIVE, as_typed
 
-#: Entries of a configuration that say where results lie or how they are shown, or that the protocol itself has.
-_BESIDE = frozenset(
-    """
-    checkpoint compare exp_name work_dir data_dir save_video device num_threads precision compile sha256
-    wandb_project wandb_entity wandb_silent disable_wandb teacher_score control_score
-    """.split()
-)
-#: Entries that follow from another one.
-_FOLLOWING = {"num_samples": ("num_elites", "num_pi_trajs"), "model_size": (*MODEL_SIZES[1], "task_dim")}
+#: Keys that a score depends on once the weights are given; the precision is the protocol's own.
+_DECIDING = {
+    name
+    for name, key in KEYS.items()
+    if "evaluate" in key.commands and name not in (UNDECISIVE - {"seed"}) | {"precision", "checkpoint"}
+}
 
 
 def difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Name the settings of an earlier evaluation that are others now, such as ``precision=bf16, num_samples=512``."""
     first, second = settings(earlier), settings(now)
-    changes = [f"{key}={_text(first.get(key))}" for key in _differing([first, second])]
+    changes = [f"{key}={as_typed(first.get(key))}" for key in _differing([first, second])]
     if earlier.get("sha256") != now.get("sha256"):
         changes.insert(0, "other weights")
     return ", ".join(changes)
@@ -38,7 +35,7 @@ def labels(protocols: Sequence[Mapping[str, Any]], fallbacks: Sequence[str]) -> 
     found = [settings(protocol) for protocol in protocols]
     differing = [key for key in _differing(found) if key != "checkpoint"]
     names = [
-        ", ".join([str(one["checkpoint"]), *(f"{key}={_text(one.get(key))}" for key in differing)]) for one in found
+        ", ".join([str(one["checkpoint"]), *(f"{key}={as_typed(one.get(key))}" for key in differing)]) for one in found
     ]
     return [
         name if names.count(name) == 1 else f"{name} ({fallback})"
@@ -48,7 +45,7 @@ def labels(protocols: Sequence[Mapping[str, Any]], fallbacks: Sequence[str]) -> 
 
 def settings(protocol: Mapping[str, Any]) -> dict[str, Any]:
     """Everything a score depends on, flat; the checkpoint by its short name."""
-    config = {key: value for key, value in protocol.get("config", {}).items() if key not in _BESIDE}
+    config = {key: value for key, value in protocol.get("config", {}).items() if key in _DECIDING}
     whole = {key: value for key, value in protocol.items() if key not in ("config", "sha256")}
     return {**config, **whole, "checkpoint": checkpoint_name(str(protocol.get("checkpoint", "?")))}
 
@@ -62,15 +59,5 @@ def checkpoint_name(path: str) -> str:
 def _differing(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys that have more than one value, without those that follow from another one of them."""
     keys = dict.fromkeys(key for one in found for key in one)
-    differing = [key for key in keys if len({_text(one.get(key)) for one in found}) > 1]
-    following = {name for key in differing for name in _FOLLOWING.get(key, ())}
-    return [key for key in differing if key not in following]
-
-
-def _text(value: Any) -> str:
-    """A value as it is typed on a command line."""
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(_text, value))}]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    differing = [key for key in keys if len({as_typed(one.get(key)) for one in found}) > 1]
+    return [key for key in differing if key not in KEYS or KEYS[key].follows not in differing]

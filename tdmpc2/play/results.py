@@ -22,8 +22,7 @@ from tdmpc2.play.evaluation import Evaluation
 from tdmpc2.play.protocols import difference
 from tdmpc2.support.extras import install_hint
 from tdmpc2.support.files import read_json, replacing, write_text
-from tdmpc2.support.intervals import Interval, bootstrap
-from tdmpc2.support.intervals import format_interval as format_interval
+from tdmpc2.support.intervals import Interval, bootstrap, format_interval
 from tdmpc2.support.tables import Cells, terminal_table
 
 

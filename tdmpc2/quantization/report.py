@@ -19,7 +19,6 @@ from tdmpc2.quantization.recipes import OUTPUTS, ModuleError, plain_errors
 from tdmpc2.support.files import write_text
 from tdmpc2.support.intervals import format_interval
 from tdmpc2.support.tables import Cells, markdown_table
-from tdmpc2.support.tables import terminal_table as rich_table  # noqa: F401
 
 _CAPTION = """\
 Errors: RMS over the inputs, in dB relative to the RMS of the float32 model's own output (-20 dB: 10 %, -40 dB: 1 %);

@@ -5,7 +5,12 @@ from __future__ import annotations
 from tdmpc2.config import Config
 from tdmpc2.play.protocols import labels
 
-STUDENT = {"checkpoint": "logs/student/model.pt", "precision": "bf16", "action": "planner", "config": Config().to_dict()}
+STUDENT = {
+    "checkpoint": "logs/student/model.pt",
+    "precision": "bf16",
+    "action": "planner",
+    "config": Config().to_dict(),
+}
 
 
 def test_labels_of_different_checkpoints_are_their_names() -> None:

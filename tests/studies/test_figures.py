@@ -55,8 +55,13 @@ def test_groups_that_differ_in_more_have_a_line_each(
     rows = rows_of(read_study([sweep]))
     assert score_figure(tmp_path / "lines.png", rows) == ""
     (labels,) = [args[1] for args, _ in marks if len(args) == 2]
-    assert labels[0] == "A: no teacher (one of weight 0),\npolicy_loss=opt"
-    assert len(labels) == len(rows)
+    assert labels == [
+        "A: no teacher",
+        "B: no teacher (one of weight 0)",
+        "C: distillation_weight=0.4",
+        "D: distillation_weight=0.4,\npolicy_loss=tdmpc2",
+        "E: distillation_weight=0.9",
+    ]
     assert [args[0] for args, _ in estimates] == [row["score"] for row in rows]
     assert (tmp_path / "lines.png").read_bytes().startswith(PNG)
 

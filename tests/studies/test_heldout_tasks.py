@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tdmpc2.agent import TDMPC2
+from tdmpc2.commands import heldout
 from tdmpc2.config import Config
 from tdmpc2.play.collector import collect
-from tdmpc2.studies import heldout
 from tdmpc2.studies.heldout import scored_tasks, shared_tasks
 from tests.helpers.reference import REPO
 from tests.helpers.runs import TINY
