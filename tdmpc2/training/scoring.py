@@ -32,10 +32,7 @@ def score(evaluate: Evaluator, agent: TDMPC2, cfg: Config, logger: Logger, step:
     if cfg.save_video:  # each was written by the process that played it
         for name in (task.task for task in result.tasks):
             logger.log_video(step, f"video/{name}", videos / f"{name}-{step}.mp4")
-    interval = (
-        dict(zip(("low", "high"), result.interval, strict=True)) if result.interval else {}
-    )  # none of one episode
-    logger.log(step, {"normalized_score": result.normalized_score, **interval}, "eval")
+    logger.log(step, result.metrics(), "eval")
     columns = ("task", "episodes", "return", "success")
     logger.log_table(step, "eval/tasks", columns, [row[:4] for row in table_rows(result)], curve="return")
     if cfg.save_agent and agent.group.main:
