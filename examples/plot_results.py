@@ -15,7 +15,10 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from tdmpc2.support.cli import one_line_errors
 
+
+@one_line_errors
 def main(target: str, *sources: str) -> None:
     """Draw the tasks of the first file; the others' bars stand beside its own."""
     results = {

@@ -226,6 +226,8 @@ def _compile(cfg: Config, players: Sequence[Player], shards: Sequence[Shard]) ->
     lines: dict[str, None] = {}  # each once, in order
     if len(planners) > _MAX_COMPILED:
         lines[f"Planning without compilation, which is for at most {_MAX_COMPILED} checkpoints in one mix"] = None
+        for agent in planners.values():  # left to its use, one would be compiled in the middle of a collection
+            agent.planner.speed_up("false", 0)
     else:
         for key, agent in planners.items():
             own = [shard for shard in shards if id(players[shard.player].agent) == key]

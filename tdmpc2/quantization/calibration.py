@@ -1,4 +1,4 @@
-"""Choose the weight matrices that can be int8, by what one matrix at a time in int8 does to the outputs on real inputs."""
+"""Choose the weight matrices that can be int8, by what one of them in int8 does to the outputs on real inputs."""
 
 from __future__ import annotations
 
