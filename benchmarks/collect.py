@@ -30,7 +30,7 @@ from tdmpc2.config import Config
 from tdmpc2.envs import make_env
 from tdmpc2.envs.vector import EnvPool, make_vec_env
 from tdmpc2.envs.wrappers import PadEnv
-from tdmpc2.play.mixture import random_actor
+from tdmpc2.play.actors import random_actor
 from tdmpc2.play.rollout import Actor, Job, play
 from tdmpc2.support.runtime import resolve_device
 from tdmpc2.tasks import TaskSpec

@@ -25,7 +25,8 @@ from benchmarks.plan import product_run
 from tdmpc2.agent import TDMPC2
 from tdmpc2.envs.vector import EnvPool
 from tdmpc2.loading import load_agent
-from tdmpc2.play.evaluation import agent_actor, num_steps, side_by_side
+from tdmpc2.play.actors import agent_actor
+from tdmpc2.play.evaluation import num_steps, side_by_side
 from tdmpc2.play.rollout import Job, play
 
 MINUTES = 8

@@ -41,22 +41,22 @@ def run(cfg: DictConfig) -> None:
 
     from tdmpc2.loading import load_agent
     from tdmpc2.play.collector import collect, episode_returns
-    from tdmpc2.play.mixture import load_players, sources_of
+    from tdmpc2.play.mixture import load_policies, mixture_entries
     from tdmpc2.support.runtime import set_num_threads
 
     config = parse_cfg(composed(cfg))
     set_num_threads(config.num_threads)
-    sources = sources_of(config.mix, config.checkpoint, config.mpc)
-    players = load_players(sources, partial(load_agent, **load_keys(cfg)))
-    config = next((player.agent.cfg for player in players if player.agent is not None), config)
+    entries = mixture_entries(config.mix, config.checkpoint, config.mpc)
+    policies = load_policies(entries, partial(load_agent, **load_keys(cfg)))
+    config = next((policy.agent.cfg for policy in policies if policy.agent is not None), config)
     console = get_console()
 
     def report(shard: Shard, returns: np.ndarray) -> None:
         low, mean, high = returns.min(), returns.mean(), returns.max()
-        line = f"{shard.task}: return {mean:.1f} (from {low:.1f} to {high:.1f}), {shard.source}, {shard.name}"
+        line = f"{shard.task}: return {mean:.1f} (from {low:.1f} to {high:.1f}), {shard.behaviour}, {shard.name}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    paths = collect(config, players, Path(config.data_dir), report)
+    paths = collect(config, policies, Path(config.data_dir), report)
     table = Table("task", "episodes", "mean return", "from", "to", box=box.SIMPLE)
     for task, returns in episode_returns(paths, config).items():
         row = (f"{value:.1f}" for value in (returns.mean(), returns.min(), returns.max()))

@@ -2,7 +2,6 @@
 
 tdmpc2 doctor
 tdmpc2 doctor --json
-python -m tdmpc2 doctor
 
 The first call builds the CPU kernels where that is possible, which takes some seconds. The exit code is 1 if something
 is broken that every command needs, and 0 if only things are missing that one can do without.

@@ -125,7 +125,7 @@ def _place(bare: list[str], places: list[Option]) -> dict[str, str | None]:
     texts: dict[str, str | None] = {}
     for index, option in enumerate(places):
         later = len(places) - index - 1
-        count = max(0, len(bare) - later) if option.many else 1
+        count = max(1, len(bare) - later) if option.many else 1
         taken, bare = bare[:count], bare[count:]
         if taken:
             texts[option.key] = listed(taken) if option.many else taken[0]

@@ -44,8 +44,10 @@ def page(name: str, doc: str | None, sections: Iterable[Section], note: str = ""
     """
     program = program_of(name)
     paragraphs = (doc or "").strip().split("\n\n")
-    lines = [line.strip() for line in (doc or "").splitlines() if line.strip().startswith(f"tdmpc2 {name} ")]
-    examples = [line.replace(f"tdmpc2 {name}", program, 1) for line in lines]
+    lines = [line.strip() for line in (doc or "").splitlines()]
+    examples = [
+        line.replace(f"tdmpc2 {name}", program, 1) for line in lines if f"{line} ".startswith(f"tdmpc2 {name} ")
+    ]
     parts = [
         _wrapped(" ".join(paragraphs[0].split())),
         "\n".join(("Examples", *(f"  {line}" for line in examples), "", _DIALECT)) if examples else "",

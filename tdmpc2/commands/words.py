@@ -16,7 +16,8 @@ _DELETION = re.compile(r"~(?P<key>[A-Za-z_][\w.@]*)")
 _HOME = re.compile(r"(?<![^\s\[({,:=])~(?=/|$)")
 _ITEM = re.compile(r"""\s*'[^']*'|\s*"[^"]*"|[^,]+""")
 _OPENING, _CLOSING = "[({", "])}"
-_COMPOUND = re.compile(r"[\[{]|\w+\(")  # a list, a mapping or a sweep such as range(1, 5)
+#: How lists, mappings and Hydra's sweeps begin: values that may have spaces in them.
+_COMPOUND = re.compile(r"[\[{]|(choice|range|interval|glob|sort|shuffle|tag)\(")
 
 
 class Word(NamedTuple):

@@ -50,7 +50,7 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, specs: Sequence[TaskSpec]) -> Layout:
-        """The layout of a task set. Where episode lengths differ (MT80), long episodes are cut to the shortest."""
+        """Compute the layout of a task set. Where lengths differ (MT80), long episodes are cut to the shortest."""
         return cls(
             rows=min(spec.episode_length for spec in specs) + 1,
             obs_dim=max(spec.obs_dim for spec in specs),

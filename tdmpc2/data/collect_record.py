@@ -22,7 +22,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Collection:
-    """The files chunk_<first>.pt to chunk_<first + count - 1>.pt.
+    """Collection of the files chunk_<first>.pt to chunk_<first + count - 1>.pt.
 
     Attributes:
         first: number of the first file.
@@ -58,7 +58,7 @@ class Collection:
 
 @dataclass
 class Record:
-    """The content of ``collect.json``."""
+    """Content of ``collect.json``."""
 
     path: Path
     task: str

@@ -45,7 +45,7 @@ class EpisodeDataset:
 
     @classmethod
     def of(cls, obs: Tensor, action: Tensor, reward: Tensor, task: Tensor) -> EpisodeDataset:
-        """A data set of obs [N, L+1, O], action [N, L+1, A], reward [N, L+1] and task [N]."""
+        """Join obs [N, L+1, O], action [N, L+1, A], reward [N, L+1] and task [N] into a data set."""
         row_format = RowFormat(obs.shape[2], action.shape[2])
         return cls(row_format, row_format.join(obs, action, reward), task)
 
@@ -122,11 +122,11 @@ class EpisodeDataset:
 
     @classmethod
     def map(cls, store: EpisodeStore) -> EpisodeDataset:
-        """All episodes of a store, left on disk."""
+        """Take all episodes of a store and leave them on disk."""
         return cls(store.meta.row_format, store.rows, store.task)
 
     def __len__(self) -> int:
-        """Number of episodes N."""
+        """Count the episodes, N."""
         return len(self.task)
 
     @property
@@ -174,7 +174,7 @@ class EpisodeDataset:
         return self.row_format.split(self.rows)[2]
 
     def episode_returns(self) -> dict[int, Tensor]:
-        """Task id -> return of each of its episodes, [n] float32, in the order they are stored."""
+        """Sum the rewards: task id -> return of each of its episodes, [n] float32, in the order they are stored."""
         returns = self.reward[:, 1:].sum(1)
         return {index: returns[self.task == index] for index in self.task.unique().tolist()}
 
@@ -182,7 +182,7 @@ class EpisodeDataset:
 def select_episodes(
     task: Tensor, specs: Sequence[TaskSpec], task_ids: Sequence[int], origin: str, max_per_task: int | None = None
 ) -> Tensor:
-    """Numbers of the episodes of some tasks, [n] int64, ascending.
+    """Select the episodes of some tasks: their numbers, [n] int64, ascending.
 
     Args:
         task: task id of each episode, [N].
@@ -213,7 +213,7 @@ def select_from_chunks(
     task_ids: Sequence[int],
     max_per_task: int | None = None,
 ) -> tuple[list[Path], list[Tensor], Tensor]:
-    """:func:`select_episodes` for a directory of chunk files.
+    """Do as :func:`select_episodes` for a directory of chunk files.
 
     Returns:
         The files, the task id of each of their episodes, and the numbers of the kept episodes among all.

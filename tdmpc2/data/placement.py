@@ -1,4 +1,4 @@
-"""From ``data_dir`` to a sampler: which form the data has, and where its episodes lie while training."""
+"""Open the data of a run: which form it has, and where its episodes lie while training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _AHEAD = {"cuda": 0, "cpu": 2, "disk": 8}
 
 
 class Data(NamedTuple):
-    """Data of a run, opened."""
+    """Data of a run, open."""
 
     sampler: SliceSampler[EpisodeDataset]
     place: str  # cuda, cpu or disk
@@ -35,7 +35,7 @@ class Data(NamedTuple):
 
 
 def choose_place(data_device: str, device: torch.device, size: int) -> str:
-    """Where ``size`` bytes of episodes are to lie: on the GPU if they fit, else in memory, else on disk.
+    """Choose where ``size`` bytes of episodes are to lie: on the GPU if they fit, else in memory, else on disk.
 
     Args:
         data_device: ``auto``, ``cuda``, ``cpu`` or ``disk``.
@@ -69,7 +69,7 @@ def choose_place(data_device: str, device: torch.device, size: int) -> str:
 
 
 def plan_place(cfg: Config, device: torch.device) -> str:
-    """Where the episodes of a run are to lie, see :func:`choose_place`.
+    """Choose where the episodes of a run are to lie, see :func:`choose_place`.
 
     Raises:
         ValueError: no data, damaged data or data of another task set; or no room where they were asked to be.
@@ -78,7 +78,7 @@ def plan_place(cfg: Config, device: torch.device) -> str:
 
 
 def data_bytes(cfg: Config) -> int:
-    """Bytes of the episodes that a run draws from.
+    """Count the bytes of the episodes that a run draws from.
 
     Raises:
         ValueError: no data, damaged data or data of another task set.
@@ -122,7 +122,7 @@ def open_data(cfg: Config, device: torch.device, place: str | None = None) -> Da
 
 
 def data_record(data_dir: str, task: str = "mt30") -> dict[str, str]:
-    """What tells data from other data without reading it: fingerprints of chunk files, or a store's checksum.
+    """Identify a data set without reading it: fingerprints of chunk files, or a store's checksum.
 
     A store that was imported from chunk files counts as those files, unless it holds them in half precision.
 

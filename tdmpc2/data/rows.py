@@ -1,4 +1,4 @@
-"""One row of an episode as a record: observation, action, reward side by side.
+"""Rows of an episode as records: observation, action, reward side by side.
 
 A slice of an episode is then one stretch of memory, and a batch one gather. Records are kept as 32-bit words so that
 the same code serves float32 and float16 (observation and action; the reward stays float32).
@@ -41,13 +41,13 @@ class RowFormat:
         return self.record.itemsize // 4
 
     def split(self, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Views of records [..., W] int32: obs [..., O] and action [..., A] as stored, reward [...] float32."""
+        """View the parts of records [..., W] int32: obs [..., O] and action [..., A] as stored, reward float32."""
         values = words.view(DTYPES[self.dtype])
         end = self.obs_dim + self.action_dim
         return values[..., : self.obs_dim], values[..., self.obs_dim : end], words.view(torch.float32)[..., -1]
 
     def join(self, obs: Tensor, action: Tensor, reward: Tensor) -> Tensor:
-        """Records [..., W] int32 of obs [..., O], action [..., A] and reward [...]."""
+        """Join obs [..., O], action [..., A] and reward [...] to records [..., W] int32."""
         words = torch.zeros(*reward.shape, self.words, dtype=torch.int32, device=reward.device)
         for view, values in zip(self.split(words), (obs, action, reward), strict=True):
             view.copy_(values)

@@ -1,4 +1,4 @@
-"""Opening offline data of either form the same way: an episode store, or a directory of chunk files."""
+"""Open offline data of either form the same way: an episode store, or a directory of chunk files."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Source:
 
 
 def find_form(data_dir: str | os.PathLike[str]) -> tuple[Path, str]:
-    """Where the data of a directory is, and its form: ``episode store`` or ``chunk files``.
+    """Find the data of a directory, and its form: ``episode store`` or ``chunk files``.
 
     It is the directory itself, or a store named ``store`` in it if there are no chunk files.
 
@@ -80,7 +80,7 @@ def find_form(data_dir: str | os.PathLike[str]) -> tuple[Path, str]:
 
 
 def chunk_tasks(data_dir: str | os.PathLike[str], task: str | None = None) -> tuple[str, tuple[TaskSpec, ...]]:
-    """Name and tasks of the task set that chunk files are of.
+    """Find name and tasks of the task set that chunk files are of.
 
     Args:
         data_dir: their directory; ``collect.json`` in it names the tasks of collected files.
@@ -106,7 +106,7 @@ def chunk_tasks(data_dir: str | os.PathLike[str], task: str | None = None) -> tu
 
 @contextlib.contextmanager
 def naming_the_task_set(data_dir: str | os.PathLike[str], task: str | None) -> Iterator[None]:
-    """Where the task set of chunk files was assumed and does not fit, the error says how to name it."""
+    """Say in errors how to name the task set of chunk files, where one was assumed that does not fit."""
     try:
         yield
     except ValueError as error:
@@ -117,7 +117,7 @@ def naming_the_task_set(data_dir: str | os.PathLike[str], task: str | None) -> I
 
 
 class Kind(NamedTuple):
-    """What data is of."""
+    """Task set and precision of data."""
 
     task: str  # name of the task set
     specs: tuple[TaskSpec, ...]  # in id order
@@ -125,7 +125,7 @@ class Kind(NamedTuple):
 
 
 def kind_of(data_dir: str | os.PathLike[str], task: str | None = None) -> Kind:
-    """Task set and precision of either form of data, without opening it.
+    """Find task set and precision of either form of data, without opening it.
 
     Args:
         data_dir: a store or a directory of chunk files.

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 
+from tdmpc2.envs.registry import build_env
 from tdmpc2.envs.wrappers import Action, Info, Observation, PadEnv
 from tdmpc2.tasks import TaskSpec, nearest
 
@@ -35,7 +36,7 @@ class MultiTaskEnv(gymnasium.Env[Observation, Action]):
         self._task: dict[str, Any] = {}
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Observation, Info]:
-        """Starts an episode of ``options["task"]``; with ``seed``, the first one of an environment built with it.
+        """Start an episode of ``options["task"]``; with ``seed``, the first one of an environment built with it.
 
         Raises:
             ValueError: no task given, or one that is not in the set.
@@ -71,6 +72,4 @@ class MultiTaskEnv(gymnasium.Env[Observation, Action]):
         return self._envs[self._task["task"]]
 
     def _build(self, task: str) -> PadEnv:
-        from tdmpc2.envs import make_env
-
-        return PadEnv(make_env(task, self._seed, render_mode=self.render_mode), self._obs_dim, self._action_dim)
+        return PadEnv(build_env(task, self._seed, self.render_mode), self._obs_dim, self._action_dim)

@@ -26,7 +26,7 @@ _PROBE = "import sys, importlib; c = importlib.import_module(sys.argv[1]).GLCont
 
 @functools.cache
 def context_module() -> str:
-    """The module of mujoco whose ``GLContext`` works on this machine, e.g. ``mujoco.egl``.
+    """Find the module of mujoco whose ``GLContext`` works on this machine, e.g. ``mujoco.egl``.
 
     ``MUJOCO_GL`` (or the platform PyOpenGL is already bound to) decides if set; otherwise EGL is tried before OSMesa.
     Each is tried in a process of its own: PyOpenGL binds to one platform per process and cannot change its mind.
@@ -87,7 +87,7 @@ class Renderer:
         atexit.register(self._release)  # runs before mujoco's own exit hook takes EGL away
 
     def frame(self, data: mujoco.MjData) -> NDArray[np.uint8]:
-        """The current state as RGB, [height, width, 3]."""
+        """Draw the current state as RGB, [height, width, 3]."""
         self._gl.make_current()
         for field in range(self._model.nhfield):  # terrain may change at every reset
             mujoco.mjr_uploadHField(self._model, self._target, field)

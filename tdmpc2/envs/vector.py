@@ -14,8 +14,7 @@ from types import TracebackType
 
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from tdmpc2.envs import make_env
-from tdmpc2.envs.registry import family_of
+from tdmpc2.envs.registry import build, family_of
 from tdmpc2.envs.wrappers import PadEnv
 from tdmpc2.tasks import TaskSpec
 
@@ -23,7 +22,7 @@ from tdmpc2.tasks import TaskSpec
 def make_vec_env(
     specs: Sequence[TaskSpec], seeds: Sequence[int], obs_dim: int, action_dim: int, *, render_mode: str | None = None
 ) -> SyncVectorEnv:
-    """E environments side by side, of any tasks, padded to common sizes.
+    """Build E environments side by side, of any tasks, padded to common sizes.
 
     Environment i is ``make_env(specs[i].name, seeds[i])``: the first ``reset()`` gives the first states of those.
     Nothing is reset automatically; after an episode ends, reset it with
@@ -40,7 +39,7 @@ def make_vec_env(
         raise ValueError(f"{len(specs)} tasks and {len(seeds)} seeds: give one seed for each task, and at least one.")
 
     def build(spec: TaskSpec, seed: int) -> PadEnv:
-        return PadEnv(make_env(spec.name, seed, render_mode=render_mode), obs_dim, action_dim)
+        return PadEnv(build_env(spec.name, seed, render_mode), obs_dim, action_dim)
 
     builders = [partial(build, spec, int(seed)) for spec, seed in zip(specs, seeds, strict=True)]
     envs = SyncVectorEnv(builders, autoreset_mode=AutoresetMode.DISABLED)
@@ -65,7 +64,7 @@ class EnvPool:
         self._kept: dict[str, list[PadEnv]] = {}
 
     def make(self, specs: Sequence[TaskSpec]) -> SyncVectorEnv:
-        """Environments as of :func:`make_vec_env`; the first reset has to be ``reset(seed=seeds)``.
+        """Provide environments as of :func:`make_vec_env`; the first reset has to be ``reset(seed=seeds)``.
 
         They are the pool's: only one batch can be in use at a time, and it is not to be closed.
 
@@ -79,7 +78,7 @@ class EnvPool:
         for spec in specs:
             kept = self._kept.setdefault(spec.name, [])
             if used[spec.name] == len(kept):
-                kept.append(PadEnv(make_env(spec.name, 0), *self._sizes))
+                kept.append(PadEnv(build_env(spec.name, 0), *self._sizes))
             envs.append(kept[used[spec.name]])
             used[spec.name] += 1
         return SyncVectorEnv([partial(_same, env) for env in envs], autoreset_mode=AutoresetMode.DISABLED)

@@ -116,7 +116,7 @@ class OldGymEnv(gymnasium.Env[Any, Any]):
 
 
 def sizes(env: gymnasium.Env[Any, Any]) -> tuple[int, int]:
-    """Lengths of the flat observation and of the action."""
+    """Find the lengths of the flat observation and of the action."""
     (obs_dim,), (action_dim,) = _shape(env.observation_space), _shape(env.action_space)
     return obs_dim, action_dim
 

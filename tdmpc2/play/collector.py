@@ -1,7 +1,8 @@
-"""Playing episodes into chunk files: a plan of files, of which those that are missing are played.
+"""Collect episodes into chunk files.
 
-A file (shard) holds episodes of one task by one player. It is a function of the configuration and its number: the seeds
-of its environments and of its player are drawn from (``seed``, number), and nothing passes from one file to the next.
+The files are planned first; only missing ones are collected, so that a stopped collection continues. A file (shard)
+holds episodes of one task by one behaviour policy. It is a function of the configuration and its number: the seeds of
+its environments and of its actor are drawn from (``seed``, number), and nothing passes from one file to the next.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tdmpc2.config import Config
 from tdmpc2.data.chunks import Layout, read_chunk, write_chunk
 from tdmpc2.data.collect_record import Collection, Record
 from tdmpc2.loading import load_agent
-from tdmpc2.play.mixture import Player, load_players, player_of, sources_of, split
+from tdmpc2.play.mixture import BehaviourPolicy, load_policies, mixture_entries, policy_from_agent, split
 from tdmpc2.play.rollout import Actor, Episode, Floats, Job, check_playable, play
 from tdmpc2.support.files import check_free_disk, delete_leftovers, locked
 from tdmpc2.tracking.progress import Progress, open_console, print_line
@@ -29,13 +30,13 @@ _MAX_COMPILED = 4  # torch.compile stops compiling after 8 variants of a functio
 
 @dataclass(frozen=True)
 class Shard:
-    """One file to play."""
+    """One file to collect."""
 
     number: int
     task_id: int
     task: str
-    player: int  # position in the mixture
-    source: str  # in words
+    policy: int  # position in the mixture
+    behaviour: str  # in words
     episodes: int
 
     @property
@@ -43,34 +44,35 @@ class Shard:
         return f"chunk_{self.number}.pt"
 
 
-def plan(cfg: Config, players: Sequence[Player], first: int = 0) -> list[Shard]:
-    """All files of a collection, at most ``episodes_per_file`` episodes in each; numbers start at ``first``.
+def list_shards(cfg: Config, policies: Sequence[BehaviourPolicy], first: int = 0) -> list[Shard]:
+    """List all files of a collection, at most ``episodes_per_file`` episodes in each; numbers start at ``first``.
 
-    The first file of every task and player comes before the second of any, so that an unfinished set has all tasks.
+    The first file of every task and behaviour policy comes before the second of any, so that an unfinished set has all
+    tasks.
     """
-    counts = split(cfg.episodes_per_task, [player.source.share for player in players])
+    counts = split(cfg.episodes_per_task, [policy.entry.share for policy in policies])
     size = cfg.episodes_per_file
     shards: list[Shard] = []
     for start in range(0, max(counts), size):
         for task_id in cfg.task_ids:
             for index, count in enumerate(counts):
                 if episodes := min(count - start, size) if count > start else 0:
-                    task, source = cfg.task_specs[task_id].name, str(players[index].source)
-                    shards.append(Shard(first + len(shards), task_id, task, index, source, episodes))
+                    task, behaviour = cfg.task_specs[task_id].name, str(policies[index].entry)
+                    shards.append(Shard(first + len(shards), task_id, task, index, behaviour, episodes))
     return shards
 
 
-def num_envs(player: Player, episodes: int) -> int:
-    """How many environments play side by side in a file of so many episodes; batches are about equal.
+def num_envs(policy: BehaviourPolicy, episodes: int) -> int:
+    """Choose how many environments play side by side in a file of so many episodes; batches are about equal.
 
-    On a processor planning for more than four does not fit the caches, a policy gains from more, and random play, where
-    building environments is half of the work, from using few of them again (benchmarks/collect.py). On an accelerator
-    it is what 2 GiB hold of the activations of planning. Free memory does not count: a file must not depend on it.
+    CPU: 4 when planning, so that activations stay in cache; 16 for a policy, which gains from more; 4 for random play,
+    where building environments is half of the work (benchmarks/collect.py). Accelerator: as many as 2 GiB hold of the
+    activations of planning. Free memory does not count: a file must not depend on it.
     """
     most = 4
-    if player.agent is not None:
-        cfg = player.agent.cfg
-        if player.agent.device.type != "cpu":
+    if policy.agent is not None:
+        cfg = policy.agent.cfg
+        if policy.agent.device.type != "cpu":
             most = min(max(2**31 // (cfg.num_samples * cfg.mlp_dim * 4 * 16), 1), 64)
         elif not cfg.mpc:
             most = 16
@@ -79,11 +81,11 @@ def num_envs(player: Player, episodes: int) -> int:
 
 def collect(
     cfg: Config,
-    agent: TDMPC2 | Sequence[Player] | None,
+    agent: TDMPC2 | Sequence[BehaviourPolicy] | None,
     data_dir: Path,
     report: Callable[[Shard, np.ndarray], None] | None = None,
 ) -> list[Path]:
-    """Play ``episodes_per_task`` episodes of each task into the chunk files of a directory, or continue doing so.
+    """Collect ``episodes_per_task`` episodes of each task into chunk files of a directory, or continue doing so.
 
     ``collect.json`` in the directory records every collection's settings and numbers. The same settings continue an
     unfinished collection, whose files then are those of an undisturbed run, and leave a finished one as it is; other
@@ -93,8 +95,8 @@ def collect(
 
     Args:
         cfg: tasks, ``seed``, ``episodes_per_task``, ``episodes_per_file``; without an agent, ``mix``.
-        agent: an agent, which acts with exploration noise; the players of a mixture; None for those of ``cfg.mix``, or
-            uniformly random actions.
+        agent: an agent, which acts with exploration noise; the behaviour policies of a mixture; None for those of
+            ``cfg.mix``, or uniformly random actions.
         data_dir: directory of the chunk files.
         report: called with each file that was played and the returns of its episodes, [n].
 
@@ -108,23 +110,25 @@ def collect(
     """
     if agent is None and cfg.mix is not None:
         keys = {key: getattr(cfg, key) for key in ("device", "precision", "compile", "num_threads", "seed")}
-        agent = load_players(sources_of(cfg.mix, None, cfg.mpc), lambda path, mpc: load_agent(path, mpc=mpc, **keys))
-    players = [player_of(agent)] if agent is None or isinstance(agent, TDMPC2) else list(agent)
-    for player in players:
-        if player.agent is not None and player.agent.cfg.task_specs != cfg.task_specs:
-            raise ValueError(f"{player.source} plays task={player.agent.cfg.task}, not task={cfg.task}")
+        agent = load_policies(
+            mixture_entries(cfg.mix, None, cfg.mpc), lambda path, mpc: load_agent(path, mpc=mpc, **keys)
+        )
+    policies = [policy_from_agent(agent)] if agent is None or isinstance(agent, TDMPC2) else list(agent)
+    for policy in policies:
+        if policy.agent is not None and policy.agent.cfg.task_specs != cfg.task_specs:
+            raise ValueError(f"{policy.entry} plays task={policy.agent.cfg.task}, not task={cfg.task}")
     check_playable(cfg)
-    shards = plan(cfg, players)
-    sizes = [_largest_batch(player, index, shards) for index, player in enumerate(players)]
-    _compile(cfg, players, shards)
-    computing = _computing(players, sizes)
-    words = [f"{player.source.share:.3g} {player.source}" for player in players]
+    shards = list_shards(cfg, policies)
+    sizes = [_largest_batch(policy, index, shards) for index, policy in enumerate(policies)]
+    _compile(cfg, policies, shards)
+    computing = _computing(policies, sizes)
+    words = [f"{policy.entry.share:.3g} {policy.entry}" for policy in policies]
     settings = {
         "tasks": [cfg.task_specs[i].name for i in cfg.task_ids],
         "seed": cfg.seed,
         "episodes_per_task": cfg.episodes_per_task,
         "episodes_per_file": cfg.episodes_per_file,
-        "sources": [player.settings() for player in players],
+        "sources": [policy.settings() for policy in policies],
     }
     data_dir = Path(data_dir).expanduser()
     busy = f"Another process has held {data_dir}/collect.lock for a minute: try again"
@@ -136,10 +140,10 @@ def collect(
             collection = Collection(record.next_number(), len(shards), settings, computing, words)
             _check_disk(cfg, data_dir, shards)
             record.add(collection)
-    shards = plan(cfg, players, collection.first)
-    own_lock = data_dir / f"collect_{collection.first}.lock"
+    shards = list_shards(cfg, policies, collection.first)
+    collection_lock = data_dir / f"collect_{collection.first}.lock"
     running = f"{data_dir}: another process is collecting these episodes (collect.json, files from {shards[0].name} on)"
-    with locked(own_lock, running):
+    with locked(collection_lock, running):
         missing = [shard for shard in shards if not _is_there(data_dir, shard)]
         if missing and not new:
             collection.check_computing(computing, record.path)
@@ -148,24 +152,24 @@ def collect(
         for shard in missing:
             delete_leftovers(data_dir, shard.name)
         if missing:
-            _play(cfg, players, sizes, data_dir, missing, report)
-        own_lock.unlink(missing_ok=True)  # whoever waits for it finds that nothing is missing
+            _play(cfg, policies, sizes, data_dir, missing, report)
+        collection_lock.unlink(missing_ok=True)  # whoever waits for it finds that nothing is missing
     return [data_dir / shard.name for shard in shards]
 
 
 def episode_returns(paths: Sequence[Path], cfg: Config) -> dict[str, np.ndarray]:
-    """Returns [n] of all episodes in chunk files, by task."""
-    found: dict[str, list[np.ndarray]] = {cfg.task_specs[i].name: [] for i in cfg.task_ids}
+    """Read the returns [n] of all episodes in chunk files, by task."""
+    returns_of: dict[str, list[np.ndarray]] = {cfg.task_specs[i].name: [] for i in cfg.task_ids}
     for path in paths:
         chunk = read_chunk(path)
         returns = chunk["reward"][:, 1:].double().sum(1).numpy()
-        found[cfg.task_specs[int(chunk["task"][0, 0])].name].append(returns)
-    return {name: np.concatenate(parts) for name, parts in found.items() if parts}
+        returns_of[cfg.task_specs[int(chunk["task"][0, 0])].name].append(returns)
+    return {name: np.concatenate(parts) for name, parts in returns_of.items() if parts}
 
 
 def _play(
     cfg: Config,
-    players: Sequence[Player],
+    policies: Sequence[BehaviourPolicy],
     sizes: Sequence[int],
     data_dir: Path,
     shards: Sequence[Shard],
@@ -177,10 +181,10 @@ def _play(
     total = sum(shard.episodes for shard in shards) * length
     with Progress(total, "Collecting", unit="steps") as bar, EnvPool(cfg.obs_dim, cfg.action_dim) as pool:
         for shard in shards:
-            player, size = players[shard.player], sizes[shard.player]
+            policy, size = policies[shard.policy], sizes[shard.policy]
             draws, *seeds = np.random.SeedSequence((cfg.seed, shard.number)).generate_state(shard.episodes + 1).tolist()
-            actor = player.actor(cfg, draws)
-            if player.agent is not None and player.agent.planner.fixed_size:
+            actor = policy.actor(cfg, draws)
+            if policy.agent is not None and policy.agent.planner.fixed_size:
                 actor = _padded(actor, size)
             jobs = [Job(shard.task_id, seed) for seed in seeds]
             episodes: list[Episode] = []
@@ -190,7 +194,8 @@ def _play(
                 if short := next((e for e in played if len(e.reward) != length + 1), None):
                     raise ValueError(
                         f"An episode of {shard.task} ended after {len(short.reward) - 1} of {length} steps "
-                        f"(seed {short.job.seed}); offline data needs episodes of equal length"
+                        f"(seed {short.job.seed}); offline data needs episodes of equal length: "
+                        "wrap the environment so that it goes on until its limit, for example with reward 0"
                     )
                 episodes += played
             obs, action, reward = (
@@ -204,7 +209,7 @@ def _play(
 
 
 def _padded(actor: Actor, size: int) -> Actor:
-    """An actor that always sees ``size`` environments, the last one repeated: a compiled planner is for one size."""
+    """Let an actor always see ``size`` environments, the last one repeated: a compiled planner is for one size."""
 
     def act(obs: Floats, t0: np.ndarray, task_ids: np.ndarray) -> Floats:
         rows = np.minimum(np.arange(size), len(obs) - 1)
@@ -213,29 +218,37 @@ def _padded(actor: Actor, size: int) -> Actor:
     return act
 
 
-def _largest_batch(player: Player, index: int, shards: Sequence[Shard]) -> int:
-    """The size of all full batches of a player, which that of its largest file is."""
-    return num_envs(player, max((shard.episodes for shard in shards if shard.player == index), default=1))
+def _largest_batch(policy: BehaviourPolicy, index: int, shards: Sequence[Shard]) -> int:
+    """Batch size of a behaviour policy: that of its largest file, so that all full batches have one size."""
+    return num_envs(policy, max((shard.episodes for shard in shards if shard.policy == index), default=1))
 
 
-def _compile(cfg: Config, players: Sequence[Player], shards: Sequence[Shard]) -> None:
-    """Compile the planners for which the collection is long enough; what is there already does not count."""
-    planners = {id(p.agent): p.agent for p in players if p.agent is not None and p.agent.cfg.mpc}
+def _compile(cfg: Config, policies: Sequence[BehaviourPolicy], shards: Sequence[Shard]) -> None:
+    """Compile the planners that will play enough steps.
+
+    Files already on disk are counted too, so that a continued collection decides as before.
+    """
+    planners = {id(p.agent): p.agent for p in policies if p.agent is not None and p.agent.cfg.mpc}
     lines: dict[str, None] = {}  # each once, in order
     if len(planners) > _MAX_COMPILED:
         lines[f"Planning without compilation, which is for at most {_MAX_COMPILED} checkpoints in one mix"] = None
+        for agent in planners.values():  # left to its use, one would be compiled in the middle of a collection
+            agent.planner.speed_up("false", 0)
     else:
         for key, agent in planners.items():
-            own = [shard for shard in shards if id(players[shard.player].agent) == key]
-            steps = sum(shard.episodes * cfg.task_specs[shard.task_id].episode_length for shard in own)
+            planned = [shard for shard in shards if id(policies[shard.policy].agent) == key]
+            steps = sum(shard.episodes * cfg.task_specs[shard.task_id].episode_length for shard in planned)
             lines[agent.compile_planner(steps)] = None
     for line in filter(None, lines):
         print_line(open_console(None), line)
 
 
-def _computing(players: Sequence[Player], sizes: Sequence[int]) -> dict[str, object]:
-    """What decides the last bits of agents' actions; nothing for random ones."""
-    agents = [(p.agent, size) for p, size in zip(players, sizes, strict=True) if p.agent is not None]
+def _computing(policies: Sequence[BehaviourPolicy], sizes: Sequence[int]) -> dict[str, object]:
+    """List the settings that change an agent's actions in the last bits; empty for random actions.
+
+    They are device, threads, precision, planner and batch size.
+    """
+    agents = [(p.agent, size) for p, size in zip(policies, sizes, strict=True) if p.agent is not None]
     if not agents:
         return {}
     devices = sorted({agent.device.type for agent, _ in agents})
@@ -249,7 +262,7 @@ def _computing(players: Sequence[Player], sizes: Sequence[int]) -> dict[str, obj
 
 
 def _is_there(data_dir: Path, shard: Shard) -> bool:
-    """Whether a file has been played.
+    """Tell if a file has been collected.
 
     Raises:
         ValueError: a file of that name is damaged or not the one that was planned.

@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,8 @@ from numpy.typing import NDArray
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.envs.registry import SCORE_RULES, ScoreRule, family_of
-from tdmpc2.play.rollout import Actor, Episode, Frames, Job, check_playable, play
+from tdmpc2.play.actors import agent_actor
+from tdmpc2.play.rollout import Episode, Frames, Job, check_playable, play
 from tdmpc2.support.intervals import Interval, bootstrap
 from tdmpc2.tracking.progress import Progress
 
@@ -76,22 +76,6 @@ class Evaluation:
         """The score and, where there is one, its interval (``low``, ``high``), by the names they are logged under."""
         ends = {} if self.interval is None else {"low": self.interval[0], "high": self.interval[1]}
         return {self.score_label.replace(" ", "_"): self.normalized_score, **ends}
-
-
-def agent_actor(agent: TDMPC2, *, noise: bool, seed: int | None = None) -> Actor:
-    """Make an actor of a new player of the agent.
-
-    Args:
-        agent: the agent.
-        noise: add exploration noise to every action.
-        seed: of the player's draws.
-    """
-    player = agent.player(seed=seed)
-
-    def act(obs: Any, t0: Any, task_ids: Any) -> Any:
-        return player.act(obs, t0, task_ids, eval_mode=not noise)
-
-    return act
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""Players of a data set: random actions, policies and planners, each with a share of every task's episodes.
+"""BehaviourPolicys of a data set: random actions, policies and planners, each with a share of every task's episodes.
 
 They are the entries of the key ``mix`` (:mod:`tdmpc2.config.mix`) with their agents.
 """
@@ -12,43 +12,42 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.config import PLANNER_KEYS, Config, MixEntry
-from tdmpc2.play.evaluation import agent_actor
+from tdmpc2.play.actors import agent_actor, noisy_actor, random_actor
 from tdmpc2.play.rollout import Actor
 
 
 @dataclass(frozen=True)
-class Player:
-    """An entry of a mixture with its agent (None: random actions) and the checksum of the agent's file or weights."""
+class BehaviourPolicy:
+    """Entry of a mixture with its agent (None: random actions) and the checksum of the agent's file or weights."""
 
-    source: MixEntry
+    entry: MixEntry
     agent: TDMPC2 | None = None
     sha256: str | None = None
 
     def settings(self) -> dict[str, Any]:
-        """What decides the player's actions, apart from the machine they are computed on, as plain values."""
-        plain: dict[str, Any] = {"share": self.source.share, "kind": self.source.kind}
+        """List the settings that decide its actions, apart from the machine they are computed on, as plain values."""
+        plain: dict[str, Any] = {"share": self.entry.share, "kind": self.entry.kind}
         if self.agent is not None:
-            plain |= {"noise": self.source.noise, "sha256": self.sha256}
-        if self.agent is not None and self.source.kind == "planner":
+            plain |= {"noise": self.entry.noise, "sha256": self.sha256}
+        if self.agent is not None and self.entry.kind == "planner":
             plain |= {"planner": {key: getattr(self.agent.cfg, key) for key in PLANNER_KEYS}}
         return plain
 
     def actor(self, cfg: Config, seed: int) -> Actor:
-        """The player as an actor whose random numbers start at ``seed``."""
+        """Make an actor of it, whose random numbers start at ``seed``."""
         if self.agent is None:
             return random_actor(cfg, seed)
-        if self.source.noise is None:
+        if self.entry.noise is None:
             return agent_actor(self.agent, noise=True, seed=seed)
-        return noisy_actor(cfg, agent_actor(self.agent, noise=False, seed=seed), self.source.noise, seed)
+        return noisy_actor(cfg, agent_actor(self.agent, noise=False, seed=seed), self.entry.noise, seed)
 
 
-def sources_of(mix: Sequence[MixEntry] | None, checkpoint: str | None, mpc: bool) -> list[MixEntry]:
+def mixture_entries(mix: Sequence[MixEntry] | None, checkpoint: str | None, mpc: bool) -> list[MixEntry]:
     """List who plays by the keys ``mix``, ``checkpoint`` and ``mpc``: a mixture, one agent, or random actions.
 
     Returns:
@@ -67,87 +66,58 @@ def sources_of(mix: Sequence[MixEntry] | None, checkpoint: str | None, mpc: bool
     return [MixEntry(1.0, "random")]
 
 
-def load_players(sources: Sequence[MixEntry], load: Callable[..., TDMPC2]) -> list[Player]:
+def load_policies(entries: Sequence[MixEntry], load: Callable[..., TDMPC2]) -> list[BehaviourPolicy]:
     """Load every checkpoint once.
 
     Args:
-        sources: of a mixture.
+        entries: of a mixture.
         load: :func:`~tdmpc2.loading.load_agent`, perhaps with keywords bound; called with a file and ``mpc``.
 
     Raises:
         ValueError: a file that cannot be read, or agents of different tasks.
     """
     loaded: dict[str, tuple[TDMPC2, str]] = {}
-    players: list[Player] = []
-    for source in sources:
-        if source.checkpoint is None:
-            players.append(Player(source))
+    policies: list[BehaviourPolicy] = []
+    for entry in entries:
+        if entry.checkpoint is None:
+            policies.append(BehaviourPolicy(entry))
             continue
-        mpc = source.kind == "planner"
-        if source.checkpoint not in loaded:
-            loaded[source.checkpoint] = load(source.checkpoint, mpc=mpc), file_sha256(source.checkpoint)
-        agent, sha256 = loaded[source.checkpoint]
+        mpc = entry.kind == "planner"
+        if entry.checkpoint not in loaded:
+            loaded[entry.checkpoint] = load(entry.checkpoint, mpc=mpc), file_sha256(entry.checkpoint)
+        agent, sha256 = loaded[entry.checkpoint]
         if agent.cfg.mpc != mpc:  # one set of weights planning and acting without a plan
             agent = copy.copy(agent)
             agent.cfg = agent.cfg.replace(mpc=mpc)
-        players.append(Player(source, agent, sha256))
-    agents = [player for player in players if player.agent is not None]
+        policies.append(BehaviourPolicy(entry, agent, sha256))
+    agents = [policy for policy in policies if policy.agent is not None]
     for first, other in zip(agents, agents[1:], strict=False):
-        a, b = (player.agent.cfg for player in (first, other) if player.agent)
+        a, b = (policy.agent.cfg for policy in (first, other) if policy.agent)
         if (a.task_specs, a.task_ids) != (b.task_specs, b.task_ids):
             raise ValueError(
-                f"mix: {first.source.checkpoint} plays {len(a.task_ids)} tasks of '{a.task}', "
-                f"{other.source.checkpoint} {len(b.task_ids)} of '{b.task}': they need one task set, and where their "
+                f"mix: {first.entry.checkpoint} plays {len(a.task_ids)} tasks of '{a.task}', "
+                f"{other.entry.checkpoint} {len(b.task_ids)} of '{b.task}': they need one task set, and where their "
                 "tasks differ, tasks=[...] to choose some"
             )
-    return players
+    return policies
 
 
-def player_of(agent: TDMPC2 | None) -> Player:
-    """An agent in memory, with its own exploration noise, or random actions."""
+def policy_from_agent(agent: TDMPC2 | None) -> BehaviourPolicy:
+    """Make a behaviour policy of an agent in memory, with its own exploration noise; None: of random actions."""
     if agent is None:
-        return Player(MixEntry(1.0, "random"))
+        return BehaviourPolicy(MixEntry(1.0, "random"))
     digest = hashlib.sha256()
     for name, tensor in sorted(agent.model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return Player(MixEntry(1.0, "planner" if agent.cfg.mpc else "policy"), agent, digest.hexdigest())
-
-
-def random_actor(cfg: Config, seed: int) -> Actor:
-    """Uniform actions in [-1, 1] on each task's own dimensions, zero on the padding."""
-    rng = np.random.default_rng(seed)
-
-    def act(obs: np.ndarray, t0: np.ndarray, task_ids: np.ndarray) -> np.ndarray:
-        action = rng.uniform(-1, 1, (len(obs), cfg.action_dim)).astype(np.float32)
-        return action * _used(cfg, task_ids)
-
-    return act
-
-
-def noisy_actor(cfg: Config, actor: Actor, std: float, seed: int) -> Actor:
-    """An actor with Gaussian noise on each task's own dimensions, clipped to [-1, 1]."""
-    rng = np.random.default_rng(seed)
-
-    def act(obs: np.ndarray, t0: np.ndarray, task_ids: np.ndarray) -> np.ndarray:
-        action = actor(obs, t0, task_ids)
-        noise = rng.standard_normal(action.shape, np.float32)
-        return np.clip(action + np.float32(std) * noise, -1, 1) * _used(cfg, task_ids)
-
-    return act
+    return BehaviourPolicy(MixEntry(1.0, "planner" if agent.cfg.mpc else "policy"), agent, digest.hexdigest())
 
 
 def split(total: int, shares: Sequence[float]) -> list[int]:
-    """``total`` things by shares that sum to 1: rounded down, and the rest goes to the largest remainders."""
+    """Split ``total`` things by shares that sum to 1: rounded down, and the rest goes to the largest remainders."""
     exact = [total * share for share in shares]
     parts = [math.floor(value + 1e-9) for value in exact]  # 0.1 + 0.2 is more than 0.3: shares are not exact
     order = sorted(range(len(shares)), key=lambda i: (round(parts[i] - exact[i], 9), i))
     for i in order[: total - sum(parts)]:
         parts[i] += 1
     return parts
-
-
-def _used(cfg: Config, task_ids: np.ndarray) -> np.ndarray:
-    """Which action dimensions the tasks have, bool [E, A]."""
-    sizes = np.array([spec.action_dim for spec in cfg.task_specs])
-    return np.arange(cfg.action_dim) < sizes[task_ids, None]

@@ -1,4 +1,4 @@
-"""Choose the weight matrices that can be int8, by what one matrix at a time in int8 does to the outputs on real inputs."""
+"""Choose the weight matrices that can be int8, by what one of them in int8 does to the outputs on real inputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tdmpc2.config import Config
 from tdmpc2.data.placement import open_data
 from tdmpc2.data.source import STORE, find_form
 from tdmpc2.nn.world_model import WorldModel
-from tdmpc2.play.mixture import noisy_actor, random_actor
+from tdmpc2.play.actors import noisy_actor, random_actor
 from tdmpc2.play.rollout import Actor, Floats, Job, play
 from tdmpc2.quantization.recipes import OUTPUTS, RECIPES, Recipe, is_matrix, model_outputs, relative_db
 from tdmpc2.tracking.progress import progress

@@ -78,6 +78,8 @@ def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any
         if not isinstance(content, dict):
             raise ValueError("not an object")
         return content
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged [{type(error).__name__}: {error}]") from error
 

@@ -23,7 +23,7 @@ from tdmpc2.commands.hydra_app import sweep_name
 from tdmpc2.config import key_names
 from tdmpc2.data.chunks import read_chunk
 from tdmpc2.precision import execution
-from tests.helpers.commands import EVALUATE, SIZES, STUDENT, TASKS, Run, files, good, refused, start
+from tests.helpers.commands import EVALUATE, RUN, SIZES, STUDENT, TASKS, Run, files, good, refused, start
 
 # The whole path, once for this file
 
@@ -65,7 +65,7 @@ def test_evaluate(run: Run, cwd: Path) -> None:
     config = protocol["config"]
     assert (protocol["action"], protocol["precision"], protocol["planner"]) == ("planner", "fp32", "plain")
     assert (config["num_samples"], config["horizon"]) == (12, 2)  # typed
-    assert (config["num_elites"], config["iterations"], config["latent_dim"]) == (4, 1, 16)  # of the file
+    assert (config["num_elites"], config["iterations"], config["latent_dim"]) == (3, 1, 16)  # of the file, 4 of 16
     lines = (directory / "results.csv").read_text().splitlines()
     assert lines[0] == "task,seed,return,success"
     assert [line.split(",")[:2] for line in lines[1:]] == [["pendulum-spin", "100"], ["cartpole-balance", "100"]]
@@ -248,3 +248,23 @@ def test_cfg_job_prints_every_key(run: Run, tmp_path: Path) -> None:
     shown = OmegaConf.create(good(run("evaluate.py --cfg job", tmp_path)).out)
     assert set(shown) == set(key_names())
     assert not list(tmp_path.iterdir())
+
+
+def test_the_other_dialect_is_understood(run: Run, cwd: Path) -> None:
+    """`evaluate.py --checkpoint x.pt` printed Hydra's usage, `evaluate.py x.pt` a grammar error."""
+    settings = "--mpc false --tasks [pendulum-spin, cartpole-balance] --eval-episodes=1 --device cpu"
+    outcome = good(run(f"evaluate.py student.pt {settings}", cwd))
+    assert re.search(r"cartpole-balance +1 +", outcome.out)
+
+
+def test_training_takes_keys_without_a_name(run: Run, cwd: Path) -> None:
+    good(run(f"train.py {RUN} steps=2 exp_name=short teacher_config=none", cwd))
+    assert load_file(cwd / "logs/mt30/1/short/model.pt").step == 2
+
+
+def test_run_of_a_multirun_that_fails_is_named_and_the_others_go_on(run: Run, cwd: Path) -> None:
+    outcome = run(f"train.py -m {RUN} steps=2 teacher_config=null data_dir=nowhere,data", cwd)
+    assert outcome.code == 1
+    assert "error: data_dir_nowhere: " in outcome.err
+    assert "Traceback" not in outcome.err
+    assert load_file(cwd / "logs/mt30/1/data_dir_data/model.pt").step == 2

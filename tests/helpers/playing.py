@@ -12,7 +12,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config, MixEntry, parse_cfg
 from tdmpc2.envs import make_env
 from tdmpc2.play.evaluation import Evaluation, TaskResult, evaluate
-from tdmpc2.play.mixture import Player
+from tdmpc2.play.mixture import BehaviourPolicy
 from tdmpc2.play.rollout import Floats
 from tdmpc2.tasks import TaskSpec, lookup
 from tests.helpers.toy_envs import STANDS
@@ -47,8 +47,8 @@ def chunks(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.glob("chunk_*"))}
 
 
-def players(*shares: float) -> list[Player]:
-    return [Player(MixEntry(share, "random")) for share in shares]
+def policies(*shares: float) -> list[BehaviourPolicy]:
+    return [BehaviourPolicy(MixEntry(share, "random")) for share in shares]
 
 
 SMALL_AGENT: dict[str, Any] = {

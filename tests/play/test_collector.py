@@ -17,11 +17,12 @@ from tdmpc2.data.chunks import read_chunk
 from tdmpc2.envs import make_env
 from tdmpc2.envs.vector import EnvPool
 from tdmpc2.loading import load_agent
-from tdmpc2.play.collector import Shard, collect, num_envs, plan
-from tdmpc2.play.mixture import Player, load_players, noisy_actor, player_of, split
+from tdmpc2.play.actors import noisy_actor
+from tdmpc2.play.collector import Shard, collect, list_shards, num_envs
+from tdmpc2.play.mixture import BehaviourPolicy, load_policies, policy_from_agent, split
 from tdmpc2.play.rollout import Job, play
 from tdmpc2.tasks import MT30
-from tests.helpers.playing import SIZES, chunks, players, toy
+from tests.helpers.playing import SIZES, chunks, policies, toy
 from tests.helpers.toy_envs import FALLS, STANDS
 
 # Plans
@@ -29,9 +30,9 @@ from tests.helpers.toy_envs import FALLS, STANDS
 
 def test_first_files_of_all_tasks_come_first() -> None:
     cfg = Config(tasks=("walker-walk", "cup-spin"), episodes_per_task=10, episodes_per_file=3)
-    shards = plan(cfg, players(0.7, 0.3), first=5)
+    shards = list_shards(cfg, policies(0.7, 0.3), first=5)
     walk, spin = MT30.index("walker-walk"), MT30.index("cup-spin")
-    assert [(s.task_id, s.player, s.episodes) for s in shards] == [
+    assert [(s.task_id, s.policy, s.episodes) for s in shards] == [
         (walk, 0, 3), (walk, 1, 3), (spin, 0, 3), (spin, 1, 3), (walk, 0, 3), (spin, 0, 3), (walk, 0, 1), (spin, 0, 1),
     ]  # fmt: skip
     assert [s.number for s in shards] == list(range(5, 13))
@@ -42,16 +43,16 @@ def test_first_files_of_all_tasks_come_first() -> None:
 def test_a_plan_has_every_episode_once(per_task: int, per_file: int, weights: list[int]) -> None:
     cfg = Config(tasks=("walker-walk", "cup-spin"), episodes_per_task=per_task, episodes_per_file=per_file)
     shares = [weight / sum(weights) for weight in weights]
-    shards = plan(cfg, players(*shares))
-    assert shards == plan(cfg, players(*shares))
+    shards = list_shards(cfg, policies(*shares))
+    assert shards == list_shards(cfg, policies(*shares))
     assert all(1 <= shard.episodes <= per_file for shard in shards)
     for task_id in cfg.task_ids:
-        counts = [sum(s.episodes for s in shards if (s.task_id, s.player) == (task_id, i)) for i in range(len(shares))]
+        counts = [sum(s.episodes for s in shards if (s.task_id, s.policy) == (task_id, i)) for i in range(len(shares))]
         assert counts == split(per_task, shares)
 
 
 def test_batches_are_about_equal() -> None:
-    random, policy, planner = (player_of(agent) for agent in (None, TDMPC2(toy(mpc=False)), TDMPC2(toy())))
+    random, policy, planner = (policy_from_agent(agent) for agent in (None, TDMPC2(toy(mpc=False)), TDMPC2(toy())))
     assert [num_envs(planner, n) for n in (1, 4, 5, 8, 9)] == [1, 4, 3, 4, 3]
     assert [num_envs(random, n) for n in (1, 5, 100)] == [1, 3, 4]
     assert [num_envs(policy, n) for n in (1, 16, 17, 100)] == [1, 16, 9, 15]
@@ -116,7 +117,7 @@ def test_what_a_pool_builds(monkeypatch: pytest.MonkeyPatch) -> None:
         built.append(name)
         return make_env(name, seed)
 
-    monkeypatch.setattr("tdmpc2.envs.vector.make_env", make)
+    monkeypatch.setattr("tdmpc2.envs.vector.build_env", make)
     cfg = Config()
     spin, cup = (cfg.task_specs[MT30.index(name)] for name in ("pendulum-spin", "cup-spin"))
     with EnvPool(24, 6) as pool:
@@ -140,7 +141,7 @@ def test_levels_of_noise(model: str) -> None:
     obs, t0, ids = np.linspace(-1, 1, 400, dtype=np.float32).reshape(100, 4), np.ones(100, bool), np.zeros(100, int)
     for kind in ("policy", "planner"):
         sources = [MixEntry(0.25, kind, model, noise) for noise in (0.0, 0.1, 5.0, None)]
-        none, some, much, own = (player.actor(cfg, 3)(obs, t0, ids) for player in load_players(sources, load_toy))
+        none, some, much, own = (policy.actor(cfg, 3)(obs, t0, ids) for policy in load_policies(sources, load_toy))
         agent = load_toy(model, mpc=kind == "planner")
         agent.generator.manual_seed(3)
         np.testing.assert_array_equal(none, agent.act(obs, t0=t0, eval_mode=True, task=ids))
@@ -180,7 +181,7 @@ def test_one_file_for_policy_and_planner(model: str) -> None:
         loads.append(mpc)
         return load_toy(path, mpc)
 
-    policy, planner = load_players([MixEntry(0.5, "policy", model), MixEntry(0.5, "planner", model)], load)
+    policy, planner = load_policies([MixEntry(0.5, "policy", model), MixEntry(0.5, "planner", model)], load)
     assert loads == [False]
     assert policy.agent is not None
     assert planner.agent is not None
@@ -195,22 +196,29 @@ def test_agents_of_other_tasks_do_not_mix(model: str, tmp_path: Path) -> None:
     TDMPC2(Config(**SIZES)).save(tmp_path / "mt30.pt")
     sources = [MixEntry(0.5, "policy", model), MixEntry(0.5, "policy", str(tmp_path / "mt30.pt"))]
     with pytest.raises(ValueError, match=r"toy.pt plays 1 tasks of .*, .*mt30.pt 30 of 'mt30': they need one task set"):
-        load_players(sources, load_toy)
+        load_policies(sources, load_toy)
     with pytest.raises(ValueError, match=r"policy .*mt30.pt plays task=mt30, not task=tests.helpers.toy_envs"):
-        collect(toy(), load_players(sources[1:], load_toy), tmp_path / "data")
+        collect(toy(), load_policies(sources[1:], load_toy), tmp_path / "data")
 
 
 def test_a_compiled_planner_always_sees_one_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cfg = toy(episodes_per_file=4, episodes_per_task=6)
     agent = TDMPC2(cfg)
     sizes: list[int] = []
-    act = agent.act
+    make_player = agent.player
 
-    def watched(obs: Any, **keys: Any) -> Any:
-        sizes.append(len(obs))
-        return act(obs, **keys)
+    def watched_player(**keys: Any) -> Any:
+        player = make_player(**keys)
+        act = player.act
 
-    monkeypatch.setattr(agent, "act", watched)
+        def watched(obs: Any, *others: Any, **keys: Any) -> Any:
+            sizes.append(len(obs))
+            return act(obs, *others, **keys)
+
+        monkeypatch.setattr(player, "act", watched)
+        return player
+
+    monkeypatch.setattr(agent, "player", watched_player)
     collect(cfg, agent, tmp_path / "plain")
     assert set(sizes) == {4, 2}
     sizes.clear()
@@ -223,10 +231,9 @@ def test_a_compiled_planner_always_sees_one_size(monkeypatch: pytest.MonkeyPatch
 def test_it_stops_at_the_first_early_end(tmp_path: Path) -> None:
     steps: list[int] = []
     cfg = parse_cfg({"task": FALLS, "episodes_per_task": 50})
-    player = player_of(None)
-    original = player.actor(cfg, 1)
+    original = policy_from_agent(None).actor(cfg, 1)
 
-    class Watched(Player):
+    class Watched(BehaviourPolicy):
         def actor(self, cfg: Config, seed: int) -> Any:
             def act(obs: np.ndarray, t0: np.ndarray, task_ids: np.ndarray) -> np.ndarray:
                 steps.append(len(obs))

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from tdmpc2.config import MixEntry, parse_cfg
 from tdmpc2.config.mix import parse_mix
-from tdmpc2.play.mixture import sources_of, split
+from tdmpc2.play.mixture import mixture_entries, split
 
 
 def test_shares_are_scaled_to_a_sum_of_one() -> None:
     entries = ["0.5 random", "1 policy logs/a b/m.pt noise 0.3", "0.5  planner  m.pt", "2 planner m.pt noise 0"]
-    sources = sources_of(parse_mix(entries), None, True)
+    sources = mixture_entries(parse_mix(entries), None, True)
     assert sources == [
         MixEntry(0.125, "random"),
         MixEntry(0.25, "policy", "logs/a b/m.pt", 0.3),
@@ -63,11 +63,11 @@ def test_bad_entry_is_named(entry: str, message: str) -> None:
 
 
 def test_where_sources_come_from() -> None:
-    assert sources_of(None, None, True) == [MixEntry(1, "random")]
-    assert sources_of(None, "x.pt", True) == [MixEntry(1, "planner", "x.pt")]
-    assert sources_of(None, "x.pt", False) == [MixEntry(1, "policy", "x.pt")]
+    assert mixture_entries(None, None, True) == [MixEntry(1, "random")]
+    assert mixture_entries(None, "x.pt", True) == [MixEntry(1, "planner", "x.pt")]
+    assert mixture_entries(None, "x.pt", False) == [MixEntry(1, "policy", "x.pt")]
     with pytest.raises(ValueError, match=r"checkpoint=x\.pt beside mix"):
-        sources_of([MixEntry(1, "random")], "x.pt", True)
+        mixture_entries([MixEntry(1, "random")], "x.pt", True)
 
 
 @given(st.integers(0, 10_000), st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=8))

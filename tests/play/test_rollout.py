@@ -10,7 +10,7 @@ import pytest
 
 from tdmpc2.config import Config
 from tdmpc2.envs import task_spec
-from tdmpc2.play.mixture import random_actor
+from tdmpc2.play.actors import random_actor
 from tdmpc2.play.rollout import Actor, Episode, Floats, Job, play
 from tdmpc2.tasks import MT30
 from tests.helpers.playing import by_hand

@@ -12,8 +12,8 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import parse_cfg
 from tdmpc2.envs.rendering import context_module
 from tdmpc2.play import results
+from tdmpc2.play.actors import random_actor
 from tdmpc2.play.evaluation import evaluate
-from tdmpc2.play.mixture import random_actor
 from tdmpc2.play.rollout import Frames, Job, play
 from tests.helpers.toy_envs import STANDS, STANDS_FOR, ToyEnv
 

@@ -1,4 +1,4 @@
-"""From an episode store back to chunk files, which the reference code bases read."""
+"""Export an episode store to chunk files, which the reference code bases read."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def import_episodes(
 
 
 def find_store(data_dir: str | os.PathLike[str]) -> EpisodeStore | None:
-    """The store that holds the data of a directory.
+    """Find the store that holds the data of a directory.
 
     It is the directory itself, or ``store`` in it: where there are also chunk files, only if it was imported from
     files of these names and contents.
@@ -114,7 +114,7 @@ def ensure_store(
     quiet: bool = False,
     block: int = BLOCK,
 ) -> EpisodeStore:
-    """The store of a directory; all chunk files of the directory are imported to ``<data_dir>/store`` if need be.
+    """Open the store of a directory; all its chunk files are imported to ``<data_dir>/store`` if need be.
 
     A store there that was imported from some of the files is replaced once the new one is complete. One that may hold
     episodes that are nowhere else, because it was not imported from here or files of its are gone, is not.

@@ -1,4 +1,4 @@
-"""What is imported: which episodes of which files, in which order."""
+"""Select what is imported: which episodes of which files, in which order."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Selection:
-    """The episodes to import.
+    """Episodes to import.
 
     Attributes:
         meta: of the store to be, without ``files``.
@@ -128,7 +128,7 @@ class Selection:
         return cls(meta, parts, kept, ids[kept], files, label)
 
     def origins(self) -> list[str]:
-        """For each block a SHA-256 that changes with the files it is read from and the episodes taken of them."""
+        """Compute for each block a SHA-256 of the files it is read from and of the episodes taken of them."""
         stats = [part.path.stat() for part in self.parts]
         files = [
             (str(part.path.resolve()), stat.st_size, stat.st_mtime_ns)
@@ -140,13 +140,13 @@ class Selection:
         ]
 
     def pieces(self, first: int, size: int) -> Iterator[tuple[Part, Tensor]]:
-        """At most ``size`` episodes at a time of one part and one block, from kept episode ``first`` on."""
+        """Yield at most ``size`` episodes at a time of one part and one block, from kept episode ``first`` on."""
         for block in self.kept[first:].split(self.meta.block):
             for number, own in self._of_parts(block):
                 yield from ((self.parts[number], episodes) for episodes in own.split(size))
 
     def _of_parts(self, episodes: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """The parts that episodes, ascending, are in, and their numbers there."""
+        """Find the parts that episodes, ascending, are in, and their numbers there."""
         if not len(episodes):
             return
         first, last = torch.searchsorted(self._ends, episodes[[0, -1]], right=True).tolist()
@@ -186,7 +186,7 @@ def _is_store(root: Path) -> bool:
 
 
 def chunk_fingerprints(root: str | os.PathLike[str], task: str = "mt30") -> dict[str, str]:
-    """What tells the chunk files of a directory from others, by file name, without reading their data.
+    """Compute a fingerprint of each chunk file, without reading its data.
 
     A chunk file is a zip archive whose directory, some kilobytes at its end, holds a CRC-32 of each array.
 

@@ -42,7 +42,7 @@ class StoreFile:
 
 @dataclass(frozen=True)
 class StoreMeta:
-    """What ``meta.json`` says.
+    """Content of ``meta.json``.
 
     Attributes:
         task: name of the task set.
@@ -81,7 +81,7 @@ class StoreMeta:
         return self.layout.rows * self.row_format.record.itemsize
 
     def to_json(self) -> str:
-        """The text of ``meta.json``."""
+        """Write the text of ``meta.json``."""
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
 
     @classmethod
@@ -109,7 +109,7 @@ class StoreMeta:
 
 @dataclass(frozen=True, eq=False)
 class EpisodeStore:
-    """An open store. Rows are read from disk when they are touched.
+    """Open store. Rows are read from disk when they are touched.
 
     Attributes:
         path: its directory.
@@ -156,7 +156,7 @@ class EpisodeStore:
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
     def read(self, first: int, count: int) -> Tensor:
-        """Episodes ``first`` to ``first + count - 1`` in memory, [count, L+1, W]: one sequential read of the file.
+        """Read episodes ``first`` to ``first + count - 1`` into memory, [count, L+1, W], in one sequential read.
 
         Raises:
             ValueError: the disk refused, or the file was cut.
@@ -176,7 +176,7 @@ class EpisodeStore:
 
 
 def header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    """The first bytes of a ``.npy`` file."""
+    """Write the first bytes of a ``.npy`` file."""
     text = BytesIO()
     np.lib.format.write_array_header_1_0(
         text, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}

@@ -1,4 +1,4 @@
-"""The files of a frozen teacher's outputs for the episodes of a store: columns with one number for each row.
+"""Files of a frozen teacher's outputs for the episodes of a store: columns with one number for each row.
 
 <store>/targets/<teacher>-<data>/reward.npy   [N, L+1] float32; row t is of the step that led to row t, as in the store;
                                               NaN: not computed yet (row 0, to which no step leads, stays so)
@@ -35,7 +35,7 @@ _BLOCK = 4096  # episodes looked at at a time: 8 MB of MT30
 
 @dataclass(frozen=True, eq=False)
 class TeacherTargets:
-    """An open column of a teacher's outputs.
+    """Open column of a teacher's outputs.
 
     Attributes:
         store: the episodes it belongs to.
@@ -57,15 +57,15 @@ class TeacherTargets:
         return self.path / f"{self.name}.npy"
 
     def missing(self, episodes: Tensor | None = None) -> Tensor:
-        """Whether an episode lacks a number, [n] bool, for episodes [n] int64 (default: all)."""
+        """Mark the episodes that lack a number, [n] bool, among episodes [n] int64 (default: all)."""
         return torch.cat([block[:, 1:].isnan().any(1) for block in self._blocks(episodes)])
 
     def complete(self, episodes: Tensor | None = None) -> bool:
-        """Whether all numbers of episodes [n] int64 (default: all) are there."""
+        """Tell if all numbers of episodes [n] int64 (default: all) are there."""
         return not any(bool(block[:, 1:].isnan().any()) for block in self._blocks(episodes))
 
     def column(self, episodes: Tensor | None = None, device: torch.device | str = "cpu") -> Tensor:
-        """A copy of episodes [n] int64 (default: all) in the memory of a device, [n, L+1].
+        """Copy episodes [n] int64 (default: all) to the memory of a device, [n, L+1].
 
         Raises:
             ValueError: a number is missing.
@@ -89,7 +89,7 @@ class TeacherTargets:
 
 
 def open_targets(store: EpisodeStore, teacher_sha256: str, teacher_name: str, name: str = "reward") -> TeacherTargets:
-    """A column of a teacher and a store; an empty one is made if there is none.
+    """Open a column of a teacher and a store; an empty one is made if there is none.
 
     Args:
         store: the episodes.
@@ -108,7 +108,7 @@ def open_targets(store: EpisodeStore, teacher_sha256: str, teacher_name: str, na
 
 
 def verify_targets(store: EpisodeStore) -> list[str]:
-    """What is wrong with the columns of a store, one line each; reads them whole."""
+    """List damage of the columns of a store, one line each; reads them whole."""
     problems = []
     for path in sorted((store.path / "targets").glob("[!.]*/")):
         for name in [name for name in COLUMNS if (path / f"{name}.npy").exists()] or COLUMNS[:1]:
@@ -136,7 +136,7 @@ def _layout(store: EpisodeStore) -> tuple[tuple[int, int], bytes, int]:
 
 
 def _create(path: Path, name: str, store: EpisodeStore, meta: dict[str, str]) -> None:
-    """Every byte is written: filling a file with holes through a map would end the process when the disk is full."""
+    """Make an empty column. Every byte is written: a full disk would end a process that fills holes through a map."""
     (episodes, rows), start, size = _layout(store)
     temporary = path.with_name(f".{path.name}.tmp")
     try:

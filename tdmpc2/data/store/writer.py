@@ -1,4 +1,4 @@
-"""An episode store in the making: written block by block, and continued after a kill or a power cut.
+"""Write an episode store block by block, and continue after a kill or a power cut.
 
 .<out>.lock       held by the one process that writes; it means nothing once that process has ended
 .<out>.partial/   rows.npy at its full size from the beginning, and
@@ -169,7 +169,7 @@ class StoreWriter:
         clean(self.out, replaces)
 
     def is_finished(self) -> bool:
-        """Whether ``out`` is the store that this writer was to make.
+        """Tell if ``out`` is the store that this writer was to make.
 
         Raises:
             ValueError: ``out`` is there, but damaged.
@@ -203,7 +203,7 @@ class StoreWriter:
 
 
 def beside(out: Path, ending: str) -> Path:
-    """``.<out>.<ending>``."""
+    """Name the file ``.<out>.<ending>``."""
     return out.with_name(f".{out.name}.{ending}")
 
 
@@ -237,7 +237,7 @@ def reserve(descriptor: int, size: int) -> None:
 
 
 def disk_bytes(path: Path) -> int:
-    """Bytes of disk that a file takes; 0 if it is not there."""
+    """Count the bytes of disk that a file takes; 0 if it is not there."""
     if not path.exists():
         return 0
     stat = path.stat()
@@ -261,7 +261,7 @@ def discard(path: Path) -> None:
 
 
 def foreign(path: Path) -> str | None:
-    """The name of a file in a directory that no episode store has."""
+    """Find a file in a directory that no episode store has."""
     names = {entry.name for entry in path.iterdir()} - _OWN
     return min((name for name in names if not _TEMPORARY.fullmatch(name)), default=None)
 
@@ -281,7 +281,7 @@ def clean(out: Path, replaces: bool) -> None:
 
 
 def has_leftovers(out: Path) -> bool:
-    """Whether :func:`clean` has something to do."""
+    """Tell if :func:`clean` has something to do."""
     return (out / "journal").exists() or (out / _MARK).exists() or _is_replaced(beside(out, "replaced"))
 
 
@@ -323,12 +323,12 @@ def _delete(path: Path, last: str) -> None:
 
 
 def say(text: str) -> None:
-    """A line on the console that is shared with progress bars."""
+    """Print a line on the console that is shared with progress bars."""
     print_line(open_console(None), text)
 
 
 def buffers(meta: StoreMeta, size: int, count: int) -> list[Tensor]:
-    """Zeroed records [n, L+1, W] for about ``size`` bytes of episodes each."""
+    """Make zeroed records [n, L+1, W] for about ``size`` bytes of episodes each."""
     episodes = max(1, min(size // meta.episode_bytes, meta.block))
     shape = (episodes, meta.layout.rows, meta.row_format.words)
     return [torch.zeros(shape, dtype=torch.int32) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""What offline data holds, measured: returns per task, ranges of values, values that are wrong.
+"""Measure what offline data holds: returns per task, ranges of values, values that are wrong.
 
 Episodes are read in blocks, so that the memory it takes does not grow with the data.
 """
@@ -158,7 +158,7 @@ def audit(source: Source, sample: int | None = None) -> Audit:
 
 
 def describe(source: Source, measured: Audit) -> dict[str, Any]:
-    """What ``inspect`` prints, as plain values; bytes are bytes, a range without a finite value is None."""
+    """Gather what ``inspect`` prints as plain values; a range without a finite value is None."""
     layout, task = source.layout, source.task_ids
     counts = torch.bincount(task, minlength=layout.num_tasks).tolist()
     returns = measured.returns
@@ -213,7 +213,7 @@ def _episodes_in(source: Source, name: str) -> int | None:
 
 
 def _memory(layout: Layout, episodes: int) -> dict[str, Any]:
-    """What the episodes take in memory, what is free, and where ``data_device=auto`` would put them."""
+    """Compute what the episodes take in memory, what is free, and where ``data_device=auto`` would put them."""
     device = resolve_device("auto")
     free = {"cpu": available_memory(torch.device("cpu"))}
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Checking data against its checksums, and that every value that is used is finite.
+"""Check data against its checksums, and that every value that is used is finite.
 
 All damage is gathered: a problem in one file or block does not hide those in others.
 """
@@ -31,7 +31,7 @@ _BYTES = 1 << 24
 
 @dataclass
 class Verified:
-    """How much was checked, and one line per damaged file or block of episodes."""
+    """Result of a check: how much was read, and one line per damaged file or block of episodes."""
 
     files: int = 0
     episodes: int = 0
@@ -139,7 +139,7 @@ def _verify_array(
     result: Verified,
     meter: _Meter,
 ) -> None:
-    """One file of a store, block by block; ``check(data, first episode, path)`` raises for wrong values."""
+    """Check one file of a store, block by block; ``check(data, first episode, path)`` raises for wrong values."""
     expected = meta.files[path.name]
     size = (expected.bytes - len(start)) // meta.episodes  # of an episode
     blocks = range(0, meta.episodes, meta.block)
@@ -173,7 +173,7 @@ def _verify_array(
 
 
 def _made_of_other_files(root: Path) -> list[str]:
-    """A line if the store beside chunk files is not one of them; damage is reported elsewhere."""
+    """Give a line if the store beside chunk files is not one of them; damage is reported elsewhere."""
     try:
         if StoreMeta.read(root / "store" / "meta.json").source == chunk_fingerprints(root):
             return []
@@ -219,7 +219,7 @@ def _verify_chunk(path: Path, layout: Layout, result: Verified, meter: _Meter, t
 
 
 def _damaged_records(path: Path, meter: _Meter) -> list[str]:
-    """A line for each part of a chunk file, which is a zip archive, that does not have its CRC-32."""
+    """List the parts of a chunk file, which is a zip archive, that do not have their CRC-32."""
     problems = []
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():

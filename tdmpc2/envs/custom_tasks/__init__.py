@@ -17,7 +17,7 @@ _CONTROL_STEPS = 1000
 
 
 class RewardTask(suite.base.Task):
-    """A stock task with another reward."""
+    """Stock task with another reward."""
 
     def __init__(self, stock: suite.base.Task, reward: Reward) -> None:
         super().__init__(random=stock.random)
@@ -74,7 +74,7 @@ CUSTOM_TASKS: tuple[tuple[str, str], ...] = tuple(_BUILDERS)
 
 
 def load(domain: str, task: str, seed: int | None = None) -> control.Environment:
-    """A custom task as a dm_control environment, e.g. ``load("cheetah", "jump", seed=1)``.
+    """Load a custom task as a dm_control environment, e.g. ``load("cheetah", "jump", seed=1)``.
 
     ``seed`` starts the task's RandomState, which is used for first states only.
 

@@ -10,7 +10,7 @@ from tdmpc2.envs.headless import suite
 
 
 def reacher_xml(joints: int, length: float) -> str:
-    """The stock reacher with ``joints`` joints and arm segments of ``length`` metres (stock: two, 0.12)."""
+    """Build the stock reacher with ``joints`` joints and arm segments of ``length`` metres (stock: two, 0.12)."""
     root = ET.fromstring(suite.common.read_model("reacher.xml"))
     world, actuators = _find(root, "worldbody"), _find(root, "actuator")
     arm = _find(world, "body[@name='arm']")
@@ -36,7 +36,7 @@ def reacher_xml(joints: int, length: float) -> str:
 
 
 def fish_obstacles_xml() -> str:
-    """The stock fish with the boxes ``wall0`` ... ``wall3`` around the middle of its tank."""
+    """Build the stock fish with the boxes ``wall0`` ... ``wall3`` around the middle of its tank."""
     root = ET.fromstring(suite.common.read_model("fish.xml"))
     for i, xy in enumerate(["-.15 -.15", ".15 -.15", ".15 .15", "-.15 .15"]):
         box = {"name": f"wall{i}", "type": "box", "pos": f"{xy} .1", "size": ".05 .05 .1", "material": "self"}

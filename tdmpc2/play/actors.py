@@ -1,0 +1,50 @@
+"""Actors, who choose the actions of the environments that are played side by side: an agent, noise, chance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.config import Config
+from tdmpc2.play.rollout import Actor
+
+
+def agent_actor(agent: TDMPC2, *, noise: bool, seed: int | None = None) -> Actor:
+    """Let a player of the agent act; ``noise`` adds exploration noise to every action, ``seed`` is the player's."""
+    player = agent.player(seed=seed)
+
+    def act(obs: Any, t0: Any, task_ids: Any) -> Any:
+        return player.act(obs, t0, task_ids, eval_mode=not noise)
+
+    return act
+
+
+def random_actor(cfg: Config, seed: int) -> Actor:
+    """Draw uniform actions in [-1, 1] on each task's own dimensions, zero on the padding."""
+    rng = np.random.default_rng(seed)
+
+    def act(obs: np.ndarray, t0: np.ndarray, task_ids: np.ndarray) -> np.ndarray:
+        action = rng.uniform(-1, 1, (len(obs), cfg.action_dim)).astype(np.float32)
+        return action * _used(cfg, task_ids)
+
+    return act
+
+
+def noisy_actor(cfg: Config, actor: Actor, std: float, seed: int) -> Actor:
+    """Add Gaussian noise to an actor's actions on each task's own dimensions, clipped to [-1, 1]."""
+    rng = np.random.default_rng(seed)
+
+    def act(obs: np.ndarray, t0: np.ndarray, task_ids: np.ndarray) -> np.ndarray:
+        action = actor(obs, t0, task_ids)
+        noise = rng.standard_normal(action.shape, np.float32)
+        return np.clip(action + np.float32(std) * noise, -1, 1) * _used(cfg, task_ids)
+
+    return act
+
+
+def _used(cfg: Config, task_ids: np.ndarray) -> np.ndarray:
+    """Mark the action dimensions that the tasks have, bool [E, A]."""
+    sizes = np.array([spec.action_dim for spec in cfg.task_specs])
+    return np.arange(cfg.action_dim) < sizes[task_ids, None]

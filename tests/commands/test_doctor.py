@@ -1,0 +1,87 @@
+"""The doctor: everything is looked at, remedies are lines to type, and it survives a broken installation."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+
+import pytest
+import torch
+
+from tdmpc2.commands import doctor
+from tdmpc2.commands.doctor import BROKEN, MISSING, OK, Finding
+from tdmpc2.envs import rendering
+from tdmpc2.support.extras import EXTRAS
+
+
+def by_name(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.name: finding for finding in findings}
+
+
+def test_report_covers_every_area(capsys: pytest.CaptureFixture[str]) -> None:
+    doctor.main([])
+    out = capsys.readouterr().out
+    for heading in ("Versions", "Processor", "Accelerators", "Rendering", "Optional", "Places"):
+        assert f"\n{heading}\n" in f"\n{out}"
+    assert f"torch               {torch.__version__}" in out
+    assert out.splitlines()[-1].startswith("0 broken (!), ")
+
+
+def test_json_is_one_object(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda: [Finding("Optional", "video", MISSING, "x", "pip install imageio")])
+    doctor.main(["--json"])
+    report = json.loads(capsys.readouterr().out)
+    (finding,) = report["findings"]
+    assert (finding["status"], finding["remedy"]) == ("missing", "pip install imageio")
+
+
+def test_package_that_is_absent_is_broken_and_installable(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "wandb":
+            raise metadata.PackageNotFoundError(name)
+        return "0.9" if name == "gymnasium" else real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    found = by_name(list(doctor.packages()))
+    assert (found["wandb"].status, found["wandb"].detail) == (BROKEN, "not installed")
+    assert found["wandb"].remedy.startswith("pip install 'wandb>=")
+    assert found["gymnasium"].detail.startswith("0.9, but ")
+    assert found["torch"].status == OK
+
+
+def test_broken_package_ends_with_code_1_and_hides_what_needs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "packages", lambda: [Finding("Versions", "torch", BROKEN, "not installed", "pip ...")])
+    with pytest.raises(SystemExit) as ended:
+        doctor.main([])
+    assert ended.value.code == 1
+    out = capsys.readouterr().out
+    assert " ! torch" in out
+    assert "Processor" not in out
+    assert "\nPlaces\n" in out
+
+
+def test_optional_packages_have_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "missing_packages", lambda name: ["imageio"] if name == "video" else [])
+    found = by_name(list(doctor.optional_packages()))
+    assert found["video"].remedy == "pip install imageio imageio-ffmpeg"
+    assert all(found[name].status == OK for name in EXTRAS if name != "video")
+
+
+@pytest.mark.parametrize(("working", "remedies"), [(["egl"], ["", ""]), ([], ["libegl1", "libosmesa6"])])
+def test_rendering_needs_one_backend(working: list[str], remedies: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "backends", lambda: ("egl", "osmesa"))
+    monkeypatch.setattr(rendering, "backend_works", working.__contains__)
+    found = list(doctor.rendering())
+    assert [finding.remedy.removeprefix("apt-get install ") for finding in found] == remedies
+
+
+def test_area_that_fails_is_itself_a_finding() -> None:
+    def accelerators() -> list[Finding]:
+        raise RuntimeError("driver and library versions differ")
+
+    (finding,) = doctor._safely(accelerators)
+    assert (finding.status, finding.detail) == (BROKEN, "RuntimeError: driver and library versions differ")

@@ -1,0 +1,125 @@
+"""Command lines as overrides for Hydra: keys, quoting, flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tdmpc2.commands.overrides import parse, read_line
+
+GROUPS = ("student_config", "teacher_config")
+
+
+def overrides(*words: str, groups: tuple[str, ...] = (), bare: str | None = "checkpoint") -> list[str]:
+    return list(read_line(words, groups, bare).overrides)
+
+
+def test_key_without_a_name_is_the_students() -> None:
+    typed = ["steps=100", "--task", "walker-walk", "student_config.seed=2", "teacher_config.checkpoint=t.pt"]
+    assert overrides(*typed, groups=GROUPS) == [
+        "student_config.steps=100",
+        "student_config.task=walker-walk",
+        "student_config.seed=2",
+        "teacher_config.checkpoint=t.pt",
+    ]
+
+
+@pytest.mark.parametrize("value", ["null", "none"])
+def test_none_is_null(value: str) -> None:
+    assert overrides(f"teacher_config={value}", groups=GROUPS) == ["teacher_config=null"]
+    assert overrides(f"compare={value}") == ["compare=null"]
+
+
+def test_value_without_a_key_is_the_checkpoint() -> None:
+    """`evaluate.py some/file.pt` was "mismatched input"."""
+    assert overrides("some/file.pt", "mpc=false") == ["checkpoint=some/file.pt", "mpc=false"]
+
+
+def test_value_without_a_key_is_refused_where_it_could_be_two() -> None:
+    with pytest.raises(ValueError, match=r"'x.pt' is not of the form key=value: write checkpoint=x.pt, for example"):
+        overrides("x.pt", groups=GROUPS, bare=None)
+
+
+@pytest.mark.parametrize(
+    "path", ["a(1).pt", "a=b.pt", "with space=1.pt", "ü.pt", "[x].pt", "a'b.pt", "a'b\".pt", "C:\\a(1)\\b.pt", "#1\\"]
+)
+def test_path_is_quoted_where_hydra_needs_it(path: str) -> None:
+    (override,) = parse(overrides(f"checkpoint={path}")) if path[0] != "[" else parse(overrides(f"exp_name=x{path}"))
+    assert override.value() == (path if path[0] != "[" else f"x{path}")
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF, exclude_characters="$[{~,"), min_size=1))
+def test_text_arrives_as_it_was_typed(text: str) -> None:
+    """Whatever stands behind the equals sign; lists, interpolations, sweeps and null are a language of their own."""
+    (override,) = parse(overrides(f"exp_name={text}"))
+    if text.strip().lower() in ("null", "none") or text[0] in "'\"":
+        return
+    value = override.value()
+    assert str(value).lower() == text.strip().lower() if isinstance(value, bool) else value in (text, text.strip())
+
+
+@pytest.mark.parametrize("name", ["007", "1e5", "2024"])
+def test_name_that_looks_like_a_number_stays_a_name(name: str) -> None:
+    (override,) = parse(overrides(f"exp_name={name}"))
+    assert override.value() == name
+
+
+@pytest.mark.parametrize("typed", ["tasks=[a,b]", "tasks=a,b", "--tasks a b", "--tasks a,b", "tasks=[a, b]"])
+def test_list_may_be_written_in_many_ways(typed: str) -> None:
+    (override,) = parse(overrides(*typed.split()))
+    assert override.value() == ["a", "b"]
+
+
+def test_comma_is_a_sweep_in_a_multirun() -> None:
+    line = read_line(["--multirun", "seed=1,2", "data_dir=a,b"], GROUPS)
+    assert line.flags == ["--multirun"]
+    assert line.overrides == ["student_config.seed=1,2", "student_config.data_dir=a,b"]
+    assert all(override.is_sweep_override() for override in parse(line.overrides))
+
+
+def test_comma_without_multirun_says_what_to_add() -> None:
+    with pytest.raises(ValueError, match=r"lr=1,2 names several values: add --multirun for one run of each"):
+        overrides("lr=1,2")
+
+
+def test_existing_file_with_a_comma_is_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "a,b.pt"
+    path.touch()
+    (override,) = parse(overrides(f"checkpoint={path}"))
+    assert override.value() == str(path)
+
+
+def test_flags_of_hydra_may_stand_anywhere() -> None:
+    """Hydra itself takes overrides only in a row."""
+    line = read_line(["steps=1", "--cfg", "job", "seed=2", "-m", "--info"])
+    assert (line.flags, line.overrides) == (["--cfg", "job", "-m", "--info"], ["steps=1", "seed=2"])
+
+
+def test_settings_of_hydra_pass() -> None:
+    typed = ["hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=1"]
+    assert overrides(*typed, groups=GROUPS) == typed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["stepz=1"], "Unknown key 'stepz' .*Did you mean 'steps'"),
+        (["--stepz", "1"], "Unknown key 'stepz' .*Did you mean 'steps'"),
+        (["student_config.stepz=1"], "'stepz' in student_config on the command line. Did you mean 'steps'"),
+        (["techer_config=null"], "Unknown key 'techer_config' .*Did you mean 'teacher_config'"),
+        (["+new=1"], "Unknown key 'new'"),
+        (["--steps"], "steps needs a value"),
+        (["-x"], "Unknown option -x"),
+        (["--cfg", "jub"], "invalid choice: 'jub'"),
+        (["tasks=[a]]"], "tasks=.*brackets do not match"),
+        (["tasks=[a,b"], "a bracket is not closed"),
+        (["tasks=[a=b,c]"], "cannot be read: put texts with = .* in single quotes"),
+    ],
+)
+def test_mistake_is_said_in_one_line(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        read_line(words, GROUPS)
+    assert "\n" not in str(caught.value)
