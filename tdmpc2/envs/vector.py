@@ -14,7 +14,7 @@ from types import TracebackType
 
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from tdmpc2.envs.registry import build, family_of
+from tdmpc2.envs.registry import build_env, family_of
 from tdmpc2.envs.wrappers import PadEnv
 from tdmpc2.tasks import TaskSpec
 
