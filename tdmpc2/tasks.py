@@ -1,7 +1,6 @@
 """The task table: what a model must know of a task without building its simulator.
 
-A task's position in its task set is its id. MT30 and MT80 share the first 30 ids
-(specification ``mt30_tasks.md``, sections 1 and 9.1).
+A task's position in its task set is its id. MT30 and MT80 share the first 30 ids.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Custom tasks that also choose their first states (specification, sections 4.8 and 5.5)."""
+"""Custom tasks that also choose their first states."""
 
 from __future__ import annotations
 
