@@ -1,4 +1,4 @@
-"""MPPI planning as a function of (model, latents, plan state), batched over environments (specification section 11).
+"""MPPI planning as a function of (model, latents, plan state): docs/algorithm.md, "Planning".
 
 Nothing is kept between calls and no randomness is hidden: the caller passes the previous plan's mean and a
 :class:`PlanNoise`. E environments, H horizon, S samples, P policy samples, A actions, D latent.

@@ -22,13 +22,17 @@ APP = App("train", __doc__, "generic", groups=("student_config", "teacher_config
 @job
 def run(cfg: DictConfig) -> None:
     """Train what a composed configuration describes."""
-    from tdmpc2.support.runtime import keep_freed_memory
+    from tdmpc2.support.runtime import is_main_process, keep_freed_memory
     from tdmpc2.training.offline import train
 
     keep_freed_memory()  # of the whole process, so it is the command's business and not the agent's
     student = parse_cfg(composed(cfg.student_config), "student_config")
     taught = has_teacher(cfg.get("teacher_config"))
     train(student, parse_cfg(composed(cfg.teacher_config), "teacher_config") if taught else None)
+    if student.save_csv and not student.dry_run and is_main_process():
+        from tdmpc2.studies.curves import draw_run
+
+        print(draw_run(student.run_dir))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

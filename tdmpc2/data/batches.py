@@ -31,7 +31,7 @@ class Batches:
         self._since = perf_counter()
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches; an error of a thread is raised here, at the step it belongs to."""
+        """Yield the batches; an error of a thread is raised here, at the step it belongs to."""
         self._since = perf_counter()
         if not self._ahead:
             for step in self._steps:
@@ -54,10 +54,14 @@ class Batches:
             finally:
                 threads.shutdown(cancel_futures=True)
 
-    def take_wait(self) -> float:
-        """Share of the time since the last call (or the beginning) that was spent waiting for a batch, 0 to 1."""
+    def take_wait(self, paused: float = 0.0) -> float:
+        """Return the share of the time since the last call (or the beginning) spent waiting for a batch, 0 to 1.
+
+        Args:
+            paused: seconds of that time that do not count, such as those of an evaluation.
+        """
         now = perf_counter()
-        share = self._waited / max(now - self._since, 1e-9)
+        share = self._waited / max(now - self._since - paused, 1e-9)
         self._waited, self._since = 0.0, now
         return min(share, 1.0)
 

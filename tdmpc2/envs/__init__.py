@@ -10,7 +10,7 @@ from typing import Protocol
 import gymnasium
 
 from tdmpc2.envs.multitask import MultiTaskEnv
-from tdmpc2.envs.registry import family_of
+from tdmpc2.envs.registry import build_env, family_of
 from tdmpc2.envs.wrappers import Env
 from tdmpc2.tasks import TASK_SETS, TASKS, TaskSpec, lookup, task_names
 
@@ -50,7 +50,7 @@ def make_env(task: str | EnvConfig, seed: int | None = None, *, render_mode: str
         task = task.task_specs[0].name
     if task in TASK_SETS:
         return MultiTaskEnv([lookup(name) for name in task_names(task)], seed, render_mode)
-    return family_of(task).build(task, seed, render_mode)
+    return build_env(task, seed, render_mode)
 
 
 def check_task(name: str) -> None:

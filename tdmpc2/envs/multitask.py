@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 
+from tdmpc2.envs.registry import build_env
 from tdmpc2.envs.wrappers import Action, Info, Observation, PadEnv
 from tdmpc2.tasks import TaskSpec, nearest
 
@@ -71,6 +72,4 @@ class MultiTaskEnv(gymnasium.Env[Observation, Action]):
         return self._envs[self._task["task"]]
 
     def _build(self, task: str) -> PadEnv:
-        from tdmpc2.envs import make_env
-
-        return PadEnv(make_env(task, self._seed, render_mode=self.render_mode), self._obs_dim, self._action_dim)
+        return PadEnv(build_env(task, self._seed, self.render_mode), self._obs_dim, self._action_dim)

@@ -148,6 +148,11 @@ def family_of(name: str) -> Family:
     return next(family for family in FAMILIES if re.fullmatch(family.pattern, name))
 
 
+def build_env(task: str, seed: int | None, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
+    """Build the environment of one task; see :func:`tdmpc2.envs.make_env`."""
+    return family_of(task).build(task, seed, render_mode)
+
+
 def score_rule(spec: TaskSpec) -> ScoreRule:
     """Find how episodes of a task are scored; ``score_rule(spec).score(returns, successes)`` does it."""
     return SCORE_RULES["success" if spec.success_score else family_of(spec.name).score]

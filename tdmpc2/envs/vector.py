@@ -14,8 +14,7 @@ from types import TracebackType
 
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from tdmpc2.envs import make_env
-from tdmpc2.envs.registry import family_of
+from tdmpc2.envs.registry import build_env, family_of
 from tdmpc2.envs.wrappers import PadEnv
 from tdmpc2.tasks import TaskSpec
 
@@ -40,7 +39,7 @@ def make_vec_env(
         raise ValueError(f"{len(specs)} tasks and {len(seeds)} seeds: give one seed for each task, and at least one.")
 
     def build(spec: TaskSpec, seed: int) -> PadEnv:
-        return PadEnv(make_env(spec.name, seed, render_mode=render_mode), obs_dim, action_dim)
+        return PadEnv(build_env(spec.name, seed, render_mode), obs_dim, action_dim)
 
     builders = [partial(build, spec, int(seed)) for spec, seed in zip(specs, seeds, strict=True)]
     envs = SyncVectorEnv(builders, autoreset_mode=AutoresetMode.DISABLED)
@@ -79,7 +78,7 @@ class EnvPool:
         for spec in specs:
             kept = self._kept.setdefault(spec.name, [])
             if used[spec.name] == len(kept):
-                kept.append(PadEnv(make_env(spec.name, 0), *self._sizes))
+                kept.append(PadEnv(build_env(spec.name, 0), *self._sizes))
             envs.append(kept[used[spec.name]])
             used[spec.name] += 1
         return SyncVectorEnv([partial(_same, env) for env in envs], autoreset_mode=AutoresetMode.DISABLED)

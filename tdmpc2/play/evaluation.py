@@ -1,7 +1,7 @@
-"""Scoring an agent by playing real episodes (specification section 12).
+"""Scoring an agent by playing real episodes: docs/algorithm.md, "Evaluation protocol".
 
-A task's score is return / 10 (dm_control) or 100 x success (Meta-World); the normalised score is the mean over tasks.
-Intervals are 95 % bootstrap intervals over episodes, resampled within each task.
+How the episodes of a task become scores is on the row of its family in :mod:`tdmpc2.envs.registry`; the score of an
+evaluation is the mean over its tasks. Intervals are 95 % bootstrap intervals over episodes, resampled within each task.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
+from tdmpc2.envs.registry import SCORE_RULES, ScoreRule, family_of
 from tdmpc2.play.actors import agent_actor
 from tdmpc2.play.rollout import Episode, Frames, Job, check_playable, play
+from tdmpc2.support.intervals import Interval, bootstrap
 from tdmpc2.tracking.progress import Progress
-
-Interval = tuple[float, float]
-_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,19 @@ class TaskResult:
     success_score: bool
 
     @property
+    def rule(self) -> ScoreRule:
+        """How its episodes are scored."""
+        return SCORE_RULES["success" if self.success_score else family_of(self.task).score]
+
+    @property
     def scores(self) -> NDArray[np.float64]:
-        """Normalised score of each episode, [n]."""
-        return 100 * np.array(self.successes) if self.success_score else np.array(self.returns) / 10
+        """Score of each episode, [n]."""
+        return self.rule.score(np.array(self.returns), np.array(self.successes))
+
+    @property
+    def knows_success(self) -> bool:
+        """True if success means something here: the task is scored by it, or an episode reported one."""
+        return self.success_score or family_of(self.task).success == "always" or any(self.successes)
 
 
 @dataclass(frozen=True)
@@ -49,23 +58,24 @@ class Evaluation:
 
     @property
     def normalized_score(self) -> float:
-        """Mean over tasks of the mean episode score."""
+        """Mean over tasks of the mean episode score; see :attr:`score_label` for its scale."""
         return float(np.mean([result.scores.mean() for result in self.tasks]))
 
     @property
+    def score_label(self) -> str:
+        """Name of the score: ``normalized score``, or ``return`` where returns have no known scale."""
+        rules = [result.rule for result in self.tasks]
+        return next((rule.label for rule in rules if not rule.normalized), SCORE_RULES["return/10"].label)
+
+    @property
     def interval(self) -> Interval | None:
-        """95 % bootstrap interval of the normalised score; None with one episode per task."""
+        """95 % bootstrap interval of the score; None with one episode per task."""
         return bootstrap([result.scores for result in self.tasks])
 
-
-def bootstrap(samples: Sequence[NDArray[np.float64]], seed: int = 0) -> Interval | None:
-    """95 % interval of the mean of the samples' means, each sample resampled on its own; None if one has one value."""
-    if any(len(sample) < 2 for sample in samples):
-        return None
-    rng = np.random.default_rng(seed)
-    means = np.mean([rng.choice(sample, (_RESAMPLES, len(sample))).mean(1) for sample in samples], 0)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    def metrics(self) -> dict[str, float]:
+        """The score and, where there is one, its interval (``low``, ``high``), by the names they are logged under."""
+        ends = {} if self.interval is None else {"low": self.interval[0], "high": self.interval[1]}
+        return {self.score_label.replace(" ", "_"): self.normalized_score, **ends}
 
 
 def evaluate(
@@ -126,21 +136,21 @@ def evaluate(
 
 
 def _results(cfg: Config, episodes: Sequence[Episode]) -> Evaluation:
-    """Of the tasks that were played."""
+    """Gather the results of those tasks that have been played."""
     played = {episode.job.task_id for episode in episodes}
     return Evaluation(tuple(_task_result(cfg, episodes, task_id) for task_id in cfg.task_ids if task_id in played))
 
 
 def num_steps(cfg: Config) -> int:
-    """Agent steps of a whole evaluation."""
+    """Count the agent's steps in a whole evaluation."""
     return cfg.eval_episodes * sum(cfg.task_specs[task_id].episode_length for task_id in cfg.task_ids)
 
 
 def side_by_side(cfg: Config, num_jobs: int, agent: TDMPC2) -> int:
-    """Environments per batch; all batches are of one size where a planner is compiled for one.
+    """Choose how many environments play at a time.
 
-    On a processor at most four, whose activations fit its caches, or eight with the kernels, which take a few rows at a
-    time; on CUDA as many as the activations of planning have room for.
+    On a CPU at most 4, or 8 with the kernels, so that the activations of planning stay in its caches; on CUDA as many
+    as fit into memory. All batches are of one size where the planner is compiled for one.
     """
     device = agent.device
     most = 8 if agent.planner.kind == "kernels" else 4
@@ -153,7 +163,7 @@ def side_by_side(cfg: Config, num_jobs: int, agent: TDMPC2) -> int:
 
 
 def _rank_seed(seed: int, rank: int) -> int:
-    """A seed of its own for each process, the given one for the first; a CPU generator reads 32 bits of it."""
+    """Give each process a seed of its own, the first one the given seed; a CPU generator reads 32 bits of it."""
     return (seed + rank * 0x9E3779B9) % 2**32
 
 
@@ -180,7 +190,10 @@ def _task_result(cfg: Config, episodes: Sequence[Episode], task_id: int) -> Task
 
 
 def compare(first: Evaluation, second: Evaluation) -> tuple[float, Interval | None]:
-    """Difference of normalised scores (first minus second) and its interval over pairs of equally seeded episodes.
+    """Compare two evaluations of the same episodes.
+
+    Returns:
+        The difference of their scores, first minus second, and its interval over pairs of equally seeded episodes.
 
     Raises:
         ValueError: different tasks or seeds.

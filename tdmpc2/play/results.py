@@ -12,54 +12,73 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich import box
 from rich.table import Table
 
-from tdmpc2.play.evaluation import Evaluation, Interval, bootstrap
+from tdmpc2.play.evaluation import Evaluation
+from tdmpc2.play.protocols import difference
 from tdmpc2.support.extras import install_hint
-from tdmpc2.support.files import replacing, write_text
+from tdmpc2.support.files import read_json, replacing, write_text
+from tdmpc2.support.intervals import Interval, bootstrap, format_interval
+from tdmpc2.support.tables import Cells, terminal_table
 
 
-def table_rows(result: Evaluation) -> list[tuple[str, int, float, float, Interval | None]]:
-    """Per task: name, episodes, mean return, mean success, 95 % interval of the mean return."""
+class TaskRow(NamedTuple):
+    """The results of one task in numbers."""
+
+    task: str
+    episodes: int
+    mean_return: float
+    success: float | None  # mean; None where the task has no notion of success
+    interval: Interval | None  # of the mean return; None with one episode
+
+
+def table_rows(result: Evaluation) -> list[TaskRow]:
+    """Summarise every task of an evaluation."""
     return [
-        (
+        TaskRow(
             t.task,
             len(t.returns),
             float(np.mean(t.returns)),
-            float(np.mean(t.successes)),
+            float(np.mean(t.successes)) if t.knows_success else None,
             bootstrap([np.array(t.returns)]),
         )
         for t in result.tasks
     ]
 
 
-def format_interval(interval: Interval | None) -> str:
-    """``[low, high]`` with one decimal; ``-`` if unknown."""
-    return f"[{interval[0]:.1f}, {interval[1]:.1f}]" if interval else "-"
-
-
 def table(result: Evaluation, title: str) -> Table:
-    """One row per task and the normalised score below."""
-    view = Table("task", "episodes", "return", "95 % interval", "success", title=title, box=box.SIMPLE)
-    for column in view.columns[1:]:
-        column.justify = "right"
-    for name, count, mean, success, interval in table_rows(result):
-        view.add_row(name, str(count), f"{mean:.1f}", format_interval(interval), f"{success:.2f}")
-    view.add_section()
-    view.add_row("normalized score", "", f"{result.normalized_score:.2f}", format_interval(result.interval), "")
-    return view
+    """Arrange the results for the terminal: a row per task and the score below.
+
+    There is a column for success only where one of the tasks has a notion of it.
+    """
+    rows = table_rows(result)
+    succeeds = any(row.success is not None for row in rows)
+    headings = ["task", "episodes", "return", "95 % interval", *(["success"] if succeeds else [])]
+    cells = [
+        [
+            row.task,
+            str(row.episodes),
+            f"{row.mean_return:.1f}",
+            format_interval(row.interval),
+            *(["-" if row.success is None else f"{row.success:.2f}"] if succeeds else []),
+        ]
+        for row in rows
+    ]
+    label = result.score_label if result.score_label != "return" else "mean return"
+    total = [label, "", f"{result.normalized_score:.2f}", format_interval(result.interval), *([""] if succeeds else [])]
+    return terminal_table(Cells(title, headings, cells, total))
 
 
 @contextlib.contextmanager
 def fresh_directory(path: Path) -> Iterator[Path]:
-    """``path``, or the first of ``path-2``, ``path-3``, ... without results, which no other process will be given.
+    """Take a directory without results: ``path``, or the first free one of ``path-2``, ``path-3``, ...
 
-    It is taken by an empty ``results.csv``. If that is still empty in the end, it is left as it was found.
+    An empty ``results.csv`` keeps other processes out of it. If that is still empty in the end, the directory is left
+    as it was found.
     """
     path = path.absolute()
     for number in itertools.count(1):
@@ -78,13 +97,24 @@ def fresh_directory(path: Path) -> Iterator[Path]:
 
 
 def write_results(directory: Path, result: Evaluation, protocol: dict[str, Any]) -> None:
-    """``results.json`` (protocol, versions, scores), and :func:`write_episodes`."""
+    """Write ``results.json`` (protocol, versions, scores) and ``results.csv``, see :func:`write_episodes`.
+
+    Raises:
+        ValueError: the disk refused.
+    """
     tasks = [
-        {"task": name, "episodes": n, "return": mean, "success": success, "return_interval": interval}
-        for name, n, mean, success, interval in table_rows(result)
+        {
+            "task": row.task,
+            "episodes": row.episodes,
+            "return": row.mean_return,
+            "success": row.success,
+            "return_interval": row.interval,
+        }
+        for row in table_rows(result)
     ]
     summary = {
         "normalized_score": result.normalized_score,
+        "score_label": result.score_label,
         "interval": result.interval,
         "protocol": protocol,
         "versions": versions(),
@@ -94,24 +124,50 @@ def write_results(directory: Path, result: Evaluation, protocol: dict[str, Any])
     write_text(directory / "results.json", json.dumps(summary, indent=2) + "\n")
 
 
+def why_another(directory: Path, wanted: Path, protocol: dict[str, Any]) -> str:
+    """Say why results are not in the directory that was wanted.
+
+    Args:
+        directory: where they are, as from :func:`fresh_directory`.
+        wanted: what it was asked for.
+        protocol: of this evaluation.
+
+    Returns:
+        In brackets what the results there differ in, or nothing if this is the directory that was wanted.
+    """
+    if directory.absolute() == wanted.absolute():
+        return ""
+    try:
+        earlier = read_json(wanted / "results.json")["protocol"]
+        changes = difference(earlier, protocol)
+    except (ValueError, KeyError, TypeError):  # unfinished, or made by hand
+        return f" ({wanted.name} holds other results)"
+    return f" ({wanted.name} holds the same with {changes})" if changes else f" ({wanted.name} holds an earlier try)"
+
+
 def write_episodes(directory: Path, result: Evaluation) -> None:
-    """``results.csv``: every episode's task, seed, return and success."""
+    """Write ``results.csv``: every episode's task, seed, return and success, which is empty where it means nothing.
+
+    Raises:
+        ValueError: the disk refused.
+    """
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["task", "seed", "return", "success"])
     for t in result.tasks:
-        writer.writerows(zip([t.task] * len(t.seeds), t.seeds, t.returns, t.successes, strict=True))
+        successes = t.successes if t.knows_success else [""] * len(t.seeds)
+        writer.writerows(zip([t.task] * len(t.seeds), t.seeds, t.returns, successes, strict=True))
     write_text(directory / "results.csv", text.getvalue())
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything a score depends on."""
+    """Look up the versions of everything a score depends on."""
     packages = ("torch", "dm_control", "mujoco", "gymnasium", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def video_writer() -> ModuleType:
-    """The library that writes videos.
+    """Import the library that writes videos.
 
     Raises:
         ValueError: imageio with its ffmpeg plugin is not installed.
@@ -125,7 +181,7 @@ def video_writer() -> ModuleType:
 
 
 def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], fps: int = 25) -> None:
-    """An mp4 of rendered frames, written atomically.
+    """Write rendered frames as an mp4 file.
 
     Raises:
         ValueError: see :func:`video_writer`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich import get_console
@@ -13,6 +12,8 @@ from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.loading import load_agent
 from tdmpc2.play import results
 from tdmpc2.play.evaluation import Evaluation, compare, evaluate, num_steps
+from tdmpc2.play.protocols import checkpoint_name
+from tdmpc2.support.intervals import format_interval
 from tdmpc2.support.runtime import set_num_threads
 
 
@@ -35,13 +36,13 @@ def score_files(paths: Sequence[str], keys: Mapping[str, Any]) -> None:
     scores = [score(path, agent) for path, agent in zip(paths, agents, strict=True)]
     if len(scores) == 2:
         difference, interval = compare(*scores)
-        print(f"{paths[0]} minus {paths[1]}: {difference:+.2f} {results.format_interval(interval)}")
-    print(f"Normalized score: {scores[0].normalized_score:.2f}")
+        print(f"{paths[0]} minus {paths[1]}: {difference:+.2f} {format_interval(interval)}")
+    print(f"{scores[0].score_label.capitalize()}: {scores[0].normalized_score:.2f}")
 
 
 def score(path: str, agent: TDMPC2) -> Evaluation:
     """Evaluate the agent of a file; print its table and leave results and videos in a run directory."""
-    name = Path(path).stem if Path(path).stem != "model" else Path(path).absolute().parent.name
+    name = checkpoint_name(path)
     cfg = agent.cfg.replace(checkpoint=path, exp_name=agent.cfg.exp_name or f"eval-{name}")
     compilation = agent.compile_planner(num_steps(cfg))
     protocol = {
@@ -69,5 +70,5 @@ def score(path: str, agent: TDMPC2) -> Evaluation:
         )
         get_console().print(results.table(result, name))
         results.write_results(directory, result, protocol)
-    print(f"Results: {directory}")
+    print(f"Results: {directory}{results.why_another(directory, cfg.run_dir, protocol)}")
     return result

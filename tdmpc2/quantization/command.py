@@ -19,6 +19,7 @@ from tdmpc2.quantization import measure as measuring
 from tdmpc2.quantization import report as reports
 from tdmpc2.quantization.recipes import RECIPES, module_errors
 from tdmpc2.support.runtime import set_num_threads
+from tdmpc2.support.tables import terminal_table
 from tdmpc2.tasks import nearest
 
 
@@ -98,7 +99,7 @@ def quantize(
     modules = {name: module_errors(checkpoint.model, payloads[name]["model"]) for name in targets}
     report = reports.Report(str(source), inputs, settings, rows, found, mixed, limit_db, modules)
     for cells in reports.tables(report):
-        get_console().print(reports.rich_table(cells))
+        get_console().print(terminal_table(cells))
     print("\n".join(reports.write_report(report, report_files)))
 
 

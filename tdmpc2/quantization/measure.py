@@ -17,10 +17,10 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.play.evaluation import Evaluation, compare, evaluate, num_steps
-from tdmpc2.play.results import format_interval
 from tdmpc2.quantization.calibration import Inputs
 from tdmpc2.quantization.recipes import output_errors, plain_errors
 from tdmpc2.quantization.regret import plan_regrets
+from tdmpc2.support.intervals import format_interval
 from tdmpc2.tracking.progress import Progress, progress
 
 _BATCH = 12  # environments that are planned for at once

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.box import SIMPLE
-from rich.table import Table
 
-from tdmpc2.play.results import format_interval, versions
+from tdmpc2.play.results import versions
 from tdmpc2.quantization.calibration import Inputs, Sensitivity
 from tdmpc2.quantization.figure import quantization_figure
 from tdmpc2.quantization.measure import Settings
 from tdmpc2.quantization.recipes import OUTPUTS, ModuleError, plain_errors
 from tdmpc2.support.files import write_text
+from tdmpc2.support.intervals import format_interval
+from tdmpc2.support.tables import Cells, markdown_table
 
 _CAPTION = """\
 Errors: RMS over the inputs, in dB relative to the RMS of the float32 model's own output (-20 dB: 10 %, -40 dB: 1 %);
@@ -44,16 +44,8 @@ class Report(NamedTuple):
     modules: dict[str, dict[str, ModuleError]]  # of the recipes that were written
 
 
-class Cells(NamedTuple):
-    """One table."""
-
-    title: str
-    headings: list[str]
-    rows: list[list[str]]
-
-
 def tables(report: Report) -> list[Cells]:
-    """Costs and errors of the recipes, and errors of every matrix alone."""
+    """Arrange costs and errors of the recipes, and errors of every matrix alone."""
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "recipe": lambda row: row["name"],
         "computed in": lambda row: row["computes_in"],
@@ -64,13 +56,20 @@ def tables(report: Report) -> list[Cells]:
         "iteration ms": lambda row: f"{row['iteration_ms']:.2f}",
         "plan ms": lambda row: f"{row['plan_ms']:.1f}",
     }
-    if "score" in report.rows[0]:
-        columns["score"] = lambda row: f"{row['score']:.2f} {format_interval(row['interval'])}"
-        columns["minus fp32"] = lambda row: f"{row['minus_fp32']:+.2f} {format_interval(row['minus_fp32_interval'])}"
     names = [name.replace("_", " ") for name in OUTPUTS]
     costs = [[cell(row) for cell in columns.values()] for row in report.rows]
     errors = [[row["name"], *map(_decibels, row["errors"].values())] for row in report.rows[1:]]
     result = [Cells("Size, regret and time", list(columns), costs), Cells("Errors in dB", ["recipe", *names], errors)]
+    if "score" in report.rows[0]:
+        scores = [
+            [
+                row["name"],
+                f"{row['score']:.2f} {format_interval(row['interval'])}",
+                f"{row['minus_fp32']:+.2f} {format_interval(row['minus_fp32_interval'])}",
+            ]
+            for row in report.rows
+        ]
+        result.append(Cells("Scores", ["recipe", "score", "minus fp32"], scores))
     if report.sensitivities:
         alone = [
             [name, f"{saved:,}", *map(_decibels, found.values()), "yes" if name in report.mixed else ""]
@@ -80,8 +79,27 @@ def tables(report: Report) -> list[Cells]:
     return result
 
 
+def equal_files(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say which recipes came to the same file, in a line for each.
+
+    ``mixed`` is ``int8`` where every matrix is within the limit of errors; without a word two equal rows puzzle.
+
+    Args:
+        rows: as from :func:`~tdmpc2.quantization.measure.measure`.
+    """
+    alike: dict[str, list[str]] = {}
+    for row in rows[1:]:
+        alike.setdefault(json.dumps([row["weight_bytes"], row["errors"]]), []).append(row["name"])
+    return [
+        f"{' and '.join(names)} are the same model: their outputs agree exactly"
+        + (", because every matrix is within the limit of mixed in int8." if set(names) == {"int8", "mixed"} else ".")
+        for names in alike.values()
+        if len(names) > 1
+    ]
+
+
 def module_table(report: Report) -> Cells:
-    """Sizes and weight errors of the recipes by module."""
+    """Arrange sizes and weight errors of the recipes by module."""
     headings = ["module", *(f"{name} {what}" for name in report.modules for what in ("bytes", "dB"))]
     recipes = list(report.modules.values())
     lines = [
@@ -91,23 +109,13 @@ def module_table(report: Report) -> Cells:
     return Cells("Bytes and weight errors in dB", headings, lines)
 
 
-def rich_table(cells: Cells) -> Table:
-    """For the terminal; headings take a line for each word."""
-    table = Table(title=cells.title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    for index, heading in enumerate(cells.headings):
-        table.add_column(heading.replace(" ", "\n"), justify="right" if index else "left", overflow="fold")
-    for row in cells.rows:
-        table.add_row(*row)
-    return table
-
-
 def markdown(report: Report, figure: str | None) -> str:
-    """The report as text."""
+    """Write the report as text."""
     parts = [f"# Quantisation of {report.checkpoint}", f"Inputs: {report.inputs.source}."]
     for cells in [*tables(report), *([module_table(report)] if report.modules else [])]:
-        ruler = ["---", *["---:"] * (len(cells.headings) - 1)]
-        lines = (f"| {' | '.join(line)} |" for line in (cells.headings, ruler, *cells.rows))
-        parts += [f"## {cells.title}", "\n".join(lines)]
+        parts += [f"## {cells.title}", markdown_table(cells.headings, cells.rows)]
+    if alike := equal_files(report.rows):
+        parts.append("\n".join(alike))
     plans, repeats = min(report.settings.plans, len(report.inputs.obs)), report.settings.repeats
     parts.append(_CAPTION.format(plans=plans, repeats=repeats, threads=torch.get_num_threads()))
     if report.sensitivities:
@@ -118,7 +126,7 @@ def markdown(report: Report, figure: str | None) -> str:
 
 
 def to_json(report: Report) -> str:
-    """The same as JSON; an error of null is none at all."""
+    """Write the same as JSON; an error of null is none at all."""
     facts = {
         "checkpoint": report.checkpoint,
         "inputs": report.inputs.source,
@@ -138,7 +146,7 @@ def to_json(report: Report) -> str:
 
 
 def report_files(out: Path, stem: str) -> dict[str, Path]:
-    """Names of the report's files, by suffix."""
+    """Name the report's files, by suffix."""
     return {suffix: out / f"{stem}_quantization.{suffix}" for suffix in ("json", "md", "png")}
 
 
@@ -159,7 +167,7 @@ def write_report(report: Report, files: Mapping[str, Path]) -> list[str]:
     remark = quantization_figure(files["png"], report.rows, report.limit_db if report.sensitivities else None)
     write_text(files["md"], markdown(report, None if remark else files["png"].name))
     written = ", ".join(str(path) for suffix, path in files.items() if suffix != "png" or not remark)
-    return [*([remark] if remark else []), f"Report: {written}"]
+    return [*equal_files(report.rows), *([remark] if remark else []), f"Report: {written}"]
 
 
 def _with_error(mean: float | None, error: float | None) -> str:

@@ -1,24 +1,40 @@
-"""Figures of studies."""
+"""The figure of a study: scores and held-out errors of its groups."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tdmpc2.play.evaluation import Interval
+import numpy as np
+
+from tdmpc2.studies.labels import wrapped
 from tdmpc2.support.figures import figure_class, save_figure
+from tdmpc2.support.intervals import Interval
+
+_TAUGHT, _ALONE = "C0", "C1"  # colours of groups with and without a teacher
+
+
+class Estimate(NamedTuple):
+    """What one panel shows of one group."""
+
+    mean: float
+    interval: Interval | None
+    values: Sequence[float]  # one per run
+
+
+Panels = dict[str, list[Estimate]]  # label of the axis -> an estimate for every row
 
 
 def score_figure(path: Path, rows: Sequence[dict[str, Any]]) -> str:
-    """Scores and held-out errors of the groups of a study as a PNG; the groups without a teacher are bands.
+    """Draw scores and held-out errors of the groups of a study as a PNG.
 
-    If the groups with a teacher differ in one number, their scores are drawn over it, else as bars.
+    If the groups with a teacher differ in one number alone, their scores are drawn over that number and groups without
+    a teacher are bands; else every group has a line of its own. Small dots are single runs.
 
     Args:
         path: file to write.
-        rows: as from :func:`~tdmpc2.studies.report.rows_of`.
+        rows: as from :func:`~tdmpc2.studies.summary.rows_of`.
 
     Returns:
         Why there is no figure, or nothing.
@@ -26,67 +42,117 @@ def score_figure(path: Path, rows: Sequence[dict[str, Any]]) -> str:
     Raises:
         ValueError: the disk refused.
     """
-    scored = [row for row in rows if row.get("score") is not None]
+    scored = [row for row in rows if row["score"] is not None]
     if not scored:
         return "No figure: no run was evaluated (student_config.eval_freq)"
-    taught = [row for row in scored if row["taught"]]
-    drawn, bands = taught or scored, [row for row in scored if not row["taught"]] if taught else []
-    key = swept(taught)
-    panels = _panels([*drawn, *bands])
+    key = swept([row for row in scored if row["taught"]])
+    panels = _panels(scored)
+    lines = [_axis_label(row) for row in scored]
+    height = 4 + 0.14 * len(scored) if key else 1.3 + sum(0.22 + 0.13 * line.count("\n") for line in lines)
     try:
-        size = (6.5 if len(panels) == 1 else 3.6 * len(panels), 4 if key else 1.5 + 0.3 * len(drawn))
+        size = (6.5 if len(panels) == 1 else 2 + 3 * len(panels), height)
         figure = figure_class()(figsize=size, layout="constrained")
     except ModuleNotFoundError as error:
         return f"No figure: {error}"
-    for axes, (label, estimate) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        line, span = (axes.axhline, axes.axhspan) if key else (axes.axvline, axes.axvspan)
-        for index, row in enumerate(bands):
-            colour = f"C{index + 1}"
-            mean, interval = estimate(row)
-            line(mean, color=colour, linewidth=1, label=row["name"])
-            if interval:
-                span(*interval, color=colour, alpha=0.15, linewidth=0)
-        means = [estimate(row)[0] for row in drawn]
-        errors = [_half(estimate(row)[1]) for row in drawn]
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    cut = False
+    for number, (panel, (label, estimates)) in enumerate(zip(axes, panels.items(), strict=True)):
         if key:
-            values = [row["values"][key] for row in drawn]
-            axes.errorbar(values, means, yerr=errors, marker="o", capsize=3, color="C0", label="with a teacher")
-            axes.set(xlabel=key, ylabel=label)
+            _draw_sweep(panel, scored, estimates, key)
+            panel.set(xlabel=key, ylabel=label)
         else:
-            axes.barh(range(len(drawn)), means, xerr=errors, capsize=3, color="C0", alpha=0.8)
-            first = not label.startswith("held-out")
-            axes.set_yticks(range(len(drawn)), [row["name"] if first else "" for row in drawn], fontsize=7)
-            axes.set(xlabel=label, ylim=(len(drawn) - 0.5, -0.5))
-    figure.suptitle("error bars and bands: 95 % intervals over seeds", fontsize=8)
-    if bands or key:
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+            _draw_lines(panel, scored, estimates)
+            panel.set_yticks(range(len(lines)), lines if number == 0 else [""] * len(lines), fontsize=7)
+            panel.set(xlabel=label, ylim=(len(lines) - 0.5, -0.5))
+        cut |= _limit(panel, estimates, vertical=bool(key))
+    note = "lines and bands: 95 % intervals over seeds; small dots: single runs"
+    cut_note = "\nintervals that end at the edge are longer, see the table" if cut else ""
+    figure.suptitle(note + cut_note, fontsize=8)
+    if key:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
     save_figure(figure, path)
     return ""
 
 
-def _panels(rows: Sequence[dict[str, Any]]) -> dict[str, Callable[[dict[str, Any]], tuple[float, Interval | None]]]:
-    """What is drawn, by the label of its axis: the score, and the held-out errors that all rows have."""
-
-    def heldout(name: str, row: dict[str, Any]) -> tuple[float, Interval | None]:
-        return row["heldout"][name], row["heldout_interval"][name]
-
-    panels: dict[str, Any] = {"normalized score": lambda row: (row["score"], row["interval"])}
-    for name, label in (("reward_rmse", "held-out reward RMSE"), ("value_rmse", "held-out value RMSE")):
-        if all(name in row.get("heldout", {}) for row in rows):
-            panels[label] = partial(heldout, name)
-    return panels
-
-
 def swept(rows: Sequence[dict[str, Any]]) -> str | None:
-    """The key in which groups differ, if it is one and its values are numbers."""
+    """Find the key in which groups differ, if it is one and its values are numbers."""
     keys = {key for row in rows for key in row["values"]}
     differing = [key for key in keys if len({str(row["values"].get(key)) for row in rows}) > 1]
     if len(differing) != 1:
         return None
-    numeric = all(isinstance(row["values"].get(differing[0]), (int, float)) for row in rows)
-    return differing[0] if numeric else None
+    values = [row["values"].get(differing[0]) for row in rows]
+    return differing[0] if all(isinstance(value, (int, float)) for value in values) else None
 
 
-def _half(interval: Interval | None) -> float:
-    return (interval[1] - interval[0]) / 2 if interval else float("nan")  # no bar
+def sensible_range(values: Iterable[float]) -> Interval:
+    """Limits of an axis that shows all values with room around them, whatever their intervals are.
+
+    The interval of two seeds is wide (12.7 standard errors on either side): drawn whole it leaves the values
+    themselves no room.
+    """
+    numbers = [value for value in values if np.isfinite(value)] or [0.0]
+    low, high = min(numbers), max(numbers)
+    room = max(0.75 * (high - low), 0.1 * max(abs(low), abs(high))) or 1.0
+    return (max(0.0, low - room) if low >= 0 else low - room), high + room
+
+
+def _panels(rows: Sequence[dict[str, Any]]) -> Panels:
+    """The score, and the held-out errors that all rows have."""
+    name = ", ".join(dict.fromkeys(row["score_label"] for row in rows))
+    panels = {name: [Estimate(row["score"], row["interval"], row["scores"]) for row in rows]}
+    for name, label in (("reward_rmse", "held-out reward RMSE"), ("value_rmse", "held-out value RMSE")):
+        if all(name in row["heldout"] for row in rows):
+            panels[label] = [
+                Estimate(row["heldout"][name], row["heldout_interval"][name], row["heldout_runs"][name]) for row in rows
+            ]
+    return panels
+
+
+def _axis_label(row: dict[str, Any]) -> str:
+    letter = "" if row["label"] == row["name"] else f"{row['label']}: "
+    return wrapped(f"{letter}{row['name']}", 34)
+
+
+def _draw_lines(axes: Any, rows: Sequence[dict[str, Any]], estimates: Sequence[Estimate]) -> None:
+    """A line for every group, its mean and interval on the horizontal axis."""
+    for height, (row, estimate) in enumerate(zip(rows, estimates, strict=True)):
+        colour = _TAUGHT if row["taught"] else _ALONE
+        axes.plot(estimate.values, [height] * len(estimate.values), "o", color=colour, markersize=3, alpha=0.4)
+        axes.errorbar(estimate.mean, height, xerr=_bars([estimate]), marker="D", capsize=3, color=colour)
+        if row["is_control"]:
+            axes.axvline(estimate.mean, color=colour, linewidth=0.8, linestyle=":")
+    axes.grid(axis="x", color="lightgrey", linewidth=0.5)
+
+
+def _draw_sweep(axes: Any, rows: Sequence[dict[str, Any]], estimates: Sequence[Estimate], key: str) -> None:
+    """Means of the groups with a teacher over the key they differ in; the others are bands."""
+    others = 0
+    for row, estimate in zip(rows, estimates, strict=True):
+        if row["taught"]:
+            positions = [row["values"][key]] * len(estimate.values)
+            axes.plot(positions, estimate.values, "o", color=_TAUGHT, markersize=3, alpha=0.4)
+            continue
+        others += 1
+        axes.axhline(estimate.mean, color=f"C{others}", linewidth=1, label=wrapped(row["name"], 40))
+        if estimate.interval:
+            axes.axhspan(*estimate.interval, color=f"C{others}", alpha=0.15, linewidth=0)
+    taught = [(row["values"][key], estimate) for row, estimate in zip(rows, estimates, strict=True) if row["taught"]]
+    means = [estimate.mean for _, estimate in taught]
+    bars = _bars([estimate for _, estimate in taught])
+    values = [value for value, _ in taught]
+    axes.errorbar(values, means, yerr=bars, marker="D", capsize=3, color=_TAUGHT, label="with a teacher")
+
+
+def _bars(estimates: Sequence[Estimate]) -> list[float]:
+    """Half widths of the intervals; where there is none, no bar is drawn."""
+    return [(e.interval[1] - e.interval[0]) / 2 if e.interval else float("nan") for e in estimates]
+
+
+def _limit(axes: Any, estimates: Sequence[Estimate], vertical: bool) -> bool:
+    """Cut the axis to a sensible range if an interval leaves it; returns True if one does."""
+    low, high = sensible_range(value for e in estimates for value in (e.mean, *e.values))
+    cut = any(e.interval and (e.interval[0] < low or e.interval[1] > high) for e in estimates)
+    if cut:
+        first, last = axes.get_ylim() if vertical else axes.get_xlim()
+        (axes.set_ylim if vertical else axes.set_xlim)(max(low, first), min(high, last))
+    return cut

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,19 @@ from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.placement import data_record, open_data
 from tdmpc2.data.sampler import SliceSampler
+from tdmpc2.data.source import CHUNKS, find_form, open_source
 from tdmpc2.distillation.outputs import check_teacher, teacher_columns
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.math import decode, symlog
-from tdmpc2.support.files import read_json
+from tdmpc2.support.files import read_json, write_text
+from tdmpc2.support.tables import Cells
+from tdmpc2.tasks import nearest
 from tdmpc2.tracking.progress import progress
 
 
 @torch.no_grad()
 def heldout_errors(agent: TDMPC2, batches: Iterable[Batch], teacher: TDMPC2 | None = None) -> dict[str, float]:
-    """Root mean squared errors over all slices of some batches.
+    """Root mean squared errors of predicted rewards, latents and values over all slices of some batches.
 
     Args:
         agent: the model. Predictions start at the encoding of a slice's first observation and follow its actions.
@@ -83,8 +87,36 @@ def _squares(agent: TDMPC2, batch: Batch, teacher: TDMPC2 | None) -> dict[str, T
 
 
 def heldout_batches(sampler: SliceSampler, batches: int, batch_size: int, horizon: int, seed: int) -> Iterator[Batch]:
-    """Always the same batches for the same arguments."""
+    """Draw batches of slices, always the same for the same arguments."""
     return (sampler.draw(step, batch_size, horizon, seed) for step in range(batches))
+
+
+def shared_tasks(cfg: Config, data_dir: str, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of the tasks that both a model and some data have, in the order of their ids.
+
+    Args:
+        cfg: the model's configuration.
+        data_dir: an episode store or a directory of chunk files.
+        wanted: only these of them; empty: all.
+
+    Raises:
+        ValueError: they have none in common, or one that is wanted is missing on either side.
+    """
+    _, form = find_form(data_dir)
+    source = open_source(data_dir, cfg.task if form == CHUNKS else None)
+    of_data = {source.specs[index].name for index in source.task_ids.unique().tolist()}
+    of_model = [cfg.task_specs[index].name for index in sorted(cfg.task_ids)]
+    if strange := [name for name in wanted if name not in of_model]:
+        raise ValueError(f"tasks: the model has no task '{strange[0]}'.{nearest(strange[0], of_model)}")
+    if absent := [name for name in wanted if name not in of_data]:
+        raise ValueError(f"tasks: {data_dir} has no episodes of {', '.join(absent)}, only of {_listed(of_data)}")
+    shared = tuple(name for name in of_model if name in of_data and (not wanted or name in wanted))
+    if not shared:
+        raise ValueError(
+            f"{data_dir} has episodes of {_listed(of_data)}, the model knows {_listed(of_model)}: collect episodes of "
+            "one of its tasks"
+        )
+    return shared
 
 
 def measure(
@@ -92,19 +124,32 @@ def measure(
     data_dir: str,
     teacher_path: Path | None = None,
     *,
+    tasks: Sequence[str] = (),
     batches: int = 50,
     batch_size: int = 256,
     seed: int = 12345,
     device: str = "auto",
 ) -> dict[Path, dict[str, Any]]:
-    """Held-out errors of checkpoints, each with the horizon and on the tasks it was trained with.
+    """Measure held-out errors of checkpoints, each with its own horizon, on the tasks that it and the data have.
+
+    Args:
+        paths: the checkpoints.
+        data_dir: episodes that none of them was trained on.
+        teacher_path: checkpoint whose values are the reference for value errors.
+        tasks: names of the tasks to measure on; empty: all that a checkpoint and the data have in common.
+        batches: how many are drawn.
+        batch_size: slices in each.
+        seed: of the slices.
+        device: where the models compute.
 
     Returns:
-        For each file what ``heldout.json`` holds: ``checkpoint``, ``step``, ``errors`` as from :func:`heldout_errors`
-        and the ``protocol``: two files' errors compare if theirs is the same.
+        For each file what ``heldout.json`` holds: ``checkpoint``, ``step``, ``errors`` as from :func:`heldout_errors`,
+        ``tasks_trained``, the number of tasks it was trained on, and the ``protocol``, which names those it was
+        measured on: two files' errors compare if theirs is the same.
 
     Raises:
-        ValueError: unreadable file or data, a teacher of other tasks, or data that a checkpoint was trained on.
+        ValueError: unreadable file or data, no common task, a teacher of other tasks, or data that a checkpoint was
+            trained on.
     """
     record = data_record(data_dir)
     teacher = load_agent(teacher_path, device=device, precision="fp32") if teacher_path else None
@@ -118,6 +163,8 @@ def measure(
             )
         agent = load_agent(path, device=device, precision="fp32")
         cfg = agent.cfg.replace(data_dir=data_dir, task_balance="tasks")
+        if cfg.multitask:
+            cfg = cfg.replace(tasks=shared_tasks(cfg, data_dir, tasks))
         key = str((cfg.task_specs, cfg.task_ids))
         if key not in samplers:
             samplers[key] = open_data(cfg, agent.device).sampler
@@ -125,13 +172,60 @@ def measure(
         results[path] = {
             "checkpoint": path.name,
             "step": load_file(path).step,
+            "tasks_trained": len(agent.cfg.task_ids),
             "protocol": _protocol(cfg, record, teacher_path, batches, batch_size, seed),
             "errors": heldout_errors(agent, progress(drawn, path.name, unit="batches"), teacher),
         }
     return results
 
 
+def error_table(results: Mapping[Path, Mapping[str, Any]]) -> Cells:
+    """Arrange measured errors in a table with a row for each checkpoint."""
+    names = list(next(iter(results.values()))["errors"])
+    rows = [[str(path), *(f"{found['errors'][name]:.4f}" for name in names)] for path, found in results.items()]
+    return Cells("Held-out errors", ["checkpoint", *(name.replace("_", " ") for name in names)], rows)
+
+
+def scored_tasks(results: Mapping[Path, Mapping[str, Any]]) -> list[str]:
+    """Say in a line for each set of tasks which ones were measured, and of which checkpoints."""
+    by_tasks: dict[tuple[str, ...], list[Path]] = {}
+    for path, found in results.items():
+        by_tasks.setdefault(tuple(found["protocol"]["tasks"]), []).append(path)
+    lines = []
+    for tasks, paths in by_tasks.items():
+        whose = f" ({', '.join(map(str, paths))})" if len(by_tasks) > 1 else ""
+        trained = {results[path]["tasks_trained"] for path in paths}
+        of = f" of {min(trained)}" if len(trained) == 1 and trained != {len(tasks)} else ""
+        lines.append(f"Measured on {len(tasks)}{of} tasks of the model{whose}: {', '.join(tasks)}")
+    return lines
+
+
+def write_errors(results: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Leave ``heldout.json`` beside each checkpoint, for the report.
+
+    Raises:
+        ValueError: two checkpoints lie in one directory, or the disk refused.
+    """
+    check_one_each(results)
+    for path, found in results.items():
+        write_text(path.parent / "heldout.json", json.dumps(found, indent=1) + "\n")
+
+
+def check_one_each(paths: Iterable[Path]) -> None:
+    """Raise ValueError if two checkpoints would leave their errors in the same directory."""
+    parents = [path.resolve().parent for path in paths]
+    if len(set(parents)) < len(parents):
+        raise ValueError("write leaves one heldout.json per directory: name one checkpoint of each")
+
+
+def _listed(names: Iterable[str]) -> str:
+    """At most six names."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:6]) + (f" and {len(ordered) - 6} more" if len(ordered) > 6 else "")
+
+
 def _trained_on(path: Path, data_dir: str, record: dict[str, Any]) -> bool:
+    """True if the run of a checkpoint names these data as its own."""
     run = read_json(path.parent / "run.json", {})
     # Chunk files are known by their sizes alone, which data of another seed may have, too.
     same = "checksum" in record or Path(run.get("data_dir", "")).expanduser().resolve() == Path(data_dir).resolve()

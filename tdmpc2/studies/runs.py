@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc2.config import UNDECISIVE, as_typed, completed, distillation_terms, from_record
+from tdmpc2.support.csv_files import read_csv
 from tdmpc2.support.files import read_json
-from tdmpc2.tracking.logger import read_csv
 
 #: Entries of run.json that neither weights nor scores depend on.
 _IGNORED = UNDECISIVE | {"task_specs"}
 _TEACHER = "teacher_sha256"
+#: Columns of eval.csv that may be a run's score.
+_SCORES = ("normalized_score", "return")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Run:
         path: the directory.
         config: its ``run.json``: every key, ``teacher_sha256`` and ``data``.
         step: the newest step on record.
-        scores: normalised score by step.
+        scores: score by step.
+        score_label: ``normalized score``, or ``return`` for tasks whose returns have no known scale.
         returns: mean return by task, of the last evaluation.
         losses: last row of ``train.csv``.
         heldout: its ``heldout.json``, or empty.
@@ -37,6 +40,7 @@ class Run:
     config: dict[str, Any]
     step: int
     scores: dict[int, float]
+    score_label: str
     returns: dict[str, float]
     losses: dict[str, float]
     heldout: dict[str, Any]
@@ -172,7 +176,8 @@ def read_run(path: Path) -> Run:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path / 'run.json'} is damaged [{error}]") from error
     evaluated = _read_numbers(path / "eval.csv")
-    scores = {int(row["step"]): row["normalized_score"] for row in evaluated if "normalized_score" in row}
+    label = next((name for name in _SCORES if any(name in row for row in evaluated)), _SCORES[0])
+    scores = {int(row["step"]): row[label] for row in evaluated if label in row}
     for step, score in read_json(path / "evaluations.json", {}).items():
         if not step.isdigit() or type(score) not in (int, float):
             raise ValueError(f"{path / 'evaluations.json'} is damaged [{step}: {score}]")
@@ -189,6 +194,7 @@ def read_run(path: Path) -> Run:
         config=config,
         step=max([0, *scores, *(int(row["step"]) for row in train)]),
         scores=scores,
+        score_label=label.replace("_", " "),
         returns=returns,
         losses=train[-1] if train else {},
         heldout=read_json(path / "heldout.json", {}),

@@ -1,17 +1,14 @@
-"""Console, CSV and Weights & Biases behind one interface.
+"""The log of a run: console, ``train.log``, CSV files and Weights & Biases behind one interface.
 
 Nothing else in the project reads metric values or knows which outputs are on. Values may stay on the device until
 :meth:`Logger.log`, which reads all of them in one transfer. Weights & Biases is imported when a run asks for it, and
-whatever goes wrong there costs one warning line, never the training run. There, the groups are train/, distill/
-(metrics whose name starts with "distillation"), eval/ and speed/, all with ``step`` as their axis.
+whatever goes wrong there costs one warning line, never the training run. ``names.py`` has the names of all metrics.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from time import monotonic
@@ -19,22 +16,23 @@ from types import TracebackType
 from typing import Any, TextIO
 
 import torch
-from rich.live import Live
-from rich.text import Text
 
 from tdmpc2.config import Config
-from tdmpc2.support.files import write_text
-from tdmpc2.tracking.progress import Progress, is_terminal, open_console, print_line, progress, remaining
+from tdmpc2.support.csv_files import CsvFile, drop_rows_after, read_csv, set_aside
+from tdmpc2.tracking.console import RunConsole, metric_parts
+from tdmpc2.tracking.names import wandb_name
+from tdmpc2.tracking.pace import Pace
 from tdmpc2.tracking.wandb import WandbRun
 
-__all__ = ["Logger", "Progress", "progress", "read_csv", "read_scalars"]
+__all__ = ["Logger", "read_scalars"]
 
 
 class Logger:
-    """Metrics of one run, for the length of a ``with`` block.
+    """Metrics and messages of one run, for the length of a ``with`` block.
 
     Args:
-        cfg: what is trained; says where to write (``run_dir``, ``wandb_*``, ``save_csv``).
+        cfg: what is trained; says where to write (``run_dir``, ``wandb_*``, ``save_csv``, which is also for
+            ``train.log``).
         teacher: the teacher's configuration, recorded beside the student's.
         total_steps: last step of the run, for the remaining time.
         start_step: step of the checkpoint a run continues from. Rows after it are dropped from the CSV files, because
@@ -43,6 +41,7 @@ class Logger:
         begun_before: the run was ended before it first saved: with ``start_step`` 0 its CSV files are removed instead.
         run_id: Weights & Biases run to continue, a former :attr:`run_id`.
         evaluate_again: the evaluation at ``start_step`` is made again, so that its rows are dropped, too.
+        wall_seconds: seconds that earlier starts of the run took until ``start_step``.
         stream: where console output goes; standard output by default.
     """
 
@@ -56,14 +55,15 @@ class Logger:
         begun_before: bool = False,
         run_id: str | None = None,
         evaluate_again: bool = False,
+        wall_seconds: float = 0.0,
         stream: TextIO | None = None,
     ) -> None:
         self._cfg, self._teacher, self._total, self._start = cfg, teacher, total_steps, start_step
+        self._console = RunConsole(cfg.run_dir / "train.log" if cfg.save_csv else None, stream)
         self._wandb = WandbRun(self.message)
         self._wandb_id, self._evaluate_again, self._begun_before = run_id, evaluate_again, begun_before
-        self._console = open_console(stream)
-        self._live: Live | None = None
-        self._files: dict[str, _CsvFile] = {}
+        self._wall_seconds_before = wall_seconds
+        self._files: dict[str, CsvFile] = {}
         lines = {"eval/teacher_score": cfg.teacher_score, "eval/control_score": cfg.control_score}
         self._lines = {name: value for name, value in lines.items() if value is not None}
 
@@ -72,26 +72,20 @@ class Logger:
         for path in self._cfg.run_dir.glob("*.csv") if self._cfg.save_csv else ():
             if self._start:
                 again = self._evaluate_again and path.name.startswith("eval")
-                _drop_rows_after(path, self._start - again)
+                drop_rows_after(path, self._start - again)
             elif self._begun_before and read_csv(path)[0][:1] in (["step"], []):  # else not a file of ours
                 path.unlink()
-        terminal = is_terminal(self._console)
-        self._wandb.start(self._cfg, self._teacher, self._wandb_id, capture_console=not terminal)
-        if terminal:
-            self._live = Live(Text(), console=self._console, auto_refresh=False)
-            self._live.start()
+        self._wandb.start(self._cfg, self._teacher, self._wandb_id, capture_console=not self._console.terminal)
+        self._console.__enter__()
         if self._lines:
             self._wandb.log(self._start, self._lines)
-        self._began = self._last_time = monotonic()
-        self._last_step = self._start
+        self._pace = Pace(self._start, self._total, monotonic(), self._wall_seconds_before)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live:
-            self._live.stop()
-            self._live = None
+        self._console.__exit__()
         for file in self._files.values():
             file.close()
         self._wandb.finish(failed=kind is not None)
@@ -100,6 +94,16 @@ class Logger:
     def run_id(self) -> str | None:
         """Id of the Weights & Biases run, or None without one; kept in the training state to continue the run."""
         return self._wandb.run_id
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds that the run has trained in all its starts; kept in the training state to continue the count."""
+        return self._pace.wall_seconds(monotonic())
+
+    @property
+    def paused(self) -> float:
+        """Seconds of :meth:`pause` since the last row of "train"."""
+        return self._pace.paused
 
     def log(
         self,
@@ -114,9 +118,10 @@ class Logger:
         Args:
             step: training step the values belong to.
             metrics: numbers or one-element tensors, on any device. This call waits for the device once.
-            group: prefix in Weights & Biases and name of the CSV file, ``<run_dir>/<group>.csv``. Rows of "train" are
-                the live line of a terminal, and their speed is a row of ``speed.csv``; every other group gets a line
-                of its own. Rows of "eval" carry the scores of ``teacher_score`` and ``control_score`` along.
+            group: name of the CSV file, ``<run_dir>/<group>.csv``, and prefix in Weights & Biases (``names.py``). Rows
+                of "train" are the live line of a terminal, and their speed is a row of ``speed.csv``; every other
+                group gets a line of its own. Rows of "eval" carry the scores of ``teacher_score`` and
+                ``control_score`` along.
             data_wait: share of the time since the last row that was spent waiting for data, 0 to 1.
 
         Raises:
@@ -124,27 +129,41 @@ class Logger:
         """
         values = read_scalars(metrics)
         self._write_csv(group, [{"step": step, **values}])
-        row: dict[str, float] = {f"{_wandb_group(group, name)}/{name}": value for name, value in values.items()}
-        total_first = sorted(values, key=lambda name: name != "total_loss")
-        shown = "   ".join(f"{name} {values[name]:.4g}" for name in total_first)
-        if group != "train":
-            row.update(self._lines if group == "eval" else {})
-            self.message(f"{group}: step {step:,}   {shown}")
+        row: dict[str, float] = {wandb_name(group, name): value for name, value in values.items()}
+        if group == "train":
+            row |= self._log_speed(step, values, data_wait)
         else:
-            seconds, speed, left = self._pace(step)
-            pace = {"it_per_s": speed}
-            place = f"step {step:,}/{self._total:,} ({step / max(self._total, 1):.0%})   {speed:,.1f} it/s"
-            if data_wait is not None:
-                pace["data_wait"] = data_wait
-                place += f"   data {data_wait:.0%}"
-            self._write_csv("speed", [{"step": step, "seconds": seconds, **pace}])
-            row.update({f"speed/{name}": value for name, value in pace.items()})
-            line = f"{place}   ETA {left}   {shown}"
-            if self._live:
-                self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
-            else:
-                self.message(line)
+            row |= self._lines if group == "eval" else {}
+            shown = "   ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self.message(f"{group}: step {step:,}   {shown}")
         self._wandb.log(step, row)
+
+    def _log_speed(self, step: int, values: Mapping[str, float], data_wait: float | None) -> dict[str, float]:
+        """Write the training line and a row of ``speed.csv``; returns what Weights & Biases shows of it."""
+        now = monotonic()
+        interval = self._pace.row(step, now)
+        pace = {"it_per_s": interval.it_per_s}
+        parts = [f"step {step:,}/{self._total:,} ({step / max(self._total, 1):.0%})", f"{interval.it_per_s:,.1f} it/s"]
+        if data_wait is not None:
+            pace["data_wait"] = data_wait
+            parts.append(f"data {data_wait:.0%}")
+        row = {"step": step, "seconds": interval.seconds, **pace, "wall_seconds": interval.wall_seconds}
+        self._write_csv("speed", [row])
+        self._console.training_line([*parts, f"ETA {self._pace.remaining(step, now)}", *metric_parts(values)])
+        pace["wall_hours"] = interval.wall_seconds / 3600
+        return {f"speed/{name}": value for name, value in pace.items()}
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave the time of a block out of ``it_per_s``: that of an evaluation or of saving a checkpoint.
+
+        ``seconds``, ``wall_seconds`` and the remaining time count it.
+        """
+        began = monotonic()
+        try:
+            yield
+        finally:
+            self._pace.pause(monotonic() - began)
 
     def log_table(
         self,
@@ -186,20 +205,12 @@ class Logger:
         self._wandb.artifact(Path(path), name, kind, aliases)
 
     def alert(self, title: str, text: str) -> None:
-        """Tell people who are not watching, where Weights & Biases can; the console shows it anyway."""
+        """Send an alert through Weights & Biases, if it is on, to people who are not watching the console."""
         self._wandb.alert(title, text)
 
     def message(self, text: str) -> None:
         """Print a line that stays; on a terminal, above the live line."""
-        print_line(self._console, text)
-
-    def _pace(self, step: int) -> tuple[float, float, str]:
-        """Seconds and steps per second since the last row, and the time left at the mean pace; evaluations count."""
-        now = monotonic()
-        seconds = now - self._last_time
-        speed = (step - self._last_step) / max(seconds, 1e-9)
-        self._last_step, self._last_time = step, now
-        return seconds, speed, remaining(step - self._start, self._total - self._start, now - self._began)
+        self._console.message(text)
 
     def _write_csv(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         if not self._cfg.save_csv:
@@ -207,13 +218,13 @@ class Logger:
         if name not in self._files:
             path = self._cfg.run_dir / f"{name}.csv"
             if not self._start:
-                _set_aside(path)
-            self._files[name] = _CsvFile(path)
+                set_aside(path)
+            self._files[name] = CsvFile(path)
         self._files[name].append(rows)
 
 
 def read_scalars(metrics: Mapping[str, float | torch.Tensor]) -> dict[str, float]:
-    """All values as Python numbers, in order, with one transfer and one wait per device.
+    """Read all values as Python numbers, in order, with one transfer and one wait per device.
 
     Raises:
         ValueError: a tensor has more or less than one element.
@@ -233,67 +244,3 @@ def read_scalars(metrics: Mapping[str, float | torch.Tensor]) -> dict[str, float
         stacked = torch.stack([tensor.to(dtype) for tensor in tensors.values()])
         values.update(zip(tensors, stacked.tolist(), strict=True))
     return values
-
-
-def _wandb_group(group: str, name: str) -> str:
-    return "distill" if group == "train" and name.startswith("distillation") else group
-
-
-# -- CSV -------------------------------------------------------------------------------------------------------------
-
-
-class _CsvFile:
-    """One CSV file that is appended to row by row and rewritten whole when a column is new."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._columns = read_csv(path)[0]
-        self._file: TextIO | None = None
-
-    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        new = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in self._columns]
-        if new:
-            self.close()
-            self._columns += new
-            write_text(self._path, _csv_text(self._columns, read_csv(self._path)[1]))
-        if self._file is None:
-            self._file = self._path.open("a", encoding="utf-8", newline="")
-        self._file.write(_csv_text(self._columns, rows, header=False))
-        self._file.flush()  # what the operating system has survives a kill
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and whole rows of a file; a last line without its newline was torn by a kill and is left out."""
-    if not path.exists():
-        return [], []
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        text = file.read()
-    columns, *rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))) or [[]]
-    return columns, [dict(zip(columns, row, strict=True)) for row in rows if len(row) == len(columns)]
-
-
-def _csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], header: bool = True) -> str:
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
-
-
-def _drop_rows_after(path: Path, step: int) -> None:
-    columns, rows = read_csv(path)
-    if columns[:1] == ["step"]:  # otherwise not a file of ours
-        kept = (row for row in rows if row["step"].isdigit() and int(row["step"]) <= step)
-        write_text(path, _csv_text(columns, kept))
-
-
-def _set_aside(path: Path) -> None:
-    if path.exists():
-        names = (path.with_name(f"{path.name}.{n}") for n in itertools.count(1))
-        path.rename(next(name for name in names if not name.exists()))

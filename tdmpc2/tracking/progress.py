@@ -14,9 +14,14 @@ from rich.console import Console
 
 T = TypeVar("T")
 
+_SECONDS_BETWEEN_LINES, _SECONDS_OF_SILENCE = 10, 30
+
 
 class Progress:
-    """Rate and remaining time of long work: a bar on a terminal, a line every 10 % or 30 s elsewhere.
+    """Rate and remaining time of long work: a bar on a terminal, lines elsewhere.
+
+    There is a line every 10 %, but never sooner than 10 s after the last one, and one every 30 s: work of seconds is
+    one line, long work does not fill a log file. tqdm has no such rule, and rich's bar alone prints nothing there.
 
     Args:
         total: amount of work in ``unit``; None if unknown.
@@ -32,6 +37,7 @@ class Progress:
         self._console = open_console(stream)
         self._bar: bars.Progress | None = None
         self._done = 0
+        self._tenths = 0  # of the work since the last line
 
     def __enter__(self) -> Progress:
         self._began = self._shown = monotonic()
@@ -57,8 +63,12 @@ class Progress:
             if now - self._shown >= 0.1:
                 self._shown = now
                 self._bar.update(self._task, completed=self._done, status=self._status(now, text), refresh=True)
-        elif self._done != self._total and (self._tenth() > tenth or now - self._shown >= 30):
-            self._shown = now
+        elif self._done != self._total:
+            self._tenths += self._tenth() - tenth
+            silent = now - self._shown
+            if silent < _SECONDS_BETWEEN_LINES or (not self._tenths and silent < _SECONDS_OF_SILENCE):
+                return
+            self._shown, self._tenths = now, 0
             print_line(self._console, f"{self._description}: {self._status(now, text)}")
 
     def __exit__(
@@ -89,7 +99,7 @@ class Progress:
 
 
 def progress(items: Iterable[T], description: str, *, unit: str = "items", stream: TextIO | None = None) -> Iterator[T]:
-    """The items one by one, with a :class:`Progress` around the loop that takes them."""
+    """Yield the items one by one, with a :class:`Progress` around the loop that takes them."""
     total = len(items) if isinstance(items, Sized) else None
     with Progress(total, description, unit=unit, stream=stream) as bar:
         for item in items:
@@ -98,12 +108,12 @@ def progress(items: Iterable[T], description: str, *, unit: str = "items", strea
 
 
 def open_console(stream: TextIO | None) -> Console:
-    """The console on ``stream``; on standard output the one shared console, so that live displays nest."""
+    """Open a console on ``stream``; on standard output the one shared console, so that live displays nest."""
     return get_console() if stream is None else Console(file=stream)
 
 
 def is_terminal(console: Console) -> bool:
-    """Whether lines can be redrawn. FORCE_COLOR alone makes rich say yes for a log file."""
+    """Tell whether lines can be redrawn; FORCE_COLOR alone makes rich say yes for a log file."""
     return console.is_interactive and console.file.isatty()
 
 
@@ -113,7 +123,7 @@ def print_line(console: Console, text: str) -> None:
 
 
 def remaining(done: int, total: int, elapsed: float) -> str:
-    """Time left at the mean pace so far, as h:mm:ss."""
+    """Estimate the time left at the mean pace so far, as h:mm:ss."""
     return _clock(max(total - done, 0) * elapsed / done) if done > 0 else "?"
 
 

@@ -24,8 +24,6 @@ from tdmpc2.config import Config
 
 #: Seconds that the end of a run waits for uploads; the environment variable of the same name replaces it.
 WANDB_FINISH_TIMEOUT = 300.0
-#: Calls that may wait to be sent: those of a million steps at the default log_freq. Later ones are dropped.
-_WAITING = 10_000
 #: Beginning of the names of directories that hold what is being uploaded.
 _COPY = ".wandb-"
 
@@ -36,15 +34,21 @@ class WandbRun:
     """A Weights & Biases run that may be absent: methods then do nothing, and failures are one line each.
 
     No method but ``start`` and ``finish`` waits for anything.
+
+    Args:
+        show: prints a line.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    #: Calls that may wait to be sent: those of a million steps at the default log_freq. Later ones are dropped.
+    capacity = 10_000
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show = show
         self._run: Any = None
         self._wandb: Any = None
         self._failed: set[str] = set()
-        self._waiting: queue.Queue[tuple[str, _Action] | None] = queue.Queue(_WAITING)
-        self._remarks: queue.SimpleQueue[str] = queue.SimpleQueue()  # the thread's; printed by the caller's
+        self._waiting: queue.Queue[tuple[str, _Action] | None] = queue.Queue(self.capacity)
+        self._notes: queue.SimpleQueue[str] = queue.SimpleQueue()  # the thread's; printed by the caller's
         self._dropped = 0
 
     @property
@@ -54,7 +58,7 @@ class WandbRun:
     def start(self, cfg: Config, teacher: Config | None, run_id: str | None, capture_console: bool) -> None:
         if cfg.disable_wandb or not cfg.wandb_project:
             reason = "disable_wandb=true" if cfg.disable_wandb else "set wandb_project to turn it on"
-            self._say(f"Weights & Biases: off ({reason})")
+            self._show(f"Weights & Biases: off ({reason})")
             return
         try:
             import wandb
@@ -62,12 +66,12 @@ class WandbRun:
             with _no_prompt():
                 run = wandb.init(**_run_options(wandb, cfg, teacher, run_id, capture_console))
             if run.disabled:
-                self._say("Weights & Biases: off (WANDB_MODE=disabled)")
+                self._show("Weights & Biases: off (WANDB_MODE=disabled)")
                 return
             run.define_metric("step")
             run.define_metric("*", step_metric="step")
         except Exception as error:  # network, login, disk, a foreign version: none of them is worth a training run
-            self._say(f"Weights & Biases: off, it did not start ({_reason(error)}). Training continues without it.")
+            self._show(f"Weights & Biases: off, it did not start ({_reason(error)}). Training continues without it.")
             return
         self._run, self._wandb = run, wandb
         for left in cfg.run_dir.glob(f"{_COPY}*"):  # by a process that was killed
@@ -75,7 +79,7 @@ class WandbRun:
         self._thread = threading.Thread(target=self._send_all, args=(run,), name="wandb-sender", daemon=True)
         self._thread.start()
         where = f"offline, `wandb sync {Path(run.dir).parent}` uploads it" if run.offline else run.url
-        self._say(f"Weights & Biases: {where}")
+        self._show(f"Weights & Biases: {where}")
 
     def log(self, step: int, row: Mapping[str, Any]) -> None:
         self._call("metrics", lambda run: run.log({**row, "step": step}))
@@ -102,7 +106,7 @@ class WandbRun:
                 shutil.copyfile(path, own)
         except OSError as error:
             self._failed.add("artifacts")
-            self._say(_off("artifacts", error))
+            self._show(_off("artifacts", error))
             return
 
         def send(run: Any) -> None:
@@ -125,17 +129,17 @@ class WandbRun:
             for item in (("finish", lambda run: run.finish(exit_code=int(failed))), None):
                 self._waiting.put(item, timeout=max(end - monotonic(), 0.001))
         self._thread.join(max(end - monotonic(), 0))
-        self._print_remarks()
+        self._print_notes()
         if self._thread.is_alive():
-            self._say(f"Weights & Biases: gave up after {timeout:g} s, {self._waiting.qsize()} records were not sent")
+            self._show(f"Weights & Biases: gave up after {timeout:g} s, {self._waiting.qsize()} records were not sent")
             _end_service()
         if self._dropped:
-            self._say(f"Weights & Biases: {self._dropped} records were dropped, it was too slow")
+            self._show(f"Weights & Biases: {self._dropped} records were dropped, it was too slow")
         self._run = None
 
     def _call(self, what: str, action: _Action) -> None:
-        """Have ``action`` run by the thread. After a failure ``what`` is left out; after one of metrics, all is."""
-        self._print_remarks()
+        """Hand ``action`` to the thread. After a failure ``what`` is left out; after one of metrics, everything is."""
+        self._print_notes()
         if self._run is None:
             return
         try:
@@ -151,17 +155,17 @@ class WandbRun:
                     action(run)
                 except Exception as error:  # as in start
                     self._failed.add(what)
-                    self._remarks.put(_off(what, error))
+                    self._notes.put(_off(what, error))
 
-    def _print_remarks(self) -> None:
-        while not self._remarks.empty():
-            self._say(self._remarks.get())
+    def _print_notes(self) -> None:
+        while not self._notes.empty():
+            self._show(self._notes.get())
 
 
 def _run_options(
     wandb: Any, cfg: Config, teacher: Config | None, run_id: str | None, capture_console: bool
 ) -> dict[str, Any]:
-    """Arguments of ``wandb.init``. Settings left out keep what the user's environment says."""
+    """Build the arguments of ``wandb.init``; settings left out keep what the user's environment says."""
     settings: dict[str, Any] = {"finish_timeout": _finish_timeout()}
     if cfg.wandb_silent:
         settings["silent"] = True
@@ -201,7 +205,7 @@ def _finish_timeout() -> float:
 
 @contextlib.contextmanager
 def _no_prompt() -> Iterator[None]:
-    """Standard input that is no terminal, so that a missing login is an error at once, not a question for ever."""
+    """Close standard input to questions, so that a missing login is an error at once, not a prompt for ever."""
     stdin = sys.stdin
     with open(os.devnull) as sys.stdin:
         try:

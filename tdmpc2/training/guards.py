@@ -1,4 +1,4 @@
-"""What stops a run in time: values that are not finite, and signals."""
+"""Stopping a run in time: values that are not finite, and signals."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class FiniteGuard:
         self._first = torch.where(finite | (self._first >= 0), self._first, step)
 
     def first_bad_step(self) -> int | None:
-        """The first such step, or None."""
+        """Return the first such step, or None; waits for the device."""
         step = int(self._first)
         return step if step >= 0 else None
 
 
 class StopRequest:
-    """Whether a signal has asked the run to end after the current step."""
+    """Request of a signal that the run ends after the current step; true once there is one."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -70,7 +70,7 @@ def stop_on_signal(launched: bool = False) -> Iterator[StopRequest]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def note(number: int, _: FrameType | None) -> None:
+    def handle(number: int, _: FrameType | None) -> None:
         request.signal = signal.Signals(number)
         restore()
         if launched:
@@ -80,7 +80,7 @@ def stop_on_signal(launched: bool = False) -> Iterator[StopRequest]:
             raise SystemExit(STOPPED)
 
     for number in handled:
-        signal.signal(number, note)
+        signal.signal(number, handle)
     try:
         yield request
     finally:

@@ -1,4 +1,4 @@
-"""What can be known before a run: what is missing, and how long and how large it will be."""
+"""Checks and estimates before a run: what is missing, how long it will take, how large it will be."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tdmpc2.play.evaluation import num_steps, side_by_side
 from tdmpc2.play.results import video_writer
 from tdmpc2.play.rollout import check_playable
 from tdmpc2.support.runtime import available_memory, set_num_threads
-from tdmpc2.training import run_dir
+from tdmpc2.training import run_record
 from tdmpc2.training.teacher import Teacher
 
 _CACHE_BATCH = 4096  # rows a teacher takes at a time
@@ -64,7 +64,7 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
 
 
 def checkpoint_bytes(agent: TDMPC2, cfg: Config) -> int:
-    """Bytes that the checkpoints of a run take at most, the one that is being written included."""
+    """Bound the bytes that the checkpoints of a run take, the one that is being written included."""
     model = sum(tensor.nbytes for tensor in agent.model.state_dict().values())
     trained = sum(p.nbytes for p in agent.model.parameters() if p.requires_grad)
     state = model + 2 * trained  # two moments of Adam
@@ -83,7 +83,7 @@ def check_disk(agent: TDMPC2, cfg: Config) -> None:
 
 
 def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list[str]:
-    """What a run would do: time, memory and disk, from a few updates and plans, compiled where the run's would be.
+    """Estimate time, memory and disk of a run from a few updates and plans, compiled where the run's would be.
 
     Nothing is written but the compilers' caches.
 
@@ -100,10 +100,10 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
     """
     preflight(cfg, teacher_cfg)
     threads = set_num_threads(cfg.num_threads)
-    teacher = Teacher.of(teacher_cfg)
-    run_dir.check(cfg, teacher.sha256 if teacher else None)
-    alive = teacher.load(cfg.device) if teacher else None
-    agent = TDMPC2(cfg, alive if cfg.distillation_cache == "off" else None)
+    teacher = Teacher.from_config(teacher_cfg)
+    run_record.check(cfg, teacher.sha256 if teacher else None, data_record(cfg.data_dir, cfg.task))
+    live_teacher = teacher.load(cfg.device) if teacher else None
+    agent = TDMPC2(cfg, live_teacher if cfg.distillation_cache == "off" else None)
     check_disk(agent, cfg)
     state = cfg.run_dir / "state.pt"
     start = 0
@@ -113,7 +113,7 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
         agent.load_training_state(saved["training"])  # it says whether the update is compiled
     steps = max(cfg.steps - start, 0)
     data_line, size, imported = _data(cfg, agent.device)
-    before, before_s, before_bytes = _preparation(cfg, alive, size, imported)
+    before, before_s, before_bytes = _preparation(cfg, live_teacher, size, imported)
 
     batch = _random_batch(cfg, agent.device)
     if processes == 1 and (line := agent.compile_update()):
@@ -123,7 +123,7 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
     lines = [
         f"run         {cfg.run_dir}, " + (f"continues at step {start:,}" if start else "new"),
         f"student     {parameters:,} parameters on {agent.device}, {threads} threads",
-        "teacher     " + _teacher_line(teacher, alive, cfg),
+        "teacher     " + _teacher_line(teacher, live_teacher, cfg),
         data_line,
         *before,
         f"updates     {steps:,} x {1e3 * update_s:.1f} ms = {_clock(steps * update_s)}",
@@ -159,7 +159,7 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
 
 
 def _data(cfg: Config, device: torch.device) -> tuple[str, int, bool]:
-    """One line on the data, the bytes that are drawn from, and whether chunk files are imported first."""
+    """Describe the data: one line, the bytes that are drawn from, and whether chunk files are imported first."""
     store, size = find_store(cfg.data_dir), data_bytes(cfg)
     place = choose_place(cfg.data_device, device, size)
     imported = store is None and (place == "disk" or cfg.distillation_cache != "off")
@@ -168,7 +168,7 @@ def _data(cfg: Config, device: torch.device) -> tuple[str, int, bool]:
     return f"data        {what}, {size / 1e9:.2f} GB on {place}", size, imported
 
 
-def _preparation(cfg: Config, alive: TDMPC2 | None, size: int, imported: bool) -> tuple[list[str], float, int]:
+def _preparation(cfg: Config, live_teacher: TDMPC2 | None, size: int, imported: bool) -> tuple[list[str], float, int]:
     """Import and cached targets: lines, seconds and bytes, at most."""
     lines: list[str] = []
     seconds, disk = 0.0, 0
@@ -176,16 +176,17 @@ def _preparation(cfg: Config, alive: TDMPC2 | None, size: int, imported: bool) -
         disk = sum(path.stat().st_size for path in chunk_paths(cfg.data_dir))
         seconds = disk / RATE
         lines.append(f"import      {disk / 1e9:.2f} GB at {RATE / 1e6:.0f} MB/s = {_clock(seconds)}")
-    if alive is not None and cfg.distillation_cache != "off":
+    if live_teacher is not None and cfg.distillation_cache != "off":
         layout = Layout.of(cfg.task_specs)
         rows = size // RowFormat(layout.obs_dim, layout.action_dim).record.itemsize
         names = {column for name in cfg.distillation_terms if (column := TARGETS[name].cached_as)}
         disk += 4 * rows * len(names)
         if cfg.distillation_cache == "full":
-            batch = _random_batch(cfg.replace(batch_size=_CACHE_BATCH), alive.device)
-            ids = batch.task if alive.cfg.multitask else None
+            batch = _random_batch(cfg.replace(batch_size=_CACHE_BATCH), live_teacher.device)
+            ids = batch.task if live_teacher.cfg.multitask else None
             once = _seconds(
-                lambda: teacher_columns(alive.model, names, batch.obs[0], batch.action[0], ids), alive.device
+                lambda: teacher_columns(live_teacher.model, names, batch.obs[0], batch.action[0], ids),
+                live_teacher.device,
             )
             filling = rows / _CACHE_BATCH * once
             seconds += filling
@@ -193,10 +194,10 @@ def _preparation(cfg: Config, alive: TDMPC2 | None, size: int, imported: bool) -
     return lines, seconds, disk
 
 
-def _teacher_line(teacher: Teacher | None, alive: TDMPC2 | None, cfg: Config) -> str:
-    if teacher is None or alive is None:
+def _teacher_line(teacher: Teacher | None, live_teacher: TDMPC2 | None, cfg: Config) -> str:
+    if teacher is None or live_teacher is None:
         return "none"
-    count = sum(p.numel() for p in alive.model.parameters())
+    count = sum(p.numel() for p in live_teacher.model.parameters())
     cache = {"off": "asked in every update", "lazy": "asked for rows that are new", "full": "asked once, before"}
     return f"{teacher.path}, {count:,} parameters, {cache[cfg.distillation_cache]}"
 

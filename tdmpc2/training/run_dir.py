@@ -1,27 +1,26 @@
-"""The directory of one run: what it was started with, its newest weights, and all it needs to continue.
+"""The directory of one run: its checkpoints, what it needs to continue, and its scores.
 
-run.json         the resolved configuration, the teacher's checksum, the data files and their sizes or their checksum
+run.json         the record of the run (run_record.py): configuration, the teacher's checksum, identity of the data
 model.pt         newest deployable checkpoint; model_<step>.pt: the newest ``keep_last``, if that is more than one
 best.pt          the one with the highest score, evaluations.json the score of every evaluation
-state.pt         the newest weights with optimisers, value scale, random state and step: one file, so always consistent
-train.csv, eval.csv, ...
+state.pt         the newest weights with optimisers, value scale, random state, step, and the state of everything else
+                 the run needs (``parts``): one file, so always consistent
+train.csv, speed.csv, eval.csv, ..., train.log: written by the logger
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file, read_file, save_file
-from tdmpc2.config import CHANGEABLE, ONE_START_KEYS, Config, completed
-from tdmpc2.data.placement import data_record
 from tdmpc2.support import files
 from tdmpc2.support.files import replacing, write_text
 
@@ -45,71 +44,35 @@ def lock(run_dir: Path) -> Iterator[None]:
                 path.unlink(missing_ok=True)
 
 
-def check(cfg: Config, teacher_sha256: str | None) -> tuple[dict[str, Any], str]:
-    """Make sure that the run directory is new or belongs to the same run, and that ``cfg.resume`` allows it.
+class Saved(NamedTuple):
+    """Contents of ``state.pt`` besides the agent's own state."""
 
-    Returns:
-        What its ``run.json`` is to hold, and one line on settings that differ from those so far but may (or "").
-
-    Raises:
-        ValueError: it holds a run of another configuration or data; the message lists what differs. Or it holds
-            weights that cannot be continued and would be overwritten.
-    """
-    directory = cfg.run_dir
-    path = directory / "run.json"
-    now = {**cfg.to_dict(), "teacher_sha256": teacher_sha256, "data": data_record(cfg.data_dir)}
-    record: dict[str, Any] = json.loads(
-        json.dumps({key: value for key, value in now.items() if key not in ONE_START_KEYS})
-    )
-    if cfg.resume == "must" and not (directory / "state.pt").exists():
-        raise ValueError(f"resume=must, but {directory} has no state.pt to continue from: resume=auto starts a new run")
-    if not path.exists():
-        if directory.exists() and any(directory.glob("*.pt")):
-            raise ValueError(
-                f"{directory} holds checkpoints but no run.json: set exp_name to start a new run beside it"
-            )
-        return record, ""
-    if cfg.resume == "never":
-        raise ValueError(f"resume=never, but {directory} holds a run: set exp_name, or move the directory away")
-    try:
-        there: dict[str, Any] = completed(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}): set exp_name to start a new run") from error
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be continued by this version ({error}): set exp_name to start a new run"
-        ) from error
-    differing = {
-        key: f"{key}: {there.get(key)} there, {record.get(key)} now"
-        for key in sorted((there.keys() | record.keys()) - ONE_START_KEYS)
-        if there.get(key) != record.get(key)
-    }
-    # These schedules end at ``steps``: with others, the updates so far would have been others.
-    fixed = {"steps"} if teacher_sha256 and cfg.distillation_schedule in ("linear", "cosine") else set()
-    if refused := [text for key, text in differing.items() if key not in CHANGEABLE - fixed]:
-        raise ValueError(
-            f"{directory} holds a run of another configuration ({'; '.join(refused)}): "
-            "set exp_name to start a new run, or move the directory away"
-        )
-    if (directory / "model.pt").exists() and not (directory / "state.pt").exists():
-        raise ValueError(
-            f"{directory} has model.pt but no state.pt to continue from: set exp_name to start a new run, "
-            "with checkpoint=<that model.pt> if it is to start from those weights"
-        )
-    return record, f"Continuing with other settings: {'; '.join(differing.values())}" if differing else ""
+    step: int = 0
+    wandb_id: str | None = None
+    wall_seconds: float | None = None  # trained until then; None: the file does not say
+    parts: Mapping[str, Any] = {}  # states of the run's other parts by name
 
 
-def claim(run_dir: Path, record: dict[str, Any]) -> None:
-    """Write the ``run.json`` of a run directory.
-
-    Raises:
-        ValueError: the disk refused.
-    """
-    write_text(run_dir / "run.json", json.dumps(record, indent=2) + "\n")
-
-
-def save(agent: TDMPC2, run_dir: Path, step: int, wandb_id: str | None, keep_last: int = 1) -> None:
+def save(
+    agent: TDMPC2,
+    run_dir: Path,
+    step: int,
+    wandb_id: str | None,
+    keep_last: int = 1,
+    *,
+    wall_seconds: float | None = None,
+    parts: Mapping[str, Any] | None = None,
+) -> None:
     """Write ``state.pt`` and ``model.pt``, replacing the run's own older ones but for the newest ``keep_last``.
+
+    Args:
+        agent: what is saved.
+        run_dir: where.
+        step: number of steps it has trained.
+        wandb_id: Weights & Biases run.
+        keep_last: newest checkpoints that are kept; all but ``model.pt`` itself only if that is more than one.
+        wall_seconds: seconds that the run has trained.
+        parts: states of the run's other parts by name: tensors, numbers, strings, lists and dicts.
 
     Raises:
         ValueError: a weight is not finite, or the disk refused; the older files are unchanged.
@@ -125,6 +88,8 @@ def save(agent: TDMPC2, run_dir: Path, step: int, wandb_id: str | None, keep_las
         "training": agent.training_state(),
         "step": step,
         "wandb_id": wandb_id,
+        "wall_seconds": wall_seconds,
+        "parts": dict(parts or {}),
     }
     save_file(run_dir / "state.pt", state, overwrite=True)
     agent.save(run_dir / "model.pt", step=step, overwrite=True)
@@ -136,18 +101,18 @@ def save(agent: TDMPC2, run_dir: Path, step: int, wandb_id: str | None, keep_las
         numbered[old].unlink()
 
 
-def restore(agent: TDMPC2, run_dir: Path) -> tuple[int, str | None]:
+def restore(agent: TDMPC2, run_dir: Path) -> Saved:
     """Load ``state.pt`` into the agent, and write ``model.pt`` again if it is missing, damaged or of another step.
 
     Returns:
-        The step it is from and the W&B run id, or (0, None) if there is nothing to continue.
+        The rest of the file; step 0 if there is nothing to continue.
 
     Raises:
         ValueError: ``state.pt`` cannot be read.
     """
     path, model = run_dir / "state.pt", run_dir / "model.pt"
     if not path.exists():
-        return 0, None
+        return Saved()
     state = read_file(path)
     with torch.no_grad():
         agent.model.load_state_dict(state["weights"])
@@ -155,11 +120,11 @@ def restore(agent: TDMPC2, run_dir: Path) -> tuple[int, str | None]:
     step = int(state["step"])
     if _step_of(model) != step:
         agent.save(model, step=step, overwrite=True)
-    return step, state["wandb_id"]
+    return Saved(step, state["wandb_id"], state.get("wall_seconds"), state.get("parts", {}))
 
 
 def scores(run_dir: Path, until: int) -> dict[int, float]:
-    """Normalised scores of the evaluations up to a step, by step: those a run that continues there has behind it.
+    """Read the normalised scores of all evaluations up to step ``until``, by step.
 
     Raises:
         ValueError: the file is damaged.

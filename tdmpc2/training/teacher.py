@@ -1,4 +1,4 @@
-"""The teacher of a run: alive, or as targets that were computed once."""
+"""The teacher of a run: live, or as outputs that were computed once."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Teacher:
     cfg: Config
 
     @classmethod
-    def of(cls, cfg: Config | None) -> Teacher | None:
-        """The teacher that a configuration names, if it names one.
+    def from_config(cls, cfg: Config | None) -> Teacher | None:
+        """Look up the teacher that a configuration names, if it names one.
 
         Raises:
             ValueError: the file cannot be read.
@@ -46,7 +46,7 @@ class Teacher:
         return cls(path, file_sha256(path), cfg)
 
     def load(self, device: str | torch.device) -> TDMPC2:
-        """The agent, in fp32 and without gradients.
+        """Load the agent, in fp32 and without gradients.
 
         Raises:
             ValueError: unreadable file.
@@ -60,7 +60,7 @@ class Teacher:
 
 
 def add_targets(data: Data, teacher: Teacher, cfg: Config, device: torch.device) -> tuple[Data, LazyTargets | None]:
-    """Give the data the teacher's rewards and values, as far as they are needed, so that no update asks the teacher.
+    """Attach cached teacher outputs to the data, so that updates do not need the live teacher.
 
     Args:
         data: data in a store.

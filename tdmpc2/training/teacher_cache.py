@@ -103,7 +103,7 @@ class LazyTargets:
 
     @torch.no_grad()
     def fill(self, batch: Batch, rows: Tensor) -> Batch:
-        """The batch with ``teacher_reward`` or ``teacher_value`` [steps, B, 1], or both.
+        """Add ``teacher_reward`` or ``teacher_value`` [steps, B, 1], or both, to a batch.
 
         What is missing is asked of the files, in the host's memory; only when it is, the device is waited for: the
         teacher takes the whole batch and the new numbers are written.
@@ -151,7 +151,7 @@ def _check_teacher(teacher: TDMPC2, store: EpisodeStore) -> None:
 def _outputs(
     teacher: TDMPC2, names: Collection[str], store: EpisodeStore, episodes: Tensor, context: TaskContext
 ) -> dict[str, Tensor]:
-    """The teacher's outputs for every step of some episodes [n], on the processor, each [n, L]."""
+    """Compute the teacher's outputs for every step of some episodes [n], each [n, L] in main memory."""
     records = torch.cat([store.read(episode, 1) for episode in episodes.tolist()])
     obs, action, _ = store.meta.row_format.split(records)
     before, after = obs[:, :-1].transpose(0, 1), action[:, 1:].transpose(0, 1)  # [L, n, .], what led to a row is in it

@@ -36,7 +36,7 @@ def test_what_the_commands_leave_behind(home: Path) -> None:
         *(
             f"mt30/1/{name}/{file}"
             for name in ("default", "teacher")
-            for file in ("model.pt", "run.json", "speed.csv", "state.pt", "train.csv")
+            for file in ("model.pt", "run.json", "speed.csv", "state.pt", "train.csv", "train.log")
         ),
     ]
     written = [
@@ -65,7 +65,7 @@ def test_evaluate(run: Run, cwd: Path) -> None:
     config = protocol["config"]
     assert (protocol["action"], protocol["precision"], protocol["planner"]) == ("planner", "fp32", "plain")
     assert (config["num_samples"], config["horizon"]) == (12, 2)  # typed
-    assert (config["num_elites"], config["iterations"], config["latent_dim"]) == (4, 1, 16)  # of the file
+    assert (config["num_elites"], config["iterations"], config["latent_dim"]) == (3, 1, 16)  # of the file, 4 of 16
     lines = (directory / "results.csv").read_text().splitlines()
     assert lines[0] == "task,seed,return,success"
     assert [line.split(",")[:2] for line in lines[1:]] == [["pendulum-spin", "100"], ["cartpole-balance", "100"]]

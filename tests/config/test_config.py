@@ -13,12 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from tdmpc2.config import MODEL_SIZES, RUN_KEYS, Config, check_keys, defaults, key_names, parse_cfg
+from tdmpc2.config import CHANGEABLE, MODEL_SIZES, RUN_KEYS, Config, check_keys, defaults, key_names, parse_cfg
 from tdmpc2.tasks import MT30, MT80, TaskSpec, lookup
-from tdmpc2.training.run_dir import CHANGEABLE
 from tests.helpers.reference import REPO
 
-#: Specification, section 14, student column; batch size and distillation weight as DESIGN.md has them.
+#: The reference's student file; batch size and distillation weight as docs/algorithm.md, "Departures", has them.
 SPECIFIED = {
     "task": "mt30", "obs": "state", "eval_episodes": 10, "steps": 200_000, "batch_size": 256, "reward_coef": 0.1,
     "value_coef": 0.1, "consistency_coef": 20, "rho": 0.5, "lr": 3e-4, "enc_lr_scale": 0.3, "grad_clip_norm": 20,
@@ -43,7 +42,7 @@ def fail(match: str, **changes: Any) -> None:
 # Defaults and files
 
 
-def test_defaults_are_the_specification() -> None:
+def test_defaults_equal_the_reference() -> None:
     assert {name: getattr(Config(), name) for name in SPECIFIED} == SPECIFIED
     assert tuple(defaults()) == key_names()
     assert Config(**defaults()) == Config()

@@ -1,4 +1,4 @@
-"""The 28 custom tasks against their formulas, models and first states as written in the specification."""
+"""The 28 custom tasks against their formulas, models and first states, as written down for the tests."""
 
 from __future__ import annotations
 

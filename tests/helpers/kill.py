@@ -111,7 +111,8 @@ SCENARIOS = {
             str(REPO / "train.py"),
             *(word if word.startswith("teacher") else f"student_config.{word}" for word in _TRAIN.split()),
         ),
-        ignored=("*.lock", "run/state.pt", "run/speed.csv"),  # the same values can be pickled differently; times
+        # The same values can be pickled differently; the others hold times.
+        ignored=("*.lock", "run/state.pt", "run/speed.csv", "run/train.log"),
     ),
     "import": Scenario(_prepare_import, ("-c", _IMPORT), ignored=("*.lock",)),
 }

@@ -17,7 +17,7 @@ PARTS = ("weight", "bias", "ln.weight", "ln.bias")
 def shapes_a(
     *, enc=8, enc_layers=2, mlp=16, latent=8, num_q=2, tasks=30, emb=4, obs=5, action=3, bins=11
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of layout (a), written down from specification section 15."""
+    """Names and shapes of layout (a), written down a second time."""
     emb = emb if tasks else 0
     nets = {
         "_encoder.state": ([obs + emb, *[enc] * (enc_layers - 1), latent], True),
@@ -42,7 +42,7 @@ def state_a(seed: int = 0, **sizes: int) -> dict[str, Tensor]:
 
 
 def meta_a(size: int, task: str) -> dict[str, Tensor]:
-    """A model of a published size without memory, with the sizes of specification section 1."""
+    """A model of a published size without memory, with its sizes written down."""
     widths = MODEL_SIZES[size]
     emb = 96 if task == "mt80" or size in (1, 317) else 64
     dims = {"mt30": (30, 24, 6), "mt80": (80, 39, 6), "walker-walk": (0, 24, 6)}[task]
@@ -62,7 +62,7 @@ def meta_a(size: int, task: str) -> dict[str, Tensor]:
 
 
 def state_c(a: dict[str, Tensor], encoder_layers: int) -> dict[str, Tensor]:
-    """Layout (c) of a layout (a) state, by the pairs of the specification's table."""
+    """Layout (c) of a layout (a) state, pair by pair."""
     pairs = {"_dynamics.0.0": "_dynamics.0", "_dynamics.0.3": "_dynamics.1", "_dynamics.0.6": "_dynamics.2"}
     pairs |= {"_dynamics.0.1": "_dynamics.0.ln", "_dynamics.0.4": "_dynamics.1.ln", "_dynamics.1": "_dynamics.2.ln"}
     for net in ("_reward", "_pi"):

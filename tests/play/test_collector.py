@@ -117,7 +117,7 @@ def test_what_a_pool_builds(monkeypatch: pytest.MonkeyPatch) -> None:
         built.append(name)
         return make_env(name, seed)
 
-    monkeypatch.setattr("tdmpc2.envs.vector.make_env", make)
+    monkeypatch.setattr("tdmpc2.envs.vector.build_env", make)
     cfg = Config()
     spin, cup = (cfg.task_specs[MT30.index(name)] for name in ("pendulum-spin", "cup-spin"))
     with EnvPool(24, 6) as pool:

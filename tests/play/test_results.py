@@ -13,6 +13,7 @@ from rich.console import Console
 
 from tdmpc2.config import Config
 from tdmpc2.play import results
+from tdmpc2.play.evaluation import Evaluation, TaskResult
 from tests.helpers.playing import MIXED, fake
 
 
@@ -26,14 +27,14 @@ def test_result_files(tmp_path: Path) -> None:
     assert summary["protocol"]["config"]["task"] == "mt30"
     assert {"python", "torch", "mujoco", "dm_control", "gymnasium", "numpy"} <= summary["versions"].keys()
     assert [(row["task"], row["episodes"], row["return"], row["success"]) for row in summary["tasks"]] == [
-        ("walker-walk", 2, 600.0, 0.0), ("mw-reach", 2, 625.5, 0.5),
+        ("walker-walk", 2, 600.0, None), ("mw-reach", 2, 625.5, 0.5),
     ]  # fmt: skip
     assert summary["tasks"][0]["return_interval"] == [500, 700]
     with (directory / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(r["task"], int(r["seed"]), float(r["return"]), float(r["success"])) for r in rows] == [
-        ("walker-walk", 100, 500, 0), ("walker-walk", 101, 700, 0),
-        ("mw-reach", 100, 1234, 1), ("mw-reach", 101, 17, 0),
+    assert [(r["task"], int(r["seed"]), float(r["return"]), r["success"]) for r in rows] == [
+        ("walker-walk", 100, 500, ""), ("walker-walk", 101, 700, ""),
+        ("mw-reach", 100, 1234, "1.0"), ("mw-reach", 101, 17, "0.0"),
     ]  # fmt: skip
     assert sorted(path.name for path in directory.iterdir()) == ["results.csv", "results.json"]
 
@@ -79,11 +80,66 @@ def test_a_fresh_directory_is_never_one_with_results(tmp_path: Path) -> None:
     assert [path.name for path in directory.iterdir()] == ["model.pt"]
 
 
-def test_table_shows_every_task_and_the_score() -> None:
-    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(results.table(MIXED, "student"))
-    text = console.export_text()
-    walker = next(line for line in text.splitlines() if "walker-walk" in line).split()
-    assert walker == ["walker-walk", "2", "600.0", "[500.0,", "700.0]", "0.00"]
-    assert "55.00" in next(line for line in text.splitlines() if "normalized score" in line)
-    assert results.format_interval(None) == "-"
+def shown(result: Evaluation, width: int = 100) -> list[str]:
+    """Lines of the table of an evaluation."""
+    console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(results.table(result, "student"))
+    return console.export_text().splitlines()
+
+
+def test_table_has_success_only_for_tasks_that_know_it() -> None:
+    lines = shown(MIXED)
+    walker = next(line for line in lines if "walker-walk" in line).split()
+    assert walker == ["walker-walk", "2", "600.0", "[500.0,", "700.0]", "-"]
+    reach = next(line for line in lines if "mw-reach" in line).split()
+    assert reach[-1] == "0.50"
+    assert "55.00" in next(line for line in lines if "normalized score" in line)
+
+
+def test_table_of_dm_control_tasks_has_no_column_for_success() -> None:
+    """A column of 0.00 reads as if every episode had failed; these tasks have no notion of success."""
+    text = "\n".join(shown(fake(("walker-walk", [500.0], [0.0]))))
+    assert "success" not in text
+    assert "500.0" in text
+
+
+def test_returns_without_a_scale_are_not_called_a_normalised_score() -> None:
+    """Pendulum-v1 was given a normalised score of -96.93, a tenth of its return."""
+    result = Evaluation((TaskResult("Pendulum-v1", (1, 2), (-900.0, -1000.0), (0.0, 0.0), False),))
+    assert result.score_label == "return"
+    assert result.normalized_score == -950
+    assert list(result.metrics()) == ["return", "low", "high"]
+    assert "-950.00" in next(line for line in shown(result) if "mean return" in line)
+
+
+def test_one_episode_has_no_interval_to_log() -> None:
+    """Evaluations of one episode printed "low 21.65   high 21.65", as if the score were certain."""
+    assert fake(("walker-walk", [216.5], [0.0])).metrics() == {"normalized_score": pytest.approx(21.65)}
+
+
+# -- why an evaluation has a directory of its own ---------------------------------------------------------------------
+
+PROTOCOL = {"checkpoint": "logs/student/model.pt", "sha256": "1", "precision": "bf16", "config": Config().to_dict()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, " (eval-x holds an earlier try)"),
+        ({"precision": "int8"}, " (eval-x holds the same with precision=bf16)"),
+        ({"sha256": "2"}, " (eval-x holds the same with other weights)"),
+        ({"config": Config(num_samples=64, num_elites=8).to_dict()}, " (eval-x holds the same with num_samples=512)"),
+        ({"config": Config(tasks=("cup-spin",)).to_dict()}, " (eval-x holds the same with tasks=null)"),
+    ],
+)
+def test_why_another_names_what_differs(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    """Evaluations went to eval-x, eval-x-2, eval-x-3 without a word of what is in which."""
+    results.write_results(tmp_path / "eval-x", MIXED, PROTOCOL)
+    now = {**PROTOCOL, **changes}
+    assert results.why_another(tmp_path / "eval-x-2", tmp_path / "eval-x", now) == reason
+    assert results.why_another(tmp_path / "eval-x", tmp_path / "eval-x", now) == ""
+
+
+def test_why_another_copes_with_results_that_are_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("{}")
+    assert results.why_another(tmp_path / "x", tmp_path, PROTOCOL).endswith("holds other results)")

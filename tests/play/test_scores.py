@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdmpc2.play.evaluation import Evaluation, bootstrap, compare
+from tdmpc2.play.evaluation import Evaluation, compare
+from tdmpc2.support.intervals import bootstrap
 from tests.helpers.playing import MIXED, fake
 from tests.helpers.reference import shared_file
 

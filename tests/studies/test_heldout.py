@@ -17,8 +17,9 @@ from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.nn.math import decode
 from tdmpc2.play.collector import collect
 from tdmpc2.studies.heldout import heldout_batches, heldout_errors
-from tdmpc2.studies.report import markdown, rows_of
+from tdmpc2.studies.report import markdown
 from tdmpc2.studies.runs import read_study
+from tdmpc2.studies.summary import rows_of
 from tdmpc2.training.offline import train
 from tests.helpers.runs import TASKS
 
@@ -88,12 +89,12 @@ def test_the_heldout_command(cfg: Config, tmp_path: Path, capsys: pytest.Capture
     assert (found["checkpoint"], found["step"], found["errors"]["value_rmse"]) == ("model.pt", 20, 0)
     (row,) = rows_of(study := read_study([cfg.run_dir]))
     assert row["heldout"] == found["errors"]
-    text = markdown(study, [row], None)
-    assert f"| {row['name']} | {found['errors']['reward_rmse']:.4f} - | - |" in text
+    text = markdown(study, [row])
+    assert f"| {row['name']} | {found['errors']['reward_rmse']:.4f} | - |" in text
     train(cfg.replace(steps=25), None)
     (row,) = rows_of(study := read_study([cfg.run_dir]))
     assert row["heldout"] == {}, "it is of an earlier step"
-    assert "of step 20, not of the last one" in markdown(study, [row], None)
+    assert "of step 20, not of the last one" in markdown(study, [row])
     capsys.readouterr()
     for arguments, message in (
         ([path, "--data", cfg.data_dir], f"was trained on {cfg.data_dir}"),

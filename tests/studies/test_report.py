@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,13 +15,13 @@ from tdmpc2.checkpoints.files import load_file
 from tdmpc2.commands.report import main
 from tdmpc2.config import Config
 from tdmpc2.play import evaluation
-from tdmpc2.studies.report import rows_of
 from tdmpc2.studies.runs import read_run, read_study
+from tdmpc2.studies.summary import rows_of
 from tdmpc2.training import offline
 from tdmpc2.training.offline import train
 from tests.helpers.reference import REPO
 from tests.helpers.runs import TASKS, TINY
-from tests.helpers.studies import PNG, write_run
+from tests.helpers.studies import PNG
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -30,13 +29,16 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_three_files(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_is_three_files_and_learning_curves(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("matplotlib")
     out = tmp_path / "report"
     main([str(sweep), "--out", str(out)])
     assert (out / "report.md").read_text() in capsys.readouterr().out
     assert "![Scores](report.png)" in (out / "report.md").read_text()
-    assert (out / "report.png").read_bytes().startswith(PNG)
+    assert "![Learning curves](curves.png)" in (out / "report.md").read_text()
+    assert all((out / name).read_bytes().startswith(PNG) for name in ("report.png", "curves.png"))
     assert [row["score"] for row in json.loads((out / "report.json").read_text())["groups"]] == [12, 12, 21, 10.5]
     (out / "report.md").write_text("mine")
     with pytest.raises(SystemExit):
@@ -45,28 +47,6 @@ def test_the_three_files(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert (out / "report.md").read_text() == "mine"
     main([str(sweep), "--out", str(out), "--force"])
     assert (out / "report.md").read_text() != "mine"
-
-
-def test_the_figure_of_a_sweep_is_a_curve(sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    axes = pytest.importorskip("matplotlib.axes").Axes
-    from tdmpc2.studies.figures import score_figure
-
-    drawn: dict[str, list[Any]] = {"errorbar": [], "barh": [], "axhspan": []}
-    for name, calls in drawn.items():
-        original = getattr(axes, name)
-        monkeypatch.setattr(
-            axes, name, lambda *args, _f=original, _c=calls, **kw: (_c.append((args, kw)), _f(*args, **kw))[1]
-        )
-    rows = rows_of(read_study([sweep]))
-    assert score_figure(tmp_path / "curve.png", rows) == ""
-    (((_, values, means), options),) = drawn["errorbar"]
-    assert (values, means) == ([0.4, 0.9], [21, 10.5])
-    assert options["yerr"] == pytest.approx([12.706, 1.5 * 12.706], abs=1e-2)
-    assert [call[0][1:] for call in drawn["axhspan"]] == [rows[0]["interval"], rows[1]["interval"]]
-    write_run(sweep, 1, 30, weight=0.4, policy_loss="tdmpc2")
-    assert score_figure(tmp_path / "bars.png", rows_of(read_study([sweep]))) == ""
-    assert len(drawn["barh"]) == 1
-    assert (tmp_path / "bars.png").read_bytes().startswith(PNG)
 
 
 def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import shutil
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
-from tdmpc2.config import parse_cfg
-from tdmpc2.studies.report import difference_interval, markdown, mean_interval, rows_of
-from tdmpc2.studies.runs import read_run, read_study
+from tdmpc2.studies.labels import short_labels, wrapped
+from tdmpc2.studies.report import markdown
+from tdmpc2.studies.runs import read_study
+from tdmpc2.studies.summary import rows_of
+from tdmpc2.support.intervals import difference_interval, mean_interval
 from tests.helpers.studies import write_run
 
 # -- intervals --------------------------------------------------------------------------------------------------------
@@ -64,15 +63,12 @@ def test_a_control_has_the_same_budget(sweep: Path) -> None:
     """Runs of other batch sizes, steps or data are compared with controls of their own."""
     write_run(sweep, 1, 30, weight=0.4, batch_size=64)
     rows = rows_of(read_study([sweep]))
-    missing, *others = rows
-    assert missing["runs"] == 0
-    assert [row["name"] for row in others[-3:]] == [
+    assert [row["name"] for row in rows[-3:]] == [
         "batch_size=64, distillation_weight=0.4",
         "batch_size=256, distillation_weight=0.4",
         "batch_size=256, distillation_weight=0.9",
     ]
-    assert [row["control"] for row in others[-3:]] == [None, *["no teacher, batch_size=256"] * 2]
-    assert "student_config.batch_size=64 " in missing["command"]
+    assert [row["control"] for row in rows[-3:]] == [None, *["no teacher, batch_size=256"] * 2]
 
 
 def test_keys_of_one_run_do_not_part_groups(tmp_path: Path) -> None:
@@ -91,7 +87,7 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
         (None, None, None),
         (None, 5, None),
     ]
-    assert "| distillation_weight=0.4 | 1 | 100 | 15.00 - | +5.00 - |" in markdown(study, rows, None)
+    assert "| distillation_weight=0.4 | 1 | 100 | 15.00 | +5.00 |" in markdown(study, rows)
 
 
 def test_a_repeated_run_does_not_count_twice(sweep: Path, tmp_path: Path) -> None:
@@ -108,7 +104,7 @@ def test_unfinished_runs_are_listed(sweep: Path) -> None:
     study = read_study([sweep])
     assert [row["runs"] for row in rows_of(study)] == [2, 2, 2, 2]
     assert {run.path: run.step for run in study.unfinished} == {sweep / "3" / "weight_0.4": 60, not_evaluated: 100}
-    assert f"| {sweep / '3' / 'weight_0.4'} | 60 | 100 |" in markdown(study, rows_of(study), None)
+    assert f"| {sweep / '3' / 'weight_0.4'} | 60 | 100 |" in markdown(study, rows_of(study))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +134,7 @@ def test_damaged_files_are_named(sweep: Path, name: str, content: str) -> None:
 
 
 @pytest.mark.parametrize("control", ["absent", "not evaluated"])
-def test_a_missing_control_comes_with_its_command(sweep: Path, control: str, tmp_path: Path) -> None:
+def test_missing_control_is_named_with_its_remedy(sweep: Path, control: str) -> None:
     for seed in (1, 2):
         shutil.rmtree(sweep / str(seed) / "weight_0.0")
         if control == "absent":
@@ -150,28 +146,60 @@ def test_a_missing_control_comes_with_its_command(sweep: Path, control: str, tmp
             (sweep / str(seed) / "none" / "evaluations.json").unlink()
     study = read_study([sweep])
     rows = rows_of(study)
-    assert rows[0]["command"] == (
-        "python train.py --multirun teacher_config=null student_config.steps=100 student_config.eval_freq=50 "
-        "student_config.exp_name=control student_config.seed=1,2"
-    )
-    text = markdown(study, rows, None)
-    assert f"| no run without a teacher with the same budget: run `{rows[0]['command']}` | 0 | 100 | - |" in text
-    assert all(row["minus_control"] is None for row in rows if row["runs"])
+    assert all(row["minus_control"] is None for row in rows)
+    text = markdown(study, rows)
+    assert "has the same budget as: distillation_weight=0.4; distillation_weight=0.9." in text
+    assert "`teacher_config=null`" in text
 
 
-def test_the_command_has_the_same_budget(tmp_path: Path) -> None:
-    settings = {
-        "tasks": ("cup-spin", "walker-walk"), "model_size": 5, "batch_size": 64, "lr": 1e-7, "mpc": False,
-        "data_dir": "my data", "max_episodes_per_task": 3,
-    }  # fmt: skip
-    write_run(tmp_path, 4, 10, weight=0.4, **settings)
+def test_study_with_controls_does_not_ask_for_any(sweep: Path) -> None:
+    study = read_study([sweep])
+    assert "No finished run without a teacher" not in markdown(study, rows_of(study))
+
+
+# -- labels -----------------------------------------------------------------------------------------------------------
+
+
+def test_keys_that_follow_from_the_model_size_are_not_in_a_name(tmp_path: Path) -> None:
+    """A 5M teacher beside 1M students put latent_dim, mlp_dim, num_q, ... into every label of the report."""
+    write_run(tmp_path, 1, 50, model_size=5)
+    write_run(tmp_path, 1, 10)
+    write_run(tmp_path, 1, 20, weight=0.45)
+    assert [row["name"] for row in rows_of(read_study([tmp_path]))] == [
+        "no teacher, model_size=1",
+        "no teacher, model_size=5",
+        "model_size=1, distillation_weight=0.45",
+    ]
+
+
+def test_widths_without_a_model_size_part_groups(tmp_path: Path) -> None:
+    for mlp_dim in (64, 128):
+        write_run(tmp_path, 1, 10, model_size=None, mlp_dim=mlp_dim)
+    names = [row["name"] for row in rows_of(read_study([tmp_path]))]
+    assert names == ["no teacher, mlp_dim=64", "no teacher, mlp_dim=128"]
+
+
+def test_long_names_become_letters_that_a_table_explains(tmp_path: Path) -> None:
+    write_run(tmp_path, 1, 10, weight=0.4, distillation_targets=("reward", "next_state_linear"))
+    write_run(tmp_path, 1, 20, weight=0.4, distillation_targets=("reward", "next_state_pca"), batch_size=64)
     study = read_study([tmp_path])
-    words = shlex.split(rows_of(study)[0]["command"])
-    assert words[:3] == ["python", "train.py", "teacher_config=null"]
-    assert not any("latent_dim" in word for word in words), "it follows from model_size"
-    composed = OmegaConf.from_dotlist(words[3:]).student_config
-    typed = parse_cfg(OmegaConf.to_container(composed))  # type: ignore[arg-type]
-    record = {**typed.to_dict(), "teacher_sha256": None, "data": {"checksum": "c"}}
-    (tmp_path / "control").mkdir()
-    (tmp_path / "control" / "run.json").write_text(json.dumps(record))
-    assert read_run(tmp_path / "control").budget == study.groups[0].runs[0].budget
+    rows = rows_of(study)
+    assert [row["label"] for row in rows] == ["A", "B"]
+    text = markdown(study, rows)
+    assert f"| A | {rows[0]['name']} |" in text
+    assert "| task | A | B |" in text
+
+
+def test_wrapped_breaks_between_settings() -> None:
+    text = "distillation_targets=[reward,value], distillation_weight=0.45, model_size=1"
+    assert wrapped(text, 40).split("\n") == [
+        "distillation_targets=[reward,value],",
+        "distillation_weight=0.45, model_size=1",
+    ]
+    assert wrapped("targets=[reward,value 0.1]", 20) == "targets=[reward,\nvalue 0.1]"
+    assert max(map(len, wrapped("x" * 70, 30).split("\n"))) <= 30
+
+
+def test_letters_go_on_after_z() -> None:
+    labels = short_labels([f"{index:050}" for index in range(28)])
+    assert list(labels.values())[-3:] == ["Z", "AA", "AB"]

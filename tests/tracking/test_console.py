@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,20 +66,76 @@ def test_plain_console_lines(tmp_path: Path, clock: list[float]) -> None:
         logger.message("[saved] x.pt")
     assert stream.getvalue().splitlines() == [
         OFF,
-        "step 1,000/10,000 (10%)   250.0 it/s   ETA 0:00:36   total_loss 1.5   pi_loss 0.25",
-        "step 2,000/10,000 (20%)   500.0 it/s   ETA 0:00:24   total_loss 1.25   pi_loss 0.5",
+        "step 1,000/10,000 (10%)   250.0 it/s   ETA 0:00:36   total 1.5   pi 0.25",
+        "step 2,000/10,000 (20%)   500.0 it/s   ETA 0:00:24   total 1.25   pi 0.5",
         "eval: step 2,000   score 31.06",
         "[saved] x.pt",
     ]
 
 
-def test_a_terminal_has_one_live_line(tmp_path: Path) -> None:
+def test_training_line_terminal_is_redrawn_in_place(tmp_path: Path) -> None:
     stream = Terminal()
     with Logger(config(tmp_path), total_steps=100, stream=stream) as logger:
         for step in range(1, 101):
-            logger.log(step, {f"loss{i}": 1 / step for i in range(20)})
+            logger.log(step, {"total_loss": 1 / step})
         logger.log(100, {"score": 5.0}, group="eval")
     first, evaluation, live = stream.screen()
     assert (first, evaluation) == (OFF, "eval: step 100   score 5")
     assert live.startswith("step 100/100 (100%)")
-    assert len(live) <= 80, "cut at the width of the terminal"
+    assert live.endswith("total 0.01")
+
+
+#: Losses of an update that distils two targets, with numbers as wide as they get.
+DISTILLING = {
+    "consistency_loss": -1.2345e-05, "reward_loss": 2.6123, "value_loss": 2.6217, "distillation_loss": 1.0601e-05,
+    "distillation_value_loss": 4.4901, "total_loss": 1.5351, "grad_norm": 1.9651, "pi_loss": -0.0011972,
+    "distillation_factor": 0.5, "pi_grad_norm": 0.12, "pi_scale": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_training_line_narrow_terminal_shows_every_loss_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    """At 80 and 100 columns the losses were cut off, the distillation loss first of all."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = Terminal()
+    with Logger(config(tmp_path), total_steps=1_000_000, stream=stream) as logger:
+        logger.log(123_400, DISTILLING, data_wait=0.03)
+        logger.log(123_500, DISTILLING, data_wait=0.03)
+    _, *lines = stream.screen()
+    assert len(lines) <= 3
+    assert all(len(line) <= columns for line in lines)
+    shown = "   ".join(lines)
+    assert "…" not in shown
+    for part in (
+        "total 1.535", "distill 1.06e-05", "distill value 4.49", "consistency -1.234e-05", "reward 2.612",
+        "value 2.622", "pi -0.001197", "grad 1.965",
+    ):  # fmt: skip
+        assert part in shown.split("   ")
+
+
+def test_train_log_keeps_every_line_with_its_time(tmp_path: Path) -> None:
+    """On a terminal each training line was drawn over the last one, and nothing kept them."""
+    with Logger(config(tmp_path), total_steps=20, stream=Terminal()) as logger:
+        logger.log(10, {"total_loss": 2.0})
+        logger.log(20, {"total_loss": 1.0})
+        logger.log(20, {"score": 5.0}, group="eval")
+    with Logger(config(tmp_path), total_steps=30, start_step=20, stream=Terminal()) as logger:
+        logger.log(30, {"total_loss": 0.5})
+    lines = (tmp_path / "train.log").read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  \S", line) for line in lines)
+    texts = [line[21:] for line in lines]
+    assert texts[0] == texts[4] == OFF
+    assert [text.split()[1] for text in texts if text.startswith("step")] == ["10/20", "20/20", "30/30"]
+    assert texts[3] == "eval: step 20   score 5"
+    assert texts[5].endswith("total 0.5")
+
+
+def test_train_log_torn_line_is_ended_first(tmp_path: Path) -> None:
+    (tmp_path / "train.log").write_text("2026-01-01 00:00:00  step 1")
+    with Logger(config(tmp_path), total_steps=1, start_step=1, stream=io.StringIO()):
+        pass
+    torn, new = (tmp_path / "train.log").read_text().splitlines()
+    assert torn.endswith("step 1")
+    assert new.endswith(OFF)

@@ -39,7 +39,7 @@ def test_new_columns_are_added_to_earlier_rows(tmp_path: Path) -> None:
         logger.log(2, {"b": 2.0, "a": 1.5})
         logger.log(3, {"b": 3.0})
     assert (tmp_path / "train.csv").read_text() == "step,a,b\n1,1.0,\n2,1.5,2.0\n3,,3.0\n"
-    assert {path.name for path in tmp_path.iterdir()} == {"train.csv", "speed.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"train.csv", "speed.csv", "train.log"}
 
 
 def test_speed_has_a_file_of_its_own(tmp_path: Path, clock: list[float]) -> None:
@@ -48,12 +48,37 @@ def test_speed_has_a_file_of_its_own(tmp_path: Path, clock: list[float]) -> None
         for step in (100, 200):
             clock[0] += 4.0
             logger.log(step, {"a": 1.0}, data_wait=0.5)
-    with Logger(config(tmp_path), total_steps=300, start_step=100, stream=io.StringIO()) as logger:
+    with Logger(config(tmp_path), total_steps=300, start_step=100, wall_seconds=5.0, stream=io.StringIO()) as logger:
         clock[0] += 2.0
         logger.log(200, {"a": 1.0})
     assert (tmp_path / "train.csv").read_text() == "step,a\n100,1.0\n200,1.0\n"
     assert (tmp_path / "speed.csv").read_text() == (
-        "step,seconds,it_per_s,data_wait\n100,4.0,25.0,0.5\n200,2.0,50.0,\n"
+        "step,seconds,it_per_s,data_wait,wall_seconds\n100,4.0,25.0,0.5,4.0\n200,2.0,50.0,,7.0\n"
+    )
+
+
+def test_speed_leaves_out_pauses(tmp_path: Path, clock: list[float]) -> None:
+    """An evaluation between two rows made the speed of updates dip."""
+    with Logger(config(tmp_path), total_steps=300, stream=io.StringIO()) as logger:
+        clock[0] += 4.0
+        with logger.pause():
+            clock[0] += 96.0
+        logger.log(100, {"a": 1.0})
+        clock[0] += 4.0
+        logger.log(200, {"a": 1.0})
+    assert [(row["seconds"], row["it_per_s"], row["wall_seconds"]) for row in text_rows(tmp_path / "speed.csv")] == [
+        ("100.0", "25.0", "100.0"),
+        ("4.0", "25.0", "104.0"),
+    ]
+
+
+def test_speed_file_without_wall_seconds_is_continued(tmp_path: Path, clock: list[float]) -> None:
+    (tmp_path / "speed.csv").write_text("step,seconds,it_per_s,data_wait\n100,4.0,25.0,0.5\n")
+    with Logger(config(tmp_path), total_steps=300, start_step=100, wall_seconds=4.0, stream=io.StringIO()) as logger:
+        clock[0] += 2.0
+        logger.log(200, {"a": 1.0}, data_wait=0.25)
+    assert (tmp_path / "speed.csv").read_text() == (
+        "step,seconds,it_per_s,data_wait,wall_seconds\n100,4.0,25.0,0.5,\n200,2.0,50.0,0.25,6.0\n"
     )
 
 
@@ -67,7 +92,7 @@ def test_a_new_run_keeps_the_files_of_an_old_one(tmp_path: Path) -> None:
     for value in (1.0, 2.0, 3.0):
         with Logger(config(tmp_path), total_steps=1, stream=io.StringIO()) as logger:
             logger.log(1, {"a": value})
-    found = {path.name: text_rows(path)[0]["a"] for path in tmp_path.glob("train*")}
+    found = {path.name: text_rows(path)[0]["a"] for path in tmp_path.glob("train.csv*")}
     assert found == {"train.csv.1": "1.0", "train.csv.2": "2.0", "train.csv": "3.0"}
 
 

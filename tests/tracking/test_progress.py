@@ -8,20 +8,41 @@ from pathlib import Path
 
 import pytest
 
-from tdmpc2.tracking.logger import Logger, Progress, progress
+from tdmpc2.tracking.logger import Logger
+from tdmpc2.tracking.progress import Progress, progress
 from tests.helpers.tracking import OFF, Terminal, config
 
 
-def test_progress_lines_every_tenth_with_rate_and_remaining_time(clock: list[float]) -> None:
+def test_progress_of_minutes_shows_a_line_every_tenth_with_rate_and_remaining_time(clock: list[float]) -> None:
     stream = io.StringIO()
     with Progress(2_000, "Evaluating", stream=stream) as bar:
         for _ in range(200):
-            clock[0] += 0.05
+            clock[0] += 1.0
             bar.update(10, text="walker-walk [812]")
     lines = stream.getvalue().splitlines()
     assert len(lines) == 10
-    assert lines[0] == "Evaluating: 200/2,000 steps (10%), 200.0/s, ETA 0:00:09, walker-walk [812]"
-    assert lines[-1] == "Evaluating: done, 2,000 steps in 0:00:10 (200.0/s)"
+    assert lines[0] == "Evaluating: 200/2,000 steps (10%), 10.0/s, ETA 0:03:00, walker-walk [812]"
+    assert lines[-1] == "Evaluating: done, 2,000 steps in 0:03:20 (10.0/s)"
+
+
+def test_progress_of_seconds_shows_one_line(clock: list[float]) -> None:
+    """An evaluation of a second printed ten lines where there was no terminal."""
+    stream = io.StringIO()
+    with Progress(2_000, "Evaluating", stream=stream) as bar:
+        for _ in range(200):
+            clock[0] += 0.04
+            bar.update(10)
+    assert stream.getvalue().splitlines() == ["Evaluating: done, 2,000 steps in 0:00:08 (250.0/s)"]
+
+
+def test_progress_of_a_minute_shows_a_line_every_ten_seconds(clock: list[float]) -> None:
+    stream = io.StringIO()
+    with Progress(100, "Evaluating", stream=stream) as bar:
+        for _ in range(100):
+            clock[0] += 0.5
+            bar.update(1)
+    percents = [line.split("(")[1].split(")")[0] for line in stream.getvalue().splitlines()[:-1]]
+    assert percents == ["20%", "40%", "60%", "80%"]
 
 
 def test_slow_progress_shows_a_line_every_30_seconds(clock: list[float]) -> None:
@@ -73,6 +94,6 @@ def test_progress_bar_inside_a_live_logger(tmp_path: Path, monkeypatch: pytest.M
         OFF,
         "Evaluating: done, 100 episodes in 0:00:10 (10.0/s)",
         "a line from somewhere else",
-        "step 6/10 (60%)   0.1 it/s   ETA 0:00:08   total_loss 0.5",
+        "step 6/10 (60%)   0.1 it/s   ETA 0:00:08   total 0.5",
     ]
     assert sys.stdout is terminal

@@ -29,6 +29,7 @@ from tdmpc2.config import Config
 from tdmpc2.play.evaluation import Evaluation, TaskResult
 from tdmpc2.support.files import write_text
 from tdmpc2.tracking.logger import Logger
+from tdmpc2.tracking.wandb import WandbRun
 from tdmpc2.training import offline
 from tests.helpers.tracking import OFF, Terminal, config, text_rows
 from tests.helpers.wandb_reader import read_run
@@ -133,7 +134,9 @@ def test_failing_artifacts_leave_metrics_on(tmp_path: Path, fake_wandb: types.Si
     ]
     assert [(row["step"], row["train/a"]) for row in run.rows] == [(1, 1.0), (2, 1.0)]
     assert run.exit_code == 1, "a run that ends with an exception is marked as failed"
-    assert {path.name for path in tmp_path.iterdir()} == {"train.csv", "speed.csv", "x.pt"}, "copies are gone"
+    assert {path.name for path in tmp_path.iterdir()} == {"train.csv", "speed.csv", "train.log", "x.pt"}, (
+        "copies are gone"
+    )
 
 
 def test_a_failing_alert_is_one_line(tmp_path: Path, fake_wandb: types.SimpleNamespace) -> None:
@@ -185,7 +188,7 @@ def test_a_service_that_hangs_delays_nothing(
     run.log = lambda row: release.wait(60)  # type: ignore[method-assign, assignment, return-value]
     fake_wandb.init = lambda **options: run
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "0.1")
-    monkeypatch.setattr("tdmpc2.tracking.wandb._WAITING", 50)
+    monkeypatch.setattr(WandbRun, "capacity", 50)
     began = time.monotonic()
     with Logger(config(tmp_path, wandb_project="p"), total_steps=100, stream=stream) as logger:
         for step in range(1, 101):
@@ -236,9 +239,10 @@ def test_offline_run_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert run.series("train/total_loss") == expected
     assert len(run.series("speed/it_per_s")) == 400
     assert run.series("speed/data_wait")[-1] == (40_000, 0.25)
-    assert run.series("distill/distillation_loss")[0] == (100, 3.0)
-    assert run.series("distill/distillation_value_loss")[0] == (100, 4.0)
+    assert run.series("distill/reward_loss")[0] == (100, 3.0)
+    assert run.series("distill/value_loss")[0] == (100, 4.0)
     assert not run.series("train/distillation_loss")
+    assert len(run.series("speed/wall_hours")) == 400
     assert run.series("eval/score") == [(20_000, 31.5), (40_000, 32.5)]
     assert run.series("eval/walker-walk") == [(20_000, 31.5), (40_000, 32.5)]
     assert run.series("eval/teacher_score") == [(0, 40.5), (20_000, 40.5), (40_000, 40.5)]

@@ -34,7 +34,7 @@ def test_losses_go_down(cfg: Config) -> None:
 def test_files_of_a_run(cfg: Config) -> None:
     path = train(cfg, None)
     assert path == cfg.run_dir / "model.pt"
-    names = ["model.pt", "run.json", "speed.csv", "state.pt", "train.csv"]
+    names = ["model.pt", "run.json", "speed.csv", "state.pt", "train.csv", "train.log"]
     assert sorted(p.name for p in cfg.run_dir.iterdir()) == names
     record = json.loads((cfg.run_dir / "run.json").read_text())
     assert record.pop("teacher_sha256") is None
@@ -81,6 +81,14 @@ def test_evaluation_while_training_does_not_change_it(cfg: Config, tmp_path: Pat
     table = (tmp_path / "watched" / "eval_tasks.csv").read_text().splitlines()
     assert table[0] == "step,task,episodes,return,success"
     assert table[1].startswith("4,pendulum-spin,2,")
+
+
+def test_evaluation_of_one_episode_has_no_interval(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    """It was shown as an interval from the score to the score."""
+    train(cfg.replace(steps=2, tasks=("pendulum-spin",), mpc=False, eval_episodes=1, eval_freq=2), None)
+    assert list(rows(cfg.run_dir / "eval.csv")[0]) == ["step", "normalized_score"]
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("eval: step 2"))
+    assert "low" not in line
 
 
 def test_a_failing_evaluation_does_not_lose_the_checkpoint(

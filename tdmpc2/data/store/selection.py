@@ -128,7 +128,7 @@ class Selection:
         return cls(meta, parts, kept, ids[kept], files, label)
 
     def origins(self) -> list[str]:
-        """Compute for each block a SHA-256 that changes with its files and the episodes taken of them."""
+        """Compute for each block a SHA-256 of the files it is read from and of the episodes taken of them."""
         stats = [part.path.stat() for part in self.parts]
         files = [
             (str(part.path.resolve()), stat.st_size, stat.st_mtime_ns)

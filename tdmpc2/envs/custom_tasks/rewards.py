@@ -1,6 +1,6 @@
 """Rewards of the custom tasks that keep the model and the first states of their stock domain.
 
-A reward is a function of the physics alone with values in [0, 1].
+A reward is a function of the physics alone, with values in [0, 1].
 """
 
 from __future__ import annotations

@@ -1,0 +1,83 @@
+"""CSV files with a ``step`` column that survive a kill: read, append to, cut."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from tdmpc2.support.files import write_text
+
+
+class CsvFile:
+    """A CSV file that rows are appended to; a new column rewrites it, with empty cells in earlier rows.
+
+    Args:
+        path: the file; one that exists is continued.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._columns = read_csv(path)[0]
+        self._file: TextIO | None = None
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows; they are with the operating system when this returns, so that a kill does not lose them."""
+        new = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in self._columns]
+        if new:
+            self.close()
+            self._columns += new
+            write_text(self._path, _csv_text(self._columns, read_csv(self._path)[1]))
+        if self._file is None:
+            self._file = self._path.open("a", encoding="utf-8", newline="")
+        self._file.write(_csv_text(self._columns, rows, header=False))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; the next row opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Read columns and complete rows; ([], []) if there is no file.
+
+    A last line without its newline was torn by a kill and is left out, as are rows of another width.
+    """
+    if not path.exists():
+        return [], []
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        text = file.read()
+    columns, *rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))) or [[]]
+    return columns, [dict(zip(columns, row, strict=True)) for row in rows if len(row) == len(columns)]
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Cut a file after a step, since a run that continues there takes the later steps again.
+
+    A file whose first column is not ``step`` is somebody else's and is left alone.
+    """
+    columns, rows = read_csv(path)
+    if columns[:1] == ["step"]:
+        kept = (row for row in rows if row["step"].isdigit() and int(row["step"]) <= step)
+        write_text(path, _csv_text(columns, kept))
+
+
+def set_aside(path: Path) -> None:
+    """Rename a file to the first free of ``<name>.1``, ``<name>.2``, ...; nothing to do without one."""
+    if path.exists():
+        names = (path.with_name(f"{path.name}.{n}") for n in itertools.count(1))
+        path.rename(next(name for name in names if not name.exists()))
+
+
+def _csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], header: bool = True) -> str:
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()

@@ -1,0 +1,54 @@
+"""Speed of a run: what its updates take, without the evaluations and checkpoints between them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tdmpc2.tracking.progress import remaining
+
+
+class Interval(NamedTuple):
+    """The time between two rows of the log."""
+
+    seconds: float  # all of it
+    working: float  # without pauses
+    it_per_s: float  # steps per second of working time
+    wall_seconds: float  # since the run first started, pauses included, breaks between starts not
+
+
+class Pace:
+    """Clock of a run, told the time by its caller.
+
+    Args:
+        step: step the run starts from.
+        total: its last step.
+        now: seconds on any clock.
+        before: seconds that earlier starts of the run took.
+
+    Attributes:
+        paused: seconds of pauses since the last row.
+    """
+
+    def __init__(self, step: int, total: int, now: float, before: float = 0.0) -> None:
+        self._start, self._total, self._began, self._before = step, total, now, before
+        self._last_step, self._last_time, self.paused = step, now, 0.0
+
+    def pause(self, seconds: float) -> None:
+        """Leave time out of the speed: what an evaluation or a checkpoint took."""
+        self.paused += seconds
+
+    def wall_seconds(self, now: float) -> float:
+        """Seconds since the run first started, without the breaks between its starts."""
+        return self._before + now - self._began
+
+    def row(self, step: int, now: float) -> Interval:
+        """Close the interval since the last row."""
+        seconds = now - self._last_time
+        working = max(seconds - self.paused, 0.0)
+        speed = (step - self._last_step) / max(working, 1e-9)
+        self._last_step, self._last_time, self.paused = step, now, 0.0
+        return Interval(seconds, working, speed, self.wall_seconds(now))
+
+    def remaining(self, step: int, now: float) -> str:
+        """Time left at this start's mean pace, pauses included, as h:mm:ss."""
+        return remaining(step - self._start, self._total - self._start, now - self._began)

@@ -1,0 +1,302 @@
+"""The frame of a training run: how it begins, what happens between two updates, how it ends and goes on.
+
+Offline training and learning online share it. What they learn from is theirs::
+
+    with Run.open(cfg, teacher_cfg, group, evaluate) as run:
+        ...                                           # open the data, or build environments and a replay buffer
+        run.attach("replay", buffer)                  # whatever else has to be saved and continued
+        run.start("1,200 episodes on cpu")
+        for step, batch in run.batches(draw):         # or: for step in run.steps():
+            run.after_update(step, run.update(batch))
+
+A step is an update offline, and a step of the environments online, where there may be several updates in one or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from time import monotonic
+
+from torch import Tensor
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.checkpoints.files import load_file
+from tdmpc2.config import Config
+from tdmpc2.data.batch import Batch
+from tdmpc2.data.batches import Batches
+from tdmpc2.distributed import ProcessGroup
+from tdmpc2.support.runtime import set_num_threads
+from tdmpc2.tracking.logger import Logger
+from tdmpc2.training import run_dir, run_record
+from tdmpc2.training.guards import STOPPED, FiniteGuard, StopRequest, stop_on_signal
+from tdmpc2.training.resuming import Every, Resumed, Stateful, resume
+from tdmpc2.training.scoring import Evaluator, score, upload
+from tdmpc2.training.teacher import Teacher
+
+
+class Run:
+    """A training run: its agent, and the cadence of logging, saving, evaluating and stopping.
+
+    Attributes:
+        cfg: the student.
+        teacher: the teacher's file, if there is one.
+        live_teacher: the teacher as an agent, unless cached outputs take its place.
+        agent: what is trained, with its state from the last time.
+        group: the processes that train together.
+        resumed: where the run stands.
+    """
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        cfg: Config,
+        teacher_cfg: Config | None,
+        group: ProcessGroup,
+        evaluate: Evaluator,
+        data: Mapping[str, str] | None = None,
+        stride: int = 1,
+    ) -> Iterator[Run]:
+        """Lock the run's directory, listen for signals, build the agent and bring it to where the run stands.
+
+        Nothing is written to the directory before :meth:`start`.
+
+        Args:
+            cfg: the student.
+            teacher_cfg: names the teacher's checkpoint; its architecture is the file's own.
+            group: the processes that train together.
+            evaluate: plays the agent for a score, as :func:`tdmpc2.play.evaluation.evaluate` does.
+            data: identity of stored data that the run learns from; it may not change when the run is continued.
+            stride: steps that the loop takes at a time, such as the number of environments.
+
+        Raises:
+            ValueError: a file cannot be read, or the directory belongs to another run or process.
+            SystemExit: with code :data:`~tdmpc2.training.guards.STOPPED` after SIGTERM or SIGINT, when all is saved.
+        """
+        with (
+            run_dir.lock(cfg.run_dir) if group.main else nullcontext(),
+            stop_on_signal(launched=group.world_size > 1) as stop,
+            ExitStack() as stack,
+        ):
+            stop.at_once = True  # whatever is made before the first update survives a kill
+            yield cls(cfg, teacher_cfg, group, evaluate, data, stride, stop, stack)
+
+    def __init__(
+        self,
+        cfg: Config,
+        teacher_cfg: Config | None,
+        group: ProcessGroup,
+        evaluate: Evaluator,
+        data: Mapping[str, str] | None,
+        stride: int,
+        stop: StopRequest,
+        stack: ExitStack,
+    ) -> None:
+        self.cfg, self.group = cfg, group
+        self._teacher_cfg, self._play, self._stride = teacher_cfg, evaluate, stride
+        self._stop, self._stack = stop, stack
+        self._log_now = Every(cfg.log_freq, stride)
+        self._save_now = Every(cfg.save_freq, stride)
+        self._evaluate_now = Every(cfg.eval_freq, stride)
+        self._ask_others = Every(10, stride)  # whether one of several processes was told to stop
+        self._threads = set_num_threads(cfg.num_threads)
+
+        self.teacher = Teacher.from_config(teacher_cfg)
+        live = self.teacher is not None and cfg.distillation_cache == "off"
+        self.live_teacher = self.teacher.load(cfg.device) if self.teacher and live else None
+        self.agent = TDMPC2(cfg, self.live_teacher, group)
+        if cfg.checkpoint is not None:
+            self.agent.load(load_file(cfg.checkpoint).model)
+        checksum = self.teacher.sha256 if self.teacher else None
+        found = group.from_main(lambda: resume(self.agent, cfg, checksum, data, self._evaluate_now)._asdict())
+        self.resumed = Resumed(**found)
+        weights, state = group.from_main(lambda: (self.agent.model.state_dict(), self.agent.training_state()))
+        if not group.main:
+            self.agent.model.load_state_dict(weights)
+            self.agent.load_training_state(state)
+
+        self._parts: dict[str, Stateful] = {}
+        self._guard = FiniteGuard(self.agent.device)
+        self._step = self._saved = self.resumed.step
+        self._updated = False
+        self._batches: Batches | None = None
+
+    @property
+    def model_path(self) -> Path:
+        """The deployable checkpoint, ``<run_dir>/model.pt``."""
+        return self.cfg.run_dir / "model.pt"
+
+    def finished(self) -> bool:
+        """Tell whether nothing is left to do, in which case one line says so."""
+        left = self.resumed.step < self.cfg.steps or self.resumed.evaluation_due
+        if not left:
+            print(
+                f"{self.cfg.run_dir} is already trained for {self.resumed.step:,} steps; "
+                "set student_config.steps higher to go on"
+            )
+        return not left
+
+    def attach(self, name: str, part: Stateful) -> None:
+        """Save and continue a part with the run; one that was saved is brought to where it was.
+
+        The main process saves the state of its own part; all processes continue from that.
+        """
+        if name in self.resumed.parts:
+            part.load_state(self.resumed.parts[name])
+        self._parts[name] = part
+
+    def start(self, source: str, *notes: str, describe_batch: Callable[[int], str] | None = None) -> None:
+        """Claim the directory and open the log; from here on a signal saves before it stops.
+
+        Args:
+            source: what the run learns from, for its first line.
+            notes: more lines; empty ones are left out.
+            describe_batch: says of a step what its batch was, for the message of a run that diverged.
+        """
+        cfg, group, resumed = self.cfg, self.group, self.resumed
+        self._describe_batch = describe_batch
+        self._stop.at_once = False
+        # Where nothing has been saved since, it was killed; where nothing ever is, it may have come to its end.
+        begun_before = cfg.save_agent and (cfg.run_dir / "run.json").exists()
+        if group.main:
+            run_record.claim(cfg.run_dir, resumed.record)
+        self._logger = self._stack.enter_context(
+            Logger(
+                cfg if group.main else cfg.replace(save_csv=False, disable_wandb=True),
+                teacher=self.live_teacher.cfg if self.live_teacher else self._teacher_cfg,
+                total_steps=cfg.steps,
+                start_step=resumed.step,
+                begun_before=begun_before,
+                run_id=resumed.wandb_id,
+                evaluate_again=resumed.evaluation_due,
+                wall_seconds=resumed.wall_seconds,
+            )
+        )
+        self._logger.message(self._headline(source))
+        for line in filter(None, (resumed.note, *notes, self.agent.compile_update())):
+            self._logger.message(line)
+
+    def steps(self) -> Iterator[int]:
+        """Yield the number of each step to take, from 1; first of all the evaluation that is due is made."""
+        if self.resumed.evaluation_due:
+            self._evaluate(self.resumed.step)
+        while self._step < self.cfg.steps:
+            self._step += self._stride
+            yield self._step
+        if self.cfg.save_agent:
+            self._logger.message(f"Trained for {self.cfg.steps:,} steps: {self.model_path}")
+
+    def batches(self, draw: Callable[[int], Batch], ahead: int = 0) -> Iterator[tuple[int, Batch]]:
+        """Yield each step with its batch, on the agent's device.
+
+        Args:
+            draw: step -> batch, a pure function: it may be called early and in a thread.
+            ahead: batches that are drawn ahead.
+        """
+        numbers = range(self.resumed.step + 1, self.cfg.steps + 1)
+        self._batches = Batches(draw, numbers, self.agent.device, ahead)
+        yield from zip(self.steps(), self._batches, strict=True)
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Take one gradient step; remember the first one with a loss or gradient that is not finite."""
+        compiling, began = self.agent.update_compiled and not self._updated, monotonic()
+        self._stop.at_once = compiling  # minutes in which there is nothing to save
+        if compiling and self._stop:
+            raise SystemExit(STOPPED)
+        metrics = self.agent.update(batch)
+        self._stop.at_once, self._updated = False, True
+        if compiling:
+            self._logger.message(f"Compiled in {monotonic() - began:.0f} s")
+        self._guard.watch(self._step, metrics)
+        return metrics
+
+    def after_update(self, step: int, metrics: Mapping[str, Tensor] | None = None) -> None:
+        """Do what is due after a step: log, save, stop, evaluate.
+
+        Args:
+            step: the step that was taken.
+            metrics: those of its (last) update; None if it had none, and then nothing is logged.
+
+        Raises:
+            ValueError: the training diverged.
+            SystemExit: it was told to stop, and has saved.
+        """
+        last = step >= self.cfg.steps
+        # Asked once, since a signal may come at any moment below.
+        stopping = self._told_to_stop(step)
+        evaluating = self._evaluate_now.due(step)
+        saving = last or evaluating or stopping or self._save_now.due(step)
+        logging = metrics is not None and (last or self._log_now.due(step))
+        if logging:
+            self._log(step, metrics or {})
+        if logging or saving:
+            self._check_finite()
+        if saving:
+            self._save(step)
+            if not stopping and self.cfg.save_agent and self.group.main:
+                upload(self.cfg, self._logger, "model.pt", f"step-{step}")
+        if stopping:
+            self._end(step)
+        if evaluating:
+            self._evaluate(step)
+
+    def _headline(self, source: str) -> str:
+        parameters = sum(p.numel() for p in self.agent.model.parameters() if p.requires_grad)
+        return (
+            f"{self.cfg.run_dir}: {parameters:,} parameters, {source}, "
+            f"{f'teacher {self.teacher.path}' if self.teacher else 'no teacher'}, "
+            f"{f'{self.group.world_size} processes on ' if self.group.world_size > 1 else ''}{self.agent.device}, "
+            f"{self._threads} threads" + (f", continuing at step {self.resumed.step:,}" if self.resumed.step else "")
+        )
+
+    def _told_to_stop(self, step: int) -> bool:
+        """Tell whether this process, or now and then whether another one, was told to stop."""
+        if self.group.world_size > 1 and not self._ask_others.due(step):
+            return False
+        return any(self.group.collect(bool(self._stop)))
+
+    def _log(self, step: int, metrics: Mapping[str, Tensor]) -> None:
+        waited = self._batches.take_wait(self._logger.paused) if self._batches else None
+        self._logger.log(step, metrics, data_wait=waited)
+
+    def _check_finite(self) -> None:
+        bad = self._guard.first_bad_step()
+        if bad is None:
+            return
+        batch = f"{self._describe_batch(bad)}. " if self._describe_batch else ""
+        good = (
+            f"{self.model_path} is of step {self._saved:,}, before it." if self._saved else "Nothing was saved before."
+        )
+        text = (
+            f"Training diverged: a loss or gradient is not finite at step {bad:,}. {batch}{good}. "
+            "A lower lr or grad_clip_norm may help"
+        )
+        self._logger.alert("Training diverged", text)
+        raise ValueError(text)
+
+    def _save(self, step: int) -> None:
+        if not (self.cfg.save_agent and self.group.main):
+            return
+        with self._logger.pause():
+            run_dir.save(
+                self.agent,
+                self.cfg.run_dir,
+                step,
+                self._logger.run_id,
+                self.cfg.keep_last,
+                wall_seconds=self._logger.wall_seconds,
+                parts={name: part.state() for name, part in self._parts.items()},
+            )
+        self._saved = step
+
+    def _end(self, step: int) -> None:
+        by = self._stop.signal.name if self._stop.signal else "a signal to another process"
+        saved = ", everything is saved; the same command goes on" if self.cfg.save_agent else ""
+        self._logger.message(f"Stopped by {by} at step {step:,}{saved}")
+        raise SystemExit(STOPPED)
+
+    def _evaluate(self, step: int) -> None:
+        with self._logger.pause():
+            score(self._play, self.agent, self.cfg, self._logger, step)

@@ -1,0 +1,81 @@
+"""Where a run stands when it is opened: its cadences, its parts, its state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.config import Config
+from tdmpc2.tracking.curves import wall_seconds
+from tdmpc2.training import run_dir, run_record
+from tdmpc2.training.preflight import check_disk
+
+
+@dataclass(frozen=True)
+class Every:
+    """A cadence: due at each multiple of ``freq`` steps, never if that is 0.
+
+    Attributes:
+        freq: steps between two times.
+        stride: steps that the loop takes at a time; a multiple that is passed on the way counts.
+    """
+
+    freq: int
+    stride: int = 1
+
+    def due(self, step: int) -> bool:
+        """Tell whether it is time, ``step`` steps having been taken."""
+        return self.freq > 0 and step > 0 and step // self.freq > max(step - self.stride, 0) // self.freq
+
+
+class Stateful(Protocol):
+    """A part of a run that is saved and continued with it, such as a replay buffer."""
+
+    def state(self) -> Mapping[str, Any]:
+        """Return what ``state.pt`` is to hold: tensors, numbers, strings, lists and dicts.
+
+        A part that is too large for that first writes what is new to files of its own, to which it only appends, and
+        returns how much of them counts.
+        """
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a former :meth:`state`; what files of its own hold beyond it is of steps taken again."""
+
+
+class Resumed(NamedTuple):
+    """Where a run stands when it is opened; a new one is at step 0."""
+
+    record: dict[str, Any]  # what run.json is to hold
+    note: str = ""  # settings that differ from those so far, in one line
+    step: int = 0  # steps that have been taken and saved
+    wandb_id: str | None = None  # Weights & Biases run to continue
+    evaluation_due: bool = False  # the run ended before or while it evaluated this step
+    wall_seconds: float = 0.0  # time it has trained
+    parts: Mapping[str, Any] = {}  # states of its parts by name
+
+
+def resume(
+    agent: TDMPC2, cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] | None, evaluate: Every
+) -> Resumed:
+    """Bring the agent to where the run's directory says it is.
+
+    Args:
+        agent: takes the weights and the state of the optimisers.
+        cfg: the run's configuration.
+        teacher_sha256: checksum of the teacher's file.
+        data: identity of the stored data it learns from.
+        evaluate: when the agent is evaluated.
+
+    Raises:
+        ValueError: the directory belongs to another run, a file is damaged, or the disk has no room for the run.
+    """
+    check_disk(agent, cfg)
+    record, note = run_record.check(cfg, teacher_sha256, data)
+    saved = run_dir.restore(agent, cfg.run_dir)
+    due = evaluate.due(saved.step) and saved.step not in run_dir.scores(cfg.run_dir, saved.step)
+    seconds = saved.wall_seconds
+    if seconds is None:  # nothing saved yet, or by a version that did not count
+        seconds = wall_seconds(cfg.run_dir, saved.step)
+    return Resumed(record, note, saved.step, saved.wandb_id, due, seconds, saved.parts)

@@ -1,0 +1,132 @@
+"""The record of a run, ``run.json``: its configuration, teacher and data.
+
+A run is continued only with what it began with; :func:`check` says what may change.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tdmpc2.config import CHANGEABLE, ONE_START_KEYS, Config, completed
+from tdmpc2.support.files import write_text
+
+
+def check(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] | None = None) -> tuple[dict[str, Any], str]:
+    """Make sure that the run directory is new or belongs to the same run, and that ``cfg.resume`` allows it.
+
+    Args:
+        cfg: the run's configuration.
+        teacher_sha256: checksum of the teacher's file; None without a teacher.
+        data: identity of the stored data it learns from; None if it learns from none.
+
+    Returns:
+        The record that its ``run.json`` is to hold, and one line on settings that differ from those so far but may
+        (or "").
+
+    Raises:
+        ValueError: it holds a run of another configuration or data; the message lists what differs. Or it holds
+            weights that cannot be continued and would be overwritten.
+    """
+    directory = cfg.run_dir
+    path = directory / "run.json"
+    now = {**cfg.to_dict(), "teacher_sha256": teacher_sha256, "data": data}
+    record: dict[str, Any] = json.loads(
+        json.dumps({key: value for key, value in now.items() if key not in ONE_START_KEYS})
+    )
+    if cfg.resume == "must" and not (directory / "state.pt").exists():
+        raise ValueError(f"resume=must, but {directory} has no state.pt to continue from: resume=auto starts a new run")
+    if not path.exists():
+        if directory.exists() and any(directory.glob("*.pt")):
+            raise ValueError(
+                f"{directory} holds checkpoints but no run.json: set exp_name to start a new run beside it"
+            )
+        return record, ""
+    if cfg.resume == "never":
+        raise ValueError(f"resume=never, but {directory} holds a run: set exp_name, or move the directory away")
+    try:
+        recorded: dict[str, Any] = completed(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}): set exp_name to start a new run") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be continued by this version ({error}): set exp_name to start a new run"
+        ) from error
+    differing = {
+        key: _difference(key, recorded.get(key), record.get(key))
+        for key in sorted((recorded.keys() | record.keys()) - ONE_START_KEYS)
+        if recorded.get(key) != record.get(key)
+    }
+    # These schedules end at ``steps``: with others, the updates so far would have been others.
+    fixed = {"steps"} if teacher_sha256 and cfg.distillation_schedule in ("linear", "cosine") else set()
+    if refused := {key: text for key, text in differing.items() if key not in CHANGEABLE - fixed}:
+        if "data" in refused:
+            refused["data"] += f" [data_dir={cfg.data_dir}]"
+        other = "with other data" if refused.keys() == {"data"} else "of another configuration"
+        raise ValueError(
+            f"{directory} holds a run {other} ({'; '.join(refused.values())}): "
+            "set exp_name to start a new run, or move the directory away"
+        )
+    if (directory / "model.pt").exists() and not (directory / "state.pt").exists():
+        raise ValueError(
+            f"{directory} has model.pt but no state.pt to continue from: set exp_name to start a new run, "
+            "with checkpoint=<that model.pt> if it is to start from those weights"
+        )
+    return record, f"Continuing with other settings: {'; '.join(differing.values())}" if differing else ""
+
+
+def claim(run_dir: Path, record: Mapping[str, Any]) -> None:
+    """Write the ``run.json`` of a run directory.
+
+    Raises:
+        ValueError: the disk refused.
+    """
+    write_text(run_dir / "run.json", json.dumps(record, indent=2) + "\n")
+
+
+def _difference(key: str, recorded: Any, now: Any) -> str:
+    """Say how an entry of the record differs."""
+    if key == "data" and isinstance(recorded, dict) and isinstance(now, dict):
+        return f"data: {describe_other_data(recorded, now)}"
+    return f"{key}: {recorded} there, {now} now"
+
+
+def describe_other_data(recorded: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Say in words how data differs from the data that a run began with.
+
+    Args:
+        recorded: identity of the run's data: a fingerprint by chunk file, or the checksum of an episode store.
+        now: that of the present data.
+    """
+    stores = "checksum" in recorded, "checksum" in now
+    if all(stores):
+        return "the episode store holds other episodes than the one the run began with"
+    if stores[1]:
+        return (
+            f"the run began with {_count(recorded)}; now there is an episode store that was not imported from exactly "
+            "these, or in half precision"
+        )
+    if stores[0]:
+        verb = "is" if len(now) == 1 else "are"
+        return f"the run began with an episode store; now there {verb} {_count(now)}, which it was not made from"
+    changes = {
+        "has other episodes": [name for name in recorded if name in now and recorded[name] != now[name]],
+        "is missing": [name for name in recorded if name not in now],
+        "is new": [name for name in now if name not in recorded],
+    }
+    return ", ".join(_files(names, what) for what, names in changes.items() if names)
+
+
+def _count(files: Mapping[str, str]) -> str:
+    return f"{len(files)} chunk file{'' if len(files) == 1 else 's'}"
+
+
+def _files(names: list[str], what: str) -> str:
+    """Name up to three files and what is the matter with them."""
+    if len(names) == 1:
+        return f"{names[0]} {what}"
+    plural = {"has other episodes": "have other episodes", "is missing": "are missing", "is new": "are new"}[what]
+    shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} files {plural} ({shown})"

@@ -1,0 +1,46 @@
+"""Evaluations during a run: played, logged, and compared with the earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.config import Config
+from tdmpc2.play.evaluation import Evaluation, num_steps
+from tdmpc2.play.results import table_rows, write_video
+from tdmpc2.play.rollout import Frames
+from tdmpc2.tracking.logger import Logger
+from tdmpc2.training import run_dir
+
+#: Plays an agent as its configuration says; :func:`tdmpc2.play.evaluation.evaluate` is one.
+Evaluator = Callable[..., Evaluation]
+
+
+def score(evaluate: Evaluator, agent: TDMPC2, cfg: Config, logger: Logger, step: int) -> None:
+    """Evaluate the agent, log the result, and keep its weights as ``best.pt`` if no earlier score is as high.
+
+    The score is recorded last, so that a run that ends before makes the evaluation again.
+    """
+    videos = cfg.run_dir / "videos"
+
+    def film(task: str, frames: Frames) -> None:
+        write_video(videos / f"{task}-{step}.mp4", frames)
+
+    if line := agent.compile_planner(num_steps(cfg)):
+        logger.message(line)
+    result = evaluate(agent, cfg, film=film)
+    if cfg.save_video:  # each was written by the process that played it
+        for name in (task.task for task in result.tasks):
+            logger.log_video(step, f"video/{name}", videos / f"{name}-{step}.mp4")
+    logger.log(step, result.metrics(), "eval")
+    columns = ("task", "episodes", "return", "success")
+    logger.log_table(step, "eval/tasks", columns, [row[:4] for row in table_rows(result)], curve="return")
+    if cfg.save_agent and agent.group.main:
+        best = run_dir.record_score(agent, cfg.run_dir, step, result.normalized_score, cfg.save_best)
+        if best and cfg.save_best:
+            upload(cfg, logger, "best.pt", f"step-{step}", "best")
+
+
+def upload(cfg: Config, logger: Logger, name: str, *aliases: str) -> None:
+    """Upload a checkpoint of the run directory as the next version of the run's artifact."""
+    logger.save_artifact(cfg.run_dir / name, f"{cfg.task}-{cfg.exp_name or 'default'}", "model", aliases)

@@ -1,0 +1,35 @@
+"""Names of evaluations."""
+
+from __future__ import annotations
+
+from tdmpc2.config import Config
+from tdmpc2.play.protocols import labels
+
+STUDENT = {
+    "checkpoint": "logs/student/model.pt",
+    "precision": "bf16",
+    "action": "planner",
+    "config": Config().to_dict(),
+}
+
+
+def test_labels_of_different_checkpoints_are_their_names() -> None:
+    other = {**STUDENT, "checkpoint": "x/student_int8.pt"}
+    assert labels([STUDENT, other], ["a", "b"]) == ["student", "student_int8"]
+
+
+def test_labels_name_the_settings_that_differ() -> None:
+    """Three evaluations of one file were called student, student-2 and student-3 in the figure."""
+    few = {**STUDENT, "config": Config(num_samples=64, num_elites=8, num_pi_trajs=3).to_dict()}
+    assert labels([STUDENT, few], ["a", "b"]) == ["student, num_samples=512", "student, num_samples=64"]
+
+
+def test_labels_of_equal_evaluations_are_told_apart_by_their_directories() -> None:
+    assert labels([STUDENT, dict(STUDENT)], ["eval-student", "eval-student-2"]) == [
+        "student (eval-student)",
+        "student (eval-student-2)",
+    ]
+
+
+def test_labels_of_results_without_a_protocol_still_differ() -> None:
+    assert labels([{}, {}], ["a", "b"]) == ["? (a)", "? (b)"]
