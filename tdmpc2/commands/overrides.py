@@ -19,10 +19,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from tdmpc2.commands.words import Word, depth, is_option, read
-from tdmpc2.config import Config, check_keys, key_names
+from tdmpc2.config import Config, check_keys, is_nothing, key_names
 from tdmpc2.tasks import nearest
-
-_NULL = ("none", "null", "~")
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,7 @@ def _override(word: Word, hints: Mapping[str, Any], groups: Sequence[str], many:
         if hint is not bool:
             raise ValueError(f"{word.key} needs a value: {word.key}=...")
         return f"{key}=true"
-    if value in _NULL and (word.key in groups or type(None) in typing.get_args(hint)):
+    if is_nothing(value) and (word.key in groups or type(None) in typing.get_args(hint)):
         return f"{key}=null"
     if _type_of(hint) is tuple and not many and "," in value and not value.startswith(("[", "'", '"')):
         value = f"[{value}]"

@@ -127,4 +127,6 @@ def depth(text: str) -> int:
 
 
 def _expanded(value: str) -> str:
+    if value == "~":  # YAML's null, as in teacher_config=~
+        return value
     return _HOME.sub(lambda _: os.path.expanduser("~"), value)

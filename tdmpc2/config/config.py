@@ -130,16 +130,6 @@ class Config(Keys):
             changes.setdefault("task_specs", ())
         return dataclasses.replace(self, **{**self._following_again(changes), **changes})
 
-    def typed(self) -> dict[str, Any]:
-        """The keys one has to type for this configuration: those that neither have their default nor follow others."""
-        following = self.following()
-        now = self.to_dict()
-        return {
-            name: now[name]
-            for name, key in KEYS.items()
-            if name not in following and (key.follows or now[name] != plain(key.default))
-        }
-
     def following(self) -> frozenset[str]:
         """The keys whose value is the one that follows from others."""
         return frozenset(name for name, value in self._following().items() if getattr(self, name) == value)

@@ -61,7 +61,7 @@ def test_file_name_with_a_lone_bracket_swallows_nothing() -> None:
     ("typed", "value"),
     [
         ("checkpoint=~/x.pt", "HOME/x.pt"),
-        ("checkpoint=~", "HOME"),
+        ("teacher_config=~", "~"),
         ("mix=[{checkpoint: ~/x.pt}]", "[{checkpoint: HOME/x.pt}]"),
         ("compare=[~/a.pt,~/b.pt]", "[HOME/a.pt,HOME/b.pt]"),
         ("checkpoint=backup~/x.pt", "backup~/x.pt"),

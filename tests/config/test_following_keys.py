@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.config import Config, parse_cfg
+from tdmpc2.config import WIDTHS, Config, parse_cfg
 from tdmpc2.loading import load_agent
 
 SMALL: dict[str, Any] = {"model_size": None, "enc_dim": 16, "mlp_dim": 16, "latent_dim": 16, "task_dim": 8}
@@ -113,11 +113,12 @@ def test_online_learning_is_refused_in_one_line() -> None:
         Config(mode="online")
 
 
-def test_typed_leaves_out_defaults_and_what_follows() -> None:
-    assert Config(num_samples=64, model_size=5, lr=1e-3).typed() == {"num_samples": 64, "model_size": 5, "lr": 1e-3}
-    assert Config(num_elites=8).typed() == {"num_elites": 8}
-    cfg = Config(**SMALL, policy_loss="tdmpc2", mix=["1 random"])
-    assert Config(**cfg.typed()) == cfg
+def test_following_names_the_keys_that_are_as_they_follow() -> None:
+    """Reports leave these out of a run's label, whose model_size already says them."""
+    every = {*WIDTHS, "num_elites", "num_pi_trajs", "policy_loss", "mode"}
+    assert Config(num_samples=64, model_size=5).following() == every
+    assert Config(num_elites=8, policy_loss="tdmpc2").following() == every - {"num_elites", "policy_loss"}
+    assert every - Config(**SMALL).following() == {"enc_dim", "mlp_dim", "latent_dim", "task_dim"}
 
 
 def test_ignored_keys_are_accepted_and_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -53,9 +53,9 @@ TOY = """
 """
 READ_TOY = """
 import json
-from tdmpc2.config import CHANGEABLE, RUN_KEYS, UNDECISIVE, Config, check_keys, defaults, help_rows, key_names
+from tdmpc2.config import RUN_KEYS, UNDECISIVE, Config, check_keys, defaults, help_rows, key_names
 from tdmpc2.config.reference import markdown
-from tdmpc2.training import run_dir
+from tdmpc2.training import run_record
 check_keys(["toy_rate"], "the command line")
 def refusal():
     try:
@@ -64,7 +64,7 @@ def refusal():
         return str(error)
 print(json.dumps({
     "is a key": "toy_rate" in key_names(), "default": defaults()["toy_rate"], "value": Config(toy_rate="1e-1").toy_rate,
-    "refusal": refusal(), "scope": "toy_rate" in RUN_KEYS, "may change": "toy_rate" in run_dir.CHANGEABLE & CHANGEABLE,
+    "refusal": refusal(), "scope": "toy_rate" in RUN_KEYS, "may change": "toy_rate" in run_record.CHANGEABLE,
     "reports": "toy_rate" not in UNDECISIVE, "page": "`toy_rate` | 0.5 | between 0 and 1 | a toy" in markdown(),
     "help": [command for command in ("train", "evaluate", "collect")
              if ("toy_rate", "0.5", "between 0 and 1", "a toy", "Task") in help_rows(command)],
@@ -157,7 +157,7 @@ def test_every_key_is_explained_in_one_line() -> None:
 
 
 def test_every_default_is_allowed() -> None:
-    assert Config(**defaults()).typed() == {}
+    assert Config(**defaults()) == Config()
 
 
 def test_reference_page_is_up_to_date() -> None:

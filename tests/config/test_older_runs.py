@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tdmpc2.config import Config, completed, from_record
-from tdmpc2.training import run_dir
+from tdmpc2.training import run_record
 
 #: run.json as the version before the table of keys wrote it (685bc23), with num_samples=64, a mixture as text and a
 #: buffer size.
@@ -17,10 +17,9 @@ RECORD: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "run
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+def run(tmp_path: Path) -> Config:
     """The configuration, as typed today, of a run in ``tmp_path`` that an older version began."""
     (tmp_path / "run.json").write_text(json.dumps(RECORD))
-    monkeypatch.setattr(run_dir, "data_record", lambda data_dir: RECORD["data"])
     return Config(
         tasks=("pendulum-spin",), data_dir="data", work_dir=str(tmp_path), device="cpu", num_threads=1, steps=2,
         batch_size=8, eval_freq=0, num_samples=64, num_elites=64, num_pi_trajs=24, mix=["1 random"],
@@ -38,31 +37,31 @@ def test_older_record_is_completed() -> None:
 
 
 def test_older_run_continues_without_a_difference(run: Config) -> None:
-    _, note = run_dir.check(run, None)
+    _, note = run_record.check(run, None, RECORD["data"])
     assert note == f"Continuing with other settings: work_dir: golden there, {run.work_dir} now"
 
 
 def test_older_run_continues_with_the_elites_of_today(run: Config) -> None:
     """The same command line now scales the elites, which no update reads; it is said."""
-    _, note = run_dir.check(run.replace(num_elites=None, num_pi_trajs=None), None)
+    _, note = run_record.check(run.replace(num_elites=None, num_pi_trajs=None), None, RECORD["data"])
     assert "num_elites: 64 there, 8 now; num_pi_trajs: 24 there, 3 now" in note
 
 
 def test_older_run_of_another_configuration_is_refused(run: Config) -> None:
     with pytest.raises(ValueError, match=r"holds a run of another configuration \(lr: 0\.0003 there, 0\.001 now\)"):
-        run_dir.check(run.replace(lr=1e-3), None)
+        run_record.check(run.replace(lr=1e-3), None, RECORD["data"])
 
 
 def test_record_that_is_refused_today_names_the_reason(run: Config) -> None:
     (run.run_dir / "run.json").write_text(json.dumps({**RECORD, "enc_dim": 512}))
     with pytest.raises(ValueError, match=r"run\.json cannot be continued by this version \(enc_dim=512 beside"):
-        run_dir.check(run, None)
+        run_record.check(run, None, RECORD["data"])
 
 
 def test_key_that_is_no_more_is_refused_with_its_name(run: Config) -> None:
     (run.run_dir / "run.json").write_text(json.dumps({**RECORD, "old_key": 3}))
     with pytest.raises(ValueError, match=r"another configuration \(old_key: 3 there, None now\)"):
-        run_dir.check(run, None)
+        run_record.check(run, None, RECORD["data"])
 
 
 def test_older_checkpoint_configuration_is_read() -> None:
