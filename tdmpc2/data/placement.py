@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ from tdmpc2.config import Config
 from tdmpc2.data.chunks import chunk_paths
 from tdmpc2.data.dataset import EpisodeDataset, select_episodes, select_from_chunks
 from tdmpc2.data.sampler import SliceSampler
+from tdmpc2.data.source import OTHER_TASKS, chunk_tasks
 from tdmpc2.data.store.importer import check_replaceable, clean_leftovers, ensure_store, find_store
 from tdmpc2.data.store.selection import check_tasks, chunk_fingerprints
 from tdmpc2.data.store.store import EpisodeStore, StoreMeta
@@ -88,7 +91,8 @@ def data_bytes(cfg: Config) -> int:
         return len(_select(store, cfg)) * store.meta.episode_bytes
     if cfg.tasks is None and cfg.max_episodes_per_task is None:
         return sum(path.stat().st_size for path in chunk_paths(cfg.data_dir))
-    *_, kept = select_from_chunks(cfg.data_dir, cfg.task_specs, cfg.task_ids, cfg.max_episodes_per_task)
+    with _naming_the_subset(cfg):
+        *_, kept = select_from_chunks(cfg.data_dir, cfg.task_specs, cfg.task_ids, cfg.max_episodes_per_task)
     return len(kept) * StoreMeta(cfg.task, cfg.task_specs, len(kept)).episode_bytes
 
 
@@ -109,7 +113,8 @@ def open_data(cfg: Config, device: torch.device, place: str | None = None) -> Da
     if store is None:
         if place != "disk" and cfg.distillation_cache == "off":
             return _read_chunks(cfg, device, place)
-        store = ensure_store(cfg.data_dir, cfg.task, cfg.task_specs)
+        with _naming_the_subset(cfg):
+            store = ensure_store(cfg.data_dir, cfg.task, cfg.task_specs)
     else:
         clean_leftovers(cfg.data_dir)
     episodes, drawn = _select(store, cfg), None
@@ -151,8 +156,22 @@ def _select(store: EpisodeStore, cfg: Config) -> Tensor:
     )
 
 
+@contextlib.contextmanager
+def _naming_the_subset(cfg: Config) -> Iterator[None]:
+    """Say in errors how to train on one task of chunk files of many, where a single task was named."""
+    try:
+        yield
+    except ValueError as error:
+        if len(cfg.task_specs) > 1 or OTHER_TASKS not in str(error):
+            raise
+        task, specs = chunk_tasks(cfg.data_dir)
+        if len(specs) == 1 or cfg.task not in [spec.name for spec in specs]:
+            raise
+        raise ValueError(f"{error} To train on one task of {task}: task={task} tasks=[{cfg.task}]") from error
+
+
 def _read_chunks(cfg: Config, device: torch.device, place: str) -> Data:
-    with Progress(None, "Loading", unit="episodes") as bar:
+    with _naming_the_subset(cfg), Progress(None, "Loading", unit="episodes") as bar:
         dataset = EpisodeDataset.load(
             cfg.data_dir,
             cfg.task_specs,

@@ -41,7 +41,7 @@ class RowFormat:
         return self.record.itemsize // 4
 
     def split(self, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """View the parts of records [..., W] int32: obs [..., O] and action [..., A] as stored, reward float32."""
+        """View parts of records [..., W] int32: obs [..., O] and action [..., A] as stored, reward [...] float32."""
         values = words.view(DTYPES[self.dtype])
         end = self.obs_dim + self.action_dim
         return values[..., : self.obs_dim], values[..., self.obs_dim : end], words.view(torch.float32)[..., -1]

@@ -147,7 +147,7 @@ class DMControlEnv(gymnasium.Env[Observation, Action]):
         return obs, reward, not self._running, False, {"success": 0.0}
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
-        """Draw the current state as RGB [384, 384, 3] by the task's own camera; None without ``render_mode``."""
+        """Draw the current state as RGB [384, 384, 3], seen by the task's own camera; None without ``render_mode``."""
         if self.render_mode is None:
             return None
         if self._renderer is None:

@@ -122,6 +122,7 @@ class Run:
         self._step = self._saved = self.resumed.step
         self._updated = False
         self._batches: Batches | None = None
+        self._describe_batch: Callable[[int], str] | None = None
 
     @property
     def model_path(self) -> Path:
@@ -266,9 +267,7 @@ class Run:
         if bad is None:
             return
         batch = f"{self._describe_batch(bad)}. " if self._describe_batch else ""
-        good = (
-            f"{self.model_path} is of step {self._saved:,}, before it." if self._saved else "Nothing was saved before."
-        )
+        good = f"{self.model_path} is of step {self._saved:,}, before it" if self._saved else "Nothing was saved before"
         text = (
             f"Training diverged: a loss or gradient is not finite at step {bad:,}. {batch}{good}. "
             "A lower lr or grad_clip_norm may help"

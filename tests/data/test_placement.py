@@ -6,15 +6,17 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tdmpc2.config import Config
 from tdmpc2.data import placement
 from tdmpc2.data.chunks import read_chunk, write_chunk
+from tdmpc2.data.episodes import write_episodes
 from tdmpc2.data.placement import choose_place, data_record, open_data
 from tdmpc2.data.store.importer import import_episodes
-from tdmpc2.tasks import MT30
+from tdmpc2.tasks import MT30, lookup
 from tdmpc2.training.offline import train
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -171,3 +173,16 @@ def test_every_place_gives_a_gpu_the_same_batches(cfg: Config, place: str) -> No
     assert data.place == place
     batch = data.sampler.draw(0, 20, 3, 1).to("cuda")
     assert all(torch.equal(a, b.cpu()) for a, b in zip(expected[:4], batch[:4], strict=True))
+
+
+@pytest.mark.parametrize("form", ["chunks", "store"])
+def test_single_task_from_data_of_many_is_told_how(tmp_path: Path, form: str) -> None:
+    """The refusal did not say that tasks=[...] is the way to train on one task of a set."""
+    data, sizes = tmp_path / "data", lookup("pendulum-spin")
+    episode = (np.zeros((501, sizes.obs_dim)), np.zeros((500, sizes.action_dim)), np.zeros(500))
+    write_episodes(data, "pendulum-spin", [episode], task_set="mt30")
+    if form == "store":
+        import_episodes([data], tmp_path / "store", "mt30", [lookup(name) for name in MT30], quiet=True)
+        data = tmp_path / "store"
+    with pytest.raises(ValueError, match=r"tasks=\[pendulum-spin\]$"):
+        open_data(Config(task="pendulum-spin", data_dir=str(data)), CPU, "cpu")

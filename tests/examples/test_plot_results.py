@@ -28,9 +28,7 @@ def test_figure_says_how_many_episodes_its_bars_stand_for(counts: tuple[int, ...
     assert episodes_text([{"tasks": [{"episodes": count} for count in counts]}]) == text
 
 
-def test_figure_of_evaluations_of_one_file_names_what_differs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_figure_of_evaluations_of_one_file_names_what_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figure_class = pytest.importorskip("matplotlib.figure").Figure
     titles: list[str] = []
     legend = figure_class.legend

@@ -10,7 +10,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.loading import load_agent
 from tdmpc2.play import collector
-from tdmpc2.play.mixture import player_of
+from tdmpc2.play.mixture import policy_from_agent
 
 
 def test_more_planners_than_are_compiled_stay_plain(
@@ -22,7 +22,7 @@ def test_more_planners_than_are_compiled_stay_plain(
     cfg = tiny_cfg.replace(task="cartpole-balance")
     source = {"model": TDMPC2(cfg).model.state_dict(), "config": cfg.to_dict()}
     agents = [load_agent(source, device="cpu") for _ in range(5)]
-    collector._compile(cfg, [player_of(agent) for agent in agents], [])
+    collector._compile(cfg, [policy_from_agent(agent) for agent in agents], [])
     for agent in agents:
         for _ in range(3):
             agent.act(torch.zeros(cfg.obs_dim), t0=True)

@@ -128,7 +128,7 @@ class Selection:
         return cls(meta, parts, kept, ids[kept], files, label)
 
     def origins(self) -> list[str]:
-        """Compute for each block a SHA-256 of the files it is read from and of the episodes taken of them."""
+        """Compute for each block a SHA-256 that changes with its files and the episodes taken of them."""
         stats = [part.path.stat() for part in self.parts]
         files = [
             (str(part.path.resolve()), stat.st_size, stat.st_mtime_ns)
@@ -222,7 +222,9 @@ def check_tasks(origin: str, expected: Sequence[TaskSpec], path: str, found: Seq
         pairs = list(zip(expected, found, strict=False))
         index = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
         one, other = (tasks[index] if index < len(tasks) else "none" for tasks in (expected, found))
+        name = expected[0].name if len(expected) == 1 else None
+        hint = f", or name its task set and tasks=[{name}]" if name in [spec.name for spec in found] else ""
         raise ValueError(
             f"{path} holds other tasks than {origin}; the first difference is id {index}: {other} in {path}, {one} in "
-            f"{origin}. Use data of the same task set"
+            f"{origin}. Use data of the same task set{hint}"
         )
