@@ -142,11 +142,8 @@ def why_another(directory: Path, wanted: Path, protocol: dict[str, Any]) -> str:
         changes = difference(earlier, protocol)
     except (ValueError, KeyError, TypeError):  # unfinished, or made by hand
         return f" ({wanted.name} holds other results)"
-    return (
-        f" ({wanted.name} holds the same with {changes})"
-        if changes
-        else f" ({wanted.name} holds an earlier one with the same settings)"
-    )
+    same = f"the same with {changes}" if changes else "one with the same settings"
+    return f" ({wanted.name} holds {same})"
 
 
 def write_episodes(directory: Path, result: Evaluation) -> None:

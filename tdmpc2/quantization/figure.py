@@ -11,7 +11,7 @@ from tdmpc2.support.figures import figure_class, save_figure
 
 
 def quantization_figure(path: Path, rows: Sequence[dict[str, Any]], limit_db: float | None) -> str:
-    """A PNG: on the left the errors of each recipe, on the right its size against its score, or else its regret.
+    """Draw the errors of each recipe, and beside them its size against its score, or else its regret, as a PNG.
 
     Args:
         path: file to write.

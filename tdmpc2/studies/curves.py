@@ -136,7 +136,7 @@ def _draw(path: Path, groups: Mapping[str, Sequence[Mapping[str, Curve]]]) -> st
 
 
 def _metrics(groups: Mapping[str, Sequence[Mapping[str, Curve]]]) -> dict[str, tuple[str, ...]]:
-    """The panels for which there is something to draw: title -> possible names of the curve."""
+    """Choose the panels for which there is something to draw: title -> possible names of the curve."""
     logged = dict.fromkeys(name for runs in groups.values() for curves in runs for name in curves)
     panels = {title: names for title, names in _PANELS.items() if any(name in logged for name in names)}
     speed = panels.pop("updates per second", None)
@@ -179,7 +179,7 @@ def _limit(axes: Any, groups: Mapping[str, Sequence[Mapping[str, Curve]]], names
 
 
 def _legend(grid: Any) -> tuple[list[Any], list[str]]:
-    """Handles of all groups; not every group is in every panel."""
+    """Collect the handles of all groups; not every group is in every panel."""
     found: dict[str, Any] = {}
     for axes in grid.flatten():
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

@@ -12,11 +12,11 @@ from tdmpc2.studies.labels import wrapped
 from tdmpc2.support.figures import figure_class, save_figure
 from tdmpc2.support.intervals import Interval
 
-_TAUGHT, _ALONE = "C0", "C1"  # colours of groups with and without a teacher
+_DISTILLED, _ALONE = "C0", "C1"  # colours of groups with and without a teacher
 
 
 class Estimate(NamedTuple):
-    """What one panel shows of one group."""
+    """A mean of one group in one panel."""
 
     mean: float
     interval: Interval | None
@@ -45,7 +45,7 @@ def score_figure(path: Path, rows: Sequence[dict[str, Any]]) -> str:
     scored = [row for row in rows if row["score"] is not None]
     if not scored:
         return "No figure: no run was evaluated (student_config.eval_freq)"
-    key = swept([row for row in scored if row["taught"]])
+    key = swept([row for row in scored if row["distilled"]])
     panels = _panels(scored)
     lines = [_axis_label(row) for row in scored]
     height = 4 + 0.14 * len(scored) if key else 1.3 + sum(0.22 + 0.13 * line.count("\n") for line in lines)
@@ -85,7 +85,7 @@ def swept(rows: Sequence[dict[str, Any]]) -> str | None:
 
 
 def sensible_range(values: Iterable[float]) -> Interval:
-    """Limits of an axis that shows all values with room around them, whatever their intervals are.
+    """Choose limits of an axis that shows all values with room around them, whatever their intervals are.
 
     The interval of two seeds is wide (12.7 standard errors on either side): drawn whole it leaves the values
     themselves no room.
@@ -97,7 +97,7 @@ def sensible_range(values: Iterable[float]) -> Interval:
 
 
 def _panels(rows: Sequence[dict[str, Any]]) -> Panels:
-    """The score, and the held-out errors that all rows have."""
+    """Collect the score, and the held-out errors that all rows have."""
     name = ", ".join(dict.fromkeys(row["score_label"] for row in rows))
     panels = {name: [Estimate(row["score"], row["interval"], row["scores"]) for row in rows]}
     for name, label in (("reward_rmse", "held-out reward RMSE"), ("value_rmse", "held-out value RMSE")):
@@ -114,9 +114,9 @@ def _axis_label(row: dict[str, Any]) -> str:
 
 
 def _draw_lines(axes: Any, rows: Sequence[dict[str, Any]], estimates: Sequence[Estimate]) -> None:
-    """A line for every group, its mean and interval on the horizontal axis."""
+    """Draw a line for every group, its mean and interval on the horizontal axis."""
     for height, (row, estimate) in enumerate(zip(rows, estimates, strict=True)):
-        colour = _TAUGHT if row["taught"] else _ALONE
+        colour = _DISTILLED if row["distilled"] else _ALONE
         axes.plot(estimate.values, [height] * len(estimate.values), "o", color=colour, markersize=3, alpha=0.4)
         axes.errorbar(estimate.mean, height, xerr=_bars([estimate]), marker="D", capsize=3, color=colour)
         if row["is_control"]:
@@ -125,26 +125,28 @@ def _draw_lines(axes: Any, rows: Sequence[dict[str, Any]], estimates: Sequence[E
 
 
 def _draw_sweep(axes: Any, rows: Sequence[dict[str, Any]], estimates: Sequence[Estimate], key: str) -> None:
-    """Means of the groups with a teacher over the key they differ in; the others are bands."""
+    """Draw the groups with a teacher over the key they differ in, and the others as bands."""
     others = 0
     for row, estimate in zip(rows, estimates, strict=True):
-        if row["taught"]:
+        if row["distilled"]:
             positions = [row["values"][key]] * len(estimate.values)
-            axes.plot(positions, estimate.values, "o", color=_TAUGHT, markersize=3, alpha=0.4)
+            axes.plot(positions, estimate.values, "o", color=_DISTILLED, markersize=3, alpha=0.4)
             continue
         others += 1
         axes.axhline(estimate.mean, color=f"C{others}", linewidth=1, label=wrapped(row["name"], 40))
         if estimate.interval:
             axes.axhspan(*estimate.interval, color=f"C{others}", alpha=0.15, linewidth=0)
-    taught = [(row["values"][key], estimate) for row, estimate in zip(rows, estimates, strict=True) if row["taught"]]
-    means = [estimate.mean for _, estimate in taught]
-    bars = _bars([estimate for _, estimate in taught])
-    values = [value for value, _ in taught]
-    axes.errorbar(values, means, yerr=bars, marker="D", capsize=3, color=_TAUGHT, label="with a teacher")
+    distilled = [
+        (row["values"][key], estimate) for row, estimate in zip(rows, estimates, strict=True) if row["distilled"]
+    ]
+    means = [estimate.mean for _, estimate in distilled]
+    bars = _bars([estimate for _, estimate in distilled])
+    values = [value for value, _ in distilled]
+    axes.errorbar(values, means, yerr=bars, marker="D", capsize=3, color=_DISTILLED, label="with a teacher")
 
 
 def _bars(estimates: Sequence[Estimate]) -> list[float]:
-    """Half widths of the intervals; where there is none, no bar is drawn."""
+    """Halve the intervals; nan, for which nothing is drawn, where there is none."""
     return [(e.interval[1] - e.interval[0]) / 2 if e.interval else float("nan") for e in estimates]
 
 

@@ -92,7 +92,7 @@ def heldout_batches(sampler: SliceSampler, batches: int, batch_size: int, horizo
 
 
 def shared_tasks(cfg: Config, data_dir: str, wanted: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names of the tasks that both a model and some data have, in the order of their ids.
+    """Find the tasks that both a model and some data have, in the order of their ids.
 
     Args:
         cfg: the model's configuration.

@@ -19,7 +19,7 @@ def short_labels(names: Sequence[str]) -> dict[str, str]:
 
 
 def explained(labels: dict[str, str]) -> list[tuple[str, str]]:
-    """The labels that are not the names themselves, with what they stand for."""
+    """Pair each label that is not the name itself with the name it stands for."""
     return [(label, name) for name, label in labels.items() if label != name]
 
 

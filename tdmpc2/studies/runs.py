@@ -22,7 +22,7 @@ _SCORES = ("normalized_score", "return")
 
 @dataclass(frozen=True)
 class Run:
-    """What the directory of one run says.
+    """A run, as its directory describes it.
 
     Attributes:
         path: the directory.
@@ -53,13 +53,13 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are taken and an evaluation that is due at the last one has been made."""
+        """True if all steps are taken and an evaluation that is due at the last one has been made."""
         steps, every = self.config["steps"], self.config["eval_freq"]
         return bool(self.step >= steps and (not every or steps % every or steps in self.scores))
 
     @property
-    def taught(self) -> bool:
-        """Whether a teacher had any influence: there was one, and one of its targets has a weight above 0."""
+    def distilled(self) -> bool:
+        """True if a teacher had any influence: there was one, and one of its targets has a weight above 0."""
         terms = distillation_terms(self.config["distillation_targets"], self.config["distillation_weight"])
         return self.config[_TEACHER] is not None and any(weight > 0 for weight in terms.values())
 
@@ -76,9 +76,9 @@ class Run:
         }
 
     @cached_property
-    def teaching(self) -> dict[str, Any]:
+    def distillation(self) -> dict[str, Any]:
         """Teacher and what is distilled. Without influence of a teacher only whether there was one."""
-        if not self.taught:
+        if not self.distilled:
             return {_TEACHER: self.config[_TEACHER] and "of weight 0"}
         names = (key for key in sorted(self.config) if key.startswith("distillation") and key not in _IGNORED)
         return {_TEACHER: self.config[_TEACHER], **{key: self.config[key] for key in names}}
@@ -99,9 +99,9 @@ class Group:
     values: dict[str, Any]
 
     @property
-    def taught(self) -> bool:
-        """See :attr:`Run.taught`."""
-        return self.runs[0].taught
+    def distilled(self) -> bool:
+        """See :attr:`Run.distilled`."""
+        return self.runs[0].distilled
 
     @property
     def scores(self) -> list[float]:
@@ -124,14 +124,16 @@ class Study:
     left_out: tuple[str, ...]
 
     def control_of(self, group: Group) -> Group | None:
-        """The group without a teacher and with the same budget; one that never had a teacher is preferred.
+        """Find the group without a teacher and with the same budget; one that never had a teacher is preferred.
 
         Of groups with scores it must have some, too.
         """
         equal = [
             other
             for other in self.groups
-            if not other.taught and other.runs[0].budget == group.runs[0].budget and (other.scores or not group.scores)
+            if not other.distilled
+            and other.runs[0].budget == group.runs[0].budget
+            and (other.scores or not group.scores)
         ]
         return min(equal, key=lambda other: other.runs[0].config[_TEACHER] is not None, default=None)
 
@@ -159,7 +161,7 @@ def read_study(paths: Iterable[Path]) -> Study:
     unfinished = tuple(run for run in runs if not run.finished)
     unique: dict[str, Run] = {}
     for run in sorted((run for run in runs if run.finished), key=lambda run: (run.seed, str(run.path))):
-        first = unique.setdefault(json.dumps([run.budget, run.teaching, run.seed]), run)
+        first = unique.setdefault(json.dumps([run.budget, run.distillation, run.seed]), run)
         if first is not run:
             left_out.append(f"{run.path} repeats {first.path}: same settings and seed")
     return Study(_groups(list(unique.values())), unfinished, tuple(left_out))
@@ -217,15 +219,17 @@ def _read_numbers(path: Path) -> list[dict[str, float]]:
 def _groups(runs: Sequence[Run]) -> tuple[Group, ...]:
     members: dict[str, list[Run]] = {}
     for run in runs:
-        members.setdefault(json.dumps([run.budget, run.teaching]), []).append(run)
+        members.setdefault(json.dumps([run.budget, run.distillation]), []).append(run)
     firsts = [group[0] for group in members.values()]
-    differing = _differing([run.budget for run in firsts]) | _differing([run.teaching for run in firsts if run.taught])
+    differing = _differing([run.budget for run in firsts]) | _differing(
+        [run.distillation for run in firsts if run.distilled]
+    )
     groups = []
     for own in members.values():
-        settings = {**own[0].budget, **(own[0].teaching if own[0].taught else {})}
+        settings = {**own[0].budget, **(own[0].distillation if own[0].distilled else {})}
         values = {key: settings[key] for key in sorted(differing & settings.keys())}
         groups.append(Group(_name(own[0], values), tuple(own), values))
-    return tuple(sorted(groups, key=lambda g: (g.taught, [_sortable(value) for value in g.values.values()], g.name)))
+    return tuple(sorted(groups, key=lambda g: (g.distilled, [_sortable(value) for value in g.values.values()], g.name)))
 
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -235,14 +239,14 @@ def _differing(settings: Sequence[Mapping[str, Any]]) -> set[str]:
 
 def _name(run: Run, values: Mapping[str, Any]) -> str:
     shown = {key: value for key, value in values.items() if key not in (_TEACHER, "data", "data_dir")}
-    if run.taught and not any(key.startswith("distillation") for key in shown):
+    if run.distilled and not any(key.startswith("distillation") for key in shown):
         shown["distillation_weight"] = run.config["distillation_weight"]
     parts = [f"{key}={as_typed(value)}" for key, value in shown.items()]
-    if _TEACHER in values and run.taught:
+    if _TEACHER in values and run.distilled:
         parts.append(f"teacher {run.config[_TEACHER][:8]}")
     if {"data", "data_dir"} & values.keys():
         parts.append(f"data {run.config['data_dir']}")
-    if not run.taught:
+    if not run.distilled:
         parts.insert(0, "no teacher" if run.config[_TEACHER] is None else "no teacher (one of weight 0)")
     return ", ".join(parts)
 

@@ -16,15 +16,15 @@ def rows_of(study: Study) -> list[dict[str, Any]]:
     """Summarise every group of a study as a plain dict.
 
     Returns:
-        For each group, those without a teacher first: ``name``, its short ``label``, ``taught``, ``values`` (the keys
-        in which groups differ), ``runs``, ``seeds``, ``paths``, ``steps``, ``score_label``, ``scores`` (one per run),
-        ``score``, ``interval``, ``best``, ``control`` (name of the group it is compared with, or None),
+        For each group, those without a teacher first: ``name``, its short ``label``, ``distilled``, ``values`` (the
+        keys in which groups differ), ``runs``, ``seeds``, ``paths``, ``steps``, ``score_label``, ``scores`` (one per
+        run), ``score``, ``interval``, ``best``, ``control`` (name of the group it is compared with, or None),
         ``is_control``, ``minus_control`` with its interval, ``losses``, held-out errors, ``returns`` by task and
         ``hours``.
     """
     labels = short_labels([group.name for group in study.groups])
     controls = {group.name: study.control_of(group) for group in study.groups}
-    used = {control.name for group in study.groups if group.taught and (control := controls[group.name])}
+    used = {control.name for group in study.groups if group.distilled and (control := controls[group.name])}
     return [
         {"label": labels[group.name], **_row(group, controls[group.name], group.name in used)} for group in study.groups
     ]
@@ -35,7 +35,7 @@ def _row(group: Group, control: Group | None, is_control: bool) -> dict[str, Any
     heldout = _columns(_heldout(group))
     row: dict[str, Any] = {
         "name": group.name,
-        "taught": group.taught,
+        "distilled": group.distilled,
         "values": group.values,
         "runs": len(runs),
         "seeds": [run.seed for run in runs],

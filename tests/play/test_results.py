@@ -125,7 +125,7 @@ PROTOCOL = {"checkpoint": "logs/student/model.pt", "sha256": "1", "precision": "
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({}, " (eval-x holds an earlier one with the same settings)"),
+        ({}, " (eval-x holds one with the same settings)"),
         ({"precision": "int8"}, " (eval-x holds the same with precision=bf16)"),
         ({"sha256": "2"}, " (eval-x holds the same with other weights)"),
         ({"config": Config(num_samples=64, num_elites=8).to_dict()}, " (eval-x holds the same with num_samples=512)"),
