@@ -27,8 +27,7 @@ from tdmpc2.distillation.outputs import check_teacher
 from tdmpc2.distillation.targets import TeacherOutputs, loss_name
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.nn.world_model import TaskContext, WorldModel
-from tdmpc2.noise import UpdateNoise as UpdateNoise
-from tdmpc2.noise import draw_update_noise
+from tdmpc2.noise import UpdateNoise, draw_update_noise
 from tdmpc2.player import Array, Player, TaskLike
 from tdmpc2.support.runtime import can_compile, resolve_device
 
@@ -84,6 +83,7 @@ class TDMPC2:
         self.pi_optim = torch.optim.Adam(policy, lr=cfg.lr, eps=1e-5, fused=True)
         self.planner = FastPlanner(self.model)
         self._player = Player(self.model, self.planner, self.generator)
+        self._num_players = 0
         self._model_losses: Callable[..., tuple[losses.ModelLosses, Tensor]] = losses.model_losses
         self._policy_loss: Callable[..., losses.PolicyLoss] = losses.policy_loss
         self._update_compiled: bool | None = None  # None: not yet decided
@@ -92,9 +92,9 @@ class TDMPC2:
         cfg, parameters = self.cfg, sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         tasks = f"{len(cfg.task_specs)} tasks of {cfg.task}" if cfg.multitask else f"task {cfg.task}"
         acts = f"planning ({self.planner.kind})" if cfg.mpc else "the policy prior"
-        taught = "" if self.teacher is None else ", with a teacher"
+        teacher = "" if self.teacher is None else ", with a teacher"
         weights = f"{parameters:,} trainable parameters, {self.precision} on {self.device}"
-        return f"TDMPC2({tasks}, {weights}, acts by {acts}{taught})"
+        return f"TDMPC2({tasks}, {weights}, acts by {acts}{teacher})"
 
     # -- learning ---------------------------------------------------------------------------------------------------
 
@@ -208,22 +208,38 @@ class TDMPC2:
     # -- acting -----------------------------------------------------------------------------------------------------
 
     def act(self, obs: Array, t0: Any = False, eval_mode: bool = False, task: TaskLike = None) -> Array:
-        """Choose actions by planning, or with the policy prior if ``mpc`` is false; see :meth:`Player.act`.
+        """Choose actions by planning, or with the policy prior if ``mpc`` is false.
 
         The agent keeps one :class:`Player` for these calls. Several groups of environments, such as a collector's and
         an evaluation's, need a :meth:`player` each.
+
+        Args:
+            obs: [O] or [E, O], zero-padded to the model's observation size.
+            t0: True where an episode starts, one value or [E].
+            eval_mode: without exploration noise (policy prior: its mean).
+            task: id or name, one or [E]; needed by multi-task models.
+
+        Returns:
+            Actions in [-1, 1], [A] or [E, A], of the type of ``obs``.
+
+        Raises:
+            ValueError: see :meth:`Player.act`.
         """
-        return self._player.act(obs, t0, task, eval_mode)
+        return self._player.act(obs, t0, task=task, eval_mode=eval_mode)
 
     def player(self, num_envs: int | None = None, seed: int | None = None, mpc: bool | None = None) -> Player:
         """Make a player: the plans of one group of environments and their random numbers.
 
         Args:
             num_envs: every call must then be for so many environments; None: the first call says.
-            seed: of its exploration and planning noise; by default the configuration's.
+            seed: of its exploration and planning noise; by default each player of the agent has one of its own, which
+                follows from ``cfg.seed`` and the number of players made before.
             mpc: act by planning, or with the policy prior; by default as the configuration says.
         """
-        generator = torch.Generator(self.device).manual_seed(self.cfg.seed if seed is None else seed)
+        if seed is None:
+            seed = (self.cfg.seed + self._num_players * 0x9E3779B9) % 2**32  # far from the seeds that people choose
+            self._num_players += 1
+        generator = torch.Generator(self.device).manual_seed(seed)
         return Player(self.model, self.planner, generator, num_envs, self.cfg.mpc if mpc is None else mpc)
 
     def compile_planner(self, num_plans: int = 1_000_000) -> str:

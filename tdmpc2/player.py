@@ -49,7 +49,7 @@ class Player:
 
     @torch.no_grad()
     def act(
-        self, obs: Array, t0: bool | np.ndarray | Tensor = False, task: TaskLike = None, eval_mode: bool = True
+        self, obs: Array, t0: bool | np.ndarray | Tensor = False, *, task: TaskLike = None, eval_mode: bool = True
     ) -> Array:
         """Choose actions by planning, or with the policy prior.
 
@@ -63,11 +63,13 @@ class Player:
             Actions in [-1, 1], [A] or [E, A], of the type of ``obs``.
 
         Raises:
-            ValueError: wrong observation size, unknown task, or a call that would continue the plans of other
-                environments: another number of them, or another task, although no episode starts.
+            ValueError: wrong shapes, unknown task, or a call that would continue the plans of other environments:
+                another number of them, or another task, although no episode starts.
         """
         model, cfg, device = self._model, self._model.cfg, self._model.bins.device
         x = torch.as_tensor(obs, dtype=torch.float32, device=device)
+        if x.ndim not in (1, 2):
+            raise ValueError(f"Observations of shape {list(x.shape)}: pass [{cfg.obs_dim}], or [E, {cfg.obs_dim}]")
         single = x.ndim == 1
         x = x.unsqueeze(0) if single else x  # [E, O]
         if x.shape[-1] != cfg.obs_dim:
@@ -81,8 +83,10 @@ class Player:
         context = model.context(ids)
         z = model.encode(x, context)
         if self.mpc:
-            starts = torch.as_tensor(t0, device=device).bool().expand(len(x))
-            action = self._plan(z, context, ids, starts, eval_mode)
+            starts = torch.as_tensor(t0, device=device).bool()
+            if starts.numel() not in (1, len(x)):
+                raise ValueError(f"{starts.numel()} values of t0 for {len(x)} environments: pass one, or one for each")
+            action = self._plan(z, context, ids, starts.reshape(-1).expand(len(x)), eval_mode)
         elif eval_mode:
             action = model.policy_mean(z, context)
         else:
@@ -95,7 +99,7 @@ class Player:
         cfg = self._model.cfg
         shape = (len(z), cfg.horizon, cfg.action_dim)
         if self.plan_mean is None:
-            self.plan_mean, self._ids = z.new_zeros(shape), ids
+            self.plan_mean = z.new_zeros(shape)
         elif self.plan_mean.shape != shape:
             if not bool(t0.all()):
                 raise ValueError(
@@ -105,7 +109,7 @@ class Player:
             self.plan_mean = z.new_zeros(shape)
         elif ids is not None and self._ids is not None:
             t0 = t0 | self._other_task(ids, self._ids, t0)
-        self._ids = ids
+        self._ids = None if ids is None else ids.clone()  # the caller may reuse its own tensor
         noise = draw_noise(cfg, len(z), z.device, self.generator)
         prev_mean = torch.where(t0[:, None, None], 0.0, self.plan_mean)
         result = self._planner(z, context, prev_mean, noise, eval_mode=eval_mode)
@@ -144,6 +148,7 @@ class Player:
 
 
 def _known(task: Any, names: Sequence[str]) -> bool:
-    if task in names or (isinstance(task, (int, np.integer)) and 0 <= task < len(names)):
+    is_id = isinstance(task, (int, np.integer)) and not isinstance(task, bool)
+    if task in names or (is_id and 0 <= task < len(names)):
         return True
     raise ValueError(f"task={task!r} is not one of this agent's {len(names)} tasks ({names[0]}, ..., {names[-1]})")

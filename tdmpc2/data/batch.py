@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from tensordict import NonTensorData
 from torch import Tensor
 
 
@@ -20,13 +21,24 @@ class Batch(NamedTuple):
 
     @classmethod
     def from_any(cls, batch: Any) -> Batch:
-        """Read the fields of a named tuple, a dict or a tensordict; the teacher's columns may be absent."""
+        """Read the fields of a named tuple, a dict or a tensordict.
+
+        Raises:
+            ValueError: a field is missing or no tensor; the teacher's columns may be missing.
+        """
         if isinstance(batch, cls):
             return batch
         get = batch.get if hasattr(batch, "get") else lambda name, default: getattr(batch, name, default)
-        fields = {name: get(name, None) for name in cls._fields}
-        # A tensordict wraps None into an object of its own.
-        return cls(**{name: value if isinstance(value, Tensor) else None for name, value in fields.items()})  # type: ignore[arg-type]
+        fields: dict[str, Any] = {}
+        for name in cls._fields:
+            value = get(name, None)
+            if isinstance(value, NonTensorData):  # a tensordict's None
+                value = value.data
+            if not (isinstance(value, Tensor) or (value is None and name in cls._field_defaults)):
+                kind = "missing" if value is None else f"a {type(value).__name__}"
+                raise ValueError(f"The batch's '{name}' is {kind}: pass tensors obs, action, reward and task")
+            fields[name] = value
+        return cls(**fields)
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy the batch to another device."""

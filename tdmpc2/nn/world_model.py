@@ -138,7 +138,7 @@ class WorldModel(nn.Module):
     def networks(self) -> list[Network]:
         """The networks that act, in the order of :data:`~tdmpc2.checkpoints.layouts.NETWORKS`.
 
-        What concerns every network (precision, packing, quantisation) reads this table, so one network more is one row.
+        Precision, packing and quantisation go through this table, so that a new network is a new row.
         """
         return [Network(name, self.get_submodule(name), inputs) for name, inputs in layouts.NETWORKS.items()]  # type: ignore[arg-type]
 
@@ -147,11 +147,10 @@ class WorldModel(nn.Module):
     def context(self, task: Task, *, train: bool = False) -> TaskContext:
         """Look up embedding, action mask and discount of task ids [...]. Embeddings have a norm of at most 1.
 
-
         Args:
             task: ids, or a context, which is returned as it is.
             train: rescale looked-up rows with norm above 1 in the table itself, outside the gradient, so that training
-                goes on from there. Otherwise the model is only read, and its embedding is a constant factor away.
+                goes on from there. Otherwise the table is not changed; the returned copy is rescaled.
 
         Raises:
             ValueError: a multi-task model was given no task.

@@ -16,7 +16,7 @@ def agent_actor(agent: TDMPC2, *, noise: bool, seed: int | None = None) -> Actor
     player = agent.player(seed=seed)
 
     def act(obs: Any, t0: Any, task_ids: Any) -> Any:
-        return player.act(obs, t0, task_ids, eval_mode=not noise)
+        return player.act(obs, t0, task=task_ids, eval_mode=not noise)
 
     return act
 

@@ -47,15 +47,15 @@ def test_players_interleaved_act_as_if_alone(tiny_cfg: Config) -> None:
 
     def alone(seed: int, task: int) -> list[Tensor]:
         player = agent.player(num_envs=1, seed=seed)
-        return [player.act(observation(step), step == 0, task, eval_mode=False) for step in range(3)]
+        return [player.act(observation(step), step == 0, task=task, eval_mode=False) for step in range(3)]
 
     expected = alone(1, task=0), alone(2, task=5)
     first, second = agent.player(seed=1), agent.player(seed=2)
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
     for step in range(3):
-        found[0].append(first.act(observation(step), step == 0, 0, eval_mode=False))
+        found[0].append(first.act(observation(step), step == 0, task=0, eval_mode=False))
         agent.act(observation(7), t0=step == 0, task=9)
-        found[1].append(second.act(observation(step), step == 0, 5, eval_mode=False))
+        found[1].append(second.act(observation(step), step == 0, task=5, eval_mode=False))
     for one, other in zip(expected, found, strict=True):
         assert torch.equal(torch.stack(one), torch.stack(other))
 
@@ -84,3 +84,42 @@ def test_repr_of_an_agent_says_what_it_is(tiny_cfg: Config) -> None:
     text = repr(TDMPC2(tiny_cfg, TDMPC2(tiny_cfg)))
     assert text.startswith("TDMPC2(30 tasks of mt30, ")
     assert "fp32 on cpu, acts by planning (plain), with a teacher" in text
+
+
+def test_players_without_a_seed_draw_differently_and_reproducibly(tiny_cfg: Config) -> None:
+    def two_actions() -> list[Tensor]:
+        agent = TDMPC2(tiny_cfg)
+        players = agent.player(), agent.player()
+        return [player.act(observation(0), t0=True, task=0, eval_mode=False) for player in players]
+
+    first, second = two_actions()
+    assert not torch.equal(first, second)
+    assert torch.equal(torch.stack(two_actions()), torch.stack([first, second]))
+
+
+def test_act_task_tensor_reused_by_the_caller_is_noticed(tiny_cfg: Config) -> None:
+    agent, ids = TDMPC2(tiny_cfg), torch.tensor([0])
+    agent.act(observation(0), t0=True, task=ids)
+    ids.fill_(1)
+    with pytest.raises(ValueError, match="although no episode starts"):
+        agent.act(observation(0), task=ids)
+
+
+@pytest.mark.parametrize(
+    ("obs", "changes", "message"),
+    [
+        (torch.zeros(2, 2, 24), {}, r"Observations of shape \[2, 2, 24\]: pass \[24\], or \[E, 24\]"),
+        (torch.zeros(2, 24), {"t0": [True] * 3}, "3 values of t0 for 2 environments"),
+        (torch.zeros(24), {"task": True}, "task=True is not one of"),
+    ],
+)
+def test_act_wrong_shapes_are_named(tiny_cfg: Config, obs: Tensor, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TDMPC2(tiny_cfg).act(obs, **{"t0": True, "task": 0, **changes})
+
+
+def test_act_t0_as_a_column_is_one_value_for_each(tiny_cfg: Config) -> None:
+    agent, column = TDMPC2(tiny_cfg), TDMPC2(tiny_cfg)
+    obs = torch.stack([observation(0), observation(1)])
+    expected = agent.act(obs, t0=[True, True], task=0)
+    assert torch.equal(column.act(obs, t0=torch.tensor([[True], [True]]), task=0), expected)

@@ -11,9 +11,10 @@ from tensordict import TensorDict
 from torch.testing import assert_close
 
 from tdmpc2 import losses
-from tdmpc2.agent import TDMPC2, UpdateNoise
+from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.dataset import Batch
+from tdmpc2.noise import UpdateNoise
 from tests.helpers.agents import random_batch
 from tests.helpers.reference import load_golden
 
