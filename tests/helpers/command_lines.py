@@ -27,11 +27,16 @@ def command_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
     Args:
         words: the line without ``python``, such as ``["train.py", "steps=1"]`` or ``["tdmpc2", "train", "steps=1"]``.
+
+    Raises:
+        ValueError: ``tdmpc2`` has no such command.
     """
     first, *rest = words
     if first == "-m" and rest[0] == "tdmpc2":
         first, rest = "tdmpc2", rest[1:]
     if first == "tdmpc2":
+        if rest[0] not in COMMANDS:
+            raise ValueError(f"'{rest[0]}' is not a command of tdmpc2")
         return rest[0], rest[1:]
     if first == "-m":
         return MODULES.get(rest[0]), rest[1:]
