@@ -62,9 +62,10 @@ def accepted(name: str, words: Sequence[str]) -> Sequence[str]:
     if hasattr(command, "APP"):
         return read_line(words, command.APP.groups, command.APP.bare).overrides
     if hasattr(command, "VERBS"):
-        options = command.VERBS[words[0]].options
-        if len(words) > 1:  # the text also names a verb alone
-            parse(words[1:], options)
+        if words:  # the text also names a command alone,
+            options = command.VERBS[words[0]].options
+            if len(words) > 1:  # or with nothing but a verb
+                parse(words[1:], options)
     elif words != ["--help"]:
         parse([word for word in words if word != "--set"], command.OPTIONS, key_names() if name == "quantize" else ())
     return []
