@@ -54,6 +54,7 @@ def anchors(page: Path) -> set[str]:
 
 
 COMMANDS = [(page, command) for page in (*PAGES, REPO / "models" / "README.md") for command in commands(page)]
+#: Modules that still run as commands, under names that pages no longer teach.
 FORMER = {"tdmpc2.checkpoint", "tdmpc2.checkpoints", "tdmpc2.data", "tdmpc2.data.targets", "tdmpc2.heldout"}
 
 
