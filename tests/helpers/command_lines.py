@@ -27,11 +27,16 @@ def command_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
     Args:
         words: the line without ``python``, such as ``["train.py", "steps=1"]`` or ``["tdmpc2", "train", "steps=1"]``.
+
+    Raises:
+        ValueError: ``tdmpc2`` has no such command.
     """
     first, *rest = words
     if first == "-m" and rest[0] == "tdmpc2":
         first, rest = "tdmpc2", rest[1:]
     if first == "tdmpc2":
+        if rest[0] not in COMMANDS:
+            raise ValueError(f"'{rest[0]}' is not a command of tdmpc2")
         return rest[0], rest[1:]
     if first == "-m":
         return MODULES.get(rest[0]), rest[1:]
@@ -57,9 +62,10 @@ def accepted(name: str, words: Sequence[str]) -> Sequence[str]:
     if hasattr(command, "APP"):
         return read_line(words, command.APP.groups, command.APP.bare).overrides
     if hasattr(command, "VERBS"):
-        options = command.VERBS[words[0]].options
-        if len(words) > 1:  # the text also names a verb alone
-            parse(words[1:], options)
+        if words:  # the text also names a command alone,
+            options = command.VERBS[words[0]].options
+            if len(words) > 1:  # or with nothing but a verb
+                parse(words[1:], options)
     elif words != ["--help"]:
         parse([word for word in words if word != "--set"], command.OPTIONS, key_names() if name == "quantize" else ())
     return []
