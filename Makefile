@@ -2,6 +2,7 @@
 # More arguments for pytest: make test ARGS="-k planner"
 
 PYTHON ?= python3
+WORKERS ?= 2# processes that run the tests side by side
 PY := .venv/bin/python
 STAMP := .venv/.installed
 TOO_OLD := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.11 or newer is needed, \
@@ -20,10 +21,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 test: setup ## run the tests, without the slow ones
-	$(PY) -m pytest -m "not slow" $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: setup ## run the slow tests
-	$(PY) -m pytest -m slow $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m slow $(ARGS)
 
 lint: setup ## check style and formatting
 	$(PY) -m ruff check .
