@@ -155,12 +155,21 @@ def build_env(task: str, seed: int | None, render_mode: str | None = None) -> gy
 
 def score_rule(spec: TaskSpec) -> ScoreRule:
     """Find how episodes of a task are scored; ``score_rule(spec).score(returns, successes)`` does it."""
-    return SCORE_RULES["success" if spec.success_score else family_of(spec.name).score]
+    return rule_of(spec.name, spec.success_score)
+
+
+def rule_of(name: str, success_score: bool) -> ScoreRule:
+    """Find how episodes of the task of this name are scored; ``success_score``: by success, whatever its family."""
+    return SCORE_RULES["success" if success_score else family_of(name).score]
 
 
 def score_label(specs: Iterable[TaskSpec]) -> str:
     """Name the mean score of some tasks: ``normalized score``, or ``return`` where a task's returns have no scale."""
-    rules = [score_rule(spec) for spec in specs]
+    return common_label(score_rule(spec) for spec in specs)
+
+
+def common_label(rules: Iterable[ScoreRule]) -> str:
+    """Name the mean of scores by some rules, as :func:`score_label`."""
     return next((rule.label for rule in rules if not rule.normalized), SCORE_RULES["return/10"].label)
 
 
