@@ -47,10 +47,8 @@ class Family:
         resolve: ``module:function`` of (name), which raises ``ValueError`` if there is no such task; empty: building an
             environment shows it.
         entry_point: what Gymnasium builds for ``tdmpc2/<task>-v0``; empty: its tasks are not registered there.
-        extra: extra of this package that installs its simulator; empty: none is needed.
         score: key of :data:`SCORE_RULES`.
-        success: ``never`` (its tasks have no notion of success), ``always``, or ``reported`` where an environment does.
-        episodic: an episode may end before its time limit.
+        tells_success: every episode says if it was a success; elsewhere it is one only where an environment reports it.
         renewable: ``reset(seed=s)`` of a used environment equals a new one built with seed s.
         remedy: what to do instead, where none can be built here.
     """
@@ -61,10 +59,8 @@ class Family:
     spec: str = ""
     resolve: str = ""
     entry_point: str = ""
-    extra: str = ""
     score: str = "return/10"
-    success: str = "never"
-    episodic: bool = False
+    tells_success: bool = False
     renewable: bool = False
     remedy: str = ""
 
@@ -106,23 +102,20 @@ FAMILIES = (
         make="tdmpc2.envs.gymnasium_env:make",
         spec="tdmpc2.envs.gymnasium_env:spec",
         score="return",
-        success="reported",
-        episodic=True,
     ),
     Family(
         "Meta-World",
         r"mw-.*",
-        extra="metaworld",
         score="success",
-        success="always",
+        tells_success=True,
         remedy="Its data and models can be used: train with eval_freq=0",
     ),
-    Family("MyoSuite", r"myo-.*", score="success", success="always", episodic=True, remedy=_WRAP_IT),
+    Family("MyoSuite", r"myo-.*", score="success", tells_success=True, remedy=_WRAP_IT),
     Family(
         "ManiSkill",
         r"(lift|pick|stack)-cube|pick-ycb|turn-faucet",
         score="success",
-        success="always",
+        tells_success=True,
         remedy=_WRAP_IT,
     ),
     Family(

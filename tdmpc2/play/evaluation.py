@@ -47,7 +47,7 @@ class TaskResult:
     @property
     def knows_success(self) -> bool:
         """True if success means something here: the task is scored by it, or an episode reported one."""
-        return self.success_score or family_of(self.task).success == "always" or any(self.successes)
+        return self.success_score or family_of(self.task).tells_success or any(self.successes)
 
 
 @dataclass(frozen=True)
