@@ -1,4 +1,4 @@
-"""Train a student on offline data, taught by a teacher or from scratch: `python train.py --help`."""
+"""Train a student on offline data, distilled from a teacher or from scratch: `python train.py --help`."""
 
 from __future__ import annotations
 

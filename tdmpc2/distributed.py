@@ -39,7 +39,7 @@ class ProcessGroup:
     Attributes:
         rank: its number, from 0.
         world_size: N.
-        control: a group in the memory of the processors, for waits of any length; None if alone.
+        control: a group that exchanges through main memory, for waits of any length; None if alone.
     """
 
     rank: int = 0
@@ -48,7 +48,7 @@ class ProcessGroup:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that prints, logs and saves."""
+        """True for the process that prints, logs and saves."""
         return self.rank == 0
 
     def rows(self, batch_size: int) -> slice:
@@ -87,7 +87,7 @@ class ProcessGroup:
             torch._foreach_copy_(bucket, [part.view_as(t) for part, t in zip(parts, bucket, strict=True)])
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """What the main process makes, in all of them: plain values, and tensors, which arrive in main memory."""
+        """Give all processes what the main one makes: plain values, and tensors, which arrive in main memory."""
         if self.world_size == 1:
             return make()
         buffer = io.BytesIO()
@@ -151,7 +151,7 @@ def process_group(device: str) -> Iterator[ProcessGroup]:
 
 
 def _choose_backend(device: str, world_size: int) -> str:
-    """How tensors of the device are exchanged; chooses the GPU of this process."""
+    """Name the way in which tensors of the device are exchanged; chooses the GPU of this process."""
     if ":" in device:
         raise ValueError(f"device={device} is one device for {world_size} processes: use auto or cuda")
     if device in ("auto", "cuda") and torch.cuda.is_available():

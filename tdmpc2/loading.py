@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
+from tdmpc2.acceleration.cpu.networks import unsupported
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints import layouts
 from tdmpc2.checkpoints.files import Checkpoint, load_file
@@ -34,7 +35,7 @@ def load_agent(
         precision: ``auto``, ``fp32``, ``bf16``, ``fp16`` or ``int8``; ``auto`` is the fastest that is correct for the
             file here. An agent below fp32 acts but does not train.
         compile: how it plans. ``auto`` is the fastest way that its use repays: the CPU kernels from the first plan on
-            where the processor has what they need; else plainly, and compiled by torch after 1,000 plans, which then
+            where the CPU has what they need; else plainly, and compiled by torch after 1,000 plans, which then
             takes a minute. ``True`` compiles in the first plan, as a control loop will want it; ``False`` never.
             :meth:`~tdmpc2.agent.TDMPC2.compile_planner` decides anew for a known number of plans.
         quiet: log neither what it computes in nor how it plans.
@@ -47,7 +48,8 @@ def load_agent(
     file = load_file(source)
     agent = TDMPC2(config_of(file, device=device, precision=precision, compile=compile, **overrides))
     agent.load({"model": file.model})
-    chosen = execution(precision, file, agent.device, kernels=agent.cfg.compile != "false")
+    kernels = agent.cfg.mpc and agent.cfg.compile != "false" and not unsupported(agent.cfg)
+    chosen = execution(precision, file, agent.device, kernels=kernels)
     if chosen.note and not quiet:
         _log.warning("%s: %s", file.origin, chosen.note)
     if chosen.name != "fp32":

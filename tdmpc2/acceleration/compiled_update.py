@@ -18,8 +18,8 @@ def compiled(
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Compile :func:`~tdmpc2.losses.model_losses` and :func:`~tdmpc2.losses.policy_loss`, each on its first call.
 
-    The model gets layers that compile well: on a CPU the compiler alone makes Mish of LayerNorm three times as slow as
-    need be, so there it gets one operator for them, where the processor has what that needs.
+    The model gets layers that compile well. On a CPU the compiler's own code for LayerNorm and Mish takes three times
+    as long as it needs to, so one operator computes both if the CPU has the instructions for it.
 
     Args:
         model: whose losses they will be.

@@ -1,4 +1,4 @@
-"""A whole plan as one CUDA graph: the processor launches it once instead of kernel by kernel."""
+"""A whole plan as one CUDA graph: the CPU launches it once instead of kernel by kernel."""
 
 from __future__ import annotations
 

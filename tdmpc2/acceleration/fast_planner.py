@@ -109,12 +109,13 @@ class FastPlanner:
 
     def __getstate__(self) -> dict[str, Any]:
         wanted = "auto" if self._plans is not None else self._undecided
-        return {"model": self._model, "kind": self.kind, "undecided": wanted}  # compiled code can't be copied
+        # Compiled code cannot be copied.
+        return {"model": self._model, "kind": self.kind, "undecided": wanted, "quiet": self._quiet}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["model"])  # type: ignore[misc]
         if state["undecided"]:
-            self.speed_up_with_use(state["undecided"])
+            self.speed_up_with_use(state["undecided"], quiet=state["quiet"])
         elif state["kind"] != "plain":
             self.speed_up("true", 0)
 

@@ -86,13 +86,6 @@ def fuse(model: nn.Module, norm_mish: NormMish) -> None:
             vars(layer)["norm_mish"] = norm_mish
 
 
-def unfuse(model: nn.Module) -> None:
-    """Undo :func:`fuse`."""
-    for layer in model.modules():
-        if vars(layer).pop("norm_mish", None):
-            layer.__class__ = QEnsemble if isinstance(layer, QEnsemble) else NormedLinear
-
-
 # -- products under autocast ------------------------------------------------------------------------------------------
 
 

@@ -41,7 +41,7 @@ _MATRIX = re.compile(r"(?!_task_emb).*(?<!\.ln)\.weight|_(target_)?Qs\.params\.(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds.
+    """Contents of a checkpoint file.
 
     Attributes:
         model: tensors as stored, in the file's own layout and precision.
@@ -110,7 +110,7 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def read_file(path: str | os.PathLike[str]) -> Any:
-    """Whatever :func:`save_file` or ``torch.save`` stored, on the CPU, without running any code from the file.
+    """Read what :func:`save_file` or ``torch.save`` stored, to the CPU, without running any code from the file.
 
     Raises:
         ValueError: no such file, damaged, not a checkpoint, or a pickle that asks for more than tensors.
@@ -174,7 +174,7 @@ def load_file(source: str | os.PathLike[str] | Mapping[str, Any]) -> Checkpoint:
 
 
 def formats_of(state: Mapping[str, Any]) -> dict[str, str]:
-    """How each weight matrix is stored, target heads included: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``qint8``.
+    """Find how each weight matrix is stored, target heads included: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``qint8``.
 
     Embedding, biases and LayerNorms do not count: they take no part in matrix products.
 

@@ -19,7 +19,7 @@ from tdmpc2.tasks import nearest
 
 #: Name -> purpose; the module of that name in this package holds the command.
 COMMANDS = {
-    "train": "train a student on offline data, taught by a teacher or from scratch",
+    "train": "train a student on offline data, distilled from a teacher or from scratch",
     "evaluate": "score a checkpoint by playing its tasks",
     "collect": "play episodes and store them as training data",
     "quantize": "write a checkpoint in fp16, int8 and mixed precision and measure what that costs",

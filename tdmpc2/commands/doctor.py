@@ -25,6 +25,7 @@ from tdmpc2.commands.options import Option
 from tdmpc2.commands.plain import read_options
 from tdmpc2.support.cli import one_line_errors
 from tdmpc2.support.extras import EXTRAS, install_hint, missing_packages
+from tdmpc2.support.places import cache_dir
 from tdmpc2.support.version import DISTRIBUTION, source_tree, version
 
 OK, MISSING, BROKEN = "ok", "missing", "broken"
@@ -101,7 +102,7 @@ def _required() -> list[str]:
 
 
 def processor() -> Iterator[Finding]:
-    """The processor, and which ways of computing it gives."""
+    """The CPU, and the ways of computing it offers."""
     import psutil
     import torch
 
@@ -141,7 +142,7 @@ def accelerators() -> Iterator[Finding]:
         built = f"PyTorch {torch.__version__} cannot use the GPU of this machine"
         yield Finding(area, "cuda", MISSING, built, "install a CUDA build of torch: https://pytorch.org/get-started")
     else:
-        yield Finding(area, "cuda", MISSING, "no GPU: everything runs on the processor")
+        yield Finding(area, "cuda", MISSING, "no GPU: everything runs on the CPU")
     if sys.platform == "darwin":
         works = torch.backends.mps.is_available()
         yield Finding(area, "mps", OK if works else MISSING, "available" if works else "not available")
@@ -174,9 +175,8 @@ def places() -> Iterator[Finding]:
     from tdmpc2.commands.hydra_app import yaml_directory
 
     inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"{tempfile.gettempdir()}/torchinductor_{_user()}"
-    kernels = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tdmpc2"
     yield Finding("Places", "configuration files", OK, str(yaml_directory()))
-    for name, place in (("CPU kernels", kernels), ("torch.compile", Path(inductor)), ("here", Path.cwd())):
+    for name, place in (("CPU kernels", cache_dir()), ("torch.compile", Path(inductor)), ("here", Path.cwd())):
         parent = next(folder for folder in (place, *place.parents) if folder.exists())
         free, writable = shutil.disk_usage(parent).free, os.access(parent, os.W_OK)
         detail = f"{place}, {free / 1e9:.1f} GB free" + ("" if writable else ", not writable")

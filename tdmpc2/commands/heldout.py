@@ -4,7 +4,7 @@ tdmpc2 heldout model.pt data=data/heldout
 tdmpc2 heldout student.pt other.pt data=data/heldout teacher=teacher.pt
 tdmpc2 heldout student.pt --data data/heldout --teacher teacher.pt --write
 
-Measured are the tasks that a checkpoint and the data have in common, or those of them that tasks=[...] names.
+By default the errors are of all tasks that a checkpoint and the data have in common; tasks=[...] chooses among them.
 """
 
 from __future__ import annotations

@@ -70,16 +70,6 @@ def read_line(argv: Sequence[str], groups: Sequence[str] = (), bare: str | None 
     return Line(flags, overrides)
 
 
-def check_overrides(overrides: Iterable[str], groups: Sequence[str] = ()) -> None:
-    """Compare the keys of some overrides with the configuration's.
-
-    Raises:
-        ValueError: an unknown key; the message suggests the nearest one.
-    """
-    for word in read(list(overrides)):
-        check_key(_named(word, groups, None), groups)
-
-
 def check_key(word: Word, groups: Sequence[str]) -> None:
     """Raise ``ValueError`` unless the word's key is one of the configuration, of a group's or of Hydra."""
     key = str(word.key)

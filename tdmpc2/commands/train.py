@@ -1,4 +1,4 @@
-"""Train a student on offline data, taught by a teacher or from scratch.
+"""Train a student on offline data, distilled from a teacher or from scratch.
 
 tdmpc2 train data_dir=data/mt30 teacher_config.checkpoint=teacher.pt
 tdmpc2 train teacher_config=null steps=1000
@@ -27,8 +27,8 @@ def run(cfg: DictConfig) -> None:
 
     keep_freed_memory()  # of the whole process, so it is the command's business and not the agent's
     student = parse_cfg(composed(cfg.student_config), "student_config")
-    taught = has_teacher(cfg.get("teacher_config"))
-    train(student, parse_cfg(composed(cfg.teacher_config), "teacher_config") if taught else None)
+    distilled = has_teacher(cfg.get("teacher_config"))
+    train(student, parse_cfg(composed(cfg.teacher_config), "teacher_config") if distilled else None)
     if student.save_csv and not student.dry_run and is_main_process():
         from tdmpc2.studies.curves import draw_run
 

@@ -188,5 +188,5 @@ def _sampler(cfg: Config, dataset: EpisodeDataset, episodes: Tensor | None = Non
 
 
 def _ahead(place: str, device: torch.device) -> int:
-    # On a processor that trains from memory a batch costs 0.1 % of an update: nothing to gain from threads.
+    # On a CPU that trains from memory a batch costs 0.1 % of an update: nothing to gain from threads.
     return 0 if place == "cpu" and device.type == "cpu" else _AHEAD[place]

@@ -30,7 +30,7 @@ class PCA(NamedTuple):
 
 
 def fit_pca(z: Tensor, dims: int) -> tuple[PCA, float]:
-    """Principal components of latents, by the eigenvectors of their covariance in float64 on the processor.
+    """Find the principal components of latents, by the eigenvectors of their covariance in float64 on the CPU.
 
     All components are divided by one number, the root of their mean variance: what they are is kept, and what enters
     the softmax of SimNorm neither vanishes nor saturates it. The sign of a component is that its largest entry is
@@ -41,7 +41,7 @@ def fit_pca(z: Tensor, dims: int) -> tuple[PCA, float]:
         dims: number of components d, at most D.
 
     Returns:
-        The components, in float32 on the processor, and their share of the variance.
+        The components, in float32 on the CPU, and their share of the variance.
 
     Raises:
         ValueError: fewer than two latents, latents that are not finite or that are all the same.

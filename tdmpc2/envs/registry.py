@@ -47,10 +47,8 @@ class Family:
         resolve: ``module:function`` of (name), which raises ``ValueError`` if there is no such task; empty: building an
             environment shows it.
         entry_point: what Gymnasium builds for ``tdmpc2/<task>-v0``; empty: its tasks are not registered there.
-        extra: extra of this package that installs its simulator; empty: none is needed.
         score: key of :data:`SCORE_RULES`.
-        success: ``never`` (its tasks have no notion of success), ``always``, or ``reported`` where an environment does.
-        episodic: an episode may end before its time limit.
+        tells_success: every episode says if it was a success; elsewhere it is one only where an environment reports it.
         renewable: ``reset(seed=s)`` of a used environment equals a new one built with seed s.
         remedy: what to do instead, where none can be built here.
     """
@@ -61,10 +59,8 @@ class Family:
     spec: str = ""
     resolve: str = ""
     entry_point: str = ""
-    extra: str = ""
     score: str = "return/10"
-    success: str = "never"
-    episodic: bool = False
+    tells_success: bool = False
     renewable: bool = False
     remedy: str = ""
 
@@ -106,23 +102,20 @@ FAMILIES = (
         make="tdmpc2.envs.gymnasium_env:make",
         spec="tdmpc2.envs.gymnasium_env:spec",
         score="return",
-        success="reported",
-        episodic=True,
     ),
     Family(
         "Meta-World",
         r"mw-.*",
-        extra="metaworld",
         score="success",
-        success="always",
+        tells_success=True,
         remedy="Its data and models can be used: train with eval_freq=0",
     ),
-    Family("MyoSuite", r"myo-.*", score="success", success="always", episodic=True, remedy=_WRAP_IT),
+    Family("MyoSuite", r"myo-.*", score="success", tells_success=True, remedy=_WRAP_IT),
     Family(
         "ManiSkill",
         r"(lift|pick|stack)-cube|pick-ycb|turn-faucet",
         score="success",
-        success="always",
+        tells_success=True,
         remedy=_WRAP_IT,
     ),
     Family(
@@ -155,12 +148,21 @@ def build_env(task: str, seed: int | None, render_mode: str | None = None) -> gy
 
 def score_rule(spec: TaskSpec) -> ScoreRule:
     """Find how episodes of a task are scored; ``score_rule(spec).score(returns, successes)`` does it."""
-    return SCORE_RULES["success" if spec.success_score else family_of(spec.name).score]
+    return rule_of(spec.name, spec.success_score)
+
+
+def rule_of(name: str, success_score: bool) -> ScoreRule:
+    """Find how episodes of the task of this name are scored; ``success_score``: by success, whatever its family."""
+    return SCORE_RULES["success" if success_score else family_of(name).score]
 
 
 def score_label(specs: Iterable[TaskSpec]) -> str:
     """Name the mean score of some tasks: ``normalized score``, or ``return`` where a task's returns have no scale."""
-    rules = [score_rule(spec) for spec in specs]
+    return common_label(score_rule(spec) for spec in specs)
+
+
+def common_label(rules: Iterable[ScoreRule]) -> str:
+    """Name the mean of scores by some rules, as :func:`score_label`."""
     return next((rule.label for rule in rules if not rule.normalized), SCORE_RULES["return/10"].label)
 
 

@@ -21,6 +21,11 @@ def simnorm(x: Tensor, group: int = 8) -> Tensor:
     return torch.softmax(x.unflatten(-1, (-1, group)), -1).flatten(-2)
 
 
+def num_parameters(model: nn.Module) -> int:
+    """Count the numbers that training changes; weights that are frozen do not count."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
 def split_weight(weight: Tensor, parts: Sequence[Tensor]) -> Sequence[Tensor]:
     """Split the columns of a weight [out, in] into one matrix [out, in_i] for each part [..., in_i] of its input."""
     return weight.split([part.shape[-1] for part in parts], -1) if len(parts) > 1 else (weight,)

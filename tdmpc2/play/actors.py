@@ -11,9 +11,12 @@ from tdmpc2.config import Config
 from tdmpc2.play.rollout import Actor
 
 
-def agent_actor(agent: TDMPC2, *, noise: bool, seed: int | None = None) -> Actor:
-    """Let a player of the agent act; ``noise`` adds exploration noise to every action, ``seed`` is the player's."""
-    player = agent.player(seed=seed)
+def agent_actor(agent: TDMPC2, *, noise: bool, seed: int | None = None, mpc: bool | None = None) -> Actor:
+    """Let a player of the agent act; ``noise`` adds exploration noise to every action, ``seed`` is the player's.
+
+    ``mpc`` lets it plan, or act with the policy prior; by default as the agent's configuration says.
+    """
+    player = agent.player(seed=seed, mpc=mpc)
 
     def act(obs: Any, t0: Any, task_ids: Any) -> Any:
         return player.act(obs, t0, task=task_ids, eval_mode=not noise)

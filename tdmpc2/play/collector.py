@@ -25,7 +25,6 @@ from tdmpc2.support.files import check_free_disk, delete_leftovers, locked
 from tdmpc2.tracking.progress import Progress, open_console, print_line
 
 _OVERHEAD = 4096  # bytes of a chunk file besides its arrays, at most
-_MAX_COMPILED = 4  # torch.compile stops compiling after 8 variants of a function, without a word
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def num_envs(policy: BehaviourPolicy, episodes: int) -> int:
         cfg = policy.agent.cfg
         if policy.agent.device.type != "cpu":
             most = min(max(2**31 // (cfg.num_samples * cfg.mlp_dim * 4 * 16), 1), 64)
-        elif not cfg.mpc:
+        elif not policy.mpc:
             most = 16
     return -(-episodes // -(-episodes // most))
 
@@ -224,21 +223,18 @@ def _largest_batch(policy: BehaviourPolicy, index: int, shards: Sequence[Shard])
 
 
 def _compile(cfg: Config, policies: Sequence[BehaviourPolicy], shards: Sequence[Shard]) -> None:
-    """Compile the planners that will play enough steps.
+    """Speed up the planners that will play enough steps, and keep the others plain.
 
+    None is left to its use: a continued collection would then compile at another step than an undisturbed one.
     Files already on disk are counted too, so that a continued collection decides as before.
     """
-    planners = {id(p.agent): p.agent for p in policies if p.agent is not None and p.agent.cfg.mpc}
+    planners = {id(p.agent): p.agent for p in policies if p.agent is not None and p.mpc}
     lines: dict[str, None] = {}  # each once, in order
-    if len(planners) > _MAX_COMPILED:
-        lines[f"Planning without compilation, which is for at most {_MAX_COMPILED} checkpoints in one mix"] = None
-        for agent in planners.values():  # left to its use, one would be compiled in the middle of a collection
-            agent.planner.speed_up("false", 0)
-    else:
-        for key, agent in planners.items():
-            planned = [shard for shard in shards if id(policies[shard.policy].agent) == key]
-            steps = sum(shard.episodes * cfg.task_specs[shard.task_id].episode_length for shard in planned)
-            lines[agent.compile_planner(steps)] = None
+    for key, agent in planners.items():
+        own = {index for index, p in enumerate(policies) if p.mpc and id(p.agent) == key}
+        planned = [shard for shard in shards if shard.policy in own]
+        steps = sum(shard.episodes * cfg.task_specs[shard.task_id].episode_length for shard in planned)
+        lines[agent.compile_planner(steps)] = None
     for line in filter(None, lines):
         print_line(open_console(None), line)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
-from tdmpc2.envs.registry import SCORE_RULES, ScoreRule, family_of
+from tdmpc2.envs.registry import ScoreRule, common_label, family_of, rule_of
 from tdmpc2.play.actors import agent_actor
 from tdmpc2.play.rollout import Episode, Frames, Job, check_playable, play
 from tdmpc2.support.intervals import Interval, bootstrap
@@ -36,8 +36,8 @@ class TaskResult:
 
     @property
     def rule(self) -> ScoreRule:
-        """How its episodes are scored."""
-        return SCORE_RULES["success" if self.success_score else family_of(self.task).score]
+        """Rule by which its episodes are scored."""
+        return rule_of(self.task, self.success_score)
 
     @property
     def scores(self) -> NDArray[np.float64]:
@@ -47,7 +47,7 @@ class TaskResult:
     @property
     def knows_success(self) -> bool:
         """True if success means something here: the task is scored by it, or an episode reported one."""
-        return self.success_score or family_of(self.task).success == "always" or any(self.successes)
+        return self.success_score or family_of(self.task).tells_success or any(self.successes)
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ class Evaluation:
     @property
     def score_label(self) -> str:
         """Name of the score: ``normalized score``, or ``return`` where returns have no known scale."""
-        rules = [result.rule for result in self.tasks]
-        return next((rule.label for rule in rules if not rule.normalized), SCORE_RULES["return/10"].label)
+        return common_label(result.rule for result in self.tasks)
 
     @property
     def interval(self) -> Interval | None:

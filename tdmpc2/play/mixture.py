@@ -1,11 +1,10 @@
-"""BehaviourPolicys of a data set: random actions, policies and planners, each with a share of every task's episodes.
+"""Behaviour policies of a data set: random actions, policies and planners, each with a share of every task's episodes.
 
 They are the entries of the key ``mix`` (:mod:`tdmpc2.config.mix`) with their agents.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -29,12 +28,17 @@ class BehaviourPolicy:
     agent: TDMPC2 | None = None
     sha256: str | None = None
 
+    @property
+    def mpc(self) -> bool:
+        """True if it plans; the entry says so, since policy and planner of one file share an agent."""
+        return self.entry.kind == "planner"
+
     def settings(self) -> dict[str, Any]:
         """List the settings that decide its actions, apart from the machine they are computed on, as plain values."""
         plain: dict[str, Any] = {"share": self.entry.share, "kind": self.entry.kind}
         if self.agent is not None:
             plain |= {"noise": self.entry.noise, "sha256": self.sha256}
-        if self.agent is not None and self.entry.kind == "planner":
+        if self.agent is not None and self.mpc:
             plain |= {"planner": {key: getattr(self.agent.cfg, key) for key in PLANNER_KEYS}}
         return plain
 
@@ -43,8 +47,9 @@ class BehaviourPolicy:
         if self.agent is None:
             return random_actor(cfg, seed)
         if self.entry.noise is None:
-            return agent_actor(self.agent, noise=True, seed=seed)
-        return noisy_actor(cfg, agent_actor(self.agent, noise=False, seed=seed), self.entry.noise, seed)
+            return agent_actor(self.agent, noise=True, seed=seed, mpc=self.mpc)
+        actor = agent_actor(self.agent, noise=False, seed=seed, mpc=self.mpc)
+        return noisy_actor(cfg, actor, self.entry.noise, seed)
 
 
 def mixture_entries(mix: Sequence[MixEntry] | None, checkpoint: str | None, mpc: bool) -> list[MixEntry]:
@@ -67,29 +72,27 @@ def mixture_entries(mix: Sequence[MixEntry] | None, checkpoint: str | None, mpc:
 
 
 def load_policies(entries: Sequence[MixEntry], load: Callable[..., TDMPC2]) -> list[BehaviourPolicy]:
-    """Load every checkpoint once.
+    """Load every checkpoint once: its entries share an agent.
 
     Args:
         entries: of a mixture.
-        load: :func:`~tdmpc2.loading.load_agent`, perhaps with keywords bound; called with a file and ``mpc``.
+        load: :func:`~tdmpc2.loading.load_agent`, perhaps with keywords bound; called with a file and with
+            ``mpc``, which is true if any of the file's entries plans.
 
     Raises:
         ValueError: a file that cannot be read, or agents of different tasks.
     """
+    planning = {entry.checkpoint for entry in entries if entry.kind == "planner"}
     loaded: dict[str, tuple[TDMPC2, str]] = {}
     policies: list[BehaviourPolicy] = []
     for entry in entries:
         if entry.checkpoint is None:
             policies.append(BehaviourPolicy(entry))
             continue
-        mpc = entry.kind == "planner"
         if entry.checkpoint not in loaded:
-            loaded[entry.checkpoint] = load(entry.checkpoint, mpc=mpc), file_sha256(entry.checkpoint)
-        agent, sha256 = loaded[entry.checkpoint]
-        if agent.cfg.mpc != mpc:  # one set of weights planning and acting without a plan
-            agent = copy.copy(agent)
-            agent.cfg = agent.cfg.replace(mpc=mpc)
-        policies.append(BehaviourPolicy(entry, agent, sha256))
+            agent = load(entry.checkpoint, mpc=entry.checkpoint in planning)
+            loaded[entry.checkpoint] = agent, file_sha256(entry.checkpoint)
+        policies.append(BehaviourPolicy(entry, *loaded[entry.checkpoint]))
     agents = [policy for policy in policies if policy.agent is not None]
     for first, other in zip(agents, agents[1:], strict=False):
         a, b = (policy.agent.cfg for policy in (first, other) if policy.agent)

@@ -186,14 +186,6 @@ def _with_int8(model: WorldModel, matrix: str) -> WorldModel:
     return set_precision(copy.deepcopy(model, shared), lambda name: int8 if name == matrix else "fp32")
 
 
-def predicted_errors(found: Iterable[Sensitivity], int8: Iterable[str]) -> dict[str, float]:
-    """Predict errors in dB by output with some matrices in int8, as the sum of the powers of theirs alone."""
-    chosen = set(int8)
-    power = sum((_power(s.errors) for s in found if s.matrix in chosen), np.zeros(len(OUTPUTS)))
-    with np.errstate(divide="ignore"):
-        return dict(zip(OUTPUTS, (10 * np.log10(power)).tolist(), strict=True))
-
-
 def mixed_recipe(found: Sequence[Sensitivity], limit_db: float = LIMIT_DB) -> Recipe:
     """Make the recipe ``mixed``: the most bytes in int8 that keep the predicted error of every output within a limit.
 

@@ -24,7 +24,7 @@ _PANELS = {
     "consistency loss": ("train/consistency_loss",),
     "reward loss": ("train/reward_loss",),
     "value loss": ("train/value_loss",),
-    "policy loss": ("train/policy_loss", "train/pi_loss"),
+    "policy loss": ("train/pi_loss",),
     "updates per second": ("speed/it_per_s",),
 }
 _DISTILL = "distill/"

@@ -106,8 +106,7 @@ def shared_tasks(cfg: Config, data_dir: str, wanted: Sequence[str] = ()) -> tupl
     source = open_source(data_dir, cfg.task if form == CHUNKS else None)
     of_data = {source.specs[index].name for index in source.task_ids.unique().tolist()}
     of_model = [cfg.task_specs[index].name for index in sorted(cfg.task_ids)]
-    if strange := [name for name in wanted if name not in of_model]:
-        raise ValueError(f"tasks: the model has no task '{strange[0]}'.{nearest(strange[0], of_model)}")
+    _check_known(wanted, of_model)
     if absent := [name for name in wanted if name not in of_data]:
         raise ValueError(f"tasks: {data_dir} has no episodes of {', '.join(absent)}, only of {_listed(of_data)}")
     shared = tuple(name for name in of_model if name in of_data and (not wanted or name in wanted))
@@ -117,6 +116,11 @@ def shared_tasks(cfg: Config, data_dir: str, wanted: Sequence[str] = ()) -> tupl
             "one of its tasks"
         )
     return shared
+
+
+def _check_known(wanted: Sequence[str], of_model: Sequence[str]) -> None:
+    if strange := [name for name in wanted if name not in of_model]:
+        raise ValueError(f"tasks: the model has no task '{strange[0]}'.{nearest(strange[0], of_model)}")
 
 
 def measure(
@@ -165,6 +169,8 @@ def measure(
         cfg = agent.cfg.replace(data_dir=data_dir, task_balance="tasks")
         if cfg.multitask:
             cfg = cfg.replace(tasks=shared_tasks(cfg, data_dir, tasks))
+        else:
+            _check_known(tasks, cfg.task_names)
         key = str((cfg.task_specs, cfg.task_ids))
         if key not in samplers:
             samplers[key] = open_data(cfg, agent.device).sampler

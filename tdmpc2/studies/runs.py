@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc2.config import UNDECISIVE, as_typed, completed, distillation_terms, from_record
+from tdmpc2.envs.registry import SCORE_RULES, score_label
 from tdmpc2.support.csv_files import read_csv
 from tdmpc2.support.files import read_json
+from tdmpc2.training.evaluations import factor_between, read_scores
 
 #: Entries of run.json that neither weights nor scores depend on.
 _IGNORED = UNDECISIVE | {"task_specs"}
 _TEACHER = "teacher_sha256"
-#: Columns of eval.csv that may be a run's score.
-_SCORES = ("normalized_score", "return")
 
 
 @dataclass(frozen=True)
@@ -178,12 +178,9 @@ def read_run(path: Path) -> Run:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path / 'run.json'} is damaged [{error}]") from error
     evaluated = _read_numbers(path / "eval.csv")
-    label = next((name for name in _SCORES if any(name in row for row in evaluated)), _SCORES[0])
-    scores = {int(row["step"]): row[label] for row in evaluated if label in row}
-    for step, score in read_json(path / "evaluations.json", {}).items():
-        if not step.isdigit() or type(score) not in (int, float):
-            raise ValueError(f"{path / 'evaluations.json'} is damaged [{step}: {score}]")
-        scores[int(step)] = float(score)
+    played = from_record(config)
+    label = score_label(played.task_specs[task_id] for task_id in played.task_ids)
+    scores = _logged_scores(evaluated, label) | read_scores(path, label)
     train, speed = _read_numbers(path / "train.csv"), _read_numbers(path / "speed.csv")
     tasks = read_csv(path / "eval_tasks.csv")[1]
     try:
@@ -196,12 +193,22 @@ def read_run(path: Path) -> Run:
         config=config,
         step=max([0, *scores, *(int(row["step"]) for row in train)]),
         scores=scores,
-        score_label=label.replace("_", " "),
+        score_label=label,
         returns=returns,
         losses=train[-1] if train else {},
         heldout=read_json(path / "heldout.json", {}),
         seconds=sum(row["seconds"] for row in speed) if speed else None,
     )
+
+
+def _logged_scores(rows: Iterable[Mapping[str, float]], label: str) -> dict[int, float]:
+    """Scores in ``eval.csv`` by step, on the scale of ``label``."""
+    scores: dict[int, float] = {}
+    for rule in SCORE_RULES.values():
+        name, factor = rule.label.replace(" ", "_"), factor_between(rule.label, label)
+        if factor is not None:
+            scores |= {int(row["step"]): factor * row[name] for row in rows if name in row}
+    return scores
 
 
 def _read_numbers(path: Path) -> list[dict[str, float]]:

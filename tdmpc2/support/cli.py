@@ -1,4 +1,4 @@
-"""What every command line needs: errors in one line, a quiet end by Ctrl-C and by a closed pipe."""
+"""The frame of every command line: errors in one line, a quiet end by Ctrl-C and by a closed pipe."""
 
 from __future__ import annotations
 

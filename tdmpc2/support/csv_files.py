@@ -30,7 +30,7 @@ class CsvFile:
         if new:
             self.close()
             self._columns += new
-            write_text(self._path, _csv_text(self._columns, read_csv(self._path)[1]))
+            write_csv(self._path, self._columns, read_csv(self._path)[1])
         if self._file is None:
             self._file = self._path.open("a", encoding="utf-8", newline="")
         self._file.write(_csv_text(self._columns, rows, header=False))
@@ -64,7 +64,16 @@ def drop_rows_after(path: Path, step: int) -> None:
     columns, rows = read_csv(path)
     if columns[:1] == ["step"]:
         kept = (row for row in rows if row["step"].isdigit() and int(row["step"]) <= step)
-        write_text(path, _csv_text(columns, kept))
+        write_csv(path, columns, kept)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a file by one of these rows.
+
+    Raises:
+        ValueError: the disk refused.
+    """
+    write_text(path, _csv_text(columns, rows))
 
 
 def set_aside(path: Path) -> None:

@@ -78,7 +78,7 @@ def usable_cores() -> int:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes this process can still take on a device; on a processor its share of what the container's limit leaves."""
+    """Count the bytes this process can still take on a device; on a CPU its share of what the container's limit leaves."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     available = psutil.virtual_memory().available
@@ -99,7 +99,7 @@ def has_fast_bf16(device: torch.device) -> bool:
 def has_fast_int8(device: torch.device) -> bool:
     """True if torch's int8 matrix products are faster than its float32 ones on this device.
 
-    They are on no processor that was tried (two to ten times slower); only the CPU kernels make int8 fast there.
+    They are on no CPU that was tried (two to ten times slower); only the CPU kernels make int8 fast there.
     """
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 

@@ -36,7 +36,6 @@ METRICS = (
     Metric("consistency_loss", "train/consistency_loss", "consistency", "predicted latents against encoded ones"),
     Metric("reward_loss", "train/reward_loss", "reward", "reward logits against the data's rewards"),
     Metric("value_loss", "train/value_loss", "value", "Q logits against TD targets"),
-    Metric("termination_loss", "train/termination_loss", "termination", "predicted terminations against the data's"),
     Metric("pi_loss", "train/pi_loss", "pi", "the policy prior's: scaled values and entropy"),
     Metric("grad_norm", "train/grad_norm", "grad", "gradient norm of model and Q heads before clipping"),
     Metric("pi_grad_norm", "train/pi_grad_norm", "", "gradient norm of the policy prior before clipping"),

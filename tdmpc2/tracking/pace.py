@@ -11,8 +11,7 @@ class Interval(NamedTuple):
     """The time between two rows of the log."""
 
     seconds: float  # all of it
-    working: float  # without pauses
-    it_per_s: float  # steps per second of working time
+    it_per_s: float  # steps per second, pauses left out
     wall_seconds: float  # since the run first started, pauses included, breaks between starts not
 
 
@@ -47,7 +46,7 @@ class Pace:
         working = max(seconds - self.paused, 0.0)
         speed = (step - self._last_step) / max(working, 1e-9)
         self._last_step, self._last_time, self.paused = step, now, 0.0
-        return Interval(seconds, working, speed, self.wall_seconds(now))
+        return Interval(seconds, speed, self.wall_seconds(now))
 
     def remaining(self, step: int, now: float) -> str:
         """Time left at this start's mean pace, pauses included, as h:mm:ss."""

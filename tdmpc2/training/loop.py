@@ -27,6 +27,7 @@ from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.batches import Batches
 from tdmpc2.distributed import ProcessGroup
+from tdmpc2.nn.layers import num_parameters
 from tdmpc2.support.runtime import set_num_threads
 from tdmpc2.tracking.logger import Logger
 from tdmpc2.training import run_dir, run_record
@@ -244,7 +245,7 @@ class Run:
             self._evaluate(step)
 
     def _headline(self, source: str) -> str:
-        parameters = sum(p.numel() for p in self.agent.model.parameters() if p.requires_grad)
+        parameters = num_parameters(self.agent.model)
         return (
             f"{self.cfg.run_dir}: {parameters:,} parameters, {source}, "
             f"{f'teacher {self.teacher.path}' if self.teacher else 'no teacher'}, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -22,9 +21,11 @@ from tdmpc2.data.rows import RowFormat
 from tdmpc2.data.store.importer import RATE, find_store
 from tdmpc2.distillation.outputs import teacher_columns
 from tdmpc2.distillation.targets import TARGETS
+from tdmpc2.nn.layers import num_parameters
 from tdmpc2.play.evaluation import num_steps, side_by_side
 from tdmpc2.play.results import video_writer
 from tdmpc2.play.rollout import check_playable
+from tdmpc2.support.files import check_free_disk, free_disk
 from tdmpc2.support.runtime import available_memory, set_num_threads
 from tdmpc2.training import run_record
 from tdmpc2.training.teacher import Teacher
@@ -74,12 +75,8 @@ def checkpoint_bytes(agent: TDMPC2, cfg: Config) -> int:
 
 def check_disk(agent: TDMPC2, cfg: Config) -> None:
     """Raise ``ValueError`` if the disk has no room for the run's checkpoints."""
-    needed, free = checkpoint_bytes(agent, cfg), _free_disk(cfg.run_dir)
-    if free < needed:
-        raise ValueError(
-            f"{cfg.run_dir} needs {needed / 1e9:.2f} GB for checkpoints, but {free / 1e9:.2f} GB are free: make room, "
-            "set work_dir to another disk, or keep_last lower"
-        )
+    advice = "set work_dir to another disk, or keep_last lower"
+    check_free_disk(cfg.run_dir, checkpoint_bytes(agent, cfg), advice, free_disk(cfg.run_dir))
 
 
 def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list[str]:
@@ -119,7 +116,7 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
     if processes == 1 and (line := agent.compile_update()):
         print(line, flush=True)
     update_s = _seconds(lambda: agent.update(batch), agent.device)
-    parameters = sum(p.numel() for p in agent.model.parameters() if p.requires_grad)
+    parameters = num_parameters(agent.model)
     lines = [
         f"run         {cfg.run_dir}, " + (f"continues at step {start:,}" if start else "new"),
         f"student     {parameters:,} parameters on {agent.device}, {threads} threads",
@@ -147,8 +144,8 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
     if agent.device.type == "cuda":
         memory = in_memory + torch.cuda.max_memory_allocated(agent.device)
     free_memory = available_memory(agent.device)
-    needed, free = checkpoint_bytes(agent, cfg), _free_disk(cfg.run_dir)
-    beside = f"; {before_bytes / 1e9:.2f} GB beside the data, {_free_disk(Path(cfg.data_dir)) / 1e9:.1f} GB free"
+    needed, free = checkpoint_bytes(agent, cfg), free_disk(cfg.run_dir)
+    beside = f"; {before_bytes / 1e9:.2f} GB beside the data, {free_disk(Path(cfg.data_dir)) / 1e9:.1f} GB free"
     return [
         *lines,
         f"memory      about {memory / 1e9:.2f} GB with data and optimisers, {free_memory / 1e9:.1f} GB free",
@@ -224,11 +221,6 @@ def _seconds(function: Callable[[], object], device: torch.device, repeats: int 
             torch.cuda.synchronize(device)
         seconds.append(perf_counter() - start)
     return median(seconds[2:])
-
-
-def _free_disk(path: Path) -> int:
-    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-    return shutil.disk_usage(there).free
 
 
 def _clock(seconds: float) -> str:

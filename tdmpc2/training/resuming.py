@@ -8,8 +8,10 @@ from typing import Any, NamedTuple, Protocol
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
+from tdmpc2.envs.registry import score_label
 from tdmpc2.tracking.curves import wall_seconds
 from tdmpc2.training import run_dir, run_record
+from tdmpc2.training.evaluations import read_scores, rename_score
 from tdmpc2.training.preflight import check_disk
 
 
@@ -74,7 +76,9 @@ def resume(
     check_disk(agent, cfg)
     record, note = run_record.check(cfg, teacher_sha256, data)
     saved = run_dir.restore(agent, cfg.run_dir)
-    due = evaluate.due(saved.step) and saved.step not in run_dir.scores(cfg.run_dir, saved.step)
+    label = score_label(cfg.task_specs[task_id] for task_id in cfg.task_ids)
+    rename_score(cfg.run_dir, label)
+    due = evaluate.due(saved.step) and saved.step not in read_scores(cfg.run_dir, label)
     seconds = saved.wall_seconds
     if seconds is None:  # nothing saved yet, or by a version that did not count
         seconds = wall_seconds(cfg.run_dir, saved.step)

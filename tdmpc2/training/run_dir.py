@@ -2,7 +2,7 @@
 
 run.json         the record of the run (run_record.py): configuration, the teacher's checksum, identity of the data
 model.pt         newest deployable checkpoint; model_<step>.pt: the newest ``keep_last``, if that is more than one
-best.pt          the one with the highest score, evaluations.json the score of every evaluation
+best.pt          the one with the highest score, evaluations.json the score of every evaluation (evaluations.py)
 state.pt         the newest weights with optimisers, value scale, random state, step, and the state of everything else
                  the run needs (``parts``): one file, so always consistent
 train.csv, speed.csv, eval.csv, ..., train.log: written by the logger
@@ -10,7 +10,6 @@ train.csv, speed.csv, eval.csv, ..., train.log: written by the logger
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +21,8 @@ import torch
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file, read_file, save_file
 from tdmpc2.support import files
-from tdmpc2.support.files import replacing, write_text
+from tdmpc2.support.files import replacing
+from tdmpc2.training.evaluations import read_scores, write_scores
 
 
 @contextmanager
@@ -36,8 +36,7 @@ def lock(run_dir: Path) -> Iterator[None]:
     busy = f"Another process is training in {run_dir}: wait for it, or set exp_name"
     with files.locked(path, busy, advice="Set work_dir to a directory that can be written"):
         try:
-            for left_by_a_kill in run_dir.glob(".*.tmp"):
-                left_by_a_kill.unlink()
+            files.delete_leftovers(run_dir)
             yield
         finally:
             if not run_dir.exists():  # refused: nothing to keep others from
@@ -123,34 +122,25 @@ def restore(agent: TDMPC2, run_dir: Path) -> Saved:
     return Saved(step, state["wandb_id"], state.get("wall_seconds"), state.get("parts", {}))
 
 
-def scores(run_dir: Path, until: int) -> dict[int, float]:
-    """Read the normalised scores of all evaluations up to step ``until``, by step.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    path = run_dir / "evaluations.json"
-    if not path.exists():
-        return {}
-    try:
-        return {int(step): float(score) for step, score in json.loads(path.read_text()).items() if int(step) <= until}
-    except (json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): delete it to lose the best score so far, not the run"
-        ) from error
-
-
-def record_score(agent: TDMPC2, run_dir: Path, step: int, score: float, save_best: bool) -> bool:
+def record_score(agent: TDMPC2, run_dir: Path, step: int, score: float, label: str, save_best: bool) -> bool:
     """Add an evaluation to ``evaluations.json``; the weights become ``best.pt`` if no score before was as high.
 
+    Args:
+        agent: whose weights they are.
+        run_dir: where.
+        step: of the evaluation.
+        score: its score.
+        label: name of the score, which tells its scale; scores of another scale are not compared.
+        save_best: write ``best.pt``.
+
     Returns:
-        Whether it is the best so far.
+        True if it is the best so far.
     """
-    earlier = scores(run_dir, step - 1)
+    earlier = {at: value for at, value in read_scores(run_dir, label).items() if at < step}
     best = score > max(earlier.values(), default=float("-inf"))
     if best and save_best:
         agent.save(run_dir / "best.pt", step=step, overwrite=True)
-    write_text(run_dir / "evaluations.json", json.dumps({**earlier, step: score}, indent=1) + "\n")
+    write_scores(run_dir, {**earlier, step: score}, label)
     return best
 
 

@@ -54,7 +54,8 @@ def compute_all(
         return
     episodes = torch.arange(len(store.task)) if episodes is None else episodes.cpu()
     count = max(1, batch_rows // length)
-    # Looking up a task rescales its embedding again where rounding left the norm above 1: one look-up for all blocks.
+    # A look-up rescales an embedding whose norm is above 1, if only by rounding. One look-up serves all blocks, so
+    # that all of them see the same embedding.
     tasks = torch.arange(len(store.meta.tasks), device=teacher.device) if teacher.cfg.multitask else None
     context = teacher.model.context(tasks)
     with one_process(columns[0].path):
@@ -105,12 +106,12 @@ class LazyTargets:
     def fill(self, batch: Batch, rows: Tensor) -> Batch:
         """Add ``teacher_reward`` or ``teacher_value`` [steps, B, 1], or both, to a batch.
 
-        What is missing is asked of the files, in the host's memory; only when it is, the device is waited for: the
-        teacher takes the whole batch and the new numbers are written.
+        The outputs are read from the files. If any is missing, the teacher computes the whole batch and the new outputs
+        are written to the files; only then does the host wait for the device.
 
         Args:
             batch: on the teacher's device.
-            rows: its row numbers in the data set, [H+1, B] int64; in host memory, or the device is waited for.
+            rows: its row numbers in the data set, [H+1, B] int64; in host memory: the host would wait for the device to copy them.
 
         Raises:
             ValueError: an output that is not finite.

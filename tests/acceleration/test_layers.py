@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from tdmpc2.acceleration import layers
 from tdmpc2.acceleration.low_precision import LowPrecisionQEnsemble, set_precision
 from tdmpc2.config import Config
-from tdmpc2.nn.layers import Linear, NormedLinear, QEnsemble
+from tdmpc2.nn.layers import Linear, NormedLinear
 from tdmpc2.nn.world_model import WorldModel
 
 
@@ -76,15 +76,6 @@ def test_fuse_leaves_layers_without_mish_plain(model: WorldModel) -> None:
     layers.fuse(model, norm_mish)
     assert [type(layer) for layer in model._dynamics] == [layers.FusedNormedLinear] * 2 + [NormedLinear]
     assert type(model._reward[-1]) is Linear
-
-
-def test_unfuse_gives_the_plain_layers_back(model: WorldModel) -> None:
-    want = outputs(model)
-    layers.fuse(model, norm_mish)
-    layers.unfuse(model)
-    assert {type(layer) for layer in model._pi} == {NormedLinear, Linear}
-    assert type(model._Qs) is QEnsemble
-    assert_close(outputs(model), want, rtol=0, atol=0)
 
 
 def test_set_precision_takes_fused_layers(model: WorldModel) -> None:

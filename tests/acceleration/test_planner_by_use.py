@@ -127,6 +127,30 @@ def test_a_copied_agent_goes_on_choosing_by_use(source: dict[str, Any], compiled
     assert other._undecided == "auto"
 
 
+def test_a_copy_of_a_quiet_agent_is_quiet(
+    source: dict[str, Any], compiled: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    other = copy.deepcopy(load_agent(source, device="cpu", quiet=True))
+    assert plan(other, 9) == "compiled"
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("keys", "asked"),
+    [({}, True), ({"mpc": False}, False), ({"compile": False}, False), ({"simnorm_dim": 32}, False)],
+)
+def test_load_agent_goes_by_the_kernels_speed_only_where_it_will_plan_with_them(
+    source: dict[str, Any], monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], asked: bool
+) -> None:
+    """Loading a policy built the kernels and timed them, seconds for nothing."""
+    times: list[int] = []
+    monkeypatch.setattr("tdmpc2.precision.kernel_seconds", lambda: times.append(1) or {})
+    cfg = Config(**{**source["config"], "simnorm_dim": keys.get("simnorm_dim", 8), "latent_dim": 32})
+    state = {name: tensor.bfloat16() for name, tensor in TDMPC2(cfg).model.state_dict().items()}
+    load_agent({"model": state, "config": cfg.to_dict()}, device="cpu", quiet=True, **keys)
+    assert bool(times) == asked
+
+
 def test_an_agent_that_was_not_loaded_plans_plainly(tiny_cfg: Config, compiled: list[str]) -> None:
     """What a run does must not depend on how often it was evaluated before."""
     agent = TDMPC2(tiny_cfg.replace(task="cartpole-balance"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,3 +86,9 @@ def test_area_that_fails_is_itself_a_finding() -> None:
 
     (finding,) = doctor._safely(accelerators)
     assert (finding.status, finding.detail) == (BROKEN, "RuntimeError: driver and library versions differ")
+
+
+def test_kernels_place_is_where_they_are_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (finding,) = (finding for finding in doctor.places() if finding.name == "CPU kernels")
+    assert finding.detail.startswith(f"{tmp_path / 'cache' / 'tdmpc2'}, ")

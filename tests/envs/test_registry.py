@@ -63,7 +63,12 @@ def test_misspelt_meta_world_task_gets_a_hint() -> None:
 
 def test_new_family_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     row = registry.Family(
-        "Toys", "toy-.*", make=f"{__name__}:_make_toy", spec=f"{__name__}:_toy_spec", score="success", success="always"
+        "Toys",
+        "toy-.*",
+        make=f"{__name__}:_make_toy",
+        spec=f"{__name__}:_toy_spec",
+        score="success",
+        tells_success=True,
     )
     monkeypatch.setattr(registry, "FAMILIES", (row, *FAMILIES))
     check_task("toy-stand")

@@ -13,7 +13,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.commands import heldout
 from tdmpc2.config import Config
 from tdmpc2.play.collector import collect
-from tdmpc2.studies.heldout import scored_tasks, shared_tasks
+from tdmpc2.studies.heldout import measure, scored_tasks, shared_tasks
 from tests.helpers.reference import REPO
 from tests.helpers.runs import TINY
 
@@ -58,6 +58,13 @@ def test_tasks_option_restricts_what_is_measured(
     options = ["--data", str(two_tasks), "--batches", "1", "--batch-size", "4", "--device", "cpu"]
     heldout.main([str(tmp_path / "model.pt"), *options, "--tasks", "pendulum-spin"])
     assert "Measured on 1 of 4 tasks of the model: pendulum-spin" in capsys.readouterr().out
+
+
+def test_tasks_option_is_compared_with_the_task_of_a_single_task_checkpoint(two_tasks: Path, tmp_path: Path) -> None:
+    """The option had no effect on such a checkpoint: its one task was measured whatever was asked for."""
+    TDMPC2(Config(**{**TINY, "tasks": None, "task": "pendulum-spin"})).save(tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="the model has no task 'cartpole-balance'"):
+        measure([tmp_path / "model.pt"], str(two_tasks), tasks=("cartpole-balance",), device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_divergence_names_step_episodes_and_the_last_good_checkpoint(
         train(cfg.replace(save_freq=10), None)
     text = str(error.value)
     assert re.search(r"Its batch has \d episodes: (\d, )*\d of ", text)
-    assert f"{cfg.run_dir / 'model.pt'} is of step 10, before it" in text
+    assert f"{cfg.run_dir / 'model.pt'} is of step 10, before it. A lower lr" in text
     assert load_file(cfg.run_dir / "model.pt").step == 10
     assert rows(cfg.run_dir / "train.csv")[-1]["step"] == 15  # the values that were bad are on record
 
@@ -243,8 +243,10 @@ def test_a_dry_run_refuses_what_the_run_would(cfg: Config) -> None:
 
 
 def test_a_disk_without_room_for_checkpoints(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "_free_disk", lambda path: 1000)
-    with pytest.raises(ValueError, match=r"needs 0\.00 GB for checkpoints, but 0\.00 GB are free: make room"):
+    monkeypatch.setattr(preflight, "free_disk", lambda path: 1000)
+    with pytest.raises(
+        ValueError, match=r"needs [\d,]+ bytes more and its disk has 1,000 bytes free: make room, or set work_dir"
+    ):
         train(cfg, None)
     assert not cfg.run_dir.exists()
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch  # noqa: F401 - it brings the OpenMP runtime that the library then shares
 
+from tdmpc2.support.places import cache_dir
+
 #: The files of each library; the last one is compiled.
 PLANNER, UPDATE = ("gemm.h", "planner.cpp"), ("norm_mish.cpp",)
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
@@ -22,7 +24,7 @@ _INSTRUCTIONS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "
 
 
 def load(sources: tuple[str, ...] = PLANNER) -> ctypes.CDLL:
-    """The library of these files, built on first use.
+    """Load the library of these files, built on first use.
 
     Raises:
         RuntimeError: it is not available here, with :func:`reason`.
@@ -34,7 +36,7 @@ def load(sources: tuple[str, ...] = PLANNER) -> ctypes.CDLL:
 
 
 def reason(sources: tuple[str, ...] = PLANNER) -> str:
-    """Why the library is not available here, in one line; empty if it is. Builds it on first use."""
+    """Say why the library is not available here, in one line; empty if it is. Builds it on first use."""
     return _load(sources)[1]
 
 
@@ -44,11 +46,6 @@ def _load(sources: tuple[str, ...]) -> tuple[ctypes.CDLL | None, str]:
         return ctypes.CDLL(str(build(cache_dir(), sources))), ""
     except (OSError, RuntimeError) as error:
         return None, " ".join(str(error).split())
-
-
-def cache_dir() -> Path:
-    """Where built libraries are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tdmpc2"
 
 
 def build(directory: Path, sources: tuple[str, ...] = PLANNER) -> Path:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from tdmpc2 import planner
 from tdmpc2.acceleration.cpu import library
 from tdmpc2.acceleration.layers import has_mish
+from tdmpc2.config import Config
 from tdmpc2.nn.layers import Linear, NormedLinear, QEnsemble
 from tdmpc2.nn.world_model import Network, TaskContext, WorldModel
 
@@ -155,6 +156,13 @@ def normed_linear(x: Tensor, layer: PackedLayer) -> Tensor:
     return out
 
 
+def unsupported(cfg: Config) -> str:
+    """Say why no kernels fit a model of this configuration; empty if some do, which may yet not be built here."""
+    if cfg.simnorm_dim in _SIMNORM_DIMS:
+        return ""
+    return f"simnorm_dim={cfg.simnorm_dim}: the CPU kernels take one of {_SIMNORM_DIMS}; plan without them"
+
+
 class PackedNetworks:
     """A copy of the networks that planning repeats for every sample. Holds no gradient; several threads may use it.
 
@@ -168,11 +176,9 @@ class PackedNetworks:
 
     def __init__(self, model: WorldModel) -> None:
         cfg, self._library = model.cfg, library.load()
+        if why := unsupported(cfg):
+            raise ValueError(why)
         self._versions = _versions(model)
-        if cfg.simnorm_dim not in _SIMNORM_DIMS:
-            raise ValueError(
-                f"simnorm_dim={cfg.simnorm_dim}: the CPU kernels take one of {_SIMNORM_DIMS}; plan without them"
-            )
         self.num_q, self.latent_dim, self.action_dim = cfg.num_q, cfg.latent_dim, cfg.action_dim
         task_dim = cfg.task_dim if cfg.multitask else 0
         widths = {"latent": cfg.latent_dim, "task": task_dim, "action": cfg.action_dim}

@@ -1,7 +1,8 @@
 """How fast the CPU kernels are in each number format on this machine.
 
-No flag of a processor tells: with AMX, torch multiplies in bf16 faster than in float32, and the kernels slower. So they
-are timed once, on a small model, and the times are kept beside the library.
+The CPU's flags do not tell which format is fastest: on a CPU with AMX, for example, torch is faster in bf16 than in
+float32, and the kernels are slower. So the kernels are timed once, on a small model, and the times are kept beside the
+library.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tdmpc2.acceleration.low_precision import set_precision
 from tdmpc2.config import Config
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.support.files import replacing
+from tdmpc2.support.places import cache_dir
 
 _FORMATS = ("fp32", "bf16", "int8")
 _TURNS = 7
@@ -32,7 +34,7 @@ def kernel_seconds() -> dict[str, float]:
     """Seconds for evaluating the samples of one iteration, by number format; empty where there are no kernels."""
     if library.reason():
         return {}
-    path = library.build(library.cache_dir()).with_suffix(".json")
+    path = library.build(cache_dir()).with_suffix(".json")
     return _read(path) or _write(path, _measure())
 
 

@@ -39,7 +39,7 @@ from tdmpc2.support.files import check_free_disk, free_disk
 from tdmpc2.tasks import TaskSpec
 from tdmpc2.tracking.progress import Progress
 
-_PIECE = 4 << 20  # bytes copied at a time: they stay in the processor's cache between reading, hashing and writing
+_PIECE = 4 << 20  # bytes copied at a time: they stay in the CPU's cache between reading, hashing and writing
 _READ = 4  # pieces for which a chunk file is mapped
 RATE = 300e6  # bytes per second of a plain SSD, for the estimate
 

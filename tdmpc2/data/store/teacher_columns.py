@@ -40,7 +40,7 @@ class TeacherTargets:
     Attributes:
         store: the episodes it belongs to.
         path: its directory.
-        name: ``reward`` or ``value``, decoded, see :func:`tdmpc2.distillation.distillation.teacher_columns`.
+        name: ``reward`` or ``value``, decoded, see :func:`tdmpc2.distillation.outputs.teacher_columns`.
         values: [N, L+1] float32, mapped from the file. Use it as it is for a data set that is left on disk.
         writable: whether the file can be filled; otherwise what is written stays in this process.
     """
