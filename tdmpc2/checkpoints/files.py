@@ -174,7 +174,7 @@ def load_file(source: str | os.PathLike[str] | Mapping[str, Any]) -> Checkpoint:
 
 
 def formats_of(state: Mapping[str, Any]) -> dict[str, str]:
-    """Find how each weight matrix is stored, target heads included: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``qint8``.
+    """Find the format of each weight matrix, also of target heads: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``qint8``.
 
     Embedding, biases and LayerNorms do not count: they take no part in matrix products.
 

@@ -26,7 +26,8 @@ batch, mean over runs. Hours: mean, with evaluations."""
 
 _HELDOUT_CAPTION = """\
 On episodes that no run was trained on (`python -m tdmpc2.heldout`): mean over seeds and 95 % intervals as above. Value
-errors are differences from the teacher's values, because there are no others; they favour a student distilled from them."""
+errors are differences from the teacher's values, because there are no others; they favour a student distilled from
+them."""
 
 #: Held-out errors that are columns of their table; the JSON file has all of them.
 _HELDOUT = {

@@ -78,7 +78,10 @@ def usable_cores() -> int:
 
 
 def available_memory(device: torch.device) -> int:
-    """Count the bytes this process can still take on a device; on a CPU its share of what the container's limit leaves."""
+    """Count the bytes this process can still take on a device.
+
+    On a CPU that is its share of what the container's limit leaves.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     available = psutil.virtual_memory().available

@@ -111,7 +111,8 @@ class LazyTargets:
 
         Args:
             batch: on the teacher's device.
-            rows: its row numbers in the data set, [H+1, B] int64; in host memory: the host would wait for the device to copy them.
+            rows: its row numbers in the data set, [H+1, B] int64, in host memory: elsewhere the host would
+                have to wait for the device.
 
         Raises:
             ValueError: an output that is not finite.

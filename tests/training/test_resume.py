@@ -245,7 +245,7 @@ def test_a_dry_run_refuses_what_the_run_would(cfg: Config) -> None:
 def test_a_disk_without_room_for_checkpoints(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "free_disk", lambda path: 1000)
     with pytest.raises(
-        ValueError, match=r"needs [\d,]+ bytes more and its disk has 1,000 bytes free: make room, or set work_dir"
+        ValueError, match=r"needs 0\.5 MB more and its disk has 1,000 bytes free: make room, or set work_dir"
     ):
         train(cfg, None)
     assert not cfg.run_dir.exists()
