@@ -26,6 +26,7 @@ from tdmpc2.distillation.distillation import Distillation
 from tdmpc2.distillation.outputs import check_teacher
 from tdmpc2.distillation.targets import TeacherOutputs, loss_name
 from tdmpc2.distributed import ProcessGroup
+from tdmpc2.nn.layers import num_parameters
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.noise import UpdateNoise, draw_update_noise
 from tdmpc2.player import Array, Player, TaskLike
@@ -89,7 +90,7 @@ class TDMPC2:
         self._update_compiled: bool | None = None  # None: not yet decided
 
     def __repr__(self) -> str:
-        cfg, parameters = self.cfg, sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        cfg, parameters = self.cfg, num_parameters(self.model)
         tasks = f"{len(cfg.task_specs)} tasks of {cfg.task}" if cfg.multitask else f"task {cfg.task}"
         acts = f"planning ({self.planner.kind})" if cfg.mpc else "the policy prior"
         teacher = "" if self.teacher is None else ", with a teacher"

@@ -13,8 +13,9 @@ from tests.helpers.reference import load_golden
 from tests.helpers.runs import TASKS, TINY
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _one_thread() -> None:
+    """Start every test with one thread, whatever the one before it in this process has set."""
     torch.set_num_threads(1)
 
 

@@ -33,7 +33,7 @@ def commands() -> list[list[str]]:
 COMMANDS = commands()
 
 
-def test_snippet_plays_an_episode(
+def test_readme_snippet_plays_an_episode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = Config(
@@ -46,13 +46,13 @@ def test_snippet_plays_an_episode(
     assert re.fullmatch(r"return \d+\.\d\n", capsys.readouterr().out)
 
 
-def test_commands_are_found() -> None:
+def test_readme_has_commands() -> None:
     """So that none of the tests below passes because it looks at nothing."""
     assert {line[0] for line in COMMANDS} >= {"collect.py", "train.py", "evaluate.py", "quantize.py"}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command)[:60])
-def test_command(command: list[str]) -> None:
+def test_readme_command_is_valid(command: list[str]) -> None:
     name, words = command_of(command)
     if name is None:
         script = script_of(command)
@@ -68,7 +68,7 @@ def test_command(command: list[str]) -> None:
             assert all(parse_cfg({key: value}) for value in values)
 
 
-def test_keys_in_the_text() -> None:
+def test_readme_keys_exist() -> None:
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE))
     named = [match for span in spans for match in re.findall(r"(?:^|\s)(?:\w+_config\.)?([a-z_]+)=(?!=)", span)]
     assert len(named) >= 4
@@ -77,7 +77,7 @@ def test_keys_in_the_text() -> None:
     assert set(prefixed) <= set(key_names())
 
 
-def test_make_targets() -> None:
+def test_readme_make_targets_exist() -> None:
     targets = re.findall(r"^make ([\w-]+)", "".join(blocks("")), re.MULTILINE)
     assert targets
     assert all(re.search(rf"^{target}:", (REPO / "Makefile").read_text(), re.MULTILINE) for target in targets)

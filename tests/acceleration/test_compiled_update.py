@@ -50,7 +50,7 @@ def same_updates(one: TDMPC2, other: TDMPC2, updates: int, **close: float) -> No
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("taught", [False, True])
-def test_losses_are_one_graph_that_serves_all_updates(tiny_cfg: Config, taught: bool, precision: str) -> None:
+def test_compiled_losses_of_several_updates_are_one_graph(tiny_cfg: Config, taught: bool, precision: str) -> None:
     cfg = tiny_cfg.replace(
         distillation_targets=ALL_BUT_PCA, distillation_schedule="linear", steps=10, update_precision=precision
     )
@@ -63,7 +63,7 @@ def test_losses_are_one_graph_that_serves_all_updates(tiny_cfg: Config, taught: 
 
 @needs_library
 @pytest.mark.parametrize("task", ["mt30", "cartpole-balance"])
-def test_the_operator_changes_rounding_only(tiny_cfg: Config, task: str) -> None:
+def test_update_with_fused_operator_differs_by_rounding_only(tiny_cfg: Config, task: str) -> None:
     cfg = tiny_cfg.replace(task=task)
     plain, fused = TDMPC2(cfg), TDMPC2(cfg)
     heads: list[int] = []
@@ -80,7 +80,7 @@ def test_the_operator_changes_rounding_only(tiny_cfg: Config, task: str) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_compiled_run_that_continues_is_the_same_to_the_bit(cfg: Config, tmp_path: Any, precision: str) -> None:
+def test_compiled_run_continued_is_bitwise_equal(cfg: Config, tmp_path: Any, precision: str) -> None:
     cfg = cfg.replace(compile="true", update_precision=precision)
     straight = load_file(train(cfg.replace(steps=10, work_dir=str(tmp_path / "straight")), None)).model
     train(cfg.replace(steps=5), None)
@@ -92,7 +92,7 @@ def test_a_compiled_run_that_continues_is_the_same_to_the_bit(cfg: Config, tmp_p
 # -- bf16 -------------------------------------------------------------------------------------------------------------
 
 
-def test_bf16_learns_as_fp32_does(tiny_cfg: Config) -> None:
+def test_update_in_bf16_lowers_losses_as_fp32(tiny_cfg: Config) -> None:
     cfg = tiny_cfg.replace(lr=3e-3, dropout=0.0)
     agents = [TDMPC2(cfg.replace(update_precision=precision)) for precision in ("fp32", "bf16")]
     initial = {name: p.clone() for name, p in agents[0].model.state_dict().items()}
@@ -110,7 +110,7 @@ def test_bf16_learns_as_fp32_does(tiny_cfg: Config) -> None:
     assert math.sqrt(apart / moved) < 0.2
 
 
-def test_the_precision_of_updates_is_the_runs(cfg: Config) -> None:
+def test_train_continued_with_other_update_precision_is_refused(cfg: Config) -> None:
     train(cfg.replace(steps=2), None)
     with pytest.raises(ValueError, match=r"another configuration \(update_precision: fp32 there, bf16 now\)"):
         train(cfg.replace(steps=4, update_precision="bf16"), None)
@@ -127,7 +127,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("compiler")
-def test_long_runs_are_compiled_and_go_on_as_they_began(tiny_cfg: Config) -> None:
+def test_update_compilation_of_long_run_is_kept_when_continued(tiny_cfg: Config) -> None:
     long, short = tiny_cfg.replace(steps=20_000, batch_size=256), tiny_cfg.replace(steps=20)
     first = TDMPC2(long)
     assert not first.update_compiled
@@ -144,7 +144,7 @@ def test_long_runs_are_compiled_and_go_on_as_they_began(tiny_cfg: Config) -> Non
     assert TDMPC2(short.replace(compile="true")).compile_update()
 
 
-def test_batches_of_other_sizes_are_computed_plainly(tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_losses_with_other_batch_size_run_eagerly(tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def fast(function: Any, **_: Any) -> Any:
         def compiled(*args: Any) -> Any:
             sizes.append((args[2].obs if isinstance(args[2], Batch) else args[2]).shape[1])
@@ -166,7 +166,7 @@ def test_batches_of_other_sizes_are_computed_plainly(tiny_cfg: Config, monkeypat
 
 
 @pytest.mark.usefixtures("compiler")
-def test_where_updates_are_not_compiled_a_line_says_why(tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_update_not_compiled_logs_one_line_with_the_reason(tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = tiny_cfg.replace(compile="true")
     assert "several processes" in TDMPC2(cfg, group=ProcessGroup(0, 2)).compile_update()
     monkeypatch.setattr("tdmpc2.agent.can_compile", lambda device: False)
@@ -195,7 +195,9 @@ def operands(dtype: torch.dtype, strided: bool, dropout: bool) -> tuple[torch.Te
 @pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize("strided", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_operator_and_its_gradients(dtype: torch.dtype, strided: bool, dropout: bool, threads: int) -> None:
+def test_norm_mish_and_gradients_match_plain_pytorch(
+    dtype: torch.dtype, strided: bool, dropout: bool, threads: int
+) -> None:
     torch.set_num_threads(threads)
     x, bias, gain, shift, factors = operands(dtype, strided, dropout)
     exact = [t.detach().double().requires_grad_() for t in (x, bias, gain, shift)]
@@ -213,7 +215,7 @@ def test_operator_and_its_gradients(dtype: torch.dtype, strided: bool, dropout: 
 
 
 @needs_library
-def test_operator_on_rows_with_gaps() -> None:
+def test_norm_mish_on_rows_with_gaps_matches_contiguous() -> None:
     weights = operands(torch.float32, False, True)[1:]
     wide = torch.randn(2, 51, 4096)
     for gaps in (wide[..., :48], wide[:, :1, :48].expand(2, 51, 48)):
@@ -225,7 +227,7 @@ def test_operator_on_rows_with_gaps() -> None:
 
 
 @needs_library
-def test_operator_is_registered_as_torch_wants_it() -> None:
+def test_norm_mish_passes_opcheck() -> None:
     inputs = [None if x is None else x.detach() for x in operands(torch.float32, True, True)]
     stats = torch.ops.tdmpc2.norm_mish(*inputs)[1]
     torch.library.opcheck(torch.ops.tdmpc2.norm_mish.default, inputs)
@@ -233,7 +235,7 @@ def test_operator_is_registered_as_torch_wants_it() -> None:
 
 
 @needs_library
-def test_operator_far_from_zero() -> None:
+def test_norm_mish_far_from_zero_matches_float64() -> None:
     y = torch.tensor([-1e4, -90.0, -88.0, -20.0, 0.0, 20.0, 90.0, 1e4]).repeat(2)[None]
     zeros = torch.zeros_like(y).requires_grad_()
     x = torch.full((1, 1, 16), 3.0, requires_grad=True)
@@ -245,7 +247,7 @@ def test_operator_far_from_zero() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.01, 0.5])
-def test_dropout_of_independent_elements(rate: float) -> None:
+def test_dropout_mask_elements_are_independent(rate: float) -> None:
     shape = (2, 3, 500, 100)
     factors = dropout_factors(shape, rate, torch.device("cpu"), torch.Generator().manual_seed(0))
     assert factors.shape == shape

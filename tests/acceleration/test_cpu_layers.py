@@ -33,7 +33,7 @@ def random_layer(cls: type[Linear], inputs: int, outputs: int, name: str, seed: 
 @pytest.mark.parametrize("name", FORMATS)
 @no_database
 @given(st.integers(1, 100), st.integers(1, 150), st.integers(1, 140), st.integers(0, 3))
-def test_product_is_the_exact_one(name: str, rows: int, inputs: int, outputs: int, seed: int) -> None:
+def test_cpu_matmul_of_any_shape_is_exact(name: str, rows: int, inputs: int, outputs: int, seed: int) -> None:
     layer = random_layer(Linear, inputs, outputs, name, seed)
     x = torch.randn(rows, inputs) * torch.rand(rows, 1) * 3
     want = emulated(x, layer.weight, layer.bias, layer.scale, layer.compute_dtype)
@@ -44,7 +44,7 @@ def test_product_is_the_exact_one(name: str, rows: int, inputs: int, outputs: in
 @needs_library
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (7, 16, 16), (100, 384, 384), (33, 101, 76), (30, 1376, 4096)])
-def test_normed_linear(name: str, sizes: tuple[int, int, int]) -> None:
+def test_cpu_normed_linear_matches_emulated_format(name: str, sizes: tuple[int, int, int]) -> None:
     rows, inputs, outputs = sizes
     layer = random_layer(NormedLinear, inputs, outputs, name)
     assert isinstance(layer, NormedLinear)
@@ -54,7 +54,7 @@ def test_normed_linear(name: str, sizes: tuple[int, int, int]) -> None:
 
 
 @needs_library
-def test_constant_rows_are_exact_in_int8() -> None:
+def test_cpu_int8_matmul_of_constant_rows_is_exact() -> None:
     layer = random_layer(Linear, 20, 10, "int8")
     x = torch.tensor([[0.0], [1.5], [-3.0], [1e-38]]).expand(4, 20)
     want = x @ (layer.weight * layer.scale).T + layer.bias
@@ -66,7 +66,7 @@ def test_constant_rows_are_exact_in_int8() -> None:
 
 @needs_library
 @pytest.mark.parametrize("position", [0, 17, 70])
-def test_one_nan_among_the_inputs_of_a_layer_is_not_quantised_away(position: int) -> None:
+def test_cpu_int8_layer_with_one_nan_input_gives_nan_row(position: int) -> None:
     layer = Linear(71, 64)
     layer.weight.normal_()
     lower(layer, "int8")

@@ -22,7 +22,7 @@ def uncached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 
 
 @needs_library
-def test_several_processes_build_at_once(uncached: Path) -> None:
+def test_library_built_by_several_processes_loads_in_all(uncached: Path) -> None:
     with multiprocessing.get_context("fork").Pool(2) as pool:
         paths = pool.map(library.build, [uncached] * 2, chunksize=1)
     assert paths[0] == paths[1]
@@ -34,7 +34,7 @@ def test_several_processes_build_at_once(uncached: Path) -> None:
 
 @needs_library
 @pytest.mark.parametrize("left", [0, 4000])
-def test_a_damaged_library_is_built_anew(uncached: Path, left: int) -> None:
+def test_library_damaged_on_disk_is_built_anew(uncached: Path, left: int) -> None:
     path = library.build(uncached, library.UPDATE)
     whole = path.read_bytes()
     path.write_bytes(whole[:left])
@@ -42,7 +42,7 @@ def test_a_damaged_library_is_built_anew(uncached: Path, left: int) -> None:
 
 
 @needs_library
-def test_there_is_one_openmp_runtime() -> None:
+def test_library_loaded_adds_no_second_openmp_runtime() -> None:
     maps = Path("/proc/self/maps").read_text().split()
     assert len({path for path in maps if "libgomp" in path or "libiomp" in path or "libomp" in path}) == 1
 
@@ -56,7 +56,7 @@ def test_there_is_one_openmp_runtime() -> None:
         ("'unbalanced", "CXX='unbalanced: No closing quotation"),
     ],
 )
-def test_a_broken_compiler_is_a_reason(
+def test_library_with_broken_compiler_gives_a_reason(
     uncached: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, expected: str
 ) -> None:
     monkeypatch.setattr(library, "cpu_flags", lambda: frozenset(library._INSTRUCTIONS))
@@ -76,7 +76,7 @@ def test_a_broken_compiler_is_a_reason(
     assert not list(uncached.glob("*"))
 
 
-def test_other_reasons(uncached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_unsupported_gives_a_reason(uncached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "cpu_flags", lambda: frozenset(library._INSTRUCTIONS) - {"avx512_bf16"})
     assert "has no avx512_bf16" in library.reason()
     library._load.cache_clear()

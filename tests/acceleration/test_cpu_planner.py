@@ -92,7 +92,7 @@ def assert_equals_plain(cfg: Config, num_envs: int, samples: int) -> None:
     ],
     ids=["small", "mt80", "dog", "pendulum", "1M", "5M"],
 )
-def test_float32_is_the_plain_planner(cfg: Config, num_envs: int) -> None:
+def test_cpu_planner_in_fp32_equals_plain(cfg: Config, num_envs: int) -> None:
     assert_equals_plain(cfg, num_envs, 61)
 
 
@@ -101,7 +101,9 @@ def test_float32_is_the_plain_planner(cfg: Config, num_envs: int) -> None:
 @given(
     st.integers(1, 3), st.integers(1, 60), st.integers(1, 4), st.integers(1, 70), st.integers(1, 5), st.integers(2, 40)
 )
-def test_odd_sizes(num_envs: int, samples: int, horizon: int, width: int, groups: int, bins: int) -> None:
+def test_cpu_planner_of_odd_sizes_equals_plain(
+    num_envs: int, samples: int, horizon: int, width: int, groups: int, bins: int
+) -> None:
     cfg = small(horizon=horizon, mlp_dim=width, latent_dim=8 * groups, num_bins=bins, task_dim=width)
     model = random_model(cfg, seed=bins)
     networks, inputs = PackedNetworks(model), inputs_of(model, num_envs, samples)
@@ -119,7 +121,9 @@ MIXED = {"_dynamics.0": "int8", "_dynamics.1": "bf16", "_reward.1": "int8", "_re
 @needs_library
 @pytest.mark.parametrize("name", ["bf16", "int8", "int8-weight-only", "mixed", "only int8"])
 @pytest.mark.parametrize("cfg", [small(num_q=5), Config(device="cpu")], ids=["small", "1M"])
-def test_quantised_functions(monkeypatch: pytest.MonkeyPatch, cfg: Config, name: str) -> None:
+def test_cpu_planner_quantised_matches_emulated_arithmetic(
+    monkeypatch: pytest.MonkeyPatch, cfg: Config, name: str
+) -> None:
     plain = random_model(cfg)
     inputs, rollout = inputs_of(plain, 2, 200), rollout_inputs(plain, 2, 24)
 
@@ -142,7 +146,9 @@ def test_quantised_functions(monkeypatch: pytest.MonkeyPatch, cfg: Config, name:
 
 @needs_library
 @pytest.mark.parametrize(("name", "limit"), [("bf16", -20), ("int8", -10)])
-def test_values_of_the_published_student(published: dict[str, Tensor], name: str, limit: float) -> None:
+def test_cpu_planner_values_of_published_student_are_within_limit(
+    published: dict[str, Tensor], name: str, limit: float
+) -> None:
     """Errors relative to the spread of an environment's values, in dB: what decides the ranking of its samples."""
     model = WorldModel(Config(device="cpu")).requires_grad_(False)
     model.load_state_dict(published)
@@ -162,7 +168,7 @@ def test_values_of_the_published_student(published: dict[str, Tensor], name: str
 
 
 @needs_library
-def test_threads_give_equal_results() -> None:
+def test_cpu_planner_with_several_threads_is_equal() -> None:
     model = set_precision(random_model(small()), "int8")
     networks, inputs, rollout = PackedNetworks(model), inputs_of(model, 3, 100), rollout_inputs(model, 1, 24)
     threads, results = torch.get_num_threads(), []
@@ -179,7 +185,7 @@ def test_threads_give_equal_results() -> None:
 
 @needs_library
 @pytest.mark.parametrize("name", ["fp32", "bf16", "int8"])
-def test_values_that_are_not_finite(name: str) -> None:
+def test_cpu_planner_with_non_finite_values_counts_zero(name: str) -> None:
     model = set_precision(random_model(small()), name)
     inputs = inputs_of(model, 3, 20)
     inputs["z"][1, 3] = torch.nan
@@ -198,7 +204,7 @@ def test_values_that_are_not_finite(name: str) -> None:
 
 
 @needs_library
-def test_plan_of_packed_networks_is_the_plain_plan() -> None:
+def test_packed_networks_plan_equals_plain_plan() -> None:
     cfg = small(num_samples=64, num_elites=8, num_pi_trajs=8, iterations=3, num_q=3)
     model, ids = random_model(cfg), torch.tensor([1, 7])
     context = model.context(ids)
@@ -212,7 +218,7 @@ def test_plan_of_packed_networks_is_the_plain_plan() -> None:
 
 @needs_library
 @pytest.mark.parametrize("name", ["bf16", "int8"])
-def test_plans_of_the_published_student_are_as_good(published: dict[str, Tensor], name: str) -> None:
+def test_packed_networks_of_published_student_have_little_regret(published: dict[str, Tensor], name: str) -> None:
     model = WorldModel(Config(device="cpu")).requires_grad_(False)
     model.load_state_dict(published)
     low = set_precision(copy.deepcopy(model), name)
@@ -224,7 +230,7 @@ def test_plans_of_the_published_student_are_as_good(published: dict[str, Tensor]
 
 
 @needs_library
-def test_packed_networks_are_copies() -> None:
+def test_packed_networks_after_weight_change_stay_as_packed() -> None:
     model = random_model(small(mlp_dim=64, latent_dim=64))  # nothing to pad
     networks, inputs = PackedNetworks(model), inputs_of(model, 2, 20)
     before = networks.estimate_value(**inputs)
@@ -234,7 +240,7 @@ def test_packed_networks_are_copies() -> None:
 
 
 @needs_library
-def test_refused_models_and_contexts() -> None:
+def test_packed_networks_of_unsupported_model_are_refused() -> None:
     with pytest.raises(ValueError, match=r"simnorm_dim=6: .*1, 2, 4, 8, 16"):
         PackedNetworks(WorldModel(small(simnorm_dim=6)))
     model = random_model(small())

@@ -32,7 +32,7 @@ def agent() -> TDMPC2:
     return TDMPC2(Config(device="cpu", **SMALL))
 
 
-def test_planning_is_made_fast_where_it_pays(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_planner_is_chosen_where_it_pays(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(num_plans: int, **changes: Any) -> tuple[str, str]:
         other = TDMPC2(agent.cfg.replace(**changes))
         line = other.compile_planner(num_plans)
@@ -57,7 +57,7 @@ def test_planning_is_made_fast_where_it_pays(agent: TDMPC2, monkeypatch: pytest.
 
 
 @needs_library
-def test_kernels_follow_the_weights(agent: TDMPC2) -> None:
+def test_kernels_after_weight_change_plan_with_new_weights(agent: TDMPC2) -> None:
     """Without planning anew, an agent that trains between evaluations would play with its first weights."""
     agent = TDMPC2(agent.cfg.replace(seed=3))
     agent.compile_planner()
@@ -86,7 +86,7 @@ def test_kernels_follow_the_weights(agent: TDMPC2) -> None:
 
 
 @needs_library
-def test_kernels_follow_updates_and_are_packed_once_for_each() -> None:
+def test_kernels_after_update_are_packed_once() -> None:
     """Without the target heads, whose operation PyTorch counts where it does not count the optimiser's."""
     cfg = Config(task="cartpole-balance", device="cpu", lr=0.05, tau=0.0, **SMALL)
     agent = TDMPC2(cfg)
@@ -111,7 +111,7 @@ def test_kernels_follow_updates_and_are_packed_once_for_each() -> None:
 
 @needs_library
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda agent: pickle.loads(pickle.dumps(agent))])
-def test_a_copied_planner_plans_as_fast_and_with_its_own_model(copied: Any) -> None:
+def test_fast_planner_copied_uses_its_own_model(copied: Any) -> None:
     model = WorldModel(Config(device="cpu", **SMALL)).requires_grad_(False)
     planner = FastPlanner(model)
     planner.speed_up("true", 1)
@@ -124,7 +124,7 @@ def test_a_copied_planner_plans_as_fast_and_with_its_own_model(copied: Any) -> N
 @needs_cuda
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-def test_a_cuda_graph_plans_as_plain_functions_do(precision: str) -> None:
+def test_cuda_graph_plan_equals_plain_plan(precision: str) -> None:
     agent = TDMPC2(Config(device="cuda", **SMALL))
     agent.compile_planner()
     cfg = agent.cfg

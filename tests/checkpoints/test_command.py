@@ -33,7 +33,7 @@ def convert(source: Path, layout: str, out: Path, *options: str) -> int:
     return 0
 
 
-def test_inspect_a_published_file() -> None:
+def test_inspect_published_file_prints_its_facts() -> None:
     path = published_file("mixed")
     child = run("inspect", path)
     assert child.returncode == 0, child.stderr
@@ -51,7 +51,7 @@ def test_inspect_a_published_file() -> None:
     assert facts["sha256"] == file_sha256(path)
 
 
-def test_inspect_files_written_here(
+def test_inspect_saved_file_prints_its_facts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], config: Config, state: dict[str, Tensor]
 ) -> None:
     online = {name: tensor for name, tensor in state.items() if not name.startswith("_target")}
@@ -66,7 +66,7 @@ def test_inspect_files_written_here(
     assert (facts["step"], facts["precision"], facts["other entries"]) == ("12,345", "fp32", "score")
 
 
-def test_inspect_a_single_task_file_that_does_not_name_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_single_task_file_without_name_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = WorldModel(Config(task="cup-catch", **SMALL))
     torch.save(model.state_dict(), tmp_path / "x.pt")
     checkpoint.main(["inspect", str(tmp_path / "x.pt")])
@@ -75,7 +75,7 @@ def test_inspect_a_single_task_file_that_does_not_name_it(tmp_path: Path, capsys
     assert "obs_dim 8, action_dim 2" in out
 
 
-def test_convert_to_b_and_back(tmp_path: Path, config: Config, state: dict[str, Tensor]) -> None:
+def test_convert_to_layout_b_and_back_is_exact(tmp_path: Path, config: Config, state: dict[str, Tensor]) -> None:
     config = config.replace(log_std_min=-8.0)
     payload = {"model": state, "config": config.to_dict(), "step": 5, "score": 1.5}
     save_file(tmp_path / "a.pt", payload, overwrite=False)
@@ -89,7 +89,7 @@ def test_convert_to_b_and_back(tmp_path: Path, config: Config, state: dict[str, 
     assert_same(load_file(tmp_path / "c.pt").model, state)
 
 
-def test_convert_keeps_the_masks_and_bounds_of_layout_b(state: dict[str, Tensor]) -> None:
+def test_convert_of_layout_b_keeps_masks_and_bounds(state: dict[str, Tensor]) -> None:
     masks = torch.rand(30, 6).round()
     b = layouts.to_layout_b(state, masks, -7, 8)
     again = convert_to(Checkpoint(b), "b")["model"]
@@ -97,20 +97,20 @@ def test_convert_keeps_the_masks_and_bounds_of_layout_b(state: dict[str, Tensor]
     assert (again["log_std_min"].item(), again["log_std_dif"].item()) == (-7, 8)
 
 
-def test_convert_single_task_has_no_masks() -> None:
+def test_convert_of_single_task_file_writes_no_masks() -> None:
     state = dict(WorldModel(Config(task="cup-catch", **SMALL)).state_dict())
     b = convert_to(Checkpoint(state), "b")["model"]
     assert "_action_masks" not in b
     assert_same(layouts.to_layout_a(b), state)
 
 
-def test_convert_needs_the_tasks_of_an_unknown_set(state: dict[str, Tensor]) -> None:
+def test_convert_of_unknown_task_set_asks_for_tasks(state: dict[str, Tensor]) -> None:
     few = {**state, "_task_emb.weight": state["_task_emb.weight"][:7]}
     with pytest.raises(ValueError, match="does not name its 7 tasks"):
         convert_to(Checkpoint(few), "b")
 
 
-def test_command_line_errors(tmp_path: Path) -> None:
+def test_checkpoint_command_with_bad_arguments_fails_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "student.pt").write_bytes(b"")
     child = run("inspect", tmp_path / "studnet.pt")
     assert (child.returncode, child.stdout) == (2, "")
@@ -119,7 +119,7 @@ def test_command_line_errors(tmp_path: Path) -> None:
     assert "Traceback" not in child.stderr
 
 
-def test_convert_replaces_only_when_asked(
+def test_convert_onto_existing_file_needs_force(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], state: dict[str, Tensor]
 ) -> None:
     path = tmp_path / "x.pt"

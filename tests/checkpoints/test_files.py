@@ -23,7 +23,7 @@ from tests.helpers.reference import REPO
 # -- writing and reading ----------------------------------------------------------------------------------------------
 
 
-def test_round_trip(tmp_path: Path, config: Config, state: dict[str, Tensor]) -> None:
+def test_save_file_round_trip_keeps_everything(tmp_path: Path, config: Config, state: dict[str, Tensor]) -> None:
     path = tmp_path / "new directory" / "x.pt"
     payload = {"model": state, "config": config.to_dict(), "step": 7, "score": [1.5, None], "parent": {"sha256": "ab"}}
     before = dict(payload)
@@ -39,7 +39,7 @@ def test_round_trip(tmp_path: Path, config: Config, state: dict[str, Tensor]) ->
     assert [entry.name for entry in path.parent.iterdir()] == ["x.pt"]
 
 
-def test_generic_state_round_trip(tmp_path: Path) -> None:
+def test_save_file_of_generic_state_round_trip_is_equal(tmp_path: Path) -> None:
     model = nn.Linear(3, 2)
     adam = torch.optim.Adam(model.parameters())
     model(torch.ones(3)).sum().backward()
@@ -55,7 +55,7 @@ def test_generic_state_round_trip(tmp_path: Path) -> None:
     assert read["adam"]["param_groups"] == adam.state_dict()["param_groups"]
 
 
-def test_dicts_in_memory(state: dict[str, Tensor]) -> None:
+def test_load_file_of_dict_in_memory_reads_it(state: dict[str, Tensor]) -> None:
     bare = load_file(OrderedDict(state))
     wrapped = load_file({"model": state, "step": 3, "note": "n"})
     assert_same(bare.model, state)
@@ -63,7 +63,7 @@ def test_dicts_in_memory(state: dict[str, Tensor]) -> None:
     assert (wrapped.step, wrapped.extra) == (3, {"note": "n"})
 
 
-def test_layout_b_is_read_as_stored(tmp_path: Path, state: dict[str, Tensor]) -> None:
+def test_load_file_of_layout_b_keeps_its_layout(tmp_path: Path, state: dict[str, Tensor]) -> None:
     b = layouts.to_layout_b(state, torch.ones(30, 6), -10, 12)
     torch.save({"model": b}, tmp_path / "b.pt")
     read = load_file(tmp_path / "b.pt").model
@@ -72,7 +72,7 @@ def test_layout_b_is_read_as_stored(tmp_path: Path, state: dict[str, Tensor]) ->
     assert_same(layouts.to_layout_a(read), state)
 
 
-def test_views_are_stored_without_their_storage(tmp_path: Path) -> None:
+def test_save_file_of_views_stores_only_their_values(tmp_path: Path) -> None:
     big = torch.zeros(1_000_000)
     save_file(tmp_path / "x.pt", {"model": {"a": big[:10], "b": nn.Parameter(torch.ones(2))}}, overwrite=False)
     assert (tmp_path / "x.pt").stat().st_size < 10_000
@@ -81,7 +81,7 @@ def test_views_are_stored_without_their_storage(tmp_path: Path) -> None:
     assert not read["b"].requires_grad
 
 
-def test_existing_file_is_kept_unless_asked(tmp_path: Path) -> None:
+def test_save_file_onto_existing_file_needs_overwrite(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     save_file(path, {"step": 1}, overwrite=False)
     with pytest.raises(ValueError, match=r"x\.pt exists: choose another name"):
@@ -91,7 +91,7 @@ def test_existing_file_is_kept_unless_asked(tmp_path: Path) -> None:
     assert read_file(path)["step"] == 2
 
 
-def test_file_mode_follows_the_umask(tmp_path: Path) -> None:
+def test_save_file_mode_follows_umask(tmp_path: Path) -> None:
     old = os.umask(0o027)
     try:
         save_file(tmp_path / "x.pt", {"step": 1}, overwrite=False)
@@ -108,13 +108,13 @@ def test_file_mode_follows_the_umask(tmp_path: Path) -> None:
         ({1, 2}, r"payload\['config'\] is a set"),
     ],
 )
-def test_unreadable_entries_are_refused_before_writing(tmp_path: Path, value: Any, message: str) -> None:
+def test_save_file_with_unreadable_entry_is_refused(tmp_path: Path, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         save_file(tmp_path / "x.pt", {"config": value}, overwrite=False)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_parent_that_is_a_file(tmp_path: Path) -> None:
+def test_save_file_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"Could not write .*file/x\.pt"):
         save_file(tmp_path / "file" / "x.pt", {"step": 1}, overwrite=False)
@@ -144,7 +144,7 @@ save_file(path, {"model": {"a": torch.full((1000,), 2.0)}, "step": 2}, overwrite
 
 
 @pytest.mark.parametrize("point", ["torch.save", "os.fsync", "os.replace"])
-def test_killed_while_saving_leaves_the_old_file(tmp_path: Path, point: str) -> None:
+def test_save_file_killed_leaves_old_file(tmp_path: Path, point: str) -> None:
     path = tmp_path / "x.pt"
     command = [sys.executable, "-c", KILLED, str(path), point]
     with subprocess.Popen(command, cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
@@ -171,7 +171,7 @@ except ValueError as error:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits file sizes with RLIMIT_FSIZE")
-def test_no_space_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+def test_save_file_on_full_disk_leaves_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     save_file(path, {"model": {"a": torch.zeros(1)}, "step": 1}, overwrite=False)
     command = [sys.executable, "-c", FULL_DISK, str(path)]
@@ -182,7 +182,7 @@ def test_no_space_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
-def test_failure_in_the_middle_leaves_no_file(
+def test_save_file_failing_midway_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
 ) -> None:
     def fail(content: Any, file: Any) -> None:
@@ -208,7 +208,9 @@ def test_failure_in_the_middle_leaves_no_file(
         (torch.int8, "int8"),
     ],
 )
-def test_precision_is_that_of_the_matrices(state: dict[str, Tensor], dtype: torch.dtype, precision: str) -> None:
+def test_precision_of_state_is_that_of_its_matrices(
+    state: dict[str, Tensor], dtype: torch.dtype, precision: str
+) -> None:
     def is_matrix(name: str) -> bool:
         return name != "_task_emb.weight" and state[name].ndim == 2 + ("Qs" in name)
 
@@ -221,6 +223,6 @@ def test_precision_is_that_of_the_matrices(state: dict[str, Tensor], dtype: torc
         assert precision_of(layouts.to_layout_b(stored, None, -10, 12)) == "fp32"
 
 
-def test_unknown_precision(state: dict[str, Tensor]) -> None:
+def test_precision_of_unsupported_dtype_is_refused(state: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError, match=r"torch\.int16 are not supported"):
         precision_of({name: tensor.to(torch.int16) for name, tensor in state.items()})

@@ -17,7 +17,7 @@ TRAINABLE = {1: 1_426_427, 5: 5_241_066, 19: 16_031_210, 48: 48_242_410, 317: 31
 
 @pytest.mark.parametrize("task", ["mt30", "mt80", "walker-walk"])
 @pytest.mark.parametrize("size", MODEL_SIZES)
-def test_configuration_of_every_published_size(size: int, task: str) -> None:
+def test_infer_config_of_published_size_finds_it(size: int, task: str) -> None:
     state = meta_a(size, task)
     if task == "mt30":
         assert sum(t.numel() for name, t in state.items() if not name.startswith("_target")) == TRAINABLE[size]
@@ -27,7 +27,7 @@ def test_configuration_of_every_published_size(size: int, task: str) -> None:
         assert infer_config(state, "cup-spin").task == task
 
 
-def test_nonstandard_widths_are_explicit() -> None:
+def test_infer_config_of_other_widths_names_them() -> None:
     two_heads = {n: t[:2] if "Qs" in n else t for n, t in meta_a(5, "mt30").items()}
     config = infer_config(two_heads)
     assert (config.model_size, config.num_q, config.latent_dim, config.task_dim) == (None, 2, 512, 64)
@@ -37,7 +37,7 @@ def test_nonstandard_widths_are_explicit() -> None:
     check_state(again.state_dict(), WorldModel(config).state_dict(), "x.pt")
 
 
-def test_log_std_bounds_of_layout_b_are_used() -> None:
+def test_infer_config_of_layout_b_takes_log_std_bounds() -> None:
     state = to_layout_b(meta_a(1, "mt30"), None, -8, 9)
     config = infer_config(state)
     assert (config.log_std_min, config.log_std_max) == (-8.0, 1.0)
@@ -55,12 +55,12 @@ def test_log_std_bounds_of_layout_b_are_used() -> None:
         (lambda: {k: v for k, v in state_a().items() if k != "_pi.2.weight"}, None, "'_pi.2.weight' is missing"),
     ],
 )
-def test_infer_config_errors(state: Any, task: str | None, message: str) -> None:
+def test_infer_config_of_unusable_state_is_refused(state: Any, task: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         infer_config(state(), task)
 
 
-def test_check_state_accepts_itself_and_lists_differences() -> None:
+def test_check_state_of_other_state_lists_differences() -> None:
     expected = meta_a(1, "mt30")
     check_state(dict(expected), expected, "x.pt")
     odd = {f"extra.{i}": torch.zeros(1) for i in range(11)}
@@ -94,12 +94,12 @@ def test_check_state_accepts_itself_and_lists_differences() -> None:
         (lambda: {"x": torch.zeros(1)}, state_a, "incomplete or another architecture"),
     ],
 )
-def test_check_state_names_the_likely_fix(file: Any, model: Any, fix: str) -> None:
+def test_check_state_of_wrong_model_names_the_fix(file: Any, model: Any, fix: str) -> None:
     with pytest.raises(ValueError, match=fix):
         check_state(file(), model(), "x.pt")
 
 
 @pytest.mark.parametrize("task", ["mt30", "mt80", "walker-walk"])
-def test_size_keys_name_published_sizes(task: str) -> None:
+def test_size_keys_of_published_size_name_it(task: str) -> None:
     for size in MODEL_SIZES:
         assert size_keys(infer_sizes(meta_a(size, task))) == {"model_size": size}

@@ -21,7 +21,7 @@ from tests.helpers.layouts import PARTS, assert_same_tensors, meta_a, quantised,
 
 @settings(max_examples=25, deadline=None)
 @given(sizes=sizes_drawn, seed=st.integers(0, 1000))
-def test_round_trips_are_exact(sizes: dict[str, int], seed: int) -> None:
+def test_layout_round_trip_is_exact(sizes: dict[str, int], seed: int) -> None:
     a = state_a(seed, **sizes)
     before = dict(a)
     masks = torch.ones(sizes["tasks"], sizes["action"]) if sizes["tasks"] else None
@@ -39,7 +39,7 @@ def test_round_trips_are_exact(sizes: dict[str, int], seed: int) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(sizes=sizes_drawn)
-def test_sizes_are_read_from_every_form(sizes: dict[str, int]) -> None:
+def test_infer_sizes_of_every_layout_are_equal(sizes: dict[str, int]) -> None:
     a = state_a(**sizes)
     want = {
         "enc_dim": sizes["enc"],
@@ -57,7 +57,7 @@ def test_sizes_are_read_from_every_form(sizes: dict[str, int]) -> None:
         assert infer_sizes(state) == want
 
 
-def test_the_world_model_has_layout_a() -> None:
+def test_world_model_state_is_layout_a() -> None:
     model = WorldModel(Config(task="mt30", model_size=1))
     state = model.state_dict()
     assert len(state) == 61
@@ -88,7 +88,7 @@ class UpstreamLike(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_layout_b_opens_in_tensordict_heads() -> None:
+def test_layout_b_loads_into_tensordict_heads() -> None:
     a = state_a(num_q=5)
     masks = torch.rand(30, 3).round()
     b = to_layout_b(a, masks, -10.0, 12.0)
@@ -108,7 +108,7 @@ def test_layout_b_opens_in_tensordict_heads() -> None:
     assert_same_tensors(to_layout_a(body | dict(module.state_dict())), a)
 
 
-def test_layout_b_entries() -> None:
+def test_layout_b_has_the_published_entries() -> None:
     a = state_a()
     b = to_layout_b(a, torch.ones(30, 3, dtype=torch.bool), -10, 12)
     groups = ("_Qs.params", "_detach_Qs_params", "_target_Qs_params")
@@ -124,7 +124,7 @@ def test_layout_b_entries() -> None:
     assert "_action_masks" not in to_layout_b(a, None, -10, 12)
 
 
-def test_duplicates_of_autumn_2024_are_dropped() -> None:
+def test_layout_a_with_duplicate_heads_drops_them() -> None:
     a = state_a()
     b = to_layout_b(a, torch.ones(30, 3), -10, 12)
     wrong = {
@@ -139,12 +139,12 @@ def test_duplicates_of_autumn_2024_are_dropped() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_floating_point_forms_become_float32(dtype: torch.dtype) -> None:
+def test_layout_a_of_half_precision_becomes_float32(dtype: torch.dtype) -> None:
     a = {name: tensor.to(dtype) for name, tensor in state_a().items()}
     assert_same_tensors(to_layout_a(a), {name: tensor.float() for name, tensor in a.items()})
 
 
-def test_own_int8_form() -> None:
+def test_layout_a_of_int8_form_is_dequantised() -> None:
     a = state_a(num_q=5)
     small = quantised(a)
     new = to_layout_a(small)
@@ -157,7 +157,7 @@ def test_own_int8_form() -> None:
     assert torch.equal(new["_Qs.params.1"], a["_Qs.params.1"].half().float())
 
 
-def test_missing_target_heads_are_independent_copies() -> None:
+def test_layout_a_without_target_heads_copies_heads() -> None:
     a = state_a()
     new = to_layout_a({name: tensor for name, tensor in a.items() if not name.startswith("_target_Qs")})
     assert new.keys() == a.keys()
@@ -166,7 +166,7 @@ def test_missing_target_heads_are_independent_copies() -> None:
         assert new[f"_target_Qs.params.{k}"].data_ptr() != a[f"_Qs.params.{k}"].data_ptr()
 
 
-def test_some_missing_target_heads_are_reported() -> None:
+def test_layout_a_with_some_target_heads_is_refused() -> None:
     a = state_a()
     partial = {name: tensor for name, tensor in a.items() if name != "_target_Qs.params.3"}
     with pytest.raises(ValueError, match=r"incomplete.* missing: _target_Qs\.params\.3$"):
@@ -174,7 +174,7 @@ def test_some_missing_target_heads_are_reported() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per")
-def test_qint8_with_scale_and_zero_point() -> None:
+def test_layout_a_of_qint8_tensor_is_dequantised() -> None:
     a = state_a()
     stored = {name: torch.quantize_per_tensor(tensor, 0.25, 3, torch.qint8) for name, tensor in a.items()}
     for name, tensor in to_layout_a(stored).items():
@@ -197,24 +197,24 @@ def test_qint8_with_scale_and_zero_point() -> None:
         ),
     ],
 )
-def test_unusable_entries_are_named(change: dict[str, Any], message: str) -> None:
+def test_layout_a_with_unusable_entry_names_it(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         to_layout_a(state_a() | change)
 
 
-def test_unknown_layout_lists_names() -> None:
+def test_layout_of_unknown_names_lists_them() -> None:
     with pytest.raises(ValueError, match=r"found conv\.0, conv\.1, conv\.2, conv\.3 and 5 more; expected"):
         layout_of({f"conv.{i}": torch.zeros(1) for i in range(9)})
     with pytest.raises(ValueError, match="found nothing"):
         layout_of({})
 
 
-def test_names_without_a_rule_stay_for_the_comparison_to_report() -> None:
+def test_rename_of_unknown_name_keeps_it() -> None:
     a = state_a(tasks=0)
     c = state_c(a, 2) | {"_encoder.rgb.0.weight": torch.zeros(1), "_encoder.state.3.bias": torch.zeros(1)}
     assert set(rename(c)) - set(a) == {"_encoder.rgb.0.weight", "_encoder.state.3.bias"}
 
 
-def test_names_of_two_layouts_are_refused() -> None:
+def test_layout_a_of_mixed_layouts_is_refused() -> None:
     with pytest.raises(ValueError, match=r"both '_reward\.2\.weight' in layout \(a\)"):
         rename(state_c(state_a(), 2) | {"_reward.2.weight": torch.zeros(1)})

@@ -18,7 +18,7 @@ KINDS = ("fp16", "int8", "mixed")
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", KINDS)
-def test_published_files(kind: str) -> None:
+def test_load_file_of_published_file_reads_weights_and_sizes(kind: str) -> None:
     path = published_file(kind)
     read = load_file(path)
     assert precision_of(read.model) == kind

@@ -14,7 +14,7 @@ from torch import Tensor
 from tdmpc2.checkpoints.files import FORMAT, load_file, save_file
 
 
-def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
+def test_load_file_of_missing_file_names_the_nearest(tmp_path: Path) -> None:
     save_file(tmp_path / "student_fp16.pt", {"step": 1}, overwrite=False)
     with pytest.raises(ValueError, match=r"student_fp61\.pt does not exist\. Did you mean 'student_fp16\.pt'\?"):
         load_file(tmp_path / "student_fp61.pt")
@@ -24,7 +24,7 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
         load_file(tmp_path)
 
 
-def test_truncated_file_keeps_the_cause(tmp_path: Path, state: dict[str, Tensor]) -> None:
+def test_load_file_of_truncated_file_keeps_the_cause(tmp_path: Path, state: dict[str, Tensor]) -> None:
     save_file(tmp_path / "x.pt", {"model": state}, overwrite=False)
     content = (tmp_path / "x.pt").read_bytes()
     cut = tmp_path / "cut.pt"
@@ -37,7 +37,7 @@ def test_truncated_file_keeps_the_cause(tmp_path: Path, state: dict[str, Tensor]
 
 
 @pytest.mark.parametrize("content", [b"hello world\n" * 10, b"{}", b"\x80" * 100, b"PK\x03\x04" + b"x" * 100])
-def test_other_kinds_of_file(tmp_path: Path, content: bytes) -> None:
+def test_load_file_of_other_kind_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.pt .*(not a checkpoint|damaged)"):
         load_file(tmp_path / "x.pt")
@@ -63,7 +63,7 @@ def _write_pickle(content: Any, path: Path) -> None:
 
 @pytest.mark.parametrize("write", [torch.save, _write_legacy, _write_pickle])
 @pytest.mark.parametrize("inside", [True, False])
-def test_pickles_that_run_code_are_refused(tmp_path: Path, write: Any, inside: bool) -> None:
+def test_load_file_of_malicious_pickle_is_refused(tmp_path: Path, write: Any, inside: bool) -> None:
     mark = tmp_path / "was run"
     path = tmp_path / "evil.pt"
     write({"model": {"a": torch.zeros(1)}, "config": Touch(mark)} if inside else Touch(mark), path)
@@ -94,7 +94,7 @@ def test_pickles_that_run_code_are_refused(tmp_path: Path, write: Any, inside: b
         ({"model": {"a.scale": torch.tensor(float("inf")).half()}}, "'a.scale' has 1 values"),
     ],
 )
-def test_unusable_content(tmp_path: Path, content: Any, message: str) -> None:
+def test_load_file_with_unusable_content_is_refused(tmp_path: Path, content: Any, message: str) -> None:
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(ValueError, match=rf"x\.pt.* {message}"):
         load_file(tmp_path / "x.pt")

@@ -116,7 +116,9 @@ MORE_BAD_INPUT = [
 @pytest.mark.parametrize(
     ("command", "message"), [*BAD_INPUT, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_BAD_INPUT)]
 )
-def test_bad_input_gets_one_line_and_destroys_nothing(run: Run, traps: Path, command: str, message: str) -> None:
+def test_command_with_bad_input_fails_in_one_line_and_changes_nothing(
+    run: Run, traps: Path, command: str, message: str
+) -> None:
     before = files(traps)
     outcome = run(command, traps)
     if "cannot start, something is missing" in outcome.err:  # a list: one line for each thing
@@ -129,7 +131,7 @@ def test_bad_input_gets_one_line_and_destroys_nothing(run: Run, traps: Path, com
     assert not (traps / "exploded").exists()
 
 
-def test_a_device_that_is_not_there(run: Run, cwd: Path) -> None:
+def test_evaluate_on_missing_device_is_refused(run: Run, cwd: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     command = EVALUATE.replace("device=cpu", "device=cuda")
@@ -137,7 +139,7 @@ def test_a_device_that_is_not_there(run: Run, cwd: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), PermissionError(13, "x"), ModuleNotFoundError("x")])
-def test_errors_of_use_take_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_line_errors_of_use_print_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     @one_line_errors
     def fails() -> None:
         raise error
@@ -148,7 +150,7 @@ def test_errors_of_use_take_one_line(error: Exception, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
-def test_the_traceback_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_line_errors_with_traceback_asked_for_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     @one_line_errors
     def fails() -> None:
         raise ValueError("wrong")

@@ -14,7 +14,7 @@ from tests.helpers.data import SPECS
 from tests.helpers.data_command import TASKS, episodes, write_chunks, write_store
 
 
-def test_convert_merges_thins_out_and_compacts(tmp_path: Path, run_data: Any) -> None:
+def test_data_convert_merges_thins_out_and_compacts(tmp_path: Path, run_data: Any) -> None:
     one = write_chunks(tmp_path / "one", episodes(seed=1))
     two = write_store(tmp_path / "two", episodes([1, 2, 0], seed=2))
     code, out, _ = run_data("convert", one, two, tmp_path / "all")
@@ -36,7 +36,7 @@ def test_convert_merges_thins_out_and_compacts(tmp_path: Path, run_data: Any) ->
     assert run_data("verify", tmp_path / "copy")[0] == 0
 
 
-def test_convert_back_to_chunk_files(tmp_path: Path, run_data: Any) -> None:
+def test_data_convert_of_store_to_chunks_is_exact(tmp_path: Path, run_data: Any) -> None:
     data = episodes()
     store = write_store(tmp_path / "store", data)
     code, out, _ = run_data("convert", store, tmp_path / "chunks", "--to", "chunks", "--episodes-per-file", 4)
@@ -48,7 +48,7 @@ def test_convert_back_to_chunk_files(tmp_path: Path, run_data: Any) -> None:
         assert torch.equal(torch.cat([chunk[name] for chunk in chunks]).nan_to_num(9), values.nan_to_num(9))
 
 
-def test_convert_refusals(tmp_path: Path, run_data: Any) -> None:
+def test_data_convert_of_unusable_input_is_refused(tmp_path: Path, run_data: Any) -> None:
     chunks = write_chunks(tmp_path / "chunks", episodes())
     store = write_store(tmp_path / "store", episodes())
     other = write_chunks(tmp_path / "other", episodes())

@@ -23,7 +23,7 @@ from tests.helpers.reference import REPO
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("block", [1, 2, 256])
-def test_inspect_measures_what_is_there(
+def test_inspect_of_episodes_measures_them(
     tmp_path: Path, run_data: Any, monkeypatch: pytest.MonkeyPatch, form: str, block: int
 ) -> None:
     monkeypatch.setattr(audit, "_BLOCK", block)
@@ -65,7 +65,7 @@ def test_inspect_measures_what_is_there(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_inspect_finds_what_is_wrong_and_says_where(tmp_path: Path, run_data: Any, form: str) -> None:
+def test_inspect_of_bad_values_says_where(tmp_path: Path, run_data: Any, form: str) -> None:
     data = episodes()
     smallest = data["obs"].min().item()
     data["obs"][6, 3, 1] = torch.nan
@@ -102,7 +102,7 @@ def test_inspect_finds_what_is_wrong_and_says_where(tmp_path: Path, run_data: An
     assert "row 0 not NaN             1 episodes" in out
 
 
-def test_inspect_of_a_float16_store(tmp_path: Path, run_data: Any) -> None:
+def test_inspect_of_float16_store_says_its_dtype(tmp_path: Path, run_data: Any) -> None:
     data = episodes()
     facts = facts_of(run_data, write_store(tmp_path / "d", data, "float16"))
     assert facts["dtype"] == "float16"
@@ -110,7 +110,7 @@ def test_inspect_of_a_float16_store(tmp_path: Path, run_data: Any) -> None:
     assert facts["tasks"][1]["return"]["min"] == pytest.approx(data["reward"][[2, 4, 7, 8], 1:].sum(1).min().item())
 
 
-def test_inspect_without_a_record_of_collecting_takes_mt30(tmp_path: Path, run_data: Any) -> None:
+def test_inspect_without_record_takes_mt30(tmp_path: Path, run_data: Any) -> None:
     shape = (2, 501)
     action, reward = torch.zeros(*shape, 6), torch.ones(shape)
     action[:, 0] = reward[:, 0] = torch.nan
@@ -133,7 +133,7 @@ def test_inspect_without_a_record_of_collecting_takes_mt30(tmp_path: Path, run_d
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_quick_takes_a_sample_and_says_so(
+def test_inspect_quick_takes_a_sample_and_says_so(
     tmp_path: Path, run_data: Any, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     monkeypatch.setattr(overview, "SAMPLE", 4)
@@ -157,7 +157,7 @@ def test_quick_takes_a_sample_and_says_so(
         (100, 100, "disk (chunk files are imported into a store for that). The rule: "),
     ],
 )
-def test_where_training_would_put_the_episodes(
+def test_inspect_says_where_training_would_put_episodes(
     tmp_path: Path, run_data: Any, monkeypatch: pytest.MonkeyPatch, gpu: int, ram: int, words: str
 ) -> None:
     def available_memory(device: torch.device) -> int:
@@ -210,7 +210,9 @@ def test_tasks_without_episodes_are_counted_not_listed(tmp_path: Path, run_data:
     assert "     1 other task of three without episodes\n" in out
 
 
-def test_figure_without_matplotlib(tmp_path: Path, run_data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_figure_without_matplotlib_names_the_package(
+    tmp_path: Path, run_data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = write_store(tmp_path / "d", episodes())
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, out, error = run_data("inspect", root, "--figure", "x.png")
@@ -224,7 +226,7 @@ def test_figure_without_matplotlib(tmp_path: Path, run_data: Any, monkeypatch: p
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify"])
-def test_neither_form(tmp_path: Path, run_data: Any, command: str) -> None:
+def test_data_command_of_directory_without_data_is_refused(tmp_path: Path, run_data: Any, command: str) -> None:
     code, out, error = run_data(command, tmp_path)
     assert (code, out, error.count("\n")) == (2, "", 1)
     assert "holds neither form of data: expected an episode store (meta.json, rows.npy, task.npy) or chunk" in error
@@ -233,7 +235,7 @@ def test_neither_form(tmp_path: Path, run_data: Any, command: str) -> None:
     assert "is not a directory" in error
 
 
-def test_damaged_record_of_collecting(tmp_path: Path, run_data: Any) -> None:
+def test_inspect_with_damaged_record_is_refused(tmp_path: Path, run_data: Any) -> None:
     root = write_chunks(tmp_path / "d", episodes())
     for text, reason in (('{"task": "three"}', "KeyError: 'tasks'"), ('{"task": "t", "tasks": []}', "ValueError: ")):
         (root / "collect.json").write_text(text)
@@ -247,14 +249,14 @@ def test_damaged_record_of_collecting(tmp_path: Path, run_data: Any) -> None:
     assert "Did you mean" in error
 
 
-def test_store_in_a_directory_without_chunk_files(tmp_path: Path, run_data: Any) -> None:
+def test_inspect_of_store_without_chunk_files_reads_it(tmp_path: Path, run_data: Any) -> None:
     write_store(tmp_path / "d" / "store", episodes())
     assert facts_of(run_data, tmp_path / "d")["path"] == str(tmp_path / "d" / "store")
     assert source.open_source(tmp_path / "d").task_ids.tolist() == TASKS
     assert len(source.open_source(tmp_path / "d").specs) == len(ALL)
 
 
-def test_as_a_command(tmp_path: Path) -> None:
+def test_data_command_as_module_runs(tmp_path: Path) -> None:
     root = write_store(tmp_path / "d", episodes())
     flip(root / "rows.npy", -1)
     command = [sys.executable, "-m", "tdmpc2.data", "verify", str(root)]

@@ -20,7 +20,9 @@ from tests.helpers.data_command import episodes, flip, problems_of, write_chunks
 
 
 @pytest.mark.parametrize("piece", [1, 256])
-def test_good_data(tmp_path: Path, run_data: Any, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+def test_verify_of_good_data_finds_nothing(
+    tmp_path: Path, run_data: Any, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
     monkeypatch.setattr(verify, "_EPISODES", piece)
     chunks = write_chunks(tmp_path / "chunks", episodes())
     assert run_data("verify", chunks)[:2] == (0, "2 files, 9 episodes: good\n")
@@ -30,7 +32,7 @@ def test_good_data(tmp_path: Path, run_data: Any, monkeypatch: pytest.MonkeyPatc
         assert run_data("verify", tmp_path / dtype)[:2] == (0, "3 files, 9 episodes: good\n")
 
 
-def test_every_damaged_block_of_a_store_is_listed(tmp_path: Path, run_data: Any) -> None:
+def test_verify_of_store_lists_every_damaged_block(tmp_path: Path, run_data: Any) -> None:
     root = write_store(tmp_path / "d", episodes())
     meta = StoreMeta.read(root / "meta.json")
     start = meta.files["rows.npy"].bytes - 9 * meta.episode_bytes
@@ -46,7 +48,7 @@ def test_every_damaged_block_of_a_store_is_listed(tmp_path: Path, run_data: Any)
     assert third.startswith(f"{root / 'task.npy'}, episodes 8-8: checksum ")
 
 
-def test_a_truncated_store_and_damage_before_its_end(tmp_path: Path, run_data: Any) -> None:
+def test_verify_of_truncated_store_lists_damage_before_its_end(tmp_path: Path, run_data: Any) -> None:
     root = write_store(tmp_path / "d", episodes())
     episode = StoreMeta.read(root / "meta.json").episode_bytes
     content = (root / "rows.npy").read_bytes()
@@ -62,7 +64,7 @@ def test_a_truncated_store_and_damage_before_its_end(tmp_path: Path, run_data: A
 
 
 @pytest.mark.parametrize("damage", ["header", "json", "checksums", "gone"])
-def test_other_damage_of_a_store(tmp_path: Path, run_data: Any, damage: str) -> None:
+def test_verify_of_store_finds_other_damage(tmp_path: Path, run_data: Any, damage: str) -> None:
     root = write_store(tmp_path / "d", episodes())
     if damage == "header":
         flip(root / "rows.npy", 20)
@@ -83,7 +85,7 @@ def test_other_damage_of_a_store(tmp_path: Path, run_data: Any, damage: str) -> 
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_values_that_were_written_wrong(tmp_path: Path, run_data: Any, dtype: str) -> None:
+def test_verify_of_store_finds_bad_values_with_good_checksums(tmp_path: Path, run_data: Any, dtype: str) -> None:
     data = episodes()
     data["reward"][5, 2] = torch.nan
     data["obs"][8, 0, 0] = torch.inf
@@ -93,7 +95,7 @@ def test_values_that_were_written_wrong(tmp_path: Path, run_data: Any, dtype: st
     assert "rows.npy: obs is inf in episode 8, row 0." in second
 
 
-def test_every_damaged_chunk_file_is_listed(tmp_path: Path, run_data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_lists_every_damaged_chunk_file(tmp_path: Path, run_data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "_EPISODES", 1)
     data = episodes()
     data["obs"][3, 2, 1] = torch.nan
@@ -113,7 +115,7 @@ def test_every_damaged_chunk_file_is_listed(tmp_path: Path, run_data: Any, monke
     assert run_data("verify", root)[1].splitlines()[-1].startswith("5 files, 8 episodes")
 
 
-def test_a_store_beside_chunk_files_and_teachers_targets_are_checked(tmp_path: Path, run_data: Any) -> None:
+def test_verify_checks_store_and_teacher_outputs_too(tmp_path: Path, run_data: Any) -> None:
     root = write_chunks(tmp_path / "d", episodes())
     store = import_episodes([root], root / "store", "three", SPECS, quiet=True)
     open_targets(store, "ab" * 32, "teacher.pt").values[4, 3] = 1.0

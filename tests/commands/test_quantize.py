@@ -70,7 +70,7 @@ def run_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str
     return err
 
 
-def test_files_and_report_beside_the_checkpoint(
+def test_quantize_writes_files_and_report_beside_the_checkpoint(
     model_file: Path, tiny_cfg: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = model_file.read_bytes()
@@ -128,7 +128,7 @@ def test_files_and_report_beside_the_checkpoint(
     assert "WARNING" not in out
 
 
-def test_chosen_recipes_and_a_file_to_compare(model_file: Path, tmp_path: Path) -> None:
+def test_quantize_with_recipes_and_comparison_measures_both(model_file: Path, tmp_path: Path) -> None:
     run(model_file, "--recipes", "int8-weight-only, bf16", "--out", str(tmp_path / "first"))
     first = tmp_path / "first"
     assert names(first) == sorted(["x_bf16.pt", "x_int8-weight-only.pt", *REPORT])
@@ -142,7 +142,7 @@ def test_chosen_recipes_and_a_file_to_compare(model_file: Path, tmp_path: Path) 
     assert other["regret"] == ours["regret"]
 
 
-def test_scores_settings_and_tasks(model_file: Path) -> None:
+def test_quantize_report_has_scores_settings_and_tasks(model_file: Path) -> None:
     settings = ["tasks=[cartpole-balance]", "mpc=false", "num_samples=16"]
     run(model_file, "--recipes", "int8", "--evaluate", "2", "--plans", "0", "--set", *settings)
     report = report_of(model_file.parent)
@@ -158,12 +158,12 @@ def test_scores_settings_and_tasks(model_file: Path) -> None:
     assert f"{int8['score']:.2f} [" in (model_file.parent / "x_quantization.md").read_text()
 
 
-def test_inputs_from_data(model_file: Path, data_dir: Path) -> None:
+def test_quantize_with_data_dir_takes_inputs_from_data(model_file: Path, data_dir: Path) -> None:
     run(model_file, "--recipes", "int8", "--data", str(data_dir), "--plans", "0")
     assert report_of(model_file.parent)["inputs"] == f"40 rows of 1 tasks from {data_dir}"
 
 
-def test_a_looser_limit_takes_more_matrices(model_file: Path, tmp_path: Path) -> None:
+def test_quantize_mixed_with_looser_limit_takes_more_matrices(model_file: Path, tmp_path: Path) -> None:
     for name, limit in (("tight", "-100"), ("loose", "20")):
         run(model_file, "--recipes", "mixed", "--limit", limit, "--plans", "0", "--out", str(tmp_path / name))
     tight, loose = (load_file(tmp_path / name / "x_mixed.pt").model for name in ("tight", "loose"))
@@ -171,7 +171,7 @@ def test_a_looser_limit_takes_more_matrices(model_file: Path, tmp_path: Path) ->
     assert precision_of(loose) == "int8"
 
 
-def test_known_suffix_is_stripped_and_the_input_is_never_written(
+def test_quantize_of_suffixed_name_never_writes_its_input(
     model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(model_file, "--plans", "0")
@@ -195,7 +195,9 @@ def test_known_suffix_is_stripped_and_the_input_is_never_written(
 
 
 @pytest.mark.parametrize("kept", ["x_mixed.pt", "x_quantization.md"])
-def test_existing_files_are_kept_unless_forced(model_file: Path, capsys: pytest.CaptureFixture[str], kept: str) -> None:
+def test_quantize_onto_existing_files_needs_force(
+    model_file: Path, capsys: pytest.CaptureFixture[str], kept: str
+) -> None:
     existing = model_file.with_name(kept)
     existing.write_bytes(b"precious")
     assert str(existing) in run_refused(["--checkpoint", str(model_file)], capsys)
@@ -208,7 +210,9 @@ def test_existing_files_are_kept_unless_forced(model_file: Path, capsys: pytest.
     assert {path.name: path.read_bytes() for path in model_file.parent.glob("*.pt")} == first
 
 
-def test_unusable_input_writes_nothing(model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quantize_of_unusable_input_writes_nothing(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     directory, given = model_file.parent, ["--checkpoint", str(model_file)]
     assert "does not exist. Did you mean 'x.pt'?" in run_refused(["--checkpoint", str(directory / "xx.pt")], capsys)
     cut = directory / "cut.pt"
@@ -254,7 +258,7 @@ def test_unusable_input_writes_nothing(model_file: Path, tmp_path: Path, capsys:
     assert cut.read_bytes() == model_file.read_bytes()[:-1000]
 
 
-def test_files_to_compare_are_not_replaced_and_have_names_of_their_own(
+def test_quantize_comparison_files_are_not_replaced(
     model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(model_file, "--recipes", "int8", "--plans", "0")
@@ -278,9 +282,7 @@ def test_files_to_compare_are_not_replaced_and_have_names_of_their_own(
     assert [row["name"] for row in report_of(out)["recipes"]] == ["fp32", "bf16", "x_int8"]
 
 
-def test_a_file_whose_name_is_not_what_it_holds_is_refused(
-    model_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_quantize_comparison_with_wrong_name_is_refused(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = model_file.rename(model_file.with_name("x_fp16.pt"))
     refusal = run_refused(["--checkpoint", str(wrong), "--recipes", "fp16,int8"], capsys)
     assert "is called fp16 but holds fp32 weights" in refusal
@@ -292,7 +294,7 @@ def test_a_file_whose_name_is_not_what_it_holds_is_refused(
     assert "is quantised" in refusal
 
 
-def test_single_task_file_without_configuration(tmp_path: Path) -> None:
+def test_quantize_of_single_task_file_without_config_works(tmp_path: Path) -> None:
     cfg = Config(task="cup-catch", model_size=None, enc_dim=8, mlp_dim=8, latent_dim=8, num_bins=11)
     save_file(tmp_path / "old.pt", {"model": WorldModel(cfg).state_dict()}, overwrite=False)
     budget = ["--set", "num_samples=16", "num_elites=4", "num_pi_trajs=4", "iterations=1"]
@@ -306,7 +308,7 @@ def test_single_task_file_without_configuration(tmp_path: Path) -> None:
     assert load_agent(tmp_path / "named" / "old_int8.pt", device="cpu").cfg.task == "cup-catch"
 
 
-def test_published_student_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantize_of_published_student_reports_small_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tdmpc2.precision.kernel_seconds", dict)
     for ability in ("has_fast_bf16", "has_fast_int8"):  # so that every file is computed in what it stores
         monkeypatch.setattr(f"tdmpc2.precision.{ability}", lambda device: True)

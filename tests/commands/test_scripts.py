@@ -28,7 +28,7 @@ from tests.helpers.commands import EVALUATE, RUN, SIZES, STUDENT, TASKS, Run, fi
 # The whole path, once for this file
 
 
-def test_what_the_commands_leave_behind(home: Path) -> None:
+def test_commands_leave_only_the_documented_files(home: Path) -> None:
     assert sorted(path.name for path in home.iterdir()) == ["data", "logs", "quantised", "student.pt"]
     assert sorted(files(home / "data")) == ["chunk_0.pt", "chunk_1.pt", "collect.json", "collect.lock"]
     assert sorted(files(home / "logs")) == [
@@ -49,7 +49,7 @@ def test_what_the_commands_leave_behind(home: Path) -> None:
     assert "distillation_loss" in header
 
 
-def test_evaluate(run: Run, cwd: Path) -> None:
+def test_evaluate_prints_and_writes_results(run: Run, cwd: Path) -> None:
     """A planned evaluation of the file's own tasks, with two words of the command line against the file's."""
     outcome = good(run(f"{EVALUATE} checkpoint=student.pt num_samples=12 eval_episodes=1 horizon=2", cwd))
     assert re.fullmatch(r"Normalized score: \d+\.\d\d", outcome.out.splitlines()[-1])
@@ -71,7 +71,7 @@ def test_evaluate(run: Run, cwd: Path) -> None:
     assert [line.split(",")[:2] for line in lines[1:]] == [["pendulum-spin", "100"], ["cartpole-balance", "100"]]
 
 
-def test_evaluating_again_overwrites_nothing(run: Run, cwd: Path) -> None:
+def test_evaluate_again_overwrites_nothing(run: Run, cwd: Path) -> None:
     before = files(cwd)
     command = f"{EVALUATE} checkpoint=student.pt task=pendulum-spin mpc=false"
     first, second = good(run(command, cwd)), good(run(command, cwd))
@@ -87,7 +87,7 @@ def test_evaluating_again_overwrites_nothing(run: Run, cwd: Path) -> None:
 
 
 @pytest.mark.slow
-def test_choice_of_tasks(run: Run, cwd: Path) -> None:
+def test_evaluate_of_chosen_tasks_plays_only_them(run: Run, cwd: Path) -> None:
     """Tasks the file was not trained on are its tasks all the same."""
     outcome = good(run(f"{EVALUATE} checkpoint=student.pt tasks=[cup-spin,pendulum-spin] mpc=false eval_seed=7", cwd))
     lines = (cwd / "logs/mt30/1/eval-student/results.csv").read_text().splitlines()
@@ -95,7 +95,7 @@ def test_choice_of_tasks(run: Run, cwd: Path) -> None:
     assert "walker" not in outcome.out
 
 
-def test_compare_and_precisions(run: Run, cwd: Path) -> None:
+def test_evaluate_compare_of_precisions_prints_difference(run: Run, cwd: Path) -> None:
     """The report names both files; quantised files say what they compute in."""
     settings = f"mpc=false eval_episodes=2 {TASKS} exp_name=comparison"
     outcome = good(run(f"{EVALUATE} checkpoint=student.pt compare=quantised/model_int8.pt {settings}", cwd))
@@ -116,20 +116,20 @@ def test_compare_and_precisions(run: Run, cwd: Path) -> None:
 
 
 @pytest.mark.slow
-def test_explicit_precision(run: Run, cwd: Path) -> None:
+def test_evaluate_with_explicit_precision_uses_it(run: Run, cwd: Path) -> None:
     outcome = good(run(f"{EVALUATE} checkpoint=student.pt task=pendulum-spin mpc=false precision=bf16", cwd))
     assert "bf16 on cpu" in outcome.out
     assert outcome.err == ""
 
 
 @pytest.mark.slow
-def test_short_evaluations_are_not_compiled(run: Run, cwd: Path) -> None:
+def test_evaluate_of_few_steps_is_not_compiled(run: Run, cwd: Path) -> None:
     command = EVALUATE.replace("compile=false", "compile=auto")
     outcome = good(run(f"{command} checkpoint=student.pt task=pendulum-spin", cwd))
     assert "ompil" not in outcome.out + outcome.err
 
 
-def test_collecting_with_a_checkpoint(run: Run, cwd: Path) -> None:
+def test_collect_with_checkpoint_plays_its_agent(run: Run, cwd: Path) -> None:
     before = files(cwd)
     settings = "checkpoint=student.pt task=pendulum-spin episodes_per_task=1 mpc=false num_threads=1 device=cpu"
     outcome = good(run(f"collect.py {settings} data_dir=data", cwd))
@@ -142,7 +142,7 @@ def test_collecting_with_a_checkpoint(run: Run, cwd: Path) -> None:
     assert (chunk["task"] == 29).all()
 
 
-def test_training_again(run: Run, cwd: Path) -> None:
+def test_train_again_stops_continues_or_is_refused(run: Run, cwd: Path) -> None:
     """The same command is done, more steps continue it, another configuration is refused."""
     command = f"train.py {STUDENT} teacher_config.checkpoint=logs/mt30/1/teacher/model.pt"
     before = files(cwd)
@@ -158,7 +158,7 @@ def test_training_again(run: Run, cwd: Path) -> None:
     assert load_file(cwd / "logs/mt30/1/default/model.pt").step == 14
 
 
-def test_multirun(run: Run, cwd: Path) -> None:
+def test_train_multirun_makes_one_directory_per_run(run: Run, cwd: Path) -> None:
     """What is swept names the runs; what all of them share does not."""
     shared = f"{STUDENT} teacher_config.checkpoint=logs/mt30/1/teacher/model.pt student_config.steps=2"
     good(run(f"train.py --multirun {shared} student_config.distillation_weight=0,0.45", cwd))
@@ -190,7 +190,7 @@ def test_multirun(run: Run, cwd: Path) -> None:
         "student_config.exp_name=null",
     ],
 )
-def test_directories_of_a_multirun_can_be_typed(monkeypatch: pytest.MonkeyPatch, swept: str) -> None:
+def test_sweep_name_is_typeable(monkeypatch: pytest.MonkeyPatch, swept: str) -> None:
     """As the value of an override, without quotes."""
     settings = OmegaConf.create({"mode": RunMode.MULTIRUN, "job": {"override_dirname": swept}})
     monkeypatch.setattr(HydraConfig, "get", lambda: settings)
@@ -199,7 +199,7 @@ def test_directories_of_a_multirun_can_be_typed(monkeypatch: pytest.MonkeyPatch,
     assert override.value() == path
 
 
-def test_tasks_of_ones_own(run: Run, tmp_path: Path) -> None:
+def test_scripts_with_own_environment_run(run: Run, tmp_path: Path) -> None:
     """A Gymnasium environment named by its module and id, from collecting to evaluating and filming."""
     task = "tests.helpers.toy_envs:Stands-v0"
     sizes = SIZES.replace("task_dim=8 ", "")
@@ -216,7 +216,7 @@ def test_tasks_of_ones_own(run: Run, tmp_path: Path) -> None:
 # Starting from nothing
 
 
-def test_nothing_prepared(tmp_path: Path) -> None:
+def test_scripts_without_files_say_what_is_missing(tmp_path: Path) -> None:
     outcome = start("train.py", tmp_path)
     assert outcome.code == 2
     assert outcome.out == ""
@@ -236,7 +236,7 @@ def test_nothing_prepared(tmp_path: Path) -> None:
         ("quantize.py --checkpoint none.pt", "none.pt does not exist"),
     ],
 )
-def test_every_script_starts_and_fails_in_one_line(command: str, message: str, tmp_path: Path) -> None:
+def test_script_in_fresh_process_fails_in_one_line(command: str, message: str, tmp_path: Path) -> None:
     refused(start(command, tmp_path), message)
     assert not list(tmp_path.iterdir())
 

@@ -48,11 +48,11 @@ def test_defaults_equal_the_reference() -> None:
     assert Config(**defaults()) == Config()
 
 
-def test_every_key_has_a_plain_default_so_that_yaml_can_hold_it() -> None:
+def test_config_defaults_are_plain_yaml_values() -> None:
     assert OmegaConf.to_container(OmegaConf.create(defaults())) == defaults()
 
 
-def test_run_keys_and_changeable_keys_are_key_names() -> None:
+def test_key_tables_name_existing_keys() -> None:
     assert set(key_names()) >= RUN_KEYS
     assert set(key_names()) >= CHANGEABLE
     assert not CHANGEABLE & {
@@ -68,7 +68,7 @@ def test_run_keys_and_changeable_keys_are_key_names() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((REPO / "student_config").glob("*.yaml")), ids=lambda path: path.stem)
-def test_yaml_files(path: Path) -> None:
+def test_yaml_file_parses_to_config(path: Path) -> None:
     content = OmegaConf.load(path)
     assert content.pop("defaults") == ["base", "_self_"]  # what is not in the file comes from Config
     cfg = parse_cfg(content, str(path))
@@ -76,7 +76,7 @@ def test_yaml_files(path: Path) -> None:
     assert "hydra" not in content
 
 
-def test_the_student_file_adds_nothing_to_the_defaults() -> None:
+def test_student_yaml_equals_defaults() -> None:
     content = OmegaConf.load(REPO / "student_config" / "config_mt30.yaml")
     del content["defaults"]
     assert parse_cfg(content) == Config()
@@ -85,7 +85,7 @@ def test_the_student_file_adds_nothing_to_the_defaults() -> None:
 # Keys
 
 
-def test_unknown_key_suggests_the_nearest() -> None:
+def test_parse_cfg_unknown_key_suggests_the_nearest() -> None:
     fail(r"^Unknown key 'stepz' in student_config\. Did you mean 'steps'\?$", stepz=1)
     fail(r"^Unknown key 'zzzzzz' in student_config\.$", zzzzzz=1)
     with pytest.raises(ValueError, match=r"'batchsize'.*'batch_size'"):
@@ -93,13 +93,13 @@ def test_unknown_key_suggests_the_nearest() -> None:
     check_keys(key_names(), "all of them")
 
 
-def test_derived_fields_are_not_key_names() -> None:
+def test_parse_cfg_derived_field_is_refused() -> None:
     assert "task_specs" not in key_names()
     with pytest.raises(ValueError, match="task_specs"):
         check_keys(["task_specs"], "here")
 
 
-def test_frozen_and_hashable() -> None:
+def test_config_is_frozen_and_hashable() -> None:
     cfg = Config()
     with pytest.raises(dataclasses.FrozenInstanceError):
         cfg.steps = 5  # type: ignore[misc]
@@ -126,14 +126,14 @@ def test_frozen_and_hashable() -> None:
         ("tasks", ["cup-spin"], ("cup-spin",)), ("tasks", None, None),
     ],
 )  # fmt: skip
-def test_conversion(name: str, given: Any, expected: Any) -> None:
+def test_parse_cfg_text_value_is_converted(name: str, given: Any, expected: Any) -> None:
     value = getattr(parse_cfg({name: given}), name)
     assert value == expected
     assert type(value) is type(expected)
 
 
 @pytest.mark.parametrize("name", ["checkpoint", "data_dir", "work_dir", "compare"])
-def test_a_tilde_is_the_home_directory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_path_with_tilde_is_expanded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     assert getattr(parse_cfg({name: "~/runs/x"}), name) == "/home/someone/runs/x"
 
@@ -147,27 +147,27 @@ def test_a_tilde_is_the_home_directory(name: str, monkeypatch: pytest.MonkeyPatc
         ("checkpoint", {"a": 1}), ("tasks", 5), ("tasks", {"walker-walk": 1}),
     ],
 )  # fmt: skip
-def test_wrong_type_names_key_and_value(name: str, given: Any) -> None:
+def test_config_value_of_wrong_type_names_key_and_value(name: str, given: Any) -> None:
     with pytest.raises(ValueError, match=f"^{name}="):
         parse_cfg({name: given})
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_every_number_is_finite(name: str) -> None:
+def test_config_number_not_finite_is_refused(name: str) -> None:
     for value in (float("nan"), float("inf"), float("-inf"), "inf", "0/0"):
         with pytest.raises(ValueError, match=f"^{name}=.*finite"):
             parse_cfg({name: value})
 
 
 @pytest.mark.parametrize("name", sorted(set(key_names()) - {"task"}))
-def test_every_key_has_a_type(name: str) -> None:
+def test_config_key_of_wrong_type_is_refused(name: str) -> None:
     for value in ({"a": 1}, object()):
         with pytest.raises(ValueError, match=f"^{name}=.*must be"):
             parse_cfg({name: value})
 
 
 @given(left=st.integers(-10_000, 10_000), right=st.integers(1, 10_000), operator=st.sampled_from("+-*/"))
-def test_one_operation_is_evaluated(left: int, right: int, operator: str) -> None:
+def test_parse_cfg_arithmetic_is_evaluated(left: int, right: int, operator: str) -> None:
     expected = {"+": left + right, "-": left - right, "*": left * right, "/": left / right}[operator]
     cfg = Config(vmin=f"{left} {operator} {right}", vmax=10**9)  # type: ignore[arg-type]
     assert cfg.vmin == pytest.approx(expected)
@@ -205,25 +205,25 @@ def test_one_operation_is_evaluated(left: int, right: int, operator: str) -> Non
         ({"task": "mt80", "horizon": 101}, "horizon=101 must be at most 100"),
     ],
 )
-def test_value_out_of_range(changes: dict[str, Any], message: str) -> None:
+def test_config_value_out_of_range_is_refused(changes: dict[str, Any], message: str) -> None:
     fail(message, **changes)
 
 
-def test_at_least_one_of_everything_that_is_counted() -> None:
+def test_config_count_of_zero_is_refused() -> None:
     for name in ("steps", "batch_size", "iterations", "horizon", "eval_episodes", "episodes_per_task", "log_freq",
                  "save_freq", "buffer_size", "num_elites", "num_pi_trajs", "num_enc_layers"):  # fmt: skip
         fail(f"{name}=0 must be at least 1", **{**WIDTHS, name: 0})
     assert Config(eval_freq=0).eval_freq == 0  # never
 
 
-def test_boundaries_are_allowed() -> None:
+def test_config_value_at_boundary_is_allowed() -> None:
     Config(num_samples=64, num_elites=64, num_pi_trajs=63, rho=0, tau=1, dropout=0, min_std=2, lr=0)
 
 
 # Tasks
 
 
-def test_task_sets() -> None:
+def test_config_of_task_set_has_its_facts() -> None:
     mt30, mt80 = Config(), parse_cfg({"task": "mt80"})
     assert mt30.multitask
     assert mt30.task_names == MT30
@@ -234,14 +234,14 @@ def test_task_sets() -> None:
     assert (mt80.obs_dim, mt80.action_dim, len(mt80.task_ids)) == (39, 6, 80)
 
 
-def test_a_single_task_has_no_embedding() -> None:
+def test_config_of_single_task_has_no_embedding() -> None:
     cfg = parse_cfg({"task": "walker-walk"})
     assert not cfg.multitask
     assert (cfg.task_names, cfg.task_ids, cfg.task_dim) == (("walker-walk",), (0,), 0)
     assert parse_cfg({"task": "walker-walk", **WIDTHS}).task_dim == 0
 
 
-def test_tasks_outside_the_table() -> None:
+def test_config_of_unlisted_task_takes_its_environments_facts() -> None:
     assert parse_cfg({"task": "Pendulum-v1"}).task_specs == (TaskSpec("Pendulum-v1", 3, 1, 200),)
     own = TaskSpec("mine", 7, 2, 50)
     cfg = parse_cfg({"task": "mine", "task_specs": (own,)})
@@ -258,18 +258,18 @@ def test_tasks_outside_the_table() -> None:
         ("", "Unknown task ''"),
     ],
 )
-def test_wrong_task(task: str, message: str) -> None:
+def test_config_of_unknown_task_is_refused(task: str, message: str) -> None:
     fail(message, task=task)
 
 
-def test_subsets_keep_ids_and_padding() -> None:
+def test_config_of_task_subset_keeps_ids_and_padding() -> None:
     cfg = parse_cfg({"tasks": ["pendulum-spin", "walker-walk"]})
     assert cfg.task_ids == (29, 1)  # in the order given
     assert (cfg.obs_dim, cfg.action_dim, len(cfg.task_specs)) == (24, 6, 30)
     assert cfg.replace(tasks=None).task_ids == tuple(range(30))
 
 
-def test_wrong_subsets() -> None:
+def test_config_of_wrong_subset_is_refused() -> None:
     fail("'walker-wlak' is not in task set 'mt30'.*'walker-walk'", tasks=["walker-wlak"])
     fail("'dog-run' is not in task set 'mt30'", tasks=["dog-run"])
     fail(r"tasks=\[\] must name at least one", tasks=[])
@@ -277,7 +277,7 @@ def test_wrong_subsets() -> None:
     fail("'cup-spin' is not in task set 'walker-walk'", task="walker-walk", tasks=["cup-spin"])
 
 
-def test_changing_the_task_changes_its_facts() -> None:
+def test_config_replace_of_task_changes_its_facts() -> None:
     cfg = Config().replace(task="cartpole-swingup")
     assert (cfg.task_specs, cfg.task_dim) == ((lookup("cartpole-swingup"),), 0)
 
@@ -294,7 +294,7 @@ def test_changing_the_task_changes_its_facts() -> None:
         (1, "cup-spin", 128, 2, 0),
     ],
 )  # fmt: skip
-def test_model_sizes(size: int, task: str, latent_dim: int, num_q: int, task_dim: int) -> None:
+def test_config_model_size_decides_widths(size: int, task: str, latent_dim: int, num_q: int, task_dim: int) -> None:
     cfg = parse_cfg(
         {
             "task": task,
@@ -305,23 +305,23 @@ def test_model_sizes(size: int, task: str, latent_dim: int, num_q: int, task_dim
     assert (cfg.enc_dim, cfg.mlp_dim) == (MODEL_SIZES[size]["enc_dim"], MODEL_SIZES[size]["mlp_dim"])
 
 
-def test_widths_count_without_a_size() -> None:
+def test_config_without_model_size_takes_widths() -> None:
     cfg = parse_cfg(WIDTHS)
     assert {name: getattr(cfg, name) for name in WIDTHS} == WIDTHS
 
 
 @pytest.mark.parametrize(("length", "expected"), [(5, 0.95), (100, 0.95), (200, 0.975), (500, 0.99), (5000, 0.995)])
-def test_discount_follows_the_episode_length(length: int, expected: float) -> None:
+def test_discount_of_task_follows_episode_length(length: int, expected: float) -> None:
     cfg = Config(task="mine", task_specs=(TaskSpec("mine", 1, 1, length),))
     assert cfg.discounts == (pytest.approx(expected),)
 
 
-def test_one_discount_per_task() -> None:
+def test_config_has_one_discount_per_task() -> None:
     assert parse_cfg({"task": "mt80"}).discounts == (pytest.approx(0.99),) * 30 + (pytest.approx(0.95),) * 50
     assert Config(discount_max=0.98).discounts == (0.98,) * 30
 
 
-def test_iterations_and_bins() -> None:
+def test_config_derives_iterations_and_bins() -> None:
     assert Config().plan_iterations == 6
     assert parse_cfg({"task": "dog-run", "iterations": 4}).plan_iterations == 6
     cfg = parse_cfg({"task": "dog-run"}).replace(seed=2).replace(seed=3)
@@ -329,7 +329,7 @@ def test_iterations_and_bins() -> None:
     assert Config().bin_size == pytest.approx(0.2)
 
 
-def test_run_directory() -> None:
+def test_run_directory_follows_task_seed_and_name() -> None:
     assert Config().run_dir == Path("logs/mt30/1/default")
     assert Config(seed=3, exp_name="3-5-ablation").run_dir == Path("logs/mt30/3/3-5-ablation")
     assert Config(work_dir="elsewhere", exp_name="x").run_dir == Path("elsewhere")
@@ -342,7 +342,7 @@ def test_run_directory() -> None:
     "changes",
     [{}, {"task": "mt80", "tasks": ("mw-reach", "cup-spin")}, {"task": "Pendulum-v1"}, WIDTHS, {"model_size": 19}],
 )
-def test_to_dict_round_trip(changes: dict[str, Any]) -> None:
+def test_to_dict_round_trip_is_equal(changes: dict[str, Any]) -> None:
     cfg = parse_cfg({"lr": "1e-4", "compile": True, **changes})
     plain = cfg.to_dict()
     assert json.loads(json.dumps(plain)) == plain
@@ -352,17 +352,17 @@ def test_to_dict_round_trip(changes: dict[str, Any]) -> None:
     assert parse_cfg(OmegaConf.create({k: v for k, v in plain.items() if k != "task_specs"})) == cfg
 
 
-def test_interpolations_are_resolved() -> None:
+def test_parse_cfg_interpolation_is_resolved() -> None:
     assert parse_cfg(OmegaConf.create({"steps": 7, "save_freq": "${steps}"})).save_freq == 7
 
 
-def test_what_is_given_is_not_changed() -> None:
+def test_parse_cfg_leaves_its_argument_unchanged() -> None:
     given = {"steps": "1e3", "task": "Pendulum-v1"}
     parse_cfg(given)
     assert given == {"steps": "1e3", "task": "Pendulum-v1"}
 
 
-def test_errors_are_one_line() -> None:
+def test_config_error_is_one_line() -> None:
     for changes in ({"stepz": 1}, {"task": "Nope-v0"}, {"tasks": ["x"]}, {"lr": "x"}, {"num_samples": 1}):
         with pytest.raises(ValueError, match=re.compile(r"\A.+\Z")):
             parse_cfg(changes)

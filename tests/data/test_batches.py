@@ -23,7 +23,7 @@ def draw(step: int) -> Batch:
 
 @settings(max_examples=20, deadline=None)
 @given(start=st.integers(0, 50), count=st.integers(0, 12), ahead=st.integers(0, 5))
-def test_batches_come_in_order_however_many_are_drawn_ahead(start: int, count: int, ahead: int) -> None:
+def test_batches_drawn_ahead_come_in_order(start: int, count: int, ahead: int) -> None:
     steps = range(start, start + count)
     batches = list(Batches(draw, steps, CPU, ahead))
     assert len(batches) == count
@@ -31,7 +31,7 @@ def test_batches_come_in_order_however_many_are_drawn_ahead(start: int, count: i
         assert all(torch.equal(a, b) for a, b in zip(draw(step)[:4], batch[:4], strict=True))
 
 
-def test_threads_draw_at_the_same_time_and_no_further_than_asked() -> None:
+def test_batches_threads_draw_no_further_than_asked() -> None:
     meeting = threading.Barrier(3, timeout=30)
     begun: list[int] = []
 
@@ -48,7 +48,7 @@ def test_threads_draw_at_the_same_time_and_no_further_than_asked() -> None:
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
-def test_an_error_is_raised_at_its_step(ahead: int) -> None:
+def test_batches_error_is_raised_at_its_step(ahead: int) -> None:
     def fails(step: int) -> Batch:
         if step == 2:
             raise ValueError("rows.npy is gone")
@@ -61,14 +61,14 @@ def test_an_error_is_raised_at_its_step(ahead: int) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
 
 
-def test_threads_end_when_the_loop_is_left_early() -> None:
+def test_batches_left_early_end_their_threads() -> None:
     for _ in Batches(draw, range(100), CPU, ahead=2):
         break
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
 
 
 @pytest.mark.parametrize("ahead", [0, 1])
-def test_waiting_is_counted_as_a_share(ahead: int) -> None:
+def test_batches_waiting_is_counted_as_share(ahead: int) -> None:
     """The first batch comes when it is let go of after a known time; what follows is measured anew."""
     release = threading.Event()
 

@@ -28,7 +28,7 @@ from tests.helpers.disks import largest_file
 
 
 @pytest.mark.parametrize("per_episode_task", [False, True])
-def test_round_trip(tmp_path: Path, per_episode_task: bool) -> None:
+def test_chunk_round_trip_is_equal(tmp_path: Path, per_episode_task: bool) -> None:
     data = fields([2, 0])
     task = data["task"][:, 0].long() if per_episode_task else data["task"]
     path = tmp_path / "new" / "chunk_7.pt"
@@ -38,7 +38,7 @@ def test_round_trip(tmp_path: Path, per_episode_task: bool) -> None:
     assert os.listdir(path.parent) == ["chunk_7.pt"]
 
 
-def test_file_is_a_tensordict_of_the_published_layout(tmp_path: Path) -> None:
+def test_write_chunk_has_the_published_layout(tmp_path: Path) -> None:
     write_chunk(tmp_path / "chunk_0.pt", **fields([0] * 3, length=500, obs_dim=24, action_dim=6))
     opened = torch.load(tmp_path / "chunk_0.pt", weights_only=False)
     assert type(opened) is TensorDict
@@ -54,21 +54,21 @@ def test_file_is_a_tensordict_of_the_published_layout(tmp_path: Path) -> None:
     assert row["reward"].isnan()
 
 
-def test_equal_data_gives_equal_bytes_and_views_stay_small(tmp_path: Path) -> None:
+def test_write_chunk_of_equal_data_gives_equal_bytes(tmp_path: Path) -> None:
     large = fields([0] * 50)
     write_chunk(tmp_path / "chunk_0.pt", **{name: tensor[10:12] for name, tensor in large.items()})
     write_chunk(tmp_path / "chunk_1.pt", **{name: tensor[10:12].clone() for name, tensor in large.items()})
     assert (tmp_path / "chunk_0.pt").read_bytes() == (tmp_path / "chunk_1.pt").read_bytes()
 
 
-def test_reading_does_not_change_the_file(tmp_path: Path) -> None:
+def test_read_chunk_leaves_the_file_unchanged(tmp_path: Path) -> None:
     write_chunk(tmp_path / "chunk_0.pt", **fields([0]))
     read_chunk(tmp_path / "chunk_0.pt")["obs"].zero_()
     assert read_chunk(tmp_path / "chunk_0.pt")["obs"][0, 1, 1] == 1
 
 
 @pytest.mark.parametrize("locked", [False, True])
-def test_files_of_the_installed_tensordict_are_read(tmp_path: Path, locked: bool) -> None:
+def test_read_chunk_of_installed_tensordict_is_equal(tmp_path: Path, locked: bool) -> None:
     td = TensorDict(fields([0, 1]), batch_size=[2, L + 1])
     torch.save(td.lock_() if locked else td, tmp_path / "chunk_0.pt")
     assert torch.equal(read_chunk(tmp_path / "chunk_0.pt")["obs"], td["obs"])
@@ -95,7 +95,7 @@ class _OldDict(dict):
 
 
 @pytest.mark.parametrize("locked", [False, True])
-def test_files_of_old_tensordicts_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: bool) -> None:
+def test_read_chunk_of_old_tensordict_is_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: bool) -> None:
     data = fields([2, 1])
     with monkeypatch.context() as patch:
         patch.setattr("tensordict.tensordict.TensorDict", _OldTensorDict)
@@ -112,7 +112,7 @@ def test_files_of_old_tensordicts_are_read(tmp_path: Path, monkeypatch: pytest.M
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 
-def test_duplicate_download_is_not_taken_for_data(tmp_path: Path) -> None:
+def test_chunk_paths_with_duplicate_download_is_refused(tmp_path: Path) -> None:
     write_chunk(tmp_path / "chunk_0.pt", **fields([0]))
     (tmp_path / "chunk_0 (1).pt").write_bytes((tmp_path / "chunk_0.pt").read_bytes())
     with pytest.raises(ValueError, match=r"chunk_0 \(1\)\.pt is not named chunk_<number>\.pt"):
@@ -120,14 +120,14 @@ def test_duplicate_download_is_not_taken_for_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", [0, 0.5, 0.99])
-def test_truncated_file(tmp_path: Path, part: float) -> None:
+def test_read_chunk_of_truncated_file_is_refused(tmp_path: Path, part: float) -> None:
     path = save_raw(tmp_path / "chunk_0.pt", fields([0, 1]))
     os.truncate(path, int(part * path.stat().st_size))
     with pytest.raises(ValueError, match=r"chunk_0\.pt \([\d,]+ bytes\) cannot be read .* truncated"):
         EpisodeDataset.load(tmp_path, SPECS, ALL)
 
 
-def test_git_lfs_pointer_and_missing_file(tmp_path: Path) -> None:
+def test_read_chunk_of_lfs_pointer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "chunk_0.pt").write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:0e5f\nsize 12825600000\n"
     )
@@ -144,7 +144,7 @@ class _Malicious:
         return os.mkdir, (str(self.mark),)
 
 
-def test_code_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_read_chunk_of_malicious_pickle_runs_nothing(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     torch.save({"obs": torch.zeros(1), "x": _Malicious(mark)}, tmp_path / "chunk_0.pt")
     with pytest.raises(ValueError, match=r"chunk_0\.pt is refused: loading it would run posix\.mkdir") as error:
@@ -158,7 +158,9 @@ def test_code_is_refused_and_not_run(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_damaged_pickle_is_a_clear_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_read_chunk_of_damaged_pickle_is_a_clear_error(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     path = save_raw(tmp_path_factory.getbasetemp() / "chunk_0.pt", fields([0]))
     raw = bytearray(path.read_bytes())
     start = raw.index(b"data.pkl") + 8
@@ -172,14 +174,14 @@ def test_damaged_pickle_is_a_clear_error(tmp_path_factory: pytest.TempPathFactor
             raise
 
 
-def test_not_a_tensordict(tmp_path: Path) -> None:
+def test_read_chunk_of_other_object_is_refused(tmp_path: Path) -> None:
     torch.save(fields([0]), tmp_path / "chunk_0.pt")
     with pytest.raises(ValueError, match=r"chunk_0\.pt holds a dict, not a TensorDict of obs, action, reward, task"):
         read_chunk(tmp_path / "chunk_0.pt")
 
 
 @pytest.mark.parametrize("case", BAD_FIELDS | BAD_VALUES)
-def test_bad_data_is_refused_on_reading_and_on_writing(tmp_path: Path, case: str) -> None:
+def test_chunk_with_bad_data_is_refused(tmp_path: Path, case: str) -> None:
     change, message = (BAD_FIELDS | BAD_VALUES)[case]
     data = fields([0, 1, 2])
     change(data)
@@ -195,7 +197,7 @@ def test_bad_data_is_refused_on_reading_and_on_writing(tmp_path: Path, case: str
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
-def test_existing_file_is_not_overwritten(tmp_path: Path) -> None:
+def test_write_chunk_onto_existing_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "chunk_0.pt"
     write_chunk(path, **fields([0]))
     before = path.read_bytes()
@@ -204,20 +206,20 @@ def test_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_file_name_must_be_one_that_is_found_again(tmp_path: Path) -> None:
+def test_write_chunk_under_other_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"part_0\.pt is not named chunk_<number>\.pt"):
         write_chunk(tmp_path / "part_0.pt", **fields([0]))
 
 
 @pytest.mark.parametrize("name", ["action", "reward"])
-def test_filler_must_be_nan(tmp_path: Path, name: str) -> None:
+def test_write_chunk_with_finite_filler_is_refused(tmp_path: Path, name: str) -> None:
     data = fields([0, 1])
     data[name][1, 0] = 0
     with pytest.raises(ValueError, match=f"row 0 of {name} must be NaN"):
         write_chunk(tmp_path / "chunk_0.pt", **data)
 
 
-def test_refusal_by_the_disk_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
+def test_write_chunk_on_full_disk_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Could not write .*chunk_0\.pt: .*File too large"), largest_file(8192):
         write_chunk(tmp_path / "chunk_0.pt", **fields([0] * 100))
     assert os.listdir(tmp_path) == []
@@ -246,7 +248,7 @@ def _write_and_die(path: Path, moment: str) -> None:
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 @pytest.mark.parametrize("moment", ["save", "fsync", "replace"])
-def test_kill_while_writing_leaves_no_chunk(tmp_path: Path, moment: str) -> None:
+def test_write_chunk_killed_leaves_no_chunk(tmp_path: Path, moment: str) -> None:
     write_chunk(tmp_path / "chunk_0.pt", **fields([2]))
     path = tmp_path / "chunk_1.pt"
     process = multiprocessing.get_context("fork").Process(target=_write_and_die, args=(path, moment))

@@ -17,7 +17,7 @@ from tdmpc2.tasks import TaskSpec
 from tests.helpers.data import ALL, BAD_LAYOUTS, SPECS, L, fields, save_raw
 
 
-def test_chunks_are_joined_in_numerical_order(tmp_path: Path) -> None:
+def test_dataset_load_joins_chunks_in_numerical_order(tmp_path: Path) -> None:
     for number, first in ((0, 0), (2, 2), (10, 4)):
         write_chunk(tmp_path / f"chunk_{number}.pt", **fields([0, 1], first))
     assert [path.name for path in chunk_paths(tmp_path)] == ["chunk_0.pt", "chunk_2.pt", "chunk_10.pt"]
@@ -33,7 +33,9 @@ def test_chunks_are_joined_in_numerical_order(tmp_path: Path) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_only_wanted_tasks_are_loaded(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_dataset_load_of_chosen_tasks_keeps_only_them(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     tmp_path = tmp_path_factory.mktemp("subset")
     files = data.draw(st.lists(st.lists(st.sampled_from(ALL), min_size=1, max_size=5), min_size=1, max_size=3))
     ids = [task for tasks in files for task in tasks]
@@ -51,14 +53,14 @@ def test_only_wanted_tasks_are_loaded(tmp_path_factory: pytest.TempPathFactory, 
     assert {task: values.tolist() for task, values in dataset.episode_returns().items()} == returns
 
 
-def test_a_damaged_episode_of_an_unwanted_task_does_not_matter(tmp_path: Path) -> None:
+def test_dataset_load_ignores_damage_in_unwanted_tasks(tmp_path: Path) -> None:
     data = fields([0, 1])
     data["obs"][0, 2, 0] = torch.nan
     save_raw(tmp_path / "chunk_0.pt", data)
     assert len(EpisodeDataset.load(tmp_path, SPECS, (1,))) == 1
 
 
-def test_garbage_in_row_zero_is_never_seen(tmp_path: Path) -> None:
+def test_dataset_load_hides_values_of_row_zero(tmp_path: Path) -> None:
     data = fields([0, 1])
     data["action"][:, 0], data["reward"][:, 0] = 1e30, torch.inf
     save_raw(tmp_path / "chunk_0.pt", data)
@@ -69,21 +71,21 @@ def test_garbage_in_row_zero_is_never_seen(tmp_path: Path) -> None:
     assert batch.reward.max() < 1e3
 
 
-def test_large_finite_values_are_accepted(tmp_path: Path) -> None:
+def test_dataset_load_of_large_finite_values_works(tmp_path: Path) -> None:
     data = fields([0])
     data["obs"][...] = 3e38  # their sum overflows
     write_chunk(tmp_path / "chunk_0.pt", **data)
     assert EpisodeDataset.load(tmp_path, SPECS, (0,)).obs.max() > 2.9e38
 
 
-def test_layout_of_task_sets() -> None:
+def test_layout_of_task_set_has_its_sizes() -> None:
     assert Layout.of(Config(task="mt30").task_specs) == (501, 24, 6, 30)
     assert Layout.of(Config(task="mt80").task_specs) == (101, 39, 6, 80)
     assert Layout.of(Config(task="walker-walk").task_specs) == (501, 24, 6, 1)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux memory accounting")
-def test_loading_needs_no_second_copy(tmp_path: Path) -> None:
+def test_dataset_load_needs_no_second_copy(tmp_path: Path) -> None:
     def anonymous() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
@@ -107,7 +109,7 @@ def test_loading_needs_no_second_copy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_missing_data_says_what_is_expected(tmp_path: Path, there: bool) -> None:
+def test_dataset_load_of_missing_data_says_what_is_expected(tmp_path: Path, there: bool) -> None:
     root = tmp_path if there else tmp_path / "no"
     with pytest.raises(ValueError, match="has no chunk files" if there else "is not a directory") as error:
         EpisodeDataset.load(root, SPECS, ALL)
@@ -115,7 +117,7 @@ def test_missing_data_says_what_is_expected(tmp_path: Path, there: bool) -> None
         assert part in str(error.value)
 
 
-def test_bad_value_is_named_by_its_episode_in_the_file(tmp_path: Path) -> None:
+def test_dataset_load_of_bad_value_names_file_and_episode(tmp_path: Path) -> None:
     """Also with a subset of the tasks and beyond the first block of episodes."""
     tasks = [0, 1] * 400
     data = fields(tasks)
@@ -126,7 +128,7 @@ def test_bad_value_is_named_by_its_episode_in_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", BAD_LAYOUTS)
-def test_data_of_another_task_set(tmp_path: Path, case: str) -> None:
+def test_dataset_load_of_other_task_set_is_refused(tmp_path: Path, case: str) -> None:
     data, message = BAD_LAYOUTS[case]
     write_chunk(tmp_path / "chunk_0.pt", **fields([0, 1, 2]))
     write_chunk(tmp_path / "chunk_1.pt", **data)  # so the two files differ from each other
@@ -134,7 +136,7 @@ def test_data_of_another_task_set(tmp_path: Path, case: str) -> None:
         EpisodeDataset.load(tmp_path, SPECS, ALL)
 
 
-def test_task_without_data_is_named(tmp_path: Path) -> None:
+def test_dataset_load_of_task_without_data_names_it(tmp_path: Path) -> None:
     write_chunk(tmp_path / "chunk_0.pt", **fields([1, 1]))
     with pytest.raises(ValueError, match="has no episodes of three-two,two-two: collect some"):
         EpisodeDataset.load(tmp_path, SPECS, ALL)

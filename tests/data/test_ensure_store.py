@@ -19,7 +19,7 @@ from tests.helpers.data import SPECS, fields
 from tests.helpers.stores import TASKS, Interrupt, content, interrupted, make_chunks
 
 
-def test_the_store_of_a_directory(tmp_path: Path, reads: list[int]) -> None:
+def test_ensure_store_of_chunk_files_imports_once(tmp_path: Path, reads: list[int]) -> None:
     assert find_store(tmp_path) is None
     with pytest.raises(ValueError, match="has no chunk files"):
         ensure_store(tmp_path, "three", SPECS)
@@ -40,12 +40,12 @@ def test_the_store_of_a_directory(tmp_path: Path, reads: list[int]) -> None:
     assert len(import_episodes([tmp_path], tmp_path / "copy", "three", SPECS).task) == len(TASKS)
 
 
-def test_a_part_of_the_tasks_is_enough(tmp_path: Path) -> None:
+def test_ensure_store_of_some_tasks_is_enough(tmp_path: Path) -> None:
     make_chunks(tmp_path, [[1, 1]])
     assert ensure_store(tmp_path, "three", SPECS).task.tolist() == [1, 1]
 
 
-def test_a_store_of_fewer_files_is_replaced(tmp_path: Path) -> None:
+def test_ensure_store_of_fewer_files_is_replaced(tmp_path: Path) -> None:
     make_chunks(tmp_path)
     ensure_store(tmp_path, "three", SPECS)
     (tmp_path / "store/targets").mkdir()
@@ -58,7 +58,7 @@ def test_a_store_of_fewer_files_is_replaced(tmp_path: Path) -> None:
     assert sorted(os.listdir(store.path)) == ["meta.json", "rows.npy", "task.npy"]
 
 
-def test_a_store_of_files_of_equal_size_is_replaced(tmp_path: Path) -> None:
+def test_ensure_store_of_changed_files_of_equal_size_is_replaced(tmp_path: Path) -> None:
     make_chunks(tmp_path)
     before = chunk_fingerprints(tmp_path)
     ensure_store(tmp_path, "three", SPECS)
@@ -74,13 +74,13 @@ def test_a_store_of_files_of_equal_size_is_replaced(tmp_path: Path) -> None:
     assert chunk_fingerprints(tmp_path) == before  # of equal data
 
 
-def test_fingerprint_of_a_file_that_is_no_archive(tmp_path: Path) -> None:
+def test_chunk_fingerprint_of_other_file_is_refused(tmp_path: Path) -> None:
     (make_chunks(tmp_path) / "chunk_1.pt").write_text("version https://git-lfs")
     with pytest.raises(ValueError, match=r"chunk_1\.pt \(23 bytes\) cannot be read as a chunk file: .*BadZipFile"):
         chunk_fingerprints(tmp_path)
 
 
-def test_a_store_with_episodes_that_are_nowhere_else_is_not_replaced(tmp_path: Path) -> None:
+def test_ensure_store_with_unique_episodes_is_kept(tmp_path: Path) -> None:
     make_chunks(tmp_path / "data")
     before = content(ensure_store(tmp_path / "data", "three", SPECS).path)
     (tmp_path / "data/chunk_1.pt").unlink()
@@ -96,13 +96,13 @@ def test_a_store_with_episodes_that_are_nowhere_else_is_not_replaced(tmp_path: P
     assert len(EpisodeStore.open(tmp_path / "more/store").task) == 3 + len(TASKS)
 
 
-def test_an_empty_directory_in_the_way(tmp_path: Path) -> None:
+def test_ensure_store_over_empty_directory_works(tmp_path: Path) -> None:
     make_chunks(tmp_path)
     (tmp_path / "store").mkdir()
     assert len(ensure_store(tmp_path, "three", SPECS).task) == len(TASKS)
 
 
-def test_something_else_in_the_way(tmp_path: Path) -> None:
+def test_ensure_store_over_other_files_is_refused(tmp_path: Path) -> None:
     make_chunks(tmp_path, [TASKS[:3]])
     (tmp_path / "store").mkdir()
     (tmp_path / "store/thesis.txt").write_text("a")
@@ -118,7 +118,7 @@ def test_something_else_in_the_way(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == [".store.lock", "chunk_0.pt", "chunk_1.pt", "store"]
 
 
-def test_a_directory_that_cannot_be_written_to(tmp_path: Path) -> None:
+def test_ensure_store_in_readonly_directory_is_refused(tmp_path: Path) -> None:
     make_chunks(tmp_path)
     (tmp_path / "store").symlink_to("/dev/null/x/store")
     message = rf"Could not write .*tdmpc2\.data convert {tmp_path} ELSEWHERE`.* data_device=cpu"
@@ -126,9 +126,7 @@ def test_a_directory_that_cannot_be_written_to(tmp_path: Path) -> None:
         ensure_store(tmp_path, "three", SPECS)
 
 
-def test_teachers_targets_that_will_be_deleted_are_announced(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ensure_store_announces_deleted_teacher_outputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_chunks(tmp_path)
     targets = ensure_store(tmp_path, "three", SPECS, quiet=True).path / "targets/of_a_teacher"
     targets.mkdir(parents=True)
@@ -140,7 +138,7 @@ def test_teachers_targets_that_will_be_deleted_are_announced(
     assert second.startswith("Importing 8 episodes")
 
 
-def test_what_a_kill_left_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ensure_store_deletes_leftovers_of_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_chunks(tmp_path)
     ensure_store(tmp_path, "three", SPECS, quiet=True)
     write_chunk(tmp_path / "chunk_2.pt", **fields([1], first=7))
@@ -158,7 +156,7 @@ def test_what_a_kill_left_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert content(tmp_path / "store") == {name: values for name, values in whole.items() if name != "journal"}
 
 
-def test_a_store_of_other_tasks(tmp_path: Path) -> None:
+def test_find_store_of_other_tasks_is_refused(tmp_path: Path) -> None:
     make_chunks(tmp_path)
     ensure_store(tmp_path, "three", SPECS)
     with pytest.raises(ValueError, match=r"store holds other tasks than task=two; the first difference is id 2"):
@@ -180,7 +178,7 @@ def _stop_at_call(monkeypatch: pytest.MonkeyPatch, function: str, number: int) -
 
 @pytest.mark.parametrize("replaces", [False, True])
 @pytest.mark.parametrize("function", ["os.rename", "os.fsync", "os.replace", "shutil.rmtree", "pathlib.Path.unlink"])
-def test_stopped_anywhere_in_the_end_it_is_finished_by_the_next_call(
+def test_ensure_store_stopped_is_finished_by_next_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, replaces: bool
 ) -> None:
     """Stopped before each call of each function that changes files: the next call makes the same store."""
@@ -206,7 +204,7 @@ def test_stopped_anywhere_in_the_end_it_is_finished_by_the_next_call(
     assert number >= {"shutil.rmtree": int(replaces)}.get(function, 1)
 
 
-def test_an_import_that_stopped_before_its_journal_was_deleted(
+def test_ensure_store_with_stale_journal_reads_nothing_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[int]
 ) -> None:
     chunks, _ = interrupted(tmp_path, monkeypatch)
@@ -226,9 +224,7 @@ def test_an_import_that_stopped_before_its_journal_was_deleted(
     assert sorted(content(store.path)) == ["meta.json", "rows.npy", "task.npy"]
 
 
-def test_a_finished_store_of_other_files_is_not_taken_for_the_one_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_import_ignores_finished_store_of_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal names, sizes and tasks, and a journal that a kill left."""
     make_chunks(tmp_path / "big")
     make_chunks(tmp_path / "big2", first=50)

@@ -19,7 +19,7 @@ from tests.helpers.data import SPECS, fields
 from tests.helpers.stores import TASKS, content, make_chunks
 
 
-def test_chunks_to_store_to_chunks_to_store(tmp_path: Path) -> None:
+def test_export_round_trip_is_exact(tmp_path: Path) -> None:
     make_chunks(tmp_path / "chunks")
     first = import_episodes([tmp_path / "chunks"], tmp_path / "first", "three", SPECS)
     paths = export_chunks(first, tmp_path / "back", episodes_per_file=4)
@@ -34,7 +34,7 @@ def test_chunks_to_store_to_chunks_to_store(tmp_path: Path) -> None:
     assert again.meta.source == {}
 
 
-def test_exported_files_are_those_that_were_imported(tmp_path: Path) -> None:
+def test_export_files_equal_imported_files(tmp_path: Path) -> None:
     make_chunks(tmp_path / "chunks", [TASKS])
     store = import_episodes([tmp_path / "chunks"], tmp_path / "store", "three", SPECS)
     export_chunks(store, tmp_path / "back")
@@ -43,8 +43,8 @@ def test_exported_files_are_those_that_were_imported(tmp_path: Path) -> None:
     assert exported == content(tmp_path / "chunks")
 
 
-def test_an_export_is_a_directory_of_collected_files(tmp_path: Path) -> None:
-    """It names its tasks, and collect.py takes it."""
+def test_export_writes_a_record(tmp_path: Path) -> None:
+    """An export names its tasks, and collect.py takes it."""
     data = fields([0, 1, 1], length=500, obs_dim=24, action_dim=6)
     write_chunk(tmp_path / "chunks/chunk_0.pt", **data)
     cfg = Config(task="mt30")
@@ -58,7 +58,7 @@ def test_an_export_is_a_directory_of_collected_files(tmp_path: Path) -> None:
         Record.read(tmp_path / "back", other.task, other.task_specs)
 
 
-def test_an_export_into_a_directory_of_other_tasks(tmp_path: Path) -> None:
+def test_export_into_directory_of_other_tasks_is_refused(tmp_path: Path) -> None:
     store = import_episodes([make_chunks(tmp_path / "chunks")], tmp_path / "store", "three", SPECS)
     two = import_episodes([make_chunks(tmp_path / "c", [[0, 1]])], tmp_path / "two", "two", SPECS[:2])
     export_chunks(two, tmp_path / "back")
@@ -67,7 +67,7 @@ def test_an_export_into_a_directory_of_other_tasks(tmp_path: Path) -> None:
         export_chunks(store, tmp_path / "back")
 
 
-def test_what_a_killed_export_left_is_deleted(tmp_path: Path) -> None:
+def test_export_deletes_leftovers_of_a_kill(tmp_path: Path) -> None:
     store = import_episodes([make_chunks(tmp_path / "chunks")], tmp_path / "store", "three", SPECS)
     (tmp_path / "back").mkdir()
     for name in (".chunk_0.pt.0123abcd.tmp", ".chunk_9.pt.0123abcd.tmp"):
@@ -76,7 +76,7 @@ def test_what_a_killed_export_left_is_deleted(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path / "back")) == [".chunk_9.pt.0123abcd.tmp", "chunk_0.pt", "collect.json"]
 
 
-def test_an_export_to_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_to_small_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = import_episodes([make_chunks(tmp_path / "chunks")], tmp_path / "store", "three", SPECS)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
@@ -85,7 +85,7 @@ def test_an_export_to_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "back").exists()
 
 
-def test_export_continues_and_overwrites_nothing(tmp_path: Path) -> None:
+def test_export_again_continues_and_overwrites_nothing(tmp_path: Path) -> None:
     store = import_episodes([make_chunks(tmp_path / "chunks")], tmp_path / "store", "three", SPECS)
     back = tmp_path / "back"
     export_chunks(store, back, episodes_per_file=2)

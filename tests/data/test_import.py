@@ -33,7 +33,7 @@ from tests.helpers.stores import TASKS, content, make_chunks, obvious_rows
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), block=st.integers(1, 9), dtype=st.sampled_from(["float32", "float16"]))
-def test_any_split_and_selection_gives_the_obvious_bytes(
+def test_import_of_any_split_gives_the_obvious_bytes(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, block: int, dtype: str
 ) -> None:
     root = tmp_path_factory.mktemp("any")
@@ -63,7 +63,7 @@ def test_any_split_and_selection_gives_the_obvious_bytes(
     assert sorted(os.listdir(root)) == [".out.lock", "chunks", "out"]
 
 
-def test_equal_episodes_give_equal_bytes_whatever_the_filler_was(tmp_path: Path) -> None:
+def test_import_ignores_values_of_filler_rows(tmp_path: Path) -> None:
     data = fields(TASKS)
     for name, garbage in (("a", 1e30), ("b", -torch.inf)):
         data["action"][:, 0] = data["reward"][:, 0] = garbage
@@ -75,7 +75,7 @@ def test_equal_episodes_give_equal_bytes_whatever_the_filler_was(tmp_path: Path)
     assert EpisodeStore.open(tmp_path / "a.store").checksum == EpisodeStore.open(tmp_path / "b.store").checksum
 
 
-def test_sources_follow_one_another(tmp_path: Path) -> None:
+def test_import_of_several_sources_keeps_their_order(tmp_path: Path) -> None:
     make_chunks(tmp_path / "a", [TASKS[:2]])
     make_chunks(tmp_path / "b", [TASKS[2:4], TASKS[4:]], first=2)
     make_chunks(tmp_path / "whole", [TASKS])
@@ -89,7 +89,7 @@ def test_sources_follow_one_another(tmp_path: Path) -> None:
         import_episodes([tmp_path / "a", tmp_path / "b/../a"], tmp_path / "twice", "three", SPECS)
 
 
-def test_float16(tmp_path: Path) -> None:
+def test_import_to_float16_rounds_to_nearest(tmp_path: Path) -> None:
     data = fields(TASKS)
     generator = torch.Generator().manual_seed(1)
     for name in ("obs", "action"):
@@ -117,7 +117,7 @@ def test_float16(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("obs", 65505.0), ("obs", -7e4), ("action", 1e6)])
-def test_values_beyond_float16_are_refused(tmp_path: Path, name: str, value: float) -> None:
+def test_import_to_float16_of_large_values_is_refused(tmp_path: Path, name: str, value: float) -> None:
     data = fields(TASKS)
     data["obs"][0, 0, 0], data[name][5, 2, 1] = 65504, value
     write_chunk(tmp_path / "chunk_0.pt", **data)
@@ -128,7 +128,7 @@ def test_values_beyond_float16_are_refused(tmp_path: Path, name: str, value: flo
     assert len(import_episodes([tmp_path], tmp_path / "single", "three", SPECS).rows) == len(TASKS)
 
 
-def test_a_layout_like_mt80s(tmp_path: Path) -> None:
+def test_import_of_mt80_layout_gives_the_obvious_bytes(tmp_path: Path) -> None:
     specs = Config(task="mt80").task_specs
     layout = Layout.of(specs)
     assert layout == (101, 39, 6, 80)
@@ -141,7 +141,7 @@ def test_a_layout_like_mt80s(tmp_path: Path) -> None:
         assert store.task.tolist() == [79, 3, 3, 50]
 
 
-def test_rows_are_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_reads_rows_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces smaller than a block, and episodes that do not follow one another."""
     make_chunks(tmp_path / "chunks", [TASKS * 3, TASKS * 2])
     monkeypatch.setattr("tdmpc2.data.store.importer._PIECE", 2 * (L + 1) * RowFormat(4, 2).record.itemsize)
@@ -157,7 +157,7 @@ def test_rows_are_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.Monkey
         assert (tmp_path / "chunks_out" / name).read_bytes() == (tmp_path / "all_out" / name).read_bytes()
 
 
-def test_the_pieces_of_many_files_are_found_quickly() -> None:
+def test_import_of_many_files_finds_pieces_quickly() -> None:
     number = 6900
     parts = [Part(Path("chunk_0.pt"), torch.zeros(100, dtype=torch.int64)) for _ in range(number)]
     kept = torch.arange(0, 100 * number, 2)
@@ -169,7 +169,7 @@ def test_the_pieces_of_many_files_are_found_quickly() -> None:
     assert torch.equal(torch.cat([episodes + offsets[id(part)] for part, episodes in found]), kept)
 
 
-def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_prints_episodes_and_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_chunks(tmp_path / "chunks")
     import_episodes([tmp_path / "chunks"], tmp_path / "quiet", "three", SPECS, quiet=True)
     assert capsys.readouterr().out == ""
@@ -215,7 +215,7 @@ print(peak - before)
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux memory accounting")
 @pytest.mark.parametrize("form", ["chunks", "every other episode", "store"])
-def test_memory_is_less_than_two_slices(tmp_path: Path, form: str) -> None:
+def test_import_memory_is_less_than_two_slices(tmp_path: Path, form: str) -> None:
     specs, block = (TaskSpec("long", 16, 2, 500), TaskSpec("other", 16, 2, 500)), 1024
     make = {"length": 500, "obs_dim": 16, "action_dim": 2}
     write_chunk(tmp_path / "small/chunk_0.pt", **fields([0, 1], **make))

@@ -19,7 +19,7 @@ from tests.helpers.stores import TASKS, content, make_chunks, refused
 
 
 @pytest.mark.parametrize("case", BAD_FIELDS | BAD_VALUES)
-def test_bad_data(tmp_path: Path, case: str) -> None:
+def test_import_of_bad_data_is_refused(tmp_path: Path, case: str) -> None:
     change, message = (BAD_FIELDS | BAD_VALUES)[case]
     make_chunks(tmp_path / "chunks", [TASKS])
     data = fields([0, 1, 2])
@@ -29,14 +29,14 @@ def test_bad_data(tmp_path: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", BAD_LAYOUTS)
-def test_data_of_another_task_set(tmp_path: Path, case: str) -> None:
+def test_import_of_other_task_set_is_refused(tmp_path: Path, case: str) -> None:
     data, message = BAD_LAYOUTS[case]
     make_chunks(tmp_path / "chunks")
     write_chunk(tmp_path / "chunks/chunk_5.pt", **data)
     refused(tmp_path, rf"chunk_5\.pt.*{message}")
 
 
-def test_bad_values_are_named_by_their_episode_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_of_bad_value_names_file_and_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "_TASK_PIECE", 4)
     make_chunks(tmp_path / "chunks", [TASKS])
     data = fields(TASKS)
@@ -54,13 +54,13 @@ def test_bad_values_are_named_by_their_episode_in_the_file(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("part", [0, 0.5, 0.99])
-def test_truncated_chunk(tmp_path: Path, part: float) -> None:
+def test_import_of_truncated_chunk_is_refused(tmp_path: Path, part: float) -> None:
     path = make_chunks(tmp_path / "chunks") / "chunk_1.pt"
     os.truncate(path, int(part * path.stat().st_size))
     refused(tmp_path, r"chunk_1\.pt \([\d,]+ bytes\) cannot be read .* truncated")
 
 
-def test_chunk_whose_arrays_are_shorter_than_it_says(tmp_path: Path) -> None:
+def test_import_of_chunk_with_short_arrays_is_refused(tmp_path: Path) -> None:
     """An intact archive, but with the values of fewer episodes than its pickle speaks of."""
     path = make_chunks(tmp_path / "chunks") / "chunk_1.pt"
     with zipfile.ZipFile(path) as archive:
@@ -74,7 +74,7 @@ def test_chunk_whose_arrays_are_shorter_than_it_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changed", [b"cpuq\nK\xf0tq\x0b", b"cpuq\nM\xff\xfftq\x0b"])
-def test_chunk_that_claims_more_values(tmp_path: Path, changed: bytes) -> None:
+def test_import_of_chunk_claiming_more_values_is_refused(tmp_path: Path, changed: bytes) -> None:
     """84 numbers (K 84 in the pickle) of obs become 240, or 65535 and reach beyond the end of the file."""
     path = make_chunks(tmp_path / "chunks") / "chunk_0.pt"
     raw = path.read_bytes()
@@ -84,7 +84,7 @@ def test_chunk_that_claims_more_values(tmp_path: Path, changed: bytes) -> None:
     refused(tmp_path, r"chunk_0\.pt.* (is shorter than it says|cannot be read)")
 
 
-def test_stores_with_other_tasks(tmp_path: Path) -> None:
+def test_import_of_store_with_other_tasks_is_refused(tmp_path: Path) -> None:
     other = (SPECS[0], TaskSpec("four-two", 4, 2, L), SPECS[2])
     make_chunks(tmp_path / "chunks")
     a = import_episodes([tmp_path / "chunks"], tmp_path / "a", "three", SPECS).path
@@ -102,7 +102,7 @@ def test_stores_with_other_tasks(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_arguments(tmp_path: Path) -> None:
+def test_import_with_bad_arguments_is_refused(tmp_path: Path) -> None:
     make_chunks(tmp_path / "chunks", [[0, 1]])
     refused(tmp_path, "dtype=int8", dtype="int8")
     refused(tmp_path, "max_per_task=0", max_per_task=0)
@@ -113,7 +113,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
             import_episodes(sources, tmp_path / "out", "three", SPECS)
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
+def test_import_onto_existing_files_is_refused(tmp_path: Path) -> None:
     make_chunks(tmp_path / "chunks")
     out = import_episodes([tmp_path / "chunks"], tmp_path / "out", "three", SPECS).path
     before = content(out)

@@ -18,21 +18,21 @@ from tests.helpers.reference import REPO
 from tests.helpers.stores import TASKS, content, make_chunks, refused
 
 
-def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_to_small_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_chunks(tmp_path / "chunks")
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     refused(tmp_path, r"out needs .* more and its disk has 1,000 bytes free: make room.* Nothing was written")
 
 
-def test_a_disk_that_refuses_the_reservation(tmp_path: Path) -> None:
+def test_import_on_disk_refusing_reservation_is_refused(tmp_path: Path) -> None:
     make_chunks(tmp_path / "chunks", [TASKS * 50])
     with largest_file(8192):
         refused(tmp_path, "Could not write .*out: .*File too large.*What was there before is unchanged")
 
 
 @pytest.mark.parametrize("error", ["AttributeError", "EOPNOTSUPP"])
-def test_without_reservation_zeros_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str) -> None:
+def test_import_without_fallocate_writes_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str) -> None:
     def absent(*_: int) -> None:
         if error == "AttributeError":
             raise AttributeError
@@ -71,7 +71,7 @@ print("left:", sorted(path.name for path in (root / "disk").iterdir()))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "message"), [("plain", "more and its disk has "), ("quota", "No space left")])
-def test_a_small_disk(tmp_path: Path, kind: str, message: str) -> None:
+def test_import_on_full_disk_is_refused_cleanly(tmp_path: Path, kind: str, message: str) -> None:
     """A disk of 256 kB; with ``quota`` the system says there is room, and the reservation is what fails."""
     namespace = ["unshare", "-rm"]
     mount = "mount -t tmpfs -o size=256k tmpfs"

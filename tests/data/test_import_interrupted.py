@@ -22,7 +22,7 @@ from tests.helpers.stores import TASKS, Interrupt, content, interrupted, make_ch
 
 @pytest.mark.parametrize("error", [Interrupt(), OSError(5, "Input/output error")])
 @pytest.mark.parametrize("blocks", range(5))
-def test_continues_with_the_first_unfinished_block(
+def test_import_interrupted_continues_with_first_unfinished_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reads: list[int],
     blocks: int, error: BaseException,
 ) -> None:  # fmt: skip
@@ -60,7 +60,9 @@ TORN: dict[str, tuple[Callable[[Path], Any], int]] = {
 
 
 @pytest.mark.parametrize("case", TORN)
-def test_torn_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[int], case: str) -> None:
+def test_import_with_torn_journal_reads_missing_blocks_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[int], case: str
+) -> None:
     tear, to_read = TORN[case]
     chunks, whole = interrupted(tmp_path, monkeypatch)
     tear(tmp_path / ".out.partial/journal")
@@ -72,7 +74,7 @@ def test_torn_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: li
 
 @pytest.mark.parametrize("name", [".s.partial", ".s.replaced", "s.partial", "s.old", "s.replaced"])
 @pytest.mark.parametrize("command", ["import", "ensure"])
-def test_a_users_own_store_is_not_deleted_whatever_its_name(tmp_path: Path, name: str, command: str) -> None:
+def test_import_keeps_users_store_with_partial_name(tmp_path: Path, name: str, command: str) -> None:
     make_chunks(tmp_path / "chunks")
     out = tmp_path / "s"
     if command == "ensure":
@@ -91,7 +93,7 @@ def test_a_users_own_store_is_not_deleted_whatever_its_name(tmp_path: Path, name
         assert content(own) == before
 
 
-def test_blocks_of_files_that_did_not_change_are_kept(tmp_path: Path, reads: list[int]) -> None:
+def test_import_continued_keeps_blocks_of_unchanged_files(tmp_path: Path, reads: list[int]) -> None:
     """A bad value in the last file: once it is mended, only that file's blocks are read again."""
     make_chunks(tmp_path / "chunks", [TASKS, TASKS[:2]])
     data = fields(TASKS[:2], first=7)
@@ -109,7 +111,7 @@ def test_blocks_of_files_that_did_not_change_are_kept(tmp_path: Path, reads: lis
     assert content(store.path) == content(fresh.path)
 
 
-def test_out_may_be_a_link_to_another_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_to_linked_directory_writes_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chunks = make_chunks(tmp_path / "chunks")
     disks: set[Path] = set()
     rename = os.rename
@@ -133,7 +135,7 @@ def test_out_may_be_a_link_to_another_disk(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("change", ["file changed", "file added", "dtype", "tasks", "block"])
-def test_another_import_starts_afresh(
+def test_import_of_other_data_starts_afresh(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
     chunks, _ = interrupted(tmp_path, monkeypatch)
@@ -152,7 +154,7 @@ def test_another_import_starts_afresh(
     assert content(tmp_path / "out") == content(fresh)
 
 
-def test_the_journal_never_runs_ahead_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_journal_is_written_after_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the rows reach the disk, the journal does not yet speak of their block."""
     make_chunks(tmp_path / "chunks")
     journal = tmp_path / ".out.partial/journal"
@@ -170,7 +172,7 @@ def test_the_journal_never_runs_ahead_of_the_data(tmp_path: Path, monkeypatch: p
     assert lines == [0, 0, 1, 2, 3]  # the first is of the header
 
 
-def test_a_file_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_of_file_changed_meanwhile_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chunks = make_chunks(tmp_path / "chunks")
     write = StoreWriter.write
 

@@ -47,7 +47,7 @@ def _slow_import(root: Path, max_per_task: int | None = None) -> subprocess.Pope
 
 @pytest.mark.slow
 @pytest.mark.parametrize("same", [True, False])
-def test_a_second_process_waits_and_takes_the_finished_store(
+def test_import_in_second_process_waits_for_the_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], reads: list[int], same: bool
 ) -> None:
     make_chunks(tmp_path / "chunks")
@@ -80,12 +80,12 @@ def test_a_second_process_waits_and_takes_the_finished_store(
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(tmp_path: Path) -> None:
+def test_import_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path) -> None:
     killed_at_random("import", times=3, seed=1, root=tmp_path)
 
 
 @pytest.mark.slow
-def test_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
+def test_import_killed_holds_no_lock(tmp_path: Path) -> None:
     make_chunks(tmp_path / "chunks")
     process = _slow_import(tmp_path)
     process.send_signal(signal.SIGKILL)

@@ -47,7 +47,7 @@ def memory(monkeypatch: pytest.MonkeyPatch, **free: float) -> None:
     ("device", "size", "expected"),
     [(CUDA, 50e9, "cuda"), (CUDA, 70e9, "cpu"), (CUDA, 130e9, "disk"), (CPU, 50e9, "cpu"), (CPU, 130e9, "disk")],
 )
-def test_auto_takes_the_fastest_place_with_room(
+def test_choose_place_auto_takes_fastest_with_room(
     monkeypatch: pytest.MonkeyPatch, device: torch.device, size: float, expected: str
 ) -> None:
     memory(monkeypatch, cuda=80e9, cpu=200e9)
@@ -55,7 +55,7 @@ def test_auto_takes_the_fastest_place_with_room(
     assert choose_place("disk", device, int(size)) == "disk"
 
 
-def test_a_place_that_was_asked_for_is_refused_rather_than_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choose_place_asked_for_without_room_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     memory(monkeypatch, cuda=80e9, cpu=20e9)
     assert choose_place("cpu", CUDA, int(12e9)) == "cpu"
     with pytest.raises(ValueError, match=r"data_device=cpu: the episodes take 13\.0 GB, of 20\.0 GB free"):
@@ -80,7 +80,7 @@ def on_disk(cfg: Config) -> Config:
     "change", [on_disk, as_store, lambda cfg: on_disk(as_store(cfg))], ids="chunks-disk store store-disk".split()
 )
 @pytest.mark.parametrize("balance", ["episodes", "tasks"])
-def test_training_is_the_same_wherever_the_data_lies(
+def test_train_on_any_place_gives_equal_weights(
     cfg: Config, tmp_path: Path, change: Callable[[Config], Config], balance: str
 ) -> None:
     cfg = cfg.replace(task_balance=balance)
@@ -90,7 +90,7 @@ def test_training_is_the_same_wherever_the_data_lies(
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_chunk_files_that_do_not_fit_are_imported_once(
+def test_open_data_beyond_memory_imports_once(
     cfg: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     memory(monkeypatch, cpu=100_000)
@@ -108,7 +108,7 @@ def test_chunk_files_that_do_not_fit_are_imported_once(
 
 
 @pytest.mark.parametrize("data_device", ["cpu", "disk"])
-def test_episodes_that_only_a_store_holds_are_not_left_out(cfg: Config, data_device: str) -> None:
+def test_open_data_includes_episodes_only_in_store(cfg: Config, data_device: str) -> None:
     """Imported, chunk files deleted, others collected: the directory holds episodes in two places."""
     open_data(on_disk(cfg), CPU)
     root = Path(cfg.data_dir)
@@ -120,7 +120,7 @@ def test_episodes_that_only_a_store_holds_are_not_left_out(cfg: Config, data_dev
         open_data(cfg.replace(data_device=data_device), CPU)
 
 
-def test_a_stale_store_is_not_trained_on(cfg: Config) -> None:
+def test_open_data_with_stale_store_reads_the_chunks(cfg: Config) -> None:
     """Other episodes in files of the same names and sizes."""
     before = open_data(on_disk(cfg), CPU).sampler.draw(0, 20, 3, 1).obs
     path = Path(cfg.data_dir) / "chunk_0.pt"
@@ -133,7 +133,7 @@ def test_a_stale_store_is_not_trained_on(cfg: Config) -> None:
         assert not torch.equal(before, after)
 
 
-def test_a_run_goes_on_when_its_data_has_moved_to_disk(cfg: Config, tmp_path: Path) -> None:
+def test_train_continues_after_data_moved_to_disk(cfg: Config, tmp_path: Path) -> None:
     straight = train(cfg.replace(work_dir=str(tmp_path / "straight")), None)
     train(cfg.replace(steps=3), None)
     resumed = train(cfg.replace(data_device="disk"), None)
@@ -141,7 +141,7 @@ def test_a_run_goes_on_when_its_data_has_moved_to_disk(cfg: Config, tmp_path: Pa
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_tasks_and_limits_on_disk_and_in_memory(cfg: Config) -> None:
+def test_open_data_on_disk_selects_as_in_memory(cfg: Config) -> None:
     cfg = cfg.replace(tasks=("pendulum-spin",), max_episodes_per_task=1)
     chunks, disk = open_data(cfg, CPU), open_data(on_disk(cfg), CPU)
     for data in (chunks, disk):
@@ -150,14 +150,14 @@ def test_tasks_and_limits_on_disk_and_in_memory(cfg: Config) -> None:
     assert torch.equal(chunks.sampler.draw(0, 20, 3, 1).obs, disk.sampler.draw(0, 20, 3, 1).obs)
 
 
-def test_store_of_another_task_set(cfg: Config) -> None:
+def test_open_data_of_other_task_set_is_refused(cfg: Config) -> None:
     other = Config(task="walker-stand", data_dir=as_store(cfg).data_dir, device="cpu")
     message = "holds other tasks than task=walker-stand; the first difference is id 1"
     with pytest.raises(ValueError, match=re.escape(message)):
         open_data(other, CPU)
 
 
-def test_waiting_for_data_is_shown(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_shows_waiting_for_data(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
     train(on_disk(cfg), None)
     shares = re.findall(r"it/s   data (\d+)%", capsys.readouterr().out)
     assert len(shares) == cfg.steps
@@ -167,7 +167,7 @@ def test_waiting_for_data_is_shown(cfg: Config, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("place", ["cuda", "cpu", "disk"])
-def test_every_place_gives_a_gpu_the_same_batches(cfg: Config, place: str) -> None:
+def test_open_data_of_any_place_gives_gpu_the_same_batches(cfg: Config, place: str) -> None:
     expected = open_data(cfg, CPU).sampler.draw(0, 20, 3, 1)
     data = open_data(cfg.replace(data_device=place), CUDA)
     assert data.place == place

@@ -27,7 +27,7 @@ from tests.helpers.data import ALL, SPECS, L, fields, in_memory
     episodes=st.integers(1, 7), length=st.integers(1, 9), batch_size=st.integers(1, 40), data=st.data(),
     seed=st.integers(0, 2**63), step=st.integers(0, 2**40),
 )  # fmt: skip
-def test_slices_are_contiguous_and_inside_one_episode(
+def test_sampler_slices_lie_inside_one_episode(
     episodes: int, length: int, batch_size: int, data: st.DataObject, seed: int, step: int
 ) -> None:
     horizon = data.draw(st.integers(1, length))
@@ -51,7 +51,7 @@ def test_slices_are_contiguous_and_inside_one_episode(
     assert all(torch.equal(a, b) for a, b in zip(batch[:4], again[:4], strict=True))
 
 
-def test_every_slice_is_drawn_equally_often() -> None:
+def test_sampler_draws_every_slice_equally_often() -> None:
     episodes, horizon, draws = 5, 3, 200
     starts = L - horizon + 1
     counts = np.zeros((episodes, starts))
@@ -64,7 +64,7 @@ def test_every_slice_is_drawn_equally_often() -> None:
     assert abs(chi_square - cells) < 4 * np.sqrt(2 * cells)
 
 
-def test_order_is_that_of_the_documented_generator() -> None:
+def test_sampler_order_is_that_of_the_documented_generator() -> None:
     """Changing it would silently change the data of resumed runs."""
     seed, step = 3, 1234
     generator = np.random.Generator(np.random.Philox(key=seed, counter=step << 192))
@@ -73,7 +73,7 @@ def test_order_is_that_of_the_documented_generator() -> None:
     assert np.array_equal(start, generator.integers(498, size=256))
 
 
-def test_consecutive_batches_are_independent() -> None:
+def test_sampler_consecutive_batches_are_independent() -> None:
     """Pairs of draws at neighbouring steps and seeds fill their 8 x 8 table evenly."""
     for later, other_seed in ((1, 0), (0, 1)):
         table = np.zeros((8, 8))
@@ -101,7 +101,7 @@ def test_draws_of_exchanged_seed_and_step_differ(swapped: tuple[int, int]) -> No
     assert not np.array_equal(mine, draw_slices(2**40, 500, seed, 16, 3, step)[0])
 
 
-def test_resuming_gives_the_batches_of_an_uninterrupted_run() -> None:
+def test_sampler_resumed_gives_the_same_batches() -> None:
     def run(first: int, last: int) -> list[Batch]:
         sampler = SliceSampler(in_memory([0, 1, 2, 1]))
         return [sampler.draw(step, 8, 3, seed=5) for step in range(first, last)]
@@ -111,12 +111,12 @@ def test_resuming_gives_the_batches_of_an_uninterrupted_run() -> None:
 
 
 @pytest.mark.parametrize("horizon", [0, L + 1])
-def test_horizon_must_fit_into_an_episode(horizon: int) -> None:
+def test_sampler_horizon_beyond_episode_is_refused(horizon: int) -> None:
     with pytest.raises(ValueError, match=f"horizon={horizon} must be between 1 and {L}"):
         SliceSampler(in_memory([0])).draw(0, 4, horizon, seed=1)
 
 
-def test_batch_moves_to_a_device() -> None:
+def test_batch_to_device_moves_all_fields() -> None:
     batch = SliceSampler(in_memory([0, 1])).draw(0, 4, 3, seed=1)
     moved = batch.to("meta")
     assert isinstance(moved, Batch)
@@ -125,7 +125,7 @@ def test_batch_moves_to_a_device() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_data_on_the_gpu_gives_the_same_batches(tmp_path: Path) -> None:
+def test_sampler_on_gpu_gives_the_same_batches(tmp_path: Path) -> None:
     write_chunk(tmp_path / "chunk_0.pt", **fields([0, 1, 2]))
     for step in range(3):
         cpu, gpu = (
@@ -280,7 +280,7 @@ def test_sampler_of_torchrl_takes_its_place(cached: bool) -> None:
     assert torch.equal(batch.task, torch.tensor([0, 1, 2, 0, 1])[episode[0].long()])
 
 
-def test_buffer_copies_no_rows() -> None:
+def test_torchrl_buffer_copies_no_rows() -> None:
     dataset = in_memory([0, 1])
     buffer = replay_buffer(dataset, SliceSampler(dataset), 2, 3)
     start = dataset.rows.untyped_storage().data_ptr()

@@ -26,7 +26,7 @@ def chi_square(counts: np.ndarray, expected: np.ndarray) -> float:
     return float(abs(((counts - expected) ** 2 / expected).sum() - cells) / np.sqrt(2 * cells))
 
 
-def test_balance_by_tasks_and_by_episodes() -> None:
+def test_balance_decides_shares_of_tasks() -> None:
     tasks = [0] * 12 + [1] * 3 + [2]
     data = in_memory(tasks)
     by_episode = uneven(data, "episodes", 160)
@@ -41,7 +41,7 @@ def test_balance_by_tasks_and_by_episodes() -> None:
     tasks=st.lists(st.integers(0, 2), min_size=1, max_size=12), limit=st.none() | st.integers(1, 4),
     balance=st.sampled_from(["episodes", "tasks"]), step=st.integers(0, 1000), data=st.data(),
 )  # fmt: skip
-def test_a_selection_is_drawn_like_a_data_set_of_its_own(
+def test_selection_is_drawn_as_a_data_set_of_its_own(
     tasks: list[int], limit: int | None, balance: str, step: int, data: st.DataObject
 ) -> None:
     """Left on disk, episodes are picked by number; in memory only those are kept: the batches are the same."""
@@ -57,7 +57,7 @@ def test_a_selection_is_drawn_like_a_data_set_of_its_own(
 
 
 @given(count=st.integers(1, 60), limit=st.integers(1, 70))
-def test_a_limit_keeps_evenly_spaced_episodes(count: int, limit: int) -> None:
+def test_selection_limit_keeps_evenly_spaced_episodes(count: int, limit: int) -> None:
     task = torch.tensor([0, 1] * count)
     kept = select_episodes(task, SPECS, (1,), "there", limit)
     assert len(kept) == min(count, limit)
@@ -68,13 +68,13 @@ def test_a_limit_keeps_evenly_spaced_episodes(count: int, limit: int) -> None:
     assert len(gaps) == 0 or int(gaps.max() - gaps.min()) <= 1
 
 
-def test_every_task_and_start_is_reached() -> None:
+def test_selection_reaches_every_task_and_start() -> None:
     data = in_memory([2, 0, 1])
     sampler = SliceSampler(data, balance="tasks")
     drawn = torch.cat([sampler.rows(step, 50, 3, seed=3)[0] for step in range(20)])
     assert set(drawn.tolist()) == {episode * (L + 1) + start for episode in range(3) for start in range(L - 3 + 1)}
 
 
-def test_task_without_an_episode() -> None:
+def test_selection_of_task_without_episode_is_refused() -> None:
     with pytest.raises(ValueError, match="data_dir=there has no episodes of four-one: collect some"):
         select_episodes(torch.tensor([0, 2]), SPECS, (0, 1), "there")

@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> EpisodeStore:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def test_numpy_alone_reads_it(store: EpisodeStore) -> None:
+def test_store_is_read_by_numpy_alone(store: EpisodeStore) -> None:
     rows = np.load(store.path / "rows.npy", mmap_mode="r")
     data = fields(TASKS)
     assert rows.shape == (5, L + 1)
@@ -43,7 +43,7 @@ def test_numpy_alone_reads_it(store: EpisodeStore) -> None:
     assert [task["name"] for task in meta["tasks"]] == ["three-two", "four-one", "two-two"]
 
 
-def test_rows_and_blocks(store: EpisodeStore) -> None:
+def test_store_open_gives_rows_and_blocks(store: EpisodeStore) -> None:
     whole = EpisodeDataset.map(store)
     assert whole.obs[:, 3, 0].tolist() == [0, 1, 2, 3, 4]
     assert store.task.tolist() == TASKS
@@ -53,7 +53,7 @@ def test_rows_and_blocks(store: EpisodeStore) -> None:
     assert store.meta.episode_bytes == store.rows[0].nbytes
 
 
-def test_a_store_that_was_replaced_is_read_to_its_end(store: EpisodeStore, tmp_path: Path) -> None:
+def test_store_replaced_while_open_is_read_to_its_end(store: EpisodeStore, tmp_path: Path) -> None:
     whole = store.rows.clone()
     write_chunk(tmp_path / "others/chunk_0.pt", **fields(TASKS, first=50))
     other = import_episodes([tmp_path / "others"], tmp_path / "other", "three", SPECS, block=2, quiet=True)
@@ -65,7 +65,7 @@ def test_a_store_that_was_replaced_is_read_to_its_end(store: EpisodeStore, tmp_p
         store.read(1, 4)
 
 
-def test_checksums_are_of_the_blocks(store: EpisodeStore) -> None:
+def test_store_checksums_are_of_its_blocks(store: EpisodeStore) -> None:
     hashes = [hashlib.sha256(store.rows[i : i + n].numpy().tobytes()).hexdigest() for i, n in BLOCKS]
     assert store.meta.files["rows.npy"].sha256 == tuple(hashes)
     ids = [np.array(TASKS[i : i + n], "<i4").tobytes() for i, n in BLOCKS]
@@ -74,7 +74,7 @@ def test_checksums_are_of_the_blocks(store: EpisodeStore) -> None:
         assert file.bytes == (store.path / name).stat().st_size
 
 
-def test_the_checksum_is_that_of_the_data(tmp_path: Path, store: EpisodeStore) -> None:
+def test_store_checksum_changes_only_with_data(tmp_path: Path, store: EpisodeStore) -> None:
     write_chunk(tmp_path / "split/chunk_0.pt", **fields(TASKS[:1]))
     write_chunk(tmp_path / "split/chunk_1.pt", **fields(TASKS[1:], first=1))
     same = import_episodes([tmp_path / "split"], tmp_path / "same", "three", SPECS, block=2, quiet=True)
@@ -86,7 +86,7 @@ def test_the_checksum_is_that_of_the_data(tmp_path: Path, store: EpisodeStore) -
         assert other.checksum != store.checksum
 
 
-def test_meta_is_what_was_written(store: EpisodeStore) -> None:
+def test_store_meta_round_trip_is_equal(store: EpisodeStore) -> None:
     text = (store.path / "meta.json").read_text()
     assert StoreMeta.read(store.path / "meta.json").to_json() == text
     assert store.meta.tasks == SPECS
@@ -149,7 +149,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_damaged_stores_are_refused(store: EpisodeStore, case: str) -> None:
+def test_store_open_of_damaged_store_is_refused(store: EpisodeStore, case: str) -> None:
     damage, message = DAMAGE[case]
     damage(store.path)
     with pytest.raises(ValueError, match=message) as error:
@@ -160,7 +160,7 @@ def test_damaged_stores_are_refused(store: EpisodeStore, case: str) -> None:
 VALUES = [None, True, -1, 0, 1, 2, 1.5, 10**30, "", "x", [], ["x"], [[]], {}, {"x": 1}, {"rows.npy": {}}]
 
 
-def test_no_edit_of_meta_is_anything_but_refused_or_harmless(store: EpisodeStore) -> None:
+def test_store_open_of_edited_meta_is_refused_or_harmless(store: EpisodeStore) -> None:
     """Every entry, and every entry of an entry, replaced by values of all kinds."""
     text = (store.path / "meta.json").read_text()
     edits: list[tuple[Any, ...]] = []

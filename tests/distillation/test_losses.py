@@ -26,13 +26,13 @@ def normal(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def test_reward_loss(generator: torch.Generator) -> None:
+def test_reward_loss_matches_plain_version(generator: torch.Generator) -> None:
     logits, teacher = normal(generator, B, K), normal(generator, B, 1)
     slow = np.mean([(decoded(logits[b]) - float(teacher[b])) ** 2 for b in range(B)])
     assert float(distill_losses.reward_loss(logits, teacher, BINS)) == pytest.approx(slow, rel=1e-9)
 
 
-def test_reward_horizon_loss(generator: torch.Generator) -> None:
+def test_reward_horizon_loss_matches_plain_version(generator: torch.Generator) -> None:
     logits, teacher, rho = normal(generator, H, B, K), normal(generator, H, B, 1), 0.5 ** torch.arange(H)
     slow = 0.0
     for t in range(H):
@@ -45,7 +45,7 @@ def test_reward_horizon_loss(generator: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-def test_reward_logits_loss(generator: torch.Generator, temperature: float) -> None:
+def test_reward_logits_loss_matches_plain_version(generator: torch.Generator, temperature: float) -> None:
     student, teacher = normal(generator, B, K), normal(generator, B, K)
     slow = []
     for b in range(B):
@@ -60,7 +60,7 @@ def test_reward_logits_loss(generator: torch.Generator, temperature: float) -> N
     assert same.grad.abs().max() < 1e-12  # the least it can be: the teacher's own logits
 
 
-def test_the_temperature_keeps_the_size_of_the_gradient(generator: torch.Generator) -> None:
+def test_reward_logits_loss_temperature_keeps_gradient_size(generator: torch.Generator) -> None:
     """For logits that are small beside T it tends to that of half the squared difference of logits over K."""
     student, teacher = 1e-2 * normal(generator, B, K), 1e-2 * normal(generator, B, K)
     student.requires_grad_()
@@ -69,7 +69,7 @@ def test_the_temperature_keeps_the_size_of_the_gradient(generator: torch.Generat
     assert_close(grad, (difference - difference.mean(1, keepdim=True)) / K / B, rtol=1e-2, atol=1e-9)
 
 
-def test_next_state_linear_loss(generator: torch.Generator) -> None:
+def test_next_state_linear_loss_matches_plain_version(generator: torch.Generator) -> None:
     z, teacher_z, projection = normal(generator, B, 16), normal(generator, B, 24), linear_projection(16, 24, 1).double()
     weight, bias = projection.weight.detach().numpy(), projection.bias.detach().numpy()
     assert (weight.std() - 0.02) < 0.005
@@ -79,7 +79,7 @@ def test_next_state_linear_loss(generator: torch.Generator) -> None:
     assert torch.equal(linear_projection(16, 24, 1).weight, linear_projection(16, 24, 1).weight)
 
 
-def test_next_state_pca_loss(generator: torch.Generator) -> None:
+def test_next_state_pca_loss_matches_plain_version(generator: torch.Generator) -> None:
     """Against the singular value decomposition, in numpy."""
     data = normal(generator, 300, 24) @ normal(generator, 24, 24) + 3
     pca, share = fit_pca(data, 16)
@@ -102,7 +102,7 @@ def test_next_state_pca_loss(generator: torch.Generator) -> None:
     assert float(loss) == pytest.approx(np.mean(slow), rel=1e-5)  # the components are stored in float32
 
 
-def test_fitted_components(generator: torch.Generator) -> None:
+def test_fit_pca_finds_the_directions_of_the_data(generator: torch.Generator) -> None:
     """Data of three directions, in 24 dimensions: they are found, and the rest is no part of the share."""
     directions = torch.linalg.qr(normal(generator, 24, 3)).Q
     data = normal(generator, 4000, 3) * torch.tensor([3.0, 2.0, 1.0]) @ directions.T
@@ -120,7 +120,7 @@ def test_fitted_components(generator: torch.Generator) -> None:
             fit_pca(bad, 3)
 
 
-def test_value_loss(generator: torch.Generator) -> None:
+def test_value_loss_matches_plain_version(generator: torch.Generator) -> None:
     logits, teacher = normal(generator, 3, B, K), 5 * normal(generator, B, 1)
     slow = []
     for b in range(B):
@@ -131,7 +131,7 @@ def test_value_loss(generator: torch.Generator) -> None:
     assert float(distill_losses.value_loss(logits, teacher, BINS)) == pytest.approx(np.mean(slow), rel=1e-6)
 
 
-def test_policy_loss(generator: torch.Generator) -> None:
+def test_policy_loss_matches_plain_version(generator: torch.Generator) -> None:
     mean, log_std, teacher_mean, teacher_log_std = (normal(generator, B, A) for _ in range(4))
     for x in (mean, log_std, teacher_mean, teacher_log_std):
         x[:, 2:] = 0  # dimensions that the task does not have

@@ -31,12 +31,12 @@ pytestmark = pytest.mark.usefixtures("own_folder")
         (3, "distillation_targets=3 must be"),
     ],
 )
-def test_targets_that_are_refused(targets: Any, message: str) -> None:
+def test_config_with_wrong_targets_is_refused(targets: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_cfg({"distillation_targets": targets})
 
 
-def test_keys() -> None:
+def test_config_distillation_keys_are_checked() -> None:
     cfg = parse_cfg({"distillation_targets": "value 1e-1, reward", "distillation_weight": 2})
     assert list(cfg.distillation_terms.items()) == [("value", 0.1), ("reward", 2.0)]
     assert Config(**cfg.to_dict()) == cfg
@@ -54,7 +54,7 @@ def test_keys() -> None:
                 Config(distillation_cache="full", **keys)
 
 
-def test_teachers_that_do_not_fit(tiny_cfg: Config) -> None:
+def test_distillation_with_unfit_teacher_is_refused(tiny_cfg: Config) -> None:
     def refused(message: str, target: str, **changes: Any) -> None:
         teacher = TDMPC2(tiny_cfg.replace(**changes))
         TDMPC2(tiny_cfg, teacher)
@@ -66,7 +66,7 @@ def test_teachers_that_do_not_fit(tiny_cfg: Config) -> None:
     refused(r"latent_dim of at least 16, the student's, but it is 8", "next_state_pca", latent_dim=8)
 
 
-def test_outputs_that_are_not_there(tiny_cfg: Config) -> None:
+def test_distillation_without_needed_output_is_refused(tiny_cfg: Config) -> None:
     keys: Callable[..., Config] = lambda *targets: tiny_cfg.replace(distillation_targets=targets)  # noqa: E731
     batch = random_batch(tiny_cfg, 0)._replace(teacher_reward=torch.zeros(1, 8, 1))
     with pytest.raises(ValueError, match=r"=value, policy: there is no teacher, and the batch has only teacher_reward"):

@@ -30,7 +30,7 @@ def expert(cfg: Config, tmp_path: Path) -> Config:
 
 
 @every_target
-def test_every_target_is_learned(cfg: Config, expert: Config, target: str, tmp_path: Path) -> None:
+def test_train_with_any_target_lowers_its_loss(cfg: Config, expert: Config, target: str, tmp_path: Path) -> None:
     """The loss falls, and further than in a student that is not taught but is measured alike."""
     weight = 5.0 if target not in ("value", "policy", "reward_logits") else 1.0
     keys = {"steps": 120, "log_freq": 1, "lr": 2e-3, "batch_size": 32, "distillation_targets": (f"{target} {weight}",)}
@@ -47,7 +47,9 @@ def test_every_target_is_learned(cfg: Config, expert: Config, target: str, tmp_p
     assert last < 0.95 * last_untaught
 
 
-def test_a_killed_run_continues_exactly(cfg: Config, expert: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_distilling_killed_continues_exactly(
+    cfg: Config, expert: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cfg = cfg.replace(
         distillation_targets=("next_state_linear", "next_state_pca 2", "policy 0.1"), distillation_schedule="cosine"
     )
@@ -76,7 +78,7 @@ def test_a_killed_run_continues_exactly(cfg: Config, expert: Config, monkeypatch
     )
 
 
-def test_steps_that_a_schedule_ends_at_do_not_change(cfg: Config, expert: Config, tmp_path: Path) -> None:
+def test_train_continued_with_schedule_refuses_other_steps(cfg: Config, expert: Config, tmp_path: Path) -> None:
     for schedule, message in (("linear", r"another configuration \(steps: 3 there, 5 now\)"), ("gap", "")):
         own = cfg.replace(steps=3, distillation_schedule=schedule, work_dir=str(tmp_path / schedule))
         train(own, expert)
@@ -90,7 +92,7 @@ def test_steps_that_a_schedule_ends_at_do_not_change(cfg: Config, expert: Config
     train(alone.replace(steps=5), None)  # nothing is distilled
 
 
-def test_a_run_from_before_there_were_targets_goes_on(cfg: Config, expert: Config) -> None:
+def test_train_continues_run_from_before_targets(cfg: Config, expert: Config) -> None:
     path = train(cfg.replace(steps=3), expert)
     record = json.loads((path.parent / "run.json").read_text())
     for key in ("distillation_targets", "distillation_schedule"):
@@ -103,7 +105,7 @@ def test_a_run_from_before_there_were_targets_goes_on(cfg: Config, expert: Confi
 
 @pytest.mark.parametrize("cache", ["full", "lazy"])
 @pytest.mark.parametrize("place", ["cpu", "disk"])
-def test_runs_with_cached_rewards_and_values(
+def test_train_with_cached_outputs_equals_live_teacher(
     cfg: Config, expert: Config, data_dir: Path, tmp_path: Path, cache: str, place: str
 ) -> None:
     shutil.copytree(data_dir, tmp_path / "data")

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
     ("schedule", "factors"),
     [("constant", [1, 1, 1, 1, 1]), ("linear", [1, 0.75, 0.5, 0.25, 0]), ("cosine", [1, 0.8535534, 0.5, 0.1464466, 0])],
 )
-def test_factors(tiny_cfg: Config, schedule: str, factors: list[float]) -> None:
+def test_schedule_factors_follow_their_formula(tiny_cfg: Config, schedule: str, factors: list[float]) -> None:
     cfg = tiny_cfg.replace(steps=4, distillation_schedule=schedule, distillation_targets=("reward 3", "value 5"))
     student = make_student(cfg, make_expert(cfg))
     for step, factor in enumerate([*factors, factors[-1]]):
@@ -44,7 +44,7 @@ def test_factors(tiny_cfg: Config, schedule: str, factors: list[float]) -> None:
             assert float(stats["distillation_factor"]) == pytest.approx(factor, abs=1e-6)
 
 
-def test_gap_against_a_plain_version(tiny_cfg: Config) -> None:
+def test_gap_schedule_matches_plain_version(tiny_cfg: Config) -> None:
     losses = [2.0 + math.sin(n) for n in range(100)] + [1.5] * 200 + [0.2] * 300 + [9.0] * 50
     cfg = tiny_cfg.replace(distillation_schedule="gap", distillation_targets=("value", "reward"))
     gap = distill.Distillation(cfg, None, torch.device("cpu"))
@@ -66,7 +66,7 @@ def test_gap_against_a_plain_version(tiny_cfg: Config) -> None:
         assert float(gap.factor()) == pytest.approx(factor, nan_ok=True)
 
 
-def test_gap_while_training(tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gap_schedule_while_training_lowers_its_factor(tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distill, "GAP_UPDATES", 5)
     cfg = tiny_cfg.replace(distillation_schedule="gap", distillation_targets=("policy 1", "reward"), lr=3e-3)
     stats = run_updates(make_student(cfg, make_expert(cfg)), range(60))
@@ -81,7 +81,9 @@ def test_gap_while_training(tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "gap"])
-def test_continuing_an_agent(tiny_cfg: Config, schedule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schedule_of_continued_agent_goes_on(
+    tiny_cfg: Config, schedule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Through a file, with every target, in the middle of the gap's first average."""
     monkeypatch.setattr(distill, "GAP_UPDATES", 5)
     keys = {"distillation_schedule": schedule, "distillation_targets": tuple(TARGETS), "steps": 10}
@@ -103,7 +105,7 @@ def test_continuing_an_agent(tiny_cfg: Config, schedule: str, tmp_path: Path, mo
     assert torch.equal(straight.distillation.projection.weight, resumed.distillation.projection.weight)  # type: ignore[union-attr]
 
 
-def test_a_state_from_before_there_were_targets(tiny_cfg: Config) -> None:
+def test_agent_loads_state_from_before_targets(tiny_cfg: Config) -> None:
     first, second = (make_student(tiny_cfg, make_expert(tiny_cfg)) for _ in range(2))
     run_updates(first, range(2))
     state = copy.deepcopy(first.training_state())
@@ -115,7 +117,7 @@ def test_a_state_from_before_there_were_targets(tiny_cfg: Config) -> None:
     assert same_weights(first, second)
 
 
-def test_the_projection_is_no_part_of_the_model(tiny_cfg: Config, tmp_path: Path) -> None:
+def test_projection_is_not_in_the_model_state(tiny_cfg: Config, tmp_path: Path) -> None:
     cfg = tiny_cfg.replace(distillation_targets=("next_state_linear 30",))
     student, plain = make_student(cfg, make_expert(cfg)), TDMPC2(tiny_cfg)
     run_updates(student, range(2))

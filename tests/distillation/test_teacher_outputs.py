@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
         (tuple(TARGETS), (0, 3)),
     ],
 )
-def test_the_teacher_is_asked_once_for_what_is_needed(
+def test_teacher_outputs_compute_only_what_targets_need(
     tiny_cfg: Config, targets: tuple[str, ...], steps: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expert, batch = make_expert(tiny_cfg), random_batch(tiny_cfg, 0)
@@ -69,7 +69,7 @@ def test_the_teacher_is_asked_once_for_what_is_needed(
             assert tensor is None or not tensor.requires_grad
 
 
-def test_the_reward_is_bit_for_bit_that_of_its_first_step(tiny_cfg: Config) -> None:
+def test_teacher_reward_is_bitwise_that_of_first_step(tiny_cfg: Config) -> None:
     expert, batch = make_expert(tiny_cfg), random_batch(tiny_cfg, 0)
     expert.model.context(batch.task, train=True)
     got = outputs.teacher_outputs(expert.model, ("reward",), batch.obs, batch.action, batch.task).reward

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @every_target
-def test_an_update_computes_and_weights_the_loss(tiny_cfg: Config, target: str) -> None:
+def test_update_with_target_weights_its_loss(tiny_cfg: Config, target: str) -> None:
     """The loss that is logged, from the networks as they were before the update; and its share in the total."""
     cfg = tiny_cfg.replace(
         dropout=0, distillation_targets=("reward 2", f"{target} 0.3") if target != "reward" else ("reward 2",)
@@ -99,7 +99,7 @@ REACHES = {
 
 
 @every_target
-def test_where_the_gradient_goes(tiny_cfg: Config, target: str) -> None:
+def test_update_with_target_reaches_its_networks_only(tiny_cfg: Config, target: str) -> None:
     """Gradients with the target and with its weight zero, of students that otherwise do the same."""
     grads: list[dict[str, Tensor]] = []
     for weight in (0.0, 1.0):
@@ -127,8 +127,8 @@ def test_where_the_gradient_goes(tiny_cfg: Config, target: str) -> None:
     assert changed == REACHES[target]
 
 
-def test_the_policys_weight_and_schedule(tiny_cfg: Config) -> None:
-    """Its share of the gradient is proportional to the weight times the factor."""
+def test_update_policy_target_follows_weight_and_schedule(tiny_cfg: Config) -> None:
+    """The share of the gradient is proportional to the weight times the factor."""
     grads: list[tuple[float, int, Tensor]] = []
     for weight in (0, 2, 3):
         keys = {"distillation_targets": (f"policy {weight}",), "distillation_schedule": "linear", "steps": 4}
@@ -154,7 +154,7 @@ def test_the_policys_weight_and_schedule(tiny_cfg: Config) -> None:
 
 
 @pytest.mark.parametrize("target", [name for name in TARGETS if name != "reward"])
-def test_a_target_of_weight_zero_changes_nothing(tiny_cfg: Config, target: str) -> None:
+def test_update_with_target_weight_zero_is_unchanged(tiny_cfg: Config, target: str) -> None:
     """Neither the weights nor the random numbers: bit for bit the updates of the default."""
     default = make_student(tiny_cfg, make_expert(tiny_cfg))
     other_cfg = tiny_cfg.replace(distillation_targets=("reward", f"{target} 0"), distillation_schedule="constant")
@@ -167,7 +167,7 @@ def test_a_target_of_weight_zero_changes_nothing(tiny_cfg: Config, target: str) 
         assert_close(first["total_loss"], second["total_loss"])  # the order of the sum may be another
 
 
-def test_the_default_is_the_reward_with_its_weight(tiny_cfg: Config) -> None:
+def test_update_default_target_is_reward_with_its_weight(tiny_cfg: Config) -> None:
     assert Config().distillation_terms == {"reward": 0.45}
     assert tiny_cfg.replace(distillation_weight=0.1).distillation_terms == {"reward": 0.1}
     default, spelled = (
@@ -183,14 +183,14 @@ def test_the_default_is_the_reward_with_its_weight(tiny_cfg: Config) -> None:
     ]
 
 
-def test_nothing_is_distilled_without_a_teacher(tiny_cfg: Config) -> None:
+def test_update_without_teacher_distils_nothing(tiny_cfg: Config) -> None:
     plain, named = TDMPC2(tiny_cfg), TDMPC2(tiny_cfg.replace(distillation_targets=tuple(TARGETS)))
     assert not any(name.startswith("distillation") for stats in run_updates(named, range(3)) for name in stats)
     run_updates(plain, range(3))
     assert same_weights(plain, named)
 
 
-def test_an_update_with_every_target_does_not_wait_for_the_device(tiny_cfg: Config) -> None:
+def test_update_with_all_targets_needs_no_synchronisation(tiny_cfg: Config) -> None:
     """Reading a tensor on the host fails on a fake tensor."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -206,7 +206,7 @@ def test_an_update_with_every_target_does_not_wait_for_the_device(tiny_cfg: Conf
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_no_target_waits_for_a_gpu(tiny_cfg: Config) -> None:
+def test_update_with_all_targets_on_gpu_needs_no_synchronisation(tiny_cfg: Config) -> None:
     for schedule in ("constant", "linear", "cosine", "gap"):
         keys = {"distillation_targets": tuple(TARGETS), "distillation_schedule": schedule, "device": "cuda"}
         cfg = tiny_cfg.replace(**keys)

@@ -83,7 +83,7 @@ def _wall_distance(physics: Any, geom: str) -> float:
 
 
 @pytest.mark.parametrize(("domain", "task"), CUSTOM_TASKS)
-def test_reward_formula(domain: str, task: str) -> None:
+def test_custom_task_reward_follows_its_formula(domain: str, task: str) -> None:
     constants, terms = _formulas()[domain, task]
     env = load(domain, task, seed=1)
     rng = np.random.default_rng(0)
@@ -109,7 +109,7 @@ def test_reward_formula(domain: str, task: str) -> None:
     assert max(rewards) > min(rewards) or "hard" in task
 
 
-def test_hopper_height_is_a_hard_limit() -> None:
+def test_hopper_hop_backwards_reward_has_hard_height_limit() -> None:
     """Tilted from upright to lying while moving backwards: reward 1 down to a height of 0.6, then 0."""
     env = load("hopper", "hop_backwards", seed=1)
     env.reset()
@@ -126,7 +126,7 @@ def test_hopper_height_is_a_hard_limit() -> None:
     assert any(0.6 < height < 0.62 for height in heights)
 
 
-def test_every_formula_has_a_task() -> None:
+def test_custom_task_formulas_have_tasks() -> None:
     assert set(_formulas()) == set(CUSTOM_TASKS)
     assert len(CUSTOM_TASKS) == 28
 
@@ -135,7 +135,7 @@ def test_every_formula_has_a_task() -> None:
     ("domain", "task"),
     [("walker", "flip"), ("reacher", "four_easy"), ("ball_in_cup", "spin"), ("fish", "obstacles")],
 )
-def test_seed_decides_first_states(domain: str, task: str) -> None:
+def test_custom_task_seed_decides_first_state(domain: str, task: str) -> None:
     first, same, other = (load(domain, task, seed).reset().observation for seed in (1, 1, 2))
     for key in first:
         np.testing.assert_array_equal(first[key], same[key])
@@ -144,7 +144,9 @@ def test_seed_decides_first_states(domain: str, task: str) -> None:
 
 @pytest.mark.parametrize(("number", "joints", "length"), [("three", 3, 0.09), ("four", 4, 0.06)])
 @pytest.mark.parametrize(("size", "radius"), [("easy", 0.05), ("hard", 0.015)])
-def test_reacher_model(number: str, joints: int, length: float, size: str, radius: float) -> None:
+def test_reacher_model_has_the_documented_links(
+    number: str, joints: int, length: float, size: str, radius: float
+) -> None:
     env = load("reacher", f"{number}_{size}", seed=1)
     env.reset()
     physics, named = env.physics, env.physics.named
@@ -167,7 +169,7 @@ def test_reacher_model(number: str, joints: int, length: float, size: str, radiu
     assert [value.size for value in observation.values()] == [joints, 2, joints]
 
 
-def test_reacher_stays_within_its_limits() -> None:
+def test_reacher_joints_stay_within_limits() -> None:
     env = load("reacher", "three_easy", seed=1)
     joints, radii = [], []
     for _ in range(100):
@@ -181,7 +183,7 @@ def test_reacher_stays_within_its_limits() -> None:
     assert 0.18 < max(radii) <= 0.2
 
 
-def test_cup_spin_starts_mostly_inside_the_cup() -> None:
+def test_cup_spin_ball_starts_mostly_inside_the_cup() -> None:
     env = load("ball_in_cup", "spin", seed=1)
     inside = []
     for _ in range(200):
@@ -192,7 +194,7 @@ def test_cup_spin_starts_mostly_inside_the_cup() -> None:
     assert 0.84 < np.mean(inside) < 0.96
 
 
-def test_fish_keeps_away_from_walls() -> None:
+def test_fish_obstacles_reward_is_zero_near_walls() -> None:
     env = load("fish", "obstacles", seed=1)
     for _ in range(50):
         env.reset()
@@ -207,7 +209,7 @@ def test_fish_keeps_away_from_walls() -> None:
 
 
 @pytest.mark.parametrize("pair", [("walker", "walk_backwards"), ("cheetah", "jump")])
-def test_time_limit_of_the_suite(pair: tuple[str, str]) -> None:
+def test_custom_task_has_time_limit_of_the_suite(pair: tuple[str, str]) -> None:
     env = load(*pair, seed=1)
     env.reset()
     zero = np.zeros(env.action_spec().shape)

@@ -24,7 +24,7 @@ def _rollout(env: gymnasium.Env, actions: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 @pytest.mark.parametrize("name", MT30)
-def test_gymnasium_checker(name: str) -> None:
+def test_env_passes_gymnasium_checker(name: str) -> None:
     register()
     env = gymnasium.make(f"tdmpc2/{name}-v0")
     assert env.spec is not None
@@ -36,7 +36,7 @@ def test_gymnasium_checker(name: str) -> None:
     assert unexpected == []
 
 
-def test_fresh_process_needs_no_opengl() -> None:
+def test_make_env_in_fresh_process_needs_no_opengl() -> None:
     code = (
         "import os, sys, tdmpc2, gymnasium\n"
         "assert not {'dm_control', 'mujoco'} & set(sys.modules)\n"
@@ -50,7 +50,7 @@ def test_fresh_process_needs_no_opengl() -> None:
 
 
 @pytest.mark.parametrize("name", ["cheetah-run", "reacher-three-easy", "cup-spin", "fish-obstacles", "lqr-lqr-2-1"])
-def test_reset_with_seed_is_a_fresh_environment(name: str) -> None:
+def test_env_reset_with_seed_is_as_fresh(name: str) -> None:
     fresh, used = make_env(name, seed=7), make_env(name, seed=3)
     first_of_3 = used.reset()[0]
     used.step(used.action_space.sample())
@@ -64,7 +64,7 @@ def test_reset_with_seed_is_a_fresh_environment(name: str) -> None:
     assert not np.array_equal(first_of_3, used.reset(seed=7)[0])
 
 
-def test_reset_without_seed_goes_on() -> None:
+def test_env_reset_without_seed_continues_the_stream() -> None:
     """Episode k depends on the seed and k only, not on the actions."""
     one, two = make_env("reacher-easy", seed=5), make_env("reacher-easy", seed=6)
     episodes = [one.reset()[0] for _ in range(3)]
@@ -77,7 +77,7 @@ def test_reset_without_seed_goes_on() -> None:
 
 
 @pytest.mark.parametrize("name", ["walker-walk", "hopper-stand", "finger-spin", "fish-swim", "acrobot-swingup"])
-def test_two_control_steps_per_action(name: str, env: Callable) -> None:
+def test_env_step_makes_two_control_steps(name: str, env: Callable) -> None:
     domain, task = name.split("-")
     reference = suite.load(domain, task, task_kwargs={"random": 11})
     reference.reset()
@@ -92,7 +92,7 @@ def test_two_control_steps_per_action(name: str, env: Callable) -> None:
         assert reward == first.reward + second.reward
 
 
-def test_actions_are_scaled_but_not_clipped(env: Callable) -> None:
+def test_env_actions_are_scaled_but_not_clipped(env: Callable) -> None:
     quadruped = make_env("quadruped-walk", seed=1)
     spec = quadruped.unwrapped._env.action_spec()
     assert not (spec.maximum == 1).all()
@@ -106,14 +106,14 @@ def test_actions_are_scaled_but_not_clipped(env: Callable) -> None:
     assert pendulum.unwrapped.physics.data.ctrl[0] == 5  # MuJoCo clamps it inside the simulation
 
 
-def test_time_limit(env: Callable) -> None:
+def test_env_is_truncated_after_500_steps(env: Callable) -> None:
     pendulum = env("pendulum-swingup")
     pendulum.reset()
     ends = [pendulum.step(pendulum.action_space.sample())[2:4] for _ in range(500)]
     assert ends == [(False, False)] * 499 + [(False, True)]
 
 
-def test_termination_ends_the_episode_between_control_steps() -> None:
+def test_env_termination_skips_second_control_step() -> None:
     """The one task of the suite that terminates; dm_control would start a new episode in the next control step."""
     env = make_env("lqr-lqr-2-1", seed=1)
     env.reset()
@@ -125,7 +125,7 @@ def test_termination_ends_the_episode_between_control_steps() -> None:
         env.step(np.zeros(1, np.float32))
 
 
-def test_step_errors(env: Callable) -> None:
+def test_env_step_without_reset_or_with_wrong_action_is_refused(env: Callable) -> None:
     with pytest.raises(gymnasium.error.ResetNeeded, match="reset"):
         make_env("pendulum-spin").step(np.zeros(1, np.float32))
     env("hopper-hop").reset()

@@ -51,7 +51,7 @@ class _OldCounter:
         self.closed = 1
 
 
-def test_gymnasium_environment() -> None:
+def test_make_env_of_gymnasium_id_works() -> None:
     assert task_spec("Pendulum-v1") == TaskSpec("Pendulum-v1", 3, 1, episode_length=200)
     assert task_spec("gymnasium:Pendulum-v1").episode_length == 200
     ours, plain = make_env("Pendulum-v1", seed=5), gymnasium.make("Pendulum-v1")
@@ -66,7 +66,7 @@ def test_gymnasium_environment() -> None:
     np.testing.assert_array_equal(ours.action_space.sample(), Box(-1, 1, (1,), np.float32, seed=5).sample())
 
 
-def test_own_environment() -> None:
+def test_make_env_of_own_environment_flattens_and_scales() -> None:
     gymnasium.register("Counter-v0", Counter, max_episode_steps=20)
     assert task_spec("Counter-v0") == TaskSpec("Counter-v0", 6, 1, episode_length=20)
     env = make_env("Counter-v0", seed=1)
@@ -88,7 +88,9 @@ def test_own_environment() -> None:
         (_Broken, 10, KeyError, "missing asset"),
     ],
 )
-def test_unsuitable_environments(kind: type, limit: int | None, error: type[Exception], message: str) -> None:
+def test_make_env_of_unsuitable_environment_is_refused(
+    kind: type, limit: int | None, error: type[Exception], message: str
+) -> None:
     gymnasium.register("Wrong-v0", kind, max_episode_steps=limit)
     try:
         with pytest.raises(error, match=message):
@@ -97,12 +99,12 @@ def test_unsuitable_environments(kind: type, limit: int | None, error: type[Exce
         del gymnasium.registry["Wrong-v0"]
 
 
-def test_missing_module_is_reported_as_such() -> None:
+def test_make_env_of_missing_module_says_so() -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_package"):
         make_env("no_such_package:Thing-v0")
 
 
-def test_old_gym_environment() -> None:
+def test_old_gym_env_is_translated() -> None:
     old = _OldCounter()
     gymnasium.register("Old-v0", lambda **kwargs: OldGymEnv(old, **kwargs), max_episode_steps=50)
     env = make_env("Old-v0", seed=1, render_mode="rgb_array")

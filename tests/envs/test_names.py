@@ -18,13 +18,13 @@ HEAVY = [name for name in DM_CONTROL if name.split("-")[0] in ("dog", "humanoid"
 LIGHT = [name for name in DM_CONTROL if name not in HEAVY]
 
 
-def test_table_sizes(env: Callable) -> None:
+def test_task_table_sizes_are_those_of_the_environments(env: Callable) -> None:
     for name in LIGHT:
         _check_sizes(env(name), lookup(name))
 
 
 @pytest.mark.parametrize("name", ["quadruped-walk", "quadruped-escape", "humanoid-run", "dog-run"])
-def test_large_robots(name: str) -> None:
+def test_task_table_sizes_of_large_robots_are_right(name: str) -> None:
     """Also: dm_control's quadruped does not run as it is with numpy >= 2.4, and escape not without OpenGL."""
     env = make_env(name, seed=3)
     first = _check_sizes(env, task_spec(name))
@@ -34,7 +34,7 @@ def test_large_robots(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_task_of_the_suite_loads() -> None:
+def test_make_env_of_every_suite_task_loads() -> None:
     for domain, task in suite.ALL_TASKS:
         env = make_env(f"{domain}-{task}".replace("_", "-"), seed=3)
         first = _check_sizes(env, task_spec(f"{domain}-{task}"))
@@ -56,12 +56,12 @@ def _check_sizes(env: gymnasium.Env, spec: TaskSpec) -> np.ndarray:
     ("name", "same"),
     [("walker_walk_backwards", "walker-walk-backwards"), ("ball_in_cup-catch", "cup-catch"), ("cup_spin", "cup-spin")],
 )
-def test_other_spellings(name: str, same: str) -> None:
+def test_lookup_of_other_spelling_finds_the_task(name: str, same: str) -> None:
     assert task_spec(name) == lookup(same)
     np.testing.assert_array_equal(make_env(name, seed=2).reset()[0], make_env(same, seed=2).reset()[0])
 
 
-def test_tasks_outside_the_table() -> None:
+def test_task_spec_of_unlisted_task_is_measured() -> None:
     assert task_spec("pointmass-easy") == TaskSpec("pointmass-easy", 4, 2, 500)
     assert task_spec("point_mass-easy").obs_dim == 4
 
@@ -76,6 +76,6 @@ def test_tasks_outside_the_table() -> None:
         ("mw-reach", "Meta-World environments are not supported"),
     ],
 )
-def test_unknown_names(name: str, message: str) -> None:
+def test_make_env_of_unknown_name_suggests_the_nearest(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_env(name)

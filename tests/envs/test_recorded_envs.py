@@ -46,7 +46,7 @@ def _observe(env: gymnasium.Env) -> np.ndarray:
     return np.concatenate([np.ravel(value) for value in observation.values()]).astype(np.float32)
 
 
-def test_table_and_order(recorded: Golden) -> None:
+def test_mt30_table_and_order_match_recorded(recorded: Golden) -> None:
     specs = [lookup(name) for name in MT30]
     assert tuple(recorded["meta/tasks"]) == MT30
     np.testing.assert_array_equal([spec.obs_dim for spec in specs], recorded["meta/obs_dims"])
@@ -54,7 +54,7 @@ def test_table_and_order(recorded: Golden) -> None:
     np.testing.assert_array_equal([spec.episode_length for spec in specs], recorded["meta/episode_lengths"])
 
 
-def test_first_observation(env: gymnasium.Env, recorded: Golden) -> None:
+def test_env_first_observation_matches_recorded(env: gymnasium.Env, recorded: Golden) -> None:
     task = env.unwrapped.test_task
     np.testing.assert_allclose(env.unwrapped.test_first_obs, recorded[f"{task}/1/obs0"], atol=1e-6, rtol=0)
     for seed in SEEDS:
@@ -64,7 +64,7 @@ def test_first_observation(env: gymnasium.Env, recorded: Golden) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_rollout(env: gymnasium.Env, seed: int, recorded: Golden) -> None:
+def test_env_rollout_matches_recorded(env: gymnasium.Env, seed: int, recorded: Golden) -> None:
     task = env.unwrapped.test_task
     env.reset(seed=seed)
     steps = [env.step(action) for action in recorded[f"{task}/{seed}/action"]]
@@ -87,7 +87,7 @@ TOUCHDOWN = (1, 48)  # seed, step
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_single_steps(env: gymnasium.Env, seed: int, recorded: Golden) -> None:
+def test_env_single_steps_match_recorded(env: gymnasium.Env, seed: int, recorded: Golden) -> None:
     """Every recorded state and action lead to the next recorded one, so errors cannot add up."""
     task = env.unwrapped.test_task
     data = {key: recorded[f"{task}/{seed}/{key}"] for key in ("qpos", "qvel", "action", "obs", "reward")}
@@ -102,7 +102,7 @@ def test_single_steps(env: gymnasium.Env, seed: int, recorded: Golden) -> None:
         assert reward == pytest.approx(data["reward"][t], abs=1e-7)
 
 
-def test_probe_states(env: gymnasium.Env, probes: Golden) -> None:
+def test_env_probe_states_match_recorded(env: gymnasium.Env, probes: Golden) -> None:
     """64 chosen states whose rewards cover the whole range, which random play does not."""
     data = {key: probes[f"{env.unwrapped.test_task}/1/probe_{key}"] for key in ("qpos", "qvel", "obs", "reward")}
     env.reset(seed=1)

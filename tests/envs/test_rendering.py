@@ -37,7 +37,7 @@ def _frame(name: str, steps: int = 0, **state: Any) -> np.ndarray:
 
 
 @pytest.mark.usefixtures("opengl")
-def test_frames(env: Callable) -> None:
+def test_render_gives_frames_of_the_state(env: Callable) -> None:
     env("cheetah-run")  # one without rendering was built before
     image = _frame("cheetah-run")
     assert image.shape == (384, 384, 3)
@@ -48,14 +48,14 @@ def test_frames(env: Callable) -> None:
 
 
 @pytest.mark.usefixtures("opengl")
-def test_floor_reaches_far_behind_custom_tasks() -> None:
+def test_render_of_custom_task_shows_floor_far_behind() -> None:
     """Below the horizon, 50 m behind the start, one sees the floor and not the stars of the sky."""
     stars = {name: (_frame(name, rootx=-50)[295:330] > 180).any() for name in ("cheetah-run", "cheetah-run-backwards")}
     assert stars == {"cheetah-run": True, "cheetah-run-backwards": False}
 
 
 @pytest.mark.usefixtures("opengl")
-def test_checker_with_rendering() -> None:
+def test_env_with_rendering_passes_gymnasium_checker() -> None:
     register()
     env = gymnasium.make("tdmpc2/pendulum-spin-v0", render_mode="rgb_array")
     with warnings.catch_warnings():
@@ -64,7 +64,7 @@ def test_checker_with_rendering() -> None:
     env.close()
 
 
-def test_rendering_errors(monkeypatch: pytest.MonkeyPatch, env: Callable) -> None:
+def test_render_that_cannot_work_says_why(monkeypatch: pytest.MonkeyPatch, env: Callable) -> None:
     with pytest.raises(ValueError, match="render_mode='human'"):
         make_env("pendulum-spin", render_mode="human")
     assert env("pendulum-spin").unwrapped.render() is None

@@ -17,7 +17,7 @@ from tdmpc2.tasks import MT30, TaskSpec, lookup
 from tests.helpers.toy_envs import Counter
 
 
-def test_padding(env: Callable) -> None:
+def test_pad_env_pads_observation_and_cuts_action(env: Callable) -> None:
     hopper = env("hopper-hop")
     padded = PadEnv(hopper, 24, 6)
     obs, _ = padded.reset(seed=4)
@@ -35,7 +35,7 @@ def test_padding(env: Callable) -> None:
         PadEnv(hopper, 10, 6)
 
 
-def test_vector_of_different_tasks(env: Callable) -> None:
+def test_vec_env_of_different_tasks_equals_single_ones(env: Callable) -> None:
     names, seeds = ["walker-walk", "cartpole-swingup", "reacher-three-easy", "cartpole-swingup"], [3, 1, 2, 2]
     envs = make_vec_env([lookup(name) for name in names], seeds, 24, 6)
     obs, _ = envs.reset()
@@ -56,7 +56,7 @@ def test_vector_of_different_tasks(env: Callable) -> None:
     np.testing.assert_array_equal(again.action_space.sample(), actions)
 
 
-def test_vector_resets_what_it_is_told_to(env: Callable) -> None:
+def test_vec_env_reset_mask_resets_only_those(env: Callable) -> None:
     gymnasium.register("ShortTask-v0", Counter, max_episode_steps=2)
     envs = make_vec_env([TaskSpec("ShortTask-v0", 6, 1, 2), lookup("pendulum-spin")], [1, 1], 6, 1)
     envs.reset()
@@ -71,13 +71,13 @@ def test_vector_resets_what_it_is_told_to(env: Callable) -> None:
     assert not envs.step(actions)[3].any()
 
 
-def test_vector_errors() -> None:
+def test_vec_env_with_wrong_seeds_is_refused() -> None:
     for specs, seeds in [([], []), ([lookup("hopper-hop")], [1, 2])]:
         with pytest.raises(ValueError, match="one seed for each task"):
             make_vec_env(specs, seeds, 24, 6)
 
 
-def test_multi_task_environment(env: Callable) -> None:
+def test_multi_task_env_reset_option_chooses_the_task(env: Callable) -> None:
     multi = make_env(Config(task="mt30", seed=9, device="cpu"))
     assert isinstance(multi, MultiTaskEnv)
     assert multi.observation_space.shape == (24,)
@@ -100,7 +100,7 @@ def test_multi_task_environment(env: Callable) -> None:
     multi.close()
 
 
-def test_multi_task_seeds_and_streams(env: Callable) -> None:
+def test_multi_task_env_tasks_continue_their_own_streams(env: Callable) -> None:
     """Each task is a fresh environment of the common seed when first used and goes on with its own episodes."""
     multi = make_env("mt30", seed=9)
     env("cup-catch").reset(seed=9)
@@ -110,6 +110,6 @@ def test_multi_task_seeds_and_streams(env: Callable) -> None:
     np.testing.assert_array_equal(multi.reset(options={"task": "cup-catch"})[0][:8], second)
 
 
-def test_configuration_of_one_task(env: Callable) -> None:
+def test_make_env_of_configuration_uses_its_seed(env: Callable) -> None:
     single = make_env(Config(task="hopper-hop", seed=9, device="cpu"))
     np.testing.assert_array_equal(single.reset()[0], env("hopper-hop").reset(seed=9)[0])

@@ -127,7 +127,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], .
 @pytest.mark.slow
 @pytest.mark.parametrize("taught", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_two_processes_equal_one(results: tuple[dict[str, Any], ...], dtype: torch.dtype, taught: bool) -> None:
+def test_two_processes_update_as_one(results: tuple[dict[str, Any], ...], dtype: torch.dtype, taught: bool) -> None:
     alone, first, second = (result[f"{dtype} {taught}"] for result in results)
     assert alone["norm"] > 1  # so that embeddings were rescaled
     assert alone["training"]["scale"] > 1.01  # so that a scale of each half's values would have shown
@@ -144,7 +144,7 @@ def test_two_processes_equal_one(results: tuple[dict[str, Any], ...], dtype: tor
 
 
 @pytest.mark.slow
-def test_an_evaluation_is_divided(results: tuple[dict[str, Any], ...]) -> None:
+def test_two_processes_divide_an_evaluation(results: tuple[dict[str, Any], ...]) -> None:
     (seeds, returns, filmed), *others = (result["play"] for result in results)
     assert seeds == (100, 101, 102, 103, 104)
     assert len(set(returns)) == 5
@@ -157,7 +157,7 @@ def test_an_evaluation_is_divided(results: tuple[dict[str, Any], ...]) -> None:
 # -- parts ------------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_launcher_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_group_without_launcher_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in LAUNCHED:
         monkeypatch.delenv(name, raising=False)
     x = torch.ones(3)
@@ -171,7 +171,7 @@ def test_without_a_launcher_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) 
     assert not torch.distributed.is_initialized()
 
 
-def test_rows_of_a_batch() -> None:
+def test_process_group_rows_partition_the_batch() -> None:
     groups = [replace(ALONE, rank=rank, world_size=3) for rank in range(3)]
     assert [list(range(12))[group.rows(12)] for group in groups] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     with pytest.raises(ValueError, match=r"batch_size=256 is the batch of all 3 processes .* use 258$"):
@@ -180,21 +180,21 @@ def test_rows_of_a_batch() -> None:
         groups[0].rows(2)
 
 
-def test_large_messages_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_group_cuts_large_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tdmpc2.distributed._BUCKET", 10)
     tensors = [torch.empty(n) for n in (4, 6, 1, 25, 3)]
     assert [[len(x) for x in bucket] for bucket in _buckets(tensors)] == [[4, 6], [1], [25], [3]]
 
 
 @pytest.mark.parametrize(("device", "words"), [("cuda:0", "device=cuda:0 is one device for 2 processes"), ("meta", "")])
-def test_devices_that_several_processes_cannot_use(monkeypatch: pytest.MonkeyPatch, device: str, words: str) -> None:
+def test_process_group_on_unusable_device_is_refused(monkeypatch: pytest.MonkeyPatch, device: str, words: str) -> None:
     for name, value in launched(0, 1).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=words or "trains with one process, not 2"), process_group(device):
         pass
 
 
-def test_processes_of_a_machine_share_its_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_one_machine_share_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     monkeypatch.setattr("tdmpc2.support.runtime.usable_cores", lambda: 9)
@@ -204,7 +204,7 @@ def test_processes_of_a_machine_share_its_cores_and_memory(monkeypatch: pytest.M
     assert usable_cores() >= 1
 
 
-def test_one_more_sigterm_of_a_launcher_is_no_other_request() -> None:
+def test_stop_on_signal_second_sigterm_of_launcher_is_ignored() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with stop_on_signal(launched=True) as stop:
         signal.raise_signal(signal.SIGTERM)
@@ -213,7 +213,7 @@ def test_one_more_sigterm_of_a_launcher_is_no_other_request() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_queues_signal_is_handed_on_when_all_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_on_signal_of_queue_is_handed_on_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     before = signal.signal(signal.SIGUSR2, lambda *_: said.append("queued again"))
     try:
@@ -226,7 +226,7 @@ def test_a_queues_signal_is_handed_on_when_all_is_saved(monkeypatch: pytest.Monk
     assert said == ["saved", "queued again"]
 
 
-def test_an_evaluation_by_more_processes_than_episodes() -> None:
+def test_evaluation_by_more_processes_than_episodes_works() -> None:
     """The last of four has no episode, and has the whole result."""
     cfg = parse_cfg({**TINY, "task": STANDS, "tasks": None, "mpc": False, "eval_episodes": 3})
     shares: list[Any] = []

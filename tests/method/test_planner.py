@@ -46,7 +46,7 @@ def recorded_noise(g: dict[str, torch.Tensor], cases: list[int], call: int) -> p
     )
 
 
-def test_policy_rollout_and_latent_match_recorded(model: WorldModel, g: dict[str, torch.Tensor]) -> None:
+def test_planner_policy_rollout_matches_recorded(model: WorldModel, g: dict[str, torch.Tensor]) -> None:
     for call in range(2):
         task = model.context(g["task"])
         z = model.encode(g["obs"][:, call], task)
@@ -75,7 +75,9 @@ def test_each_iteration_matches_recorded(model: WorldModel, g: dict[str, torch.T
 
 
 @pytest.mark.parametrize("cases", [[0], [3], [0, 1, 2, 3, 4, 5], [5, 2]])
-def test_free_running_plans_match_recorded(model: WorldModel, g: dict[str, torch.Tensor], cases: list[int]) -> None:
+def test_planner_free_running_plans_match_recorded(
+    model: WorldModel, g: dict[str, torch.Tensor], cases: list[int]
+) -> None:
     """Two successive calls, single and batched over different tasks, with and without exploration noise."""
     task = model.context(g["task"][cases])
     prev_mean = torch.zeros(len(cases), 3, 6)
@@ -92,7 +94,7 @@ def test_free_running_plans_match_recorded(model: WorldModel, g: dict[str, torch
         prev_mean = quiet.mean
 
 
-def test_batched_equals_single_in_float64(published: dict[str, torch.Tensor]) -> None:
+def test_planner_batched_equals_single_in_float64(published: dict[str, torch.Tensor]) -> None:
     """Own random draws, all noise active. In float32 sums differ in the last bit and an elite may flip."""
     model = WorldModel(CFG)
     model.load_state_dict(published)
@@ -122,7 +124,7 @@ def test_batched_equals_single_in_float64(published: dict[str, torch.Tensor]) ->
         assert_close(single.mean, batched.mean[i : i + 1])
 
 
-def test_inactive_dimensions_stay_zero(tiny_cfg: Config) -> None:
+def test_planner_inactive_dimensions_stay_zero(tiny_cfg: Config) -> None:
     agent = TDMPC2(tiny_cfg)
     tasks = ["cup-catch", "walker-walk", "pendulum-swingup"]
     for step in range(3):
@@ -133,14 +135,14 @@ def test_inactive_dimensions_stay_zero(tiny_cfg: Config) -> None:
         assert action.abs().max() <= 1
 
 
-def test_value_handles_non_finite_models(tiny_cfg: Config) -> None:
+def test_act_of_non_finite_model_is_finite(tiny_cfg: Config) -> None:
     agent = TDMPC2(tiny_cfg)
     with torch.no_grad():
         agent.model._reward[-1].bias.fill_(float("nan"))  # type: ignore[union-attr,operator]
     assert torch.isfinite(agent.act(torch.randn(24), t0=True, task=0)).all()
 
 
-def test_planning_runs_without_device_synchronisation(tiny_cfg: Config) -> None:
+def test_planner_needs_no_device_synchronisation(tiny_cfg: Config) -> None:
     """Reading a tensor on the host fails on a fake tensor, so a whole plan traces only without any such read."""
     with FakeTensorMode():
         model = WorldModel(tiny_cfg).requires_grad_(False)
@@ -154,14 +156,14 @@ def test_planning_runs_without_device_synchronisation(tiny_cfg: Config) -> None:
 
 
 class TestAct:
-    def test_types_and_shapes_follow_the_observation(self, tiny_cfg: Config) -> None:
+    def test_act_returns_type_of_observation(self, tiny_cfg: Config) -> None:
         agent = TDMPC2(tiny_cfg)
         action = agent.act(np.zeros(24, np.float32), t0=True, task="walker-walk")
         assert isinstance(action, np.ndarray)
         assert action.shape == (6,)
         assert agent.act(torch.zeros(5, 24), t0=True, task=3).shape == (5, 6)
 
-    def test_episode_start_is_per_environment(self, tiny_cfg: Config) -> None:
+    def test_act_episode_start_is_per_environment(self, tiny_cfg: Config) -> None:
         """A row that starts forgets its plan, the others continue theirs."""
         obs = torch.randn(2, 24, generator=torch.Generator().manual_seed(1))
         means = []
@@ -178,7 +180,7 @@ class TestAct:
         assert not torch.allclose(warm[0], fresh[0])
         assert not torch.allclose(warm[1], fresh[1])
 
-    def test_eval_mode_drops_the_exploration_noise_only(self, tiny_cfg: Config) -> None:
+    def test_act_in_eval_mode_drops_only_exploration_noise(self, tiny_cfg: Config) -> None:
         obs = torch.randn(24)
         quiet, noisy = TDMPC2(tiny_cfg), TDMPC2(tiny_cfg)
         assert not torch.equal(
@@ -186,7 +188,7 @@ class TestAct:
         )
         assert torch.equal(quiet._player.plan_mean, noisy._player.plan_mean)  # type: ignore[arg-type]
 
-    def test_policy_only(self, tiny_cfg: Config) -> None:
+    def test_act_without_mpc_is_the_policy(self, tiny_cfg: Config) -> None:
         agent = TDMPC2(tiny_cfg.replace(mpc=False))
         obs, task = torch.randn(3, 24), torch.arange(3)
         first, second = (agent.act(obs, eval_mode=True, task=task) for _ in range(2))
@@ -194,18 +196,18 @@ class TestAct:
         assert_close(first, agent.model.pi(agent.model.encode(obs, task), task)[1]["mean"])
         assert not torch.equal(agent.act(obs, task=task), first)
 
-    def test_large_action_spaces_plan_two_iterations_more(self) -> None:
+    def test_act_on_large_action_space_plans_two_iterations_more(self) -> None:
         assert Config(task="dog-run").plan_iterations == 8
         assert Config(task="quadruped-run").plan_iterations == 6
 
     @pytest.mark.parametrize(
         "same", [np.int64(3), np.array(3), torch.tensor([3]), "cheetah-run", [3], ("cheetah-run",)]
     )
-    def test_ways_to_name_a_task(self, tiny_cfg: Config, same: Any) -> None:
+    def test_act_task_by_name_or_id_is_equal(self, tiny_cfg: Config, same: Any) -> None:
         obs = torch.ones(24)
         assert torch.equal(TDMPC2(tiny_cfg).act(obs, t0=True, task=same), TDMPC2(tiny_cfg).act(obs, t0=True, task=3))
 
-    def test_tasks_and_starts_of_several_environments(self, tiny_cfg: Config) -> None:
+    def test_act_takes_task_and_start_per_environment(self, tiny_cfg: Config) -> None:
         obs, starts = np.ones((2, 24), np.float32), np.array([True, True])
         mixed: list[Any] = [
             [0, "walker-run"],
@@ -219,7 +221,7 @@ class TestAct:
         for t0 in (1, True, np.array([1, 1]), torch.tensor([True, True])):
             assert np.array_equal(TDMPC2(tiny_cfg).act(obs, t0=t0, task=[0, 2]), first)
 
-    def test_a_start_as_a_number(self, tiny_cfg: Config) -> None:
+    def test_act_start_as_number_is_as_bool(self, tiny_cfg: Config) -> None:
         """0 continues the plan as False does, 1 begins one as True does."""
         outcomes = []
         for later in (0, False, 1, True):
@@ -231,7 +233,7 @@ class TestAct:
         assert torch.equal(outcomes[2], outcomes[3])
         assert not torch.equal(outcomes[0], outcomes[2])
 
-    def test_bad_calls(self, tiny_cfg: Config) -> None:
+    def test_act_with_bad_arguments_is_refused(self, tiny_cfg: Config) -> None:
         agent = TDMPC2(tiny_cfg)
         with pytest.raises(ValueError, match="size 17, but the model takes 24"):
             agent.act(np.zeros(17, np.float32), t0=True, task=0)

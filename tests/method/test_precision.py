@@ -38,7 +38,7 @@ def regret(reference: WorldModel, other: WorldModel, rows: slice, **compiled: An
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_plans_are_as_good(published: dict[str, Tensor], dtype: torch.dtype) -> None:
+def test_planner_in_low_precision_has_little_regret(published: dict[str, Tensor], dtype: torch.dtype) -> None:
     rows = slice(0, 15) if dtype == torch.bfloat16 else slice(15, 18)  # fp16 products are slow on a CPU
     found = regret(make_model(published), make_model(published, dtype), rows)
     assert float(found.mean()) < 0.1
@@ -47,7 +47,7 @@ def test_low_precision_plans_are_as_good(published: dict[str, Tensor], dtype: to
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_cpp_compiler(), reason="compiling needs a C++ compiler")
-def test_compiled_planner_equals_the_plain_one(published: dict[str, Tensor]) -> None:
+def test_planner_compiled_equals_plain(published: dict[str, Tensor]) -> None:
     g, model = load_golden("plan.npz"), make_model(published)
     compiled = compiled_functions(model)
     task = model.context(g["task"][:1])

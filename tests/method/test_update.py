@@ -83,7 +83,7 @@ def _record_gradients(agent: TDMPC2, grads: dict[str, torch.Tensor]) -> None:
             grads[name] = p.grad.clone()
 
 
-def test_losses_match_recorded(replayed: dict[str, Any]) -> None:
+def test_update_losses_match_recorded(replayed: dict[str, Any]) -> None:
     g, s = replayed["g"], replayed["s"]
     got = {name: torch.stack([step[name] for step in replayed["stats"]]) for name in replayed["stats"][0]}
     names = ["consistency_loss", "reward_loss", "value_loss", "total_loss", "pi_loss", "pi_scale"]
@@ -94,12 +94,12 @@ def test_losses_match_recorded(replayed: dict[str, Any]) -> None:
     assert SCENARIOS[s][1] == ("distillation_loss" in got)
 
 
-def test_td_targets_match_recorded(replayed: dict[str, Any]) -> None:
+def test_update_td_targets_match_recorded(replayed: dict[str, Any]) -> None:
     g, s = replayed["g"], replayed["s"]
     assert_close(torch.stack(replayed["targets"]), g[f"{s}/td_target"], rtol=1e-4, atol=1e-4)
 
 
-def test_first_gradients_match_recorded(replayed: dict[str, Any]) -> None:
+def test_update_first_gradients_match_recorded(replayed: dict[str, Any]) -> None:
     g, s, grads = replayed["g"], replayed["s"], replayed["grads"]
     recorded = [key for key in g if key.startswith(f"{s}/grad1_norm/")]
     assert len(recorded) == 51
@@ -110,7 +110,7 @@ def test_first_gradients_match_recorded(replayed: dict[str, Any]) -> None:
             assert_close(grads[name], full, rtol=1e-2, atol=1e-3 * float(full.abs().max()) + 1e-9)
 
 
-def test_final_weights_match_recorded(replayed: dict[str, Any]) -> None:
+def test_update_final_weights_match_recorded(replayed: dict[str, Any]) -> None:
     g, s, initial = replayed["g"], replayed["s"], replayed["initial"]
     final = replayed["agent"].model.state_dict()
     assert len([key for key in g if key.startswith(f"{s}/final_norm/")]) == len(final) == 61
@@ -126,7 +126,7 @@ def test_final_weights_match_recorded(replayed: dict[str, Any]) -> None:
             assert_close(p.flatten()[:256], g[f"{s}/final_head/{name}"], rtol=0, atol=5e-5)
 
 
-def test_teacher_and_student_rewards_match_recorded(published: dict[str, torch.Tensor]) -> None:
+def test_update_teacher_and_student_rewards_match_recorded(published: dict[str, torch.Tensor]) -> None:
     from tdmpc2.distillation.outputs import teacher_columns
 
     g = load_golden("update.npz")
@@ -137,7 +137,7 @@ def test_teacher_and_student_rewards_match_recorded(published: dict[str, torch.T
         assert_close(got, g[key], rtol=1e-4, atol=5e-4)
 
 
-def test_same_seed_same_run_and_no_leak_between_updates(tiny_cfg: Config) -> None:
+def test_update_with_same_seed_repeats_and_leaks_no_gradient(tiny_cfg: Config) -> None:
     agents = [TDMPC2(tiny_cfg) for _ in range(2)]
     for step in range(3):
         first, second = (agent.update(random_batch(tiny_cfg, step)) for agent in agents)
@@ -152,7 +152,7 @@ def test_same_seed_same_run_and_no_leak_between_updates(tiny_cfg: Config) -> Non
 
 
 @pytest.mark.parametrize("form", [dict, lambda fields: TensorDict(fields, batch_size=[])], ids=["dict", "TensorDict"])
-def test_forms_of_a_batch_are_equal(tiny_cfg: Config, form: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+def test_update_of_any_batch_form_is_equal(tiny_cfg: Config, form: Callable[[dict[str, torch.Tensor]], Any]) -> None:
     named, other = TDMPC2(tiny_cfg), TDMPC2(tiny_cfg)
     batch = random_batch(tiny_cfg, 0)
     first, second = named.update(batch), other.update(form(batch._asdict()))
@@ -161,7 +161,7 @@ def test_forms_of_a_batch_are_equal(tiny_cfg: Config, form: Callable[[dict[str, 
         assert torch.equal(p, q), name
 
 
-def test_a_reward_that_is_nan_gives_losses_that_are_nan(tiny_cfg: Config) -> None:
+def test_update_with_nan_reward_gives_nan_losses(tiny_cfg: Config) -> None:
     agent = TDMPC2(tiny_cfg)
     batch = random_batch(tiny_cfg, 0)
     batch.reward[1, 3] = float("nan")
@@ -170,7 +170,7 @@ def test_a_reward_that_is_nan_gives_losses_that_are_nan(tiny_cfg: Config) -> Non
     assert stats["consistency_loss"].isfinite()
 
 
-def test_policy_loss_leaves_no_gradient_outside_the_policy(tiny_cfg: Config) -> None:
+def test_policy_loss_has_gradient_in_the_policy_only(tiny_cfg: Config) -> None:
     agent = TDMPC2(tiny_cfg)
     agent.update(random_batch(tiny_cfg, 0))
     before = [None if p.grad is None else p.grad.clone() for p in agent._model_params]
@@ -180,7 +180,7 @@ def test_policy_loss_leaves_no_gradient_outside_the_policy(tiny_cfg: Config) -> 
         assert (old is None and p.grad is None) or torch.equal(old, p.grad)  # type: ignore[arg-type]
 
 
-def test_dropout_is_in_the_training_losses_only(tiny_cfg: Config) -> None:
+def test_dropout_acts_in_training_losses_only(tiny_cfg: Config) -> None:
     agent = TDMPC2(tiny_cfg.replace(dropout=0.5))
     noise = agent._draw_update_noise(4096)
     assert noise.value_dropout is not None
@@ -194,7 +194,7 @@ def test_dropout_is_in_the_training_losses_only(tiny_cfg: Config) -> None:
     assert results[0]["value_loss"] != results[1]["value_loss"]
 
 
-def test_distillation_pulls_the_student_towards_the_teacher(tiny_cfg: Config) -> None:
+def test_update_with_teacher_pulls_student_towards_it(tiny_cfg: Config) -> None:
     teacher = TDMPC2(tiny_cfg.replace(seed=7, latent_dim=24))
     with torch.no_grad():
         teacher.model._reward[-1].bias += torch.linspace(-1, 1, tiny_cfg.num_bins)  # type: ignore[union-attr,operator]
@@ -205,13 +205,13 @@ def test_distillation_pulls_the_student_towards_the_teacher(tiny_cfg: Config) ->
     assert all(torch.equal(p, frozen[name]) for name, p in teacher.model.state_dict().items())
 
 
-def test_teacher_of_another_task_set_is_refused(tiny_cfg: Config) -> None:
+def test_agent_with_teacher_of_other_task_set_is_refused(tiny_cfg: Config) -> None:
     teacher = TDMPC2(tiny_cfg.replace(task="mt80"))
     with pytest.raises(ValueError, match=r"different task sets: student task=mt30 .* teacher task=mt80"):
         TDMPC2(tiny_cfg, teacher)
 
 
-def test_update_runs_without_device_synchronisation(tiny_cfg: Config) -> None:
+def test_update_needs_no_device_synchronisation(tiny_cfg: Config) -> None:
     """Reading a tensor on the host fails on a fake tensor, so a whole update traces only without any such read."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -223,9 +223,9 @@ def test_update_runs_without_device_synchronisation(tiny_cfg: Config) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_compiled_updates_match_recorded(scenario: str, published: dict[str, torch.Tensor]) -> None:
+def test_update_compiled_matches_recorded(scenario: str, published: dict[str, torch.Tensor]) -> None:
     replayed = replay(scenario, published, compile="true")
     assert replayed["agent"].update_compiled
-    test_losses_match_recorded(replayed)
-    test_first_gradients_match_recorded(replayed)
-    test_final_weights_match_recorded(replayed)
+    test_update_losses_match_recorded(replayed)
+    test_update_first_gradients_match_recorded(replayed)
+    test_update_final_weights_match_recorded(replayed)

@@ -43,7 +43,7 @@ def exact(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(32, 70), st.integers(32, 150), st.integers(1, 40), st.integers(0, 5))
-def test_int8_product_is_the_exact_one(rows: int, inputs: int, outputs: int, seed: int) -> None:
+def test_int8_matmul_is_exact(rows: int, inputs: int, outputs: int, seed: int) -> None:
     x, (weight, scale) = normal(rows, inputs, seed=seed), to_int8(normal(outputs, inputs, seed=seed + 1))
     bias = normal(outputs)
     want = exact(x, weight, scale)
@@ -58,12 +58,12 @@ def test_int8_product_is_the_exact_one(rows: int, inputs: int, outputs: int, see
 
 
 @pytest.mark.parametrize(("rows", "inputs"), [(1, 200), (40, 6)])
-def test_small_int8_products_only_widen_the_weight(rows: int, inputs: int) -> None:
+def test_int8_matmul_of_small_sizes_dequantises_the_weight(rows: int, inputs: int) -> None:
     x, (weight, scale) = normal(rows, inputs), to_int8(normal(5, inputs))
     assert_close(matmul(x, weight, None, scale), x @ (weight * scale).T, rtol=1e-5, atol=1e-5)
 
 
-def test_constant_rows_are_exact() -> None:
+def test_int8_matmul_of_constant_rows_is_exact() -> None:
     weight, scale = to_int8(normal(8, 64))
     x = normal(40, 64)
     x[3], x[4], x[5] = 0, 1e-44, 2.5
@@ -73,7 +73,7 @@ def test_constant_rows_are_exact() -> None:
     assert_close(got[5], (x[5] @ (weight * scale).T), rtol=1e-5, atol=1e-5)
 
 
-def test_weight_only_products_are_those_of_the_widened_weight() -> None:
+def test_weight_only_matmul_equals_dequantised_weight() -> None:
     x, (weight, scale) = normal(40, 64), to_int8(normal(8, 64))
     assert_close(matmul(x, weight, None, scale, torch.float32), x @ (weight * scale).T, rtol=1e-5, atol=1e-5)
     low = matmul(x, weight, None, scale, torch.bfloat16)
@@ -90,7 +90,7 @@ def test_batched_matmuls_are_single_ones(wide: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(("name", "limit"), [("fp32", 0), ("bf16", 1e-2), ("fp16", 2e-3), ("int8", 2e-2)])
-def test_a_layer_in_a_format(name: str, limit: float) -> None:
+def test_layer_in_format_is_within_its_error(name: str, limit: float) -> None:
     layer = NormedLinear(70, 48)
     torch.nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(0))
     x, action = normal(40, 64), normal(40, 6, seed=1)
@@ -104,7 +104,7 @@ def test_a_layer_in_a_format(name: str, limit: float) -> None:
         lower(layer, "int4")
 
 
-def test_heads_of_an_int8_ensemble() -> None:
+def test_int8_ensemble_heads_equal_single_layers() -> None:
     ensemble = QEnsemble(5, 70, 32, 11)
     for parameter in ensemble.params:
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(parameter.numel()))
@@ -117,7 +117,7 @@ def test_heads_of_an_int8_ensemble() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_cpp_compiler(), reason="compiling needs a C++ compiler")
-def test_a_compiled_int8_layer_is_the_plain_one() -> None:
+def test_int8_layer_compiled_equals_plain() -> None:
     layer = Linear(128, 64)
     torch.nn.init.normal_(layer.weight)
     lower(layer, "int8")
@@ -152,7 +152,7 @@ def payload(tiny_cfg: Config) -> Callable[[str], dict[str, object]]:
     return make
 
 
-def test_a_file_is_computed_in_its_own_formats(
+def test_load_agent_computes_in_the_files_formats(
     payload: Callable[[str], dict[str, object]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("tdmpc2.precision.kernel_seconds", dict)
@@ -178,7 +178,7 @@ def test_a_file_is_computed_in_its_own_formats(
     assert weight_bytes(weight_only.model) < 0.5 * weight_bytes(load_agent(payload("fp32"), device="cpu").model)
 
 
-def test_a_fallback_says_so_in_one_line(
+def test_load_agent_falling_back_says_so_in_one_line(
     payload: Callable[[str], dict[str, object]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("tdmpc2.precision.kernel_seconds", dict)
@@ -194,7 +194,7 @@ def test_a_fallback_says_so_in_one_line(
     assert not caplog.messages
 
 
-def test_what_is_asked_for_is_done(payload: Callable[[str], dict[str, object]]) -> None:
+def test_load_agent_with_precision_asked_for_uses_it(payload: Callable[[str], dict[str, object]]) -> None:
     for recipe in ("fp32", "fp16", "int8", "int8-weight-only"):
         for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("int8", torch.int8)):
             agent = load_agent(payload(recipe), device="cpu", precision=precision)
@@ -206,7 +206,7 @@ def test_what_is_asked_for_is_done(payload: Callable[[str], dict[str, object]]) 
     assert torch.equal(first._pi[1].weight, second._pi[1].weight)  # type: ignore[union-attr]
 
 
-def test_an_agent_below_fp32_acts_but_does_not_train(payload: Callable[[str], dict[str, object]]) -> None:
+def test_agent_below_fp32_acts_but_does_not_train(payload: Callable[[str], dict[str, object]]) -> None:
     agent = load_agent(payload("int8"), device="cpu", precision="int8")
     with pytest.raises(ValueError, match="loaded to act in int8"):
         agent.update(None)
@@ -215,7 +215,7 @@ def test_an_agent_below_fp32_acts_but_does_not_train(payload: Callable[[str], di
 
 
 @pytest.mark.parametrize("kind", ["fp16", "int8", "mixed"])
-def test_the_published_files(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_load_agent_of_published_file_has_its_formats(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     file = load_file(shared_file(f"checkpoints/mt30_1M_steps_045dist_{kind}.pt"))
     with caplog.at_level(logging.WARNING):
         agent = load_agent(file.path, device="cpu", num_samples=32, num_elites=8, num_pi_trajs=4)  # type: ignore[arg-type]

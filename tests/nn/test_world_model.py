@@ -28,7 +28,7 @@ def model(published: dict[str, torch.Tensor]) -> WorldModel:
     return model.requires_grad_(False)
 
 
-def test_forward_matches_recorded(model: WorldModel) -> None:
+def test_world_model_forward_matches_recorded(model: WorldModel) -> None:
     g = load_golden("model_forward.npz")
     task, action = g["task"], g["action"]
     z = model.encode(g["obs"], task)
@@ -46,7 +46,7 @@ def test_forward_matches_recorded(model: WorldModel) -> None:
 
 
 @pytest.mark.parametrize("eps_key", [None, "pi_eps"])
-def test_policy_matches_recorded(model: WorldModel, eps_key: str | None) -> None:
+def test_world_model_policy_matches_recorded(model: WorldModel, eps_key: str | None) -> None:
     g = load_golden("model_forward.npz")
     suffix = "" if eps_key else "_eps0"
     eps = g[eps_key] if eps_key else torch.zeros(64, 6)
@@ -60,7 +60,7 @@ def test_policy_matches_recorded(model: WorldModel, eps_key: str | None) -> None
         assert_close(action, g["pi_action"], **HEAD)
 
 
-def test_open_loop_rollout_matches_recorded(model: WorldModel) -> None:
+def test_world_model_open_loop_rollout_matches_recorded(model: WorldModel) -> None:
     g = load_golden("model_forward.npz")
     task, actions = g["task"], g["rollout_action"]
     zs = [g["z"]]
@@ -76,7 +76,7 @@ def test_open_loop_rollout_matches_recorded(model: WorldModel) -> None:
     assert_close(info["log_prob"], g["rollout_seed_log_pi_eps0"], **LOG_PROB)
 
 
-def test_every_task_id_has_its_own_embedding_and_mask(model: WorldModel) -> None:
+def test_context_of_every_task_has_own_embedding_and_mask(model: WorldModel) -> None:
     g = load_golden("model_forward.npz")
     obs, task = g["maskcheck_obs"], g["maskcheck_task"]
     z = model.encode(obs, task)
@@ -118,13 +118,13 @@ COUNTS |= {48: (48_242_410, 72_766_435), 317: (317_316_889, 503_472_705)}
 
 
 @pytest.mark.parametrize("size", MODEL_SIZES)
-def test_parameter_counts(size: int) -> None:
+def test_world_model_parameter_counts_match_published(size: int) -> None:
     with torch.device("meta"):
         model = WorldModel(Config(model_size=size))
     assert (num_parameters(model), sum(p.numel() for p in model.parameters())) == COUNTS[size]
 
 
-def test_mt80_widths() -> None:
+def test_world_model_of_mt80_has_its_widths() -> None:
     with torch.device("meta"):
         model = WorldModel(Config(task="mt80", model_size=5))
     shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
@@ -134,7 +134,7 @@ def test_mt80_widths() -> None:
     assert shapes["_pi.0.weight"] == (512, 608)
 
 
-def test_single_task_model_has_no_embedding_and_no_mask() -> None:
+def test_world_model_of_single_task_has_no_embedding() -> None:
     model = WorldModel(Config(task="walker-walk"))
     assert not any(name.startswith("_task_emb") for name in model.state_dict())
     assert model.encode(torch.randn(2, 24)).shape == (2, 128)
@@ -143,7 +143,7 @@ def test_single_task_model_has_no_embedding_and_no_mask() -> None:
     assert context.action_mask is None
 
 
-def test_initialisation() -> None:
+def test_world_model_initialisation_follows_the_method() -> None:
     model = WorldModel(Config(), torch.Generator().manual_seed(0))
     for name, p in model.state_dict().items():
         if name in ("_reward.2.weight", "_Qs.params.8"):
@@ -167,14 +167,14 @@ def test_initialisation() -> None:
     assert_close(model.Q(z, a, task), torch.zeros(5, 1), rtol=0, atol=1e-5)
 
 
-def test_same_seed_same_weights() -> None:
+def test_world_model_of_same_seed_has_equal_weights() -> None:
     cfg = Config(model_size=None, mlp_dim=8, enc_dim=8, latent_dim=8)
     first, second, other = (WorldModel(cfg, torch.Generator().manual_seed(seed)).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["_pi.0.weight"], other["_pi.0.weight"])
 
 
-def test_chosen_heads_equal_all_heads_indexed(tiny_cfg: Config) -> None:
+def test_q_of_chosen_heads_equals_all_heads_indexed(tiny_cfg: Config) -> None:
     model = WorldModel(tiny_cfg, torch.Generator().manual_seed(0))
     torch.nn.init.normal_(model._Qs.params[8])
     z, a, task = torch.randn(4, 7, 16), torch.randn(4, 7, 6), torch.randint(30, (7,))
@@ -186,13 +186,13 @@ def test_chosen_heads_equal_all_heads_indexed(tiny_cfg: Config) -> None:
         model.Q(z, a, task, "max")
 
 
-def test_drawn_heads_are_distinct_and_all_pairs_occur() -> None:
+def test_draw_heads_gives_all_distinct_pairs() -> None:
     generator = torch.Generator().manual_seed(0)
     pairs = {tuple(sorted(draw_heads(4, torch.device("cpu"), generator).tolist())) for _ in range(200)}
     assert pairs == {(i, j) for i in range(4) for j in range(i + 1, 4)}
 
 
-def test_missing_task_is_an_error() -> None:
+def test_context_without_task_is_refused() -> None:
     model = WorldModel(Config(model_size=None, mlp_dim=8, enc_dim=8, latent_dim=8))
     with pytest.raises(ValueError, match="30 tasks"):
         model.encode(torch.zeros(1, 24))
@@ -208,7 +208,7 @@ def relative_error(x: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_lower_precision_keeps_the_outputs_close(
+def test_world_model_in_low_precision_stays_close(
     published: dict[str, torch.Tensor], precision: str, dtype: torch.dtype
 ) -> None:
     g = load_golden("model_forward.npz")

@@ -25,7 +25,7 @@ from tests.helpers.reference import REPO
 # Disks
 
 
-def test_too_small_a_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_collect_on_small_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = Config(tasks=("cup-spin", "pendulum-spin"), episodes_per_task=100)
     needed = 2 * 100 * 501 * 128  # bytes of the values
     usage = namedtuple("usage", "total used free")
@@ -41,7 +41,7 @@ def test_too_small_a_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         collect(toy(), None, tmp_path)
 
 
-def test_a_full_disk_loses_no_file(tmp_path: Path) -> None:
+def test_collect_on_full_disk_loses_no_file(tmp_path: Path) -> None:
     """The files grow with their numbers of episodes here; the first that does not fit is the end."""
     cfg = Config(tasks=("pendulum-spin",), episodes_per_task=3, episodes_per_file=1)
     good = collect(cfg, None, tmp_path / "good")
@@ -55,7 +55,7 @@ def test_a_full_disk_loses_no_file(tmp_path: Path) -> None:
     assert collect(monster, None, tmp_path / "good")[0].name == "chunk_3.pt"
 
 
-def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
+def test_collect_into_readonly_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"Could not write .*collect.lock"):
         collect(toy(), None, tmp_path / "file" / "data")
@@ -88,7 +88,7 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.slow
-def test_the_same_command_twice_at_once(running: subprocess.Popen[bytes], tmp_path: Path) -> None:
+def test_collect_twice_at_once_is_refused(running: subprocess.Popen[bytes], tmp_path: Path) -> None:
     cfg = Config(tasks=("pendulum-spin", "cup-spin"), episodes_per_task=40, episodes_per_file=2)
     with pytest.raises(ValueError, match=r"data: another process is collecting these episodes .*chunk_0.pt"):
         collect(cfg, None, tmp_path / "data")
@@ -102,7 +102,7 @@ def test_the_same_command_twice_at_once(running: subprocess.Popen[bytes], tmp_pa
     assert len(chunks(tmp_path / "data")) < 42
 
 
-def test_what_a_kill_leaves_is_removed(tmp_path: Path) -> None:
+def test_collect_removes_leftovers_of_a_kill(tmp_path: Path) -> None:
     paths = collect(toy(), None, tmp_path)
     expected = chunks(tmp_path)
     paths[1].unlink()
@@ -116,5 +116,5 @@ def test_what_a_kill_leaves_is_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_collections_finish_as_undisturbed_ones(tmp_path: Path) -> None:
+def test_collect_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path) -> None:
     killed_at_random("collect", times=3, seed=1, root=tmp_path)

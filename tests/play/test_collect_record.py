@@ -17,7 +17,7 @@ from tests.helpers.playing import chunks, toy
 from tests.helpers.toy_envs import STANDS
 
 
-def test_the_same_command_adds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_collect_again_adds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reports: list[Shard] = []
     first = collect(toy(), None, tmp_path, lambda shard, returns: reports.append(shard))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
@@ -36,7 +36,7 @@ def test_the_same_command_adds_nothing(tmp_path: Path, capsys: pytest.CaptureFix
     }  # fmt: skip
 
 
-def test_what_the_record_says(model: str, tmp_path: Path) -> None:
+def test_collect_record_names_mixture_and_files(model: str, tmp_path: Path) -> None:
     mix = ("0.5 random", f"0.5 planner {model} noise 0.2")
     collect(toy(mix=mix), None, tmp_path / "data")
     record = json.loads((tmp_path / "data" / "collect.json").read_text())
@@ -52,7 +52,7 @@ def test_what_the_record_says(model: str, tmp_path: Path) -> None:
     assert entry["players"] == ["0.5 random", f"0.5 planner {model} noise 0.2"]
 
 
-def test_files_without_a_record_stay(tmp_path: Path) -> None:
+def test_collect_beside_unrecorded_files_keeps_them(tmp_path: Path) -> None:
     """Published files, and those of a deleted record."""
     collect(toy(), None, tmp_path)
     (tmp_path / "collect.json").unlink()
@@ -63,7 +63,7 @@ def test_files_without_a_record_stay(tmp_path: Path) -> None:
     assert chunks(tmp_path).items() > before.items()
 
 
-def test_reserved_numbers_are_not_given_twice(tmp_path: Path) -> None:
+def test_collect_numbers_are_not_given_twice(tmp_path: Path) -> None:
     """Also where a collection has none of its files yet."""
     for path in collect(toy(), None, tmp_path):
         path.unlink()
@@ -71,7 +71,7 @@ def test_reserved_numbers_are_not_given_twice(tmp_path: Path) -> None:
     assert collect(toy(), None, tmp_path)[0].name == "chunk_0.pt"
 
 
-def test_another_task_set_is_refused(tmp_path: Path) -> None:
+def test_collect_of_other_task_set_is_refused(tmp_path: Path) -> None:
     collect(toy(), None, tmp_path)
     before = {path.name for path in tmp_path.iterdir()}
     message = r"holds data of task=tests.helpers.toy_envs:Stands-v0 \(1 tasks\), not of task=mt30 \(30 tasks\)"
@@ -89,7 +89,7 @@ def test_another_task_set_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"), [("{", "is damaged"), ('{"format": 1}', "is damaged"), (None, "has format 2")]
 )
-def test_damaged_records_are_refused(text: str | None, message: str, tmp_path: Path) -> None:
+def test_collect_with_damaged_record_is_refused(text: str | None, message: str, tmp_path: Path) -> None:
     collect(toy(), None, tmp_path)
     record = tmp_path / "collect.json"
     record.write_text(text or record.read_text().replace('"format": 1', '"format": 2'))
@@ -99,15 +99,15 @@ def test_damaged_records_are_refused(text: str | None, message: str, tmp_path: P
     assert record.read_bytes() == before
 
 
-def test_a_strange_file_under_a_planned_name(tmp_path: Path) -> None:
+def test_collect_over_strange_file_is_refused(tmp_path: Path) -> None:
     collect(toy(), None, tmp_path)
     shutil.copy(tmp_path / "chunk_2.pt", tmp_path / "chunk_0.pt")
     with pytest.raises(ValueError, match=r"chunk_0.pt holds 1 episodes of task 0, but collect.json plans 3 of task 0"):
         collect(toy(), None, tmp_path)
 
 
-def test_continuing_with_other_threads_is_refused(tmp_path: Path) -> None:
-    """Their number decides the last bits of an agent's actions, and nothing of random ones."""
+def test_collect_continued_with_other_threads_is_refused(tmp_path: Path) -> None:
+    """The number of threads decides the last bits of an agent's actions, and nothing of random ones."""
     agent = TDMPC2(toy())
     paths = collect(toy(), agent, tmp_path / "agent")
     random = collect(toy(), None, tmp_path / "random")
@@ -127,7 +127,7 @@ def test_continuing_with_other_threads_is_refused(tmp_path: Path) -> None:
     assert paths[1].exists()
 
 
-def test_returns_are_read_back(tmp_path: Path) -> None:
+def test_episode_returns_are_read_back(tmp_path: Path) -> None:
     reported: list[float] = []
     cfg = toy()
     paths = collect(cfg, None, tmp_path, lambda shard, returns: reported.extend(returns))

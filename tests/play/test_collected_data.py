@@ -19,7 +19,7 @@ from tests.helpers.toy_envs import FALLS, STANDS, STANDS_FOR
 pytestmark = pytest.mark.usefixtures("own_folder")
 
 
-def test_chunks_hold_what_was_played(data_dir: Path) -> None:
+def test_collect_chunks_hold_what_was_played(data_dir: Path) -> None:
     """The actions of a file, played again in an environment of the file's seed, give its observations and rewards."""
     cfg = Config(tasks=TASKS, episodes_per_task=3)
     assert sorted(path.name for path in data_dir.glob("chunk*")) == ["chunk_0.pt", "chunk_1.pt"]
@@ -36,7 +36,7 @@ def test_chunks_hold_what_was_played(data_dir: Path) -> None:
         np.testing.assert_array_equal(chunk["reward"][0, 1:], rewards.astype(np.float32))
 
 
-def test_collecting_again_adds_other_episodes(data_dir: Path, tmp_path: Path) -> None:
+def test_collect_with_other_seed_adds_other_episodes(data_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(data_dir, tmp_path / "data")
     before = snapshot(tmp_path / "data")
     del before["collect.json"]  # to which a line is added
@@ -51,7 +51,7 @@ def test_collecting_again_adds_other_episodes(data_dir: Path, tmp_path: Path) ->
     assert collect(cfg, None, tmp_path / "other")[0].read_bytes() != paths[0].read_bytes()
 
 
-def test_a_chunk_is_a_function_of_seed_and_number(tmp_path: Path) -> None:
+def test_collect_chunk_is_a_function_of_seed_and_number(tmp_path: Path) -> None:
     cfg = parse_cfg({"task": STANDS, "episodes_per_task": 20})
     (first,), (same,) = (collect(cfg, None, tmp_path / name) for name in "ab")
     (other,) = collect(cfg.replace(seed=2**31 - 1), None, tmp_path / "c")
@@ -60,7 +60,7 @@ def test_a_chunk_is_a_function_of_seed_and_number(tmp_path: Path) -> None:
     assert read_chunk(first)["obs"].shape == (20, STANDS_FOR + 1, 4)
 
 
-def test_an_agent_collects_with_noise(tmp_path: Path) -> None:
+def test_collect_with_agent_adds_noise(tmp_path: Path) -> None:
     cfg = parse_cfg({"task": STANDS, "episodes_per_task": 4, **{k: v for k, v in TINY.items() if k != "tasks"}})
     agent = TDMPC2(cfg)
     (first,), (same,) = (collect(cfg, agent, tmp_path / name) for name in "ab")
@@ -68,12 +68,12 @@ def test_an_agent_collects_with_noise(tmp_path: Path) -> None:
     assert read_chunk(first)["action"][:, 1:].abs().max() <= 1
 
 
-def test_episodes_that_end_early_are_not_data(tmp_path: Path) -> None:
+def test_collect_of_episodes_ending_early_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ended after 3 of 9 steps \(seed \d+\)"):
         collect(parse_cfg({"task": FALLS, "episodes_per_task": 2}), None, tmp_path / "data")
     assert not list((tmp_path / "data").glob("*chunk*"))
 
 
-def test_long_tasks_of_mt80_are_cut(tmp_path: Path) -> None:
+def test_collect_of_long_mt80_task_is_cut(tmp_path: Path) -> None:
     (path,) = collect(Config(task="mt80", tasks=("pendulum-spin",), episodes_per_task=2), None, tmp_path)
     assert read_chunk(path)["obs"].shape == (2, 101, 39)

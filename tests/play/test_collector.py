@@ -28,7 +28,7 @@ from tests.helpers.toy_envs import FALLS, STANDS
 # Plans
 
 
-def test_first_files_of_all_tasks_come_first() -> None:
+def test_plan_starts_with_first_files_of_all_tasks() -> None:
     cfg = Config(tasks=("walker-walk", "cup-spin"), episodes_per_task=10, episodes_per_file=3)
     shards = list_shards(cfg, policies(0.7, 0.3), first=5)
     walk, spin = MT30.index("walker-walk"), MT30.index("cup-spin")
@@ -40,7 +40,7 @@ def test_first_files_of_all_tasks_come_first() -> None:
 
 
 @given(st.integers(1, 50), st.integers(1, 20), st.lists(st.integers(1, 9), min_size=1, max_size=4))
-def test_a_plan_has_every_episode_once(per_task: int, per_file: int, weights: list[int]) -> None:
+def test_plan_has_every_episode_once(per_task: int, per_file: int, weights: list[int]) -> None:
     cfg = Config(tasks=("walker-walk", "cup-spin"), episodes_per_task=per_task, episodes_per_file=per_file)
     shares = [weight / sum(weights) for weight in weights]
     shards = list_shards(cfg, policies(*shares))
@@ -51,7 +51,7 @@ def test_a_plan_has_every_episode_once(per_task: int, per_file: int, weights: li
         assert counts == split(per_task, shares)
 
 
-def test_batches_are_about_equal() -> None:
+def test_plan_batches_are_about_equal() -> None:
     random, policy, planner = (policy_from_agent(agent) for agent in (None, TDMPC2(toy(mpc=False)), TDMPC2(toy())))
     assert [num_envs(planner, n) for n in (1, 4, 5, 8, 9)] == [1, 4, 3, 4, 3]
     assert [num_envs(random, n) for n in (1, 5, 100)] == [1, 3, 4]
@@ -61,7 +61,7 @@ def test_batches_are_about_equal() -> None:
 # Playing
 
 
-def test_continuing_gives_the_same_files(model: str, tmp_path: Path) -> None:
+def test_collect_continued_gives_the_same_files(model: str, tmp_path: Path) -> None:
     """Whatever was there before and whatever is played first in a process: a file depends on its number alone."""
     cfg = toy(mix=("0.4 random", f"0.3 planner {model}", f"0.3 policy {model} noise 0.2"))
     whole = collect(cfg, None, tmp_path / "whole")
@@ -78,7 +78,7 @@ def test_continuing_gives_the_same_files(model: str, tmp_path: Path) -> None:
     assert read_chunk(whole[0])["obs"].shape == (3, 8, 4)
 
 
-def test_an_agent_continues_with_the_same_files(tmp_path: Path) -> None:
+def test_collect_continued_with_agent_gives_the_same_files(tmp_path: Path) -> None:
     """Also where the agent has acted in between."""
     cfg = toy()
     agent = TDMPC2(cfg)
@@ -92,7 +92,7 @@ def test_an_agent_continues_with_the_same_files(tmp_path: Path) -> None:
     assert collect(cfg, other, tmp_path)[0].name == "chunk_3.pt"  # other weights are another collection
 
 
-def test_environments_used_again_are_as_new() -> None:
+def test_env_pool_reused_environment_is_as_new() -> None:
     cfg = Config(tasks=("cheetah-jump", "finger-spin", "cup-spin"))
     jobs = [Job(task_id, 40 + k) for task_id in cfg.task_ids for k in range(2)]
 
@@ -110,7 +110,7 @@ def test_environments_used_again_are_as_new() -> None:
             np.testing.assert_array_equal(episode.reward, expected.reward)
 
 
-def test_what_a_pool_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_env_pool_builds_only_missing_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
 
     def make(name: str, seed: int) -> Any:
@@ -135,7 +135,7 @@ def test_what_a_pool_builds(monkeypatch: pytest.MonkeyPatch) -> None:
         assert built == [STANDS, STANDS]  # a user's environment may keep something between episodes
 
 
-def test_levels_of_noise(model: str) -> None:
+def test_noisy_actor_levels_have_their_spread(model: str) -> None:
     """Without noise the agent's own action, with it something around that, in both kinds of agent."""
     cfg = toy()
     obs, t0, ids = np.linspace(-1, 1, 400, dtype=np.float32).reshape(100, 4), np.ones(100, bool), np.zeros(100, int)
@@ -158,7 +158,7 @@ def load_toy(path: str, mpc: bool) -> TDMPC2:
     return load_agent(path, device="cpu", mpc=mpc)
 
 
-def test_noise_is_for_the_tasks_own_dimensions() -> None:
+def test_noisy_actor_leaves_padding_dimensions_zero() -> None:
     cfg = Config()
     ids = np.array([MT30.index(name) for name in ("pendulum-spin", "cup-spin", "walker-walk")])
 
@@ -173,8 +173,8 @@ def test_noise_is_for_the_tasks_own_dimensions() -> None:
     np.testing.assert_array_equal(action, again)
 
 
-def test_one_file_for_policy_and_planner(model: str) -> None:
-    """is loaded once and keeps its own plans."""
+def test_load_players_reads_shared_file_once(model: str) -> None:
+    """A checkpoint that policy and planner share is loaded once; each keeps its own plans."""
     loads: list[bool] = []
 
     def load(path: str, mpc: bool) -> TDMPC2:
@@ -190,7 +190,7 @@ def test_one_file_for_policy_and_planner(model: str) -> None:
     assert "planner" not in policy.settings()
 
 
-def test_agents_of_other_tasks_do_not_mix(model: str, tmp_path: Path) -> None:
+def test_load_players_of_other_task_is_refused(model: str, tmp_path: Path) -> None:
     TDMPC2(Config(**SIZES)).save(tmp_path / "mt30.pt")
     sources = [MixEntry(0.5, "policy", model), MixEntry(0.5, "policy", str(tmp_path / "mt30.pt"))]
     with pytest.raises(ValueError, match=r"toy.pt plays 1 tasks of .*, .*mt30.pt 30 of 'mt30': they need one task set"):
@@ -199,7 +199,7 @@ def test_agents_of_other_tasks_do_not_mix(model: str, tmp_path: Path) -> None:
         collect(toy(), load_policies(sources[1:], load_toy), tmp_path / "data")
 
 
-def test_a_compiled_planner_always_sees_one_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_collect_compiled_planner_sees_one_batch_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cfg = toy(episodes_per_file=4, episodes_per_task=6)
     agent = TDMPC2(cfg)
     sizes: list[int] = []
@@ -226,7 +226,7 @@ def test_a_compiled_planner_always_sees_one_size(monkeypatch: pytest.MonkeyPatch
     assert len(read_chunk(tmp_path / "compiled" / "chunk_1.pt")["obs"]) == 2
 
 
-def test_it_stops_at_the_first_early_end(tmp_path: Path) -> None:
+def test_collect_stops_at_first_early_end(tmp_path: Path) -> None:
     steps: list[int] = []
     cfg = parse_cfg({"task": FALLS, "episodes_per_task": 50})
     original = policy_from_agent(None).actor(cfg, 1)

@@ -16,7 +16,7 @@ from tests.helpers.playing import SMALL_AGENT, episodes_of
 from tests.helpers.toy_envs import FALLS, STANDS_FOR
 
 
-def test_evaluation_is_deterministic_and_leaves_no_trace(agent: TDMPC2) -> None:
+def test_evaluate_is_deterministic_and_restores_random_state(agent: TDMPC2) -> None:
     torch.rand(3, generator=agent.generator)
     before, weights = agent.generator.get_state(), {k: v.clone() for k, v in agent.model.state_dict().items()}
     first = episodes_of(agent)
@@ -29,13 +29,13 @@ def test_evaluation_is_deterministic_and_leaves_no_trace(agent: TDMPC2) -> None:
     assert all(torch.equal(tensor, weights[name]) for name, tensor in agent.model.state_dict().items())
 
 
-def test_processes_draw_differently_and_the_first_as_one_alone() -> None:
+def test_evaluate_rank_seeds_differ_and_first_is_alone() -> None:
     assert _rank_seed(1, 0) == 1
     draws = [torch.rand(1, generator=torch.Generator().manual_seed(_rank_seed(1, rank))).item() for rank in range(8)]
     assert len(set(draws)) == 8
 
 
-def test_what_was_played_is_kept_after_every_batch(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_keeps_results_after_every_batch(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tdmpc2.play.evaluation.side_by_side", lambda *_: 3)
     kept: list[Evaluation] = []
     cfg = agent.cfg.replace(task="mt30", tasks=("cartpole-balance", "pendulum-spin"), eval_episodes=2, mpc=False)
@@ -47,7 +47,7 @@ def test_what_was_played_is_kept_after_every_batch(agent: TDMPC2, monkeypatch: p
     assert kept[0].tasks[0] == result.tasks[0]
 
 
-def test_seeds_and_protocols(agent: TDMPC2) -> None:
+def test_evaluate_seeds_follow_the_protocol(agent: TDMPC2) -> None:
     plain = episodes_of(agent)
     assert plain.seeds == (100, 101, 102)
     assert len(set(plain.returns)) == 3
@@ -58,7 +58,7 @@ def test_seeds_and_protocols(agent: TDMPC2) -> None:
     assert len({plain.returns, noisy.returns, policy.returns}) == 3
 
 
-def test_policy_only(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_without_mpc_never_plans(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = TDMPC2(agent.cfg.replace(mpc=False))
     monkeypatch.setattr("tdmpc2.planner.plan", lambda *args, **kwargs: pytest.fail("planned"))
     first = episodes_of(policy)
@@ -67,7 +67,7 @@ def test_policy_only(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
     assert episodes_of(policy, eval_noise=True).returns != first.returns
 
 
-def test_tasks_in_the_order_asked_for() -> None:
+def test_evaluate_keeps_order_of_tasks() -> None:
     cfg = Config(tasks=("cup-spin", "pendulum-spin"), eval_episodes=2, mpc=False, **SMALL_AGENT)
     agent = TDMPC2(cfg)
     cup, pendulum = evaluate(agent, quiet=True).tasks
@@ -76,7 +76,7 @@ def test_tasks_in_the_order_asked_for() -> None:
     assert reverse.tasks == (pendulum, cup)  # without planning an episode depends on its seed alone
 
 
-def test_progress_counts_every_step(agent: TDMPC2, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_progress_counts_every_step(agent: TDMPC2, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate(agent)
     out = capsys.readouterr().out
     assert f"{3 * STANDS_FOR} steps" in out
@@ -84,14 +84,14 @@ def test_progress_counts_every_step(agent: TDMPC2, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == ""
 
 
-def test_an_episode_that_ends_early_counts_with_what_it_got() -> None:
+def test_evaluate_early_end_counts_its_return() -> None:
     falls = TDMPC2(parse_cfg({"task": FALLS, "eval_episodes": 2, **SMALL_AGENT}))
     result = episodes_of(falls)
     assert result.successes == (1, 1)
     assert len(result.returns) == 2
 
 
-def test_tasks_without_an_environment_are_refused_before_anything_is_played() -> None:
+def test_evaluate_of_unplayable_task_is_refused() -> None:
     cfg = Config(task="mt80", tasks=("cup-spin", "mw-reach"), **SMALL_AGENT)
     with pytest.raises(ValueError, match="Task 'mw-reach': Meta-World environments are not supported yet"):
         evaluate(TDMPC2(cfg), quiet=True)
@@ -101,7 +101,7 @@ def test_tasks_without_an_environment_are_refused_before_anything_is_played() ->
 @pytest.mark.parametrize("kind", ["plain", "kernels", "compiled"])
 @given(num_jobs=st.integers(1, 400))
 @settings(max_examples=40, deadline=None)
-def test_batches(device: str, kind: str, num_jobs: int) -> None:
+def test_side_by_side_fills_memory_and_cores(device: str, kind: str, num_jobs: int) -> None:
     most = 50 if device == "cuda" else 8 if kind == "kernels" else 4
     cfg = Config()
     player = SimpleNamespace(
@@ -120,6 +120,6 @@ def test_batches(device: str, kind: str, num_jobs: int) -> None:
     assert filmed <= 8  # frames of more episodes would fill the main memory
 
 
-def test_steps_of_an_evaluation(agent: TDMPC2) -> None:
+def test_num_steps_counts_all_episodes(agent: TDMPC2) -> None:
     assert num_steps(agent.cfg) == 3 * STANDS_FOR
     assert num_steps(Config(task="mt80", tasks=("cup-spin", "mw-reach"), eval_episodes=2)) == 2 * (500 + 100)

@@ -62,7 +62,7 @@ def test_bad_entry_is_named(entry: str, message: str) -> None:
     assert f"'{entry}'" in str(error.value)
 
 
-def test_where_sources_come_from() -> None:
+def test_sources_of_config_follow_mix_and_checkpoint() -> None:
     assert mixture_entries(None, None, True) == [MixEntry(1, "random")]
     assert mixture_entries(None, "x.pt", True) == [MixEntry(1, "planner", "x.pt")]
     assert mixture_entries(None, "x.pt", False) == [MixEntry(1, "policy", "x.pt")]
@@ -71,7 +71,7 @@ def test_where_sources_come_from() -> None:
 
 
 @given(st.integers(0, 10_000), st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=8))
-def test_parts_are_the_shares_to_less_than_one(total: int, weights: list[float]) -> None:
+def test_split_parts_are_within_one_of_shares(total: int, weights: list[float]) -> None:
     shares = [weight / sum(weights) for weight in weights]
     parts = split(total, shares)
     assert sum(parts) == total
@@ -80,7 +80,7 @@ def test_parts_are_the_shares_to_less_than_one(total: int, weights: list[float])
     assert remainders[-1] - remainders[0] <= 1 + 1e-6  # who was rounded up had the larger remainder
 
 
-def test_the_largest_remainder_first() -> None:
+def test_split_gives_rest_to_largest_remainder() -> None:
     assert split(10, [0.26, 0.35, 0.39]) == [3, 3, 4]  # 2.6, 3.5, 3.9
     assert split(10, [0.1 + 0.2, 0.7]) == [3, 7]
     assert split(1, [0.5, 0.5]) == [1, 0]

@@ -17,7 +17,7 @@ from tdmpc2.play.evaluation import Evaluation, TaskResult
 from tests.helpers.playing import MIXED, fake
 
 
-def test_result_files(tmp_path: Path) -> None:
+def test_write_results_writes_all_files(tmp_path: Path) -> None:
     directory = tmp_path / "a" / "b"
     results.write_results(directory, MIXED, {"action": "planner", "config": Config().to_dict()})
     summary = json.loads((directory / "results.json").read_text())
@@ -39,14 +39,14 @@ def test_result_files(tmp_path: Path) -> None:
     assert sorted(path.name for path in directory.iterdir()) == ["results.csv", "results.json"]
 
 
-def test_returns_survive_the_csv_exactly(tmp_path: Path) -> None:
+def test_results_csv_keeps_returns_exactly(tmp_path: Path) -> None:
     value = 100 / 3
     results.write_results(tmp_path, fake(("cup-spin", [value], [0.0])), {})
     assert float((tmp_path / "results.csv").read_text().splitlines()[1].split(",")[2]) == value
     assert json.loads((tmp_path / "results.json").read_text())["tasks"][0]["return"] == value
 
 
-def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_results_interrupted_leaves_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results.write_results(tmp_path, MIXED, {"run": 1})
     before = (tmp_path / "results.json").read_bytes()
 
@@ -59,7 +59,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "results.json").read_bytes() == before
 
 
-def test_a_fresh_directory_is_never_one_with_results(tmp_path: Path) -> None:
+def test_fresh_directory_never_holds_results(tmp_path: Path) -> None:
     base = tmp_path / "eval-x"
     seen = []
     for _ in range(3):

@@ -48,7 +48,7 @@ def check(cfg: Config, episode: Episode, actions: Sequence[Floats]) -> None:
     assert episode.obs.dtype == episode.action.dtype == episode.reward.dtype == np.float32
 
 
-def test_dm_control_tasks_side_by_side() -> None:
+def test_play_side_by_side_equals_single_episodes() -> None:
     cfg = Config()
     jobs = [Job(PENDULUM, 3), Job(CARTPOLE, 4), Job(CUP, 5), Job(PENDULUM, 6)]
     actor, script = scripted(cfg, len(jobs))
@@ -60,7 +60,7 @@ def test_dm_control_tasks_side_by_side() -> None:
         check(cfg, episode, script[:, i])
 
 
-def test_the_return_is_summed_in_float64() -> None:
+def test_play_sums_return_in_float64() -> None:
     """A cartpole's 500 rewards near 1: a float32 sum of them is off in the seventh digit."""
     episode = play(Config(), lambda obs, t0, ids: np.zeros((1, 6), np.float32), [Job(CARTPOLE, 0)])[0]
     assert isinstance(episode.episode_return, float)
@@ -68,7 +68,7 @@ def test_the_return_is_summed_in_float64() -> None:
     assert episode.episode_return == pytest.approx(episode.reward[1:].sum(dtype=np.float64), rel=1e-7)
 
 
-def test_episodes_that_end_at_different_steps() -> None:
+def test_play_of_different_lengths_equals_single_episodes() -> None:
     cfg = toy_config()
     jobs = [Job(1, 1), Job(0, 1), Job(2, 1), Job(1, 2), Job(2, 9)]
     actor, script = scripted(cfg, len(jobs))
@@ -82,7 +82,7 @@ def test_episodes_that_end_at_different_steps() -> None:
     assert playing == [5] * FALLS_AT + [3] * (STANDS_FOR - FALLS_AT) + [1] * (500 - STANDS_FOR)
 
 
-def test_it_stops_when_the_last_episode_ends() -> None:
+def test_play_stops_when_last_episode_ends() -> None:
     calls: list[np.ndarray] = []
 
     def act(obs: Floats, t0: np.ndarray, task_ids: np.ndarray) -> Floats:
@@ -96,7 +96,7 @@ def test_it_stops_when_the_last_episode_ends() -> None:
     assert not np.any(calls[1:])
 
 
-def test_what_the_actor_sees() -> None:
+def test_play_actor_sees_observations_tasks_and_starts() -> None:
     cfg = toy_config()
     seen: list[tuple[Floats, np.ndarray]] = []
 
@@ -112,7 +112,7 @@ def test_what_the_actor_sees() -> None:
             np.testing.assert_array_equal(obs[i], episode.obs[t])
 
 
-def test_max_steps_cuts_long_episodes_only() -> None:
+def test_play_max_steps_cuts_long_episodes_only() -> None:
     cfg = toy_config()
     actor, script = scripted(cfg, 3)
     episodes = play(cfg, actor, [Job(0, 0), Job(1, 0), Job(2, 0)], max_steps=5)
@@ -121,7 +121,7 @@ def test_max_steps_cuts_long_episodes_only() -> None:
         check(cfg, episode, script[:5, i])
 
 
-def test_a_seed_decides_the_episode() -> None:
+def test_play_seed_decides_the_episode() -> None:
     cfg = toy_config()
     jobs = [Job(0, 7), Job(0, 8), Job(0, 7)]
     same_actions = random_actor(cfg, 0)
@@ -132,7 +132,7 @@ def test_a_seed_decides_the_episode() -> None:
     assert (once[0].obs[0] != once[1].obs[0]).any()
 
 
-def test_random_actions_are_bounded_masked_and_seeded() -> None:
+def test_random_actor_is_bounded_masked_and_seeded() -> None:
     cfg = Config()
     ids = np.array([PENDULUM, CUP, 0])
     obs, t0 = np.zeros((3, 24), np.float32), np.zeros(3, bool)
@@ -149,7 +149,7 @@ def test_random_actions_are_bounded_masked_and_seeded() -> None:
     assert (actions[0] != random_actor(cfg, 2)(obs, t0, ids)).any()
 
 
-def test_frames_of_the_chosen_environments() -> None:
+def test_play_films_only_chosen_environments() -> None:
     cfg = toy_config()
     actor, _ = scripted(cfg, 3)
     episodes = play(cfg, actor, [Job(2, 0), Job(1, 0), Job(1, 1)], render=[0, 2])
@@ -157,7 +157,7 @@ def test_frames_of_the_chosen_environments() -> None:
     assert [frame[0, 0, 0] for frame in episodes[2].frames] == [0, 20, 40]  # the state each action is chosen in
 
 
-def test_environments_are_closed_when_the_actor_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_play_failing_actor_closes_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[str] = []
     monkeypatch.setattr(
         gymnasium.vector.SyncVectorEnv, "close_extras", lambda self, **kwargs: closed.append("closed"), raising=True

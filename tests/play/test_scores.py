@@ -20,19 +20,19 @@ episode_scores = st.lists(st.floats(0, 1000), min_size=2, max_size=12)
 # Scores
 
 
-def test_scores() -> None:
+def test_score_of_tasks_follows_their_scale() -> None:
     walker, reach = MIXED.tasks
     np.testing.assert_array_equal(walker.scores, [50, 70])  # return / 10
     np.testing.assert_array_equal(reach.scores, [100, 0])  # 100 x success; the return does not count
     assert MIXED.normalized_score == pytest.approx((60 + 50) / 2)
 
 
-def test_every_task_weighs_the_same() -> None:
+def test_score_weighs_tasks_equally() -> None:
     result = fake(("walker-walk", [1000.0] * 9, [0.0] * 9), ("cup-spin", [0.0], [0.0]))
     assert result.normalized_score == pytest.approx(50)
 
 
-def test_published_returns_give_the_published_score() -> None:
+def test_score_of_published_returns_is_the_published_one() -> None:
     with shared_file("golden/published_fp16_returns.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 30
@@ -48,7 +48,7 @@ def test_published_returns_give_the_published_score() -> None:
 
 @given(samples=st.lists(episode_scores, min_size=1, max_size=4))
 @settings(max_examples=25, deadline=None)
-def test_interval_is_ordered_bounded_and_holds_the_mean(samples: list[list[float]]) -> None:
+def test_bootstrap_interval_is_ordered_and_holds_the_mean(samples: list[list[float]]) -> None:
     arrays = [np.array(sample) for sample in samples]
     low, high = bootstrap(arrays) or (np.inf, -np.inf)
     mean, slack = np.mean([sample.mean() for sample in arrays]), 1e-9 * (1 + max(map(np.max, arrays)))
@@ -61,13 +61,13 @@ def test_interval_is_ordered_bounded_and_holds_the_mean(samples: list[list[float
 
 @given(sample=episode_scores, shift=st.floats(-100, 100), factor=st.floats(0.1, 10))
 @settings(max_examples=15, deadline=None)
-def test_interval_moves_with_the_scores(sample: list[float], shift: float, factor: float) -> None:
+def test_bootstrap_interval_moves_with_scores(sample: list[float], shift: float, factor: float) -> None:
     before = np.array(bootstrap([np.array(sample)]))
     after = np.array(bootstrap([factor * np.array(sample) + shift]))
     np.testing.assert_allclose(after, factor * before + shift, rtol=1e-9, atol=1e-6)
 
 
-def test_interval_of_known_data() -> None:
+def test_bootstrap_interval_of_known_data_is_right() -> None:
     """For the mean of n normal values it is close to 1.96 standard errors on either side."""
     sample = np.random.default_rng(0).normal(50, 10, 400)
     low, high = bootstrap([sample]) or (0, 0)
@@ -78,14 +78,14 @@ def test_interval_of_known_data() -> None:
     assert high - low == pytest.approx(2 * error / np.sqrt(2), abs=0.05)  # tasks are resampled on their own
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_bootstrap_interval_covers_truth_as_often_as_stated() -> None:
     rng = np.random.default_rng(1)
     intervals = [bootstrap([rng.normal(0, 1, 30)], seed=i) or (0, 0) for i in range(200)]
     covered = np.mean([low <= 0 <= high for low, high in intervals])
     assert 0.88 <= covered <= 0.98
 
 
-def test_interval_is_deterministic_and_unknown_for_one_episode() -> None:
+def test_bootstrap_interval_of_one_episode_is_unknown() -> None:
     samples = [np.random.default_rng(0).normal(size=10), np.array([0.0, 3.0])]
     assert bootstrap(samples) == bootstrap(samples)
     assert bootstrap(samples) != bootstrap(samples, seed=1)
@@ -97,7 +97,7 @@ def test_interval_is_deterministic_and_unknown_for_one_episode() -> None:
 # Comparison
 
 
-def test_comparison_is_paired() -> None:
+def test_compare_pairs_episodes() -> None:
     """Episodes of one seed are alike: a constant difference of 50 is certain, however much the episodes differ."""
     first = fake(("walker-walk", [900.0, 100.0, 500.0], [0.0] * 3))
     second = fake(("walker-walk", [850.0, 50.0, 450.0], [0.0] * 3))
@@ -107,7 +107,7 @@ def test_comparison_is_paired() -> None:
     assert compare(second, first)[0] == pytest.approx(-5)
 
 
-def test_comparison_of_successes() -> None:
+def test_compare_of_success_tasks_uses_successes() -> None:
     first = fake(("mw-reach", [0.0, 0.0], [1.0, 1.0]))
     second = fake(("mw-reach", [9.0, 9.0], [1.0, 0.0]))
     assert compare(first, second) == (50, (0, 100))
@@ -122,10 +122,10 @@ def test_comparison_of_successes() -> None:
         MIXED,
     ],
 )
-def test_only_the_same_episodes_compare(other: Evaluation) -> None:
+def test_compare_of_other_episodes_is_refused(other: Evaluation) -> None:
     with pytest.raises(ValueError, match="same tasks and seeds"):
         compare(fake(("walker-walk", [1.0, 2.0], [0.0, 0.0])), other)
 
 
-def test_without_intervals_there_is_still_a_difference() -> None:
+def test_compare_without_interval_gives_difference() -> None:
     assert compare(fake(("cup-spin", [30.0], [0.0])), fake(("cup-spin", [10.0], [0.0]))) == (2, None)

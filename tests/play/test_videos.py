@@ -36,7 +36,7 @@ def test_video_holds_every_frame(tmp_path: Path, agent: TDMPC2) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["stands.mp4"]
 
 
-def test_only_the_first_episode_is_filmed(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_video_shows_first_episode_only(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[float] = []
     monkeypatch.setattr(ToyEnv, "render", lambda self: drawn.append(self.start) or np.zeros((2, 2, 3), np.uint8))
     filmed: list[tuple[str, Frames]] = []
@@ -55,14 +55,14 @@ def test_only_the_first_episode_is_filmed(agent: TDMPC2, monkeypatch: pytest.Mon
     assert (len(filmed), len(drawn)) == (1, STANDS_FOR)
 
 
-def test_missing_video_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_video_without_library_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "imageio_ffmpeg", None)
     with pytest.raises(ValueError, match=r"save_video needs .*: pip install imageio imageio-ffmpeg$"):
         results.write_video(tmp_path / "x.mp4", [np.zeros((16, 16, 3), np.uint8)])
     assert not list(tmp_path.iterdir())
 
 
-def test_video_of_a_simulated_task(tmp_path: Path) -> None:
+def test_video_of_simulated_task_moves(tmp_path: Path) -> None:
     pytest.importorskip("imageio_ffmpeg", reason="videos need imageio-ffmpeg")
     try:
         context_module()

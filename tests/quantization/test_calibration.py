@@ -53,7 +53,7 @@ def model_of(cfg: Config) -> WorldModel:
 # -- inputs -----------------------------------------------------------------------------------------------------------
 
 
-def test_played_inputs_are_of_every_task_and_of_both_players(tiny_cfg: Config) -> None:
+def test_played_inputs_cover_every_task_and_both_players(tiny_cfg: Config) -> None:
     model = model_of(tiny_cfg.replace(tasks=("cartpole-balance", "hopper-hop")))
     first, second = (played_inputs(model, 20, seed=3) for _ in range(2))
     assert first.task is not None
@@ -77,7 +77,7 @@ def test_played_inputs_are_of_every_task_and_of_both_players(tiny_cfg: Config) -
     assert surprise(first.action, slice(10, 15)) < 0.4 < surprise(first.action, slice(15, 20))
 
 
-def test_a_task_whose_episodes_are_short() -> None:
+def test_played_inputs_of_short_episodes_are_first_observations() -> None:
     cfg = Config(task=FALLS, task_specs=(TaskSpec(FALLS, 4, 2, 9),), model_size=None, enc_dim=8, mlp_dim=8,
                  latent_dim=8, num_bins=11)  # fmt: skip
     inputs = played_inputs(model_of(cfg), 6)
@@ -87,7 +87,7 @@ def test_a_task_whose_episodes_are_short() -> None:
     assert len(inputs.obs[:, 0].unique()) == 6
 
 
-def test_tasks_that_cannot_be_played_are_left_out_and_said() -> None:
+def test_played_inputs_skip_unplayable_tasks_and_say_so() -> None:
     cfg = Config(task="mt80", tasks=("mw-reach", "pendulum-spin", "mw-push"), model_size=None, enc_dim=8, mlp_dim=8,
                  latent_dim=8, num_bins=11)  # fmt: skip
     inputs = played_inputs(model_of(cfg), 8)
@@ -98,7 +98,7 @@ def test_tasks_that_cannot_be_played_are_left_out_and_said() -> None:
     assert "; 2 tasks left out: Task 'mw-reach'" in inputs.source
 
 
-def test_without_environments_the_rows_are_normal() -> None:
+def test_played_inputs_without_environments_are_normal_rows() -> None:
     cfg = Config(task="unnamed", task_specs=(TaskSpec("unnamed", 7, 2),), model_size=None, enc_dim=8, mlp_dim=8,
                  latent_dim=8, num_bins=11)  # fmt: skip
     inputs = played_inputs(model_of(cfg), 50)
@@ -110,7 +110,7 @@ def test_without_environments_the_rows_are_normal() -> None:
 
 
 @pytest.mark.parametrize("form", ["chunks", "store"])
-def test_inputs_from_data(data_dir: Path, tmp_path: Path, tiny_cfg: Config, form: str) -> None:
+def test_stored_inputs_are_rows_of_the_data(data_dir: Path, tmp_path: Path, tiny_cfg: Config, form: str) -> None:
     directory = data_dir
     if form == "store":
         from tdmpc2.data.store.importer import import_episodes
@@ -134,7 +134,7 @@ def test_inputs_from_data(data_dir: Path, tmp_path: Path, tiny_cfg: Config, form
 # -- sensitivity ------------------------------------------------------------------------------------------------------
 
 
-def test_a_matrix_alone_disturbs_what_follows_it(tiny_cfg: Config) -> None:
+def test_sensitivity_of_one_matrix_disturbs_what_follows_it(tiny_cfg: Config) -> None:
     model = model_of(tiny_cfg.replace(tasks=("pendulum-spin",), mlp_dim=48, latent_dim=48, enc_dim=48))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     inputs = played_inputs(model, 40)
@@ -177,7 +177,7 @@ def saved_by(found: list[Sensitivity], int8: frozenset[str]) -> int:
 
 @settings(deadline=None)
 @given(found_lists, limits)
-def test_mixed_is_the_best_choice_within_the_limit(found: list[Sensitivity], limit: float) -> None:
+def test_choose_mixed_is_the_best_within_the_limit(found: list[Sensitivity], limit: float) -> None:
     recipe = mixed_recipe(found, limit)
     assert recipe.name == "mixed"
     assert all(error <= limit + 1e-9 for error in predicted_errors(found, recipe.int8).values())
@@ -189,12 +189,12 @@ def test_mixed_is_the_best_choice_within_the_limit(found: list[Sensitivity], lim
 
 @settings(deadline=None)
 @given(found_lists, limits, limits)
-def test_a_wider_limit_saves_no_less(found: list[Sensitivity], a: float, b: float) -> None:
+def test_choose_mixed_with_wider_limit_saves_no_less(found: list[Sensitivity], a: float, b: float) -> None:
     saved = [saved_by(found, mixed_recipe(found, limit).int8) for limit in sorted((a, b))]
     assert saved[0] <= saved[1]
 
 
-def test_observing_matrix_ties_and_many_matrices() -> None:
+def test_choose_mixed_handles_observing_ties_and_many_matrices() -> None:
     exact = dict.fromkeys(OUTPUTS, -math.inf)
     assert mixed_recipe([Sensitivity("_encoder.state.0.weight", 9, exact)]).int8 == frozenset()
     noisy, calm = ({**exact, "reward": error} for error in (-41.0, -45.0))

@@ -61,7 +61,7 @@ def built(state: dict[str, Any]) -> WorldModel:
 
 @settings(deadline=None)
 @given(head_weights)
-def test_error_is_at_most_half_a_step(w: Tensor) -> None:
+def test_int8_error_is_at_most_half_a_step(w: Tensor) -> None:
     stored = quantize_state({HEADS: w, MATRIX: w[0]}, INT8)
     restored = layouts.to_layout_a(stored)
     for name, original in ((HEADS, w), (MATRIX, w[0])):
@@ -76,7 +76,7 @@ def test_error_is_at_most_half_a_step(w: Tensor) -> None:
 
 @settings(deadline=None)
 @given(head_weights, st.data())
-def test_channels_and_heads_do_not_affect_each_other(w: Tensor, data: st.DataObject) -> None:
+def test_int8_channels_and_heads_are_independent(w: Tensor, data: st.DataObject) -> None:
     head, channel = (data.draw(st.integers(0, size - 1)) for size in w.shape[:2])
     changed = w.clone()
     changed[head, channel] = torch.from_numpy(data.draw(hnp.arrays(np.float32, w.shape[2], elements=numbers)))
@@ -92,7 +92,7 @@ def test_channels_and_heads_do_not_affect_each_other(w: Tensor, data: st.DataObj
 
 @settings(deadline=None)
 @given(head_weights)
-def test_quantising_again_changes_nothing(w: Tensor) -> None:
+def test_int8_requantised_is_unchanged(w: Tensor) -> None:
     first, same = (quantize_state({HEADS: w}, INT8) for _ in range(2))
     again = quantize_state(layouts.to_layout_a(first), INT8)
     for name in first:
@@ -101,7 +101,7 @@ def test_quantising_again_changes_nothing(w: Tensor) -> None:
     assert_close(first[f"{HEADS}.scale"], again[f"{HEADS}.scale"], rtol=3e-7, atol=0)
 
 
-def test_rows_of_zeros_and_ties() -> None:
+def test_int8_zero_rows_and_ties_are_exact() -> None:
     rows = torch.tensor([[0.0, 0, 0, 0, 0, 0], [127, 0.5, 1.5, 2.5, -0.5, -1.5], [2e-43, -2e-43, 0, 0, 0, 0]])
     stored = quantize_state({MATRIX: rows}, INT8)
     assert stored[f"{MATRIX}.scale"].tolist() == [[1], [1], [1]]
@@ -112,7 +112,7 @@ def test_rows_of_zeros_and_ties() -> None:
 
 
 @pytest.mark.parametrize("name", [*RECIPES, "mixed"])
-def test_what_a_recipe_stores(tiny_cfg: Config, name: str) -> None:
+def test_recipe_stores_its_dtypes(tiny_cfg: Config, name: str) -> None:
     """int8 matrices but the encoder's first, which takes raw observations; the embedding is never int8."""
     state = WorldModel(tiny_cfg).state_dict()
     recipe = RECIPES.get(name, MIXED)
@@ -134,7 +134,7 @@ def test_what_a_recipe_stores(tiny_cfg: Config, name: str) -> None:
     layouts.check_state(layouts.to_layout_a(stored), state, name)
 
 
-def test_every_full_precision_form_gives_the_same_tensors(tiny_cfg: Config) -> None:
+def test_quantize_of_any_full_precision_form_is_equal(tiny_cfg: Config) -> None:
     state = {name: tensor.half() for name, tensor in WorldModel(tiny_cfg).state_dict().items()}
     copy = {name: tensor.clone() for name, tensor in state.items()}
     forms = [state, layouts.to_layout_a(state), layouts.to_layout_b(state, torch.ones(30, 6), -10, 12)]
@@ -146,7 +146,7 @@ def test_every_full_precision_form_gives_the_same_tensors(tiny_cfg: Config) -> N
 
 
 @pytest.mark.parametrize("value", [65520.0, -1e6, math.inf, math.nan])
-def test_fp16_refuses_what_it_cannot_hold(tiny_cfg: Config, value: float) -> None:
+def test_fp16_of_large_value_is_refused(tiny_cfg: Config, value: float) -> None:
     state = {name: tensor.clone() for name, tensor in WorldModel(tiny_cfg).state_dict().items()}
     quantize_state(state, FP16)
     state["_pi.1.weight"][2, 3] = value
@@ -159,7 +159,7 @@ def test_fp16_refuses_what_it_cannot_hold(tiny_cfg: Config, value: float) -> Non
             quantize_state(state, INT8)
 
 
-def test_quantised_input_is_refused(tiny_cfg: Config) -> None:
+def test_quantize_of_quantised_input_is_refused(tiny_cfg: Config) -> None:
     for recipe in (INT8, MIXED):
         with pytest.raises(ValueError, match=r"is quantised .*take the full-precision file"):
             quantize_state(quantize_state(WorldModel(tiny_cfg).state_dict(), recipe), FP16)
@@ -170,7 +170,7 @@ def test_quantised_input_is_refused(tiny_cfg: Config) -> None:
 # -- error measures ---------------------------------------------------------------------------------------------------
 
 
-def test_relative_db() -> None:
+def test_relative_db_follows_its_formula() -> None:
     expected = torch.tensor([3.0, -4.0])
     assert relative_db(expected * 1.1, expected) == pytest.approx(-20, abs=1e-4)
     assert relative_db(-expected, expected) == pytest.approx(20 * math.log10(2))
@@ -179,7 +179,7 @@ def test_relative_db() -> None:
     assert relative_db(torch.zeros(2), torch.zeros(2)) == -math.inf
 
 
-def test_module_errors_and_sizes(tiny_cfg: Config) -> None:
+def test_module_errors_and_sizes_are_of_each_module(tiny_cfg: Config) -> None:
     state = WorldModel(tiny_cfg, torch.Generator().manual_seed(0)).state_dict()
     off = {name: tensor * 1.1 if name.startswith("_reward.") else tensor for name, tensor in state.items()}
     errors = module_errors(state, off)
@@ -194,7 +194,7 @@ def test_module_errors_and_sizes(tiny_cfg: Config) -> None:
     assert all(-75 < errors[module].error_db < -40 for module in ("encoder", "dynamics", "reward", "pi", "Qs"))
 
 
-def test_output_errors_follow_the_data_flow(tiny_cfg: Config) -> None:
+def test_output_errors_follow_data_flow(tiny_cfg: Config) -> None:
     generator = torch.Generator().manual_seed(0)
     reference, other = WorldModel(tiny_cfg, generator), WorldModel(tiny_cfg)
     for name, param in reference.named_parameters():
@@ -224,7 +224,7 @@ def test_output_errors_follow_the_data_flow(tiny_cfg: Config) -> None:
 
 
 @pytest.mark.parametrize("kind", ["fp16", "int8", "mixed"])
-def test_published_files_compute_what_was_recorded(kind: str) -> None:
+def test_published_quantised_files_match_recorded_outputs(kind: str) -> None:
     model, inputs, g = published_model(kind), load_golden("model_forward.npz"), load_golden("quantized.npz")
     task, action = inputs["task"], inputs["action"]
     z = model.encode(inputs["obs"], task)
@@ -246,7 +246,7 @@ def test_published_files_compute_what_was_recorded(kind: str) -> None:
         assert_close(value, want, rtol=1e-3, atol=1e-3 * rms, msg=lambda text, name=name: f"{kind}/{name}: {text}")
 
 
-def test_our_int8_against_the_published_int8(published: dict[str, Tensor]) -> None:
+def test_int8_of_student_matches_published_int8(published: dict[str, Tensor]) -> None:
     """Computed in int8, on the recorded real observations and on played ones."""
     reference, g = built(published), load_golden("model_forward.npz")
     played = played_inputs(reference, 160)

@@ -32,14 +32,14 @@ def trained(cfg: Config, seed: int = 0) -> WorldModel:
     return model
 
 
-def test_the_same_model_has_none_and_a_new_one_is_no_nan(tiny_cfg: Config) -> None:
+def test_regret_of_same_model_is_zero(tiny_cfg: Config) -> None:
     model = trained(tiny_cfg)
     assert plan_regret(model, model, OBS, TASK).tolist() == [0] * 5
     new = WorldModel(tiny_cfg).requires_grad_(False)  # all rewards and values are zero
     assert plan_regret(new, new, OBS, TASK).tolist() == [0] * 5
 
 
-def test_a_wrong_model_plans_worse_and_order_does_not_matter(tiny_cfg: Config) -> None:
+def test_regret_of_wrong_model_is_positive(tiny_cfg: Config) -> None:
     cfg = tiny_cfg.replace(num_samples=64, iterations=4)
     model, wrong = trained(cfg), trained(cfg, 1)
     slightly = trained(cfg)
@@ -51,7 +51,7 @@ def test_a_wrong_model_plans_worse_and_order_does_not_matter(tiny_cfg: Config) -
     assert not torch.equal(both[0], plan_regret(model, wrong, OBS, TASK, seed=1))
 
 
-def test_its_value_is_the_references_of_either_mean(tiny_cfg: Config) -> None:
+def test_regret_is_difference_of_reference_values(tiny_cfg: Config) -> None:
     """Against the definition, written out."""
     model, other = trained(tiny_cfg), trained(tiny_cfg, 1)
     plans: list[Plan] = []
@@ -78,7 +78,7 @@ def test_its_value_is_the_references_of_either_mean(tiny_cfg: Config) -> None:
     assert_close(found, (value(own.mean) - value(theirs.mean)) / first.last.value.std(-1))
 
 
-def test_other_budgets_compare_but_other_horizons_do_not(tiny_cfg: Config) -> None:
+def test_regret_of_other_horizon_is_refused(tiny_cfg: Config) -> None:
     model = trained(tiny_cfg)
 
     def with_budget(**keys: int) -> WorldModel:
@@ -94,7 +94,7 @@ def test_other_budgets_compare_but_other_horizons_do_not(tiny_cfg: Config) -> No
         plan_regret(model, with_budget(horizon=2), OBS, TASK)
 
 
-def test_a_single_task_model() -> None:
+def test_regret_of_single_task_model_works() -> None:
     cfg = Config(task="cup-catch", model_size=None, enc_dim=8, mlp_dim=8, latent_dim=8, num_bins=11, num_samples=32,
                  num_elites=4, num_pi_trajs=4, iterations=2)  # fmt: skip
     found = plan_regret(trained(cfg), trained(cfg, 1), torch.randn(3, 8), None)
@@ -102,7 +102,7 @@ def test_a_single_task_model() -> None:
     assert bool(found.any())
 
 
-def test_of_the_recipes(published: dict[str, Tensor]) -> None:
+def test_regret_of_recipes_on_published_student_is_small(published: dict[str, Tensor]) -> None:
     """Recorded real observations, a smaller budget for the sake of time."""
     g, cfg = load_golden("model_forward.npz"), {"num_samples": 256, "iterations": 4, "device": "cpu"}
     full = load_agent({"model": published}, precision="fp32", **cfg).model.requires_grad_(False)

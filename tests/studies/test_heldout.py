@@ -24,7 +24,7 @@ from tdmpc2.training.offline import train
 from tests.helpers.runs import TASKS
 
 
-def test_heldout_errors_by_hand(tiny_cfg: Config) -> None:
+def test_heldout_errors_match_values_by_hand(tiny_cfg: Config) -> None:
     agent, teacher = TDMPC2(tiny_cfg.replace(seed=3)), TDMPC2(tiny_cfg.replace(seed=4, enc_dim=24))
     generator = torch.Generator().manual_seed(0)
     for network in (agent, teacher):  # the last layers start at zero
@@ -69,7 +69,7 @@ def test_heldout_errors_by_hand(tiny_cfg: Config) -> None:
         heldout_errors(agent, [])
 
 
-def test_heldout_batches_are_a_function_of_the_seed() -> None:
+def test_heldout_batches_follow_the_seed() -> None:
     data = EpisodeDataset.of(torch.randn(6, 11, 3), torch.randn(6, 11, 2), torch.randn(6, 11), torch.zeros(6).long())
     first, again, other = (list(heldout_batches(SliceSampler(data), 3, 4, 2, seed)) for seed in (12345, 12345, 12346))
     assert all(torch.equal(a.obs, b.obs) for a, b in zip(first, again, strict=True))
@@ -77,7 +77,9 @@ def test_heldout_batches_are_a_function_of_the_seed() -> None:
     assert not torch.equal(first[0].obs, first[1].obs)
 
 
-def test_the_heldout_command(cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_heldout_command_writes_and_prints_errors(
+    cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = str(train(cfg, None))
     other = tmp_path / "other"
     collect(Config(tasks=TASKS, episodes_per_task=1, seed=5), None, other)

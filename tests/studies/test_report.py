@@ -49,7 +49,7 @@ def test_report_is_three_files_and_learning_curves(
     assert (out / "report.md").read_text() != "mine"
 
 
-def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_without_runs_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path, message in ((tmp_path, "No run that can be read"), (tmp_path / "none", "does not exist")):
         with pytest.raises(SystemExit):
             main([str(path), "--out", str(tmp_path / "report")])
@@ -57,7 +57,7 @@ def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert not (tmp_path / "report").exists()
 
 
-def test_a_run_of_train(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_of_trained_run_has_its_score(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """The formats above are those that training writes."""
     result = evaluation.Evaluation((evaluation.TaskResult(TASKS[0], (1, 2), (100.0, 300.0), (0.0, 0.0), False),))
     monkeypatch.setattr(offline, "evaluate", lambda *_, **__: result)
@@ -76,7 +76,7 @@ def test_a_run_of_train(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_from_one_command_to_the_report(cfg: Config, tmp_path: Path) -> None:
+def test_report_of_multirun_sweep_end_to_end_is_complete(cfg: Config, tmp_path: Path) -> None:
     """Real processes; one value of the sweep is refused, and the others are trained all the same."""
     teacher = train(cfg.replace(work_dir=str(tmp_path / "teacher")), None)
     settings = {**TINY, "tasks": f"[{TASKS[0]}]", "steps": 4, "eval_freq": 4, "eval_episodes": 1, "mpc": False}

@@ -17,7 +17,7 @@ from tests.helpers.studies import write_run
 # -- intervals --------------------------------------------------------------------------------------------------------
 
 
-def test_intervals_by_hand() -> None:
+def test_mean_interval_matches_values_by_hand() -> None:
     """t quantiles at 97.5 % from a printed table: 12.706 for one degree of freedom, 4.303 for two, 2.776 for four."""
     assert mean_interval([3.0]) is None
     assert mean_interval([1.0, 3.0]) == pytest.approx((2 - 12.706, 2 + 12.706), abs=1e-3)  # s / sqrt(n) is 1
@@ -35,7 +35,7 @@ def test_intervals_by_hand() -> None:
 # -- groups -----------------------------------------------------------------------------------------------------------
 
 
-def test_groups_are_named_by_what_differs(sweep: Path) -> None:
+def test_study_groups_are_named_by_what_differs(sweep: Path) -> None:
     names = ["no teacher", "no teacher (one of weight 0)", "distillation_weight=0.4", "distillation_weight=0.9"]
     rows = rows_of(read_study([sweep]))
     assert [row["name"] for row in rows] == names
@@ -51,7 +51,7 @@ def test_groups_are_named_by_what_differs(sweep: Path) -> None:
     assert rows[2]["seeds"] == [1, 2]
 
 
-def test_weight_0_is_a_control(sweep: Path) -> None:
+def test_study_weight_zero_is_a_control(sweep: Path) -> None:
     for seed in (1, 2):
         shutil.rmtree(sweep / str(seed) / "none")
     control, taught, _ = rows_of(read_study([sweep]))
@@ -59,7 +59,7 @@ def test_weight_0_is_a_control(sweep: Path) -> None:
     assert taught["control"] == control["name"]
 
 
-def test_a_control_has_the_same_budget(sweep: Path) -> None:
+def test_study_control_has_the_same_budget(sweep: Path) -> None:
     """Runs of other batch sizes, steps or data are compared with controls of their own."""
     write_run(sweep, 1, 30, weight=0.4, batch_size=64)
     rows = rows_of(read_study([sweep]))
@@ -71,14 +71,14 @@ def test_a_control_has_the_same_budget(sweep: Path) -> None:
     assert [row["control"] for row in rows[-3:]] == [None, *["no teacher, batch_size=256"] * 2]
 
 
-def test_keys_of_one_run_do_not_part_groups(tmp_path: Path) -> None:
+def test_study_keys_of_one_run_do_not_split_groups(tmp_path: Path) -> None:
     write_run(tmp_path, 1, 10, log_freq=7, wandb_project="p", save_video=True, device="cpu")
     write_run(tmp_path, 2, 12)
     (group,) = read_study([tmp_path]).groups
     assert (group.name, [run.seed for run in group.runs]) == ("no teacher", [1, 2])
 
 
-def test_one_seed_has_no_interval(tmp_path: Path) -> None:
+def test_study_of_one_seed_has_no_interval(tmp_path: Path) -> None:
     write_run(tmp_path, 1, 10)
     write_run(tmp_path, 1, 15, weight=0.4)
     study = read_study([tmp_path])
@@ -90,7 +90,7 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     assert "| distillation_weight=0.4 | 1 | 100 | 15.00 | +5.00 |" in markdown(study, rows)
 
 
-def test_a_repeated_run_does_not_count_twice(sweep: Path, tmp_path: Path) -> None:
+def test_study_repeated_run_counts_once(sweep: Path, tmp_path: Path) -> None:
     shutil.copytree(sweep / "1" / "none", tmp_path / "copy")
     study = read_study([sweep, tmp_path / "copy", sweep / "1"])  # a path below another one is read once
     assert [row["runs"] for row in rows_of(study)] == [2, 2, 2, 2]
@@ -98,7 +98,7 @@ def test_a_repeated_run_does_not_count_twice(sweep: Path, tmp_path: Path) -> Non
     assert line.endswith("same settings and seed")
 
 
-def test_unfinished_runs_are_listed(sweep: Path) -> None:
+def test_study_lists_unfinished_runs(sweep: Path) -> None:
     write_run(sweep, 3, None, weight=0.4, step=60)
     not_evaluated = write_run(sweep, 4, None, weight=0.4, step=100)
     study = read_study([sweep])
@@ -121,7 +121,7 @@ def test_unfinished_runs_are_listed(sweep: Path) -> None:
         ("heldout.json", "\x00"),
     ],
 )
-def test_damaged_files_are_named(sweep: Path, name: str, content: str) -> None:
+def test_study_names_damaged_files(sweep: Path, name: str, content: str) -> None:
     path = sweep / "1" / "weight_0.4" / name
     path.write_text(content)
     study = read_study([sweep])

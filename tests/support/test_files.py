@@ -22,7 +22,7 @@ def alone(path: Path, content: str) -> bool:
     return path.read_text() == content and os.listdir(path.parent) == [path.name]
 
 
-def test_the_new_file_appears_when_the_block_ends(path: Path) -> None:
+def test_replacing_makes_file_appear_when_block_ends(path: Path) -> None:
     with replacing(path) as temporary:
         temporary.write_text("new")
         assert temporary.parent == path.parent  # of the same file system, so that the renaming is atomic
@@ -30,9 +30,7 @@ def test_the_new_file_appears_when_the_block_ends(path: Path) -> None:
     assert alone(path, "new")
 
 
-def test_directories_are_made_and_a_tilde_is_the_home_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replacing_makes_directories_and_expands_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     write_text("~/a/b/x.txt", "α\n")
     assert alone(tmp_path / "a" / "b" / "x.txt", "α\n")
@@ -40,7 +38,7 @@ def test_directories_are_made_and_a_tilde_is_the_home_directory(
 
 @pytest.mark.parametrize("kind", [KeyError, ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("written", [True, False])
-def test_an_error_leaves_the_old_file(path: Path, kind: type[BaseException], written: bool) -> None:
+def test_replacing_with_error_leaves_old_file(path: Path, kind: type[BaseException], written: bool) -> None:
     def fail() -> None:
         with replacing(path) as temporary:
             if written:
@@ -53,25 +51,25 @@ def test_an_error_leaves_the_old_file(path: Path, kind: type[BaseException], wri
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("No space left on device")])
-def test_what_the_disk_says_is_passed_on(path: Path, error: Exception) -> None:
+def test_replacing_passes_on_errors_of_the_disk(path: Path, error: Exception) -> None:
     with pytest.raises(ValueError, match=rf"Could not write {path}: .*No space left.*is unchanged"), replacing(path):
         raise error
     assert alone(path, "old")
 
 
-def test_a_block_that_wrote_nothing_is_an_error(path: Path) -> None:
+def test_replacing_without_written_file_is_an_error(path: Path) -> None:
     with pytest.raises(ValueError, match=f"Could not write {path}"), replacing(path):
         pass
     assert alone(path, "old")
 
 
-def test_a_full_disk(path: Path) -> None:
+def test_replacing_on_full_disk_leaves_old_file(path: Path) -> None:
     with pytest.raises(ValueError, match=f"Could not write {path}: .*File too large"), largest_file(8192):
         write_text(path, "new" * 10_000)
     assert alone(path, "old")
 
 
-def test_without_overwriting_nothing_is_begun(path: Path) -> None:
+def test_replacing_existing_file_without_overwrite_is_refused(path: Path) -> None:
     begun = False
     with pytest.raises(ValueError, match=f"{path} exists: choose another name"), replacing(path, overwrite=False):
         begun = True
@@ -79,7 +77,7 @@ def test_without_overwriting_nothing_is_begun(path: Path) -> None:
     assert alone(path, "old")
 
 
-def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+def test_replacing_keeps_file_that_appeared_meanwhile(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
 
     def race() -> None:
@@ -92,7 +90,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> Non
     assert alone(path, "theirs")
 
 
-def test_a_directory_in_its_place(tmp_path: Path) -> None:
+def test_replacing_a_directory_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.mkdir()
     with pytest.raises(ValueError, match=f"Could not write {path}"):

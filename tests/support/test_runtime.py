@@ -15,7 +15,7 @@ from tdmpc2.support.runtime import set_num_threads, usable_cores
     ("asked", "environment", "expected"),
     [(None, "3", 3), (2, "3", 2), (None, "5,2", 5), (None, None, "cores"), (None, "", "cores"), (None, "0", "cores")],
 )
-def test_threads(
+def test_set_num_threads_follows_argument_environment_and_cores(
     monkeypatch: pytest.MonkeyPatch, asked: int | None, environment: str | None, expected: int | str
 ) -> None:
     """A number that is asked for, else that of OMP_NUM_THREADS, else that of the cores."""
@@ -32,7 +32,7 @@ def test_threads(
 @pytest.mark.parametrize(
     ("quota", "expected"), [("max 100000", 8), ("200000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8)]
 )
-def test_cores_are_cut_to_the_quota(monkeypatch: pytest.MonkeyPatch, quota: str, expected: int) -> None:
+def test_usable_cores_are_cut_to_the_quota(monkeypatch: pytest.MonkeyPatch, quota: str, expected: int) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
     monkeypatch.setattr(Path, "exists", lambda self: True)
     monkeypatch.setattr(Path, "read_text", lambda self: f"{quota}\n")

@@ -27,7 +27,7 @@ class CountOps(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_device_values_are_read_in_one_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_scalars_makes_one_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
     transfers: list[torch.Size] = []
     tolist = torch.Tensor.tolist
 
@@ -47,7 +47,7 @@ def test_device_values_are_read_in_one_transfer(monkeypatch: pytest.MonkeyPatch)
     assert values["big"] == pytest.approx(1 / 3, abs=1e-7)
 
 
-def test_a_metric_that_is_no_scalar_is_an_error() -> None:
+def test_read_scalars_of_other_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'q' has shape \[2\]"):
         read_scalars({"q": torch.zeros(2)})
 
@@ -55,7 +55,7 @@ def test_a_metric_that_is_no_scalar_is_an_error() -> None:
 # -- console ----------------------------------------------------------------------------------------------------------
 
 
-def test_plain_console_lines(tmp_path: Path, clock: list[float]) -> None:
+def test_logger_on_plain_console_prints_lines(tmp_path: Path, clock: list[float]) -> None:
     stream = io.StringIO()
     with Logger(config(tmp_path), total_steps=10_000, stream=stream) as logger:
         clock[0] = 4.0

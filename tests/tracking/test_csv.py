@@ -17,7 +17,7 @@ from tdmpc2.tracking.logger import Logger
 from tests.helpers.tracking import config, text_rows
 
 
-def test_csv_holds_exact_values_in_one_file_per_group(tmp_path: Path) -> None:
+def test_csv_has_exact_values_in_one_file_per_group(tmp_path: Path) -> None:
     third = torch.tensor(1 / 3)
     with Logger(config(tmp_path), total_steps=300, stream=io.StringIO()) as logger:
         logger.log(100, {"total_loss": third, "n": 3})
@@ -33,7 +33,7 @@ def test_csv_holds_exact_values_in_one_file_per_group(tmp_path: Path) -> None:
     ]
 
 
-def test_new_columns_are_added_to_earlier_rows(tmp_path: Path) -> None:
+def test_csv_new_column_is_added_to_earlier_rows(tmp_path: Path) -> None:
     with Logger(config(tmp_path), total_steps=3, stream=io.StringIO()) as logger:
         logger.log(1, {"a": 1.0})
         logger.log(2, {"b": 2.0, "a": 1.5})
@@ -42,7 +42,7 @@ def test_new_columns_are_added_to_earlier_rows(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"train.csv", "speed.csv", "train.log"}
 
 
-def test_speed_has_a_file_of_its_own(tmp_path: Path, clock: list[float]) -> None:
+def test_csv_speed_has_its_own_file(tmp_path: Path, clock: list[float]) -> None:
     """Not in train.csv: times would make equal runs differ. Their sum is the time of the steps that were kept."""
     with Logger(config(tmp_path), total_steps=300, stream=io.StringIO()) as logger:
         for step in (100, 200):
@@ -82,13 +82,13 @@ def test_speed_file_without_wall_seconds_is_continued(tmp_path: Path, clock: lis
     )
 
 
-def test_save_csv_false_writes_no_file(tmp_path: Path) -> None:
+def test_csv_switched_off_writes_no_file(tmp_path: Path) -> None:
     with Logger(config(tmp_path / "run", save_csv=False), total_steps=1, stream=io.StringIO()) as logger:
         logger.log(1, {"a": 1.0})
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_a_new_run_keeps_the_files_of_an_old_one(tmp_path: Path) -> None:
+def test_csv_new_run_sets_old_files_aside(tmp_path: Path) -> None:
     for value in (1.0, 2.0, 3.0):
         with Logger(config(tmp_path), total_steps=1, stream=io.StringIO()) as logger:
             logger.log(1, {"a": value})
@@ -96,7 +96,7 @@ def test_a_new_run_keeps_the_files_of_an_old_one(tmp_path: Path) -> None:
     assert found == {"train.csv.1": "1.0", "train.csv.2": "2.0", "train.csv": "3.0"}
 
 
-def test_a_run_that_ended_before_it_saved_starts_its_files_anew(tmp_path: Path) -> None:
+def test_csv_of_unsaved_run_starts_anew(tmp_path: Path) -> None:
     (tmp_path / "notes.csv").write_text("my,own\n1,2\n")
     for value in (1.0, 2.0):
         with Logger(config(tmp_path), total_steps=1, begun_before=value > 1, stream=io.StringIO()) as logger:
@@ -106,7 +106,7 @@ def test_a_run_that_ended_before_it_saved_starts_its_files_anew(tmp_path: Path) 
     assert (tmp_path / "notes.csv").read_text() == "my,own\n1,2\n"
 
 
-def test_rows_survive_a_kill(tmp_path: Path) -> None:
+def test_csv_rows_survive_a_kill(tmp_path: Path) -> None:
     def child() -> None:
         logger = Logger(config(tmp_path), total_steps=9, stream=io.StringIO()).__enter__()
         for step in range(1, 8):
@@ -122,15 +122,15 @@ def test_rows_survive_a_kill(tmp_path: Path) -> None:
     ]
 
 
-def test_a_torn_last_row_is_dropped(tmp_path: Path) -> None:
-    """Its number is whole to look at, but may be the start of a longer one."""
+def test_csv_torn_last_row_is_dropped(tmp_path: Path) -> None:
+    """The last number looks whole, but may be the start of a longer one."""
     (tmp_path / "train.csv").write_text("step,a\n100,1.0\n200,2.2")
     with Logger(config(tmp_path), total_steps=1000, start_step=200, stream=io.StringIO()) as logger:
         logger.log(300, {"a": 3.0})
     assert (tmp_path / "train.csv").read_text() == "step,a\n100,1.0\n300,3.0\n"
 
 
-def test_resuming_leaves_foreign_files_alone(tmp_path: Path) -> None:
+def test_csv_resumed_leaves_other_files_alone(tmp_path: Path) -> None:
     foreign = "name,step\nx,900\n"
     (tmp_path / "notes.csv").write_text(foreign)
     (tmp_path / "train.csv.1").write_text("step,a\n900,1.0\n")
@@ -149,7 +149,7 @@ HISTORY = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(history=HISTORY, data=st.data())
-def test_a_run_killed_anywhere_and_resumed_equals_an_undisturbed_one(history: list[dict], data: st.DataObject) -> None:
+def test_csv_killed_and_resumed_equals_undisturbed(history: list[dict], data: st.DataObject) -> None:
     """The file is cut at any byte after the rows of the step that training resumes from."""
 
     def write(directory: Path, start: int, stop: int) -> bytes:

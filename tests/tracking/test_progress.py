@@ -45,7 +45,7 @@ def test_progress_of_a_minute_shows_a_line_every_ten_seconds(clock: list[float])
     assert percents == ["20%", "40%", "60%", "80%"]
 
 
-def test_slow_progress_shows_a_line_every_30_seconds(clock: list[float]) -> None:
+def test_progress_when_slow_prints_every_30_seconds(clock: list[float]) -> None:
     stream = io.StringIO()
 
     def work() -> None:
@@ -64,7 +64,7 @@ def test_slow_progress_shows_a_line_every_30_seconds(clock: list[float]) -> None
     ]
 
 
-def test_progress_over_items(clock: list[float]) -> None:
+def test_progress_over_items_counts_them(clock: list[float]) -> None:
     stream = io.StringIO()
     assert list(progress([3, 1, 2], "Reading", unit="files", stream=stream)) == [3, 1, 2]
     assert list(progress(iter("ab"), "Reading", stream=stream)) == ["a", "b"]

@@ -22,7 +22,7 @@ from tests.helpers.runs import equal, rows, snapshot
 pytestmark = pytest.mark.usefixtures("own_folder")
 
 
-def test_a_finished_run_is_left_alone(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_of_finished_run_changes_nothing(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
     path = train(cfg, None)
     before = snapshot(cfg.run_dir)
     capsys.readouterr()
@@ -33,7 +33,7 @@ def test_a_finished_run_is_left_alone(cfg: Config, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("taught", [False, True])
-def test_continuing_is_exact(
+def test_train_continued_is_exact(
     cfg: Config, trained_teacher: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taught: bool
 ) -> None:
     # Values of so small an agent never reach the range at which the scale leaves 1.
@@ -50,7 +50,7 @@ def test_continuing_is_exact(
     assert [row for row in log if row["step"] != 7] == whole
 
 
-def test_a_killed_run_continues_at_its_last_checkpoint(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_killed_continues_at_last_checkpoint(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     straight = train(cfg.replace(work_dir=str(cfg.run_dir) + "-straight"), None)
     cfg = cfg.replace(save_freq=6, log_freq=1)
     updates: list[int] = []
@@ -71,7 +71,7 @@ def test_a_killed_run_continues_at_its_last_checkpoint(cfg: Config, monkeypatch:
     assert [row["step"] for row in rows(cfg.run_dir / "train.csv")] == list(range(1, 21))
 
 
-def test_what_may_change_when_continuing(cfg: Config, data_dir: Path, tmp_path: Path) -> None:
+def test_train_continued_with_allowed_changes_works(cfg: Config, data_dir: Path, tmp_path: Path) -> None:
     """Everything that may change does, and the weights are still those of a run without a break."""
     straight = train(cfg, None)
     shutil.copytree(data_dir, tmp_path / "moved data")
@@ -96,7 +96,7 @@ def test_what_may_change_when_continuing(cfg: Config, data_dir: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("lag", ["older", "missing"])
-def test_a_model_that_lags_behind_the_state_is_written_again(cfg: Config, lag: str) -> None:
+def test_train_rewrites_model_that_lags_behind_state(cfg: Config, lag: str) -> None:
     """The two files are written one after the other, and a kill can come between."""
     path = train(cfg.replace(steps=10), None)
     older = path.read_bytes()
@@ -107,7 +107,7 @@ def test_a_model_that_lags_behind_the_state_is_written_again(cfg: Config, lag: s
     assert path.read_bytes() == newest
 
 
-def test_weights_without_their_state_are_not_replaced(cfg: Config) -> None:
+def test_train_over_weights_without_state_is_refused(cfg: Config) -> None:
     train(cfg, None)
     (cfg.run_dir / "state.pt").unlink()
     before = snapshot(cfg.run_dir)
@@ -136,8 +136,8 @@ def test_continuing_with_other_data_is_refused_in_words(cfg: Config, data_dir: P
     assert snapshot(cfg.run_dir) == before
 
 
-def test_continuing_on_another_kind_of_device(cfg: Config) -> None:
-    """Its generator's state is of another size: the draws differ from then on, but are still a function of it."""
+def test_agent_continued_on_other_device_seeds_generator_from_state(cfg: Config) -> None:
+    """A generator of another device has a state of another size: draws differ, but still follow from that state."""
     agents = [TDMPC2(cfg) for _ in range(3)]
     state = agents[0].training_state()
     for agent, byte in zip(agents, (1, 1, 2), strict=True):
@@ -147,7 +147,7 @@ def test_continuing_on_another_kind_of_device(cfg: Config) -> None:
     assert not torch.equal(first, other)
 
 
-def test_weights_that_are_not_finite_are_not_saved(cfg: Config) -> None:
+def test_save_of_non_finite_weights_is_refused(cfg: Config) -> None:
     agent = TDMPC2(cfg)
     run_dir.save(agent, cfg.run_dir, 1, None)
     before = snapshot(cfg.run_dir)
@@ -159,7 +159,7 @@ def test_weights_that_are_not_finite_are_not_saved(cfg: Config) -> None:
     assert snapshot(cfg.run_dir) == before
 
 
-def test_a_run_that_diverges_keeps_its_last_good_checkpoint(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_diverging_keeps_last_good_checkpoint(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     update, updates = TDMPC2.update, itertools.count(1)
 
     def diverging(agent: TDMPC2, batch: Any) -> dict[str, torch.Tensor]:
@@ -181,7 +181,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(cfg: Config, monkeyp
     [{"seed": 2}, {"batch_size": 8}, {"lr": 1e-4}, {"latent_dim": 8}, {"tasks": ("pendulum-spin",)}, {"horizon": 2}],
     ids=lambda changes: next(iter(changes)),
 )
-def test_another_configuration_is_refused(cfg: Config, changes: dict[str, Any]) -> None:
+def test_train_continued_with_other_configuration_is_refused(cfg: Config, changes: dict[str, Any]) -> None:
     train(cfg.replace(steps=1), None)
     before = snapshot(cfg.run_dir)
     ((key, value),) = changes.items()
@@ -193,13 +193,13 @@ def test_another_configuration_is_refused(cfg: Config, changes: dict[str, Any]) 
     assert snapshot(cfg.run_dir) == before
 
 
-def test_all_differing_keys_are_named(cfg: Config, trained_teacher: Config) -> None:
+def test_train_continued_names_all_differing_keys(cfg: Config, trained_teacher: Config) -> None:
     train(cfg.replace(steps=1), None)
     with pytest.raises(ValueError, match=r"lr: 0.0003 there, 0.1 now; rho: 0.5 there, 0.4 now; teacher_sha256: None"):
         train(cfg.replace(lr=0.1, rho=0.4), trained_teacher)
 
 
-def test_checkpoints_without_a_record_are_not_replaced(cfg: Config) -> None:
+def test_train_over_checkpoint_without_record_is_refused(cfg: Config) -> None:
     cfg.run_dir.mkdir()
     (cfg.run_dir / "model.pt").write_bytes(b"precious")
     with pytest.raises(ValueError, match=r"no run\.json"):

@@ -14,7 +14,7 @@ from tdmpc2.play.collector import collect
 from tdmpc2.play.evaluation import evaluate
 
 
-def test_training_on_random_play_improves_planning(tmp_path: Path) -> None:
+def test_train_on_random_play_improves_planning(tmp_path: Path) -> None:
     cfg = Config(
         task="pendulum-spin", model_size=None, enc_dim=64, mlp_dim=64, latent_dim=32, num_samples=64, num_elites=16,
         num_pi_trajs=8, iterations=3, batch_size=64, lr=1e-3, eval_episodes=3, episodes_per_task=30, device="cpu",

@@ -20,7 +20,7 @@ from tests.helpers.toy_envs import STANDS
 pytestmark = pytest.mark.usefixtures("own_folder")
 
 
-def test_losses_go_down(cfg: Config) -> None:
+def test_train_lowers_losses(cfg: Config) -> None:
     train(cfg.replace(steps=200, log_freq=1, lr=1e-3, batch_size=64), None)
     log = rows(cfg.run_dir / "train.csv")
     assert [row["step"] for row in log] == list(range(1, 201))
@@ -31,7 +31,7 @@ def test_losses_go_down(cfg: Config) -> None:
     assert "distillation_loss" not in log[0]
 
 
-def test_files_of_a_run(cfg: Config) -> None:
+def test_train_writes_the_files_of_a_run(cfg: Config) -> None:
     path = train(cfg, None)
     assert path == cfg.run_dir / "model.pt"
     names = ["model.pt", "run.json", "speed.csv", "state.pt", "train.csv", "train.log"]
@@ -51,7 +51,7 @@ def test_files_of_a_run(cfg: Config) -> None:
     assert [row["step"] for row in rows(cfg.run_dir / "train.csv")] == [5, 10, 15, 20]
 
 
-def test_what_is_asked_of_a_file(cfg: Config) -> None:
+def test_load_agent_of_run_takes_tasks_and_overrides(cfg: Config) -> None:
     path = train(cfg.replace(steps=1), None)
     for task, expected in (("mt30", None), ("cup-spin", ("cup-spin",)), (None, TASKS)):
         assert load_agent(path, device="cpu", **({"task": task} if task else {})).cfg.tasks == expected
@@ -62,7 +62,7 @@ def test_what_is_asked_of_a_file(cfg: Config) -> None:
         load_agent(path, device="cpu", num_sample=12)
 
 
-def test_the_seed_decides_the_weights(cfg: Config, tmp_path: Path) -> None:
+def test_train_seed_decides_the_weights(cfg: Config, tmp_path: Path) -> None:
     first = train(cfg, None)
     second = train(cfg.replace(work_dir=str(tmp_path / "same")), None)
     other = train(cfg.replace(work_dir=str(tmp_path / "other"), seed=2), None)
@@ -70,7 +70,7 @@ def test_the_seed_decides_the_weights(cfg: Config, tmp_path: Path) -> None:
     assert not equal(first, other)
 
 
-def test_evaluation_while_training_does_not_change_it(cfg: Config, tmp_path: Path) -> None:
+def test_train_with_evaluations_gives_equal_weights(cfg: Config, tmp_path: Path) -> None:
     cfg = cfg.replace(steps=6, tasks=("pendulum-spin",), mpc=False, eval_episodes=2)
     quiet = train(cfg, None)
     watched = train(cfg.replace(work_dir=str(tmp_path / "watched"), eval_freq=4), None)
@@ -91,7 +91,7 @@ def test_evaluation_of_one_episode_has_no_interval(cfg: Config, capsys: pytest.C
     assert "low" not in line
 
 
-def test_a_failing_evaluation_does_not_lose_the_checkpoint(
+def test_train_with_failing_evaluation_keeps_checkpoint(
     cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight = train(cfg.replace(work_dir=str(tmp_path / "straight"), steps=8), None)
@@ -103,7 +103,7 @@ def test_a_failing_evaluation_does_not_lose_the_checkpoint(
     assert equal(train(cfg.replace(eval_freq=0), None), straight)
 
 
-def test_videos_of_evaluations(data_dir: Path, tmp_path: Path) -> None:
+def test_train_with_videos_writes_them(data_dir: Path, tmp_path: Path) -> None:
     pytest.importorskip("imageio_ffmpeg", reason="videos need imageio-ffmpeg")
     keys = {**TINY, "task": STANDS, "tasks": None, "steps": 2, "eval_freq": 2, "horizon": 2, "episodes_per_task": 2}
     cfg = parse_cfg({**keys, "data_dir": tmp_path / "data", "work_dir": tmp_path / "run", "save_video": True})
@@ -112,6 +112,6 @@ def test_videos_of_evaluations(data_dir: Path, tmp_path: Path) -> None:
     assert [path.name for path in (cfg.run_dir / "videos").iterdir()] == [f"{STANDS}-2.mp4"]
 
 
-def test_without_saving_there_is_no_checkpoint(cfg: Config) -> None:
+def test_train_without_saving_leaves_no_checkpoint(cfg: Config) -> None:
     train(cfg.replace(save_agent=False, save_csv=False), None)
     assert [path.name for path in cfg.run_dir.iterdir()] == ["run.json"]

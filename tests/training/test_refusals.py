@@ -44,7 +44,9 @@ def broken(data_dir: Path, to: Path, name: str, index: tuple[int, ...], value: f
     [("obs", (1, 0, 3)), ("action", (2, 17, 0)), ("reward", (0, 500))],
     ids=["obs", "action", "reward"],
 )
-def test_nan_in_a_used_row(cfg: Config, data_dir: Path, tmp_path: Path, name: str, index: tuple[int, ...]) -> None:
+def test_train_on_nan_row_is_refused(
+    cfg: Config, data_dir: Path, tmp_path: Path, name: str, index: tuple[int, ...]
+) -> None:
     bad = broken(data_dir, tmp_path / "bad", name, index, float("nan"))
     episode, row = index[:2]
     with pytest.raises(ValueError, match=rf"chunk_1\.pt: {name} is nan in episode {episode}, row {row}"):
@@ -52,7 +54,7 @@ def test_nan_in_a_used_row(cfg: Config, data_dir: Path, tmp_path: Path, name: st
     assert not cfg.run_dir.exists()
 
 
-def test_data_errors_leave_the_directory_free(cfg: Config, tmp_path: Path) -> None:
+def test_train_refused_for_data_leaves_directory_free(cfg: Config, tmp_path: Path) -> None:
     """After a mistake the corrected command is not taken for another run."""
     with pytest.raises(ValueError, match="cup-spin"):
         train(cfg.replace(tasks=("cup-spin",)), None)
@@ -60,7 +62,7 @@ def test_data_errors_leave_the_directory_free(cfg: Config, tmp_path: Path) -> No
     train(cfg.replace(steps=1), None)
 
 
-def test_everything_missing_is_listed_at_once(cfg: Config, tmp_path: Path) -> None:
+def test_train_lists_everything_missing_at_once(cfg: Config, tmp_path: Path) -> None:
     nowhere = {"data_dir": str(tmp_path / "none"), "checkpoint": str(tmp_path / "start.pt")}
     with pytest.raises(ValueError, match="something is missing") as error:
         train(cfg.replace(**nowhere), Config(checkpoint=None))
@@ -73,7 +75,7 @@ def test_everything_missing_is_listed_at_once(cfg: Config, tmp_path: Path) -> No
     assert not cfg.run_dir.exists()
 
 
-def test_evaluations_that_could_not_be_played_are_refused(
+def test_train_with_unplayable_evaluations_is_refused(
     cfg: Config, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = {**TINY, "task": "mt80", "tasks": ("mw-reach",), "data_dir": str(data_dir), "eval_freq": 2}
@@ -88,14 +90,14 @@ def test_evaluations_that_could_not_be_played_are_refused(
     train(cfg.replace(steps=1, eval_freq=2, save_video=True), None)  # none would be played
 
 
-def test_data_of_other_lengths(cfg: Config, tmp_path: Path) -> None:
+def test_train_on_data_of_other_lengths_is_refused(cfg: Config, tmp_path: Path) -> None:
     short = parse_cfg({"task": STANDS, "episodes_per_task": 2})
     collect(short, None, tmp_path / "short")
     with pytest.raises(ValueError, match="episodes of length 7, but the task set has 500"):
         train(cfg.replace(data_dir=str(tmp_path / "short")), None)
 
 
-def test_an_agent_loaded_to_act_does_not_train(cfg: Config, data_dir: Path, tmp_path: Path) -> None:
+def test_agent_loaded_to_act_does_not_train(cfg: Config, data_dir: Path, tmp_path: Path) -> None:
     TDMPC2(cfg).save(tmp_path / "x.pt")
     agent = load_agent(tmp_path / "x.pt", device="cpu", precision="bf16")
     data = EpisodeDataset.load(data_dir, cfg.task_specs, cfg.task_ids)

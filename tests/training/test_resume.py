@@ -33,7 +33,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 # -- resume -----------------------------------------------------------------------------------------------------------
 
 
-def test_resume_must_and_never(cfg: Config) -> None:
+def test_resume_must_and_never_are_kept(cfg: Config) -> None:
     with pytest.raises(ValueError, match=r"resume=must, but .*run has no state\.pt to continue from"):
         train(cfg.replace(resume="must"), None)
     assert not cfg.run_dir.exists()
@@ -46,14 +46,14 @@ def test_resume_must_and_never(cfg: Config) -> None:
     assert load_file(cfg.run_dir / "model.pt").step == 20
 
 
-def test_allowed_changes_are_named(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_names_allowed_changes(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
     train(cfg.replace(steps=10), None)
     train(cfg.replace(log_freq=2), None)
     line = "Continuing with other settings: log_freq: 5 there, 2 now; steps: 10 there, 20 now"
     assert line in capsys.readouterr().out
 
 
-def test_two_processes_do_not_share_a_run(cfg: Config) -> None:
+def test_run_directory_used_by_another_process_is_refused(cfg: Config) -> None:
     with run_dir.lock(cfg.run_dir), pytest.raises(ValueError, match=r"Another process is training in .*run: wait for"):
         train(cfg, None)
     train(cfg, None)
@@ -63,7 +63,7 @@ def test_two_processes_do_not_share_a_run(cfg: Config) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_a_request(number: signal.Signals) -> None:
+def test_stop_on_signal_is_a_request(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with stop_on_signal() as stop:
         assert not stop
@@ -74,7 +74,7 @@ def test_a_signal_is_a_request(number: signal.Signals) -> None:
 
 
 @pytest.mark.slow
-def test_a_stopped_process_has_saved_and_the_same_command_goes_on(cfg: Config, tmp_path: Path) -> None:
+def test_train_stopped_by_signal_saves_and_continues(cfg: Config, tmp_path: Path) -> None:
     straight = train(cfg.replace(steps=400, work_dir=str(tmp_path / "straight")), None)
     settings = {**TINY, "tasks": f"[{','.join(TINY['tasks'])}]", "steps": 400, "model_size": "null"}
     settings |= {"data_dir": cfg.data_dir, "work_dir": str(cfg.run_dir), "save_freq": 100_000}
@@ -97,16 +97,14 @@ def test_a_stopped_process_has_saved_and_the_same_command_goes_on(cfg: Config, t
 # -- guards -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_guard_remembers_the_first_bad_step() -> None:
+def test_guard_remembers_first_bad_step() -> None:
     guard = FiniteGuard(CPU)
     for step, value in enumerate((1.0, 2.0, math.inf, 1.0, math.nan), 1):
         assert guard.first_bad_step() == (None if step < 4 else 3)
         guard.watch(step, {"total_loss": torch.tensor(0.5), "grad_norm": torch.tensor(value)})
 
 
-def test_divergence_names_step_episodes_and_the_last_good_checkpoint(
-    cfg: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_train_diverging_names_step_and_episodes(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     update = TDMPC2.update
 
     def poisoned(self: TDMPC2, batch: Any) -> Any:
@@ -127,7 +125,7 @@ def test_divergence_names_step_episodes_and_the_last_good_checkpoint(
 # -- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def test_the_last_checkpoints_are_kept(cfg: Config) -> None:
+def test_train_keeps_last_checkpoints(cfg: Config) -> None:
     train(cfg.replace(save_freq=4, keep_last=3), None)
     assert {path.name for path in cfg.run_dir.glob("*.pt")} == {
         "state.pt", "model.pt", "model_12.pt", "model_16.pt", "model_20.pt"
@@ -160,14 +158,14 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     return use
 
 
-def test_the_best_checkpoint_is_that_of_the_highest_score(cfg: Config, scored: Any) -> None:
+def test_best_checkpoint_has_highest_score(cfg: Config, scored: Any) -> None:
     scored({1: 3.0, 2: 7.0, 3: 7.0, 4: 5.0})
     train(cfg.replace(eval_freq=5), None)
     assert load_file(cfg.run_dir / "best.pt").step == 10
     assert json.loads((cfg.run_dir / "evaluations.json").read_text()) == {"5": 3.0, "10": 7.0, "15": 7.0, "20": 5.0}
 
 
-def test_an_evaluation_that_was_cut_off_is_made_again(cfg: Config, scored: Any, tmp_path: Path) -> None:
+def test_train_repeats_evaluation_that_was_cut_off(cfg: Config, scored: Any, tmp_path: Path) -> None:
     cfg = cfg.replace(eval_freq=5)
     scored({1: 3.0, 2: 7.0, 3: 6.0, 4: 5.0})
     train(cfg.replace(work_dir=str(tmp_path / "straight")), None)
@@ -186,7 +184,7 @@ def test_an_evaluation_that_was_cut_off_is_made_again(cfg: Config, scored: Any, 
         assert (cfg.run_dir / name).read_bytes() == (tmp_path / "straight" / name).read_bytes(), name
 
 
-def test_rows_of_a_cut_off_evaluation_are_not_doubled(
+def test_train_does_not_double_rows_of_cut_off_evaluation(
     cfg: Config, scored: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed between the rows and the record of the score."""
@@ -208,7 +206,7 @@ def test_rows_of_a_cut_off_evaluation_are_not_doubled(
 
 
 @pytest.mark.slow
-def test_training_killed_at_random_moments(tmp_path: Path) -> None:
+def test_train_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path) -> None:
     from tests.helpers.kill import killed_at_random
 
     killed_at_random("train", times=3, seed=1, root=tmp_path)
@@ -218,7 +216,7 @@ def test_training_killed_at_random_moments(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_dry_run_estimates_and_writes_nothing(cfg: Config, capsys: pytest.CaptureFixture[str], begun: bool) -> None:
+def test_dry_run_estimates_and_writes_nothing(cfg: Config, capsys: pytest.CaptureFixture[str], begun: bool) -> None:
     if begun:
         train(cfg.replace(steps=10), None)
     there = {path: path.stat().st_mtime_ns for path in cfg.run_dir.parent.rglob("*")}
@@ -237,12 +235,12 @@ def test_a_dry_run_estimates_and_writes_nothing(cfg: Config, capsys: pytest.Capt
     assert re.search(r"memory      about 0\.\d\d GB .*\ndisk        0\.\d\d GB .*\nin all      about 0:", text)
 
 
-def test_a_dry_run_refuses_what_the_run_would(cfg: Config) -> None:
+def test_dry_run_refuses_what_the_run_would(cfg: Config) -> None:
     with pytest.raises(ValueError, match=r"training cannot start.*\n  data: data_dir=nowhere"):
         train(cfg.replace(dry_run=True, data_dir="nowhere"), None)
 
 
-def test_a_disk_without_room_for_checkpoints(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_on_disk_without_room_for_checkpoints_is_refused(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "free_disk", lambda path: 1000)
     with pytest.raises(
         ValueError, match=r"needs 0\.5 MB more and its disk has 1,000 bytes free: make room, or set work_dir"
@@ -251,14 +249,14 @@ def test_a_disk_without_room_for_checkpoints(cfg: Config, monkeypatch: pytest.Mo
     assert not cfg.run_dir.exists()
 
 
-def test_the_estimate_of_checkpoints_is_an_upper_bound(cfg: Config) -> None:
+def test_checkpoint_size_estimate_is_an_upper_bound(cfg: Config) -> None:
     cfg = cfg.replace(model_size=1, steps=2, save_freq=1, keep_last=2)
     train(cfg, None)
     written = sum(path.stat().st_size for path in cfg.run_dir.glob("*.pt"))
     assert written <= preflight.checkpoint_bytes(TDMPC2(cfg), cfg) < 3 * written
 
 
-def test_a_dry_run_counts_import_and_cache(cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_counts_import_and_cache(cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = cfg.replace(checkpoint=str(train(cfg.replace(steps=1, work_dir=str(tmp_path / "teacher")), None)))
     capsys.readouterr()
     train(cfg.replace(dry_run=True, distillation_cache="full", data_device="disk"), teacher)
@@ -273,7 +271,7 @@ def test_a_dry_run_counts_import_and_cache(cfg: Config, tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_before_the_first_update_ends_the_run_at_once(
+def test_signal_before_first_update_ends_run_at_once(
     cfg: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
     def loading(*_: Any) -> None:
@@ -289,7 +287,7 @@ def test_a_signal_before_the_first_update_ends_the_run_at_once(
     train(cfg, None)
 
 
-def test_a_signal_while_the_first_update_compiles_ends_the_run_at_once(
+def test_signal_while_compiling_ends_run_at_once(
     cfg: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def compiling(*_: Any) -> None:
@@ -306,14 +304,14 @@ def test_a_signal_while_the_first_update_compiles_ends_the_run_at_once(
     train(cfg, None)
 
 
-def test_leftovers_of_a_killed_save_are_removed(cfg: Config) -> None:
+def test_train_removes_leftovers_of_a_killed_save(cfg: Config) -> None:
     train(cfg.replace(steps=5), None)
     (cfg.run_dir / ".state.pt.0123abcd.tmp").write_bytes(b"half")
     train(cfg, None)
     assert not list(cfg.run_dir.glob(".*.tmp"))
 
 
-def test_diverged_episodes_are_numbered_as_in_the_files(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence_numbers_episodes_as_in_the_files(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     update = TDMPC2.update
     monkeypatch.setattr(TDMPC2, "update", lambda self, batch: update(self, batch._replace(obs=batch.obs * math.nan)))
     with pytest.raises(ValueError, match=r"Its batch has 3 episodes: 3, 4, 5 of ") as error:

@@ -30,7 +30,7 @@ from tests.helpers.teacher_cache import SHA256, content, empty, one_by_one, open
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_row_t_has_the_reward_of_the_step_that_led_to_it(tmp_path: Path, tiny_cfg: Config, dtype: str) -> None:
+def test_cached_reward_of_row_is_that_of_the_step_leading_to_it(tmp_path: Path, tiny_cfg: Config, dtype: str) -> None:
     store, teacher = make_store(tmp_path / "half", tiny_cfg, dtype=dtype), make_teacher(tiny_cfg)
     targets = empty(store)
     compute_all(targets, teacher, batch_rows=1000)
@@ -48,7 +48,7 @@ def test_row_t_has_the_reward_of_the_step_that_led_to_it(tmp_path: Path, tiny_cf
         assert_close(batch.teacher_reward[t], live, rtol=0, atol=1e-6)
 
 
-def test_single_task_teacher(tmp_path: Path, tiny_cfg: Config) -> None:
+def test_cached_reward_of_single_task_teacher_is_right(tmp_path: Path, tiny_cfg: Config) -> None:
     plain = {key: value for key, value in tiny_cfg.to_dict().items() if key not in ("task", "task_specs", "task_dim")}
     cfg = parse_cfg({**plain, "task": "cup-spin"})
     store, teacher = make_store(tmp_path / "single", cfg), make_teacher(cfg)
@@ -71,7 +71,7 @@ def make_valuer(cfg: Config) -> TDMPC2:
     return teacher
 
 
-def test_values_in_a_column_of_their_own(
+def test_cached_values_have_their_own_column(
     store: EpisodeStore, tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = make_valuer(tiny_cfg)
@@ -100,7 +100,9 @@ def test_values_in_a_column_of_their_own(
     assert_close(filled.teacher_value.squeeze(-1), columns[1].values.view(-1)[rows[1:]], rtol=1e-6, atol=1e-6)  # type: ignore[union-attr]
 
 
-def test_a_column_is_added_to_others(store: EpisodeStore, tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_column_is_added_to_others(
+    store: EpisodeStore, tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is there is neither made nor computed again, whole or in part, in full or lazily."""
     teacher = make_valuer(tiny_cfg)
     (reward,) = open_columns(store, "reward")
@@ -148,7 +150,7 @@ def train(agent: TDMPC2, draw: Draw, updates: int = 20) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("episodes", [None, torch.tensor([1, 4, 5])], ids=["all", "some"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_training_is_that_of_a_live_teacher(
+def test_train_with_cached_rewards_equals_live_teacher(
     tmp_path: Path, tiny_cfg: Config, dtype: str, episodes: Tensor | None
 ) -> None:
     store, teacher = make_store(tmp_path / dtype, tiny_cfg, dtype=dtype), make_teacher(tiny_cfg)
@@ -183,7 +185,7 @@ def test_training_is_that_of_a_live_teacher(
     assert_close(lazy.values[present], full.values[present], rtol=0, atol=1e-6)
 
 
-def test_cached_targets_change_the_update_as_the_teacher_would(store: EpisodeStore, tiny_cfg: Config) -> None:
+def test_update_with_cached_rewards_equals_live_teacher(store: EpisodeStore, tiny_cfg: Config) -> None:
     """The column is used, not merely carried: other numbers give another loss, and it wins over a live teacher."""
     batch = SliceSampler(EpisodeDataset.map(store)).draw(0, 8, 3, 1)
     given = batch._replace(teacher_reward=torch.full((1, 8, 1), 3.0))
@@ -197,7 +199,7 @@ def test_cached_targets_change_the_update_as_the_teacher_would(store: EpisodeSto
 # -- lazy -------------------------------------------------------------------------------------------------------------
 
 
-def test_lazy_asks_the_teacher_once_for_each_row(
+def test_lazy_cache_computes_each_row_once(
     store: EpisodeStore, teacher: TDMPC2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[torch.Size] = []
@@ -231,7 +233,7 @@ def test_lazy_asks_the_teacher_once_for_each_row(
     assert torch.equal(open_targets(store, SHA256, "x").values.isnan(), targets.values.isnan())  # it is in the file
 
 
-def test_a_lazy_hit_reads_nothing_from_the_device(store: EpisodeStore, teacher: TDMPC2) -> None:
+def test_lazy_cache_hit_needs_no_device_transfer(store: EpisodeStore, teacher: TDMPC2) -> None:
     """A meta tensor has no numbers: reading one on the host is an error."""
     targets = empty(store)
     compute_all(targets, teacher)

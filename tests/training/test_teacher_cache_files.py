@@ -35,7 +35,7 @@ from tests.helpers.teacher_cache import SHA256, content, empty, open_columns
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_column_of_chosen_episodes(store: EpisodeStore, teacher: TDMPC2) -> None:
+def test_cache_of_chosen_episodes_fills_only_them(store: EpisodeStore, teacher: TDMPC2) -> None:
     targets, chosen = empty(store), torch.tensor([0, 2, 6])
     assert not targets.complete(chosen)
     compute_all(targets, teacher, chosen, batch_rows=1000)
@@ -52,9 +52,7 @@ def test_column_of_chosen_episodes(store: EpisodeStore, teacher: TDMPC2) -> None
     assert torch.equal(targets.values[chosen][:, 1:], written[:, 1:])
 
 
-def test_another_teacher_and_other_data_have_columns_of_their_own(
-    store: EpisodeStore, tiny_cfg: Config, tmp_path: Path
-) -> None:
+def test_cache_of_other_teacher_or_data_is_separate(store: EpisodeStore, tiny_cfg: Config, tmp_path: Path) -> None:
     first, other = empty(store), open_targets(store, "cd" * 32, "other.pt")
     first.values[0, 1] = 5.0
     assert other.values.isnan().all()
@@ -67,7 +65,7 @@ def test_another_teacher_and_other_data_have_columns_of_their_own(
     assert meta == {"format": 1, "teacher": "teacher.pt", "teacher_sha256": SHA256, "data_checksum": store.checksum}
 
 
-def test_columns_that_are_damaged(store: EpisodeStore, teacher: TDMPC2) -> None:
+def test_cache_damaged_is_refused(store: EpisodeStore, teacher: TDMPC2) -> None:
     targets = empty(store)
     compute_all(targets, teacher)
     assert verify_targets(store) == []
@@ -115,7 +113,7 @@ def test_columns_that_are_damaged(store: EpisodeStore, teacher: TDMPC2) -> None:
     assert empty(store).values.isnan().all()  # nothing of it was there to lose
 
 
-def test_a_full_disk_leaves_nothing(store: EpisodeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_on_full_disk_leaves_nothing(store: EpisodeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     with largest_file(10_000), pytest.raises(ValueError, match=r"Could not make .*distillation_cache=off works"):
         empty(store)
     assert [path.name for path in (store.path / "targets").iterdir() if path.suffix != ".lock"] == []
@@ -131,12 +129,12 @@ def test_a_full_disk_leaves_nothing(store: EpisodeStore, monkeypatch: pytest.Mon
     assert not leftover.exists()
 
 
-def test_no_part_of_the_file_is_a_hole(store: EpisodeStore) -> None:
+def test_cache_file_is_reserved_in_full(store: EpisodeStore) -> None:
     status = (empty(store).path / "reward.npy").stat()
     assert status.st_blocks * 512 >= status.st_size
 
 
-def test_read_only_columns(store: EpisodeStore, teacher: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_readonly_is_used_as_it_is(store: EpisodeStore, teacher: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a read-only disk: complete ones are used, others are filled for this process only."""
     compute_all(empty(store), teacher, torch.tensor([0, 1]))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
@@ -153,7 +151,7 @@ def test_read_only_columns(store: EpisodeStore, teacher: TDMPC2, monkeypatch: py
 
 
 @pytest.mark.parametrize("way", ["full", "lazy"])
-def test_an_output_that_is_not_finite_is_an_error(store: EpisodeStore, teacher: TDMPC2, way: str) -> None:
+def test_cache_of_non_finite_output_is_refused(store: EpisodeStore, teacher: TDMPC2, way: str) -> None:
     targets = empty(store)
     with torch.no_grad():
         teacher.model._task_emb.weight[2] = torch.nan  # type: ignore[union-attr,operator]
@@ -171,7 +169,7 @@ def test_an_output_that_is_not_finite_is_an_error(store: EpisodeStore, teacher: 
     assert targets.values[2].isnan().all()
 
 
-def test_teacher_of_another_task_set(store: EpisodeStore, tiny_cfg: Config) -> None:
+def test_cache_of_teacher_of_other_task_set_is_refused(store: EpisodeStore, tiny_cfg: Config) -> None:
     other = TDMPC2(tiny_cfg.replace(task="mt80"))
     for use in (lambda: compute_all(empty(store), other), lambda: LazyTargets(empty(store), other)):
         with pytest.raises(ValueError, match=r"holds task=mt30 \(30 tasks\), but the teacher plays task=mt80"):
@@ -181,7 +179,9 @@ def test_teacher_of_another_task_set(store: EpisodeStore, tiny_cfg: Config) -> N
 # -- interruptions ----------------------------------------------------------------------------------------------------
 
 
-def test_interrupted_at_every_block(tmp_path: Path, tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_interrupted_at_any_block_continues(
+    tmp_path: Path, tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     undisturbed = empty(make_store(tmp_path / "undisturbed", tiny_cfg))
     compute_all(undisturbed, make_teacher(tiny_cfg), batch_rows=1000)
     targets = empty(make_store(tmp_path / "disturbed", tiny_cfg))
@@ -205,7 +205,7 @@ def test_interrupted_at_every_block(tmp_path: Path, tiny_cfg: Config, monkeypatc
     assert content(targets) == content(undisturbed)
 
 
-def test_a_block_of_which_a_part_is_there(tmp_path: Path, tiny_cfg: Config) -> None:
+def test_cache_of_partial_block_is_completed(tmp_path: Path, tiny_cfg: Config) -> None:
     """As after a crash of the machine, which may have kept any pages of a block."""
     undisturbed, targets = (empty(make_store(tmp_path / name, tiny_cfg)) for name in ("undisturbed", "disturbed"))
     for column in (undisturbed, targets):
@@ -221,7 +221,7 @@ def _compute(path: Path, cfg: Config) -> None:
     compute_all(empty(EpisodeStore.open(path)), make_teacher(cfg), batch_rows=500)
 
 
-def test_processes_share_a_column(tmp_path: Path, tiny_cfg: Config) -> None:
+def test_cache_filled_by_several_processes_is_complete(tmp_path: Path, tiny_cfg: Config) -> None:
     """Three make and fill one column at once, lazily and in full, while this one reads it."""
     undisturbed = empty(make_store(tmp_path / "undisturbed", tiny_cfg))
     compute_all(undisturbed, make_teacher(tiny_cfg), batch_rows=500)
@@ -243,7 +243,9 @@ def test_processes_share_a_column(tmp_path: Path, tiny_cfg: Config) -> None:
     assert_close(targets.values, undisturbed.values, rtol=0, atol=1e-6, equal_nan=True)
 
 
-def test_command(store: EpisodeStore, teacher: TDMPC2, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cache_command_fills_columns(
+    store: EpisodeStore, teacher: TDMPC2, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "t.pt"
     teacher.save(path)
     main([str(store.path), str(path), "--device", "cpu", "--batch-rows", "1000"])
@@ -270,5 +272,5 @@ def test_command(store: EpisodeStore, teacher: TDMPC2, tmp_path: Path, capsys: p
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(tmp_path: Path) -> None:
+def test_cache_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path) -> None:
     killed_at_random("cache", times=3, seed=1, root=tmp_path)

@@ -20,7 +20,7 @@ from tests.helpers.toy_envs import STANDS
 pytestmark = pytest.mark.usefixtures("own_folder")
 
 
-def test_distillation(cfg: Config, trained_teacher: Config, tmp_path: Path) -> None:
+def test_train_with_teacher_distils(cfg: Config, trained_teacher: Config, tmp_path: Path) -> None:
     assert trained_teacher.checkpoint is not None
     before = Path(trained_teacher.checkpoint).read_bytes()
     path = train(cfg, trained_teacher)
@@ -34,18 +34,18 @@ def test_distillation(cfg: Config, trained_teacher: Config, tmp_path: Path) -> N
     assert weights(path)["_encoder.state.1.weight"].shape[0] == 16  # the student's own width
 
 
-def test_weight_zero_is_no_distillation(cfg: Config, trained_teacher: Config, tmp_path: Path) -> None:
+def test_train_with_weight_zero_equals_no_teacher(cfg: Config, trained_teacher: Config, tmp_path: Path) -> None:
     alone = train(cfg, None)
     taught = train(cfg.replace(work_dir=str(tmp_path / "taught"), distillation_weight=0), trained_teacher)
     assert equal(alone, taught)
 
 
-def test_the_teachers_architecture_is_the_files(cfg: Config, trained_teacher: Config) -> None:
+def test_teacher_architecture_is_that_of_its_file(cfg: Config, trained_teacher: Config) -> None:
     train(cfg.replace(steps=1), trained_teacher.replace(model_size=317))
     assert load_file(cfg.run_dir / "model.pt").step == 1
 
 
-def test_teacher_of_another_task_set(cfg: Config, tmp_path: Path) -> None:
+def test_train_with_teacher_of_other_task_set_is_refused(cfg: Config, tmp_path: Path) -> None:
     single = parse_cfg({"task": "cup-spin", **{k: v for k, v in TINY.items() if k != "tasks"}})
     TDMPC2(single).save(tmp_path / "single.pt")
     with pytest.raises(ValueError, match=r"student task=mt30 \(30 tasks\), teacher task=cup-spin \(1 tasks\).*id 0"):
@@ -56,7 +56,7 @@ def test_teacher_of_another_task_set(cfg: Config, tmp_path: Path) -> None:
     check_teacher(Config(tasks=TASKS), Config(model_size=5))
 
 
-def test_single_task_teacher_that_does_not_name_its_task(tmp_path: Path) -> None:
+def test_teacher_of_single_task_without_name_is_used(tmp_path: Path) -> None:
     """A file of another code base holds bare weights; teacher_config.task says what they play."""
     keys = {**TINY, "task": STANDS, "tasks": None, "steps": 1, "horizon": 2, "episodes_per_task": 2}
     cfg = parse_cfg({**keys, "data_dir": tmp_path / "data", "work_dir": tmp_path / "run"})
@@ -66,7 +66,7 @@ def test_single_task_teacher_that_does_not_name_its_task(tmp_path: Path) -> None
     assert "distillation_loss" in rows(cfg.run_dir / "train.csv")[0]
 
 
-def test_starting_from_given_weights(cfg: Config, trained_teacher: Config, tmp_path: Path) -> None:
+def test_train_from_checkpoint_starts_at_its_weights(cfg: Config, trained_teacher: Config, tmp_path: Path) -> None:
     first = train(cfg, None)
     start = cfg.replace(work_dir=str(tmp_path / "next"), checkpoint=str(first), lr=0, steps=1, tau=0)
     assert equal(train(start, None), first)

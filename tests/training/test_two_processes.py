@@ -92,7 +92,7 @@ def test_torchrun_trains_the_same_and_one_process_goes_on(cfg: Config, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_other(cfg: Config) -> None:
+def test_killed_process_ends_the_other(cfg: Config) -> None:
     port, arguments = free_port(), command(cfg, sys.executable, "train.py", steps=100_000, save_freq=10)
     processes = [start(arguments, **launched(rank, port)) for rank in (0, 1)]
     wait_for(processes[0], "step 20/")
@@ -106,7 +106,7 @@ def test_a_killed_process_ends_the_other(cfg: Config) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_ends_torchrun(cfg: Config) -> None:
+def test_killed_worker_ends_torchrun(cfg: Config) -> None:
     process = start(torchrun(cfg, steps=100_000))
     wait_for(process, "step 20/")
     workers = psutil.Process(process.pid).children()
