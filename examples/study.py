@@ -97,7 +97,7 @@ def main() -> None:
     students = " ".join(f"{out}/students/{target or 'none'}-{seed}/model.pt" for seed in SEEDS for target in TARGETS)
     teacher = f"{out}/teacher/model.pt"
     run(
-        f"-m tdmpc2.heldout {students} {teacher} --data {out}/heldout --teacher {teacher} --write",
+        f"-m tdmpc2 heldout {students} {teacher} --data {out}/heldout --teacher {teacher} --write",
         logs / "errors.txt",
         cores,
     )

@@ -32,7 +32,7 @@ def write_episodes(
 
     Every value is checked before anything is written, and the file is complete or not there. Episodes that come a few
     at a time are better gathered: each call makes a file. ``collect.json`` beside the files names the task, so that
-    ``python -m tdmpc2.data inspect DIR`` shows what there is::
+    ``tdmpc2 data inspect DIR`` shows what there is::
 
         write_episodes("data/robot", "my_tasks:Robot-v0", [(obs, action, reward), ...])
 

@@ -25,7 +25,7 @@ evaluations, mean over runs; it is chosen by the same episodes, so it is too hig
 batch, mean over runs. Hours: mean, with evaluations."""
 
 _HELDOUT_CAPTION = """\
-On episodes that no run was trained on (`python -m tdmpc2.heldout`): mean over seeds and 95 % intervals as above. Value
+On episodes that no run was trained on (`tdmpc2 heldout`): mean over seeds and 95 % intervals as above. Value
 errors are differences from the teacher's values, because there are no others; they favour a student distilled from
 them."""
 

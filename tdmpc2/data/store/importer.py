@@ -156,7 +156,7 @@ def _import(selection: Selection, out: Path, replaces: Path | None, quiet: bool)
     advice = "Name a directory that can be written to"
     if replaces:
         advice = (
-            f"Make the store elsewhere with `python -m tdmpc2.data convert {replaces} ELSEWHERE` and name ELSEWHERE as "
+            f"Make the store elsewhere with `tdmpc2 data convert {replaces} ELSEWHERE` and name ELSEWHERE as "
             "data_dir, or train from memory with data_device=cpu"
         )
     with locked(out, quiet, advice=advice):
