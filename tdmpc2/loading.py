@@ -62,9 +62,11 @@ def config_of(file: Checkpoint, **overrides: Any) -> Config:
     """The configuration of a file's agent: the file's own keys, or what its tensors tell, changed by ``overrides``.
 
     Raises:
-        ValueError: a task the file does not have, or an unknown key.
+        ValueError: a task the file does not have, more than one, or an unknown key.
     """
     task = overrides.pop("task", None)
+    if not isinstance(task, (str, type(None))):
+        raise ValueError(f"task={task} must be one name; tasks=[...] chooses some of a task set")
     if file.config is None:
         cfg = layouts.infer_config(file.model, task)
     else:

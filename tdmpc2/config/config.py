@@ -212,7 +212,7 @@ def parse_cfg(cfg: DictConfig | Mapping[str, Any], origin: str = "the configurat
     resolved = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)
     values: dict[str, Any] = {str(name): value for name, value in typing.cast(dict, resolved).items()}
     check_keys((name for name in values if name != "task_specs"), origin)
-    task = str(values.get("task", Config.task)).strip()
+    task = convert(KEYS["task"], str, values.get("task", Config.task)).strip()
     if task not in TASK_SETS and not values.get("task_specs"):
         from gymnasium.error import UnregisteredEnv
 

@@ -41,6 +41,9 @@ def convert(key: Key, hint: Any, value: Any) -> Any:
         value = _number(value)
     if typing.get_origin(want) is tuple and isinstance(value, (list, tuple, str)):
         return tuple(str(item).strip() for item in (value.split(",") if isinstance(value, str) else value))
+    if want is str and isinstance(value, (list, tuple)):
+        hint_of = "; tasks=[...] chooses some of a task set" if key.name == "task" else ""
+        raise ValueError(f"{key.name}={list(value)} must be one value, not a list{hint_of}")
     if key.choices and isinstance(value, bool):  # YAML reads on, off, true and false as a bool
         words = ("true", "on") if value else ("false", "off")
         return next((word for word in words if word in key.choices), words[0])

@@ -133,3 +133,9 @@ def test_wrong_mix_is_refused_by_the_configuration(entry: Any, message: str) -> 
 def test_mix_without_entries_is_refused() -> None:
     with pytest.raises(ValueError, match="mix has no entries"):
         Config(mix=())
+
+
+def test_list_of_tasks_for_task_names_the_key_for_lists() -> None:
+    """``task=[a]`` for ``tasks=[a]`` once ended in a traceback of evaluate.py."""
+    with pytest.raises(ValueError, match=r"task=\['pendulum-spin'\] must be one value, not a list; tasks=\[...\]"):
+        parse_cfg({"task": ["pendulum-spin"]})

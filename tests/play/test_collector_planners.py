@@ -76,4 +76,4 @@ def test_policy_and_planner_of_one_file_act_each_in_its_way(model: str, kinds: t
     inputs = np.ones((2, cfg.obs_dim), np.float32), np.ones(2, bool), np.zeros(2, int)
     for policy in load_policies([MixEntry(0.5, kind, model, 0.0) for kind in kinds], load_agent):
         alone = load_agent(model, mpc=policy.entry.kind == "planner").player(seed=3)
-        np.testing.assert_array_equal(policy.actor(cfg, 3)(*inputs), alone.act(*inputs))
+        np.testing.assert_array_equal(policy.actor(cfg, 3)(*inputs), alone.act(*inputs[:2], task=inputs[2]))
