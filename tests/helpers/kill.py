@@ -112,7 +112,7 @@ SCENARIOS = {
             *(word if word.startswith("teacher") else f"student_config.{word}" for word in _TRAIN.split()),
         ),
         # The same values can be pickled differently; the others hold times.
-        ignored=("*.lock", "run/state.pt", "run/speed.csv", "run/train.log"),
+        ignored=("*.lock", "run/state.pt", "run/speed.csv", "run/train.log", "run/curves.png"),
     ),
     "import": Scenario(_prepare_import, ("-c", _IMPORT), ignored=("*.lock",)),
 }
