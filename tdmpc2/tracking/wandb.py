@@ -63,8 +63,13 @@ class WandbRun:
         try:
             import wandb
 
+            options = _run_options(wandb, cfg, teacher, run_id, capture_console)
             with _no_prompt():
-                run = wandb.init(**_run_options(wandb, cfg, teacher, run_id, capture_console))
+                try:
+                    run = wandb.init(**options)
+                except ConnectionError:  # its service process, shared by the runs of this one, was killed meanwhile
+                    _end_service()
+                    run = wandb.init(**options)
             if run.disabled:
                 self._show("Weights & Biases: off (WANDB_MODE=disabled)")
                 return
@@ -189,11 +194,17 @@ def _run_options(
 
 
 def _end_service() -> None:
-    """Kill the service processes of this one, for which its exit would wait without end."""
+    """Kill the service processes of this one, for which its exit would wait without end.
+
+    The library would go on using their closed connection: it is made to forget it, so that a later run starts a new one.
+    """
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if process.name().startswith("wandb-"):
                 process.kill()
+    if (teardown := getattr(sys.modules.get("wandb"), "teardown", None)) is not None:
+        with contextlib.suppress(Exception):  # the connection is closed already, which is what was asked for
+            teardown()
 
 
 def _finish_timeout() -> float:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -199,6 +200,29 @@ def test_wandb_hanging_service_delays_nothing(
     assert gave_up == "Weights & Biases: gave up after 0.1 s, 50 records were not sent"
     assert re.fullmatch(r"Weights & Biases: (49|50) records were dropped, it was too slow", dropped)
     assert len(text_rows(tmp_path / "train.csv")) == 100
+
+
+def test_wandb_run_after_killed_service_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of a process share a service process: one that was killed must not cost the runs after it."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
+    lines = []
+    for name in ("killed", "later"):
+        stream = io.StringIO()
+        cfg = config(tmp_path / name, wandb_project="p", wandb_silent=True)
+        with Logger(cfg, total_steps=2, stream=stream) as logger:
+            logger.log(1, {"a": 1.0})
+            if name == "killed":
+                for process in psutil.Process().children(recursive=True):
+                    if process.name().startswith("wandb-"):
+                        process.kill()
+                        process.wait()
+        lines.append(stream.getvalue().splitlines())
+    wandb.teardown()
+    assert [line.partition(",")[0] for line, *_ in lines] == ["Weights & Biases: offline"] * 2
+    (path,) = (tmp_path / "later" / "wandb").glob("offline-run-*/*.wandb")
+    assert read_run(path).series("train/a") == [(1, 1.0)]
 
 
 def test_wandb_offline_run_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
