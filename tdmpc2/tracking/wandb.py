@@ -196,7 +196,7 @@ def _run_options(
 def _end_service() -> None:
     """Kill the service processes of this one, for which its exit would wait without end.
 
-    The library would go on using their closed connection: it is made to forget it, so that a later run starts a new one.
+    The library would go on using their closed connection: it has to forget it, so that a later run starts a new one.
     """
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
