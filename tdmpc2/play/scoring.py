@@ -14,6 +14,7 @@ from tdmpc2.play import results
 from tdmpc2.play.evaluation import Evaluation, compare, evaluate, num_steps
 from tdmpc2.play.protocols import checkpoint_name
 from tdmpc2.support.intervals import format_interval
+from tdmpc2.support.names import safe_name
 from tdmpc2.support.runtime import set_num_threads
 
 
@@ -65,7 +66,7 @@ def score(path: str, agent: TDMPC2) -> Evaluation:
         result = evaluate(
             agent,
             cfg,
-            film=lambda task, frames: results.write_video(directory / f"{task}.mp4", frames),
+            film=lambda task, frames: results.write_video(directory / f"{safe_name(task)}.mp4", frames),
             keep=lambda played: results.write_episodes(directory, played),
         )
         get_console().print(results.table(result, name))
