@@ -59,9 +59,10 @@ def test_training_that_has_nothing_to_save_ends_though_its_terminal_is_gone(monk
             raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(sys, "stdout", Gone())
-    with pytest.raises(SystemExit) as ended, stop_on_signal() as stop:
+    with stop_on_signal() as stop:
         stop.at_once = True
-        signal.raise_signal(signal.SIGHUP)
+        with pytest.raises(SystemExit) as ended:
+            signal.raise_signal(signal.SIGHUP)
     assert ended.value.code == STOPPED
 
 
@@ -167,7 +168,7 @@ def test_run_directory_made_by_the_run_is_held(tmp_path: Path) -> None:
 
 def test_run_directory_that_is_a_dangling_link_is_named_as_one(tmp_path: Path) -> None:
     (tmp_path / "kt").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="kt is a link to .*nowhere, which is not there"), lock(tmp_path / "kt"):
+    with pytest.raises(ValueError, match=r"kt is a link to .*nowhere, which is not there"), lock(tmp_path / "kt"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["kt"]
 
