@@ -40,7 +40,7 @@ type: setup ## check types
 demo: setup ## collect, train a teacher, distil a student, evaluate, quantise
 	$(PY) examples/demo.py
 
-bench: setup ## run every benchmark, or some: make bench ARGS="plan update"
+bench: setup ## run every benchmark, or some, or at length: make bench ARGS="plan update --full"
 	$(PY) -m benchmarks $(ARGS)
 
 clean: ## remove caches and build products; .venv, data, logs and models stay
