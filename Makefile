@@ -40,7 +40,7 @@ type: setup ## check types
 demo: setup ## collect, train a teacher, distil a student, evaluate, quantise
 	$(PY) examples/demo.py
 
-bench: setup ## run every benchmark, or some: make bench ARGS="plan update"
+bench: setup ## run every benchmark, or some, or at length: make bench ARGS="plan update --full"
 	$(PY) -m benchmarks $(ARGS)
 
 fuzz: setup ## try damaged files and careless command lines: make fuzz ARGS="--minutes 60 --seed 1"
