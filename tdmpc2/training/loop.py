@@ -134,10 +134,7 @@ class Run:
         """Tell whether nothing is left to do, in which case one line says so."""
         left = self.resumed.step < self.cfg.steps or self.resumed.evaluation_due
         if not left:
-            print(
-                f"{self.cfg.run_dir} is already trained for {self.resumed.step:,} steps; "
-                "set student_config.steps higher to go on"
-            )
+            print(f"{self.cfg.run_dir} is already trained for {self.resumed.step:,} steps; set steps higher to go on")
         return not left
 
     def attach(self, name: str, part: Stateful) -> None:

@@ -48,18 +48,18 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
         problems.append(
             f"teacher: teacher_config.checkpoint={teacher.checkpoint} does not exist. Name a file, download the "
             "published mt30-317M.pt (Hugging Face model nicklashansen/tdmpc2, folder multitask, 2.0 GB), train one "
-            "with `python train.py teacher_config=null student_config.model_size=5 student_config.exp_name=teacher` "
+            "with `python train.py teacher_config=null model_size=5 exp_name=teacher` "
             "and add teacher_config.checkpoint=logs/mt30/1/teacher/model.pt, or train without: teacher_config=null"
         )
     if cfg.checkpoint is not None and not Path(cfg.checkpoint).exists():
-        problems.append(f"weights to start from: student_config.checkpoint={cfg.checkpoint} does not exist")
+        problems.append(f"weights to start from: checkpoint={cfg.checkpoint} does not exist")
     if cfg.eval_freq and cfg.eval_freq <= cfg.steps:
         try:
             check_playable(cfg)
             if cfg.save_video:
                 video_writer()
         except ValueError as error:
-            problems.append(f"evaluation: {error} (student_config.eval_freq=0 trains without)")
+            problems.append(f"evaluation: {error} (eval_freq=0 trains without)")
     if problems:
         raise ValueError("\n  ".join(["training cannot start, something is missing", *problems]))
 
