@@ -9,8 +9,9 @@ import errno
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 #: Bytes of the largest text that is read: a log of ten million rows has about as much.
 MOST_TEXT = 1 << 30
@@ -30,12 +31,11 @@ class NotRegularError(OSError):
     """A directory, named pipe, device or socket stands where a file is expected."""
 
 
-def open_regular(path: str | os.PathLike[str], buffering: int = -1) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a regular file for reading bytes, without waiting and without touching anything else.
 
     Args:
         path: the file; links to it are followed.
-        buffering: as for :func:`open`.
 
     Raises:
         NotRegularError: it is something else.
@@ -55,7 +55,7 @@ def open_regular(path: str | os.PathLike[str], buffering: int = -1) -> BinaryIO:
         raise
     try:
         _check_mode(path, os.fstat(descriptor).st_mode)
-        return os.fdopen(descriptor, "rb", buffering)  # type: ignore[return-value]
+        return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise

@@ -14,7 +14,7 @@ def shown(value: Any, longest: int = _LONGEST) -> str:
     """
     if isinstance(value, int) and value.bit_length() > 1000:
         return f"a number of {value.bit_length() * 0.30103:.0f} digits"
-    if isinstance(value, (str, bytes)) and len(value) > 4 * longest:
+    if isinstance(value, str) and len(value) > 4 * longest:
         value = value[: 2 * longest] + value[-2 * longest :]
     elif isinstance(value, (list, tuple, set, frozenset, dict)) and len(value) > longest:
         return f"a {type(value).__name__} of {len(value):,} entries"
