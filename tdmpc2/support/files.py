@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -82,6 +83,19 @@ def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any
         raise ValueError(f"{path} does not exist") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged [{type(error).__name__}: {error}]") from error
+
+
+def json_text(content: Any, indent: int | None = None) -> str:
+    """Write JSON that every reader accepts: numbers that are not finite become null."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def free_disk(path: Path) -> int:
