@@ -109,6 +109,19 @@ def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any
     return content
 
 
+def json_text(content: Any, indent: int | None = None) -> str:
+    """Write JSON that every reader accepts: numbers that are not finite become null."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def free_disk(path: Path) -> int:
     """Count the free bytes of the disk that ``path`` is on, or will be on when it is made."""
     there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
