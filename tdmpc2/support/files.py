@@ -59,19 +59,6 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
-def strict_json(content: Any, indent: int = 1) -> str:
-    """Write JSON that every reader takes: numbers that are not finite become null, which JSON has no word for."""
-    return json.dumps(_finite(content), indent=indent, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
 def delete_leftovers(directory: Path, name: str = "*") -> None:
     """Delete the temporary files that killed processes left of :func:`replacing`.
 

@@ -184,7 +184,6 @@ def test_results_placeholder_of_a_killed_evaluation_is_taken_over(tmp_path: Path
     child = multiprocessing.get_context("fork").Process(target=killed)
     child.start()
     child.join(20)
-    assert (base / "results.csv").stat().st_size == 0
     with results.fresh_directory(base) as directory:
         assert directory == base
         with results.fresh_directory(base) as other:  # while the first one lives
@@ -199,7 +198,7 @@ def test_evaluation_ended_by_sigterm_leaves_no_placeholder(tmp_path: Path) -> No
 
     with pytest.raises(SystemExit):
         command()
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "eval").exists()
     assert issubclass(EndedBySignal, SystemExit)
 
 
