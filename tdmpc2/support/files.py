@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from filelock import FileLock, Timeout
 
 from tdmpc2.support.reading import NotRegularError, load_json
 from tdmpc2.support.text import cut, shown
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # as :func:`replacing` calls them
 
 
 @contextlib.contextmanager
@@ -79,7 +82,8 @@ def delete_leftovers(directory: Path, name: str = "*") -> None:
         name: only leftovers of the file of this name; a glob pattern.
     """
     for temporary in directory.glob(f".{name}.*.tmp"):
-        temporary.unlink(missing_ok=True)
+        if _TEMPORARY.fullmatch(temporary.name) and not temporary.is_dir():  # others' files may end in .tmp as well
+            temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -104,6 +104,7 @@ class Run:
         self._evaluate_now = Every(cfg.eval_freq, stride)
         self._ask_others = Every(10, stride)  # whether one of several processes was told to stop
         self._threads = set_num_threads(cfg.num_threads)
+        self._new_directory = not cfg.run_dir.exists()
 
         self.teacher = Teacher.from_config(teacher_cfg)
         live = self.teacher is not None and cfg.distillation_cache == "off"
@@ -171,6 +172,8 @@ class Run:
         begun_before = cfg.save_agent and (cfg.run_dir / "run.json").exists()
         if group.main:
             run_record.claim(cfg.run_dir, resumed.record)
+            if self._new_directory:  # one that was there is locked from the beginning
+                self._stack.enter_context(run_dir.hold(cfg.run_dir))
         self._logger = self._stack.enter_context(
             Logger(
                 cfg if group.main else cfg.replace(save_csv=False, disable_wandb=True),
