@@ -207,14 +207,17 @@ def _hints() -> dict[str, Any]:
     return typing.get_type_hints(Keys)
 
 
-def parse_cfg(cfg: DictConfig | Mapping[str, Any], origin: str = "the configuration") -> Config:
+def parse_cfg(
+    cfg: DictConfig | Mapping[str, Any], origin: str = "the configuration", *, from_file: bool = False
+) -> Config:
     """Resolve and validate a composed configuration. Builds no environment for tasks of the table.
 
-    Says in one line each which keys were given but have no effect.
+    Says in one line each which keys were given but have no effect. The module of a task that is named here is imported.
 
     Args:
         cfg: keys of :class:`Config`; missing keys take their defaults.
         origin: where the keys came from, for error messages.
+        from_file: they are not the user's own words: no module is imported for them.
 
     Raises:
         ValueError: unknown key, wrong type or value out of range.
@@ -229,7 +232,7 @@ def parse_cfg(cfg: DictConfig | Mapping[str, Any], origin: str = "the configurat
         from tdmpc2.envs import task_spec
 
         try:
-            values["task_specs"] = (task_spec(task),)
+            values["task_specs"] = (task_spec(task, from_file=from_file),)
         except (UnregisteredEnv, ModuleNotFoundError) as error:
             raise ValueError(f"task={task} in {origin}: {error}") from error
     config = Config(**{**values, "task": task})
