@@ -46,6 +46,8 @@ def load_agent(
     Raises:
         ValueError: unreadable file, or a task the file does not have.
     """
+    if not isinstance(source, (str, PathLike, Mapping, Checkpoint)):
+        raise ValueError(f"load_agent({source!r:.60}): name a checkpoint file, or pass a dict as read from one")
     file = source if isinstance(source, Checkpoint) else load_file(source)
     cfg = config_of(file, device=device, precision=precision, compile=compile, **overrides)
     with naming(file.origin):
@@ -98,7 +100,8 @@ def _check_table(cfg: Config, origin: str) -> None:
     for spec in cfg.task_specs:
         if (known := TASKS.get(spec.name, spec)) != spec:
             name = next(name for name, value in vars(known).items() if value != getattr(spec, name))
+            said, true = getattr(spec, name), getattr(known, name)
             raise ValueError(
-                f"{origin} says that {name} of '{spec.name}' is {getattr(spec, name)}, but it is {getattr(known, name)}: "
-                "the file is damaged, or its task is another one of that name"
+                f"{origin} says that {name} of '{spec.name}' is {said}, but it is {true}: the file is damaged, or its "
+                "task is another one of that name"
             )

@@ -39,6 +39,11 @@ class Config(Keys):
 
     task_specs: tuple[TaskSpec, ...] = field(default=())  # of task, by parse_cfg; not a key
 
+    def __new__(cls, *_: Any, **values: Any) -> Config:
+        """Refuse unknown keys as a command line does, and not as Python does for arguments."""
+        check_keys(values.keys() - {"task_specs"}, "Config(...)")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         hints = _hints()
         for name, key in KEYS.items():
@@ -222,6 +227,8 @@ def parse_cfg(
     Raises:
         ValueError: unknown key, wrong type or value out of range.
     """
+    if not isinstance(cfg, (Mapping, DictConfig)):
+        raise ValueError(f"{origin} is {cfg!r:.60}, not a set of keys and their values")
     resolved = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)
     values: dict[str, Any] = {str(name): value for name, value in typing.cast(dict, resolved).items()}
     check_keys((name for name in values if name != "task_specs"), origin)
