@@ -6,14 +6,15 @@ key has normalised scores: version 0.1.0 wrote none, and recorded a tenth of the
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from tdmpc2.envs.registry import SCORE_RULES
 from tdmpc2.support.csv_files import read_csv, write_csv
-from tdmpc2.support.files import read_json, write_text
+from tdmpc2.support.files import json_text, read_json, write_text
 
 NAME = "evaluations.json"
 _LABEL = "score"  # key of the file
@@ -24,6 +25,8 @@ _PER_SCORE = 10  # returns in a normalised score
 
 def read_scores(run_dir: Path, label: str) -> dict[int, float]:
     """Read all scores of a run by step, on the scale of ``label``; scores that cannot be brought to it are left out.
+
+    An evaluation that had no finite score is NaN here and null in the file.
 
     Raises:
         ValueError: the file is damaged.
@@ -36,9 +39,11 @@ def read_scores(run_dir: Path, label: str) -> dict[int, float]:
         raise ValueError(f"{error}: {advice}") from error
     factor = factor_between(content.pop(_LABEL, _NORMALIZED), label)
     for step, score in content.items():
-        if not step.isdigit() or type(score) not in (int, float):
+        if not step.isdigit() or type(score) not in (int, float, NoneType):
             raise ValueError(f"{path} is damaged [{step}: {score}]: {advice}")
-    return {} if factor is None else {int(step): factor * float(score) for step, score in content.items()}
+    if factor is None:
+        return {}
+    return {int(step): math.nan if score is None else factor * float(score) for step, score in content.items()}
 
 
 def write_scores(run_dir: Path, scores: Mapping[int, float], label: str) -> None:
@@ -48,7 +53,7 @@ def write_scores(run_dir: Path, scores: Mapping[int, float], label: str) -> None
         ValueError: the disk refused.
     """
     scale = {} if label == _NORMALIZED else {_LABEL: label}
-    write_text(run_dir / NAME, json.dumps({**scale, **scores}, indent=1) + "\n")
+    write_text(run_dir / NAME, json_text({**scale, **scores}, indent=1) + "\n")
 
 
 def factor_between(recorded: str, wanted: str) -> float | None:
