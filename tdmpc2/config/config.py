@@ -39,6 +39,11 @@ class Config(Keys):
 
     task_specs: tuple[TaskSpec, ...] = field(default=())  # of task, by parse_cfg; not a key
 
+    def __new__(cls, *_: Any, **values: Any) -> Config:
+        """Refuse unknown keys as a command line does, and not as Python does for arguments."""
+        check_keys(values.keys() - {"task_specs"}, "Config(...)")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         hints = _hints()
         for name, key in KEYS.items():
@@ -207,18 +212,23 @@ def _hints() -> dict[str, Any]:
     return typing.get_type_hints(Keys)
 
 
-def parse_cfg(cfg: DictConfig | Mapping[str, Any], origin: str = "the configuration") -> Config:
+def parse_cfg(
+    cfg: DictConfig | Mapping[str, Any], origin: str = "the configuration", *, from_file: bool = False
+) -> Config:
     """Resolve and validate a composed configuration. Builds no environment for tasks of the table.
 
-    Says in one line each which keys were given but have no effect.
+    Says in one line each which keys were given but have no effect. The module of a task that is named here is imported.
 
     Args:
         cfg: keys of :class:`Config`; missing keys take their defaults.
         origin: where the keys came from, for error messages.
+        from_file: they are not the user's own words: no module is imported for them.
 
     Raises:
         ValueError: unknown key, wrong type or value out of range.
     """
+    if not isinstance(cfg, (Mapping, DictConfig)):
+        raise ValueError(f"{origin} is {cfg!r:.60}, not a set of keys and their values")
     resolved = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)
     values: dict[str, Any] = {str(name): value for name, value in typing.cast(dict, resolved).items()}
     check_keys((name for name in values if name != "task_specs"), origin)
@@ -229,7 +239,7 @@ def parse_cfg(cfg: DictConfig | Mapping[str, Any], origin: str = "the configurat
         from tdmpc2.envs import task_spec
 
         try:
-            values["task_specs"] = (task_spec(task),)
+            values["task_specs"] = (task_spec(task, from_file=from_file),)
         except (UnregisteredEnv, ModuleNotFoundError) as error:
             raise ValueError(f"task={task} in {origin}: {error}") from error
     config = Config(**{**values, "task": task})

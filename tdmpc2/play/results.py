@@ -7,6 +7,7 @@ import csv
 import io
 import itertools
 import platform
+import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from tdmpc2.config import Config
 from tdmpc2.play.evaluation import Evaluation
 from tdmpc2.play.protocols import difference
+from tdmpc2.play.rollout import first_frames, rendered_tasks
 from tdmpc2.support.extras import install_hint
 from tdmpc2.support.files import json_text, locked, read_json, replacing, write_text
 from tdmpc2.support.intervals import Interval, bootstrap, format_interval
@@ -202,6 +205,22 @@ def video_writer() -> ModuleType:
     except ImportError as error:
         raise ValueError(f"save_video needs imageio and ffmpeg: {install_hint('video')}") from error
     return imageio.v3
+
+
+def check_video(cfg: Config) -> None:
+    """Draw and write two frames of one task of each kind, so that what does not work is known before any training.
+
+    Raises:
+        ValueError: a library or backend is missing, or an environment draws no pictures; the message says which.
+    """
+    video_writer()
+    for name in rendered_tasks(cfg):
+        frames = first_frames(name)
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                write_video(Path(folder, "try.mp4"), frames)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"save_video: no video of '{name}' can be written: {error}") from error
 
 
 def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], fps: int = 25) -> None:

@@ -13,6 +13,8 @@ from tdmpc2.config import UNDECISIVE, as_typed, completed, distillation_terms, f
 from tdmpc2.envs.registry import SCORE_RULES, score_label
 from tdmpc2.support.csv_files import read_csv
 from tdmpc2.support.files import read_json
+from tdmpc2.support.text import cut
+from tdmpc2.tracking.curves import read_curves
 from tdmpc2.training.evaluations import factor_between, read_scores
 
 #: Entries of run.json that neither weights nor scores depend on.
@@ -152,9 +154,11 @@ def read_study(paths: Iterable[Path]) -> Study:
     left_out: list[str] = []
     for directory in found.values():
         try:
-            runs.append(read_run(directory))
+            runs.append(_checked(read_run(directory)))
         except ValueError as error:
             left_out.append(str(error))
+        except Exception as error:  # what people and damage can put into a record has no end, and others are fine
+            left_out.append(f"{directory}: its files are damaged [{type(error).__name__}: {cut(str(error))}]")
     if not runs:
         reasons = "".join(f"\n  {line}" for line in left_out)
         raise ValueError(f"No run that can be read under {', '.join(map(str, paths))} (run.json){reasons}")
@@ -165,6 +169,13 @@ def read_study(paths: Iterable[Path]) -> Study:
         if first is not run:
             left_out.append(f"{run.path} repeats {first.path}: same settings and seed")
     return Study(_groups(list(unique.values())), unfinished, tuple(left_out))
+
+
+def _checked(run: Run) -> Run:
+    """The run, everything that a report derives from its files having been tried."""
+    read_curves(run.path)
+    json.dumps([run.budget, run.distillation, run.seed, run.finished, run.heldout], allow_nan=True)
+    return run
 
 
 def read_run(path: Path) -> Run:

@@ -40,6 +40,11 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def plain_line(text: str) -> str:
+    """Escape what is not printable in a text that is part of one line, line breaks among them."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def printable(text: str) -> str:
     """Escape what is not printable, so that a text from a file commands no terminal.
 

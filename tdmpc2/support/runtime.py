@@ -17,6 +17,7 @@ import psutil
 import torch
 
 from tdmpc2.support.programs import run_program
+from tdmpc2.support.text import cut
 
 _COMPILER_SECONDS = 60.0
 #: More threads for each core are a mistake; where too many are asked for, the runtime ends the process by a signal.
@@ -33,10 +34,12 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"device={name} is not available here ({str(error).splitlines()[0]}); use device=auto"
+            f"device={name} is not available here ({cut(str(error).splitlines()[0], 160)}); use device=auto"
         ) from error
     return device
 

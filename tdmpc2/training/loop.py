@@ -28,6 +28,7 @@ from tdmpc2.data.batch import Batch
 from tdmpc2.data.batches import Batches
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.nn.layers import num_parameters
+from tdmpc2.support.mapped_files import FileChangedError
 from tdmpc2.support.runtime import set_num_threads
 from tdmpc2.support.text import cut
 from tdmpc2.tracking.logger import Logger
@@ -209,7 +210,11 @@ class Run:
         """
         numbers = range(self.resumed.step + 1, self.cfg.steps + 1)
         self._batches = Batches(draw, numbers, self.agent.device, ahead)
-        yield from zip(self.steps(), self._batches, strict=True)
+        try:
+            yield from zip(self.steps(), self._batches, strict=True)
+        except FileChangedError:
+            self._save_before(self._step)
+            raise
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Take one gradient step; remember the first one with a loss or gradient that is not finite."""
@@ -300,6 +305,13 @@ class Run:
                 parts={name: part.state() for name, part in self._parts.items()},
             )
         self._saved = step
+
+    def _save_before(self, step: int) -> None:
+        """Save what was learned before a step that cannot be taken, unless nothing was or it is saved already."""
+        done = step - self._stride
+        if done > self._saved and self._updated:
+            self._check_finite()
+            self._save(done)
 
     def _end(self, step: int) -> None:
         by = self._stop.signal.name if self._stop.signal else "a signal to another process"
