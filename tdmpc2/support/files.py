@@ -8,7 +8,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +56,6 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
-def strict_json(content: Any, indent: int = 1) -> str:
-    """Write JSON that every reader takes: numbers that are not finite become null, which JSON has no word for."""
-    return json.dumps(_finite(content), indent=indent, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
 def delete_leftovers(directory: Path, name: str = "*") -> None:
     """Delete the temporary files that killed processes left of :func:`replacing`.
 
@@ -103,6 +90,19 @@ def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged [it holds {shown(content)}, not an object]")
     return content
+
+
+def json_text(content: Any, indent: int | None = None) -> str:
+    """Write JSON that every reader accepts: numbers that are not finite become null."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def free_disk(path: Path) -> int:

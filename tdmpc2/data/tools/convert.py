@@ -35,9 +35,9 @@ def to_store(
     Raises:
         ValueError: ``out`` lies within a source, different task sets, an unknown task, or data or a disk that refuses.
     """
-    for source in map(Path, sources):
-        if out.expanduser().resolve() != source.expanduser().resolve() / "store":  # where a store is looked for
-            check_outside(out, source)
+    for root in (Path(source).expanduser() for source in sources):
+        if out.expanduser().resolve() != root.resolve() / "store":  # where a store is looked for
+            check_outside(out, root)
     kinds = [kind_of(source, task) for source in sources]
     task_set, specs, first_dtype = kinds[0]
     for source, kind in zip(sources, kinds, strict=True):
