@@ -63,7 +63,9 @@ class TDMPC2:
         if self.device.type != "cpu":
             self.model.to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(cfg.seed)
-        self.scale = torch.ones((), device=self.device)  # running range of values: docs/algorithm.md, "Value scale"
+        self.scale = torch.ones(
+            (), dtype=torch.float32, device=self.device
+        )  # running range of values: docs/algorithm.md, "Value scale"
 
         encoder, policy = [list(m.parameters()) for m in (self.model._encoder, self.model._pi)]
         others = [
@@ -89,6 +91,19 @@ class TDMPC2:
         self._policy_loss: Callable[..., losses.PolicyLoss] = losses.policy_loss
         self._update_compiled: bool | None = None  # None: not yet decided
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The player has the generator too, and keeps it as multiprocessing can send it; compiled code stays here.
+        state = {name: value for name, value in vars(self).items() if name != "generator"}
+        if self.update_compiled:
+            state |= {"_model_losses": None, "_policy_loss": None}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.generator = self._player.generator
+        if self._model_losses is None:
+            self._model_losses, self._policy_loss = compiled_update.compiled(self.model, self.device)
+
     def __repr__(self) -> str:
         cfg, parameters = self.cfg, num_parameters(self.model)
         tasks = f"{len(cfg.task_specs)} tasks of {cfg.task}" if cfg.multitask else f"task {cfg.task}"
@@ -112,10 +127,13 @@ class TDMPC2:
             Losses and gradient norms (before clipping) as 0-d tensors on the device.
 
         Raises:
-            ValueError: the agent's weights are below float32, or the batch lacks what is to be distilled.
+            ValueError: the agent's weights are below float32, the batch has wrong shapes or types, or it lacks what is
+                to be distilled.
         """
         self._require_fp32("train")
+        self._player.check_process()
         cfg, batch = self.cfg, Batch.from_any(batch)
+        batch.check(cfg, self.model.bins)
         noise = noise or self._draw_update_noise(batch.action.shape[1])
         ids = batch.task if cfg.multitask else None
         all_ids = None if ids is None else self.group.gather(ids)  # [N B], those of all N processes
@@ -201,7 +219,11 @@ class TDMPC2:
 
     def _context(self, all_ids: Tensor | None) -> TaskContext:
         """Look up the tasks of this process's rows. Looking up rescales the table: in all processes alike."""
-        context = self.model.context(all_ids, train=True)
+        try:
+            context = self.model.context(all_ids, train=True)
+        except IndexError as error:  # as a CPU notices; checking before would wait for a GPU
+            known = len(self.cfg.task_specs) - 1
+            raise ValueError(f"The batch has task ids that the model has not: it knows 0 to {known}") from error
         if all_ids is None or self.group.world_size == 1:
             return context
         return context.for_rows(self.group.rows(len(all_ids)))

@@ -10,7 +10,7 @@ from typing import Protocol
 import gymnasium
 
 from tdmpc2.envs.multitask import MultiTaskEnv
-from tdmpc2.envs.registry import build_env, family_of
+from tdmpc2.envs.registry import build_env, checked_seed, family_of
 from tdmpc2.envs.wrappers import Env
 from tdmpc2.tasks import TASK_SETS, TASKS, TaskSpec, lookup, task_names
 
@@ -32,7 +32,9 @@ def make_env(task: str | EnvConfig, seed: int | None = None, *, render_mode: str
 
     Observations are float32 [obs_dim], actions [action_dim] in [-1, 1]. ``reset(seed=s)`` equals a new environment
     built with seed s and reset; ``reset()`` goes on to the next episode of the same random stream. The time limit is
-    reported as ``truncated``. ``info["success"]`` is a float, 0.0 where the task has no notion of success.
+    reported as ``truncated``. ``info["success"]`` is a float, 0.0 where the task has no notion of success. An
+    observation or reward that is not finite, and an error inside the environment, raise an error that names task, seed
+    and step.
 
     Args:
         task: a dm_control task (``walker-walk``), a Gymnasium id (``Pendulum-v1``, ``my_package:Mine-v0``), a task set
@@ -41,14 +43,18 @@ def make_env(task: str | EnvConfig, seed: int | None = None, *, render_mode: str
         render_mode: None, or ``"rgb_array"`` for ``render()`` to return frames.
 
     Raises:
-        ValueError: unknown task, or rendering without a working OpenGL backend.
+        ValueError: unknown task, a seed that is no integer from 0 to 2^32 - 1, or rendering without a working OpenGL
+            backend.
     """
+    if not (isinstance(task, str) or hasattr(task, "task_specs")):
+        raise ValueError(f"make_env({task!r:.60}): pass the name of a task or task set, or a configuration")
     if not isinstance(task, str):
         seed = task.seed if seed is None else seed
         if len(task.task_specs) > 1:
             return MultiTaskEnv(task.task_specs, seed, render_mode)
         task = task.task_specs[0].name
     if task in TASK_SETS:
+        seed = checked_seed(seed)
         return MultiTaskEnv([lookup(name) for name in task_names(task)], seed, render_mode)
     return build_env(task, seed, render_mode)
 

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import io
 import itertools
-import json
 import platform
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -21,7 +20,7 @@ from rich.table import Table
 from tdmpc2.play.evaluation import Evaluation
 from tdmpc2.play.protocols import difference
 from tdmpc2.support.extras import install_hint
-from tdmpc2.support.files import read_json, replacing, write_text
+from tdmpc2.support.files import json_text, read_json, replacing, write_text
 from tdmpc2.support.intervals import Interval, bootstrap, format_interval
 from tdmpc2.support.tables import Cells, terminal_table
 
@@ -121,7 +120,7 @@ def write_results(directory: Path, result: Evaluation, protocol: dict[str, Any])
         "tasks": tasks,
     }
     write_episodes(directory, result)
-    write_text(directory / "results.json", json.dumps(summary, indent=2) + "\n")
+    write_text(directory / "results.json", json_text(summary, indent=2) + "\n")
 
 
 def why_another(directory: Path, wanted: Path, protocol: dict[str, Any]) -> str:

@@ -197,7 +197,8 @@ def read_run(path: Path) -> Run:
     logged = _logged_scores(evaluated, label) | read_scores(path, label)
     known = {step: score for step, score in logged.items() if math.isfinite(score)}
     if logged and max(logged) not in known:
-        raise ValueError(f"{path}: the score of its last evaluation, at step {max(logged):,}, is not a finite number")
+        file = path / ("evaluations.json" if (path / "evaluations.json").exists() else "eval.csv")
+        raise ValueError(f"{file} is damaged [the score of its last evaluation, step {max(logged):,}, is not finite]")
     missing = sorted(logged.keys() - known.keys())
     remarks = tuple(f"{path}: the score of step {step:,}, which is not a finite number" for step in missing)
     train, speed = _read_numbers(path / "train.csv"), _read_numbers(path / "speed.csv")

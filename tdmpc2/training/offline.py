@@ -9,6 +9,7 @@ from torch import Tensor
 from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.placement import Data, data_record, open_data, plan_place
+from tdmpc2.data.reward_range import beyond_bins
 from tdmpc2.distributed import process_group
 from tdmpc2.play.evaluation import evaluate
 from tdmpc2.training.loop import Run
@@ -65,11 +66,18 @@ def _learn(run: Run) -> None:
     def describe_batch(step: int) -> str:
         return f"Its batch has {_episodes(data, rows(step))} of {cfg.data_dir}"
 
-    run.start(f"{len(sampler):,} episodes on {data.place}", pca_line, describe_batch=describe_batch)
+    notes = pca_line, _reward_warning(cfg, draw(run.resumed.step + 1))
+    run.start(f"{len(sampler):,} episodes on {data.place}", *notes, describe_batch=describe_batch)
     for step, batch in run.batches(draw, data.ahead):
         if lazy_targets:
             batch = lazy_targets.fill(batch, rows(step)[:, share])
         run.after_update(step, run.update(batch))
+
+
+def _reward_warning(cfg: Config, batch: Batch) -> str:
+    """Look at the rewards of one batch, as a sample of the data."""
+    of_task = {task_id: batch.reward[:, batch.task == task_id] for task_id in batch.task.unique().tolist()}
+    return next(filter(None, (beyond_bins(cfg, r, cfg.task_specs[i].name) for i, r in of_task.items())), "")
 
 
 def _episodes(data: Data, rows: Tensor) -> str:

@@ -203,9 +203,9 @@ def _random_batch(cfg: Config, device: torch.device) -> Batch:
     horizon, size = cfg.horizon, cfg.batch_size
     generator = torch.Generator().manual_seed(cfg.seed)
     batch = Batch(
-        torch.randn(horizon + 1, size, cfg.obs_dim, generator=generator),
-        torch.rand(horizon, size, cfg.action_dim, generator=generator) * 2 - 1,
-        torch.rand(horizon, size, 1, generator=generator),
+        torch.randn(horizon + 1, size, cfg.obs_dim, dtype=torch.float32, generator=generator),
+        torch.rand(horizon, size, cfg.action_dim, dtype=torch.float32, generator=generator) * 2 - 1,
+        torch.rand(horizon, size, 1, dtype=torch.float32, generator=generator),
         torch.randint(len(cfg.task_specs), (size,), generator=generator),
     )
     return batch.to(device)

@@ -10,6 +10,7 @@ train.csv, speed.csv, eval.csv, ..., train.log: written by the logger
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -125,7 +126,7 @@ def record_score(agent: TDMPC2, run_dir: Path, step: int, score: float, label: s
         agent: whose weights they are.
         run_dir: where.
         step: of the evaluation.
-        score: its score.
+        score: its score; one that is not finite is never the best.
         label: name of the score, which tells its scale; scores of another scale are not compared.
         save_best: write ``best.pt``.
 
@@ -133,7 +134,7 @@ def record_score(agent: TDMPC2, run_dir: Path, step: int, score: float, label: s
         True if it is the best so far.
     """
     earlier = {at: value for at, value in read_scores(run_dir, label).items() if at < step}
-    best = score > max(earlier.values(), default=float("-inf"))
+    best = math.isfinite(score) and score > max(filter(math.isfinite, earlier.values()), default=-math.inf)
     if best and save_best:
         agent.save(run_dir / "best.pt", step=step, overwrite=True)
     write_scores(run_dir, {**earlier, step: score}, label)

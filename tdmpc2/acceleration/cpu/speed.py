@@ -51,8 +51,8 @@ def _measure() -> dict[str, float]:
     plain = WorldModel(cfg, torch.Generator().manual_seed(0))
     networks = {name: PackedNetworks(set_precision(copy.deepcopy(plain), name, torch.bfloat16)) for name in _FORMATS}
     task = plain.context(None)
-    z = torch.full((1, cfg.latent_dim), 1 / cfg.simnorm_dim)
-    actions = torch.zeros(1, cfg.horizon, cfg.num_samples, cfg.action_dim)
+    z = torch.full((1, cfg.latent_dim), 1 / cfg.simnorm_dim, dtype=torch.float32)
+    actions = torch.zeros(1, cfg.horizon, cfg.num_samples, cfg.action_dim, dtype=torch.float32)
     heads = torch.arange(2)
     seconds = dict.fromkeys(_FORMATS, float("inf"))
     for _ in range(_TURNS):

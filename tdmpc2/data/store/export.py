@@ -88,9 +88,9 @@ def _write_record(store: EpisodeStore, root: Path) -> None:
 
 def _read(store: EpisodeStore, first: int, count: int) -> dict[str, Tensor]:
     meta, layout = store.meta, store.meta.layout
-    obs = torch.empty(count, layout.rows, layout.obs_dim)
-    action = torch.empty(count, layout.rows, layout.action_dim)
-    reward = torch.empty(count, layout.rows)
+    obs = torch.empty(count, layout.rows, layout.obs_dim, dtype=torch.float32)
+    action = torch.empty(count, layout.rows, layout.action_dim, dtype=torch.float32)
+    reward = torch.empty(count, layout.rows, dtype=torch.float32)
     for start in range(0, count, _PIECE):
         piece = slice(start, min(start + _PIECE, count))
         parts = meta.row_format.split(store.read(first + start, piece.stop - start))

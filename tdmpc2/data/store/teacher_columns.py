@@ -97,7 +97,7 @@ class TeacherTargets:
             ValueError: a number is missing.
         """
         count = len(self.values) if episodes is None else len(episodes)
-        column = torch.empty(count, self.values.shape[1], device=device)
+        column = torch.empty(count, self.values.shape[1], dtype=torch.float32, device=device)
         done = 0
         for block in self._blocks(episodes):
             if block[:, 1:].isnan().any():
