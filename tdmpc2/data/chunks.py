@@ -42,6 +42,7 @@ _ALLOWED: list[Any] = [
 ]
 _NAME = re.compile(r"chunk_(\d+)\.pt")
 _RECORD = re.compile(r"[^/]+/data/\d+")  # a tensor's values, in the archive that a file is
+_MOST_ACTION = 1e6  # beyond this even networks that normalise what they see compute nonsense
 _AGAIN = "Download or collect the file again"
 
 
@@ -167,7 +168,7 @@ def chunk_checksums(path: Path) -> Iterator[Checksums]:
 def _is_legacy(file: BufferedReader) -> bool:
     """Tell if a file is a row of pickles, the first of which is torch's magic number."""
     file.seek(0)
-    return file.read(15)[2:] == b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+    return file.read(14)[2:] == b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
 
 def write_chunk(path: str | os.PathLike[str], obs: Tensor, action: Tensor, reward: Tensor, task: Tensor) -> None:
@@ -288,13 +289,17 @@ def episode_tasks(path: Path, task: Tensor, num_tasks: int, first_episode: int =
 
 
 def check_finite(path: Path, chunk: Mapping[str, Tensor], episodes: Sequence[int] | Tensor | None = None) -> None:
-    """Require finite values in every used row: all of obs, action and reward from row 1 on.
+    """Require finite values in every used row: all of obs, action and reward from row 1 on, and actions of sense.
 
     Args:
         path: file the rows come from, for the message.
         chunk: obs, action and reward of some episodes.
         episodes: their numbers in the file, for the message; 0, 1, ... by default.
     """
+    if chunk["action"][:, 1:].numel():
+        low, high = chunk["action"][:, 1:].aminmax()
+        if low < -_MOST_ACTION or high > _MOST_ACTION:
+            check_actions(path, chunk, episodes, _MOST_ACTION)
     for name, first_row in (("obs", 0), ("action", 1), ("reward", 1)):
         used = chunk[name][:, first_row:]
         if torch.isfinite(used.sum()):  # forty times faster than elementwise; false also where only the sum overflows
@@ -305,6 +310,24 @@ def check_finite(path: Path, chunk: Mapping[str, Tensor], episodes: Sequence[int
             episode = index if episodes is None else int(episodes[index])
             value = used[tuple(bad[0])].item()
             raise ValueError(f"{path}: {name} is {value} in episode {episode}, row {row + first_row}. {_AGAIN}")
+
+
+def check_actions(
+    path: Path, chunk: Mapping[str, Tensor], episodes: Sequence[int] | Tensor | None = None, most: float = 1.0001
+) -> None:
+    """Require actions within [-``most``, ``most``] in every used row; the arguments are those of :func:`check_finite`.
+
+    They lie in [-1, 1], but for rounding: the policy can give no other ones.
+    """
+    used = chunk["action"][:, 1:]
+    outside = used.abs() > most
+    if outside.any():
+        index, row, entry = outside.nonzero()[0].tolist()
+        episode = index if episodes is None else int(episodes[index])
+        raise ValueError(
+            f"{path}: action is {used[index, row, entry].item():g} in episode {episode}, row {row + 1}, but actions "
+            "lie in [-1, 1]: scale them, as 2 * (action - low) / (high - low) - 1"
+        )
 
 
 def _int32(path: Path, task: Tensor) -> Tensor:

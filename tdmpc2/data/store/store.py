@@ -272,7 +272,7 @@ def _read_at(file: FileIO, buffer: memoryview, offset: int) -> int:
     """Read from a position of a file that other threads and processes read from as well."""
     if hasattr(os, "preadv"):
         return os.preadv(file.fileno(), [buffer], offset)
-    with open(file.name, "rb", buffering=0) as own:
+    with open_regular(file.name) as own:
         own.seek(offset)
         return own.readinto(buffer) or 0
 

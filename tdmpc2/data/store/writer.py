@@ -29,6 +29,7 @@ from torch import Tensor
 from tdmpc2.data.store.store import EpisodeStore, StoreFile, StoreMeta, header
 from tdmpc2.support import files
 from tdmpc2.support.files import delete_leftovers, replacing, write_text
+from tdmpc2.support.reading import read_text
 from tdmpc2.tracking.progress import open_console, print_line
 
 _MARK = "replaced-by-import"  # in a store that may be deleted as soon as its successor is complete
@@ -208,7 +209,7 @@ class StoreWriter:
 
     def _read_journal(self) -> list[str]:
         try:
-            lines = self._journal_path.read_bytes().decode(errors="replace").split("\n")
+            lines = read_text(self._journal_path, errors="replace").split("\n")
             if lines[0] != self._form or self._rows.stat().st_size != self._size:
                 return []
         except FileNotFoundError:

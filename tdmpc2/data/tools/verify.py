@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tdmpc2.data.chunks import (
     Layout,
+    check_actions,
     check_finite,
     check_layout,
     chunk_checksums,
@@ -115,6 +116,7 @@ def _verify_store(root: Path, result: Verified) -> None:
         words = torch.from_numpy(data.view(np.int32)).view(-1, rows, row_format.words)
         parts = dict(zip(FIRST_ROW, (part.float() for part in row_format.split(words)), strict=True))
         check_finite(path, parts, range(first, first + len(words)))
+        check_actions(path, parts, range(first, first + len(words)))
 
     def check_tasks(data: np.ndarray, first: int, path: Path) -> None:
         ids = data.view("<i4")
@@ -209,7 +211,7 @@ def _verify_chunk(path: Path, layout: Layout, result: Verified, meter: _Meter, t
         result.problems.append(str(error))
         return
     result.episodes += (count := len(chunk["reward"]))
-    changes, not_finite, affected = "", "", 0
+    changes, not_finite, affected, outside = "", "", 0, ""
     for first in range(0, count, _EPISODES):
         chunk = read_chunk(path)  # anew: the pages of a mapping that is kept count as this process's memory
         block = {name: values[first : first + _EPISODES] for name, values in chunk.items()}
@@ -222,9 +224,12 @@ def _verify_chunk(path: Path, layout: Layout, result: Verified, meter: _Meter, t
         except ValueError as error:
             not_finite = not_finite or str(error)
             affected += _count_not_finite(block)
+        try:
+            check_actions(path, block, range(first, first + _EPISODES))
+        except ValueError as error:
+            outside = outside or str(error)
         meter.add(sum(values.nbytes for values in block.values()), path.name)
-    if changes:
-        result.problems.append(changes)
+    result.problems += filter(None, (changes, outside if outside != not_finite else ""))
     if not_finite:
         result.problems.append(f"{not_finite}. Episodes of the file with values that are not finite: {affected:,}")
 
