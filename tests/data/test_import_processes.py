@@ -15,7 +15,6 @@ import pytest
 from tdmpc2.data.store.importer import import_episodes
 from tdmpc2.data.store.store import EpisodeStore
 from tests.helpers.data import SPECS
-from tests.helpers.kill import killed_at_random
 from tests.helpers.reference import REPO
 from tests.helpers.stores import TASKS, make_chunks
 
@@ -77,11 +76,6 @@ def test_import_in_second_process_waits_for_the_first(
     else:  # what it waited for is something else
         assert "out exists: name another directory" in str(result[0])
         assert EpisodeStore.open(tmp_path / "out").meta.episodes == 3
-
-
-@pytest.mark.slow
-def test_import_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path) -> None:
-    killed_at_random("import", times=3, seed=1, root=tmp_path)
 
 
 @pytest.mark.slow

@@ -18,7 +18,6 @@ from filelock import FileLock
 from tdmpc2.config import Config
 from tdmpc2.play.collector import collect
 from tests.helpers.disks import largest_file
-from tests.helpers.kill import killed_at_random
 from tests.helpers.playing import chunks, toy
 from tests.helpers.reference import REPO
 
@@ -113,8 +112,3 @@ def test_collect_removes_leftovers_of_a_kill(tmp_path: Path) -> None:
     assert chunks(tmp_path) == expected
     collect(toy(seed=2), None, tmp_path)
     assert [path.name for path in tmp_path.glob(".*")] == [".chunk_11.pt.0a0a0a0a.tmp"]
-
-
-@pytest.mark.slow
-def test_collect_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path) -> None:
-    killed_at_random("collect", times=3, seed=1, root=tmp_path)

@@ -205,13 +205,6 @@ def test_train_does_not_double_rows_of_cut_off_evaluation(
         assert [row.split(",")[0] for row in (cfg.run_dir / name).read_text().splitlines()] == ["step", "10", "20"]
 
 
-@pytest.mark.slow
-def test_train_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path) -> None:
-    from tests.helpers.kill import killed_at_random
-
-    killed_at_random("train", times=3, seed=1, root=tmp_path)
-
-
 # -- before a run -----------------------------------------------------------------------------------------------------
 
 
