@@ -6,12 +6,8 @@ python -m tests.kill cache --times 20
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +16,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from tests.helpers.forks import ForkServer, fork_server
 from tests.helpers.reference import REPO
 
 
@@ -118,7 +115,7 @@ SCENARIOS = {
 }
 
 
-def killed_at_random(name: str, times: int, seed: int, root: Path) -> None:
+def killed_at_random(name: str, times: int, seed: int, root: Path, forks: ForkServer) -> None:
     """Kill a scenario's command ``times`` times, starting it again until it is done, and compare all files it leaves.
 
     Raises:
@@ -128,7 +125,7 @@ def killed_at_random(name: str, times: int, seed: int, root: Path) -> None:
     (root / "prepared").mkdir()
     scenario.prepare(root / "prepared")
     shutil.copytree(root / "prepared", root / "undisturbed")
-    work = _run(scenario, root / "undisturbed")
+    work = _run(forks, scenario, root / "undisturbed")
     assert work is not None
     print(f"{name}: {work:.2f} s of work undisturbed", flush=True)
     expected = _files(scenario, root / "undisturbed")
@@ -139,12 +136,12 @@ def killed_at_random(name: str, times: int, seed: int, root: Path) -> None:
         before = kills
         while kills < times:
             moment = draw.uniform(0, work)
-            if _run(scenario, directory, moment) is not None:
+            if _run(forks, scenario, directory, moment) is not None:
                 break
             kills += 1
             print(f"{name}: kill {kills} of {times}, after {moment:.2f} s of work", flush=True)
         else:
-            assert _run(scenario, directory) is not None
+            assert _run(forks, scenario, directory) is not None
         found = _files(scenario, directory)
         assert found.keys() == expected.keys(), sorted(found.keys() ^ expected.keys())
         differing = [path for path, content in found.items() if content != expected[path]]
@@ -153,33 +150,23 @@ def killed_at_random(name: str, times: int, seed: int, root: Path) -> None:
         shutil.rmtree(directory)
 
 
-def _run(scenario: Scenario, directory: Path, moment: float | None = None) -> float | None:
+def _run(forks: ForkServer, scenario: Scenario, directory: Path, moment: float | None = None) -> float | None:
     """Run the command; kill it ``moment`` seconds after the first sign of work, a change in its directory.
 
     Returns:
         Seconds from that sign to the end; None if it was killed.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
     before, began = _state(directory), None
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            [sys.executable, *scenario.command],
-            cwd=directory,
-            env=environment,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-        while process.poll() is None:
-            if began is None and _state(directory) != before:
-                began = time.monotonic()
-            if moment is not None and began is not None and time.monotonic() - began >= moment:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                return None
-            time.sleep(0.002)
-        output.seek(0)
-        assert process.returncode == 0, output.read().decode(errors="replace")
+    job = forks.start(scenario.command, directory)
+    while job.poll() is None:
+        if began is None and _state(directory) != before:
+            began = time.monotonic()
+        if moment is not None and began is not None and time.monotonic() - began >= moment:
+            job.kill()
+            job.wait()
+            return None
+        time.sleep(0.002)
+    assert job.poll() == 0, job.out.read_text() + job.err.read_text()
     return 0.0 if began is None else time.monotonic() - began
 
 
@@ -207,8 +194,8 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=20, help="number of kills (default: 20)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as root:
-        killed_at_random(args.scenario, args.times, args.seed, Path(root))
+    with tempfile.TemporaryDirectory() as root, fork_server() as forks:
+        killed_at_random(args.scenario, args.times, args.seed, Path(root), forks)
 
 
 if __name__ == "__main__":

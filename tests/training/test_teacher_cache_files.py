@@ -29,6 +29,7 @@ from tdmpc2.training.teacher_cache import LazyTargets, compute_all
 from tests.helpers.agents import make_teacher
 from tests.helpers.data import make_store
 from tests.helpers.disks import largest_file
+from tests.helpers.forks import ForkServer
 from tests.helpers.kill import killed_at_random
 from tests.helpers.teacher_cache import SHA256, content, empty, open_columns
 
@@ -272,5 +273,5 @@ def test_cache_command_fills_columns(
 
 
 @pytest.mark.slow
-def test_cache_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path) -> None:
-    killed_at_random("cache", times=3, seed=1, root=tmp_path)
+def test_cache_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path, forks: ForkServer) -> None:
+    killed_at_random("cache", times=3, seed=1, root=tmp_path, forks=forks)
