@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,12 @@ from tdmpc2.config.keys import Keys
 from tdmpc2.config.sizes import budget, check_widths, model_widths
 from tdmpc2.config.tables import KEYS, WIDTHS, as_typed, check_keys, plain
 from tdmpc2.config.values import check_value, convert, is_nothing
+<<<<<<< HEAD
+from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest, read_specs, task_names
+=======
+from tdmpc2.support.names import safe_name
 from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest, task_names
+>>>>>>> h-machine
 
 _log = logging.getLogger("tdmpc2")
 
@@ -43,8 +49,7 @@ class Config(Keys):
             object.__setattr__(self, name, convert(key, hints[name], getattr(self, name)))
         if not self.task_specs:
             object.__setattr__(self, "task_specs", tuple(lookup(name) for name in task_names(self.task)))
-        specs = (spec if isinstance(spec, TaskSpec) else TaskSpec(**spec) for spec in self.task_specs)
-        object.__setattr__(self, "task_specs", tuple(specs))
+        object.__setattr__(self, "task_specs", read_specs(self.task_specs))
         for name, key in KEYS.items():
             check_value(key, getattr(self, name))
         for name, value in self._following().items():
@@ -108,8 +113,17 @@ class Config(Keys):
 
     @property
     def run_dir(self) -> Path:
-        """Directory of everything a run writes."""
-        return Path(self.work_dir or Path("logs") / self.task / str(self.seed) / (self.exp_name or "default"))
+        """Directory of everything a run writes.
+
+        Names are made safe for every system; a run that an older version began under the name as it is stays there.
+        """
+        if self.work_dir:
+            return Path(self.work_dir)
+        name = self.exp_name or "default"
+        as_typed = os.path.join("logs", self.task, str(self.seed), name)
+        if os.path.exists(os.path.join(as_typed, "run.json")):
+            return Path(as_typed)
+        return Path("logs", safe_name(self.task), str(self.seed), safe_name(name))
 
     # -- copies -----------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from tdmpc2.data.batches import Batches
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.nn.layers import num_parameters
 from tdmpc2.support.runtime import set_num_threads
+from tdmpc2.support.text import cut
 from tdmpc2.tracking.logger import Logger
 from tdmpc2.training import run_dir, run_record
 from tdmpc2.training.guards import STOPPED, FiniteGuard, StopRequest, stop_on_signal
@@ -103,6 +104,7 @@ class Run:
         self._evaluate_now = Every(cfg.eval_freq, stride)
         self._ask_others = Every(10, stride)  # whether one of several processes was told to stop
         self._threads = set_num_threads(cfg.num_threads)
+        self._new_directory = not cfg.run_dir.exists()
 
         self.teacher = Teacher.from_config(teacher_cfg)
         live = self.teacher is not None and cfg.distillation_cache == "off"
@@ -141,9 +143,18 @@ class Run:
         """Save and continue a part with the run; one that was saved is brought to where it was.
 
         The main process saves the state of its own part; all processes continue from that.
+
+        Raises:
+            ValueError: what was saved is not a state of this part.
         """
         if name in self.resumed.parts:
-            part.load_state(self.resumed.parts[name])
+            try:
+                part.load_state(self.resumed.parts[name])
+            except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+                raise ValueError(
+                    f"{self.cfg.run_dir / 'state.pt'}: the state of its part '{name}' is damaged "
+                    f"[{type(error).__name__}: {cut(str(error))}]. Set exp_name to start a new run"
+                ) from error
         self._parts[name] = part
 
     def start(self, source: str, *notes: str, describe_batch: Callable[[int], str] | None = None) -> None:
@@ -161,6 +172,8 @@ class Run:
         begun_before = cfg.save_agent and (cfg.run_dir / "run.json").exists()
         if group.main:
             run_record.claim(cfg.run_dir, resumed.record)
+            if self._new_directory:  # one that was there is locked from the beginning
+                self._stack.enter_context(run_dir.hold(cfg.run_dir))
         self._logger = self._stack.enter_context(
             Logger(
                 cfg if group.main else cfg.replace(save_csv=False, disable_wandb=True),

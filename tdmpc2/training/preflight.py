@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoints.files import read_file
 from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.chunks import Layout, chunk_paths
@@ -28,6 +27,7 @@ from tdmpc2.play.rollout import check_playable
 from tdmpc2.support.files import check_free_disk, free_disk
 from tdmpc2.support.runtime import available_memory, set_num_threads
 from tdmpc2.training import run_record
+from tdmpc2.training.state_file import read_state
 from tdmpc2.training.teacher import Teacher
 
 _CACHE_BATCH = 4096  # rows a teacher takes at a time
@@ -105,9 +105,9 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
     state = cfg.run_dir / "state.pt"
     start = 0
     if state.exists():
-        saved = read_file(state)
-        start = int(saved["step"])
-        agent.load_training_state(saved["training"])  # it says whether the update is compiled
+        saved = read_state(state, agent)
+        start = saved.step
+        agent.load_training_state(saved.training)  # it says whether the update is compiled
     steps = max(cfg.steps - start, 0)
     data_line, size, imported = _data(cfg, agent.device)
     before, before_s, before_bytes = _preparation(cfg, live_teacher, size, imported)
