@@ -23,12 +23,8 @@ from tdmpc2.config.keys import Keys
 from tdmpc2.config.sizes import budget, check_widths, model_widths
 from tdmpc2.config.tables import KEYS, WIDTHS, as_typed, check_keys, plain
 from tdmpc2.config.values import check_value, convert, is_nothing
-<<<<<<< HEAD
-from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest, read_specs, task_names
-=======
 from tdmpc2.support.names import safe_name
-from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest, task_names
->>>>>>> h-machine
+from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest, read_specs, task_names
 
 _log = logging.getLogger("tdmpc2")
 

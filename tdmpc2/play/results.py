@@ -7,9 +7,7 @@ import csv
 import io
 import itertools
 import json
-import os
 import platform
-import stat
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -81,22 +79,16 @@ def table(result: Evaluation, title: str) -> Table:
 def fresh_directory(path: Path) -> Iterator[Path]:
     """Take a directory without results: ``path``, or the first free one of ``path-2``, ``path-3``, ...
 
-<<<<<<< HEAD
     A lock file beside it keeps other processes out, and ends with this process even if that is killed. What an
     evaluation leaves that ended before its first episodes is no result, so the next one takes the same directory.
 
     Raises:
         ValueError: the directory cannot be written to.
-=======
-    An empty ``results.csv`` keeps other processes out of it, for as long as this one lives: one that a process left
-    which was killed is taken over. If it is still empty in the end, the directory is left as it was found.
->>>>>>> h-machine
     """
     path = path.absolute()
     with contextlib.ExitStack() as stack:
         for number in itertools.count(1):
             directory = path.with_name(f"{path.name}-{number}") if number > 1 else path
-<<<<<<< HEAD
             if _has_results(directory):
                 continue
             lock = directory.with_name(f".{directory.name}.lock")
@@ -124,37 +116,6 @@ def fresh_directory(path: Path) -> Iterator[Path]:
 def _has_results(directory: Path) -> bool:
     file = directory / "results.csv"
     return file.exists() and file.stat().st_size > 0
-=======
-            directory.mkdir(parents=True, exist_ok=True)
-            if _take(directory / "results.csv", stack):
-                break
-        try:
-            yield directory.relative_to(Path.cwd()) if directory.is_relative_to(Path.cwd()) else directory
-        finally:
-            if not (directory / "results.csv").stat().st_size:
-                (directory / "results.csv").unlink()
-                with contextlib.suppress(OSError):
-                    directory.rmdir()
-
-
-def _take(placeholder: Path, stack: contextlib.ExitStack) -> bool:
-    """Make an empty file, or take over an empty one that no process holds."""
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    new = not os.path.lexists(placeholder)
-    try:
-        descriptor = os.open(placeholder, flags | (os.O_EXCL if new else 0), 0o666)
-    except OSError:
-        return False
-    stack.callback(os.close, descriptor)
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):  # another process holds it, or nothing can be held here
-        return new
-    facts = os.fstat(descriptor)
-    return stat.S_ISREG(facts.st_mode) and not facts.st_size and os.path.samestat(facts, os.lstat(placeholder))
->>>>>>> h-machine
 
 
 def write_results(directory: Path, result: Evaluation, protocol: dict[str, Any]) -> None:
