@@ -258,13 +258,14 @@ def observations(obs: np.ndarray | Tensor, size: int, task: str) -> Tensor:
 
 def _starts(t0: Any, num_envs: int, device: torch.device) -> Tensor:
     """Read where episodes start, bool [E]."""
+    given = t0
     if isinstance(t0, Tensor) and t0.device.type != "cpu":
         right = not t0.is_floating_point()
     else:
         t0 = np.asarray(t0)
         right = t0.dtype.kind in "biu"
     if not right:
-        raise ValueError(f"t0={t0!r:.60}: pass True where an episode starts, one truth value or [E]")
+        raise ValueError(f"t0={given!r:.60}: pass True where an episode starts, one truth value or [E]")
     values = torch.as_tensor(t0, device=device).bool().reshape(-1)
     if len(values) not in (1, num_envs):
         raise ValueError(f"{len(values)} values of t0 for {num_envs} environments: pass one, or one for each")

@@ -57,6 +57,7 @@ class Batch(NamedTuple):
             "obs": (horizon + 1, batch, cfg.obs_dim),
             "action": (horizon, batch, cfg.action_dim),
             "reward": (horizon, batch, 1),
+            "terminated": (horizon, batch, 1),
         }
         for name, tensor in self._columns():
             if name.startswith("teacher_") and tensor.ndim == 3 and 1 <= len(tensor) <= horizon:

@@ -13,6 +13,7 @@ import numpy as np
 
 from tdmpc2.envs.wrappers import Action, Env, Info, Observation
 
+_LARGEST = float(np.finfo(np.float32).max)
 _UNSTABLE = "simulations that became unstable do this: try another seed, or end the episode before"
 
 
@@ -59,10 +60,11 @@ class CheckedEnv(gymnasium.Wrapper[Observation, Action, Observation, Action]):
         if action.dtype.kind not in "biuf" or not np.isfinite(action).all():
             raise ValueError(f"{self._at()}: the action is {_short(action)}: actions are finite numbers in [-1, 1]")
         with self._named():
-            obs, reward, terminated, truncated, info = self.env.step(action)
-        if not np.isfinite(np.float32(reward)):
+            obs, number, terminated, truncated, info = self.env.step(action)
+            reward = float(number)
+        if not abs(reward) <= _LARGEST:
             raise EnvironmentFault(f"{self._at()}: the reward is {reward}; {_UNSTABLE}")
-        return self._checked(obs), float(reward), terminated, truncated, info
+        return self._checked(obs), reward, terminated, truncated, info
 
     def render(self) -> Any:
         """Draw the current state; the first frame is checked."""
@@ -86,9 +88,7 @@ class CheckedEnv(gymnasium.Wrapper[Observation, Action, Observation, Action]):
             )
         if not np.isfinite(obs).all():
             bad = int(np.argmin(np.isfinite(obs)))
-            raise EnvironmentFault(
-                f"{self._at()}: the observation is not finite, entry {bad} is {obs[bad]}; {_UNSTABLE}"
-            )
+            raise EnvironmentFault(f"{self._at()}: entry {bad} of the observation is {obs[bad]}; {_UNSTABLE}")
         return obs
 
     def _at(self) -> str:

@@ -71,9 +71,9 @@ def score(file: Checkpoint, agent: TDMPC2) -> Evaluation:
     with results.fresh_directory(cfg.run_dir) as directory:
 
         def film(task: str, frames: Frames) -> None:
-            name = f"{safe_name(task)}.mp4"
-            results.write_video(directory / name, frames)
-            videos.append(name)
+            video = f"{safe_name(task)}.mp4"
+            results.write_video(directory / video, frames)
+            videos.append(video)
 
         keep = partial(results.write_episodes, directory)
         result = evaluate(agent, cfg, film=film, keep=keep)

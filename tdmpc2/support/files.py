@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,16 +97,16 @@ def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any
 
 
 def json_text(content: Any, indent: int | None = None) -> str:
-    """Write JSON that every reader accepts: numbers that are not finite become null."""
+    """Write JSON that every reader takes: numbers that are not finite become null, which JSON has no word for."""
     return json.dumps(_finite(content), indent=indent, allow_nan=False)
 
 
 def _finite(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _finite(item) for key, item in content.items()}
+    return [_finite(item) for item in content] if isinstance(content, (list, tuple)) else content
 
 
 def free_disk(path: Path) -> int:

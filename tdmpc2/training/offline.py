@@ -55,6 +55,8 @@ def _learn(run: Run) -> None:
         data, lazy_targets = open_data(cfg, agent.device, data_device), None
         if run.teacher and not run.live_teacher:
             data, lazy_targets = add_targets(data, run.teacher, cfg, agent.device)
+    if data_record(cfg.data_dir, cfg.task) != run.resumed.record["data"]:
+        raise ValueError(f"The files in data_dir={cfg.data_dir} were replaced while they were read: start again")
     sampler = data.sampler
     pca_line = fit_pca(agent, sampler)
 

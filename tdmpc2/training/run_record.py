@@ -114,6 +114,19 @@ def _brief(value: Any) -> str:
     return cut(value) if isinstance(value, str) else shown(value, 240)
 
 
+def share_episodes(data: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Tell if two identities of stored data have episodes in common, whatever their files are called and lie.
+
+    Equal episodes that were written into other files, such as those of some tasks alone, are not recognised.
+    """
+    return not set(map(str, data.values())).isdisjoint(map(str, other.values()))
+
+
+def tells_content(data: Mapping[str, Any]) -> bool:
+    """Tell if an identity is of what the data holds; chunk files were once known by their sizes alone."""
+    return "checksum" in data or all("-" in str(value) for value in data.values())
+
+
 def describe_other_data(recorded: Mapping[str, str], now: Mapping[str, str]) -> str:
     """Say in words how data differs from the data that a run began with.
 
