@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich import get_console
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from tdmpc2.checkpoints.files import load_file, save_file
 from tdmpc2.config import check_keys
@@ -126,6 +128,10 @@ def overrides_of(texts: Mapping[str, str]) -> dict[str, Any]:
     check_keys(texts, "the command line")
     if "precision" in texts:
         raise ValueError(f"precision={texts['precision']}: the precision is the recipe's; choose some with recipes=...")
-    values = OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}={text}" for key, text in texts.items()]))
+    try:
+        values = OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}={text}" for key, text in texts.items()]))
+    except (OmegaConfBaseException, YAMLError) as error:
+        said = " ".join(f"{key}={text}" for key, text in texts.items())
+        raise ValueError(f"{said} cannot be read: {' '.join(str(error).split())}") from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}

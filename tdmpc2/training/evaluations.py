@@ -7,16 +7,19 @@ key has normalised scores: version 0.1.0 wrote none, and recorded a tenth of the
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from tdmpc2.envs.registry import SCORE_RULES
 from tdmpc2.support.csv_files import read_csv, write_csv
+from tdmpc2.support.entries import LARGEST, whole
 from tdmpc2.support.files import json_text, read_json, write_text
+from tdmpc2.support.text import cut, shown
 
 NAME = "evaluations.json"
+_STEP = re.compile(r"[0-9]{1,15}")
 _LABEL = "score"  # key of the file
 _NORMALIZED, _RETURN = SCORE_RULES["return/10"].label, SCORE_RULES["return"].label
 _OLD_COLUMN, _COLUMN = _NORMALIZED.replace(" ", "_"), _RETURN.replace(" ", "_")
@@ -37,10 +40,13 @@ def read_scores(run_dir: Path, label: str) -> dict[int, float]:
         content: dict[str, Any] = dict(read_json(path, {}))
     except ValueError as error:
         raise ValueError(f"{error}: {advice}") from error
-    factor = factor_between(content.pop(_LABEL, _NORMALIZED), label)
+    recorded = content.pop(_LABEL, _NORMALIZED)
+    if not isinstance(recorded, str):
+        raise ValueError(f"{path} is damaged [{_LABEL}: {shown(recorded)}]: {advice}")
+    factor = factor_between(recorded, label)
     for step, score in content.items():
-        if not step.isdigit() or type(score) not in (int, float, NoneType):
-            raise ValueError(f"{path} is damaged [{step}: {score}]: {advice}")
+        if not _STEP.fullmatch(step) or not (score is None or type(score) is float or whole(-LARGEST).allows(score)):
+            raise ValueError(f"{path} is damaged [{cut(step, 40)}: {shown(score)}]: {advice}")
     if factor is None:
         return {}
     return {int(step): math.nan if score is None else factor * float(score) for step, score in content.items()}

@@ -28,7 +28,9 @@ from tdmpc2.data.batch import Batch
 from tdmpc2.data.batches import Batches
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.nn.layers import num_parameters
+from tdmpc2.support.mapped_files import FileChangedError
 from tdmpc2.support.runtime import set_num_threads
+from tdmpc2.support.text import cut
 from tdmpc2.tracking.logger import Logger
 from tdmpc2.training import run_dir, run_record
 from tdmpc2.training.guards import STOPPED, FiniteGuard, StopRequest, stop_on_signal
@@ -103,6 +105,7 @@ class Run:
         self._evaluate_now = Every(cfg.eval_freq, stride)
         self._ask_others = Every(10, stride)  # whether one of several processes was told to stop
         self._threads = set_num_threads(cfg.num_threads)
+        self._new_directory = not cfg.run_dir.exists()
 
         self.teacher = Teacher.from_config(teacher_cfg)
         live = self.teacher is not None and cfg.distillation_cache == "off"
@@ -134,19 +137,25 @@ class Run:
         """Tell whether nothing is left to do, in which case one line says so."""
         left = self.resumed.step < self.cfg.steps or self.resumed.evaluation_due
         if not left:
-            print(
-                f"{self.cfg.run_dir} is already trained for {self.resumed.step:,} steps; "
-                "set student_config.steps higher to go on"
-            )
+            print(f"{self.cfg.run_dir} is already trained for {self.resumed.step:,} steps; set steps higher to go on")
         return not left
 
     def attach(self, name: str, part: Stateful) -> None:
         """Save and continue a part with the run; one that was saved is brought to where it was.
 
         The main process saves the state of its own part; all processes continue from that.
+
+        Raises:
+            ValueError: what was saved is not a state of this part.
         """
         if name in self.resumed.parts:
-            part.load_state(self.resumed.parts[name])
+            try:
+                part.load_state(self.resumed.parts[name])
+            except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+                raise ValueError(
+                    f"{self.cfg.run_dir / 'state.pt'}: the state of its part '{name}' is damaged "
+                    f"[{type(error).__name__}: {cut(str(error))}]. Set exp_name to start a new run"
+                ) from error
         self._parts[name] = part
 
     def start(self, source: str, *notes: str, describe_batch: Callable[[int], str] | None = None) -> None:
@@ -164,6 +173,8 @@ class Run:
         begun_before = cfg.save_agent and (cfg.run_dir / "run.json").exists()
         if group.main:
             run_record.claim(cfg.run_dir, resumed.record)
+            if self._new_directory:  # one that was there is locked from the beginning
+                self._stack.enter_context(run_dir.hold(cfg.run_dir))
         self._logger = self._stack.enter_context(
             Logger(
                 cfg if group.main else cfg.replace(save_csv=False, disable_wandb=True),
@@ -199,7 +210,11 @@ class Run:
         """
         numbers = range(self.resumed.step + 1, self.cfg.steps + 1)
         self._batches = Batches(draw, numbers, self.agent.device, ahead)
-        yield from zip(self.steps(), self._batches, strict=True)
+        try:
+            yield from zip(self.steps(), self._batches, strict=True)
+        except FileChangedError:
+            self._save_before(self._step)
+            raise
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Take one gradient step; remember the first one with a loss or gradient that is not finite."""
@@ -290,6 +305,13 @@ class Run:
                 parts={name: part.state() for name, part in self._parts.items()},
             )
         self._saved = step
+
+    def _save_before(self, step: int) -> None:
+        """Save what was learned before a step that cannot be taken, unless nothing was or it is saved already."""
+        done = step - self._stride
+        if done > self._saved and self._updated:
+            self._check_finite()
+            self._save(done)
 
     def _end(self, step: int) -> None:
         by = self._stop.signal.name if self._stop.signal else "a signal to another process"
