@@ -35,7 +35,7 @@ _HYDRA = (
     "hydra/job_logging=none",
     "hydra/hydra_logging=none",
 )
-_PLAIN_SWEEP = re.compile(r"[\w.]+=[\w.+-]+(,[\w.]+=[\w.+-]+)*", re.ASCII)
+_PLAIN_SWEEP = re.compile(r"[\w.]+=[\w.+/-]+(,[\w.]+=[\w.+/-]+)*", re.ASCII)
 _NOTE = (
     "Hydra's options: --multirun (-m) runs once for each of key=a,b; --cfg job prints the whole configuration; "
     "-sc install=bash prints what completes keys with the tab key; --hydra-help lists the rest."
@@ -183,14 +183,15 @@ def load_keys(cfg: DictConfig) -> dict[str, Any]:
 def sweep_name() -> str | None:
     """In a multirun, a directory name made of the run's swept overrides; otherwise None.
 
-    Values of plain letters are in it as they are; others are made safe, and stay distinct.
+    Values of plain letters, and paths, can be read in it; of others and of long ones there is a hash as well, so that
+    no two runs share a name.
     """
     swept = _swept()
     if swept is None:
         return None
     if _PLAIN_SWEEP.fullmatch(swept) and len(swept) <= LONGEST:
-        return swept.replace("=", "_").replace(",", "-")
-    return safe_name(swept) if swept else "default"
+        return re.sub(r"[,/]", "-", swept).replace("=", "_")
+    return safe_name(swept).replace("--", "-") if swept else "default"
 
 
 def _swept() -> str | None:

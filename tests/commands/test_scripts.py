@@ -23,6 +23,7 @@ from tdmpc2.commands.hydra_app import sweep_name
 from tdmpc2.config import key_names
 from tdmpc2.data.chunks import read_chunk
 from tdmpc2.precision import execution
+from tdmpc2.support.names import safe_name
 from tests.helpers.commands import EVALUATE, RUN, SIZES, STUDENT, TASKS, Run, files, good, refused, start
 
 # The whole path, once for this file
@@ -208,9 +209,11 @@ def test_scripts_with_own_environment_run(run: Run, tmp_path: Path) -> None:
     student = " ".join(f"student_config.{key}" for key in settings.split())
     good(run(f"train.py teacher_config=null {student} student_config.work_dir=run", tmp_path))
     pytest.importorskip("imageio_ffmpeg", reason="videos need imageio-ffmpeg")
-    outcome = good(run(f"{EVALUATE} checkpoint=run/model.pt work_dir=result save_video=true", tmp_path))
+    evaluate = f"{EVALUATE} checkpoint=run/model.pt work_dir=result save_video=true"
+    refused(run(evaluate, tmp_path), f"names the module .* name the task yourself, as in task={task}")
+    outcome = good(run(f"{evaluate} task={task}", tmp_path))
     assert outcome.out.splitlines()[-1].startswith("Return: ")  # of unknown scale
-    assert sorted(files(tmp_path / "result")) == ["results.csv", "results.json", f"{task}.mp4"]
+    assert sorted(files(tmp_path / "result")) == ["results.csv", "results.json", f"{safe_name(task)}.mp4"]
 
 
 # Starting from nothing

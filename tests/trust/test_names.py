@@ -95,6 +95,7 @@ def sweep(monkeypatch: pytest.MonkeyPatch, dirname: str) -> None:
     [
         ("student_config.distillation_weight=0.25", "distillation_weight_0.25"),
         ("student_config.lr=0.1,student_config.batch_size=64", "lr_0.1-batch_size_64"),
+        ("student_config.data_dir=more/data,student_config.seed=1", "data_dir_more-data-seed_1"),
         ("", "default"),
     ],
 )
@@ -113,6 +114,7 @@ def test_sweep_names_of_other_values_are_safe_and_distinct(monkeypatch: pytest.M
         names.add(hydra_app.sweep_name())
     assert len(names) == len(lists)
     assert all(ALLOWED.fullmatch(str(name)) for name in names)
+    assert all(Config(exp_name=name).run_dir.name == name for name in names), "they are changed once"
 
 
 def test_sweep_that_an_older_version_began_keeps_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +123,7 @@ def test_sweep_that_an_older_version_began_keeps_its_directory(tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     sweep(monkeypatch, "student_config.tasks=[a,b]")
     cfg = OmegaConf.create({"task": "mt30", "seed": 1, "exp_name": None})
-    assert str(hydra_app.composed(cfg)["exp_name"]).startswith("tasks__a_b_--")
+    assert str(hydra_app.composed(cfg)["exp_name"]).startswith("tasks__a_b_-")
     (tmp_path / "logs/mt30/1/tasks_-a-b-").mkdir(parents=True)
     (tmp_path / "logs/mt30/1/tasks_-a-b-/run.json").write_text("{}")
     assert hydra_app.composed(cfg)["exp_name"] == "tasks_-a-b-"
