@@ -1,0 +1,63 @@
+"""Images as observations: frames, their order, and their stack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import gymnasium
+import numpy as np
+import pytest
+
+from tdmpc2.envs import make_env
+from tdmpc2.envs.pixels import PixelEnv
+from tdmpc2.envs.rendering import context_module
+from tests.helpers.toy_envs import STANDS
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[gymnasium.Env]:
+    try:
+        context_module()
+    except ValueError as error:
+        pytest.skip(str(error))
+    env = PixelEnv(make_env("cup-catch"), size=64, stacked=3)
+    yield env
+    env.close()
+
+
+def test_pixel_env_reset_repeats_the_first_frame(env: gymnasium.Env) -> None:
+    obs, info = env.reset(seed=1)
+    assert obs.dtype == np.uint8
+    assert env.observation_space.contains(obs)
+    frames = obs.reshape(3, 3, 64, 64)
+    assert (frames == frames[0]).all()
+    assert len(np.unique(frames)) > 20  # a picture
+    assert info["state"].shape == (8,)
+
+
+def test_pixel_env_step_moves_the_frames_up(env: gymnasium.Env) -> None:
+    before, _ = env.reset(seed=1)
+    observations = [before]
+    for _ in range(3):
+        observations.append(env.step(np.ones(2, np.float32))[0])
+    for older, newer in zip(observations[:-1], observations[1:], strict=True):
+        assert (newer[:6] == older[3:]).all()
+    assert (observations[-1][6:] != before[6:]).any()
+
+
+def test_pixel_env_first_observation_is_not_written_over(env: gymnasium.Env) -> None:
+    first, _ = env.reset(seed=1)
+    copy = first.copy()
+    env.step(np.ones(2, np.float32))
+    assert (first == copy).all()
+
+
+def test_pixel_env_frame_is_the_large_picture_in_small(env: gymnasium.Env) -> None:
+    obs, _ = env.reset(seed=1)
+    large = env.unwrapped.frame(384).reshape(64, 6, 64, 6, 3).mean((1, 3))  # type: ignore[attr-defined]
+    assert np.abs(large.transpose(2, 0, 1) - obs[-3:]).mean() < 6
+
+
+def test_pixel_env_without_a_camera_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"obs=rgb: .* draws no images; learn from its state with obs=state"):
+        PixelEnv(make_env(STANDS), size=64, stacked=3)
