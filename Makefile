@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 TOO_OLD := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.11 or newer is needed, \
 	$(PYTHON) is %d.%d: name another one, for example make setup PYTHON=python3.11" % v[:2])
 
-.PHONY: help setup test test-slow lint format type demo bench clean
+.PHONY: help setup test test-slow lint format type demo bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,8 +40,11 @@ type: setup ## check types
 demo: setup ## collect, train a teacher, distil a student, evaluate, quantise
 	$(PY) examples/demo.py
 
-bench: setup ## run every benchmark, or some: make bench ARGS="plan update"
+bench: setup ## run every benchmark, or some, or at length: make bench ARGS="plan update --full"
 	$(PY) -m benchmarks $(ARGS)
+
+fuzz: setup ## try damaged files and careless command lines: make fuzz ARGS="--minutes 60 --seed 1"
+	$(PY) -m tests.fuzz $(ARGS)
 
 clean: ## remove caches and build products; .venv, data, logs and models stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -1,8 +1,10 @@
 """Time variants of the same work in turns, print tables, and say on what machine it was measured.
 
 Every benchmark ends with one line of JSON: ``benchmark``, ``machine``, ``versions``, ``date``, ``commit``, ``options``
-(as given or by default) and ``results``, a list with one entry for each thing that was measured. With --quick it makes
-a few small runs only, which show that it works; their numbers mean nothing.
+(as given or by default) and ``results``, a list with one entry for each thing that was measured. By default a table's
+turns end early, once they have taken long enough or the ratios are known well; with --full, or where their number is
+given by --repeats, all are made. With --quick it makes a few small runs only, which show that it works; their numbers
+mean nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from tdmpc2.tracking.progress import progress
 
 REPO = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "tensordict", "torchrl", "gymnasium", "dm_control", "mujoco", "numpy")
+SECONDS = 20.0  # that the turns of one table may take by default
+NARROW = 0.02  # half of a ratio's 95 % interval, as a share of the ratio, from which more turns say little
 Run = Callable[[], Any]
 Column = tuple[str, str, str]
 
@@ -48,6 +52,15 @@ class Timings:
         """Return the median over the turns of one variant's time over another's."""
         return float(np.median(self.seconds[name] / self.seconds[to]))
 
+    def uncertainty(self) -> float:
+        """Return half of the widest 95 % interval of a ratio to the first variant, as a share of that ratio.
+
+        It is that of the median of values spread normally. One variant has no ratio: then it is its time's.
+        """
+        first, *others = (np.log(np.maximum(values, 1e-12)) for values in self.seconds.values())
+        logs = [other - first for other in others] or [first]
+        return max(float(1.96 * np.sqrt(np.pi / 2) * values.std(ddof=1) / np.sqrt(len(values))) for values in logs)
+
     def speedup(self, name: str) -> float:
         """Return how many times as fast as the first variant this one is."""
         return self.ratio(next(iter(self.seconds)), name)
@@ -63,6 +76,8 @@ def take_turns(
     device: torch.device | str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
     label: str = "",
+    limit: float | None = None,
+    least: int = 5,
 ) -> Timings:
     """Time variants in turns, each turn beginning with another, so that a busy moment does not fall on one of them.
 
@@ -75,10 +90,14 @@ def take_turns(
         device: what is waited for before the clock is read.
         clock: seconds; ``time.process_time`` leaves out other programs.
         label: what the progress display says; without it there is none.
+        limit: seconds after which the turns may end early; they also may once every ratio is known well.
+        least: turns that are made anyway, but if they take three times the limit, three are enough.
     """
     names, seconds = list(variants), {name: np.zeros(warm_up + turns) for name in variants}
-    numbers = range(warm_up + turns)
+    numbers, began = range(warm_up + turns), time.monotonic()
     for turn in progress(numbers, label, unit="turns") if label else numbers:
+        if turn == warm_up:
+            began = time.monotonic()
         first = turn % len(names)
         for name in [*names[first:], *names[:first]]:
             if prepare and name in prepare:
@@ -89,7 +108,23 @@ def take_turns(
                 variants[name]()
             wait(device)
             seconds[name][turn] = (clock() - start) / calls
+        if limit is None or not warm_up < turn + 1 < warm_up + turns:
+            continue
+        so_far = Timings({name: values[warm_up : turn + 1] for name, values in seconds.items()})
+        if why := _enough(so_far, time.monotonic() - began, limit, least):
+            print(f"{turn + 1 - warm_up} of {turns} turns: {why}; --full makes all", flush=True)
+            return so_far
     return Timings({name: values[warm_up:] for name, values in seconds.items()})
+
+
+def _enough(times: Timings, passed: float, limit: float, least: int) -> str:
+    """Say why the turns so far are enough; empty if they are not."""
+    made = len(next(iter(times.seconds.values())))
+    if made >= least and times.uncertainty() < NARROW:
+        return f"every ratio is known to {NARROW:.0%}"
+    if (made >= least and passed >= limit) or (made >= 3 and passed >= 3 * limit):
+        return f"they took {passed:.0f} s"
+    return ""
 
 
 def wait(device: torch.device | str) -> None:
@@ -112,18 +147,38 @@ def make_parser(
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, conflict_handler="resolve"
     )
-    parser.add_argument("--repeats", type=int, default=repeats, help="turns of each variant (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=repeats, help=f"turns of each variant (default: {repeats}, or fewer; see --full)"
+    )
     parser.add_argument("--threads", type=int, default=threads, help=f"CPU threads (default: {threads or 'all cores'})")
     parser.add_argument("--device", default=device, help="(default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a small run that only shows that it works")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--full", action="store_true", help="make all turns, however long they take")
+    length.add_argument("--quick", action="store_true", help="a small run that only shows that it works")
     return parser
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, **quick: Any) -> argparse.Namespace:
-    """Read the command line and set the number of threads; ``quick`` are the defaults under --quick."""
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(repeats=1, **quick)
+def parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, full: Mapping[str, Any] | None = None, **quick: Any
+) -> argparse.Namespace:
+    """Read the command line and set the number of threads.
+
+    Args:
+        parser: of :func:`make_parser`.
+        argv: what was typed; None: that of this process.
+        full: defaults under --full.
+        quick: defaults under --quick.
+
+    Returns:
+        What was typed, and ``limit``, the seconds that a table's turns may take, None if all are to be made.
+    """
+    usual = parser.get_default("repeats")
+    parser.set_defaults(repeats=None)
+    typed = parser.parse_args(argv)
+    chosen = {"repeats": 1, **quick} if typed.quick else (full or {}) if typed.full else {}
+    parser.set_defaults(**{"repeats": usual, **chosen})
     args = parser.parse_args(argv)
+    args.limit = SECONDS if typed.repeats is None and not typed.full and not typed.quick else None
     if not isinstance(args.threads, list):
         args.threads = set_num_threads(args.threads)
     return args

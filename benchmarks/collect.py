@@ -1,6 +1,6 @@
 """How to play many environments: stepping, building and planning in several ways, interleaved in one run.
 
-python benchmarks/collect.py --repeats 5
+python benchmarks/collect.py --full
 
 Stepping: 16 environments of mixed MT30 tasks, one after another (`sync`, what collect.py does), on a thread pool, in
 one process each (Gymnasium's AsyncVectorEnv, shared memory), and in one worker process per core, playing at random and
@@ -35,7 +35,8 @@ from tdmpc2.play.rollout import Actor, Job, play
 from tdmpc2.support.runtime import resolve_device
 from tdmpc2.tasks import TaskSpec
 
-MINUTES = 3
+MINUTES = 1.5
+FULL_MINUTES = 3
 DISK_GB = 0
 
 TASK = "pendulum-spin"
@@ -92,7 +93,9 @@ class Workers:
             end.send(False)
 
 
-def stepping(cfg: Config, num_envs: int, steps: int, cores: int, repeats: int) -> list[dict[str, Any]]:
+def stepping(
+    cfg: Config, num_envs: int, steps: int, cores: int, repeats: int, limit: float | None
+) -> list[dict[str, Any]]:
     """Measure steps per second of every way to step by actor, and seconds until the first step."""
     seeds, ids = list(range(num_envs)), np.arange(num_envs) * 2 % len(cfg.task_specs)
     specs = [cfg.task_specs[i] for i in ids]
@@ -135,7 +138,7 @@ def stepping(cfg: Config, num_envs: int, steps: int, cores: int, repeats: int) -
     for actor in actors:
         for way in ways:
             runs[f"{actor} {way}"], resets[f"{actor} {way}"] = partial(run, actor, way), partial(reset, way)
-    times = take_turns(runs, repeats, warm_up=0, prepare=resets)
+    times = take_turns(runs, repeats, warm_up=0, prepare=resets, limit=limit)
     for batch in envs.values():
         batch.close()
     results = []
@@ -147,7 +150,7 @@ def stepping(cfg: Config, num_envs: int, steps: int, cores: int, repeats: int) -
     return results
 
 
-def building(cfg: Config, episodes: int, repeats: int) -> list[dict[str, Any]]:
+def building(cfg: Config, episodes: int, repeats: int, limit: float | None) -> list[dict[str, Any]]:
     """Measure random episodes of one task, in as many new environments and in fewer that are used again."""
     jobs = [Job(cfg.task_names.index(TASK), seed) for seed in range(episodes)]
 
@@ -160,14 +163,14 @@ def building(cfg: Config, episodes: int, repeats: int) -> list[dict[str, Any]]:
     new = f"{episodes} new"
     runs: dict[str, Run] = {new: partial(run, episodes)}
     runs |= {f"{size} used again": partial(run, size) for size in (4, 8) if size < episodes}
-    times = take_turns(runs, repeats, warm_up=0)
+    times = take_turns(runs, repeats, warm_up=0, limit=limit)
     return [
         {"name": "building", "variant": name, "s": times.ms(name) / 1e3, "to_new": times.ratio(name, new)}
         for name in runs
     ]
 
 
-def planning(cfg: Config, sizes: list[int], repeats: int) -> list[dict[str, Any]]:
+def planning(cfg: Config, sizes: list[int], repeats: int, limit: float | None) -> list[dict[str, Any]]:
     """Measure a plan per environment, by the number of environments planned for together."""
     agent = TDMPC2(cfg)
 
@@ -175,7 +178,8 @@ def planning(cfg: Config, sizes: list[int], repeats: int) -> list[dict[str, Any]
         obs = np.zeros((size, cfg.obs_dim), np.float32)
         agent.act(obs, t0=True, task=np.arange(size) % len(cfg.task_specs))
 
-    times = take_turns({str(size): partial(run, size) for size in sizes}, repeats, warm_up=1, device=agent.device)
+    runs = {str(size): partial(run, size) for size in sizes}
+    times = take_turns(runs, repeats, warm_up=1, device=agent.device, limit=limit)
     ms = {size: times.ms(str(size)) / size for size in sizes}
     one = ms[sizes[0]]
     return [{"name": "planning", "num_envs": n, "ms_per_env": ms[n], "to_one": ms[n] / one} for n in sizes]
@@ -189,16 +193,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(parser, argv, envs=2, steps=5, batches=[1, 2])
     cfg, device = make_config(args), resolve_device(args.device).type
 
-    steps = stepping(cfg, args.envs, args.steps, args.threads, args.repeats)
+    steps = stepping(cfg, args.envs, args.steps, args.threads, args.repeats, args.limit)
     columns = [
         ("actor", "actor", ""), ("environments", "variant", ""), ("steps/s", "steps_per_s", ",.0f"),
         ("to sync", "to_sync", ".2f"), ("start s", "start_s", ".2f"),
     ]  # fmt: skip
     print_table(steps, columns)
-    built = building(cfg, args.envs, args.repeats)
+    built = building(cfg, args.envs, args.repeats, args.limit)
     name, ratio = f"{args.envs} random episodes", f"to {args.envs} new"
     print_table(built, [(name, "variant", ""), ("s", "s", ".2f"), (ratio, "to_new", ".2f")])
-    plans = planning(cfg, args.batches or ([1, 2, 4, 8, 16] if device == "cpu" else [1, 4, 16, 64, 256]), args.repeats)
+    batches = args.batches or ([1, 2, 4, 8, 16] if device == "cpu" else [1, 4, 16, 64, 256])
+    plans = planning(cfg, batches, args.repeats, args.limit)
     columns = [("environments per plan", "num_envs", ""), ("ms each", "ms_per_env", ".1f"), ("to 1", "to_one", ".2f")]
     print_table(plans, columns)
     report("collect", args, [*steps, *built, *plans])

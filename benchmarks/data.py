@@ -39,7 +39,8 @@ from tdmpc2.data.store.store import BLOCK, EpisodeStore, StoreFile, StoreMeta, h
 from tdmpc2.tasks import MT30, lookup
 from tdmpc2.tracking.progress import Progress
 
-MINUTES = 3
+MINUTES = 1
+FULL_MINUTES = 3
 DISK_GB = 2
 
 B, H, SEED = 256, 3, 1
@@ -189,11 +190,13 @@ def measure_layouts(root: Path, written: int, repeats: int) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser(__doc__, repeats=200, threads=1)
-    parser.add_argument("--gb", type=float, default=1, help="data that is really written (default: %(default)s)")
+    parser = make_parser(__doc__, repeats=50, threads=1)
+    parser.add_argument(
+        "--gb", type=float, default=0.3, help="data that is really written (default: %(default)s, 1 with --full)"
+    )
     parser.add_argument("--episodes", type=int, default=690_000, help="of the store (default: %(default)s, as MT30)")
     parser.add_argument("--dir", type=Path, default=Path("."), help="where the store is made (default: this directory)")
-    args = parse(parser, argv, gb=0.02, episodes=5000)
+    args = parse(parser, argv, {"gb": 1, "repeats": 200}, gb=0.02, episodes=5000)
     gb = min(args.gb, shutil.disk_usage(args.dir).free / 2e9)
     with tempfile.TemporaryDirectory(prefix="benchmark_data_", dir=args.dir) as name:
         root = Path(name)
@@ -204,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result["ratio_uncached"] = result["slice_sampler_uncached_ms"] / result["batch_ms"]
     result["ratio_cached"] = result["slice_sampler_cached_ms"] / result["batch_ms"]
     updates = 1 if args.quick else 30
-    distillation = measure_distillation(make_config(args), make_config(args, model_size=5), updates)
+    distillation = measure_distillation(make_config(args), make_config(args, model_size=5), updates, args.limit)
     result["cached_step_over_plain_step"] = distillation.ratio("cached", "plain")
     rounded = [{"name": name, "value": round(value, 3)} for name, value in result.items()]
     print_table(rounded, [("measured", "name", ""), ("value", "value", ",")])

@@ -1,6 +1,6 @@
 """Time of an update without a teacher, with a live teacher and with its rewards computed before, in turns.
 
-python benchmarks/distillation_cache.py --repeats 30
+python benchmarks/distillation_cache.py --full
 
 A step draws its batch of random episodes in memory and updates the student; weights are random, since times do not
 depend on them. Results: `name` (plain, live, cached), `ms` (median) and `step_over_plain_step` (median of the ratios of
@@ -21,11 +21,12 @@ from tdmpc2.config import Config
 from tdmpc2.data.dataset import EpisodeDataset
 from tdmpc2.data.sampler import SliceSampler
 
-MINUTES = 1
+MINUTES = 0.5
+FULL_MINUTES = 1
 DISK_GB = 0
 
 
-def measure(cfg: Config, teacher_cfg: Config, repeats: int, episodes: int = 300) -> Timings:
+def measure(cfg: Config, teacher_cfg: Config, repeats: int, limit: float | None, episodes: int = 300) -> Timings:
     """Time the three kinds of steps in turns."""
     teacher = TDMPC2(teacher_cfg)
     teacher.model.requires_grad_(False)
@@ -44,14 +45,15 @@ def measure(cfg: Config, teacher_cfg: Config, repeats: int, episodes: int = 300)
         "live": step(TDMPC2(cfg, teacher), data),
         "cached": step(TDMPC2(cfg), cached),
     }
-    return take_turns(steps, repeats, warm_up=3, device=teacher.device)
+    return take_turns(steps, repeats, warm_up=3, device=teacher.device, limit=limit)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, repeats=30)
     parser.add_argument("--teacher-size", type=int, default=5, help="million parameters (default: %(default)s)")
     args = parse(parser, argv)
-    times = measure(make_config(args), make_config(args, model_size=args.teacher_size), args.repeats)
+    teacher_cfg = make_config(args, model_size=args.teacher_size)
+    times = measure(make_config(args), teacher_cfg, args.repeats, args.limit)
     results = [
         {"name": name, "ms": times.ms(name), "step_over_plain_step": times.ratio(name, "plain")}
         for name in times.seconds

@@ -29,7 +29,8 @@ from tdmpc2.play.actors import agent_actor
 from tdmpc2.play.evaluation import num_steps, side_by_side
 from tdmpc2.play.rollout import Job, play
 
-MINUTES = 8
+MINUTES = 2.5
+FULL_MINUTES = 8
 DISK_GB = 0
 
 PLAIN = "plain fp32"
@@ -72,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, repeats=5, device="auto")
     parser.add_argument("checkpoint", nargs="?", type=Path, help="(default: a trained student that is here, or random)")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16", "int8"])
-    parser.add_argument("--steps", type=int, default=10, help="of each episode (default: 10)")
-    args = parse(parser, argv, steps=2)
+    parser.add_argument("--steps", type=int, default=4, help="of each episode (default: 4, 10 with --full)")
+    args = parse(parser, argv, {"steps": 10}, steps=2)
     with student(args) as path:
         plain = load_agent(path, device=args.device, precision="fp32", compile="false")
         agents = {PLAIN: plain}
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, agent in agents.items()
         }
         runs: dict[str, Run] = {**players, **products}
-        times = take_turns(runs, args.repeats, warm_up=0, device=plain.device, label="Playing")
+        times = take_turns(runs, args.repeats, warm_up=0, device=plain.device, label="Playing", limit=args.limit)
     plain_ms = times.ms(PLAIN) / players[PLAIN].num_steps
     results = []
     for name, player in players.items():

@@ -33,7 +33,8 @@ from tdmpc2.data.store.importer import import_episodes
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.tracking.progress import progress
 
-MINUTES = 2
+MINUTES = 0.5
+FULL_MINUTES = 2
 DISK_GB = 2
 
 CFG = Config(task="mt30")
@@ -100,12 +101,14 @@ def run_import(source: Path, target: Path) -> tuple[float, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser(__doc__, repeats=3)
-    parser.add_argument("--gb", type=float, default=1.0, help="size of the chunk files (default: %(default)s)")
+    parser = make_parser(__doc__, repeats=2)
+    parser.add_argument(
+        "--gb", type=float, default=0.3, help="size of the chunk files (default: %(default)s, 1 with --full)"
+    )
     parser.add_argument("--dir", default=".", help="a directory on the disk to measure (default: this one)")
     parser.add_argument("--pause", type=float, default=PAUSE, help="seconds before each (default: %(default)s)")
     parser.add_argument("--import", dest="paths", nargs=2, help=argparse.SUPPRESS)
-    args = parse(parser, argv, gb=0.01, pause=0)
+    args = parse(parser, argv, {"gb": 1.0, "repeats": 3}, gb=0.01, pause=0)
     if args.paths:
         measured_import(*args.paths)
         return

@@ -1,6 +1,6 @@
 """Time of one layer by the CPU kernels against PyTorch, eager and compiled, interleaved. Whole plans: plan.py.
 
-python benchmarks/kernels.py --repeats 30 --threads 2
+python benchmarks/kernels.py --full --threads 2
 
 The layer is Mish(LayerNorm(W x + b)) of 512 rows with 384 inputs and outputs. Results: `name`, `ms` and `speedup` over
 float32 as PyTorch computes it eagerly, medians of the turns.
@@ -21,7 +21,8 @@ from tdmpc2.acceleration.low_precision import lower
 from tdmpc2.nn.layers import NormedLinear
 from tdmpc2.support.runtime import can_compile
 
-MINUTES = 1
+MINUTES = 0.5
+FULL_MINUTES = 1
 DISK_GB = 0
 
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if reason := library.reason():
         skip(f"the CPU kernels are not available: {reason}")
     runs = layer_runs(args.rows)
-    times = take_turns(runs, args.repeats)
+    times = take_turns(runs, args.repeats, limit=args.limit)
     results = [{"name": name, "ms": times.ms(name), "speedup": times.speedup(name)} for name in runs]
     report("kernels", args, results, [("how", "name", ""), ("ms", "ms", ".3f"), ("speedup", "speedup", ".2f")])
 

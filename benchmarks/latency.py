@@ -34,7 +34,8 @@ from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.quantization.calibration import played_inputs
 from tdmpc2.support.runtime import set_num_threads
 
-MINUTES = 10
+MINUTES = 2.5
+FULL_MINUTES = 10
 DISK_GB = 0
 
 PLAIN = "plain"
@@ -145,9 +146,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("checkpoint", nargs="?", type=Path, help="(default: a trained student that is here, or random)")
     parser.add_argument("--threads", type=int, nargs="+", help="(default: 1 and all cores)")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16", "int8"])
-    parser.add_argument("--budgets", type=int, default=len(BUDGETS), help="only the first so many (default: all)")
+    parser.add_argument("--budgets", type=int, default=4, help="only the first so many (default: 4, all with --full)")
     parser.add_argument("--plans", type=int, default=48, help="observations for the regret (default: %(default)s)")
-    args = parse(parser, argv, threads=[1], precisions=["fp32", "int8"], budgets=2, plans=4)
+    args = parse(parser, argv, {"budgets": len(BUDGETS)}, threads=[1], precisions=["fp32", "int8"], budgets=2, plans=4)
     with student(args) as path:
         plain = load_agent(path, device=args.device, precision="fp32", compile="false")
         agents = load_agents(path, plain, args.precisions, BUDGETS[: args.budgets])
@@ -175,7 +176,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         runs |= {name: act_run(agent, one, one_task) for name, agent in agents.items()}
         runs |= products
         label = f"{threads} thread{'s' * (threads > 1)}"
-        times = take_turns(runs, args.repeats, prepare=runs, device=plain.device, label=label)
+        times = take_turns(
+            runs, args.repeats, prepare=runs, device=plain.device, label=label, limit=args.limit, least=20
+        )
         results += [result_of(name, agent.cfg, times, regret.get(name)) for name, agent in agents.items()]
         print_table(results[-len(agents) :], columns, title=label)
     report("latency", args, results)

@@ -1,6 +1,6 @@
 """Time of one plan: plain float32 against the fast ways there are, interleaved.
 
-python benchmarks/plan.py --repeats 20
+python benchmarks/plan.py --full
 
 The model is the MT30 student of --size with random weights; the time of a plan does not depend on them. On a CPU the
 kernels of this project and torch.compile, on CUDA torch.compile and one graph. Results: `name`, `num_envs`, `plain_ms`,
@@ -29,7 +29,8 @@ from tdmpc2.nn.formats import FLOATS
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.support.runtime import can_compile, resolve_device
 
-MINUTES = 4
+MINUTES = 1.5
+FULL_MINUTES = 4
 DISK_GB = 0
 
 PLAIN = "plain fp32"
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for num_envs in args.envs:
         runs = plan_runs(cfg, num_envs, device)
         floors = {name.split()[1]: product_run(cfg, name.split()[1], num_envs, device) for name in runs}
-        times = take_turns({**runs, **floors}, args.repeats, device=device)
+        times = take_turns({**runs, **floors}, args.repeats, device=device, limit=args.limit)
         results += [
             {
                 "name": name,

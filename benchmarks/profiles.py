@@ -24,7 +24,8 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.support.files import replacing
 
-MINUTES = 1
+MINUTES = 0.5
+FULL_MINUTES = 1
 DISK_GB = 0
 
 #: First match of the operator's name, in this order.

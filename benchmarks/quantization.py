@@ -1,6 +1,6 @@
 """Size, errors, regret and speed of every recipe, side by side in one run.
 
-python benchmarks/quantization.py [STUDENT_fp16.pt] [--own model.pt] --repeats 20
+python benchmarks/quantization.py [STUDENT_fp16.pt] [--own model.pt] --full
 
 The published int8 file of the student, if it lies beside it, is one more row. What is measured is what quantising
 reports.
@@ -36,7 +36,8 @@ from tdmpc2.quantization.measure import Candidate, Settings, load_agents
 from tdmpc2.quantization.report import report_files
 from tdmpc2.support.runtime import can_compile
 
-MINUTES = 5
+MINUTES = 1.5
+FULL_MINUTES = 5
 DISK_GB = 0.1
 
 ROWS = 512
@@ -86,12 +87,17 @@ def measure(source: Path, others: list[Path], settings: Settings, rows_of_inputs
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser(__doc__, repeats=20, device="auto")
+    parser = make_parser(__doc__, repeats=5, device="auto")
     parser.add_argument("checkpoint", nargs="?", type=Path, help="(default: a trained student that is here, or random)")
     parser.add_argument("--own", type=Path, help="one more file to measure")
-    parser.add_argument("--plans", type=int, default=48, help="observations planned for, for the regret")
+    parser.add_argument(
+        "--plans",
+        type=int,
+        default=12,
+        help="observations planned for, for the regret (default: %(default)s, 48 with --full)",
+    )
     parser.add_argument("--rows", type=int, default=COUNT, help="inputs to measure errors on (default: %(default)s)")
-    args = parse(parser, argv, plans=2, rows=20)
+    args = parse(parser, argv, {"repeats": 20, "plans": 48}, plans=2, rows=20)
     settings = Settings(args.device, args.repeats, args.plans)
     results: list[dict[str, Any]] = []
     with student(args) as path:

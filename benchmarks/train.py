@@ -1,6 +1,6 @@
 """What training costs besides its updates, and two processes on this machine against one with as many threads.
 
-python benchmarks/train.py --steps 300 --repeats 8
+python benchmarks/train.py --full
 
 The first part runs `train` itself on random episodes in memory and measures, step by step in the same run, the time
 inside `agent.update` and the time outside of it: drawing the batch, guards, console, CSV. The second part takes
@@ -36,7 +36,8 @@ from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.distributed import ProcessGroup, process_group
 from tdmpc2.training.offline import train
 
-MINUTES = 3
+MINUTES = 1
+FULL_MINUTES = 3
 DISK_GB = 0.1
 
 _WARM_UP = 20
@@ -95,7 +96,7 @@ def _process(cfg: Config, environment: dict[str, str], parent: Connection) -> No
             parent.send("done")
 
 
-def processes(cfg: Config, number: int, repeats: int, block: int) -> list[dict[str, Any]]:
+def processes(cfg: Config, number: int, repeats: int, block: int, limit: float | None) -> list[dict[str, Any]]:
     """Measure a step of one process on N threads, of one on one thread, and of N processes with one thread each."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -129,7 +130,7 @@ def processes(cfg: Config, number: int, repeats: int, block: int) -> list[dict[s
         "1 process, 1 thread": lambda: alone(1),
         f"{number} processes": together,
     }
-    times = take_turns(cases, repeats, warm_up=1)
+    times = take_turns(cases, repeats, warm_up=1, limit=limit)
     for pipe in pipes:
         pipe.send(0)
     threads = next(iter(cases))
@@ -138,16 +139,18 @@ def processes(cfg: Config, number: int, repeats: int, block: int) -> list[dict[s
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, repeats=8, threads=1)
-    parser.add_argument("--steps", type=int, default=300, help="steps of the first part (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=100, help="steps of the first part (default: %(default)s, 300 with --full)"
+    )
     parser.add_argument("--block", type=int, default=5, help="steps of a block (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--processes", type=int, default=2, help="processes and threads, N (default: 2)")
-    args = parse(parser, argv, steps=20, block=1)
+    args = parse(parser, argv, {"steps": 300}, steps=20, block=1)
     cfg = make_config(args, batch_size=args.batch_size)
     with tempfile.TemporaryDirectory() as directory:
         results = overhead(cfg, args.steps, args.threads, Path(directory))
     if args.processes > 1:
-        results += processes(cfg.replace(device="cpu"), args.processes, args.repeats, args.block)
+        results += processes(cfg.replace(device="cpu"), args.processes, args.repeats, args.block, args.limit)
     columns = [
         ("a step", "name", ""), ("ms", "ms", ".2f"), ("of the update", "overhead", ".2%"),
         ("of N threads", "over_threads", ".2f"),

@@ -1,6 +1,6 @@
 """Time of one training update: plain, compiled, and compiled with bf16 products, in turns of a few updates each.
 
-python benchmarks/update.py --repeats 20 --threads 2
+python benchmarks/update.py --full --threads 2
 
 A turn is several updates in a row, as in training: the first after another agent's finds the caches filled with that.
 Plain is eager float32 with foreach Adam. All three draw their random numbers alike. Batches and weights are random,
@@ -31,7 +31,8 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.support.runtime import can_compile, has_fast_bf16, keep_freed_memory, resolve_device
 
-MINUTES = 5
+MINUTES = 1.5
+FULL_MINUTES = 5
 DISK_GB = 0
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
@@ -88,7 +89,9 @@ def make_products(shapes: list[tuple[list[int], list[int]]], dtype: torch.dtype,
     return multiply
 
 
-def measure(case: Case, precisions: list[str], repeats: int, block: int, apart: bool = False) -> list[dict[str, Any]]:
+def measure(
+    case: Case, precisions: list[str], repeats: int, block: int, limit: float | None, apart: bool = False
+) -> list[dict[str, Any]]:
     """Measure the plain update and all fast ones in turns, or, where memory holds one only, `apart`."""
     device = resolve_device(case.cfg.device)
     makers: dict[str, Callable[[], Run]] = {"plain": lambda: make_update(case, fast=False)}
@@ -109,7 +112,7 @@ def measure(case: Case, precisions: list[str], repeats: int, block: int, apart: 
             first_s[name] = time.perf_counter() - start
             if name == "plain":
                 shapes += product_shapes(runs[name])
-        seconds.update(take_turns(runs, repeats, warm_up=1, calls=block, device=device).seconds)
+        seconds.update(take_turns(runs, repeats, warm_up=1, calls=block, device=device, limit=limit).seconds)
         runs.clear()
         gc.collect()
     times = Timings(seconds)
@@ -129,11 +132,11 @@ def measure(case: Case, precisions: list[str], repeats: int, block: int, apart: 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, repeats=20)
-    parser.add_argument("--block", type=int, default=20, help="updates of a turn (default: %(default)s)")
+    parser.add_argument("--block", type=int, default=5, help="updates of a turn (default: %(default)s, 20 with --full)")
     parser.add_argument("--growth", action="store_true", help="more batch and model sizes, with bf16 where it is fast")
     parser.add_argument("--large", action="store_true", help="models of 48M and 317M, three turns of one update")
     parser.add_argument("--teacher", action="store_true", help="with a 5M teacher")
-    args = parse(parser, argv, block=1)
+    args = parse(parser, argv, {"block": 20}, block=1)
     device = resolve_device(args.device)
     keep_freed_memory()  # as train.py does
     if not can_compile(device):
@@ -152,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results: list[dict[str, Any]] = []
     for case, (repeats, block) in cases:
         # Two agents of 317M would not fit side by side into the memory of an ordinary machine.
-        results += measure(case, precisions, repeats, block, apart=(case.cfg.model_size or 0) >= 48)
+        results += measure(case, precisions, repeats, block, args.limit, apart=(case.cfg.model_size or 0) >= 48)
     columns = [
         ("update", "name", ""), ("plain ms", "plain_ms", ".1f"), ("fast ms", "fast_ms", ".1f"),
         ("speedup", "speedup", ".2f"), ("products ms", "matmul_ms", ".1f"), ("floor", "floor", ".2f"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,17 +128,23 @@ def test_benchmark_starts_as_file_and_as_module(command: list[str]) -> None:
 
 def test_every_benchmark_declares_what_it_costs() -> None:
     assert list(runner.costs()) == NAMES
-    assert all(cost.minutes > 0 and 0 <= cost.disk_gb <= 2 for cost in runner.costs().values())
+    costs = runner.costs().values()
+    assert all(0 < cost.minutes <= cost.full_minutes and 0 <= cost.disk_gb <= 2 for cost in costs)
+    assert sum(cost.minutes for cost in costs) <= 16
 
 
-def test_plan_says_minutes_and_disk_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert runner.main(["--plan", "data", "update"]) == 0
+@pytest.mark.parametrize(("options", "declared"), [([], "minutes"), (["--full"], "full_minutes")])
+def test_plan_says_minutes_and_disk_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], options: list[str], declared: str
+) -> None:
+    assert runner.main(["--plan", "data", "update", *options]) == 0
     lines = capsys.readouterr().out.splitlines()
-    costs = runner.costs()
+    minutes = {name: getattr(runner.costs()[name], declared) for name in ("data", "update")}
+    disk = {name: runner.costs()[name].disk_gb for name in minutes}
     assert [line.split() for line in lines[1:3]] == [
-        [name, f"{costs[name].minutes:g}", f"{costs[name].disk_gb:g}"] for name in ("data", "update")
+        [name, f"{minutes[name]:g}", f"{disk[name]:g}"] for name in minutes
     ]
-    assert f"About {costs['data'].minutes + costs['update'].minutes:g} minutes" in lines[3]
+    assert f"About {sum(minutes.values()):g} minutes" in lines[3]
 
 
 def test_runner_goes_on_after_a_failure_and_returns_it(
@@ -152,7 +160,7 @@ def test_runner_goes_on_after_a_failure_and_returns_it(
     folder = tmp_path / "benchmarks"
     folder.mkdir()
     for name, body in bodies.items():
-        (folder / f"{name}.py").write_text(f"MINUTES = 1\nDISK_GB = 0\n{body}\n")
+        (folder / f"{name}.py").write_text(f"MINUTES = 1\nFULL_MINUTES = 2\nDISK_GB = 0\n{body}\n")
     monkeypatch.setattr(runner, "_FOLDER", folder)
     monkeypatch.setattr(runner, "_ROOT", tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)  # it may name the real ones
@@ -204,6 +212,53 @@ def test_timings_are_per_call_without_warm_up_and_preparation() -> None:
     assert times.ms("fast") == 2000.0
     assert times.speedup("fast") == 2.0
     assert times.ratio("fast", "plain") == 0.5
+
+
+def turns_made(
+    slow: Iterator[float], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> tuple[int, str]:
+    """Turns of a variant of one second and of another one, and what was said about them."""
+    now = 0.0
+
+    def spend(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(_harness.time, "monotonic", lambda: now)
+    variants = {"plain": lambda: spend(1.0), "fast": lambda: spend(next(slow))}
+    times = _harness.take_turns(variants, 20, warm_up=1, clock=lambda: now, **options)
+    return len(times.seconds["fast"]), capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "options", "turns", "reason"),
+    [
+        ([2.0], {"limit": 1000}, 5, "every ratio is known to 2%"),
+        ([2.0], {"limit": 1000, "least": 8}, 8, "every ratio is known to 2%"),
+        ([2.0], {"limit": None}, 20, ""),
+        ([1.0, 3.0], {"limit": 1000}, 20, ""),
+        ([1.0, 3.0], {"limit": 20}, 7, "they took 22 s"),
+        ([1.0, 9.0], {"limit": 5}, 3, "they took 22 s"),
+    ],
+)
+def test_turns_end_once_ratios_are_known_or_time_is_over(
+    seconds: list[float], options: dict[str, Any], turns: int, reason: str,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """All benchmarks together once took 49 minutes, most of them for turns that changed no digit."""
+    made, said = turns_made(itertools.cycle(seconds), capsys, monkeypatch, **options)
+    assert made == turns
+    assert said == (f"{turns} of 20 turns: {reason}; --full makes all\n" if reason else "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "repeats", "limit"),
+    [([], 20, _harness.SECONDS), (["--full"], 50, None), (["--repeats", "20"], 20, None), (["--quick"], 1, None)],
+)
+def test_turns_may_end_early_only_by_default(argv: list[str], repeats: int, limit: float | None) -> None:
+    parser = _harness.make_parser("", repeats=20)
+    args = _harness.parse(parser, [*argv, "--threads", "1"], {"repeats": 50})
+    assert (args.repeats, args.limit) == (repeats, limit)
 
 
 def test_ratio_is_the_median_of_the_turns_ratios() -> None:

@@ -1,0 +1,155 @@
+"""What is done with a changed file: one row per command that reads it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from tests.fuzz.mutations import VALUES
+from tests.fuzz.samples import EVALUATE, MODEL, MT30, RESUME, TOY, TRAIN
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command and the files it reads.
+
+    Attributes:
+        files: patterns of the sample files one of which is changed.
+        command: the words of the command line; ``{file}`` is the changed file. ``call`` names a function instead.
+        folders: what is copied beside the changed file.
+        writes: patterns of what the command may make or change.
+        weight: how often it is drawn; slow commands less.
+        refusals: exit codes of a refusal.
+        same: checkpoint that the command writes. Damaged bytes that it accepts must not have changed the weights in it.
+        checked: damaged bytes of an array must be refused.
+    """
+
+    files: tuple[str, ...]
+    command: str
+    folders: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    weight: float = 1.0
+    refusals: tuple[int, ...] = (2,)
+    same: str | None = None
+    checked: bool = False
+
+
+_MODELS = ("student.pt", "student_int8.pt", "toy.pt")
+_STORE = ("store/*.npy", "store/*.json")
+_FRESH = "teacher_config=null steps=1 work_dir=new"
+
+JOBS: dict[str, Job] = {
+    "load and act": Job(_MODELS, "call act {file}", weight=6),
+    "checkpoint inspect": Job(_MODELS, "checkpoint inspect {file}", weight=4),
+    "checkpoint convert": Job(
+        _MODELS, "checkpoint convert {file} layout=a out=new.pt", (), ("new.pt",), 4, same="new.pt",
+    ),
+    "evaluate": Job(("toy.pt",), f"evaluate checkpoint={{file}} {EVALUATE} work_dir=new", writes=("new/*",)),
+    "evaluate, compare": Job(
+        ("toy.pt",), f"evaluate checkpoint=other.pt compare={{file}} {EVALUATE} work_dir=new", ("other.pt",),
+        ("new/*",), 0.5,
+    ),
+    "collect": Job(
+        ("toy.pt",), f"collect checkpoint={{file}} task={EVALUATE.split('task=')[1]} num_threads=1 device=cpu "
+        "compile=false episodes_per_task=1 data_dir=new", writes=("new/*",), weight=0.5,
+    ),
+    "collect, go on": Job(
+        ("toydata/collect.json", "toydata/*.pt"), f"collect {TOY} episodes_per_task=4 data_dir=toydata", ("toydata",),
+        ("toydata/chunk_*.pt", "toydata/collect.json", "toydata/*lock"), 0.5,
+    ),
+    "train from": Job(_MODELS[:2], f"train {TRAIN} {_FRESH} checkpoint={{file}}", ("data",), ("new/*", "data/store/*")),
+    "teacher": Job(
+        _MODELS[:2], f"train {TRAIN} teacher_config.checkpoint={{file}} steps=1 work_dir=new", ("data",),
+        ("new/*", "data/store/*"),
+    ),
+    "quantize": Job(
+        ("student.pt",), "quantize checkpoint={file} plans=2 repeats=1 recipes=int8 out=new", (), ("new/*",), 0.3,
+    ),
+    "heldout": Job(
+        ("student.pt", *_STORE), "heldout student.pt data=store batches=1 batch_size=4", ("student.pt", "store"),
+    ),
+    "targets": Job(
+        ("student.pt", *_STORE), "targets store student.pt columns=value", ("student.pt", "store"),
+        ("store/targets/*", "store/.*"), 0.5,
+    ),
+    "data verify chunks": Job(("data/*.pt", "data/*.json"), "data verify data", ("data",), weight=3, refusals=(1, 2)),
+    "data inspect chunks": Job(("data/*.pt", "data/*.json"), "data inspect data", ("data",), weight=2),
+    "data convert chunks": Job(("data/*.pt",), "data convert data new", ("data",), ("new/*", ".new*")),
+    "train on chunks": Job(
+        ("data/*.pt", "data/*.json"), f"train {TRAIN} {_FRESH} data_device=cpu", ("data",), ("new/*", "data/store/*")
+    ),
+    "data verify store": Job(_STORE, "data verify store", ("store",), weight=6, refusals=(1, 2), checked=True),
+    "data inspect store": Job(_STORE, "data inspect store", ("store",), weight=4),
+    "data convert store": Job(_STORE, "data convert store new", ("store",), ("new/*", ".new*"), 2, checked=True),
+    "train on a store": Job(
+        _STORE, f"train {TRAIN} {_FRESH}".replace("data_dir=data", "data_dir=store"), ("store",), ("new/*", "store/.*")
+    ),
+    "targets cache": Job(
+        ("store/targets/*/*",),
+        f"train {TRAIN} teacher_config.checkpoint=student.pt distillation_cache=full steps=1 work_dir=new".replace(
+            "data_dir=data", "data_dir=store"
+        ),
+        ("store", "student.pt"), ("new/*", "store/*"), 2,
+    ),
+    "resume": Job(
+        ("run/state.pt", "run/run.json", "run/*.csv", "run/model.pt"), f"train {RESUME}", ("run", "data"),
+        ("run/[!mn]*", "run/model*", "run/.*", "data/store/*"), 4, same="run/model.pt",
+    ),
+    "report": Job(
+        ("run/run.json", "run/*.csv", "run/*.json"), "report run out=new", ("run", "store"), ("new/*",), 2, (1, 2)
+    ),
+    "results": Job(
+        ("results/*.json", "results/*.csv"), f"evaluate checkpoint=toy.pt {EVALUATE} work_dir=results",
+        ("results", "toy.pt"), ("results*",), 0.5,
+    ),
+}  # fmt: skip
+
+_WORDS = (
+    "", "-1", "0", "1", "nan", "inf", "-inf", "1e400", "1e12", "1000000000000", "null", "[]", "[[]]", "{}", "{a:1}",
+    "true", "x", "'x'", "a=b", "~/x.pt", "../..", "/dev/zero", "/dev/null", "[walker-walk]", "[pendulum-spin,x]",
+    "${seed}", "${foo", "a,b", "os:x-v0", "no_such_module:X-v0", "'a b'", "ünï", "(", "%", "[1,", "0x10", "1_0",
+    "5", "2", "0.5", "1,2", "student.pt", "data", "store", "notes.txt", "fp16", "int8", "cuda", "cpu", "mps", "meta",
+    "a" * 300,
+)  # fmt: skip
+_PLAIN = {
+    "data": ("inspect", "verify", "convert", "task=", "quick", "figure=", "json", "dtype=", "tasks=", "to=",
+             "max_episodes_per_task=", "episodes_per_file=", "data", "store", "new"),
+    "checkpoint": ("inspect", "convert", "student.pt", "layout=", "out=", "overwrite", "toy.pt", "notes.txt"),
+    "heldout": ("student.pt", "data=", "data=store", "teacher=", "tasks=", "batches=1", "batch_size=", "seed=",
+                "device="),
+    "targets": ("store", "student.pt", "data_dir=", "teacher=", "columns=", "task=", "device=", "batch_rows="),
+    "report": ("run", "data", "out=", "out=new", "force", "paths="),
+    "quantize": ("student.pt", "checkpoint=", "recipes=", "limit=", "plans=2", "repeats=1", "out=new", "rows="),
+    "doctor": ("x", "json", "--json"),
+}  # fmt: skip
+
+
+def random_line(rng: random.Random) -> list[str]:
+    """Put a command line together: a real command, real keys, values that may be anything."""
+    from tdmpc2.config import key_names
+
+    name = rng.choice(("train", "train", "evaluate", "collect", *_PLAIN, "x"))
+    if name in _PLAIN:
+        words = []
+        for word in rng.sample(_PLAIN[name], min(len(_PLAIN[name]), rng.randrange(5))):
+            words.append(word + rng.choice(_WORDS) if word.endswith("=") else word)
+        return [name, *words, *rng.choices(_WORDS, k=int(rng.random() < 0.2))]
+    base = {
+        "train": f"{MT30} data_dir=data batch_size=8 steps=1 eval_freq=0 work_dir=new teacher_config=null dry_run=true",
+        "evaluate": f"checkpoint=toy.pt {EVALUATE} work_dir=new",
+        "collect": f"{MODEL} task={EVALUATE.split('task=')[1]} episodes_per_task=1 data_dir=new",
+    }.get(name, "")
+    keys = rng.sample(sorted(key_names()), rng.choice((1, 1, 1, 2)))
+    words = [
+        f"{rng.choice(('', '', '', '--', '+', '++', '~', 'student_config.', 'teacher_config.'))}{key}={_word(rng)}"
+        for key in keys
+        if key not in ("eval_episodes", "episodes_per_task")  # huge ones are honest work without an end
+    ]
+    return [name, *base.split(), *words]
+
+
+def _word(rng: random.Random) -> str:
+    if rng.random() < 0.8:
+        return rng.choice(_WORDS)
+    value = str(rng.choice(VALUES[:6])(rng)) if rng.random() < 0.9 else "9" * 400
+    return value.replace("\x00", "")

@@ -1,0 +1,45 @@
+"""The real files that are changed: made once by the real commands at tiny size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tdmpc2.commands import run
+from tests.helpers.toy_envs import STANDS
+
+MODEL = (
+    "model_size=null enc_dim=8 mlp_dim=8 latent_dim=8 num_q=2 num_samples=8 num_elites=4 num_pi_trajs=2 "
+    "iterations=1 num_threads=1 device=cpu compile=false"
+)
+MT30 = f"{MODEL} task_dim=4 tasks=[pendulum-spin,cartpole-balance]"
+TOY = f"{MODEL} task={STANDS}"
+TRAIN = f"{MT30} batch_size=8 log_freq=2 eval_freq=0 save_freq=5 data_dir=data work_dir=run"
+RESUME = f"{TRAIN} steps=11 teacher_config=null"
+EVALUATE = f"eval_episodes=1 num_threads=1 device=cpu compile=false task={STANDS}"
+#: Files of the user's that lie in every directory and must never be touched.
+OWN = {"notes.txt": "do not lose this\n", "mine.csv": "step,note\n1,x\n", "train.png.txt": "a picture of mine\n"}
+
+
+def make(folder: Path) -> None:
+    """Fill a folder with one file of every kind that is read. The working directory must be that folder."""
+    command("collect", f"{MODEL} tasks=[pendulum-spin,cartpole-balance] episodes_per_task=2 data_dir=data")
+    command("collect", f"{TOY} episodes_per_task=3 data_dir=toydata")
+    command("data", "convert data store")
+    command("train", f"{TRAIN} steps=10 teacher_config=null")
+    (folder / "student.pt").write_bytes((folder / "run/model.pt").read_bytes())
+    command(
+        "train",
+        f"{TOY} mode=offline batch_size=4 steps=3 eval_freq=0 data_dir=toydata work_dir=toyrun teacher_config=null",
+    )
+    (folder / "toy.pt").write_bytes((folder / "toyrun/model.pt").read_bytes())
+    command("quantize", "checkpoint=student.pt plans=2 recipes=int8 repeats=1")
+    command("targets", "store student.pt")
+    command("evaluate", f"checkpoint=toy.pt {EVALUATE} work_dir=results")
+    command("heldout", "student.pt data=store batches=1 batch_size=4 write=true")
+    for directory in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        for name, text in OWN.items():
+            (directory / name).write_text(text)
+
+
+def command(name: str, line: str) -> None:
+    run(name, line.split())
