@@ -104,8 +104,9 @@ class TDMPC2:
 
         Args:
             batch: named tuple, tensordict or dict of time-major slices: obs [H+1, B, O], action [H, B, A],
-                reward [H, B, 1], task [B]; entry t of action and reward leads from obs[t] to obs[t+1]. The teacher is
-                not asked for the outputs that come as teacher_reward and teacher_value, [1 to H, B, 1].
+                reward [H, B, 1], task [B]; entry t of action and reward leads from obs[t] to obs[t+1]. If ``episodic``
+                also terminated [H, B, 1], 0 or 1. The teacher is not asked for the outputs that come as teacher_reward
+                and teacher_value, [1 to H, B, 1].
             noise: random numbers to use instead of the agent's own.
 
         Returns:
@@ -116,6 +117,8 @@ class TDMPC2:
         """
         self._require_fp32("train")
         cfg, batch = self.cfg, Batch.from_any(batch)
+        if cfg.episodic and batch.terminated is None:
+            raise ValueError("The batch's 'terminated' is missing, which episodic=true learns from: pass [H, B, 1]")
         noise = noise or self._draw_update_noise(batch.action.shape[1])
         ids = batch.task if cfg.multitask else None
         all_ids = None if ids is None else self.group.gather(ids)  # [N B], those of all N processes
@@ -130,11 +133,15 @@ class TDMPC2:
             + cfg.value_coef * loss.value
             + self.distillation.weighted(loss.distilled)
         )
+        if loss.termination is not None:
+            total = total + cfg.termination_coef * loss.termination.loss
 
         self.optim.zero_grad()
         total.backward()
         stats = {"consistency_loss": loss.consistency, "reward_loss": loss.reward, "value_loss": loss.value}
         stats |= {f"{loss_name(target)}_loss": value for target, value in loss.distilled.items()}
+        if loss.termination is not None:
+            stats |= {f"termination_{name}": value for name, value in loss.termination._asdict().items()}
         stats = {name: value.detach() for name, value in (*stats.items(), ("total_loss", total))}
         self.group.average([*_gradients(self._model_params), *stats.values()])
         stats["grad_norm"] = clip_grad_norm_(self._model_params, cfg.grad_clip_norm)

@@ -77,6 +77,8 @@ class WorldModel(nn.Module):
         joint = latent + task_dim + cfg.action_dim
         self._dynamics = mlp(joint, [width, width], latent, latent_norm)
         self._reward = mlp(joint, [width, width], bins)
+        if cfg.episodic:
+            self._termination = mlp(latent + task_dim, [width, width], 1)
         self._pi = mlp(latent + task_dim, [width, width], 2 * cfg.action_dim)
         self._Qs = QEnsemble(cfg.num_q, joint, width, bins)
         self._target_Qs = QEnsemble(cfg.num_q, joint, width, bins).requires_grad_(False)
@@ -140,7 +142,11 @@ class WorldModel(nn.Module):
 
         Precision, packing and quantisation go through this table, so that a new network is a new row.
         """
-        return [Network(name, self.get_submodule(name), inputs) for name, inputs in layouts.NETWORKS.items()]  # type: ignore[arg-type]
+        own = {name: inputs for name, inputs in layouts.NETWORKS.items() if self._has(name)}
+        return [Network(name, self.get_submodule(name), inputs) for name, inputs in own.items()]  # type: ignore[arg-type]
+
+    def _has(self, network: str) -> bool:
+        return network != layouts.TERMINATION or self.cfg.episodic
 
     # -- tasks ------------------------------------------------------------------------------------------------------
 
@@ -185,6 +191,13 @@ class WorldModel(nn.Module):
     def reward(self, z: Tensor, a: Tensor, task: Task = None) -> Tensor:
         """Predict logits of the reward, [..., D] and [..., A] -> [..., K]."""
         return self._reward(*_parts(z, self.context(task).embedding, a))
+
+    def termination(self, z: Tensor, task: Task = None) -> Tensor:
+        """Predict the logit of the episode having terminated on the way to this latent, [..., D] -> [..., 1].
+
+        Only models of ``episodic`` tasks can.
+        """
+        return self._termination(*_parts(z, self.context(task).embedding))
 
     def pi(self, z: Tensor, task: Task = None, eps: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Sample the policy prior: docs/algorithm.md, "Policy prior".
