@@ -103,10 +103,10 @@ class TDMPC2:
         """Take one gradient step on every network (docs/algorithm.md, "Update").
 
         Args:
-            batch: named tuple, tensordict or dict of time-major slices: obs [H+1, B, O], action [H, B, A],
-                reward [H, B, 1], task [B]; entry t of action and reward leads from obs[t] to obs[t+1]. If ``episodic``
-                also terminated [H, B, 1], 0 or 1. The teacher is not asked for the outputs that come as teacher_reward
-                and teacher_value, [1 to H, B, 1].
+            batch: named tuple, tensordict or dict of time-major slices: obs [H+1, B, O] (``obs=rgb``: uint8
+                [H+1, B, 9, 64, 64]), action [H, B, A], reward [H, B, 1], task [B]; entry t of action and reward leads
+                from obs[t] to obs[t+1]. If ``episodic`` also terminated [H, B, 1], 0 or 1. The teacher is not asked for
+                the outputs that come as teacher_reward and teacher_value, [1 to H, B, 1].
             noise: random numbers to use instead of the agent's own.
 
         Returns:
@@ -222,7 +222,8 @@ class TDMPC2:
         an evaluation's, need a :meth:`player` each.
 
         Args:
-            obs: [O] or [E, O], zero-padded to the model's observation size.
+            obs: [O] or [E, O], zero-padded to the model's observation size; ``obs=rgb``: uint8, [9, 64, 64] or
+                [E, 9, 64, 64].
             t0: True where an episode starts, one value or [E].
             eval_mode: without exploration noise (policy prior: its mean).
             task: id or name, one or [E]; needed by multi-task models.

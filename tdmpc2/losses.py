@@ -93,7 +93,8 @@ def model_losses(
     Args:
         model: the student.
         distillation: its targets.
-        batch: obs [H+1, B, O], action [H, B, A], reward [H, B, 1]; for an episodic model terminated [H, B, 1].
+        batch: obs [H+1, B, O] or images [H+1, B, C, 64, 64], action [H, B, A], reward [H, B, 1]; for an episodic model
+            terminated [H, B, 1].
         task: of the rows; the embedding is trained.
         noise: the random numbers of the update.
         teacher: its outputs for the batch; None: nothing is distilled.
@@ -102,11 +103,11 @@ def model_losses(
         The losses, and the imagined latents [H+1, B, D] as constants.
     """
     with torch.no_grad():
-        next_z = model.encode(batch.obs[1:], task)  # [H, B, D]
+        next_z = model.encode(batch.obs[1:], task, None if noise.shift is None else noise.shift[1:])  # [H, B, D]
         ended = batch.terminated if model.cfg.episodic else None
         target = td_target(model, next_z, batch.reward, task, noise, ended)
 
-    z = [model.encode(batch.obs[0], task)]
+    z = [model.encode(batch.obs[0], task, None if noise.shift is None else noise.shift[0])]
     for t, action in enumerate(batch.action):
         z.append(model.next(z[t], action, task))
     zs = torch.stack(z)  # [H+1, B, D]

@@ -54,7 +54,8 @@ class Player:
         """Choose actions by planning, or with the policy prior.
 
         Args:
-            obs: [O] or [E, O], zero-padded to the model's observation size.
+            obs: [O] or [E, O], zero-padded to the model's observation size; ``obs=rgb``: uint8, [9, 64, 64] or
+                [E, 9, 64, 64].
             t0: True where an episode starts, one value or [E].
             task: id or name, one or [E]; needed by multi-task models.
             eval_mode: without exploration noise (policy prior: its mean).
@@ -67,14 +68,15 @@ class Player:
                 another number of them, or another task, although no episode starts.
         """
         model, cfg, device = self._model, self._model.cfg, self._model.bins.device
-        x = torch.as_tensor(obs, dtype=torch.float32, device=device)
-        if x.ndim not in (1, 2):
-            raise ValueError(f"Observations of shape {list(x.shape)}: pass [{cfg.obs_dim}], or [E, {cfg.obs_dim}]")
-        single = x.ndim == 1
-        x = x.unsqueeze(0) if single else x  # [E, O]
-        if x.shape[-1] != cfg.obs_dim:
+        x = torch.as_tensor(obs, dtype=torch.uint8 if cfg.obs == "rgb" else torch.float32, device=device)
+        shape, sizes = cfg.obs_shape, ", ".join(map(str, cfg.obs_shape))
+        if x.ndim not in (len(shape), len(shape) + 1):
+            raise ValueError(f"Observations of shape {list(x.shape)}: pass [{sizes}], or [E, {sizes}]")
+        single = x.ndim == len(shape)
+        x = x.unsqueeze(0) if single else x  # [E, O] or [E, C, height, width]
+        if x.shape[1:] != shape:
             raise ValueError(
-                f"Observation of size {x.shape[-1]}, but the model takes {cfg.obs_dim} "
+                f"Observation of size {', '.join(map(str, x.shape[1:]))}, but the model takes {sizes} "
                 f"(task={cfg.task}): use make_env(agent.cfg), which pads, or pad with zeros"
             )
         if self.num_envs not in (None, len(x)):

@@ -20,11 +20,13 @@ from omegaconf import DictConfig, OmegaConf
 from tdmpc2.config.distillation_keys import distillation_terms, uncached_targets
 from tdmpc2.config.keys import Keys
 from tdmpc2.config.sizes import budget, check_widths, model_widths
-from tdmpc2.config.tables import KEYS, WIDTHS, as_typed, check_keys, plain
+from tdmpc2.config.tables import KEYS, WIDTHS, check_keys, plain
 from tdmpc2.config.values import check_value, convert, is_nothing
 from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest, task_names
 
 _log = logging.getLogger("tdmpc2")
+
+IMAGES = (9, 64, 64)  # three frames of three colours, oldest first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,11 @@ class Config(Keys):
     def obs_dim(self) -> int:
         """Padded observation size O."""
         return max(spec.obs_dim for spec in self.task_specs)
+
+    @property
+    def obs_shape(self) -> tuple[int, ...]:
+        """Shape of an observation: [O], or the newest images side by side [9, 64, 64]."""
+        return IMAGES if self.obs == "rgb" else (self.obs_dim,)
 
     @property
     def action_dim(self) -> int:
@@ -177,6 +184,10 @@ class Config(Keys):
                 f"distillation_cache={self.distillation_cache} belongs to stored episodes, and mode=online has none: "
                 "use distillation_cache=off"
             )
+        if self.obs == "rgb" and self.multitask:
+            raise ValueError(f"obs=rgb learns one task, and task={self.task} is a set: name a task, or use obs=state")
+        if self.obs == "rgb" and self.mode == "offline":
+            raise ValueError("obs=rgb learns online: stored episodes hold states, no images. Leave out data_dir")
         for name in self.tasks or ():
             if name not in self.task_names:
                 raise ValueError(f"tasks: '{name}' is not in task set '{self.task}'.{nearest(name, self.task_names)}")
@@ -244,11 +255,7 @@ def parse_cfg(cfg: DictConfig | Mapping[str, Any], origin: str = "the configurat
 
 
 def _without_effect(config: Config, given: Mapping[str, Any]) -> list[str]:
-    lines = [
-        f"{name}={as_typed(getattr(config, name))} has no effect yet: {key.explanation}"
-        for name, key in KEYS.items()
-        if key.ignored and name in given and getattr(config, name) != key.default
-    ]
+    lines = []
     if not config.multitask and given.get("task_dim"):
         lines.append(f"task_dim={given['task_dim']} has no effect: the single task {config.task} needs no embedding")
     return lines

@@ -26,7 +26,10 @@ class Keys:
         "auto", "learn from stored episodes or by acting; auto: online for one task without data_dir, else offline",
         choices=("auto", "offline", "online"), scope=RUN, follows="task", decides=True,
     )  # fmt: skip
-    obs: str = key("state", "kind of observation", choices=("state",), ignored=True)
+    obs: str = key(
+        "state", "what is observed: the task's state, or 64x64 images of it (rgb)", choices=("state", "rgb"),
+        commands=COMMANDS,
+    )  # fmt: skip
     seed: int = key(
         1, "random seed of everything but evaluations", at_least=0, at_most=2**31 - 1, scope=RUN, commands=COMMANDS
     )  # simulators take 32 bits
@@ -171,7 +174,7 @@ class Keys:
     task_dim: int = key(None, "size of the task embedding", at_least=0, follows="model_size")
     dropout: float = key(0.01, "dropout of the Q heads while training", at_least=0, at_most=0.999)
     simnorm_dim: int = key(8, "size of the groups the latent state is normalised in", at_least=1)
-    num_channels: int = key(32, "channels of a pixel encoder", at_least=1, ignored=True)
+    num_channels: int = key(32, "channels of the encoder of images (obs=rgb)", at_least=1)
     num_bins: int = key(101, "bins that rewards and values are regressed on", at_least=2)
     vmin: float = key(-10.0, "lowest bin, in symlog space")
     vmax: float = key(10.0, "highest bin, in symlog space")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
+
+from tdmpc2.envs.rendering import context_module
 
 Frames = NDArray[np.uint8]
 
@@ -26,19 +28,18 @@ class PixelEnv(gymnasium.Wrapper[Frames, Any, Any, Any]):
     copies of the first frame. The observation that was replaced is in ``info["state"]``.
 
     Args:
-        env: its ``unwrapped`` draws the frames.
+        env: its ``unwrapped`` is a :class:`Camera`.
         size: height and width of a frame.
         stacked: frames of an observation.
 
     Raises:
-        ValueError: the environment cannot draw frames of a chosen size.
+        ValueError: there is no working OpenGL backend.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], size: int, stacked: int) -> None:
+        context_module()  # fails here rather than at the first frame
         super().__init__(env)
-        if not hasattr(env.unwrapped, "frame"):
-            raise ValueError(f"obs=rgb: {env.unwrapped} draws no images; learn from its state with obs=state")
-        self._camera: Camera = env.unwrapped
+        self._camera = cast(Camera, env.unwrapped)
         self._size = size
         self._stack = np.zeros((stacked, 3, size, size), np.uint8)
         self.observation_space = Box(0, 255, (3 * stacked, size, size), np.uint8)

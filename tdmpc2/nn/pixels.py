@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from tdmpc2.nn.layers import Linear, simnorm
 
-IMAGE_SIZE = 64  # height and width of a frame
-STACKED_FRAMES = 3  # newest frames in an observation, oldest first
 SHIFT = 3  # pixels an image is moved by at most
 _KERNELS = ((7, 2), (5, 2), (3, 2), (3, 1))  # size and stride of each convolution
 _FEATURES = 4 * 4  # places that are left of an image, for each channel

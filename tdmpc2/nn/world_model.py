@@ -17,6 +17,7 @@ from tdmpc2.checkpoints import layouts
 from tdmpc2.config import Config
 from tdmpc2.nn.layers import MLP, Linear, QEnsemble, mlp, simnorm
 from tdmpc2.nn.math import bin_centres, bounded_log_std, decode, squashed_gaussian_stats
+from tdmpc2.nn.pixels import PixelEncoder
 
 
 class TaskContext(NamedTuple):
@@ -73,7 +74,11 @@ class WorldModel(nn.Module):
             self._task_emb = nn.Embedding(len(cfg.task_specs), task_dim)
         hidden = [cfg.enc_dim] * max(cfg.num_enc_layers - 1, 1)
         latent_norm = partial(simnorm, group=cfg.simnorm_dim)
-        self._encoder = nn.ModuleDict({"state": mlp(cfg.obs_dim + task_dim, hidden, latent, latent_norm)})
+        self._encoder = nn.ModuleDict()
+        if cfg.obs == "rgb":
+            self._encoder["rgb"] = PixelEncoder(cfg.obs_shape[0], cfg.num_channels, latent, cfg.simnorm_dim)
+        else:
+            self._encoder["state"] = mlp(cfg.obs_dim + task_dim, hidden, latent, latent_norm)
         joint = latent + task_dim + cfg.action_dim
         self._dynamics = mlp(joint, [width, width], latent, latent_norm)
         self._reward = mlp(joint, [width, width], bins)
@@ -103,6 +108,10 @@ class WorldModel(nn.Module):
         for module in self.modules():
             if isinstance(module, Linear):
                 module.weight.normal_(0, 0.02, generator=generator)
+            elif isinstance(module, nn.Conv2d):  # as PyTorch does it, but from the generator
+                bound = 1 / module.weight[0].numel() ** 0.5
+                for parameter in module.parameters():
+                    parameter.uniform_(-bound, bound, generator=generator)
             elif isinstance(module, nn.Embedding):
                 module.weight.uniform_(-0.02, 0.02, generator=generator)
         for index, param in enumerate(self._Qs.params[:8]):
@@ -142,11 +151,13 @@ class WorldModel(nn.Module):
 
         Precision, packing and quantisation go through this table, so that a new network is a new row.
         """
-        own = {name: inputs for name, inputs in layouts.NETWORKS.items() if self._has(name)}
+        absent = set()
+        if not self.cfg.episodic:
+            absent.add(layouts.TERMINATION)
+        if self.cfg.obs == "rgb":
+            absent.add(layouts.STATE_ENCODER)  # that of images stays as it is
+        own = {name: inputs for name, inputs in layouts.NETWORKS.items() if name not in absent}
         return [Network(name, self.get_submodule(name), inputs) for name, inputs in own.items()]  # type: ignore[arg-type]
-
-    def _has(self, network: str) -> bool:
-        return network != layouts.TERMINATION or self.cfg.episodic
 
     # -- tasks ------------------------------------------------------------------------------------------------------
 
@@ -180,8 +191,15 @@ class WorldModel(nn.Module):
 
     # -- networks ---------------------------------------------------------------------------------------------------
 
-    def encode(self, obs: Tensor, task: Task = None) -> Tensor:
-        """Encode observations, [..., O] -> [..., D]."""
+    def encode(self, obs: Tensor, task: Task = None, shift: Tensor | None = None) -> Tensor:
+        """Encode observations, [..., O] or images [..., C, 64, 64] -> [..., D].
+
+        Args:
+            obs: float states, or uint8 images.
+            shift: of each image, [..., 2], in training only: :func:`~tdmpc2.nn.pixels.random_shift`.
+        """
+        if self.cfg.obs == "rgb":
+            return self._encoder["rgb"](obs, shift)
         return self._encoder["state"](*_parts(obs, self.context(task).embedding))
 
     def next(self, z: Tensor, a: Tensor, task: Task = None) -> Tensor:

@@ -156,15 +156,3 @@ def test_following_names_the_keys_that_are_as_they_follow() -> None:
     assert Config(num_samples=64, model_size=5).following() == every
     assert Config(num_elites=8, policy_loss="tdmpc2").following() == every - {"num_elites", "policy_loss"}
     assert every - Config(**SMALL).following() == {"enc_dim", "mlp_dim", "latent_dim", "task_dim"}
-
-
-def test_ignored_keys_are_accepted_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    """Command lines of the reference run; what they set in vain is said."""
-    parse_cfg({"num_channels": 32, "obs": "state"})
-    assert not caplog.text
-    parse_cfg({"num_channels": 16})
-    assert [record.getMessage().partition(" has")[0] for record in caplog.records] == [
-        "the configuration: num_channels=16",
-    ]
-    with pytest.raises(ValueError, match="obs=rgb: only 'state' is supported"):
-        parse_cfg({"obs": "rgb"})

@@ -8,18 +8,26 @@ import gymnasium
 import numpy as np
 import pytest
 
+from tdmpc2.config import Config
 from tdmpc2.envs import make_env
 from tdmpc2.envs.pixels import PixelEnv
+from tdmpc2.envs.registry import build_env
 from tdmpc2.envs.rendering import context_module
+from tdmpc2.envs.vector import make_vec_env
+from tdmpc2.tasks import lookup
 from tests.helpers.toy_envs import STANDS
 
 
 @pytest.fixture(scope="module")
-def env() -> Iterator[gymnasium.Env]:
+def images() -> None:
     try:
         context_module()
     except ValueError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def env(images: None) -> Iterator[gymnasium.Env]:
     env = PixelEnv(make_env("cup-catch"), size=64, stacked=3)
     yield env
     env.close()
@@ -58,6 +66,29 @@ def test_pixel_env_frame_is_the_large_picture_in_small(env: gymnasium.Env) -> No
     assert np.abs(large.transpose(2, 0, 1) - obs[-3:]).mean() < 6
 
 
-def test_pixel_env_without_a_camera_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"obs=rgb: .* draws no images; learn from its state with obs=state"):
-        PixelEnv(make_env(STANDS), size=64, stacked=3)
+def test_make_env_of_rgb_configuration_gives_images(images: None) -> None:
+    env = make_env(Config(task="cup-catch", obs="rgb"))
+    obs, _ = env.reset(seed=1)
+    again, _ = env.reset(seed=1)
+    env.close()
+    assert obs.shape == Config(task="cup-catch", obs="rgb").obs_shape
+    assert (obs == again).all()
+
+
+def test_make_vec_env_of_images_plays_side_by_side(images: None) -> None:
+    envs = make_vec_env([lookup("cup-catch")] * 2, [1, 2], 8, 2, obs="rgb")
+    obs, _ = envs.reset()
+    envs.close()
+    assert (obs.shape, obs.dtype) == ((2, 9, 64, 64), np.uint8)
+    assert (obs[0] != obs[1]).any()
+
+
+@pytest.mark.parametrize(("task", "family"), [(STANDS, "Gymnasium"), ("mw-reach", "Meta-World")])
+def test_build_env_without_images_is_refused(task: str, family: str) -> None:
+    with pytest.raises(ValueError, match=rf"obs=rgb: .*{task}.*{family}.*only of DMControl: use obs=state"):
+        build_env(task, 1, obs="rgb")
+
+
+def test_config_of_images_of_a_task_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="obs=rgb learns one task, and task=mt30 is a set"):
+        Config(task="mt30", obs="rgb")

@@ -28,11 +28,11 @@ def golden_folder() -> Path:
 
 
 def agent_files() -> list[tuple[Path, int]]:
-    """Files of agents that observe states, and their latent sizes; pixels and environments have other forms."""
+    """Files of agents, and their latent sizes; those of environments have another form."""
     found = []
     for path in sorted(golden_folder().glob("*.npz")):
         with np.load(path) as arrays:
-            if "meta/weight_seed" in arrays and arrays["fwd/obs"].ndim == 2:
+            if "meta/weight_seed" in arrays:
                 found.append((path, arrays["fwd/z"].shape[1]))
     return found
 
@@ -44,15 +44,19 @@ def read(path: Path) -> Recorded:
 
 def config_of(g: Recorded, **keys: Any) -> Config:
     """The configuration of the agent that a file is of."""
-    layers = len({name for name in g if re.fullmatch(r"weight_sum/_encoder\.state\.\d+\.weight", name)})
-    found = {"latent_dim": g["fwd/z"].shape[1], "num_q": len(g["fwd/q"]), "num_enc_layers": layers}
+    pixels = g["fwd/obs"].ndim == 4
+    found = {"latent_dim": g["fwd/z"].shape[1], "num_q": len(g["fwd/q"])}
+    if not pixels:
+        layers = {name for name in g if re.fullmatch(r"weight_sum/_encoder\.state\.\d+\.weight", name)}
+        found["num_enc_layers"] = len(layers)
     (size,) = (size for size, widths in MODEL_SIZES.items() if found.items() <= widths.items())
     length = round(5 / (1 - float(g["discount"])))
-    spec = TaskSpec("recorded", g["fwd/obs"].shape[1], g["fwd/action"].shape[1], length)
+    spec = TaskSpec("recorded", 1 if pixels else g["fwd/obs"].shape[1], g["fwd/action"].shape[1], length)
     episodic = "fwd/termination" in g
     return Config(
-        task="recorded", task_specs=(spec,), model_size=size, episodic=episodic, dropout=0.0, device="cpu", **keys
-    )
+        task="recorded", task_specs=(spec,), model_size=size, obs="rgb" if pixels else "state", episodic=episodic,
+        dropout=0.0, device="cpu", **keys,
+    )  # fmt: skip
 
 
 def weights_of(g: Recorded, cfg: Config) -> Recorded:
@@ -74,6 +78,8 @@ def _rule(name: str, x: np.ndarray) -> np.ndarray:
         return 1 + 0.1 * x
     if name.endswith("bias") or number in (1, 3, 5, 7, 9):
         return 0.1 * x
+    if x.ndim == 4:
+        return 2 * x / np.sqrt(x[0].size)
     last = name == "_reward.2.weight" or number == 8
     factor = 1.5 if last else 6.0 if name == "_termination.2.weight" else 1.0
     return factor * x / np.sqrt(x.shape[-1])

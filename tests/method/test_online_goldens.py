@@ -59,7 +59,7 @@ def test_forward_of_single_task_model_matches_recorded(case: Case) -> None:
         assert_close(value, g[f"fwd/{name}"], rtol=rtol, atol=atol, msg=lambda text: f"{name}: {text}")
 
     with torch.no_grad():
-        z, action = model.encode(g["fwd/obs"]), g["fwd/action"]
+        z, action = model.encode(g["fwd/obs"], None, g.get("fwd/shift")), g["fwd/action"]
         near("z", z, 0, 1e-5)
         near("next_z", model.next(z, action), 0, 1e-5)
         near("reward_logits", model.reward(z, action), 0, 5e-5)
@@ -121,7 +121,8 @@ def check_plans(case: Case, functions: dict[str, Any]) -> None:
                     action=g["plan/action_eps"][n, m][None],
                 )
                 found.clear(), ended.clear()
-                z = model.encode(g["plan/obs"][n, m][None])
+                shift = g["plan/shift"][n, m][None] if "plan/shift" in g else None
+                z = model.encode(g["plan/obs"][n, m][None], None, shift)
                 result = planner.plan(
                     model, z, model.context(None), mean, noise, eval_mode=False,
                     **{**functions, "iteration_fn": recorded},
@@ -172,7 +173,7 @@ def replay(case: Case) -> Replay:
             batch = Batch(*(g[f"upd/{name}"][k] for name in ("obs", "action", "reward")), task)
             noise = UpdateNoise(
                 g["upd/target_eps"][k], g["upd/target_heads"][k], g["upd/policy_eps"][k], g["upd/policy_heads"][k],
-                None, None,
+                None, None, g["upd/shift"][k] if "upd/shift" in g else None,
             )  # fmt: skip
             result.stats.append(agent.update(batch._replace(terminated=g["upd/terminated"][k]), noise))
             result.after.append({name: tensor.clone() for name, tensor in agent.model.state_dict().items()})
