@@ -9,6 +9,7 @@ from typing import Protocol
 
 import gymnasium
 
+from tdmpc2.envs.modules import import_module_of
 from tdmpc2.envs.multitask import MultiTaskEnv
 from tdmpc2.envs.registry import build_env, checked_seed, family_of
 from tdmpc2.envs.wrappers import Env
@@ -53,6 +54,8 @@ def make_env(task: str | EnvConfig, seed: int | None = None, *, render_mode: str
         if len(task.task_specs) > 1:
             return MultiTaskEnv(task.task_specs, seed, render_mode)
         task = task.task_specs[0].name
+    else:
+        import_module_of(task)
     if task in TASK_SETS:
         seed = checked_seed(seed)
         return MultiTaskEnv([lookup(name) for name in task_names(task)], seed, render_mode)
@@ -64,13 +67,21 @@ def check_task(name: str) -> None:
     family_of(name).check(name)
 
 
-def task_spec(name: str) -> TaskSpec:
+def task_spec(name: str, *, from_file: bool = False) -> TaskSpec:
     """Look up the facts of a task in the table, or else read them from its environment, which is built once for it.
+
+    Args:
+        name: of the task; a module that it begins with is imported.
+        from_file: a file says so, and not the user: then no module is imported.
 
     Raises:
         ValueError: unknown task, no time limit, or spaces that are not Boxes.
     """
-    return TASKS[name] if name in TASKS else family_of(name).measure(name)
+    if name in TASKS:
+        return TASKS[name]
+    if not from_file:
+        import_module_of(name)
+    return family_of(name).measure(name)
 
 
 def register() -> None:

@@ -103,6 +103,7 @@ FAMILIES = (
         r".*:.*|.*-v\d+",  # also whatever name is registered: see family_of
         make="tdmpc2.envs.gymnasium_env:make",
         spec="tdmpc2.envs.gymnasium_env:spec",
+        resolve="tdmpc2.envs.modules:check_imported",
         score="return",
     ),
     Family(

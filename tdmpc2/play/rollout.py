@@ -51,6 +51,41 @@ def check_playable(cfg: Config) -> None:
         check_task(cfg.task_specs[task_id].name)
 
 
+def rendered_tasks(cfg: Config) -> list[str]:
+    """One task of each family of environments that is filmed, since they draw alike, and each of Gymnasium's own."""
+    from tdmpc2.envs.registry import family_of
+
+    kinds: dict[str, str] = {}
+    for task_id in cfg.task_ids:
+        name = cfg.task_specs[task_id].name
+        family = family_of(name).name
+        kinds.setdefault(name if family == "Gymnasium" else family, name)
+    return list(kinds.values())
+
+
+def first_frames(name: str) -> Frames:
+    """Draw the first two frames of a task, [height, width, 3] each.
+
+    Raises:
+        ValueError: it cannot be built here, or draws none.
+    """
+    from tdmpc2.envs.registry import build_env
+
+    env = build_env(name, 0, "rgb_array")
+    try:
+        env.reset(seed=0)
+        frames = [np.asarray(env.render()) for _ in range(2)]
+    finally:
+        env.close()
+    for frame in frames:
+        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+            raise ValueError(
+                f"save_video: render() of '{name}' returns {frame.dtype} of shape {list(frame.shape)}, not a picture: "
+                "uint8 of height, width and 3 colours"
+            )
+    return frames
+
+
 def play(
     cfg: Config,
     actor: Actor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich import get_console
@@ -13,7 +14,9 @@ from tdmpc2.loading import load_agent
 from tdmpc2.play import results
 from tdmpc2.play.evaluation import Evaluation, compare, evaluate, num_steps
 from tdmpc2.play.protocols import checkpoint_name
+from tdmpc2.play.rollout import Frames
 from tdmpc2.support.intervals import format_interval
+from tdmpc2.support.names import safe_name
 from tdmpc2.support.runtime import set_num_threads
 
 
@@ -37,7 +40,8 @@ def score_files(paths: Sequence[str], keys: Mapping[str, Any]) -> None:
     scores = [score(file, agent) for file, agent in zip(files, agents, strict=True)]
     if len(scores) == 2:
         difference, interval = compare(*scores)
-        print(f"{paths[0]} minus {paths[1]}: {difference:+.2f} {format_interval(interval)}")
+        said = f"95 % interval {format_interval(interval)}" if interval else "no interval: one episode a task"
+        print(f"{paths[0]} minus {paths[1]}: {difference:+.2f} ({said})")
     print(f"{scores[0].score_label.capitalize()}: {scores[0].normalized_score:.2f}")
 
 
@@ -63,14 +67,21 @@ def score(file: Checkpoint, agent: TDMPC2) -> Evaluation:
     print(f"{name}: {protocol['action']} ({budget}), {computed}, {noise}")
     if compilation:
         print(compilation)
+    videos: list[str] = []
     with results.fresh_directory(cfg.run_dir) as directory:
-        result = evaluate(
-            agent,
-            cfg,
-            film=lambda task, frames: results.write_video(directory / f"{task}.mp4", frames),
-            keep=lambda played: results.write_episodes(directory, played),
-        )
+
+        def film(task: str, frames: Frames) -> None:
+            video = f"{safe_name(task)}.mp4"
+            results.write_video(directory / video, frames)
+            videos.append(video)
+
+        keep = partial(results.write_episodes, directory)
+        result = evaluate(agent, cfg, film=film, keep=keep)
         get_console().print(results.table(result, name))
+        if result.interval is None:
+            print("-: no interval, which takes more than one episode a task (eval_episodes)")
         results.write_results(directory, result, protocol)
+    for video in videos:
+        print(f"Video: {directory / video}")
     print(f"Results: {directory}{results.why_another(directory, cfg.run_dir, protocol)}")
     return result

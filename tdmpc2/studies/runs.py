@@ -16,6 +16,7 @@ from tdmpc2.support.csv_files import read_csv
 from tdmpc2.support.entries import LARGEST, check_entries, nothing_or, number, record, table_of, whole
 from tdmpc2.support.files import read_json
 from tdmpc2.support.text import cut
+from tdmpc2.tracking.curves import read_curves
 from tdmpc2.training.evaluations import factor_between, read_scores
 from tdmpc2.training.run_record import read_record, tells_content
 
@@ -159,8 +160,7 @@ def read_study(paths: Iterable[Path]) -> Study:
     left_out: list[str] = []
     for directory in found.values():
         try:
-            run = read_run(directory)
-            run.finished, run.budget, run.distillation  # noqa: B018, what its settings lead to
+            run = _checked(read_run(directory))
         except Exception as error:  # whatever is wrong with one run, the others are reported
             named = "" if str(directory) in str(error) else f"{directory}: "
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
@@ -178,6 +178,13 @@ def read_study(paths: Iterable[Path]) -> Study:
         if first is not run:
             left_out.append(f"{run.path} repeats {first.path}: same settings and seed")
     return Study(_groups(list(unique.values())), unfinished, tuple(left_out))
+
+
+def _checked(run: Run) -> Run:
+    """The run, everything that a report derives from its files having been tried."""
+    read_curves(run.path)
+    json.dumps([run.budget, run.distillation, run.seed, run.finished, run.heldout], allow_nan=True)
+    return run
 
 
 def read_run(path: Path) -> Run:

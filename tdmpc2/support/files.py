@@ -6,9 +6,10 @@ import contextlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from filelock import FileLock, Timeout
 
 from tdmpc2.support.reading import NotRegularError, load_json
 from tdmpc2.support.text import cut, shown
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # as :func:`replacing` calls them
 
 
 @contextlib.contextmanager
@@ -66,7 +69,8 @@ def delete_leftovers(directory: Path, name: str = "*") -> None:
         name: only leftovers of the file of this name; a glob pattern.
     """
     for temporary in directory.glob(f".{name}.*.tmp"):
-        temporary.unlink(missing_ok=True)
+        if _TEMPORARY.fullmatch(temporary.name) and not temporary.is_dir():  # others' files may end in .tmp as well
+            temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -93,16 +97,16 @@ def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any
 
 
 def json_text(content: Any, indent: int | None = None) -> str:
-    """Write JSON that every reader accepts: numbers that are not finite become null."""
+    """Write JSON that every reader takes: numbers that are not finite become null, which JSON has no word for."""
     return json.dumps(_finite(content), indent=indent, allow_nan=False)
 
 
 def _finite(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _finite(item) for key, item in content.items()}
+    return [_finite(item) for item in content] if isinstance(content, (list, tuple)) else content
 
 
 def free_disk(path: Path) -> int:

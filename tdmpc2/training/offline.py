@@ -12,6 +12,7 @@ from tdmpc2.data.placement import Data, data_record, open_data, plan_place
 from tdmpc2.data.reward_range import beyond_bins
 from tdmpc2.distributed import process_group
 from tdmpc2.play.evaluation import evaluate
+from tdmpc2.support.mapped_files import UnchangedFile, name_bus_errors
 from tdmpc2.training.loop import Run
 from tdmpc2.training.preflight import dry_run, preflight
 from tdmpc2.training.teacher import add_targets, fit_pca
@@ -62,8 +63,19 @@ def _learn(run: Run) -> None:
     def rows(step: int) -> Tensor:  # [H+1, B], of all processes
         return sampler.rows(step - 1, cfg.batch_size, cfg.horizon, cfg.seed)
 
+    watched = None
+    if data.place == "disk" and data.store is not None:
+        path = data.store.path / "rows.npy"
+        watched = UnchangedFile(data.store.file.fileno(), path)
+        name_bus_errors(path)
+
     def draw(step: int) -> Batch:
-        return sampler.gather(rows(step)[:, share])
+        if watched:
+            watched.check()
+        batch = sampler.gather(rows(step)[:, share])
+        if watched:
+            watched.check()  # what was read meanwhile is not learned from
+        return batch
 
     def describe_batch(step: int) -> str:
         return f"Its batch has {_episodes(data, rows(step))} of {cfg.data_dir}"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.config import Config
+from tdmpc2.config import Config, check_bins, check_memory, training_parts
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.chunks import Layout, chunk_paths
 from tdmpc2.data.placement import choose_place, data_bytes, data_record
@@ -22,10 +22,10 @@ from tdmpc2.distillation.outputs import teacher_columns
 from tdmpc2.distillation.targets import TARGETS
 from tdmpc2.nn.layers import num_parameters
 from tdmpc2.play.evaluation import num_steps, side_by_side
-from tdmpc2.play.results import video_writer
+from tdmpc2.play.results import check_video
 from tdmpc2.play.rollout import check_playable
 from tdmpc2.support.files import check_free_disk, free_disk
-from tdmpc2.support.runtime import available_memory, set_num_threads
+from tdmpc2.support.runtime import available_memory, resolve_device, set_num_threads
 from tdmpc2.training import run_record
 from tdmpc2.training.state_file import read_state
 from tdmpc2.training.teacher import Teacher
@@ -39,6 +39,10 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
     Raises:
         ValueError: one message that lists all that is missing and how to get it.
     """
+    device = resolve_device(cfg.device)
+    check_bins(cfg.vmin, cfg.vmax)
+    check_memory(cfg, training_parts(cfg), available_memory(device))
+    set_num_threads(cfg.num_threads)
     problems = []
     try:
         data_record(cfg.data_dir, cfg.task)
@@ -48,18 +52,18 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
         problems.append(
             f"teacher: teacher_config.checkpoint={teacher.checkpoint} does not exist. Name a file, download the "
             "published mt30-317M.pt (Hugging Face model nicklashansen/tdmpc2, folder multitask, 2.0 GB), train one "
-            "with `python train.py teacher_config=null student_config.model_size=5 student_config.exp_name=teacher` "
+            "with `python train.py teacher_config=null model_size=5 exp_name=teacher` "
             "and add teacher_config.checkpoint=logs/mt30/1/teacher/model.pt, or train without: teacher_config=null"
         )
     if cfg.checkpoint is not None and not Path(cfg.checkpoint).exists():
-        problems.append(f"weights to start from: student_config.checkpoint={cfg.checkpoint} does not exist")
+        problems.append(f"weights to start from: checkpoint={cfg.checkpoint} does not exist")
     if cfg.eval_freq and cfg.eval_freq <= cfg.steps:
         try:
             check_playable(cfg)
             if cfg.save_video:
-                video_writer()
+                check_video(cfg)
         except ValueError as error:
-            problems.append(f"evaluation: {error} (student_config.eval_freq=0 trains without)")
+            problems.append(f"evaluation: {error} (eval_freq=0 trains without)")
     if problems:
         raise ValueError("\n  ".join(["training cannot start, something is missing", *problems]))
 

@@ -44,6 +44,8 @@ def check(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] | Non
     if cfg.resume == "must" and not (directory / "state.pt").exists():
         raise ValueError(f"resume=must, but {directory} has no state.pt to continue from: resume=auto starts a new run")
     if not path.exists():
+        if (directory / "rows.npy").exists():
+            raise ValueError(f"{directory} is an episode store: set work_dir to another directory, or leave it out")
         if directory.exists() and any(directory.glob("*.pt")):
             raise ValueError(
                 f"{directory} holds checkpoints but no run.json: set exp_name to start a new run beside it"

@@ -12,6 +12,7 @@ from tdmpc2.envs.registry import score_label
 from tdmpc2.play.evaluation import Evaluation, num_steps
 from tdmpc2.play.results import table_rows, write_video
 from tdmpc2.play.rollout import Frames
+from tdmpc2.support.names import safe_name
 from tdmpc2.tracking.logger import Logger
 from tdmpc2.training import run_dir
 
@@ -28,7 +29,7 @@ def score(evaluate: Evaluator, agent: TDMPC2, cfg: Config, logger: Logger, step:
     videos = cfg.run_dir / "videos"
 
     def film(task: str, frames: Frames) -> None:
-        write_video(videos / f"{task}-{step}.mp4", frames)
+        write_video(videos / video_name(task, step), frames)
 
     if line := agent.compile_planner(num_steps(cfg)):
         logger.message(line)
@@ -41,8 +42,9 @@ def score(evaluate: Evaluator, agent: TDMPC2, cfg: Config, logger: Logger, step:
             run_dir.record_score(agent, cfg.run_dir, step, math.nan, label, cfg.save_best)
         return
     if cfg.save_video:  # each was written by the process that played it
+        logger.message(f"Videos: {videos}/*-{step}.mp4")
         for name in (task.task for task in result.tasks):
-            logger.log_video(step, f"video/{name}", videos / f"{name}-{step}.mp4")
+            logger.log_video(step, f"video/{name}", videos / video_name(name, step))
     logger.log(step, result.metrics(), "eval")
     columns = ("task", "episodes", "return", "success")
     logger.log_table(step, "eval/tasks", columns, [row[:4] for row in table_rows(result)], curve="return")
@@ -56,3 +58,8 @@ def score(evaluate: Evaluator, agent: TDMPC2, cfg: Config, logger: Logger, step:
 def upload(cfg: Config, logger: Logger, name: str, *aliases: str) -> None:
     """Upload a checkpoint of the run directory as the next version of the run's artifact."""
     logger.save_artifact(cfg.run_dir / name, f"{cfg.task}-{cfg.exp_name or 'default'}", "model", aliases)
+
+
+def video_name(task: str, step: int) -> str:
+    """Name of the file of a task's video."""
+    return f"{safe_name(task)}-{step}.mp4"
