@@ -38,8 +38,8 @@ class UnchangedFile:
         size, written = self._look()
         if size < self._facts[0]:
             raise FileChangedError(
-                f"{self._path} was cut from {self._facts[0]:,} to {size:,} bytes while it was read: restore it, and the "
-                "same command goes on"
+                f"{self._path} was cut from {self._facts[0]:,} to {size:,} bytes while it was read: restore it, and "
+                "the same command goes on"
             )
         if (size, written) != self._facts:
             raise FileChangedError(

@@ -121,7 +121,7 @@ def test_call_with_what_cannot_be_is_a_value_error(call: Callable[[], object]) -
 
 
 def test_unknown_key_of_a_configuration_suggests_the_nearest() -> None:
-    with pytest.raises(ValueError, match="Unknown key 'lrr' in Config.* Did you mean 'lr'"):
+    with pytest.raises(ValueError, match=r"Unknown key 'lrr' in Config.* Did you mean 'lr'"):
         Config(lrr=1)  # type: ignore[call-arg]
 
 
