@@ -186,7 +186,7 @@ class TDMPC2:
         """
         cfg = self.cfg
         if self._update_compiled is None:
-            self._update_compiled = cfg.steps * cfg.batch_size >= _ROWS_WORTH_COMPILING
+            self._update_compiled = cfg.num_updates * cfg.batch_size >= _ROWS_WORTH_COMPILING
         wanted = self._update_compiled if cfg.compile == "auto" else cfg.compile == "true"
         # With several processes one would wait in the other's update for as long as that compiles.
         self._update_compiled = wanted and self.group.world_size == 1 and can_compile(self.device)
@@ -235,7 +235,9 @@ class TDMPC2:
         """
         return self._player.act(obs, t0, task=task, eval_mode=eval_mode)
 
-    def player(self, num_envs: int | None = None, seed: int | None = None, mpc: bool | None = None) -> Player:
+    def player(
+        self, num_envs: int | None = None, seed: int | None = None, mpc: bool | None = None, **budget: Any
+    ) -> Player:
         """Make a player: the plans of one group of environments and their random numbers.
 
         Args:
@@ -243,12 +245,18 @@ class TDMPC2:
             seed: of its exploration and planning noise; by default each player of the agent has one of its own, which
                 follows from ``cfg.seed`` and the number of players made before.
             mpc: act by planning, or with the policy prior; by default as the configuration says.
+            budget: planning keys in place of the configuration's, such as ``num_samples=64``; it then plans with a
+                planner of its own.
         """
         if seed is None:
             seed = (self.cfg.seed + self._num_players * 0x9E3779B9) % 2**32  # far from the seeds that people choose
             self._num_players += 1
         generator = torch.Generator(self.device).manual_seed(seed)
-        return Player(self.model, self.planner, generator, num_envs, self.cfg.mpc if mpc is None else mpc)
+        model, planner = self.model, self.planner
+        if budget:
+            model = model.with_settings(self.cfg.replace(**budget))
+            planner = FastPlanner(model)
+        return Player(model, planner, generator, num_envs, self.cfg.mpc if mpc is None else mpc)
 
     def compile_planner(self, num_plans: int = 1_000_000) -> str:
         """Plan in the fastest way there is, if ``cfg.compile`` says so; ``auto``: if it is worth it for so many plans.

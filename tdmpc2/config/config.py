@@ -107,6 +107,11 @@ class Config(Keys):
         return tuple(task_id for task_id in self.task_ids for _ in range(self.num_envs))
 
     @property
+    def num_updates(self) -> int:
+        """Updates of a run of ``steps``."""
+        return self.steps if self.mode == "offline" else max(int(self.utd * self.steps), 1)
+
+    @property
     def distillation_terms(self) -> dict[str, float]:
         """Weight of each distillation target."""
         return distillation_terms(self.distillation_targets, self.distillation_weight)

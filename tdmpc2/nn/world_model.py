@@ -5,6 +5,7 @@ docs/algorithm.md, "World model" and "Networks and initialisation".
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -125,6 +126,16 @@ class WorldModel(nn.Module):
     def update_target(self, tau: float) -> None:
         """Move the target heads by a fraction ``tau`` towards the online heads."""
         torch._foreach_lerp_(list(self._target_Qs.params), list(self._Qs.params), tau)
+
+    def with_settings(self, cfg: Config) -> WorldModel:
+        """Give the same networks other settings, such as another planning budget; nothing is copied.
+
+        Args:
+            cfg: of the same sizes and tasks.
+        """
+        view = copy.copy(self)  # shares the tables of parameters and modules
+        view.cfg = cfg
+        return view
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load any public layout, quantised or not: docs/algorithm.md, "Checkpoint layouts".

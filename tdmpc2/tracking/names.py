@@ -5,7 +5,10 @@ W&B group  what is in it                                        file in the run 
 ========== ==================================================== ==================================================
 train/     losses and gradient norms of updates                 train.csv
 distill/   losses of the distillation targets, named by target  train.csv, as ``distillation_...``
-speed/     it_per_s, data_wait, wall_hours                      speed.csv (wall_seconds)
+speed/     it_per_s, data_wait, wall_hours; learning online     speed.csv (wall_seconds)
+           also updates_per_s and the shares of the time
+episode/   returns of the episodes that are learned from, one   episodes.csv
+           curve per task
 eval/      normalized_score, low, high; one curve per task      eval.csv, eval_tasks.csv
 video/     one video per task                                   videos/
 ========== ==================================================== ==================================================

@@ -40,10 +40,20 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
         ValueError: one message that lists all that is missing and how to get it.
     """
     problems = []
+    online = cfg.mode == "online"
     try:
-        data_record(cfg.data_dir, cfg.task)
+        if online:
+            check_playable(cfg)
+        else:
+            data_record(cfg.data_dir, cfg.task)
     except ValueError as error:
-        problems.append(f"data: {error}")
+        problems.append(f"{'environment' if online else 'data'}: {error}")
+    if online and cfg.buffer_size <= (longest := max(cfg.task_specs[i].episode_length for i in cfg.task_ids)):
+        problems.append(f"buffer_size={cfg.buffer_size:,} does not hold the {longest + 1:,} rows of one episode")
+    if cfg.episodic and not online:
+        problems.append(
+            "episodic=true: stored episodes do not say which of them terminated, mode=online does"
+        )
     if teacher is not None and (teacher.checkpoint is None or not Path(teacher.checkpoint).exists()):
         problems.append(
             f"teacher: teacher_config.checkpoint={teacher.checkpoint} does not exist. Name a file, download the "
@@ -53,9 +63,10 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
         )
     if cfg.checkpoint is not None and not Path(cfg.checkpoint).exists():
         problems.append(f"weights to start from: student_config.checkpoint={cfg.checkpoint} does not exist")
-    if cfg.eval_freq and cfg.eval_freq <= cfg.steps:
+    if cfg.eval_freq and (online or cfg.eval_freq <= cfg.steps):
         try:
-            check_playable(cfg)
+            if not online:
+                check_playable(cfg)
             if cfg.save_video:
                 video_writer()
         except ValueError as error:

@@ -121,7 +121,7 @@ def test_ring_in_a_file_is_the_ring_in_memory(tmp_path: Path) -> None:
     """A buffer beyond the memory."""
     lengths = [5, 9, 4, 7, 3, 8]
     one, two = filled(lengths, 25), filled(lengths, 25, file=tmp_path / "rows.bin")
-    assert (tmp_path / "rows.bin").stat().st_size == 25 * 4 * FORMAT.words
+    assert not list(tmp_path.iterdir())  # nothing is left of it however the process ends
     for first, second in zip(one.sampler.draw(3, 32, 3, 7), two.sampler.draw(3, 32, 3, 7), strict=True):
         assert first is second or torch.equal(first, second)
 
