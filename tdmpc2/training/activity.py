@@ -17,13 +17,15 @@ class Clock:
 
     On a GPU an update is only launched, and what waits for it is the next plan: its time then counts as acting.
 
+    Args:
+        updates: made in the run when it is started.
+
     Attributes:
-        updates: made so far in the run.
+        updates: made so far.
     """
 
-    def __init__(self) -> None:
-        self.updates = 0
-        self._counted: int | None = None
+    def __init__(self, updates: int) -> None:
+        self.updates = self._counted = updates
         self._seconds = dict.fromkeys(_PARTS, 0.0)
         self._since = perf_counter()
         self._last: tuple[float, float] | None = None  # mean return and success of the episodes that ended last
@@ -52,8 +54,7 @@ class Clock:
         now = perf_counter()
         seconds = max(now - self._since - paused, 1e-9)
         shares = {part: min(spent / seconds, 1.0) for part, spent in self._seconds.items()}
-        made = self.updates - (self.updates if self._counted is None else self._counted)
-        rate = made / seconds
+        rate = (self.updates - self._counted) / seconds
         self._counted, self._since, self._seconds = self.updates, now, dict.fromkeys(_PARTS, 0.0)
         episode = [] if self._last is None else [f"return {self._last[0]:.4g}", f"success {self._last[1]:.2f}"]
         spent = "  ".join(f"{part} {share:.0%}" for part, share in shares.items())

@@ -60,11 +60,13 @@ def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
 
 def _learn(run: Run, explorer: Explorer) -> None:
     cfg, schedule, replay = run.cfg, Schedule.of(run.cfg), make_ring(run.cfg, run.agent.device)
-    learner, clock = Learner(run, replay), Clock()
+    learner = Learner(run, replay)
     run.attach("replay", SavedRing(replay, cfg.run_dir / "replay"))
     run.attach("explorer", explorer)
     run.attach("learner", learner)
-    source = f"{len(cfg.envs)} environments, a buffer of {replay.capacity:,} rows on {replay.rows.device}"
+    clock = Clock(learner.done)
+    environments = f"{len(cfg.envs)} environments" if len(cfg.envs) > 1 else "1 environment"
+    source = f"{environments}, a buffer of {replay.capacity:,} rows on {replay.rows.device}"
     run.start(source, *explorer.notes, explorer.compile_planner(), activity=clock.activity)
     for step in run.steps(again=learner.interrupted):
         if not learner.interrupted:

@@ -82,6 +82,17 @@ _TRAIN = """
 """
 
 
+_ONLINE = """
+    task=tests.helpers.toy_envs:Stands-v0 model_size=null enc_dim=16 mlp_dim=16 latent_dim=16 num_samples=16
+    num_elites=4 num_pi_trajs=4 iterations=1 device=cpu num_threads=1 batch_size=16 work_dir=run num_envs=2
+    seed_steps=40 steps=300 buffer_size=100 log_freq=10 save_freq=20 eval_freq=150 eval_episodes=1 compile=false
+"""
+
+
+def _prepare_nothing(directory: Path) -> None:
+    """Learning online needs nothing."""
+
+
 def _prepare_collect(directory: Path) -> None:
     """A tiny agent, to be mixed with random play."""
     from tdmpc2.agent import TDMPC2
@@ -112,6 +123,11 @@ SCENARIOS = {
             *(word if word.startswith("teacher") else f"student_config.{word}" for word in _TRAIN.split()),
         ),
         # The same values can be pickled differently; the others hold times.
+        ignored=("*.lock", "run/state.pt", "run/speed.csv", "run/train.log", "run/curves.png"),
+    ),
+    "online": Scenario(
+        _prepare_nothing,
+        (str(REPO / "train.py"), *_ONLINE.split()),
         ignored=("*.lock", "run/state.pt", "run/speed.csv", "run/train.log", "run/curves.png"),
     ),
     "import": Scenario(_prepare_import, ("-c", _IMPORT), ignored=("*.lock",)),
