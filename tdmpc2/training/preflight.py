@@ -51,9 +51,7 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
     if online and cfg.buffer_size <= (longest := max(cfg.task_specs[i].episode_length for i in cfg.task_ids)):
         problems.append(f"buffer_size={cfg.buffer_size:,} does not hold the {longest + 1:,} rows of one episode")
     if cfg.episodic and not online:
-        problems.append(
-            "episodic=true: stored episodes do not say which of them terminated, mode=online does"
-        )
+        problems.append("episodic=true: stored episodes do not say which of them terminated, mode=online does")
     if teacher is not None and (teacher.checkpoint is None or not Path(teacher.checkpoint).exists()):
         problems.append(
             f"teacher: teacher_config.checkpoint={teacher.checkpoint} does not exist. Name a file, download the "

@@ -129,7 +129,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
-def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+def undisturbed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path]:
     """A run that was never stopped, and its keys."""
     keys = {"save_freq": 10, **VARIANTS[request.param]}
     directory = tmp_path_factory.mktemp("undisturbed")
@@ -371,7 +373,10 @@ def test_online_environment_that_does_not_repeat_is_named(
     reset = Faulty.reset
     monkeypatch.setattr(Faulty, "reset", lambda self, *, seed=None, options=None: reset(self, seed=12345))
     train_online(cfg, None)
-    assert "Faulty-v0 (environment 1) does not repeat its episodes, so its running one is dropped" in capsys.readouterr().out
+    assert (
+        "Faulty-v0 (environment 1) does not repeat its episodes, so its running one is dropped"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(("keys", "message"), [
@@ -392,3 +397,21 @@ def test_online_run_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path)
     from tests.helpers.kill import killed_at_random
 
     killed_at_random("online", times=3, seed=1, root=tmp_path)
+
+
+@pytest.mark.slow
+def test_online_run_of_many_tasks_learns_from_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One model, an environment of each task, with the padding and the ids of their set."""
+    tasks = ("pendulum-spin", "cartpole-balance")
+    keys = {"task": "mt30", "mode": "online", "tasks": tasks, "task_dim": 4, "task_balance": "tasks", "utd": 0.5}
+    cfg = config(tmp_path, **keys, seed_steps=1000, steps=1020)
+    drawn = []
+    update = TDMPC2.update
+    monkeypatch.setattr(TDMPC2, "update", lambda self, batch: drawn.append(batch.task) or update(self, batch))
+    train_online(cfg, None)
+    assert len(drawn) == 509
+    counts = torch.cat(drawn).bincount(minlength=30)
+    assert counts.nonzero().flatten().tolist() == sorted(cfg.task_names.index(task) for task in tasks)
+    assert counts.max() < 1.2 * counts[counts > 0].min()
+    played = (cfg.run_dir / "episodes.csv").read_text().splitlines()[1:]
+    assert [line.split(",")[:2] for line in played] == [["1000", task] for task in cfg.tasks]
