@@ -112,13 +112,13 @@ class Learner:
     def store(self, step: int, episodes: Sequence[Episode]) -> None:
         """Add episodes to the buffer; the first one that is too short to be drawn from is named."""
         for episode in episodes:
-            job = episode.job
+            job, name = episode.job, self._run.cfg.task_specs[episode.job.task_id].name
             self._replay.add(episode.obs, episode.action, episode.reward, job.task_id, episode.terminated)
             if self._replay.num_short and not self._said_short:
                 self._said_short = True
                 self._run.message(
-                    f"An episode of {self._run.cfg.task_specs[job.task_id].name} (seed {job.seed}, until step {step:,}) "
-                    f"had {len(episode.reward) - 1} steps, less than horizon={self._replay.horizon}: such episodes are "
+                    f"An episode of {name} (seed {job.seed}, until step {step:,}) had "
+                    f"{len(episode.reward) - 1} steps, less than horizon={self._replay.horizon}: such episodes are "
                     "stored and counted, but no slice of them can be drawn"
                 )
 

@@ -159,7 +159,7 @@ def test_compiled_losses_of_an_episodic_agent_are_one_graph(tiny_cfg: Config) ->
 def test_kernels_refuse_a_termination_head(agent: TDMPC2) -> None:
     """They have none; such a model plans plainly or compiled."""
     assert "no termination head; plan without them" in unsupported(agent.cfg)
-    with pytest.raises((ValueError, RuntimeError), match="termination head|not available"):
+    with pytest.raises((ValueError, RuntimeError), match=r"termination head|not available"):
         PackedNetworks(agent.model)
     agent.planner.speed_up("auto", 500)
     assert agent.planner.kind == "plain"

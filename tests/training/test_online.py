@@ -233,9 +233,10 @@ def test_online_evaluations_of_a_killed_run_are_those_of_an_undisturbed_one(tmp_
     straight = train_online(config(tmp_path / "straight", **keys), None).parent
     cfg = config(tmp_path, **keys)
     for stop_at in (5, 33):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        with pytest.MonkeyPatch.context() as patch:
             interrupt(patch, stop_at, lambda: signal.raise_signal(signal.SIGTERM))
-            train_online(cfg, None)
+            with pytest.raises(SystemExit):
+                train_online(cfg, None)
     train_online(cfg, None)
     assert list(json.loads((straight / "evaluations.json").read_text())) == ["score", "0", "15", "30", "45"]
     for name in ("evaluations.json", "eval.csv"):
@@ -373,10 +374,8 @@ def test_online_environment_that_does_not_repeat_is_named(
     reset = Faulty.reset
     monkeypatch.setattr(Faulty, "reset", lambda self, *, seed=None, options=None: reset(self, seed=12345))
     train_online(cfg, None)
-    assert (
-        "Faulty-v0 (environment 1) does not repeat its episodes, so its running one is dropped"
-        in capsys.readouterr().out
-    )
+    said = "Faulty-v0 (environment 1) does not repeat its episodes, so its running one is dropped"
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("keys", "message"), [
