@@ -19,7 +19,7 @@ from tdmpc2.acceleration import compiled_update
 from tdmpc2.acceleration import layers as fast_layers
 from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.acceleration.low_precision import set_precision
-from tdmpc2.checkpoints.files import load_file, save_file
+from tdmpc2.checkpoints.files import load_file, naming, save_file
 from tdmpc2.config import RUN_KEYS, Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.distillation.distillation import Distillation
@@ -284,7 +284,9 @@ class TDMPC2:
         Raises:
             ValueError: unreadable file, or names and shapes that do not fit.
         """
-        self.model.load_state_dict(load_file(source).model)
+        file = load_file(source)
+        with naming(file.origin):
+            self.model.load_state_dict(file.model)
 
     def training_state(self) -> dict[str, Any]:
         """Everything besides the weights that the next update depends on."""
@@ -299,8 +301,10 @@ class TDMPC2:
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`training_state`; on another kind of device with other, but fixed, random draws."""
-        self.optim.load_state_dict(state["optim"])
-        self.pi_optim.load_state_dict(state["pi_optim"])
+        for name in ("optim", "pi_optim"):  # their settings are the configuration's, whatever a file says
+            optimiser: torch.optim.Optimizer = getattr(self, name)
+            groups = optimiser.state_dict()["param_groups"]
+            optimiser.load_state_dict({"state": state[name]["state"], "param_groups": groups})
         self.scale = state["scale"].to(self.device)
         if "distillation" in state:  # older files have none, and need none
             self.distillation.load_state(state["distillation"])

@@ -10,7 +10,7 @@ from typing import Any
 from tdmpc2.acceleration.cpu.networks import unsupported
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints import layouts
-from tdmpc2.checkpoints.files import Checkpoint, load_file
+from tdmpc2.checkpoints.files import Checkpoint, load_file, naming
 from tdmpc2.config import RUN_KEYS, Config, parse_cfg
 from tdmpc2.precision import execution
 from tdmpc2.tasks import TASK_SETS, nearest
@@ -19,7 +19,7 @@ _log = logging.getLogger("tdmpc2")
 
 
 def load_agent(
-    source: str | PathLike[str] | Mapping[str, Any],
+    source: str | PathLike[str] | Mapping[str, Any] | Checkpoint,
     *,
     device: str = "auto",
     precision: str = "auto",
@@ -30,7 +30,7 @@ def load_agent(
     """Build an agent with the architecture, tasks and weights of a file of any public layout or precision.
 
     Args:
-        source: file, or a dict as read from one.
+        source: file, or a dict as read from one, or what :func:`~tdmpc2.checkpoints.files.load_file` read.
         device: where it computes; ``auto`` prefers an accelerator.
         precision: ``auto``, ``fp32``, ``bf16``, ``fp16`` or ``int8``; ``auto`` is the fastest that is correct for the
             file here. An agent below fp32 acts but does not train.
@@ -45,11 +45,15 @@ def load_agent(
     Raises:
         ValueError: unreadable file, or a task the file does not have.
     """
-    file = load_file(source)
-    agent = TDMPC2(config_of(file, device=device, precision=precision, compile=compile, **overrides))
-    agent.load({"model": file.model})
+    file = source if isinstance(source, Checkpoint) else load_file(source)
+    cfg = config_of(file, device=device, precision=precision, compile=compile, **overrides)
+    with naming(file.origin):
+        layouts.check_sizes(file.model, cfg)  # before a model of these sizes takes its memory
+        agent = TDMPC2(cfg)
+        agent.model.load_state_dict(file.model)
     kernels = agent.cfg.mpc and agent.cfg.compile != "false" and not unsupported(agent.cfg)
-    chosen = execution(precision, file, agent.device, kernels=kernels)
+    with naming(file.origin):
+        chosen = execution(precision, file, agent.device, kernels=kernels)
     if chosen.note and not quiet:
         _log.warning("%s: %s", file.origin, chosen.note)
     if chosen.name != "fp32":
@@ -68,7 +72,8 @@ def config_of(file: Checkpoint, **overrides: Any) -> Config:
     if not isinstance(task, (str, type(None))):
         raise ValueError(f"task={task} must be one name; tasks=[...] chooses some of a task set")
     if file.config is None:
-        cfg = layouts.infer_config(file.model, task)
+        with naming(file.origin):
+            cfg = layouts.infer_config(file.model, task)
     else:
         cfg = parse_cfg({key: value for key, value in file.config.items() if key not in RUN_KEYS}, file.origin)
     if task is not None and task != cfg.task:

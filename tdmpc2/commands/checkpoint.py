@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     verb, values = read_verb("checkpoint", __doc__, argv, VERBS)
     from tdmpc2.checkpoints.files import convert, describe, load_file, save_file
 
-    checkpoint = load_file(values["file"])
+    checkpoint = load_file(values["file"], identify=verb == "inspect")
     if verb == "inspect":
         for label, text in describe(checkpoint).items():
             print(f"{label:22}{text}")

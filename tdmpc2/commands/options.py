@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc2.commands.words import Word, items, listed, read
+from tdmpc2.config.aliases import key_hint
 from tdmpc2.tasks import nearest
 
 _TRUTH = {"true": True, "false": False}
@@ -113,7 +114,7 @@ def parse(
 
 def unknown(word: Word, names: Sequence[str]) -> str:
     """The message for a key that is none of ``names``."""
-    return f"Unknown key '{word.prefix}{word.key}' on the command line.{nearest(str(word.key), names)}"
+    return f"Unknown key '{word.prefix}{word.key}' on the command line.{key_hint(str(word.key), names)}"
 
 
 def _more(before: str | None, text: str | None) -> str | None:

@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from tdmpc2.commands.words import Word, depth, is_option, read
-from tdmpc2.config import Config, check_keys, is_nothing, key_names
+from tdmpc2.config import Config, check_keys, is_nothing, key_hint, key_names
 from tdmpc2.tasks import nearest
 
 
@@ -80,7 +80,7 @@ def check_key(word: Word, groups: Sequence[str]) -> None:
         check_keys([key], "the command line")
     elif group.partition("@")[0] not in groups:
         options = [*key_names(), *groups, *(f"{group}.{name}" for group in groups for name in key_names())]
-        raise ValueError(f"Unknown key '{key}' on the command line.{nearest(key, options)}")
+        raise ValueError(f"Unknown key '{key}' on the command line.{key_hint(key, options)}")
     elif name:
         check_keys([name], f"{group} on the command line")
 

@@ -22,7 +22,7 @@ from tdmpc2.config.keys import Keys
 from tdmpc2.config.sizes import budget, check_widths, model_widths
 from tdmpc2.config.tables import KEYS, WIDTHS, as_typed, check_keys, plain
 from tdmpc2.config.values import check_value, convert, is_nothing
-from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest, task_names
+from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest, read_specs, task_names
 
 _log = logging.getLogger("tdmpc2")
 
@@ -43,8 +43,7 @@ class Config(Keys):
             object.__setattr__(self, name, convert(key, hints[name], getattr(self, name)))
         if not self.task_specs:
             object.__setattr__(self, "task_specs", tuple(lookup(name) for name in task_names(self.task)))
-        specs = (spec if isinstance(spec, TaskSpec) else TaskSpec(**spec) for spec in self.task_specs)
-        object.__setattr__(self, "task_specs", tuple(specs))
+        object.__setattr__(self, "task_specs", read_specs(self.task_specs))
         for name, key in KEYS.items():
             check_value(key, getattr(self, name))
         for name, value in self._following().items():

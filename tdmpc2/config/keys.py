@@ -17,10 +17,11 @@ class Keys:
     """One agent and what is done with it, as typed."""
 
     task: str = key(
-        "mt30", "task set (mt30, mt80), task, or Gymnasium id with its module", commands=COMMANDS, section="Task"
-    )
+        "mt30", "what the model knows: task set (mt30, mt80), task, or Gymnasium id with its module",
+        commands=COMMANDS, section="Task",
+    )  # fmt: skip
     tasks: tuple[str, ...] | None = key(
-        None, "tasks of the set to collect, sample and score; null: all; ids stay the set's", commands=COMMANDS
+        None, "those of the set that this run uses; null: all. Task ids and padding stay the set's", commands=COMMANDS
     )
     mode: str = key(
         "auto", "learn from stored episodes or by acting; auto: online for one task without data_dir, else offline",

@@ -36,8 +36,8 @@ def write_episodes(
 
         write_episodes("data/robot", "my_tasks:Robot-v0", [(obs, action, reward), ...])
 
-    and ``python train.py teacher_config=null student_config.task=my_tasks:Robot-v0 student_config.data_dir=data/robot
-    student_config.eval_freq=0`` trains on it. Where there is no simulator, a Gymnasium environment that only declares
+    and ``python train.py teacher_config=null task=my_tasks:Robot-v0 data_dir=data/robot
+    eval_freq=0`` trains on it. Where there is no simulator, a Gymnasium environment that only declares
     its spaces and its ``max_episode_steps`` is enough for that.
 
     Args:

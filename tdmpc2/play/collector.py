@@ -110,7 +110,7 @@ def collect(
     if agent is None and cfg.mix is not None:
         keys = {key: getattr(cfg, key) for key in ("device", "precision", "compile", "num_threads", "seed")}
         agent = load_policies(
-            mixture_entries(cfg.mix, None, cfg.mpc), lambda path, mpc: load_agent(path, mpc=mpc, **keys)
+            mixture_entries(cfg.mix, None, cfg.mpc), lambda file, mpc: load_agent(file, mpc=mpc, **keys)
         )
     policies = [policy_from_agent(agent)] if agent is None or isinstance(agent, TDMPC2) else list(agent)
     for policy in policies:

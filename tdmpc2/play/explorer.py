@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
@@ -17,7 +18,20 @@ from tdmpc2.envs.wrappers import PadEnv
 from tdmpc2.play.actors import uniform_actions
 from tdmpc2.play.rollout import Episode, Floats, Job
 from tdmpc2.support.draws import numbered_generator
+from tdmpc2.support.entries import Entry, check_entries, flag, list_of, nothing_or, number, record, whole
 
+NEW_RUN = "The run cannot be continued from it: set exp_name to start a new run"
+_TENSOR = Entry(lambda v: isinstance(v, Tensor), "a tensor")
+_STATE = {
+    "begun": list_of(whole()),
+    "running": list_of(nothing_or(record())),
+    "ended": list_of(record()),
+    "player": record(),
+    "planned_for": whole(),
+}
+_RUNNING = {"seed": whole(), "obs": _TENSOR, "action": _TENSOR, "reward": _TENSOR}
+_ENDED = {**_RUNNING, "task_id": whole(), "episode_return": number(), "success": number(), "terminated": flag()}
+_PLAYER_STATE = {"generator": _TENSOR, "plan_mean": _TENSOR.optional, "ids": _TENSOR.optional}
 _RANDOM_ACTIONS = 1  # stream of numbered_generator
 _PLAYER = 0x5EED  # what the seed of the player's draws is told apart by from those of environments
 
@@ -211,7 +225,7 @@ class Explorer:
         """Collect what the next turn depends on: the running episodes and the player's state."""
         return {
             "begun": list(self._begun),
-            "running": [None if running is None else _saved(running) for running in self._running],
+            "running": [r if r is None else _saved(r, self._cfg.action_dim) for r in self._running],
             "ended": [_saved_episode(episode) for episode in self._ended],
             "player": self._player.state(),
             "planned_for": self._planned_for,
@@ -224,7 +238,9 @@ class Explorer:
 
         Raises:
             EnvironmentFailed: naming task, environment, seed and step.
+            ValueError: an entry is missing or does not fit; the message names it.
         """
+        state = self._checked(state)
         self._begun = list(state["begun"])
         self._ended = [_loaded_episode(episode) for episode in state["ended"]]
         self._planned_for = state["planned_for"]  # whether to compile must not depend on how often a run was continued
@@ -237,6 +253,22 @@ class Explorer:
                     f"{task} (environment {i + 1}) does not repeat its episodes, so its running one is dropped and the "
                     "run is not bit for bit what it would have been"
                 )
+
+    def _checked(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        cfg, origin = self._cfg, f"{self._cfg.run_dir / 'state.pt'}: explorer"
+        state = check_entries(origin, state, _STATE, NEW_RUN)
+        if len(state["begun"]) != len(self._envs) or len(state["running"]) != len(self._envs):
+            raise ValueError(f"{origin} is of another number of environments than {len(self._envs)}. {NEW_RUN}")
+        rows = {"obs": cfg.obs_dim, "action": cfg.action_dim}
+        for saved in [*filter(None, state["running"]), *state["ended"]]:
+            entries = _RUNNING if "task_id" not in saved else _ENDED
+            check_entries(f"{origin}: an episode", saved, entries, NEW_RUN)
+            short = int("task_id" not in saved)  # the first row of an ended episode holds filler, as it is stored
+            lengths = len(saved["obs"]), len(saved["action"]) + short, len(saved["reward"]) + short
+            if len(set(lengths)) > 1 or any(saved[name].shape[1:] != (size,) for name, size in rows.items()):
+                raise ValueError(f"{origin}: an episode has rows of another form than this run's. {NEW_RUN}")
+        check_entries(f"{origin}: player", state["player"], _PLAYER_STATE, NEW_RUN)
+        return state
 
     def _play_again(self, i: int, saved: Mapping[str, Any]) -> bool:
         """Bring an environment to where it was in an episode; false if that leads somewhere else."""
@@ -252,11 +284,11 @@ class Explorer:
         return True
 
 
-def _saved(running: _Running) -> dict[str, Any]:
+def _saved(running: _Running, action_dim: int) -> dict[str, Any]:
     return {
         "seed": running.seed,
         "obs": torch.from_numpy(np.stack(running.obs)),
-        "action": torch.from_numpy(np.array(running.action, np.float32)),
+        "action": torch.from_numpy(np.array(running.action, np.float32).reshape(len(running.action), action_dim)),
         "reward": torch.tensor(running.reward, dtype=torch.float64),
     }
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoints.files import file_sha256, load_file
+from tdmpc2.checkpoints.files import Checkpoint, load_file
 from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.placement import data_record, open_data
@@ -156,7 +156,8 @@ def measure(
             trained on.
     """
     record = data_record(data_dir)
-    teacher = load_agent(teacher_path, device=device, precision="fp32") if teacher_path else None
+    teacher_file = load_file(teacher_path, identify=True) if teacher_path else None
+    teacher = load_agent(teacher_file, device=device, precision="fp32") if teacher_file else None
     samplers: dict[str, SliceSampler] = {}
     results = {}
     for path in paths:
@@ -165,7 +166,8 @@ def measure(
                 f"{path} was trained on {data_dir}: collect other episodes, with another seed and data_dir, "
                 "for example `python collect.py seed=2 data_dir=data/heldout`"
             )
-        agent = load_agent(path, device=device, precision="fp32")
+        file = load_file(path)
+        agent = load_agent(file, device=device, precision="fp32")
         cfg = agent.cfg.replace(data_dir=data_dir, task_balance="tasks")
         if cfg.multitask:
             cfg = cfg.replace(tasks=shared_tasks(cfg, data_dir, tasks))
@@ -177,9 +179,9 @@ def measure(
         drawn = list(heldout_batches(samplers[key], batches, batch_size, cfg.horizon, seed))
         results[path] = {
             "checkpoint": path.name,
-            "step": load_file(path).step,
+            "step": file.step,
             "tasks_trained": len(agent.cfg.task_ids),
-            "protocol": _protocol(cfg, record, teacher_path, batches, batch_size, seed),
+            "protocol": _protocol(cfg, record, teacher_file, batches, batch_size, seed),
             "errors": heldout_errors(agent, progress(drawn, path.name, unit="batches"), teacher),
         }
     return results
@@ -239,7 +241,7 @@ def _trained_on(path: Path, data_dir: str, record: dict[str, Any]) -> bool:
 
 
 def _protocol(
-    cfg: Config, record: dict[str, Any], teacher: Path | None, batches: int, batch_size: int, seed: int
+    cfg: Config, record: dict[str, Any], teacher: Checkpoint | None, batches: int, batch_size: int, seed: int
 ) -> dict[str, Any]:
     return {
         "data": record,
@@ -248,5 +250,5 @@ def _protocol(
         "batches": batches,
         "batch_size": batch_size,
         "seed": seed,
-        "teacher_sha256": None if teacher is None else file_sha256(teacher),
+        "teacher_sha256": None if teacher is None else teacher.sha256,
     }

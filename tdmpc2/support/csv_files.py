@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tdmpc2.support.files import write_text
+from tdmpc2.support.reading import MOST_TEXT, NotRegularError, read_text
 
 
 class CsvFile:
@@ -47,12 +48,21 @@ def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Read columns and complete rows; ([], []) if there is no file.
 
     A last line without its newline was torn by a kill and is left out, as are rows of another width.
+
+    Raises:
+        ValueError: it cannot be read, is no file, or has a field that no log has.
     """
     if not path.exists():
         return [], []
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        text = file.read()
-    columns, *rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))) or [[]]
+    try:
+        text = read_text(path, MOST_TEXT, errors="replace")
+        columns, *rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))) or [[]]
+    except NotRegularError as error:
+        raise ValueError(str(error)) from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    except csv.Error as error:
+        raise ValueError(f"{path} is damaged [{error}]") from error
     return columns, [dict(zip(columns, row, strict=True)) for row in rows if len(row) == len(columns)]
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from tdmpc2.support.reading import NotRegularError, load_json
+from tdmpc2.support.text import cut, shown
 
 
 @contextlib.contextmanager
@@ -52,6 +56,19 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
+def strict_json(content: Any, indent: int = 1) -> str:
+    """Write JSON that every reader takes: numbers that are not finite become null, which JSON has no word for."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 def delete_leftovers(directory: Path, name: str = "*") -> None:
     """Delete the temporary files that killed processes left of :func:`replacing`.
 
@@ -74,14 +91,18 @@ def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any
     if absent is not None and not path.exists():
         return absent
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not an object")
-        return content
+        content = load_json(path)
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist") from error
+    except PermissionError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except NotRegularError as error:
+        raise ValueError(str(error)) from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged [{type(error).__name__}: {error}]") from error
+        raise ValueError(f"{path} is damaged [{type(error).__name__}: {cut(str(error))}]") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged [it holds {shown(content)}, not an object]")
+    return content
 
 
 def free_disk(path: Path) -> int:

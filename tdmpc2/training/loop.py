@@ -29,6 +29,7 @@ from tdmpc2.data.batches import Batches
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.nn.layers import num_parameters
 from tdmpc2.support.runtime import set_num_threads
+from tdmpc2.support.text import cut
 from tdmpc2.tracking.logger import Logger
 from tdmpc2.tracking.pace import Activity
 from tdmpc2.training import run_dir, run_record
@@ -139,19 +140,25 @@ class Run:
         """Tell whether nothing is left to do, in which case one line says so."""
         left = self.resumed.step < self.cfg.steps or self.resumed.evaluation_due
         if not left:
-            print(
-                f"{self.cfg.run_dir} is already trained for {self.resumed.step:,} steps; "
-                "set student_config.steps higher to go on"
-            )
+            print(f"{self.cfg.run_dir} is already trained for {self.resumed.step:,} steps; set steps higher to go on")
         return not left
 
     def attach(self, name: str, part: Stateful) -> None:
         """Save and continue a part with the run; one that was saved is brought to where it was.
 
         The main process saves the state of its own part; all processes continue from that.
+
+        Raises:
+            ValueError: what was saved is not a state of this part.
         """
         if name in self.resumed.parts:
-            part.load_state(self.resumed.parts[name])
+            try:
+                part.load_state(self.resumed.parts[name])
+            except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+                raise ValueError(
+                    f"{self.cfg.run_dir / 'state.pt'}: the state of its part '{name}' is damaged "
+                    f"[{type(error).__name__}: {cut(str(error))}]. Set exp_name to start a new run"
+                ) from error
         self._parts[name] = part
 
     def start(

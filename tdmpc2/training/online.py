@@ -17,8 +17,9 @@ from tdmpc2.data.ring_files import SavedRing
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.distributed import process_group
 from tdmpc2.play.evaluation import evaluate
-from tdmpc2.play.explorer import EnvironmentFailed, Explorer
+from tdmpc2.play.explorer import NEW_RUN, EnvironmentFailed, Explorer
 from tdmpc2.play.rollout import Episode
+from tdmpc2.support.entries import check_entries, flag, whole
 from tdmpc2.support.files import check_free_disk, free_disk
 from tdmpc2.tracking.progress import Progress
 from tdmpc2.training.activity import Clock
@@ -27,6 +28,7 @@ from tdmpc2.training.preflight import preflight
 from tdmpc2.training.schedule import Schedule
 from tdmpc2.training.teacher import fit_pca
 
+_LEARNER = {"done": whole(), "owed": whole(), "interrupted": flag()}
 _BURST = 100  # updates in a row that are worth a progress bar
 
 
@@ -164,7 +166,12 @@ class Learner:
         return {"done": self.done, "owed": self.owed, "interrupted": self.interrupted}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`state`."""
+        """Continue from :meth:`state`.
+
+        Raises:
+            ValueError: an entry is missing or no such number.
+        """
+        state = check_entries(f"{self._run.cfg.run_dir / 'state.pt'}: learner", state, _LEARNER, NEW_RUN)
         self.done, self.owed, self.interrupted = state["done"], state["owed"], state["interrupted"]
 
 

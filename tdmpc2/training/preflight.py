@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoints.files import read_file
 from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.chunks import Layout, chunk_paths
@@ -28,6 +27,7 @@ from tdmpc2.play.rollout import check_playable
 from tdmpc2.support.files import check_free_disk, free_disk
 from tdmpc2.support.runtime import available_memory, set_num_threads
 from tdmpc2.training import run_record
+from tdmpc2.training.state_file import read_state
 from tdmpc2.training.teacher import Teacher
 
 _CACHE_BATCH = 4096  # rows a teacher takes at a time
@@ -56,11 +56,11 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
         problems.append(
             f"teacher: teacher_config.checkpoint={teacher.checkpoint} does not exist. Name a file, download the "
             "published mt30-317M.pt (Hugging Face model nicklashansen/tdmpc2, folder multitask, 2.0 GB), train one "
-            "with `python train.py teacher_config=null student_config.model_size=5 student_config.exp_name=teacher` "
+            "with `python train.py teacher_config=null model_size=5 exp_name=teacher` "
             "and add teacher_config.checkpoint=logs/mt30/1/teacher/model.pt, or train without: teacher_config=null"
         )
     if cfg.checkpoint is not None and not Path(cfg.checkpoint).exists():
-        problems.append(f"weights to start from: student_config.checkpoint={cfg.checkpoint} does not exist")
+        problems.append(f"weights to start from: checkpoint={cfg.checkpoint} does not exist")
     if cfg.eval_freq and (online or cfg.eval_freq <= cfg.steps):
         try:
             if not online:
@@ -68,7 +68,7 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
             if cfg.save_video:
                 video_writer()
         except ValueError as error:
-            problems.append(f"evaluation: {error} (student_config.eval_freq=0 trains without)")
+            problems.append(f"evaluation: {error} (eval_freq=0 trains without)")
     if problems:
         raise ValueError("\n  ".join(["training cannot start, something is missing", *problems]))
 
@@ -114,9 +114,9 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
     state = cfg.run_dir / "state.pt"
     start = 0
     if state.exists():
-        saved = read_file(state)
-        start = int(saved["step"])
-        agent.load_training_state(saved["training"])  # it says whether the update is compiled
+        saved = read_state(state, agent)
+        start = saved.step
+        agent.load_training_state(saved.training)  # it says whether the update is compiled
     steps = max(cfg.steps - start, 0)
     data_line, size, imported = _data(cfg, agent.device)
     before, before_s, before_bytes = _preparation(cfg, live_teacher, size, imported)

@@ -16,13 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoints.files import load_file, read_file, save_file
+from tdmpc2.checkpoints.files import load_file, save_file
 from tdmpc2.support import files
 from tdmpc2.support.files import replacing
 from tdmpc2.training.evaluations import read_scores, write_scores
+from tdmpc2.training.state_file import read_state
 
 
 @contextmanager
@@ -107,19 +106,16 @@ def restore(agent: TDMPC2, run_dir: Path) -> Saved:
         The rest of the file; step 0 if there is nothing to continue.
 
     Raises:
-        ValueError: ``state.pt`` cannot be read.
+        ValueError: ``state.pt`` cannot be read, or does not fit the agent.
     """
     path, model = run_dir / "state.pt", run_dir / "model.pt"
     if not path.exists():
         return Saved()
-    state = read_file(path)
-    with torch.no_grad():
-        agent.model.load_state_dict(state["weights"])
-    agent.load_training_state(state["training"])
-    step = int(state["step"])
-    if _step_of(model) != step:
-        agent.save(model, step=step, overwrite=True)
-    return Saved(step, state["wandb_id"], state.get("wall_seconds"), state.get("parts", {}))
+    state = read_state(path, agent)
+    state.load_into(agent)
+    if _step_of(model) != state.step:
+        agent.save(model, step=state.step, overwrite=True)
+    return Saved(state.step, state.wandb_id, state.wall_seconds, state.parts)
 
 
 def record_score(agent: TDMPC2, run_dir: Path, step: int, score: float, label: str, save_best: bool) -> bool:

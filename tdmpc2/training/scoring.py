@@ -30,6 +30,7 @@ def score(evaluate: Evaluator, agent: TDMPC2, cfg: Config, logger: Logger, step:
         logger.message(line)
     result = evaluate(agent, cfg, film=film)
     if cfg.save_video:  # each was written by the process that played it
+        logger.message(f"Videos: {videos}/*-{step}.mp4")
         for name in (task.task for task in result.tasks):
             logger.log_video(step, f"video/{name}", videos / f"{name}-{step}.mp4")
     logger.log(step, result.metrics(), "eval")

@@ -28,7 +28,7 @@ def test_train_of_finished_run_changes_nothing(cfg: Config, capsys: pytest.Captu
     capsys.readouterr()
     assert train(cfg, None) == path
     assert train(cfg.replace(steps=10), None) == path
-    assert "is already trained for 20 steps; set student_config.steps higher" in capsys.readouterr().out
+    assert "is already trained for 20 steps; set steps higher" in capsys.readouterr().out
     assert snapshot(cfg.run_dir) == before
 
 

@@ -198,6 +198,25 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[], None
     monkeypatch.setattr(Explorer, "act", act)
 
 
+@pytest.mark.parametrize(("entry", "value", "message"), [
+    ("begun", [1, 2], "another number of environments than 1"),
+    ("begun", [-1], "begun is .*, expected"),
+    ("running", [{"seed": 1}], "an episode: obs is missing"),
+    ("running", ["obs"], "rows of another form than this run's"),
+    ("player", {}, "player: generator is missing"),
+])  # fmt: skip
+def test_explorer_refuses_a_state_that_does_not_fit(tmp_path: Path, entry: str, value: Any, message: str) -> None:
+    cfg = config(tmp_path)
+    with Explorer(cfg, TDMPC2(cfg)) as explorer:
+        explorer.begin()
+        state = explorer.state()
+        if value == ["obs"]:
+            value = [{**state["running"][0], "obs": torch.zeros(2, 4)}]
+        with pytest.raises(ValueError, match=message):
+            explorer.load_state({**state, entry: value})
+        explorer.load_state(state)
+
+
 def test_online_burst_cut_short_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A queue gives a run seconds to save, and the burst takes minutes."""
     straight = train_online(config(tmp_path / "straight"), None).parent
