@@ -20,7 +20,7 @@ from tdmpc2.acceleration import layers as fast_layers
 from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.acceleration.low_precision import set_precision
 from tdmpc2.checkpoints.files import load_file, naming, save_file
-from tdmpc2.config import RUN_KEYS, Config
+from tdmpc2.config import RUN_KEYS, Config, check_memory, model_parts, plan_parts
 from tdmpc2.data.batch import Batch
 from tdmpc2.distillation.distillation import Distillation
 from tdmpc2.distillation.outputs import check_teacher
@@ -30,7 +30,7 @@ from tdmpc2.nn.layers import num_parameters
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.noise import UpdateNoise, draw_update_noise
 from tdmpc2.player import Array, Player, TaskLike
-from tdmpc2.support.runtime import can_compile, resolve_device
+from tdmpc2.support.runtime import available_memory, can_compile, resolve_device
 
 #: Rows of batches that a run must have to be worth compiling: 20 000 updates of 256.
 _ROWS_WORTH_COMPILING = 5_120_000
@@ -58,12 +58,15 @@ class TDMPC2:
         self.teacher = teacher
         self.group = group or ProcessGroup()
         self.device = resolve_device(cfg.device)
+        check_memory(cfg, [*model_parts(cfg), *(plan_parts(cfg) if cfg.mpc else [])], available_memory(self.device))
         self.precision = "fp32"
         self.model = WorldModel(cfg, torch.Generator().manual_seed(cfg.seed)).eval()
         if self.device.type != "cpu":
             self.model.to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(cfg.seed)
-        self.scale = torch.ones((), device=self.device)  # running range of values: docs/algorithm.md, "Value scale"
+        self.scale = torch.ones(
+            (), dtype=torch.float32, device=self.device
+        )  # running range of values: docs/algorithm.md, "Value scale"
 
         encoder, policy = [list(m.parameters()) for m in (self.model._encoder, self.model._pi)]
         others = [
@@ -89,6 +92,19 @@ class TDMPC2:
         self._policy_loss: Callable[..., losses.PolicyLoss] = losses.policy_loss
         self._update_compiled: bool | None = None  # None: not yet decided
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The player has the generator too, and keeps it as multiprocessing can send it; compiled code stays here.
+        state = {name: value for name, value in vars(self).items() if name != "generator"}
+        if self.update_compiled:
+            state |= {"_model_losses": None, "_policy_loss": None}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.generator = self._player.generator
+        if self._model_losses is None:
+            self._model_losses, self._policy_loss = compiled_update.compiled(self.model, self.device)
+
     def __repr__(self) -> str:
         cfg, parameters = self.cfg, num_parameters(self.model)
         tasks = f"{len(cfg.task_specs)} tasks of {cfg.task}" if cfg.multitask else f"task {cfg.task}"
@@ -113,12 +129,13 @@ class TDMPC2:
             Losses and gradient norms (before clipping) as 0-d tensors on the device.
 
         Raises:
-            ValueError: the agent's weights are below float32, or the batch lacks what is to be distilled.
+            ValueError: the agent's weights are below float32, the batch has wrong shapes or types, or it lacks what is
+                to be distilled.
         """
         self._require_fp32("train")
+        self._player.check_process()
         cfg, batch = self.cfg, Batch.from_any(batch)
-        if cfg.episodic and batch.terminated is None:
-            raise ValueError("The batch's 'terminated' is missing, which episodic=true learns from: pass [H, B, 1]")
+        batch.check(cfg, self.model.bins)
         noise = noise or self._draw_update_noise(batch.action.shape[1])
         ids = batch.task if cfg.multitask else None
         all_ids = None if ids is None else self.group.gather(ids)  # [N B], those of all N processes
@@ -208,7 +225,11 @@ class TDMPC2:
 
     def _context(self, all_ids: Tensor | None) -> TaskContext:
         """Look up the tasks of this process's rows. Looking up rescales the table: in all processes alike."""
-        context = self.model.context(all_ids, train=True)
+        try:
+            context = self.model.context(all_ids, train=True)
+        except IndexError as error:  # as a CPU notices; checking before would wait for a GPU
+            known = len(self.cfg.task_specs) - 1
+            raise ValueError(f"The batch has task ids that the model has not: it knows 0 to {known}") from error
         if all_ids is None or self.group.world_size == 1:
             return context
         return context.for_rows(self.group.rows(len(all_ids)))

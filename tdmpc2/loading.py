@@ -12,8 +12,9 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints import layouts
 from tdmpc2.checkpoints.files import Checkpoint, load_file, naming
 from tdmpc2.config import RUN_KEYS, Config, parse_cfg
+from tdmpc2.envs.modules import import_module_of
 from tdmpc2.precision import execution
-from tdmpc2.tasks import TASK_SETS, nearest
+from tdmpc2.tasks import TASK_SETS, TASKS, nearest
 
 _log = logging.getLogger("tdmpc2")
 
@@ -45,6 +46,8 @@ def load_agent(
     Raises:
         ValueError: unreadable file, or a task the file does not have.
     """
+    if not isinstance(source, (str, PathLike, Mapping, Checkpoint)):
+        raise ValueError(f"load_agent({source!r:.60}): name a checkpoint file, or pass a dict as read from one")
     file = source if isinstance(source, Checkpoint) else load_file(source)
     cfg = config_of(file, device=device, precision=precision, compile=compile, **overrides)
     with naming(file.origin):
@@ -75,7 +78,9 @@ def config_of(file: Checkpoint, **overrides: Any) -> Config:
         with naming(file.origin):
             cfg = layouts.infer_config(file.model, task)
     else:
-        cfg = parse_cfg({key: value for key, value in file.config.items() if key not in RUN_KEYS}, file.origin)
+        keys = {key: value for key, value in file.config.items() if key not in RUN_KEYS}
+        cfg = parse_cfg(keys, file.origin, from_file=True)
+        _check_table(cfg, file.origin)
     if task is not None and task != cfg.task:
         if task not in cfg.task_names or task in TASK_SETS:
             raise ValueError(
@@ -85,4 +90,18 @@ def config_of(file: Checkpoint, **overrides: Any) -> Config:
         overrides.setdefault("tasks", (task,))
     elif task is not None and cfg.multitask:
         overrides.setdefault("tasks", None)
+    if task is not None:
+        import_module_of(task)  # named by the user, unlike the tasks of the file
     return cfg.replace(**overrides)
+
+
+def _check_table(cfg: Config, origin: str) -> None:
+    """Raise ``ValueError`` where a file says of a known task what the table of tasks does not."""
+    for spec in cfg.task_specs:
+        if (known := TASKS.get(spec.name, spec)) != spec:
+            name = next(name for name, value in vars(known).items() if value != getattr(spec, name))
+            said, true = getattr(spec, name), getattr(known, name)
+            raise ValueError(
+                f"{origin} says that {name} of '{spec.name}' is {said}, but it is {true}: the file is damaged, or its "
+                "task is another one of that name"
+            )

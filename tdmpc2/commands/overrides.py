@@ -62,12 +62,24 @@ def read_line(argv: Sequence[str], groups: Sequence[str] = (), bare: str | None 
     lists += [f"{group}.{name}" for group in groups for name in lists]
     words = [_named(word, groups, bare) for word in read(rest, switches, lists)]
     many = parsed.multirun or any((w.key, str(w.value).upper()) == ("hydra.mode", "MULTIRUN") for w in words)
+    _check_absent(words, groups)
     overrides = []
     for word in words:
         assert word.key is not None
         check_key(word, groups)
         overrides.append(_override(word, hints, groups, many))
     return Line(flags, overrides)
+
+
+def _check_absent(words: Sequence[Word], groups: Sequence[str]) -> None:
+    """Raise ``ValueError`` for a key of a group that the same line sets to null."""
+    for group in groups:
+        absent = any(
+            w.key == group and (w.prefix == "~" or (w.value is not None and is_nothing(w.value))) for w in words
+        )
+        inside = next((w for w in words if str(w.key).startswith(f"{group}.")), None)
+        if absent and inside is not None:
+            raise ValueError(f"{inside.key}={inside.value} beside {group}=null: leave out one of them")
 
 
 def check_key(word: Word, groups: Sequence[str]) -> None:

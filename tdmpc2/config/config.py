@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from tdmpc2.config.keys import Keys
 from tdmpc2.config.sizes import budget, check_widths, model_widths
 from tdmpc2.config.tables import KEYS, WIDTHS, as_typed, check_keys, plain
 from tdmpc2.config.values import check_value, convert, is_nothing
+from tdmpc2.support.names import safe_name
 from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest, read_specs, task_names
 
 _log = logging.getLogger("tdmpc2")
@@ -36,6 +38,11 @@ class Config(Keys):
     """
 
     task_specs: tuple[TaskSpec, ...] = field(default=())  # of task, by parse_cfg; not a key
+
+    def __new__(cls, *_: Any, **values: Any) -> Config:
+        """Refuse unknown keys as a command line does, and not as Python does for arguments."""
+        check_keys(values.keys() - {"task_specs"}, "Config(...)")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         hints = _hints()
@@ -117,8 +124,17 @@ class Config(Keys):
 
     @property
     def run_dir(self) -> Path:
-        """Directory of everything a run writes."""
-        return Path(self.work_dir or Path("logs") / self.task / str(self.seed) / (self.exp_name or "default"))
+        """Directory of everything a run writes.
+
+        Names are made safe for every system; a run that an older version began under the name as it is stays there.
+        """
+        if self.work_dir:
+            return Path(self.work_dir)
+        name = self.exp_name or "default"
+        as_typed = os.path.join("logs", self.task, str(self.seed), name)
+        if os.path.exists(os.path.join(as_typed, "run.json")):
+            return Path(as_typed)
+        return Path("logs", safe_name(self.task), str(self.seed), safe_name(name))
 
     # -- copies -----------------------------------------------------------------------------------------------------
 
@@ -216,18 +232,23 @@ def _hints() -> dict[str, Any]:
     return typing.get_type_hints(Keys)
 
 
-def parse_cfg(cfg: DictConfig | Mapping[str, Any], origin: str = "the configuration") -> Config:
+def parse_cfg(
+    cfg: DictConfig | Mapping[str, Any], origin: str = "the configuration", *, from_file: bool = False
+) -> Config:
     """Resolve and validate a composed configuration. Builds no environment for tasks of the table.
 
-    Says in one line each which keys were given but have no effect.
+    Says in one line each which keys were given but have no effect. The module of a task that is named here is imported.
 
     Args:
         cfg: keys of :class:`Config`; missing keys take their defaults.
         origin: where the keys came from, for error messages.
+        from_file: they are not the user's own words: no module is imported for them.
 
     Raises:
         ValueError: unknown key, wrong type or value out of range.
     """
+    if not isinstance(cfg, (Mapping, DictConfig)):
+        raise ValueError(f"{origin} is {cfg!r:.60}, not a set of keys and their values")
     resolved = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)
     values: dict[str, Any] = {str(name): value for name, value in typing.cast(dict, resolved).items()}
     check_keys((name for name in values if name != "task_specs"), origin)
@@ -238,7 +259,7 @@ def parse_cfg(cfg: DictConfig | Mapping[str, Any], origin: str = "the configurat
         from tdmpc2.envs import task_spec
 
         try:
-            values["task_specs"] = (task_spec(task),)
+            values["task_specs"] = (task_spec(task, from_file=from_file),)
         except (UnregisteredEnv, ModuleNotFoundError) as error:
             raise ValueError(f"task={task} in {origin}: {error}") from error
     config = Config(**{**values, "task": task})

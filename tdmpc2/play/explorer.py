@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
+from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.envs.registry import build_env
 from tdmpc2.envs.wrappers import PadEnv
 from tdmpc2.play.actors import uniform_actions
@@ -37,7 +38,7 @@ _PLAYER = 0x5EED  # what the seed of the player's draws is told apart by from th
 
 
 class EnvironmentFailed(ValueError):
-    """An environment raised, or returned what the agent cannot learn from."""
+    """An environment raised, or returned what the agent cannot learn from; the message says what to do."""
 
 
 @dataclass
@@ -139,16 +140,16 @@ class Explorer:
 
     def _outcome(self, i: int, action: Floats) -> tuple[Floats, float, bool, bool, float]:
         running = self._episode(i)
-        with self._naming(i, len(running.action) + 1, running.seed):
+        with self._numbering(i):
             obs, reward, terminated, truncated, info = self._envs[i].step(action)
-            if not (np.isfinite(obs).all() and np.isfinite(reward)):
-                raise ValueError(f"it returned a value that is not finite (observation {obs}, reward {reward})")
-            if terminated and not self._cfg.episodic:
-                raise ValueError(
-                    "the episode terminated, which episodic=false does not learn from: set episodic=true (and exp_name "
-                    "for a run of its own), or wrap the environment so that it goes on until its time limit"
-                )
-            return obs, float(reward), bool(terminated), bool(truncated), float(info["success"])
+        if terminated and not self._cfg.episodic:
+            task = self._cfg.task_specs[self.task_ids[i]].name
+            raise EnvironmentFailed(
+                f"{task} (seed {running.seed}, step {len(running.action) + 1}): the episode terminated, which "
+                "episodic=false does not learn from: set episodic=true (and exp_name, for a run of its own), or wrap "
+                "the environment so that it goes on until its time limit"
+            )
+        return obs, float(reward), bool(terminated), bool(truncated), float(info["success"])
 
     def _record(
         self, i: int, action: Floats, obs: Floats, reward: float, terminated: bool, truncated: bool, success: float
@@ -189,24 +190,18 @@ class Explorer:
         return int(np.random.SeedSequence((self._cfg.seed, i, episode)).generate_state(1)[0] >> 1)
 
     def _reset(self, i: int, seed: int) -> _Running:
-        with self._naming(i, 0, seed):
+        with self._numbering(i):
             obs, _ = self._envs[i].reset(seed=seed)
-            if not np.isfinite(obs).all():
-                raise ValueError(f"it returned an observation that is not finite ({obs})")
         return _Running(seed, [obs])
 
     @contextlib.contextmanager
-    def _naming(self, i: int, step: int, seed: int) -> Iterator[None]:
-        """Say in errors of an environment which one it is and where it was; ``step`` 0 is the reset."""
+    def _numbering(self, i: int) -> Iterator[None]:
+        """Say in faults, which name task, seed and step, which of the environments it is and what happens to it."""
         try:
             yield
-        except Exception as error:
-            task = self._cfg.task_specs[self.task_ids[i]].name
-            where = f"step {step:,} of the episode" if step else "the reset"
-            raise EnvironmentFailed(
-                f"{task} (environment {i + 1} of {len(self._envs)}) failed in {where} of seed {seed}: "
-                f"{' '.join(f'{type(error).__name__}: {error}'.split())}"
-            ) from error
+        except EnvironmentFault as error:
+            number = f"environment {i + 1} of {len(self._envs)}"
+            raise EnvironmentFailed(f"{number}: {error}. The same command goes on with a new episode there") from error
 
     def __enter__(self) -> Explorer:
         return self

@@ -6,8 +6,8 @@ import contextlib
 import csv
 import io
 import itertools
-import json
 import platform
+import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from tdmpc2.config import Config
 from tdmpc2.play.evaluation import Evaluation
 from tdmpc2.play.protocols import difference
+from tdmpc2.play.rollout import first_frames, rendered_tasks
 from tdmpc2.support.extras import install_hint
-from tdmpc2.support.files import locked, read_json, replacing, write_text
+from tdmpc2.support.files import json_text, locked, read_json, replacing, write_text
 from tdmpc2.support.intervals import Interval, bootstrap, format_interval
 from tdmpc2.support.tables import Cells, terminal_table
 
@@ -143,7 +145,7 @@ def write_results(directory: Path, result: Evaluation, protocol: dict[str, Any])
         "tasks": tasks,
     }
     write_episodes(directory, result)
-    write_text(directory / "results.json", json.dumps(summary, indent=2) + "\n")
+    write_text(directory / "results.json", json_text(summary, indent=2) + "\n")
 
 
 def why_another(directory: Path, wanted: Path, protocol: dict[str, Any]) -> str:
@@ -203,6 +205,22 @@ def video_writer() -> ModuleType:
     except ImportError as error:
         raise ValueError(f"save_video needs imageio and ffmpeg: {install_hint('video')}") from error
     return imageio.v3
+
+
+def check_video(cfg: Config) -> None:
+    """Draw and write two frames of one task of each kind, so that what does not work is known before any training.
+
+    Raises:
+        ValueError: a library or backend is missing, or an environment draws no pictures; the message says which.
+    """
+    video_writer()
+    for name in rendered_tasks(cfg):
+        frames = first_frames(name)
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                write_video(Path(folder, "try.mp4"), frames)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"save_video: no video of '{name}' can be written: {error}") from error
 
 
 def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], fps: int = 25) -> None:

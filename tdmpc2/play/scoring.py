@@ -16,6 +16,7 @@ from tdmpc2.play.evaluation import Evaluation, compare, evaluate, num_steps
 from tdmpc2.play.protocols import checkpoint_name
 from tdmpc2.play.rollout import Frames
 from tdmpc2.support.intervals import format_interval
+from tdmpc2.support.names import safe_name
 from tdmpc2.support.runtime import set_num_threads
 
 
@@ -70,8 +71,9 @@ def score(file: Checkpoint, agent: TDMPC2) -> Evaluation:
     with results.fresh_directory(cfg.run_dir) as directory:
 
         def film(task: str, frames: Frames) -> None:
-            results.write_video(directory / f"{task}.mp4", frames)
-            videos.append(task)
+            video = f"{safe_name(task)}.mp4"
+            results.write_video(directory / video, frames)
+            videos.append(video)
 
         keep = partial(results.write_episodes, directory)
         result = evaluate(agent, cfg, film=film, keep=keep)
@@ -79,7 +81,7 @@ def score(file: Checkpoint, agent: TDMPC2) -> Evaluation:
         if result.interval is None:
             print("-: no interval, which takes more than one episode a task (eval_episodes)")
         results.write_results(directory, result, protocol)
-    for task in videos:
-        print(f"Video: {directory / task}.mp4")
+    for video in videos:
+        print(f"Video: {directory / video}")
     print(f"Results: {directory}{results.why_another(directory, cfg.run_dir, protocol)}")
     return result

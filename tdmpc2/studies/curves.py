@@ -67,7 +67,7 @@ def study_figure(path: Path, study: Study) -> str:
         Why there is no figure, or nothing.
 
     Raises:
-        ValueError: a file of a run is damaged, or the disk refused.
+        ValueError: the disk refused.
     """
     groups = [*study.groups, *(Group(f"unfinished: {run.path}", (run,), {}) for run in study.unfinished)]
     return _draw(path, {group.name: [_curves(run) for run in group.runs] for group in groups})
@@ -101,7 +101,10 @@ def mean_curve(curves: Sequence[tuple[Floats, Floats]]) -> Band:
 
 
 def _curves(run: Run) -> dict[str, Curve]:
-    return read_curves(run.path)
+    try:
+        return read_curves(run.path)
+    except (ValueError, OSError):  # the table says what is wrong with it: one run does not stop the figure
+        return {}
 
 
 def _draw(path: Path, groups: Mapping[str, Sequence[Mapping[str, Curve]]]) -> str:

@@ -12,8 +12,9 @@ from tdmpc2.studies.figures import score_figure
 from tdmpc2.studies.labels import explained
 from tdmpc2.studies.runs import Study
 from tdmpc2.studies.summary import rows_of
-from tdmpc2.support.files import write_text
+from tdmpc2.support.files import json_text, write_text
 from tdmpc2.support.intervals import Interval
+from tdmpc2.support.output import plain_line
 from tdmpc2.support.tables import markdown_table
 
 _CAPTION = """\
@@ -98,7 +99,7 @@ def markdown(study: Study, rows: Sequence[dict[str, Any]], figures: Sequence[str
         lines = [[str(run.path), f"{run.step:,}", f"{run.config['steps']:,}"] for run in study.unfinished]
         parts += ["## Unfinished, not in the table", markdown_table(["run", "step", "of"], lines)]
     if study.left_out:
-        parts += ["## Left out", "\n".join(f"- {line}" for line in study.left_out)]
+        parts += ["## Left out", "\n".join(f"- {plain_line(line)}" for line in study.left_out)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -106,7 +107,7 @@ def to_json(study: Study, rows: Sequence[dict[str, Any]]) -> str:
     """Write the same as JSON."""
     unfinished = [{"path": str(run.path), "step": run.step, "steps": run.config["steps"]} for run in study.unfinished]
     content = {"groups": list(rows), "unfinished": unfinished, "left_out": list(study.left_out)}
-    return json.dumps(content, indent=1) + "\n"
+    return json_text(content, indent=1) + "\n"
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

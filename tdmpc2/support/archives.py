@@ -71,7 +71,9 @@ def read_directory(path: Path, file: BufferedReader) -> list[Record]:
         offset = entry.header_offset + _LOCAL_HEADER + names
         end = offset + entry.file_size
         if len(header) < _LOCAL_HEADER or header[:4] != b"PK\x03\x04" or end > size:
-            raise ValueError(f"{path} ({size:,} bytes) is truncated: its record {entry.filename[:80]!r} ends beyond it")
+            raise ValueError(
+                f"{path} ({size:,} bytes) cannot be read: truncated, its record {entry.filename[:80]!r} ends beyond it"
+            )
         records.append(Record(entry.filename, offset, entry.file_size, entry.CRC))
     if len({record.name for record in records}) < len(records):
         raise ValueError(f"{path} is refused: two of its records have one name")
@@ -157,7 +159,7 @@ class Checksums:
         """Read what is left, and describe each record that does not have its CRC-32."""
         self.advance(1, meter)
         return [
-            f"{self._path} is damaged: its record {record.name} has the CRC-32 {crc:08x} instead of {record.crc:08x}. "
+            f"{self._path}, record {record.name}: Bad CRC-32 {crc:08x} instead of {record.crc:08x}. "
             "Download or make the file again"
             for record, (_, crc) in zip(self._records, self._done, strict=True)
             if crc != record.crc

@@ -62,7 +62,7 @@ def check_entries(
 
 def whole(low: int = 0, high: int = LARGEST) -> Entry:
     """A whole number within limits."""
-    limits = f"{low:,} to {high:,}" if high < LARGEST else f"at least {low:,}"
+    limits = f"{low:,} to {high:,}" if high < LARGEST else f"at least {low:,} and at most 2^53"
     return Entry(lambda v: type(v) is int and low <= v <= high, f"a whole number, {limits}")
 
 

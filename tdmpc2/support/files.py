@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from filelock import FileLock, Timeout
 
 from tdmpc2.support.reading import NotRegularError, load_json
 from tdmpc2.support.text import cut, shown
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # as :func:`replacing` calls them
 
 
 @contextlib.contextmanager
@@ -56,19 +59,6 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
-def strict_json(content: Any, indent: int = 1) -> str:
-    """Write JSON that every reader takes: numbers that are not finite become null, which JSON has no word for."""
-    return json.dumps(_finite(content), indent=indent, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
 def delete_leftovers(directory: Path, name: str = "*") -> None:
     """Delete the temporary files that killed processes left of :func:`replacing`.
 
@@ -79,7 +69,8 @@ def delete_leftovers(directory: Path, name: str = "*") -> None:
         name: only leftovers of the file of this name; a glob pattern.
     """
     for temporary in directory.glob(f".{name}.*.tmp"):
-        temporary.unlink(missing_ok=True)
+        if _TEMPORARY.fullmatch(temporary.name) and not temporary.is_dir():  # others' files may end in .tmp as well
+            temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -103,6 +94,19 @@ def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged [it holds {shown(content)}, not an object]")
     return content
+
+
+def json_text(content: Any, indent: int | None = None) -> str:
+    """Write JSON that every reader takes: numbers that are not finite become null, which JSON has no word for."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _finite(item) for key, item in content.items()}
+    return [_finite(item) for item in content] if isinstance(content, (list, tuple)) else content
 
 
 def free_disk(path: Path) -> int:

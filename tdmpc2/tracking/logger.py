@@ -20,7 +20,7 @@ import torch
 from tdmpc2.config import Config
 from tdmpc2.support.csv_files import CsvFile, drop_rows_after, read_csv, set_aside
 from tdmpc2.tracking.console import RunConsole, metric_parts
-from tdmpc2.tracking.names import wandb_name
+from tdmpc2.tracking.names import CSV_FILES, wandb_name
 from tdmpc2.tracking.pace import Activity, Pace
 from tdmpc2.tracking.wandb import WandbRun
 
@@ -64,17 +64,15 @@ class Logger:
         self._wandb_id, self._evaluate_again, self._begun_before = run_id, evaluate_again, begun_before
         self._wall_seconds_before = wall_seconds
         self._files: dict[str, CsvFile] = {}
+        self._off: set[str] = set()  # CSV files that are not written
+        self._warned: set[str] = set()
         lines = {"eval/teacher_score": cfg.teacher_score, "eval/control_score": cfg.control_score}
         self._lines = {name: value for name, value in lines.items() if value is not None}
 
     def __enter__(self) -> Logger:
         self._cfg.run_dir.mkdir(parents=True, exist_ok=True)
-        for path in self._cfg.run_dir.glob("*.csv") if self._cfg.save_csv else ():
-            if self._start:
-                again = self._evaluate_again and path.name.startswith("eval")
-                drop_rows_after(path, self._start - again)
-            elif self._begun_before and read_csv(path)[0][:1] in (["step"], []):  # else not a file of ours
-                path.unlink()
+        for name in CSV_FILES if self._cfg.save_csv else ():
+            self._bring_to_start(name)
         self._wandb.start(self._cfg, self._teacher, self._wandb_id, capture_console=not self._console.terminal)
         self._console.__enter__()
         if self._lines:
@@ -230,15 +228,35 @@ class Logger:
         """Print a line that stays; on a terminal, above the live line."""
         self._console.message(text)
 
+    def _bring_to_start(self, name: str) -> None:
+        """Cut a CSV file to the step that the run continues from, or delete that of a run that never saved."""
+        path = self._cfg.run_dir / f"{name}.csv"
+        try:
+            if path.is_symlink():
+                raise ValueError("it is a link, and nothing is written through links")
+            if self._start:
+                drop_rows_after(path, self._start - (self._evaluate_again and name.startswith("eval")))
+            elif self._begun_before and path.exists() and read_csv(path)[0][:1] in (["step"], []):
+                path.unlink()
+        except (OSError, ValueError) as error:
+            self._off.add(name)  # or the steps that are taken again would be there twice
+            self.message(f"{name}.csv is not written by this start: {error}")
+
     def _write_csv(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        if not self._cfg.save_csv:
+        """Append rows; what the disk says costs one warning for each file, never the run."""
+        if not self._cfg.save_csv or name in self._off:
             return
-        if name not in self._files:
-            path = self._cfg.run_dir / f"{name}.csv"
-            if not self._start:
-                set_aside(path)
-            self._files[name] = CsvFile(path)
-        self._files[name].append(rows)
+        try:
+            if name not in self._files:
+                path = self._cfg.run_dir / f"{name}.csv"
+                if not self._start:
+                    set_aside(path)
+                self._files[name] = CsvFile(path)
+            self._files[name].append(rows)
+        except (OSError, ValueError) as error:
+            if name not in self._warned:
+                self._warned.add(name)
+                self.message(f"{name}.csv lacks rows, the run goes on: {error}")
 
 
 def read_scalars(metrics: Mapping[str, float | torch.Tensor]) -> dict[str, float]:

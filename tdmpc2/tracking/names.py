@@ -13,7 +13,7 @@ eval/      normalized_score, low, high; one curve per task      eval.csv, eval_t
 video/     one video per task                                   videos/
 ========== ==================================================== ==================================================
 
-All of them have ``step`` as their axis. :data:`METRICS` lists the metrics of an update.
+All of them have ``step`` as their axis. :data:`METRICS` lists the metrics of an update, :data:`CSV_FILES` the files.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
+
+#: The CSV files of a run; no other file of its directory is ever cut or deleted, since it may be the user's.
+CSV_FILES = ("train", "speed", "episodes", "eval", "eval_tasks")
 
 
 class Metric(NamedTuple):

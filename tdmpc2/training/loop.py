@@ -28,6 +28,7 @@ from tdmpc2.data.batch import Batch
 from tdmpc2.data.batches import Batches
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.nn.layers import num_parameters
+from tdmpc2.support.mapped_files import FileChangedError
 from tdmpc2.support.runtime import set_num_threads
 from tdmpc2.support.text import cut
 from tdmpc2.tracking.logger import Logger
@@ -108,6 +109,7 @@ class Run:
         self._evaluate_now = Every(cfg.eval_freq, stride, evaluate_first)
         self._ask_others = Every(10, stride)  # whether one of several processes was told to stop
         self._threads = set_num_threads(cfg.num_threads)
+        self._new_directory = not cfg.run_dir.exists()
 
         self.teacher = Teacher.from_config(teacher_cfg)
         live = self.teacher is not None and cfg.distillation_cache == "off"
@@ -184,6 +186,8 @@ class Run:
         begun_before = cfg.save_agent and (cfg.run_dir / "run.json").exists()
         if group.main:
             run_record.claim(cfg.run_dir, resumed.record)
+            if self._new_directory:  # one that was there is locked from the beginning
+                self._stack.enter_context(run_dir.hold(cfg.run_dir))
         self._logger = self._stack.enter_context(
             Logger(
                 cfg if group.main else cfg.replace(save_csv=False, disable_wandb=True),
@@ -230,7 +234,11 @@ class Run:
         """
         numbers = range(self.resumed.step + 1, self.cfg.steps + 1)
         self._batches = Batches(draw, numbers, self.agent.device, ahead)
-        yield from zip(self.steps(), self._batches, strict=True)
+        try:
+            yield from zip(self.steps(), self._batches, strict=True)
+        except FileChangedError:
+            self._save_before(self._step)
+            raise
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Take one gradient step; remember the first one with a loss or gradient that is not finite."""
@@ -336,6 +344,13 @@ class Run:
                 parts={name: part.state() for name, part in self._parts.items()},
             )
         self._saved = step
+
+    def _save_before(self, step: int) -> None:
+        """Save what was learned before a step that cannot be taken, unless nothing was or it is saved already."""
+        done = step - self._stride
+        if done > self._saved and self._updated:
+            self._check_finite()
+            self._save(done)
 
     def _end(self, step: int) -> None:
         by = self._stop.signal.name if self._stop.signal else "a signal to another process"

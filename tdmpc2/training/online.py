@@ -212,10 +212,8 @@ def saving_before(step: int, run: Run) -> Iterator[None]:
         last = step - len(run.cfg.envs)
         if last > 0:
             run.save(last)
-        raise ValueError(
-            f"{error}. That was step {step:,} of the run{', what it learned before is saved' if last > 0 else ''}; "
-            "the same command goes on, with a new episode there"
-        ) from error
+        saved = "; what it learned before is saved" if last > 0 and run.cfg.save_agent else ""
+        raise ValueError(f"{error} (step {step:,} of the run{saved})") from error
 
 
 def _row(cfg: Config, episode: Episode) -> dict[str, str | float]:

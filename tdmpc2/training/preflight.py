@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.config import Config
+from tdmpc2.config import Config, check_memory, training_parts
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.chunks import Layout, chunk_paths
 from tdmpc2.data.placement import choose_place, data_bytes, data_record
@@ -22,10 +22,10 @@ from tdmpc2.distillation.outputs import teacher_columns
 from tdmpc2.distillation.targets import TARGETS
 from tdmpc2.nn.layers import num_parameters
 from tdmpc2.play.evaluation import num_steps, side_by_side
-from tdmpc2.play.results import video_writer
+from tdmpc2.play.results import check_video
 from tdmpc2.play.rollout import check_playable
 from tdmpc2.support.files import check_free_disk, free_disk
-from tdmpc2.support.runtime import available_memory, set_num_threads
+from tdmpc2.support.runtime import available_memory, resolve_device, set_num_threads
 from tdmpc2.training import run_record
 from tdmpc2.training.state_file import read_state
 from tdmpc2.training.teacher import Teacher
@@ -39,6 +39,9 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
     Raises:
         ValueError: one message that lists all that is missing and how to get it.
     """
+    device = resolve_device(cfg.device)
+    check_memory(cfg, training_parts(cfg), available_memory(device))
+    set_num_threads(cfg.num_threads)
     problems = []
     online = cfg.mode == "online"
     try:
@@ -66,7 +69,7 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
             if not online:
                 check_playable(cfg)
             if cfg.save_video:
-                video_writer()
+                check_video(cfg)
         except ValueError as error:
             problems.append(f"evaluation: {error} (eval_freq=0 trains without)")
     if problems:
@@ -212,9 +215,9 @@ def _random_batch(cfg: Config, device: torch.device) -> Batch:
     horizon, size = cfg.horizon, cfg.batch_size
     generator = torch.Generator().manual_seed(cfg.seed)
     batch = Batch(
-        torch.randn(horizon + 1, size, cfg.obs_dim, generator=generator),
-        torch.rand(horizon, size, cfg.action_dim, generator=generator) * 2 - 1,
-        torch.rand(horizon, size, 1, generator=generator),
+        torch.randn(horizon + 1, size, cfg.obs_dim, dtype=torch.float32, generator=generator),
+        torch.rand(horizon, size, cfg.action_dim, dtype=torch.float32, generator=generator) * 2 - 1,
+        torch.rand(horizon, size, 1, dtype=torch.float32, generator=generator),
         torch.randint(len(cfg.task_specs), (size,), generator=generator),
     )
     return batch.to(device)

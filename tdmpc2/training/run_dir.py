@@ -10,6 +10,8 @@ train.csv, speed.csv, eval.csv, ..., train.log: written by the logger
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,20 +28,59 @@ from tdmpc2.training.state_file import read_state
 
 @contextmanager
 def lock(run_dir: Path) -> Iterator[None]:
-    """Keep other processes out of a run directory, by a file beside it; a lock ends with its process, even if killed.
+    """Keep other processes out of a run directory, by whatever path they reach it; a lock ends with its process.
+
+    There is a file beside the directory, which may not exist yet, named by where links lead; and the directory itself
+    is locked, which also tells of other mounts and of a directory that was renamed.
 
     Raises:
         ValueError: another process trains there, or the directory cannot be made.
     """
-    path = run_dir.with_name(f".{run_dir.name}.lock")
-    busy = f"Another process is training in {run_dir}: wait for it, or set exp_name"
-    with files.locked(path, busy, advice="Set work_dir to a directory that can be written"):
+    if run_dir.is_symlink() and not run_dir.exists():
+        raise ValueError(f"{run_dir} is a link to {os.readlink(run_dir)}, which is not there: make it, or set work_dir")
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ValueError(f"{run_dir} is not a directory: set work_dir or exp_name")
+    real = Path(os.path.realpath(run_dir))
+    path = real.with_name(f".{real.name}.lock")
+    with files.locked(path, _busy(run_dir), advice="Set work_dir to a directory that can be written"):
         try:
-            files.delete_leftovers(run_dir)
-            yield
+            with hold(real):
+                files.delete_leftovers(real)
+                yield
         finally:
             if not run_dir.exists():  # refused: nothing to keep others from
                 path.unlink(missing_ok=True)
+
+
+@contextmanager
+def hold(directory: Path) -> Iterator[None]:
+    """Lock a directory itself where that is possible; it may not be there yet.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(directory, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(_busy(directory)) from None
+    except OSError:  # a file system that locks no directories
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _busy(run_dir: Path) -> str:
+    return f"Another process is training in {run_dir}: wait for it, or set exp_name"
 
 
 class Saved(NamedTuple):
@@ -125,7 +166,7 @@ def record_score(agent: TDMPC2, run_dir: Path, step: int, score: float, label: s
         agent: whose weights they are.
         run_dir: where.
         step: of the evaluation.
-        score: its score.
+        score: its score; one that is not finite is never the best.
         label: name of the score, which tells its scale; scores of another scale are not compared.
         save_best: write ``best.pt``.
 
@@ -133,7 +174,7 @@ def record_score(agent: TDMPC2, run_dir: Path, step: int, score: float, label: s
         True if it is the best so far.
     """
     earlier = {at: value for at, value in read_scores(run_dir, label).items() if at < step}
-    best = score > max(earlier.values(), default=float("-inf"))
+    best = math.isfinite(score) and score > max(filter(math.isfinite, earlier.values()), default=-math.inf)
     if best and save_best:
         agent.save(run_dir / "best.pt", step=step, overwrite=True)
     write_scores(run_dir, {**earlier, step: score}, label)

@@ -44,6 +44,8 @@ def check(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] | Non
     if cfg.resume == "must" and not (directory / "state.pt").exists():
         raise ValueError(f"resume=must, but {directory} has no state.pt to continue from: resume=auto starts a new run")
     if not path.exists():
+        if (directory / "rows.npy").exists():
+            raise ValueError(f"{directory} is an episode store: set work_dir to another directory, or leave it out")
         if directory.exists() and any(directory.glob("*.pt")):
             raise ValueError(
                 f"{directory} holds checkpoints but no run.json: set exp_name to start a new run beside it"
@@ -110,6 +112,19 @@ def _difference(key: str, recorded: Any, now: Any) -> str:
 def _brief(value: Any) -> str:
     """A value without quotes, as it is typed; cut if it is long."""
     return cut(value) if isinstance(value, str) else shown(value, 240)
+
+
+def share_episodes(data: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Tell if two identities of stored data have episodes in common, whatever their files are called and lie.
+
+    Equal episodes that were written into other files, such as those of some tasks alone, are not recognised.
+    """
+    return not set(map(str, data.values())).isdisjoint(map(str, other.values()))
+
+
+def tells_content(data: Mapping[str, Any]) -> bool:
+    """Tell if an identity is of what the data holds; chunk files were once known by their sizes alone."""
+    return "checksum" in data or all("-" in str(value) for value in data.values())
 
 
 def describe_other_data(recorded: Mapping[str, str], now: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -355,8 +356,8 @@ if "Faulty-v0" not in gymnasium.registry:
 
 @pytest.mark.parametrize(("way", "said"), [
     ("raise", "RuntimeError: the robot fell off the table"),
-    ("nan", "it returned a value that is not finite"),
-    ("shape", "could not broadcast"),
+    ("nan", "entry 0 of the observation is nan"),
+    ("shape", "an observation of 5 numbers, but its observation_space declares 2"),
 ])  # fmt: skip
 def test_online_environment_that_fails_is_named_and_the_run_goes_on(
     tmp_path: Path, way: str, said: str, monkeypatch: pytest.MonkeyPatch
@@ -367,8 +368,10 @@ def test_online_environment_that_fails_is_named_and_the_run_goes_on(
         monkeypatch.setattr(Faulty, name, value)
     with pytest.raises(ValueError, match=said) as error:
         train_online(cfg, None)
-    assert str(error.value).startswith("Faulty-v0 (environment 2 of 2) failed in step 4 of the episode of seed ")
-    assert "step 36 of the run, what it learned before is saved; the same command goes on" in str(error.value)
+    assert re.match(r"environment 2 of 2: Faulty-v0 \(seed \d+, step 4\): ", str(error.value))
+    assert ". The same command goes on with a new episode there (step 36 of the run; what it learned before" in str(
+        error.value
+    )
     assert "\n" not in str(error.value)
     monkeypatch.setattr(Faulty, "bad", set())
     train_online(cfg, None)
@@ -376,7 +379,7 @@ def test_online_environment_that_fails_is_named_and_the_run_goes_on(
 
 
 def test_online_termination_without_episodic_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"Falls-v0 .*step 3 .*episodic=false does not learn from: set episodic=true"):
+    with pytest.raises(ValueError, match=r"Falls-v0 .*step 3\): the episode terminated.*: set episodic=true"):
         train_online(config(tmp_path, FALLS), None)
 
 
@@ -408,13 +411,6 @@ def test_online_run_that_cannot_work_is_refused_before_the_first_step(
     with pytest.raises(ValueError, match=message):
         train_online(config(tmp_path, **keys), None)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_online_run_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path) -> None:
-    from tests.helpers.kill import killed_at_random
-
-    killed_at_random("online", times=3, seed=1, root=tmp_path)
 
 
 @pytest.mark.slow
