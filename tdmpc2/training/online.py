@@ -7,24 +7,22 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tdmpc2.config import Config
-from tdmpc2.data.placement import choose_place
 from tdmpc2.data.ring import ReplayRing
 from tdmpc2.data.ring_files import SavedRing
-from tdmpc2.data.rows import RowFormat
 from tdmpc2.distributed import process_group
 from tdmpc2.play.evaluation import evaluate
 from tdmpc2.play.explorer import NEW_RUN, EnvironmentFailed, Explorer
 from tdmpc2.play.rollout import Episode
 from tdmpc2.support.entries import check_entries, flag, whole
-from tdmpc2.support.files import check_free_disk, free_disk
 from tdmpc2.tracking.progress import Progress
 from tdmpc2.training.activity import Clock
 from tdmpc2.training.loop import Run
+from tdmpc2.training.online_estimate import dry_run_online
 from tdmpc2.training.preflight import preflight
+from tdmpc2.training.ring import make_ring
 from tdmpc2.training.schedule import Schedule
 from tdmpc2.training.teacher import fit_pca
 
@@ -51,7 +49,8 @@ def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
         if group.world_size > 1:
             raise ValueError(f"mode=online trains in one process, not in {group.world_size}: start it without torchrun")
         if cfg.dry_run:
-            raise ValueError("dry_run=true estimates runs of mode=offline only")
+            print(*dry_run_online(cfg, teacher_cfg), sep="\n")
+            return cfg.run_dir / "model.pt"
         preflight(cfg, teacher_cfg)
         with Run.open(cfg, teacher_cfg, group, evaluate, stride=len(cfg.envs), evaluate_first=True) as run:
             if not run.finished():
@@ -173,34 +172,6 @@ class Learner:
         """
         state = check_entries(f"{self._run.cfg.run_dir / 'state.pt'}: learner", state, _LEARNER, NEW_RUN)
         self.done, self.owed, self.interrupted = state["done"], state["owed"], state["interrupted"]
-
-
-def make_ring(cfg: Config, device: torch.device) -> ReplayRing:
-    """Make the replay buffer of a run where it fits: on the GPU, in memory, or mapped from the run's directory.
-
-    Args:
-        cfg: ``buffer_size``, ``data_device``, ``task_balance``. No more rows are taken than the run can fill.
-        device: the device that trains.
-
-    Raises:
-        ValueError: there is no room for it.
-    """
-    row_format = RowFormat(cfg.obs_dim, cfg.action_dim)
-    capacity = min(cfg.buffer_size, 2 * (cfg.steps + len(cfg.envs)))  # an episode has a row more than steps
-    size = capacity * 4 * row_format.words
-    place = choose_place(cfg.data_device, device, size)
-    if cfg.save_agent:
-        check_free_disk(cfg.run_dir, size * (1 + (place == "disk")), "set buffer_size lower", free_disk(cfg.run_dir))
-    return ReplayRing(
-        row_format,
-        capacity,
-        cfg.horizon,
-        balance=cfg.task_balance,
-        seed=cfg.seed,
-        device=device if place == "cuda" else "cpu",
-        terminations=cfg.episodic,
-        file=cfg.run_dir / "replay" / "rows" if place == "disk" else None,
-    )
 
 
 @contextmanager

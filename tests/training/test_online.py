@@ -429,3 +429,13 @@ def test_online_run_of_many_tasks_learns_from_each(tmp_path: Path, monkeypatch: 
     assert counts.max() < 1.2 * counts[counts > 0].min()
     played = (cfg.run_dir / "episodes.csv").read_text().splitlines()[1:]
     assert [line.split(",")[:2] for line in played] == [["1000", task] for task in cfg.tasks]
+
+
+def test_online_dry_run_estimates_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = config(tmp_path, FALLS, dry_run=True, num_envs=2, eval_freq=15, eval_episodes=1, episodic=True)
+    train_online(cfg, None)
+    text = capsys.readouterr().out
+    for line in (r"updates +45 x [\d.]+ ms = 0:00:\d\d", r"plans +12 x ", r"steps +22 x ", r"evaluation +4 x 9 plans",
+                 r"memory .* a buffer of 94 rows", r"disk ", r"in all +about 0:00:\d\d"):  # fmt: skip
+        assert re.search(rf"^{line}", text, re.MULTILINE), line
+    assert not list(tmp_path.iterdir())
