@@ -20,7 +20,7 @@ from tdmpc2.acceleration import layers as fast_layers
 from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.acceleration.low_precision import set_precision
 from tdmpc2.checkpoints.files import load_file, naming, save_file
-from tdmpc2.config import RUN_KEYS, Config, check_memory, model_parts, plan_parts
+from tdmpc2.config import RUN_KEYS, Config, check_bins, check_memory, model_parts, plan_parts
 from tdmpc2.data.batch import Batch
 from tdmpc2.distillation.distillation import Distillation
 from tdmpc2.distillation.outputs import check_teacher
@@ -58,6 +58,7 @@ class TDMPC2:
         self.teacher = teacher
         self.group = group or ProcessGroup()
         self.device = resolve_device(cfg.device)
+        check_bins(cfg.vmin, cfg.vmax)
         check_memory(cfg, [*model_parts(cfg), *(plan_parts(cfg) if cfg.mpc else [])], available_memory(self.device))
         self.precision = "fp32"
         self.model = WorldModel(cfg, torch.Generator().manual_seed(cfg.seed)).eval()

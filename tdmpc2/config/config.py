@@ -260,7 +260,7 @@ def parse_cfg(
 
         try:
             values["task_specs"] = (task_spec(task, from_file=from_file),)
-        except (UnregisteredEnv, ModuleNotFoundError) as error:
+        except (UnregisteredEnv, ModuleNotFoundError, ValueError) as error:
             raise ValueError(f"task={task} in {origin}: {error}") from error
     config = Config(**{**values, "task": task})
     for line in _without_effect(config, values):

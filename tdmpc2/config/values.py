@@ -78,6 +78,10 @@ def check_value(key: Key, value: Any) -> None:
         raise ValueError(f"{key.name}={value} is not one of {', '.join(key.choices)}{hint and '.'}{hint}")
     if isinstance(value, (int, float)) and not key.allows(value):
         raise ValueError(f"{key.name}={value} must be {key.limits}")
+    if isinstance(value, (int, float)) and key.sensible is not None and abs(value) > key.sensible:
+        sign = "-" if value < 0 else ""
+        bound = f"at {'least' if sign else 'most'} {sign}{key.sensible:,.0f}"
+        raise ValueError(f"{key.name}={value} must be {bound}: nothing computes with more")
 
 
 def type_in_words(hint: Any) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.config import Config, check_memory, training_parts
+from tdmpc2.config import Config, check_bins, check_memory, training_parts
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.chunks import Layout, chunk_paths
 from tdmpc2.data.placement import choose_place, data_bytes, data_record
@@ -40,6 +40,7 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
         ValueError: one message that lists all that is missing and how to get it.
     """
     device = resolve_device(cfg.device)
+    check_bins(cfg.vmin, cfg.vmax)
     check_memory(cfg, training_parts(cfg), available_memory(device))
     set_num_threads(cfg.num_threads)
     problems = []

@@ -43,11 +43,11 @@ _READERS: tuple[tuple[str, Callable[[Path], Any] | None], ...] = (
     ("*.lock", None),
     ("*.log", None),  # with times
     ("*curves.png", None),  # over hours
-    ("x_quantization.md", None),  # with milliseconds, as is the figure
-    ("x_quantization.png", None),
+    ("*_quantization.md", None),  # with milliseconds, as is the figure
+    ("*_quantization.png", None),
     ("*state.pt", _state),
     ("*.csv", _table),
-    ("x_quantization.json", _json),
+    ("*_quantization.json", _json),
     ("*", _bytes),
 )
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.helpers.reference import REPO
+from tests.helpers.toy_envs import STANDS
 
-TINY = {"model_size": None, "enc_dim": 16, "mlp_dim": 16, "latent_dim": 16, "task_dim": 8}
+TINY: dict[str, Any] = {"model_size": None, "enc_dim": 16, "mlp_dim": 16, "latent_dim": 16, "task_dim": 8}
 _TRAIN = """
     student_config.model_size=null student_config.enc_dim=16 student_config.mlp_dim=16 student_config.latent_dim=16
     student_config.task_dim=8 student_config.num_samples=16 student_config.num_elites=4 student_config.num_pi_trajs=4
     student_config.iterations=1 student_config.device=cpu student_config.num_threads=1 student_config.compile=false
-    student_config.tasks=[pendulum-spin] student_config.batch_size=16 student_config.data_dir=data
-    student_config.work_dir=run student_config.log_freq=10 student_config.save_freq=20 student_config.eval_episodes=1
-    student_config.keep_last=2
+    student_config.batch_size=16 student_config.data_dir=data student_config.work_dir=run student_config.log_freq=10
+    student_config.save_freq=20 student_config.eval_episodes=2 student_config.keep_last=2
 """
 _ONLINE = """
     task=tests.helpers.toy_envs:Stands-v0 model_size=null enc_dim=16 mlp_dim=16 latent_dim=16 num_samples=16
@@ -49,12 +51,12 @@ def _module(name: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", name, *arguments)
 
 
-def _episodes(directory: Path) -> None:
-    """Random episodes of a short task and of one more."""
-    from tdmpc2.config import Config
+def _short_episodes(directory: Path) -> None:
+    """Random episodes of a task whose evaluations take no time."""
+    from tdmpc2.config import parse_cfg
     from tdmpc2.play.collector import collect
 
-    collect(Config(tasks=("pendulum-spin", "cartpole-balance"), episodes_per_task=2), None, directory / "data")
+    collect(parse_cfg({"task": STANDS, "episodes_per_task": 30}), None, directory / "data")
 
 
 def _agent(directory: Path) -> None:
@@ -65,22 +67,14 @@ def _agent(directory: Path) -> None:
     TDMPC2(Config(tasks=("pendulum-spin",), device="cpu", **TINY)).save(directory / "x.pt")
 
 
-def _episodes_and_teacher(directory: Path) -> None:
-    from tdmpc2.config import Config
-    from tests.helpers.agents import make_teacher
-
-    _episodes(directory)
-    make_teacher(Config(task="mt30", device="cpu", **TINY)).save(directory / "teacher.pt")
-
-
-def _store_and_teacher(directory: Path) -> None:
-    """Random episodes and a random teacher with about two seconds of work for it."""
+def _store_and_teacher(directory: Path, episodes: int = 200, **widths: Any) -> None:
+    """Random episodes of MT30 and a random teacher, by default with about two seconds of work for it."""
     from tdmpc2.config import Config
     from tests.helpers.agents import make_teacher
     from tests.helpers.data import make_store
 
-    cfg = Config(task="mt30", device="cpu")
-    make_store(directory / "data", cfg, episodes=200)
+    cfg = Config(task="mt30", device="cpu", **{"model_size": None, **widths})
+    make_store(directory / "data", cfg, episodes=episodes)
     make_teacher(cfg).save(directory / "teacher.pt")
 
 
@@ -92,17 +86,6 @@ def _chunks(directory: Path) -> None:
     for number in range(2):
         data = fields([0, 1, 2, 29] * 80, first=320 * number, length=500, obs_dim=24, action_dim=6)
         write_chunk(directory / "data" / f"chunk_{number}.pt", **data)
-
-
-def _store_and_model(directory: Path) -> None:
-    """A model whose weights are no zeros, and rows to measure its copies on."""
-    from tdmpc2.config import Config
-    from tests.helpers.agents import make_teacher
-    from tests.helpers.data import make_store
-
-    cfg = Config(task="mt30", device="cpu", **TINY)
-    make_store(directory / "data", cfg, episodes=30)
-    make_teacher(cfg).save(directory / "x.pt")
 
 
 def _runs(directory: Path) -> None:
@@ -122,13 +105,18 @@ ensure_store("data", "mt30", Config(task="mt30").task_specs, block=16)
 
 SCENARIOS = {
     "train": Scenario(
-        _episodes,
+        _short_episodes,
         _script(
-            "train", "teacher_config=null", *_TRAIN.split(), "student_config.steps=150", "student_config.eval_freq=75"
+            "train",
+            "teacher_config=null",
+            *_TRAIN.split(),
+            f"student_config.task='{STANDS}'",
+            "student_config.steps=150",
+            "student_config.eval_freq=25",
         ),
     ),
     "distil": Scenario(
-        _episodes_and_teacher,
+        partial(_store_and_teacher, episodes=30, **TINY),
         _script(
             "train",
             "teacher_config.checkpoint=teacher.pt",
@@ -144,7 +132,7 @@ SCENARIOS = {
         _script(
             "collect",
             "mix=[0.5 random, 0.5 policy x.pt noise 0.2]",
-            *"episodes_per_task=8 episodes_per_file=1 data_dir=data device=cpu num_threads=1".split(),
+            *"episodes_per_task=5 episodes_per_file=1 data_dir=data device=cpu num_threads=1".split(),
         ),
     ),
     "import": Scenario(_chunks, (sys.executable, "-c", _IMPORT)),
@@ -154,9 +142,10 @@ SCENARIOS = {
         _module("tdmpc2.data.targets", "data", "teacher.pt", "--device", "cpu", "--batch-rows", "1500"),
     ),
     "quantize": Scenario(
-        _store_and_model,
+        partial(_store_and_teacher, episodes=30, **TINY),
         _script(
-            "quantize", *"--checkpoint x.pt --data data --rows 60 --repeats 1 --plans 4 --device cpu --force".split()
+            "quantize",
+            *"teacher.pt --data data --rows 60 --repeats 1 --plans 4 --device cpu --force".split(),
         ),
     ),
     "report": Scenario(_runs, _script("report", "logs", "--out", "report", "--force")),

@@ -58,6 +58,14 @@ def test_agent_that_no_machine_holds_is_refused_by_its_key(keys: dict[str, Any],
         TDMPC2(Config(**WIDE, **keys))
 
 
+@pytest.mark.parametrize("keys", [{"vmax": 1e308}, {"vmin": -1e308}, {"vmax": 89.0}])
+def test_bins_beyond_float32_are_refused(keys: dict[str, float]) -> None:
+    """torch said 'value cannot be converted to type float without overflow'."""
+    (name,) = keys
+    with pytest.raises(ValueError, match=f"{name}=.*: the bins are in symlog space"):
+        TDMPC2(Config(**WIDE, **keys))
+
+
 def test_task_of_a_file_that_no_machine_holds_is_refused() -> None:
     spec = {"name": "huge", "obs_dim": 10**9, "action_dim": 1, "episode_length": 500}
     with pytest.raises(ValueError, match=r"the encoder alone would take|obs_dim"):
@@ -69,7 +77,7 @@ def test_task_of_a_file_that_no_machine_holds_is_refused() -> None:
     [
         {"num_samples": 10**12}, {"batch_size": 10**12}, {"num_bins": 10**8}, {"mlp_dim": 10**9}, {"enc_dim": 10**9},
         {"num_q": 10**6}, {"num_enc_layers": 10**6}, {"eval_episodes": 10**9}, {"episodes_per_task": 10**12},
-        {"episodes_per_file": 10**12}, {"iterations": 10**9}, {"task_dim": 10**9}, {"vmax": 1e308}, {"vmin": -1e308},
+        {"episodes_per_file": 10**12}, {"iterations": 10**9}, {"task_dim": 10**9},
         {"latent_dim": 10**12},
     ],
 )  # fmt: skip
