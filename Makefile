@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 TOO_OLD := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.11 or newer is needed, \
 	$(PYTHON) is %d.%d: name another one, for example make setup PYTHON=python3.11" % v[:2])
 
-.PHONY: help setup test test-slow lint format type demo bench fuzz clean
+.PHONY: help setup test test-slow lint format type demo bench fuzz crash clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench: setup ## run every benchmark, or some, or at length: make bench ARGS="pla
 
 fuzz: setup ## try damaged files and careless command lines: make fuzz ARGS="--minutes 60 --seed 1"
 	$(PY) -m tests.fuzz $(ARGS)
+
+crash: setup ## kill commands at random moments and on full disks: make crash ARGS="--kills 100 --seed 1"
+	$(PY) -m tests.crash $(ARGS)
 
 clean: ## remove caches and build products; .venv, data, logs and models stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -31,7 +31,7 @@ from tdmpc2.checkpoints.files import load_file
 from tdmpc2.nn.layers import NormedLinear
 from tdmpc2.quantization.calibration import COUNT
 from tdmpc2.quantization.command import quantize
-from tdmpc2.quantization.files import NAMES, full_payload, stem_of, target_files
+from tdmpc2.quantization.copies import NAMES, full_payload, stem_of, target_files
 from tdmpc2.quantization.measure import Candidate, Settings, load_agents
 from tdmpc2.quantization.report import report_files
 from tdmpc2.support.runtime import can_compile

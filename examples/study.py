@@ -41,7 +41,7 @@ def run(command: str, log: Path, threads: int) -> None:
             stderr=subprocess.STDOUT,
         )
     if done.returncode:
-        raise RuntimeError(f"It ended with {done.returncode}; the end of {log}:\n{log.read_text()[-2000:]}")
+        raise SystemExit(f"It ended with {done.returncode}; the end of {log}:\n{log.read_text()[-2000:]}")
     print(f"  {log.stem}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
@@ -69,10 +69,13 @@ def student_command(out: Path, target: str | None, seed: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="A study of distillation on two tasks.")
-    parser.add_argument("--player", required=True, help="checkpoint whose policy plays for the data")
+    parser.add_argument("--player", help="checkpoint whose policy plays for the data (required)")
     parser.add_argument("--out", default="study", help="directory of everything (default: study)")
     parser.add_argument("--jobs", type=int, default=2, help="students trained at a time (default: 2)")
     args = parser.parse_args()
+    if args.player is None or not Path(args.player).expanduser().is_file():
+        named = "is missing" if args.player is None else f"{args.player} does not exist"
+        sys.exit(f"error: --player {named}: name a trained checkpoint, such as the published student of README.md")
     out, player = Path(args.out).resolve(), Path(args.player).expanduser().resolve()
     logs = out / "logs"
     logs.mkdir(parents=True, exist_ok=True)

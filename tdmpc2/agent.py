@@ -19,8 +19,8 @@ from tdmpc2.acceleration import compiled_update
 from tdmpc2.acceleration import layers as fast_layers
 from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.acceleration.low_precision import set_precision
-from tdmpc2.checkpoints.files import load_file, save_file
-from tdmpc2.config import RUN_KEYS, Config
+from tdmpc2.checkpoints.files import load_file, naming, save_file
+from tdmpc2.config import RUN_KEYS, Config, check_bins, check_memory, model_parts, plan_parts
 from tdmpc2.data.batch import Batch
 from tdmpc2.distillation.distillation import Distillation
 from tdmpc2.distillation.outputs import check_teacher
@@ -30,7 +30,7 @@ from tdmpc2.nn.layers import num_parameters
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.noise import UpdateNoise, draw_update_noise
 from tdmpc2.player import Array, Player, TaskLike
-from tdmpc2.support.runtime import can_compile, resolve_device
+from tdmpc2.support.runtime import available_memory, can_compile, resolve_device
 
 #: Rows of batches that a run must have to be worth compiling: 20 000 updates of 256.
 _ROWS_WORTH_COMPILING = 5_120_000
@@ -58,12 +58,16 @@ class TDMPC2:
         self.teacher = teacher
         self.group = group or ProcessGroup()
         self.device = resolve_device(cfg.device)
+        check_bins(cfg.vmin, cfg.vmax)
+        check_memory(cfg, [*model_parts(cfg), *(plan_parts(cfg) if cfg.mpc else [])], available_memory(self.device))
         self.precision = "fp32"
         self.model = WorldModel(cfg, torch.Generator().manual_seed(cfg.seed)).eval()
         if self.device.type != "cpu":
             self.model.to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(cfg.seed)
-        self.scale = torch.ones((), device=self.device)  # running range of values: docs/algorithm.md, "Value scale"
+        self.scale = torch.ones(
+            (), dtype=torch.float32, device=self.device
+        )  # running range of values: docs/algorithm.md, "Value scale"
 
         encoder, policy = [list(m.parameters()) for m in (self.model._encoder, self.model._pi)]
         others = [
@@ -89,6 +93,19 @@ class TDMPC2:
         self._policy_loss: Callable[..., losses.PolicyLoss] = losses.policy_loss
         self._update_compiled: bool | None = None  # None: not yet decided
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The player has the generator too, and keeps it as multiprocessing can send it; compiled code stays here.
+        state = {name: value for name, value in vars(self).items() if name != "generator"}
+        if self.update_compiled:
+            state |= {"_model_losses": None, "_policy_loss": None}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.generator = self._player.generator
+        if self._model_losses is None:
+            self._model_losses, self._policy_loss = compiled_update.compiled(self.model, self.device)
+
     def __repr__(self) -> str:
         cfg, parameters = self.cfg, num_parameters(self.model)
         tasks = f"{len(cfg.task_specs)} tasks of {cfg.task}" if cfg.multitask else f"task {cfg.task}"
@@ -113,12 +130,13 @@ class TDMPC2:
             Losses and gradient norms (before clipping) as 0-d tensors on the device.
 
         Raises:
-            ValueError: the agent's weights are below float32, or the batch lacks what is to be distilled.
+            ValueError: the agent's weights are below float32, the batch has wrong shapes or types, or it lacks what is
+                to be distilled.
         """
         self._require_fp32("train")
+        self._player.check_process()
         cfg, batch = self.cfg, Batch.from_any(batch)
-        if cfg.episodic and batch.terminated is None:
-            raise ValueError("The batch's 'terminated' is missing, which episodic=true learns from: pass [H, B, 1]")
+        batch.check(cfg, self.model.bins)
         noise = noise or self._draw_update_noise(batch.action.shape[1])
         ids = batch.task if cfg.multitask else None
         all_ids = None if ids is None else self.group.gather(ids)  # [N B], those of all N processes
@@ -186,7 +204,7 @@ class TDMPC2:
         """
         cfg = self.cfg
         if self._update_compiled is None:
-            self._update_compiled = cfg.steps * cfg.batch_size >= _ROWS_WORTH_COMPILING
+            self._update_compiled = cfg.num_updates * cfg.batch_size >= _ROWS_WORTH_COMPILING
         wanted = self._update_compiled if cfg.compile == "auto" else cfg.compile == "true"
         # With several processes one would wait in the other's update for as long as that compiles.
         self._update_compiled = wanted and self.group.world_size == 1 and can_compile(self.device)
@@ -208,7 +226,11 @@ class TDMPC2:
 
     def _context(self, all_ids: Tensor | None) -> TaskContext:
         """Look up the tasks of this process's rows. Looking up rescales the table: in all processes alike."""
-        context = self.model.context(all_ids, train=True)
+        try:
+            context = self.model.context(all_ids, train=True)
+        except IndexError as error:  # as a CPU notices; checking before would wait for a GPU
+            known = len(self.cfg.task_specs) - 1
+            raise ValueError(f"The batch has task ids that the model has not: it knows 0 to {known}") from error
         if all_ids is None or self.group.world_size == 1:
             return context
         return context.for_rows(self.group.rows(len(all_ids)))
@@ -236,7 +258,9 @@ class TDMPC2:
         """
         return self._player.act(obs, t0, task=task, eval_mode=eval_mode)
 
-    def player(self, num_envs: int | None = None, seed: int | None = None, mpc: bool | None = None) -> Player:
+    def player(
+        self, num_envs: int | None = None, seed: int | None = None, mpc: bool | None = None, **budget: Any
+    ) -> Player:
         """Make a player: the plans of one group of environments and their random numbers.
 
         Args:
@@ -244,12 +268,18 @@ class TDMPC2:
             seed: of its exploration and planning noise; by default each player of the agent has one of its own, which
                 follows from ``cfg.seed`` and the number of players made before.
             mpc: act by planning, or with the policy prior; by default as the configuration says.
+            budget: planning keys in place of the configuration's, such as ``num_samples=64``; it then plans with a
+                planner of its own.
         """
         if seed is None:
             seed = (self.cfg.seed + self._num_players * 0x9E3779B9) % 2**32  # far from the seeds that people choose
             self._num_players += 1
         generator = torch.Generator(self.device).manual_seed(seed)
-        return Player(self.model, self.planner, generator, num_envs, self.cfg.mpc if mpc is None else mpc)
+        model, planner = self.model, self.planner
+        if budget:
+            model = model.with_settings(self.cfg.replace(**budget))
+            planner = FastPlanner(model)
+        return Player(model, planner, generator, num_envs, self.cfg.mpc if mpc is None else mpc)
 
     def compile_planner(self, num_plans: int = 1_000_000) -> str:
         """Plan in the fastest way there is, if ``cfg.compile`` says so; ``auto``: if it is worth it for so many plans.
@@ -277,7 +307,9 @@ class TDMPC2:
         Raises:
             ValueError: unreadable file, or names and shapes that do not fit.
         """
-        self.model.load_state_dict(load_file(source).model)
+        file = load_file(source)
+        with naming(file.origin):
+            self.model.load_state_dict(file.model)
 
     def training_state(self) -> dict[str, Any]:
         """Everything besides the weights that the next update depends on."""
@@ -292,8 +324,10 @@ class TDMPC2:
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`training_state`; on another kind of device with other, but fixed, random draws."""
-        self.optim.load_state_dict(state["optim"])
-        self.pi_optim.load_state_dict(state["pi_optim"])
+        for name in ("optim", "pi_optim"):  # their settings are the configuration's, whatever a file says
+            optimiser: torch.optim.Optimizer = getattr(self, name)
+            groups = optimiser.state_dict()["param_groups"]
+            optimiser.load_state_dict({"state": state[name]["state"], "param_groups": groups})
         self.scale = state["scale"].to(self.device)
         if "distillation" in state:  # older files have none, and need none
             self.distillation.load_state(state["distillation"])

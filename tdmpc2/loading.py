@@ -10,16 +10,17 @@ from typing import Any
 from tdmpc2.acceleration.cpu.networks import unsupported
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints import layouts
-from tdmpc2.checkpoints.files import Checkpoint, load_file
+from tdmpc2.checkpoints.files import Checkpoint, load_file, naming
 from tdmpc2.config import RUN_KEYS, Config, parse_cfg
+from tdmpc2.envs.modules import import_module_of
 from tdmpc2.precision import execution
-from tdmpc2.tasks import TASK_SETS, nearest
+from tdmpc2.tasks import TASK_SETS, TASKS, nearest
 
 _log = logging.getLogger("tdmpc2")
 
 
 def load_agent(
-    source: str | PathLike[str] | Mapping[str, Any],
+    source: str | PathLike[str] | Mapping[str, Any] | Checkpoint,
     *,
     device: str = "auto",
     precision: str = "auto",
@@ -30,7 +31,7 @@ def load_agent(
     """Build an agent with the architecture, tasks and weights of a file of any public layout or precision.
 
     Args:
-        source: file, or a dict as read from one.
+        source: file, or a dict as read from one, or what :func:`~tdmpc2.checkpoints.files.load_file` read.
         device: where it computes; ``auto`` prefers an accelerator.
         precision: ``auto``, ``fp32``, ``bf16``, ``fp16`` or ``int8``; ``auto`` is the fastest that is correct for the
             file here. An agent below fp32 acts but does not train.
@@ -45,11 +46,17 @@ def load_agent(
     Raises:
         ValueError: unreadable file, or a task the file does not have.
     """
-    file = load_file(source)
-    agent = TDMPC2(config_of(file, device=device, precision=precision, compile=compile, **overrides))
-    agent.load({"model": file.model})
+    if not isinstance(source, (str, PathLike, Mapping, Checkpoint)):
+        raise ValueError(f"load_agent({source!r:.60}): name a checkpoint file, or pass a dict as read from one")
+    file = source if isinstance(source, Checkpoint) else load_file(source)
+    cfg = config_of(file, device=device, precision=precision, compile=compile, **overrides)
+    with naming(file.origin):
+        layouts.check_sizes(file.model, cfg)  # before a model of these sizes takes its memory
+        agent = TDMPC2(cfg)
+        agent.model.load_state_dict(file.model)
     kernels = agent.cfg.mpc and agent.cfg.compile != "false" and not unsupported(agent.cfg)
-    chosen = execution(precision, file, agent.device, kernels=kernels)
+    with naming(file.origin):
+        chosen = execution(precision, file, agent.device, kernels=kernels)
     if chosen.note and not quiet:
         _log.warning("%s: %s", file.origin, chosen.note)
     if chosen.name != "fp32":
@@ -68,9 +75,12 @@ def config_of(file: Checkpoint, **overrides: Any) -> Config:
     if not isinstance(task, (str, type(None))):
         raise ValueError(f"task={task} must be one name; tasks=[...] chooses some of a task set")
     if file.config is None:
-        cfg = layouts.infer_config(file.model, task)
+        with naming(file.origin):
+            cfg = layouts.infer_config(file.model, task)
     else:
-        cfg = parse_cfg({key: value for key, value in file.config.items() if key not in RUN_KEYS}, file.origin)
+        keys = {key: value for key, value in file.config.items() if key not in RUN_KEYS}
+        cfg = parse_cfg(keys, file.origin, from_file=True)
+        _check_table(cfg, file.origin)
     if task is not None and task != cfg.task:
         if task not in cfg.task_names or task in TASK_SETS:
             raise ValueError(
@@ -80,4 +90,18 @@ def config_of(file: Checkpoint, **overrides: Any) -> Config:
         overrides.setdefault("tasks", (task,))
     elif task is not None and cfg.multitask:
         overrides.setdefault("tasks", None)
+    if task is not None:
+        import_module_of(task)  # named by the user, unlike the tasks of the file
     return cfg.replace(**overrides)
+
+
+def _check_table(cfg: Config, origin: str) -> None:
+    """Raise ``ValueError`` where a file says of a known task what the table of tasks does not."""
+    for spec in cfg.task_specs:
+        if (known := TASKS.get(spec.name, spec)) != spec:
+            name = next(name for name, value in vars(known).items() if value != getattr(spec, name))
+            said, true = getattr(spec, name), getattr(known, name)
+            raise ValueError(
+                f"{origin} says that {name} of '{spec.name}' is {said}, but it is {true}: the file is damaged, or its "
+                "task is another one of that name"
+            )

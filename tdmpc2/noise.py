@@ -41,7 +41,7 @@ def draw_update_noise(
     """Draw the random numbers of one update of ``batch_size`` slices, on the device."""
 
     def normal(steps: int) -> Tensor:
-        return torch.randn(steps, batch_size, cfg.action_dim, device=device, generator=generator)
+        return torch.randn(steps, batch_size, cfg.action_dim, dtype=torch.float32, device=device, generator=generator)
 
     def dropout(heads: int, steps: int) -> Tensor | None:
         shape = (heads, steps, batch_size, cfg.mlp_dim)
@@ -68,7 +68,9 @@ def dropout_factors(
     """
     size = math.prod(shape)
     count = math.ceil(size * rate + 10 * math.sqrt(size * rate) + 10)
-    uniform = torch.rand(count, device=device, generator=generator)
+    uniform = torch.rand(count, dtype=torch.float32, device=device, generator=generator)
     gaps = (torch.log1p(-uniform) / math.log1p(-rate)).long() + 1
-    factors = torch.full((size + 1,), 1 / (1 - rate), device=device)  # the last one takes the zeros beyond the end
+    factors = torch.full(
+        (size + 1,), 1 / (1 - rate), dtype=torch.float32, device=device
+    )  # the last one takes the zeros beyond the end
     return factors.index_fill_(0, (gaps.cumsum(0) - 1).clamp_(max=size), 0)[:size].view(shape)

@@ -67,10 +67,10 @@ def draw_noise(cfg: Config, num_envs: int, device: torch.device, generator: torc
     """Draw the random numbers of one plan of ``num_envs`` environments, on the device."""
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, device=device, generator=generator)
+        return torch.randn(shape, dtype=torch.float32, device=device, generator=generator)
 
     iterations, samples, policy = cfg.plan_iterations, cfg.num_samples, cfg.num_pi_trajs
-    uniform = torch.rand(num_envs, cfg.num_elites, device=device, generator=generator)
+    uniform = torch.rand(num_envs, cfg.num_elites, dtype=torch.float32, device=device, generator=generator)
     return PlanNoise(
         policy=normal(cfg.horizon, num_envs, policy, cfg.action_dim),
         samples=normal(iterations, num_envs, cfg.horizon, samples - policy, cfg.action_dim),
@@ -211,6 +211,13 @@ def estimate_value(
     Returns:
         [E, S]; NaN becomes 0 and infinities the largest finite values.
     """
+    return torch.nan_to_num(predicted_return(model, z, task, actions, eps, heads), nan=0.0)
+
+
+def predicted_return(
+    model: WorldModel, z: Tensor, task: TaskContext, actions: Tensor, eps: Tensor, heads: Tensor
+) -> Tensor:
+    """Compute :func:`estimate_value` as the networks give it, NaN and infinities included."""
     z = z.unsqueeze(1)  # [E, 1, D] at the first step: its products are shared by all samples
     total = torch.zeros_like(actions[:, 0, :, 0])
     discount = task.discount.squeeze(-1)  # broadcastable to [E, S]
@@ -224,4 +231,4 @@ def estimate_value(
             weight = weight * (model.termination(z, task).squeeze(-1) <= 0)
     action, _ = model.pi(z, task, eps)
     value = model.Q(z, action, task, "avg", heads=heads).squeeze(-1)
-    return torch.nan_to_num(total + weight * value, nan=0.0)
+    return total + weight * value

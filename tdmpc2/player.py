@@ -5,25 +5,49 @@ E environments, H horizon, O observation, A action, D latent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tdmpc2.acceleration.fast_planner import FastPlanner
+from tdmpc2.config import Config
 from tdmpc2.nn.world_model import TaskContext, WorldModel
-from tdmpc2.planner import draw_noise
+from tdmpc2.planner import Iteration, Plan, draw_noise, predicted_return
 
 Array = TypeVar("Array", np.ndarray, Tensor)
+_LARGEST = torch.finfo(torch.float32).max
+_OVERFLOW = "so the weights are damaged or too large for this observation"
 TaskLike = int | str | Sequence[int | str] | np.ndarray | Tensor | None
+
+
+class NotFinite(ValueError):
+    """An observation, the values of a plan, or an action that is not finite.
+
+    Attributes:
+        message: without the environment.
+        env: number of the environment it was for, from 0.
+        task: name of its task.
+    """
+
+    def __init__(self, message: str, env: int, task: str) -> None:
+        super().__init__(f"Environment {env} ({task}): {message}")
+        self.message, self.env, self.task = message, env, task
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.env, self.task)
 
 
 class Player:
     """The plans of one group of environments, and the random numbers drawn for them.
 
-    Made by ``agent.player(num_envs)``. Players of one agent share its weights and nothing else.
+    Made by ``agent.player(num_envs)``. Players of one agent share its weights and nothing else. A player can be copied
+    and sent to another process; one that a fork has copied refuses to compute with several threads, which would wait
+    for ever for threads that the fork has not copied.
 
     Args:
         model: acts with the settings of its configuration.
@@ -46,6 +70,40 @@ class Player:
         self.plan_mean: Tensor | None = None  # [E, H, A]
         self._model, self._planner = model, planner
         self._ids: Tensor | None = None  # [E]: the tasks that plan_mean is for
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # multiprocessing cannot send the state of a generator to a process that it spawns.
+        state = self.generator.get_state().cpu().numpy().tobytes()
+        return {**vars(self), "generator": (str(self.generator.device), state)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        device, numbers = state["generator"]
+        vars(self).update(state, _process=os.getpid())
+        self.generator = torch.Generator(device)
+        self.generator.set_state(torch.frombuffer(bytearray(numbers), dtype=torch.uint8))
+
+    def compile_planner(self, wanted: str, num_plans: int) -> str:
+        """Plan in the fastest way, as :meth:`tdmpc2.acceleration.fast_planner.FastPlanner.speed_up` has it.
+
+        For a player with a planner of its own; the others share the agent's.
+        """
+        return self._planner.speed_up(wanted, num_plans) if self.mpc else ""
+
+    def state(self) -> dict[str, Any]:
+        """Copy the plans and the state of the random numbers: all that the next action depends on but the weights."""
+        plans = {"plan_mean": self.plan_mean, "ids": self._ids}
+        return {"generator": self.generator.get_state(), **{k: v for k, v in plans.items() if v is not None}}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state`; on another kind of device with other random numbers."""
+        device = self._model.bins.device
+        plan_mean, ids = state.get("plan_mean"), state.get("ids")
+        self.plan_mean = None if plan_mean is None else plan_mean.to(device)
+        self._ids = None if ids is None else ids.to(device)
+        generator = state["generator"].cpu()
+        if generator.shape == self.generator.get_state().shape:
+            self.generator.set_state(generator)
 
     @torch.no_grad()
     def act(
@@ -53,10 +111,13 @@ class Player:
     ) -> Array:
         """Choose actions by planning, or with the policy prior.
 
+        Observations in main memory, and what is computed from them, have to be finite. A tensor on an accelerator is
+        not looked at, since that would wait for the device.
+
         Args:
             obs: [O] or [E, O], zero-padded to the model's observation size; ``obs=rgb``: uint8, [9, 64, 64] or
                 [E, 9, 64, 64].
-            t0: True where an episode starts, one value or [E].
+            t0: True where an episode starts, one truth value or [E].
             task: id or name, one or [E]; needed by multi-task models.
             eval_mode: without exploration noise (policy prior: its mean).
 
@@ -64,40 +125,71 @@ class Player:
             Actions in [-1, 1], [A] or [E, A], of the type of ``obs``.
 
         Raises:
-            ValueError: wrong shapes, unknown task, or a call that would continue the plans of other environments:
-                another number of them, or another task, although no episode starts.
+            ValueError: wrong shapes or types, unknown task, or a call that would continue the plans of other
+                environments: another number of them, or another task, although no episode starts.
+            NotFinite: an observation, all values of a plan, or the action, with the number of the environment.
         """
+        self.check_process()
         model, cfg, device = self._model, self._model.cfg, self._model.bins.device
-        x = torch.as_tensor(obs, dtype=torch.uint8 if cfg.obs == "rgb" else torch.float32, device=device)
-        shape, sizes = cfg.obs_shape, ", ".join(map(str, cfg.obs_shape))
-        if x.ndim not in (len(shape), len(shape) + 1):
-            raise ValueError(f"Observations of shape {list(x.shape)}: pass [{sizes}], or [E, {sizes}]")
-        single = x.ndim == len(shape)
-        x = x.unsqueeze(0) if single else x  # [E, O] or [E, C, height, width]
-        if x.shape[1:] != shape:
-            raise ValueError(
-                f"Observation of size {', '.join(map(str, x.shape[1:]))}, but the model takes {sizes} "
-                f"(task={cfg.task}): use make_env(agent.cfg), which pads, or pad with zeros"
-            )
-        if self.num_envs not in (None, len(x)):
-            raise ValueError(f"This player is for {self.num_envs} environments, but got {len(x)} observations")
-        ids = self._task_ids(task, len(x))
+        x = observations(obs, cfg)  # [E, O] or [E, C, height, width]
+        on_cpu, num_envs = x.device.type == "cpu", len(x)
+        if self.num_envs not in (None, num_envs):
+            raise ValueError(f"This player is for {self.num_envs} environments, but got {num_envs} observations")
+        ids = self._task_ids(task, num_envs)
+        starts = _starts(t0, num_envs, device)
+        if on_cpu:
+            self._require_finite(x.numpy(), ids, "the observation has values that are not finite")
         context = model.context(ids)
-        z = model.encode(x, context)
+        z = model.encode(x.to(device), context)
         if self.mpc:
-            starts = torch.as_tensor(t0, device=device).bool()
-            if starts.numel() not in (1, len(x)):
-                raise ValueError(f"{starts.numel()} values of t0 for {len(x)} environments: pass one, or one for each")
-            action = self._plan(z, context, ids, starts.reshape(-1).expand(len(x)), eval_mode)
+            plan = self._plan(z, context, ids, starts, eval_mode)
+            action = plan.action
         elif eval_mode:
             action = model.policy_mean(z, context)
         else:
-            eps = torch.randn(len(x), cfg.action_dim, device=device, generator=self.generator)
+            eps = torch.randn(num_envs, cfg.action_dim, device=device, dtype=torch.float32, generator=self.generator)
             action = model.pi(z, context, eps)[0]
-        action = action.squeeze(0) if single else action
+        if on_cpu:
+            action = action.cpu()
+            if self.mpc:
+                self._check_values(z, context, ids, plan.last)
+            self._require_finite(action.numpy(), ids, f"the action is not finite, {_OVERFLOW}")
+        action = action.squeeze(0) if obs.ndim == len(cfg.obs_shape) else action
         return action.cpu().numpy() if isinstance(obs, np.ndarray) else action.to(obs.device)
 
-    def _plan(self, z: Tensor, context: TaskContext, ids: Tensor | None, t0: Tensor, eval_mode: bool) -> Tensor:
+    def check_process(self) -> None:
+        """Raise ``ValueError`` in a process that a fork has made of the player's own, if it computes with threads."""
+        if os.getpid() != self._process and torch.get_num_threads() > 1:
+            raise ValueError(
+                "This agent was copied by a fork and would wait for ever for threads that were not: start the process "
+                'with multiprocessing.get_context("spawn"), or call torch.set_num_threads(1) in it'
+            )
+
+    def _check_values(self, z: Tensor, context: TaskContext, ids: Tensor | None, last: Iteration) -> None:
+        """Require of every environment an elite whose value is finite.
+
+        Values that are not have been replaced by zero or the largest numbers. Only if all elites have such a value is
+        it computed again to know, so that this costs nothing in a plan that is well.
+        """
+        found = np.abs(last.elite_value.cpu().numpy())
+        replaced = (found == 0) | (found >= _LARGEST)
+        if not (suspects := replaced.all(-1)).any():
+            return
+        cfg, actions = self._model.cfg, last.elite_actions
+        eps, heads = torch.zeros_like(actions[:, 0]), torch.arange(2, device=z.device)
+        value = predicted_return(self._model, z, context.unsqueeze(1), actions, eps, heads % cfg.num_q)
+        finite = value.isfinite().any(-1, keepdim=True).cpu().numpy() | ~suspects[:, None]
+        self._require_finite(np.where(finite, 0.0, np.nan), ids, f"no value of its plan is finite, {_OVERFLOW}")
+
+    def _require_finite(self, rows: NDArray[np.floating[Any]], ids: Tensor | None, text: str) -> None:
+        """Raise :class:`NotFinite` unless all rows [E, ...] are finite."""
+        if not (finite := np.isfinite(rows)).all():
+            env = int(np.argmin(finite.reshape(len(rows), -1).all(-1)))
+            names = self._model.cfg.task_names
+            task = names[0] if ids is None else names[int(ids[env])]
+            raise NotFinite(text, env, task)
+
+    def _plan(self, z: Tensor, context: TaskContext, ids: Tensor | None, t0: Tensor, eval_mode: bool) -> Plan:
         cfg = self._model.cfg
         shape = (len(z), cfg.horizon, cfg.action_dim)
         if self.plan_mean is None:
@@ -116,7 +208,7 @@ class Player:
         prev_mean = torch.where(t0[:, None, None], 0.0, self.plan_mean)
         result = self._planner(z, context, prev_mean, noise, eval_mode=eval_mode)
         self.plan_mean = result.mean
-        return result.action
+        return result
 
     def _other_task(self, ids: Tensor, before: Tensor, t0: Tensor) -> Tensor:
         """Find the environments whose plan is of another task; an error on the CPU, on a GPU they start anew.
@@ -141,12 +233,71 @@ class Player:
             raise ValueError(f"This agent plays {len(names)} tasks: pass task=, a name or an id")
         if isinstance(task, Tensor) and task.device.type != "cpu":
             ids = task  # checking these would wait for the device
+            if ids.is_floating_point() or ids.ndim > 1:
+                raise ValueError(f"task is {list(ids.shape)} of {ids.dtype}: pass ids, one or [E], as integers")
         else:
             items = np.asarray(task, dtype=object).reshape(-1).tolist()  # names and ids may be mixed
             ids = torch.tensor([names.index(item) if item in names else item for item in items if _known(item, names)])
         if len(ids := ids.to(self._model.bins.device).long().reshape(-1)) not in (1, num_envs):
             raise ValueError(f"{len(ids)} tasks for {num_envs} environments: pass one, or one for each")
         return ids.expand(num_envs)
+
+
+def observations(obs: np.ndarray | Tensor, cfg: Config) -> Tensor:
+    """Check observations and bring them to the form that networks take, where they are.
+
+    Args:
+        obs: [O] or [E, O]; images uint8 [C, height, width] or [E, C, height, width].
+        cfg: of the model.
+
+    Returns:
+        float32 [E, O], or uint8 [E, C, height, width].
+
+    Raises:
+        ValueError: no array or tensor of real numbers, another shape, or none at all.
+    """
+    images, size = cfg.obs == "rgb", ", ".join(map(str, cfg.obs_shape))
+    kind = "np.uint8" if images else "np.float32"
+    if not isinstance(obs, (np.ndarray, Tensor)):
+        raise ValueError(
+            f"The observation is a {type(obs).__name__}: pass an array or tensor [{size}] or [E, {size}], as in "
+            f"np.asarray(obs, {kind})"
+        )
+    if images and obs.dtype not in (np.uint8, torch.uint8):
+        raise ValueError(f"Images of type {obs.dtype}: pass uint8, 0 to 255")
+    strange = obs.dtype.kind not in "biuf" if isinstance(obs, np.ndarray) else obs.is_complex() or obs.is_quantized
+    if strange:
+        raise ValueError(f"Observations of type {obs.dtype}: pass real numbers, as in np.asarray(obs, np.float32)")
+    if obs.ndim not in (len(cfg.obs_shape), len(cfg.obs_shape) + 1):
+        raise ValueError(f"Observations of shape {list(obs.shape)}: pass [{size}], or [E, {size}]")
+    own = tuple(obs.shape[-len(cfg.obs_shape) :])
+    if own != cfg.obs_shape:
+        raise ValueError(
+            f"Observation of size {', '.join(map(str, own))}, but the model takes {size} "
+            f"(task={cfg.task}): use make_env(agent.cfg), which pads, or pad with zeros"
+        )
+    if not len(obs):
+        raise ValueError(f"Observations of shape {list(obs.shape)}: pass those of one environment at least")
+    if isinstance(obs, np.ndarray):
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and that is found
+            obs = torch.from_numpy(np.array(obs, np.uint8 if images else np.float32))
+    return obs.detach().to(torch.uint8 if images else torch.float32).reshape(-1, *cfg.obs_shape)
+
+
+def _starts(t0: Any, num_envs: int, device: torch.device) -> Tensor:
+    """Read where episodes start, bool [E]."""
+    given = t0
+    if isinstance(t0, Tensor) and t0.device.type != "cpu":
+        right = not t0.is_floating_point()
+    else:
+        t0 = np.asarray(t0)
+        right = t0.dtype.kind in "biu"
+    if not right:
+        raise ValueError(f"t0={given!r:.60}: pass True where an episode starts, one truth value or [E]")
+    values = torch.as_tensor(t0, device=device).bool().reshape(-1)
+    if len(values) not in (1, num_envs):
+        raise ValueError(f"{len(values)} values of t0 for {num_envs} environments: pass one, or one for each")
+    return values.expand(num_envs)
 
 
 def _known(task: Any, names: Sequence[str]) -> bool:

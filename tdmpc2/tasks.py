@@ -6,8 +6,9 @@ A task's position in its task set is its id. MT30 and MT80 share the first 30 id
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,57 @@ class TaskSpec:
     action_dim: int
     episode_length: int = 500
     success_score: bool = False
+
+
+_LARGEST = 2**20  # of an observation or action; far beyond any simulator
+
+
+def read_specs(content: Any) -> tuple[TaskSpec, ...]:
+    """Read the tasks that a file describes, in id order, with every fact checked.
+
+    Args:
+        content: a list of task specs, or of plain dicts with their attributes.
+
+    Raises:
+        ValueError: it is not; the message names the task and what is wrong.
+    """
+    if not isinstance(content, (list, tuple)):
+        raise ValueError(f"task_specs is a {type(content).__name__}, expected a list of tasks")
+    return tuple(_read_spec(index, plain) for index, plain in enumerate(content))
+
+
+def _read_spec(index: int, plain: Any) -> TaskSpec:
+    if isinstance(plain, TaskSpec):
+        return plain
+    if not isinstance(plain, Mapping):
+        raise ValueError(f"task_specs[{index}] is a {type(plain).__name__}, expected the facts of a task by name")
+    facts = {"episode_length": 500, "success_score": False, **plain}
+    known = [field.name for field in fields(TaskSpec)]
+    if set(facts) != set(known):
+        odd = sorted(map(str, set(facts) ^ set(known)))[0]
+        raise ValueError(f"task_specs[{index}]: {odd[:80]!r} is missing or not known; a task has {', '.join(known)}")
+    name = facts["name"]
+    sound = {
+        "name": isinstance(name, str) and 0 < len(name) <= 300 and name.isprintable(),
+        **{key: type(facts[key]) is int and 0 < facts[key] <= _LARGEST for key in ("obs_dim", "action_dim")},
+        "episode_length": type(facts["episode_length"]) is int and 0 < facts["episode_length"] < 2**31,
+        "success_score": isinstance(facts["success_score"], bool),
+    }
+    if wrong := [key for key, right in sound.items() if not right]:
+        value = facts[wrong[0]]
+        short = isinstance(value, (str, float)) or (isinstance(value, int) and abs(value) < 10**80)
+        found = ascii(value)[:80] if short else f"a {type(value).__name__}"
+        raise ValueError(f"task_specs[{index}]: {wrong[0]} is {found}, expected {_FACTS[wrong[0]]}")
+    return TaskSpec(**facts)
+
+
+_FACTS = {
+    "name": "a text of at most 300 letters",
+    "obs_dim": f"a whole number from 1 to {_LARGEST:,}",
+    "action_dim": f"a whole number from 1 to {_LARGEST:,}",
+    "episode_length": "a whole number of steps, at least 1",
+    "success_score": "true or false",
+}
 
 
 def _specs(obs_dim: int, action_dim: int, names: str) -> list[TaskSpec]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tdmpc2.config import Config
+from tests.helpers.forks import ForkServer, fork_server
 from tests.helpers.reference import load_golden
 from tests.helpers.runs import TASKS, TINY
 
@@ -53,6 +54,13 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data")
     collect(Config(tasks=TASKS, episodes_per_task=3), None, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[ForkServer]:
+    """Commands in processes of their own that start at once."""
+    with fork_server() as server:
+        yield server
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
@@ -9,8 +10,12 @@ from typing import Any
 import torch
 
 from tdmpc2.acceleration import layers
+from tdmpc2.acceleration.compile_cache import use_private_cache
 from tdmpc2.losses import model_losses, policy_loss
 from tdmpc2.nn.world_model import WorldModel
+from tdmpc2.support.text import cut
+
+_log = logging.getLogger("tdmpc2")
 
 
 def compiled(
@@ -49,7 +54,7 @@ def compile_once(
         size_of: takes the function's arguments, returns the size that tells batches apart.
         options: of the compiler.
     """
-    fast = torch.compile(own_copy(function), fullgraph=True, dynamic=False, options=dict(options))
+    fast = compiled_or_plain(function, "training", fullgraph=True, dynamic=False, options=dict(options))
     sizes: list[torch.Size] = []
 
     def chosen(*args: Any) -> Any:
@@ -57,6 +62,32 @@ def compile_once(
         if not sizes:
             sizes.append(size)
         return (fast if size == sizes[0] else function)(*args)
+
+    return chosen
+
+
+def compiled_or_plain(function: Callable[..., Any], what: str, **options: Any) -> Callable[..., Any]:
+    """Compile a pure function on its first call; if that fails, say so in one line and go on with it as it is.
+
+    Args:
+        function: changes nothing, so that a call that failed can be made again.
+        what: goes on without compilation, for the line.
+        options: of ``torch.compile``.
+    """
+    use_private_cache()
+    fast: Callable[..., Any] | None = torch.compile(own_copy(function), **options)
+
+    def chosen(*args: Any, **kwargs: Any) -> Any:
+        nonlocal fast
+        if fast is None:
+            return function(*args, **kwargs)
+        try:
+            return fast(*args, **kwargs)
+        except Exception as error:  # compilers fail in many ways; a fault of the function itself comes again below
+            result = function(*args, **kwargs)
+            fast, reason = None, cut(next(iter(str(error).strip().splitlines()), ""))
+            _log.warning("The compiler failed (%s: %s): %s without compilation", type(error).__name__, reason, what)
+            return result
 
     return chosen
 

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tdmpc2 import planner
 from tdmpc2.acceleration import layers
-from tdmpc2.acceleration.compiled_update import own_copy
+from tdmpc2.acceleration.compiled_update import compiled_or_plain
 from tdmpc2.acceleration.cpu.networks import PackedNetworks
 from tdmpc2.acceleration.cuda_graph import GraphedPlan
 from tdmpc2.nn.world_model import WorldModel
@@ -35,8 +34,8 @@ def compiled_functions(model: WorldModel) -> dict[str, Any]:
     """
     layers.prepare_for_compiler(model)
     return {
-        "iteration_fn": torch.compile(own_copy(planner.iteration), dynamic=False),
-        "rollout_fn": torch.compile(own_copy(planner.policy_rollout), dynamic=False),
+        "iteration_fn": compiled_or_plain(planner.iteration, "planning", dynamic=False),
+        "rollout_fn": compiled_or_plain(planner.policy_rollout, "planning", dynamic=False),
     }
 
 

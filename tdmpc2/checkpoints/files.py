@@ -6,13 +6,11 @@ else its writer adds. Names and tensor forms are the business of :mod:`tdmpc2.ch
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import os
-import pickle
 import re
-import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from tdmpc2.checkpoints import layouts
+from tdmpc2.checkpoints.reading import check_tensor, is_plain, read_identified
+from tdmpc2.checkpoints.reading import file_sha256 as file_sha256
+from tdmpc2.checkpoints.reading import read_file as read_file
 from tdmpc2.config import Config
 from tdmpc2.support.files import replacing
-from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest
+from tdmpc2.support.text import cut, shown
+from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, read_specs
 
 FORMAT = 1  # version of the files written here
 
+_WEIGHTS = ("model", "state_dict", "model_state_dict")  # entries that code bases store weights under
 _PLAIN_TYPES = (str, int, float, bool, type(None), torch.Size, torch.dtype)
 _PRECISIONS = {
     torch.float64: "fp32",  # what it is loaded as
@@ -50,6 +53,7 @@ class Checkpoint:
         format: version of the file format; ``None`` for files of other code bases.
         extra: all other entries.
         path: where it was read from; ``None`` for a dict in memory.
+        sha256: of the bytes it was read from, if that was asked for.
     """
 
     model: dict[str, Any]
@@ -58,6 +62,7 @@ class Checkpoint:
     format: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     path: str | None = None
+    sha256: str | None = None
 
     @property
     def origin(self) -> str:
@@ -68,7 +73,8 @@ class Checkpoint:
     def task_specs(self) -> tuple[TaskSpec, ...]:
         """Tasks in id order, from the configuration or the number of embedding rows; empty if neither tells."""
         if self.config and self.config.get("task_specs"):
-            return tuple(TaskSpec(**spec) for spec in self.config["task_specs"])
+            with naming(self.origin):
+                return read_specs(self.config["task_specs"])
         known = layouts.task_set(layouts.infer_sizes(self.model)["num_tasks"])
         return tuple(lookup(name) for name in TASK_SETS[known]) if known else ()
 
@@ -82,12 +88,25 @@ def save_file(path: str | os.PathLike[str], payload: Mapping[str, Any], *, overw
     Tensors are stored as CPU tensors; ``format`` is added.
 
     Raises:
-        ValueError: the file exists and ``overwrite`` is false, an entry is neither a tensor nor plain, or the disk
-            refused; nothing is left behind.
+        ValueError: the file exists and ``overwrite`` is false, an entry is neither a tensor nor plain, a weight is not
+            finite, or the disk refused; nothing is left behind.
     """
+    if isinstance(payload.get("model"), Mapping):
+        layouts.check_finite(payload["model"], f"What {path} would hold")
     plain = _plain({"format": FORMAT, **payload}, "payload")
-    with replacing(path, overwrite=overwrite) as temporary, open(temporary, "wb") as file:
+    with replacing(path, overwrite=overwrite) as temporary, open(temporary, "wb") as file, _checksums_on():
         torch.save(plain, file)  # given a name, torch would store it and hide what the disk says
+
+
+@contextlib.contextmanager
+def _checksums_on() -> Iterator[None]:
+    """Let torch store the CRC-32 of each tensor, which a program can turn off for all files."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -109,68 +128,70 @@ def _plain(value: Any, where: str) -> Any:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_file(path: str | os.PathLike[str]) -> Any:
-    """Read what :func:`save_file` or ``torch.save`` stored, to the CPU, without running any code from the file.
-
-    Raises:
-        ValueError: no such file, damaged, not a checkpoint, or a pickle that asks for more than tensors.
-    """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        raise ValueError(f"Checkpoint {path} is a directory: name a file in it")
-    if not path.exists():
-        if not path.parent.is_dir():
-            raise ValueError(f"Checkpoint {path} does not exist, nor does its directory")
-        neighbours = sorted(entry.name for entry in path.parent.iterdir())
-        raise ValueError(f"Checkpoint {path} does not exist.{nearest(path.name, neighbours)}")
-    try:
-        with warnings.catch_warnings():
-            # The published int8 files hold quantised tensors, which torch announces to drop; before it raises for bytes
-            # that are no checkpoint it warns of their pickle protocol.
-            noise = "TypedStorage is deprecated|torch.quantize_per_tensor|Detected pickle protocol"
-            warnings.filterwarnings("ignore", message=noise)
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if wants := re.search(r"GLOBAL (\S+)", str(error)):
-            reason = f"it asks for '{wants[1]}', which is not a tensor and could run code"
-        else:
-            reason = "it is a damaged file or a Python pickle, not a checkpoint of tensors"
-        raise ValueError(f"{path} was refused: {reason}. Nothing in it was executed") from error
-    except PermissionError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except Exception as error:  # torch raises many kinds for bytes it does not understand
-        reason = f"{type(error).__name__} {error}".split(". ")[0].strip()
-        size = path.stat().st_size
-        raise ValueError(f"{path} ({size:,} bytes) is truncated or not a checkpoint: {reason}") from error
-
-
-def load_file(source: str | os.PathLike[str] | Mapping[str, Any]) -> Checkpoint:
+def load_file(source: str | os.PathLike[str] | Mapping[str, Any], *, identify: bool = False) -> Checkpoint:
     """Read a checkpoint: a file, or a dict in memory; ``{"model": ...}`` or a bare state dict.
 
+    Args:
+        source: the weights may also be the entry ``state_dict`` or ``model_state_dict``, and all their names may begin
+            with what wrappers put there (``module.``, ``_orig_mod.``, ``model.``).
+        identify: compute the SHA-256 of the file's bytes while they are loaded.
+
     Raises:
-        ValueError: the file cannot be read (see :func:`read_file`), holds no weights, was written by a newer version,
-            or has weights that are not finite.
+        ValueError: the file cannot be read (see :func:`~tdmpc2.checkpoints.reading.read_file`), holds no weights, was
+            written by a newer version, has an entry of a wrong type, or weights that are not finite in float32.
     """
-    path = None if isinstance(source, Mapping) else os.fspath(source)
-    content = source if isinstance(source, Mapping) else read_file(source)
+    path, sha256 = None if isinstance(source, Mapping) else os.fspath(source), None
+    content: Any = source
+    if not isinstance(source, Mapping):
+        content, sha256 = read_identified(source) if identify else (read_file(source), None)
     origin = path or "the given dict"
     if not isinstance(content, Mapping):
         raise ValueError(f"{origin} holds a {type(content).__name__}, not a dict of weights")
-    entries = dict(content) if isinstance(content.get("model"), Mapping) else {"model": content}
-    model = dict(entries.pop("model"))
+    name = next((name for name in _WEIGHTS if isinstance(content.get(name), Mapping)), None)
+    entries = dict(content) if name else {"model": content}
+    model = dict(entries.pop(name or "model"))
     if not any(isinstance(value, Tensor) for value in model.values()):
-        found = ", ".join(map(str, list(model)[:4])) or "nothing"
+        found = ", ".join(shown(key) if type(key) is not str else cut(key, 40) for key in list(model)[:4]) or "nothing"
         raise ValueError(f"{origin} holds no weights (found {found}): expected an entry 'model' of named tensors")
+    for kind, names in (("weight", model), ("entry", entries)):
+        if wrong := [key for key in names if not isinstance(key, str)]:
+            raise ValueError(f"{origin}: {shown(wrong[0])} is the name of a {kind}, expected text")
     version, config, step = (entries.pop(key, None) for key in ("format", "config", "step"))
-    if version is not None and (not isinstance(version, int) or version > FORMAT):
-        raise ValueError(f"{origin} has format {version}, this version reads up to {FORMAT}: update tdmpc2")
-    if not isinstance(config, dict | None) or not isinstance(step, int | None):
-        raise ValueError(f"{origin}: 'config' must be a dict and 'step' an integer, not {config!r:.50}, {step!r:.50}")
-    for name, value in model.items():
-        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
-            bad = int(value.numel() - value.isfinite().sum())
-            raise ValueError(f"{origin}: '{name}' has {bad} values that are not finite; use an earlier checkpoint")
-    return Checkpoint(model, config, step, version, entries, path)
+    if version is not None and (type(version) is not int or version > FORMAT):
+        found = version if isinstance(version, str) else shown(version)
+        raise ValueError(f"{origin} has format {cut(found, 40)}, this version reads up to {FORMAT}: update tdmpc2")
+    if not isinstance(config, dict | None) or not (step is None or type(step) is int):
+        raise ValueError(
+            f"{origin}: 'config' must be a dict and 'step' an integer, not {shown(config, 50)}, {shown(step, 50)}"
+        )
+    if step is not None and not 0 <= step < 2**53:
+        raise ValueError(f"{origin}: 'step' is {shown(step)}, expected a number of updates")
+    for key, value in model.items():
+        if isinstance(value, Tensor) and not is_plain(value):
+            check_tensor(f"{origin}: '{cut(key, 80)}'", value)
+    layouts.check_finite(model, origin)
+    if config is not None:
+        _check_config(config, origin)
+    return Checkpoint(layouts.without_prefix(model), config, step, version, entries, path, sha256)
+
+
+def _check_config(config: Mapping[str, Any], origin: str) -> None:
+    if wrong := [key for key in config if not isinstance(key, str)]:
+        raise ValueError(f"{origin}: {shown(wrong[0])} is the name of a key of 'config', expected text")
+    if config.get("task_specs"):
+        with naming(origin):
+            read_specs(config["task_specs"])
+
+
+@contextlib.contextmanager
+def naming(origin: str) -> Iterator[None]:
+    """Name the file in errors that say what is wrong with its content."""
+    try:
+        yield
+    except ValueError as error:
+        if origin in str(error):
+            raise
+        raise ValueError(f"{origin}: {error}") from error
 
 
 def formats_of(state: Mapping[str, Any]) -> dict[str, str]:
@@ -200,17 +221,20 @@ def precision_of(state: Mapping[str, Any]) -> str:
     return "int8" if set(formats.values()) == {"int8"} else "mixed"
 
 
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Checksum of a file, 64 hexadecimal digits."""
-    with Path(path).expanduser().open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # -- describing and converting ----------------------------------------------------------------------------------------
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, str]:
-    """Describe a file in lines for a reader: label -> text."""
+    """Describe a file in lines for a reader: label -> text.
+
+    Raises:
+        ValueError: it does not hold the weights of a model.
+    """
+    with naming(checkpoint.origin):
+        return _describe(checkpoint)
+
+
+def _describe(checkpoint: Checkpoint) -> dict[str, str]:
     tensors = layouts.rename(checkpoint.model)
     sizes = layouts.infer_sizes(checkpoint.model)
     model_size = layouts.size_keys(sizes)["model_size"]
@@ -239,7 +263,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, str]:
     }
     if checkpoint.path is not None:
         path = Path(checkpoint.path).expanduser()
-        facts |= {"bytes of the file": f"{path.stat().st_size:,}", "sha256": file_sha256(path)}
+        facts |= {"bytes of the file": f"{path.stat().st_size:,}", "sha256": checkpoint.sha256 or file_sha256(path)}
     return facts
 
 
@@ -249,14 +273,17 @@ def convert(checkpoint: Checkpoint, layout: str) -> dict[str, Any]:
     Raises:
         ValueError: the weights cannot be converted, or layout (b)'s action masks cannot be told.
     """
+    with naming(checkpoint.origin):
+        return _convert(checkpoint, layout)
+
+
+def _convert(checkpoint: Checkpoint, layout: str) -> dict[str, Any]:
     model: dict[str, Any] = layouts.to_layout_a(checkpoint.model)
     if layout == "b":
         config = checkpoint.config or {}
         low, high = (config.get(key, getattr(Config, key)) for key in ("log_std_min", "log_std_max"))
-        low = checkpoint.model.get("log_std_min", low)
-        model = layouts.to_layout_b(
-            model, _action_masks(checkpoint), float(low), float(checkpoint.model.get("log_std_dif", high - low))
-        )
+        bounds = layouts.log_std_bounds(checkpoint.model) or (float(low), float(high) - float(low))
+        model = layouts.to_layout_b(model, _action_masks(checkpoint), *bounds)
     kept = {"config": checkpoint.config, "step": checkpoint.step, **checkpoint.extra}
     return {"model": model, **{key: value for key, value in kept.items() if value is not None}}
 

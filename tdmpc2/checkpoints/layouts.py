@@ -40,7 +40,18 @@ _HEAD_B = re.compile(r"(_Qs|_target_Qs)[._]params\.(\d+)\.(weight|bias|ln\.weigh
 _LAYER_C = re.compile(r"(_encoder\.state|_dynamics\.0|_reward|_pi)\.(\d+)\.(weight|bias)")
 
 
+_PREFIX = re.compile(r"(?:_orig_mod\.|module\.|model\.)+")  # of torch.compile, DataParallel and wrapper classes
+
+
 # -- names ------------------------------------------------------------------------------------------------------------
+
+
+def without_prefix(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The same tensors without what wrappers put before every name, such as ``module.``."""
+    first = _PREFIX.match(next(iter(state), ""))
+    if first is None or not all(name.startswith(first[0]) for name in state):
+        return dict(state)
+    return {name.removeprefix(first[0]): value for name, value in state.items()}
 
 
 def layout_of(state: Mapping[str, Any]) -> str:
@@ -104,6 +115,45 @@ def _name_from_c(name: str) -> str:
 
 
 _NAME_TO_A: dict[str, Callable[[str], str | None]] = {"a": str, "b": _name_from_b, "c": _name_from_c}
+
+
+# -- values -----------------------------------------------------------------------------------------------------------
+
+
+def check_finite(state: Mapping[str, Any], origin: str) -> None:
+    """Require values that are finite in float32, which is what is computed with, in any layout and precision.
+
+    Raises:
+        ValueError: the message names the tensor.
+    """
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor) or _is_finite(tensor, state.get(f"{name}.scale")):
+            continue
+        values = _in_float32(tensor, state.get(f"{name}.scale"))
+        bad = int(values.numel() - values.isfinite().sum())
+        stored = "" if tensor.dtype == torch.float32 else f" in float32 (stored as {tensor.dtype})"
+        raise ValueError(f"{origin}: '{name}' has {bad} values that are not finite{stored}; use an earlier checkpoint")
+
+
+def _is_finite(tensor: Tensor, scale: Any) -> bool:
+    if tensor.is_floating_point() and tensor.dtype != torch.float64:
+        # A sum is many times faster than looking at each value, and false also where it alone overflows.
+        return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
+    if tensor.dtype == torch.int8 and isinstance(scale, Tensor) and scale.is_floating_point() and scale.numel():
+        if bool((128 * scale.float()).isfinite().all()):
+            return True
+    elif not (tensor.is_quantized or tensor.is_floating_point()):
+        return True
+    return bool(_in_float32(tensor, scale).isfinite().all())
+
+
+def _in_float32(tensor: Tensor, scale: Any) -> Tensor:
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    try:
+        return tensor.float() * scale.float() if isinstance(scale, Tensor) else tensor.float()
+    except RuntimeError:  # shapes that do not fit, which the conversion refuses by name
+        return tensor.float()
 
 
 # -- conversion -------------------------------------------------------------------------------------------------------
@@ -191,29 +241,54 @@ def infer_sizes(state: Mapping[str, Any]) -> dict[str, int]:
     """
     tensors = rename(state)
 
-    def shape(name: str) -> torch.Size:
+    def shape(name: str, dimensions: int = 2) -> torch.Size:
         if name not in tensors:
             raise ValueError(f"The sizes of the model cannot be told: '{name}' is missing")
+        if tensors[name].ndim != dimensions or not tensors[name].numel():
+            raise ValueError(
+                f"The sizes of the model cannot be told: '{name}' has the shape {list(tensors[name].shape)}, expected "
+                f"{dimensions} dimensions"
+            )
         return tensors[name].shape
 
     num_tasks, task_dim = shape("_task_emb.weight") if "_task_emb.weight" in tensors else (0, 0)
     if _PIXELS in tensors:
-        encoder, observes = {"num_channels": shape(_PIXELS)[0]}, {}
+        encoder, observes = {"num_channels": shape(_PIXELS, 4)[0]}, {}
     else:
         enc_dim, encoder_input = shape(f"{STATE_ENCODER}.0.weight")
         layers = sum(bool(re.fullmatch(r"_encoder\.state\.\d+\.weight", name)) for name in tensors)
         encoder, observes = {"enc_dim": enc_dim, "num_enc_layers": layers}, {"obs_dim": encoder_input - task_dim}
-    return {
+    sizes = {
         **encoder,
         "mlp_dim": shape("_dynamics.0.weight")[0],
         "latent_dim": shape("_dynamics.2.weight")[0],
-        "num_q": shape("_Qs.params.0")[0],
+        "num_q": shape("_Qs.params.0", 3)[0],
         "task_dim": task_dim,
         "num_bins": shape("_reward.2.weight")[0],
         **observes,
         "action_dim": shape("_pi.2.weight")[0] // 2,
         "num_tasks": num_tasks,
     }
+    if small := [key for key in ("obs_dim", "action_dim") if sizes.get(key, 1) < 1]:
+        raise ValueError(f"The sizes of the model cannot be told: {small[0]} would be {sizes[small[0]]}")
+    return sizes
+
+
+def log_std_bounds(state: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Lower bound of the policy's log standard deviation and distance to the upper one, as layout (b) stores them.
+
+    Raises:
+        ValueError: they are not finite numbers.
+    """
+    bounds = []
+    for name in ("log_std_min", "log_std_dif"):
+        if name not in state:
+            return None
+        value = torch.as_tensor(state[name]).float()
+        if value.numel() != 1 or not value.isfinite():
+            raise ValueError(f"'{name}' has the shape {list(value.shape)}, expected one finite number")
+        bounds.append(float(value))
+    return bounds[0], bounds[1]
 
 
 def size_keys(sizes: Mapping[str, int]) -> dict[str, int | None]:
@@ -264,9 +339,8 @@ def infer_config(state: Mapping[str, Any], task: str | None = None) -> Config:
     if "num_channels" in sizes:
         keys |= {"obs": "rgb", "num_channels": sizes["num_channels"]}
     keys["episodic"] = any(name.startswith(f"{TERMINATION}.") for name in state)
-    if "log_std_min" in state and "log_std_dif" in state:
-        low = float(state["log_std_min"])
-        keys |= {"log_std_min": low, "log_std_max": low + float(state["log_std_dif"])}
+    if bounds := log_std_bounds(state):
+        keys |= {"log_std_min": bounds[0], "log_std_max": sum(bounds)}
     config = parse_cfg(keys, origin="the checkpoint")
     if (config.obs_dim, config.action_dim) != (sizes.get("obs_dim", config.obs_dim), sizes["action_dim"]):
         raise ValueError(f"task={config.task} has {config.obs_dim} and {config.action_dim}, but the file needs {needs}")
@@ -300,6 +374,19 @@ def check_state(state: Mapping[str, Any], expected: Mapping[str, Tensor], origin
         raise ValueError(f"{origin} does not fit the model. {_likely_fix(state, expected)} {listing}")
 
 
+def check_sizes(state: Mapping[str, Any], config: Config) -> None:
+    """Compare the sizes of a stored model with those that a configuration builds, without building it.
+
+    Raises:
+        ValueError: they differ, or the file's cannot be told; the message names the likely fix.
+    """
+    file = infer_sizes(state)
+    model = {key: getattr(config, key) for key in file if key != "num_tasks"}
+    model["num_tasks"] = len(config.task_specs) if config.multitask else 0
+    if fixes := _fixes(file, model):
+        raise ValueError(f"The weights do not fit the model. {fixes}")
+
+
 def _likely_fix(state: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     heads = [any(name.startswith(f"{TERMINATION}.") for name in names) for names in (state, expected)]
     if heads[0] and not heads[1]:
@@ -310,6 +397,11 @@ def _likely_fix(state: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
         file, model = infer_sizes(state), infer_sizes(expected)
     except ValueError:
         return "It is incomplete or another architecture."
+    return _fixes(file, model) or "It is incomplete or has extra tensors."
+
+
+def _fixes(file: Mapping[str, int], model: Mapping[str, int]) -> str:
+    """Say in which sizes a file and a model differ and what to set; nothing if they do not."""
     fixes = []
     if ("num_channels" in file) != ("num_channels" in model):
         return f"It was trained with obs={'rgb' if 'num_channels' in file else 'state'}: set that."
@@ -320,14 +412,14 @@ def _likely_fix(state: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     elif any(file.get(key) != model.get(key) for key in ("obs_dim", "action_dim")):
         wants, has = (f"{sizes.get('obs_dim', 'images')} and {sizes['action_dim']}" for sizes in (file, model))
         fixes.append(f"Its observations and actions have {wants} entries, the model's {has}: set the task it is of.")
+    differing = [key for key in (*WIDTHS, "num_bins") if file.get(key) != model.get(key)]
     file_keys, model_keys = ({**size_keys(sizes), "num_bins": sizes["num_bins"]} for sizes in (file, model))
     settings = {key: value for key, value in file_keys.items() if model_keys.get(key) != value}
-    if settings:
-        differing = [key for key in (*WIDTHS, "num_bins") if file.get(key) != model.get(key)]
+    if differing and settings:
         listing = ", ".join(f"{key} {file[key]} instead of {model[key]}" for key in differing)
         remedy = " ".join(f"{key}={'null' if value is None else value}" for key, value in settings.items())
         fixes.append(f"Its sizes differ ({listing}): set {remedy}.")
-    return " ".join(fixes) or "It is incomplete or has extra tensors."
+    return " ".join(fixes)
 
 
 def _tasks(sizes: Mapping[str, int]) -> str:

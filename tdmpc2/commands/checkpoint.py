@@ -13,6 +13,7 @@ from pathlib import Path
 from tdmpc2.commands.options import Option
 from tdmpc2.commands.plain import Verb, read_verb
 from tdmpc2.support.cli import one_line_errors
+from tdmpc2.support.output import plain_line
 
 _FILE = Option("file", "checkpoint of any layout and precision", required=True, bare=True, aliases=("checkpoint",))
 VERBS = {
@@ -35,10 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     verb, values = read_verb("checkpoint", __doc__, argv, VERBS)
     from tdmpc2.checkpoints.files import convert, describe, load_file, save_file
 
-    checkpoint = load_file(values["file"])
+    checkpoint = load_file(values["file"], identify=verb == "inspect")
     if verb == "inspect":
         for label, text in describe(checkpoint).items():
-            print(f"{label:22}{text}")
+            print(plain_line(f"{label:22}{text}"))
         return
     layout, out = values["layout"], values["out"]
     save_file(out, convert(checkpoint, layout), overwrite=values["overwrite"])

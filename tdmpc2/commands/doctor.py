@@ -14,7 +14,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
@@ -26,6 +25,7 @@ from tdmpc2.commands.plain import read_options
 from tdmpc2.support.cli import one_line_errors
 from tdmpc2.support.extras import EXTRAS, install_hint, missing_packages
 from tdmpc2.support.places import cache_dir
+from tdmpc2.support.private_folder import why_not_private
 from tdmpc2.support.version import DISTRIBUTION, source_tree, version
 
 OK, MISSING, BROKEN = "ok", "missing", "broken"
@@ -172,17 +172,19 @@ def optional_packages() -> Iterator[Finding]:
 
 def places() -> Iterator[Finding]:
     """Where caches lie, and how much disk is free there and here."""
+    from tdmpc2.acceleration.compile_cache import compile_cache
     from tdmpc2.commands.hydra_app import yaml_directory
 
-    inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"{tempfile.gettempdir()}/torchinductor_{_user()}"
     yield Finding("Places", "configuration files", OK, str(yaml_directory()))
-    for name, place in (("CPU kernels", cache_dir()), ("torch.compile", Path(inductor)), ("here", Path.cwd())):
+    for name, place in (("CPU kernels", cache_dir()), ("torch.compile", compile_cache()), ("here", Path.cwd())):
         parent = next(folder for folder in (place, *place.parents) if folder.exists())
         free, writable = shutil.disk_usage(parent).free, os.access(parent, os.W_OK)
         detail = f"{place}, {free / 1e9:.1f} GB free" + ("" if writable else ", not writable")
         remedy = "" if free > _LITTLE_DISK else "free some disk, or work in another directory"
         if not writable:
             remedy = "change its permissions, or set XDG_CACHE_HOME and TORCHINDUCTOR_CACHE_DIR to another directory"
+        elif name != "here" and place.exists() and (why := why_not_private(place)):
+            detail, remedy = f"{detail}, not used: {why}", "code is loaded from it, so it must be your own alone"
         yield Finding("Places", name, MISSING if remedy else OK, detail, remedy)
 
 
@@ -216,12 +218,3 @@ def _processor_name() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())
-
-
-def _user() -> str:
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid()) if hasattr(os, "getuid") else "user"

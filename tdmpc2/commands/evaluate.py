@@ -22,7 +22,10 @@ def run(cfg: DictConfig) -> None:
     keys = load_keys(cfg)
     paths = [str(keys[key]) for key in ("checkpoint", "compare") if keys.get(key) is not None]
     if keys.get("checkpoint") is None:
-        raise ValueError("Nothing to evaluate: name a file, as in `tdmpc2 evaluate checkpoint=models/student.pt`")
+        raise ValueError(
+            "Nothing to evaluate: name a file, `tdmpc2 evaluate FILE.pt`. Training leaves model.pt in its run "
+            "directory; README.md has the line that downloads a published student"
+        )
     from tdmpc2.play.scoring import score_files
 
     score_files(paths, keys)

@@ -25,6 +25,7 @@ from tdmpc2.commands.overrides import parse, read_line
 from tdmpc2.commands.pages import Row, Section, page, show, wants_help
 from tdmpc2.config import RUN_KEYS, defaults, help_rows
 from tdmpc2.support.cli import is_expected, one_line, one_line_errors
+from tdmpc2.support.names import LONGEST, safe_name
 
 #: Hydra changes no directory and leaves no files; a multirun's own record goes beside the runs.
 _HYDRA = (
@@ -34,6 +35,7 @@ _HYDRA = (
     "hydra/job_logging=none",
     "hydra/hydra_logging=none",
 )
+_PLAIN_SWEEP = re.compile(r"[\w.]+=[\w.+-]+(,[\w.]+=[\w.+-]+)*", re.ASCII)
 _NOTE = (
     "Hydra's options: --multirun (-m) runs once for each of key=a,b; --cfg job prints the whole configuration; "
     "-sc install=bash prints what completes keys with the tab key; --hydra-help lists the rest."
@@ -179,12 +181,28 @@ def load_keys(cfg: DictConfig) -> dict[str, Any]:
 
 
 def sweep_name() -> str | None:
-    """In a multirun, a directory name made of the run's swept overrides; otherwise None."""
+    """In a multirun, a directory name made of the run's swept overrides; otherwise None.
+
+    Values of plain letters are in it as they are; others are made safe, and stay distinct.
+    """
+    swept = _swept()
+    if swept is None:
+        return None
+    if _PLAIN_SWEEP.fullmatch(swept) and len(swept) <= LONGEST:
+        return swept.replace("=", "_").replace(",", "-")
+    return safe_name(swept) if swept else "default"
+
+
+def _swept() -> str | None:
+    """The run's swept overrides as one text."""
     settings = HydraConfig.get()
     if settings.mode is None or settings.mode.name != "MULTIRUN":
         return None
-    swept = re.sub(r"(^|,)student_config\.", r"\1", settings.job.override_dirname).replace("=", "_")
-    return re.sub(r"[^\w.+-]", "-", swept, flags=re.ASCII) or "default"  # what stands unquoted in an override
+    return re.sub(r"(^|,)student_config\.", r"\1", str(settings.job.override_dirname))
+
+
+def _name_in_older_versions(swept: str) -> str:
+    return re.sub(r"[^\w.+-]", "-", swept.replace("=", "_"), flags=re.ASCII)
 
 
 def composed(cfg: DictConfig) -> dict[str, Any]:
@@ -192,6 +210,10 @@ def composed(cfg: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     values = {str(key): value for key, value in plain.items()}
-    if values.get("exp_name") is None:
-        values["exp_name"] = sweep_name()
+    if values.get("exp_name") is None and (swept := _swept()) is not None:
+        older = _name_in_older_versions(swept)
+        begun = os.path.exists(
+            os.path.join("logs", str(values.get("task")), str(values.get("seed")), older, "run.json")
+        )
+        values["exp_name"] = older if begun else sweep_name()
     return values

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tdmpc2.commands.words import Word, items, listed, read
+from tdmpc2.config.aliases import key_hint
 from tdmpc2.tasks import nearest
 
 _TRUTH = {"true": True, "false": False}
@@ -51,9 +53,10 @@ class Option:
             if text is not None and text.lower() not in _TRUTH:
                 raise ValueError(f"{self.key}={text} must be true or false")
             return text is None or _TRUTH[text.lower()]
-        if not text:
+        values = items(text or "") if self.many else [text] if text and text.strip() else []
+        if not values or any("\0" in value for value in values):
             raise ValueError(f"{self.key} needs a value: {self.key}=...")
-        return tuple(self._one(item) for item in items(text)) if self.many else self._one(text)
+        return tuple(map(self._one, values)) if self.many else self._one(values[0])
 
     def _one(self, text: str) -> Any:
         if self.choices and text not in self.choices:
@@ -65,6 +68,8 @@ class Option:
         except ValueError:
             name = {"int": "a whole number", "float": "a number"}.get(getattr(self.kind, "__name__", ""), "valid")
             raise ValueError(f"{self.key}={text} must be {name}") from None
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{self.key}={text} must be a finite number")
         if self.least is not None and value < self.least:
             raise ValueError(f"{self.key}={text} must be at least {self.least:g}")
         return value.expanduser() if isinstance(value, Path) else value
@@ -113,7 +118,7 @@ def parse(
 
 def unknown(word: Word, names: Sequence[str]) -> str:
     """The message for a key that is none of ``names``."""
-    return f"Unknown key '{word.prefix}{word.key}' on the command line.{nearest(str(word.key), names)}"
+    return f"Unknown key '{word.prefix}{word.key}' on the command line.{key_hint(str(word.key), names)}"
 
 
 def _more(before: str | None, text: str | None) -> str | None:

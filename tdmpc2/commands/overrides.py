@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from tdmpc2.commands.words import Word, depth, is_option, read
-from tdmpc2.config import Config, check_keys, is_nothing, key_names
+from tdmpc2.config import Config, check_keys, is_nothing, key_hint, key_names
 from tdmpc2.tasks import nearest
 
 
@@ -62,12 +62,24 @@ def read_line(argv: Sequence[str], groups: Sequence[str] = (), bare: str | None 
     lists += [f"{group}.{name}" for group in groups for name in lists]
     words = [_named(word, groups, bare) for word in read(rest, switches, lists)]
     many = parsed.multirun or any((w.key, str(w.value).upper()) == ("hydra.mode", "MULTIRUN") for w in words)
+    _check_absent(words, groups)
     overrides = []
     for word in words:
         assert word.key is not None
         check_key(word, groups)
         overrides.append(_override(word, hints, groups, many))
     return Line(flags, overrides)
+
+
+def _check_absent(words: Sequence[Word], groups: Sequence[str]) -> None:
+    """Raise ``ValueError`` for a key of a group that the same line sets to null."""
+    for group in groups:
+        absent = any(
+            w.key == group and (w.prefix == "~" or (w.value is not None and is_nothing(w.value))) for w in words
+        )
+        inside = next((w for w in words if str(w.key).startswith(f"{group}.")), None)
+        if absent and inside is not None:
+            raise ValueError(f"{inside.key}={inside.value} beside {group}=null: leave out one of them")
 
 
 def check_key(word: Word, groups: Sequence[str]) -> None:
@@ -80,7 +92,7 @@ def check_key(word: Word, groups: Sequence[str]) -> None:
         check_keys([key], "the command line")
     elif group.partition("@")[0] not in groups:
         options = [*key_names(), *groups, *(f"{group}.{name}" for group in groups for name in key_names())]
-        raise ValueError(f"Unknown key '{key}' on the command line.{nearest(key, options)}")
+        raise ValueError(f"Unknown key '{key}' on the command line.{key_hint(key, options)}")
     elif name:
         check_keys([name], f"{group} on the command line")
 

@@ -30,7 +30,7 @@ OPTIONS = (
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     values, _ = read_options("targets", __doc__, argv, OPTIONS)
-    from tdmpc2.checkpoints.files import file_sha256
+    from tdmpc2.checkpoints.files import load_file
     from tdmpc2.data.store.importer import ensure_store
     from tdmpc2.data.store.teacher_columns import open_targets
     from tdmpc2.loading import load_agent
@@ -39,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     set_num_threads(None)
     path = values["teacher"]
-    teacher = load_agent(path, device=values["device"], precision="fp32", task=values["task"])
+    file = load_file(path, identify=True)
+    teacher = load_agent(file, device=values["device"], precision="fp32", task=values["task"])
     store = ensure_store(values["data_dir"], teacher.cfg.task, teacher.cfg.task_specs)
-    sha256 = file_sha256(path)
-    columns = [open_targets(store, sha256, path.name, name) for name in dict.fromkeys(values["columns"])]
+    columns = [open_targets(store, file.sha256 or "", path.name, name) for name in dict.fromkeys(values["columns"])]
     compute_all(columns, teacher, batch_rows=values["batch_rows"])
     print(f"{columns[0].path} is complete: {', '.join(column.name for column in columns)}")

@@ -1,5 +1,6 @@
 """The configuration: one frozen, validated object whose keys are the command line's."""
 
+from tdmpc2.config.aliases import key_hint as key_hint
 from tdmpc2.config.config import Config as Config
 from tdmpc2.config.config import completed as completed
 from tdmpc2.config.config import from_record as from_record
@@ -8,8 +9,14 @@ from tdmpc2.config.config import parse_cfg as parse_cfg
 from tdmpc2.config.distillation_keys import distillation_terms as distillation_terms
 from tdmpc2.config.facts import COMMANDS as COMMANDS
 from tdmpc2.config.facts import Key as Key
+from tdmpc2.config.memory import batch_parts as batch_parts
+from tdmpc2.config.memory import check_memory as check_memory
+from tdmpc2.config.memory import model_parts as model_parts
+from tdmpc2.config.memory import plan_parts as plan_parts
+from tdmpc2.config.memory import training_parts as training_parts
 from tdmpc2.config.mix import MixEntry as MixEntry
 from tdmpc2.config.sizes import MODEL_SIZES as MODEL_SIZES
+from tdmpc2.config.sizes import check_bins as check_bins
 from tdmpc2.config.tables import CHANGEABLE as CHANGEABLE
 from tdmpc2.config.tables import KEYS as KEYS
 from tdmpc2.config.tables import ONE_START_KEYS as ONE_START_KEYS

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ from tdmpc2.config.keys import Keys
 from tdmpc2.config.sizes import budget, check_widths, model_widths
 from tdmpc2.config.tables import KEYS, WIDTHS, check_keys, plain
 from tdmpc2.config.values import check_value, convert, is_nothing
-from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest, task_names
+from tdmpc2.support.names import safe_name
+from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest, read_specs, task_names
 
 _log = logging.getLogger("tdmpc2")
 
@@ -39,14 +41,18 @@ class Config(Keys):
 
     task_specs: tuple[TaskSpec, ...] = field(default=())  # of task, by parse_cfg; not a key
 
+    def __new__(cls, *_: Any, **values: Any) -> Config:
+        """Refuse unknown keys as a command line does, and not as Python does for arguments."""
+        check_keys(values.keys() - {"task_specs"}, "Config(...)")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         hints = _hints()
         for name, key in KEYS.items():
             object.__setattr__(self, name, convert(key, hints[name], getattr(self, name)))
         if not self.task_specs:
             object.__setattr__(self, "task_specs", tuple(lookup(name) for name in task_names(self.task)))
-        specs = (spec if isinstance(spec, TaskSpec) else TaskSpec(**spec) for spec in self.task_specs)
-        object.__setattr__(self, "task_specs", tuple(specs))
+        object.__setattr__(self, "task_specs", read_specs(self.task_specs))
         for name, key in KEYS.items():
             check_value(key, getattr(self, name))
         for name, value in self._following().items():
@@ -114,14 +120,28 @@ class Config(Keys):
         return tuple(task_id for task_id in self.task_ids for _ in range(self.num_envs))
 
     @property
+    def num_updates(self) -> int:
+        """Updates of a run of ``steps``."""
+        return self.steps if self.mode == "offline" else max(int(self.utd * self.steps), 1)
+
+    @property
     def distillation_terms(self) -> dict[str, float]:
         """Weight of each distillation target."""
         return distillation_terms(self.distillation_targets, self.distillation_weight)
 
     @property
     def run_dir(self) -> Path:
-        """Directory of everything a run writes."""
-        return Path(self.work_dir or Path("logs") / self.task / str(self.seed) / (self.exp_name or "default"))
+        """Directory of everything a run writes.
+
+        Names are made safe for every system; a run that an older version began under the name as it is stays there.
+        """
+        if self.work_dir:
+            return Path(self.work_dir)
+        name = self.exp_name or "default"
+        as_typed = os.path.join("logs", self.task, str(self.seed), name)
+        if os.path.exists(os.path.join(as_typed, "run.json")):
+            return Path(as_typed)
+        return Path("logs", safe_name(self.task), str(self.seed), safe_name(name))
 
     # -- copies -----------------------------------------------------------------------------------------------------
 
@@ -223,18 +243,23 @@ def _hints() -> dict[str, Any]:
     return typing.get_type_hints(Keys)
 
 
-def parse_cfg(cfg: DictConfig | Mapping[str, Any], origin: str = "the configuration") -> Config:
+def parse_cfg(
+    cfg: DictConfig | Mapping[str, Any], origin: str = "the configuration", *, from_file: bool = False
+) -> Config:
     """Resolve and validate a composed configuration. Builds no environment for tasks of the table.
 
-    Says in one line each which keys were given but have no effect.
+    Says in one line each which keys were given but have no effect. The module of a task that is named here is imported.
 
     Args:
         cfg: keys of :class:`Config`; missing keys take their defaults.
         origin: where the keys came from, for error messages.
+        from_file: they are not the user's own words: no module is imported for them.
 
     Raises:
         ValueError: unknown key, wrong type or value out of range.
     """
+    if not isinstance(cfg, (Mapping, DictConfig)):
+        raise ValueError(f"{origin} is {cfg!r:.60}, not a set of keys and their values")
     resolved = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)
     values: dict[str, Any] = {str(name): value for name, value in typing.cast(dict, resolved).items()}
     check_keys((name for name in values if name != "task_specs"), origin)
@@ -245,8 +270,8 @@ def parse_cfg(cfg: DictConfig | Mapping[str, Any], origin: str = "the configurat
         from tdmpc2.envs import task_spec
 
         try:
-            values["task_specs"] = (task_spec(task),)
-        except (UnregisteredEnv, ModuleNotFoundError) as error:
+            values["task_specs"] = (task_spec(task, from_file=from_file),)
+        except (UnregisteredEnv, ModuleNotFoundError, ValueError) as error:
             raise ValueError(f"task={task} in {origin}: {error}") from error
     config = Config(**{**values, "task": task})
     for line in _without_effect(config, values):

@@ -32,6 +32,7 @@ class Key:
         explanation: one line for ``--help`` and the documentation.
         section: heading it stands under.
         at_least, above, at_most: limits of a number; None: no limit.
+        sensible: magnitude beyond which a number is a mistake, since no machine or float32 holds what it asks for.
         choices: the values it may have; empty: any.
         scope: MODEL or RUN.
         on_resume: FIXED, MAY_CHANGE or ONE_START.
@@ -50,6 +51,7 @@ class Key:
     at_least: float | None
     above: float | None
     at_most: float | None
+    sensible: float | None
     choices: tuple[str, ...]
     scope: str
     on_resume: str
@@ -87,6 +89,7 @@ def key(
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
+    sensible: float | None = None,
     choices: tuple[str, ...] = (),
     scope: str = MODEL,
     on_resume: str = FIXED,
@@ -109,6 +112,7 @@ def key(
         "at_least": at_least,
         "above": above,
         "at_most": at_most,
+        "sensible": sensible,
         "choices": choices,
         "scope": scope,
         "on_resume": on_resume,

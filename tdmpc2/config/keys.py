@@ -17,10 +17,11 @@ class Keys:
     """One agent and what is done with it, as typed."""
 
     task: str = key(
-        "mt30", "task set (mt30, mt80), task, or Gymnasium id with its module", commands=COMMANDS, section="Task"
-    )
+        "mt30", "what the model knows: task set (mt30, mt80), task, or Gymnasium id with its module",
+        commands=COMMANDS, section="Task",
+    )  # fmt: skip
     tasks: tuple[str, ...] | None = key(
-        None, "tasks of the set to collect, sample and score; null: all; ids stay the set's", commands=COMMANDS
+        None, "those of the set that this run uses; null: all. Task ids and padding stay the set's", commands=COMMANDS
     )
     mode: str = key(
         "auto", "learn from stored episodes or by acting; auto: online for one task without data_dir, else offline",
@@ -67,7 +68,7 @@ class Keys:
         200_000, "updates to train for; learning online: steps of the environments", at_least=1, scope=RUN,
         on_resume=MAY_CHANGE, decides=True, section="Training",
     )  # fmt: skip
-    batch_size: int = key(256, "slices per update", at_least=1, scope=RUN, decides=True)
+    batch_size: int = key(256, "slices per update", at_least=1, sensible=2**24, scope=RUN, decides=True)
     reward_coef: float = key(0.1, "coefficient of the reward loss", at_least=0)
     value_coef: float = key(0.1, "coefficient of the value loss", at_least=0)
     consistency_coef: float = key(20.0, "coefficient of the consistency loss", at_least=0)
@@ -131,11 +132,11 @@ class Keys:
         commands=("train", *PLAYING), section="Planning",
     )  # fmt: skip
     iterations: int = key(
-        6, "MPPI iterations per plan; two more where a task has 20 actions or more", at_least=1, plans=True,
-        on_resume=MAY_CHANGE, commands=("train", *PLAYING),
+        6, "MPPI iterations per plan; two more where a task has 20 actions or more", at_least=1, sensible=10_000,
+        plans=True, on_resume=MAY_CHANGE, commands=("train", *PLAYING),
     )  # fmt: skip
     num_samples: int = key(
-        512, "action sequences per iteration", at_least=2, plans=True, on_resume=MAY_CHANGE,
+        512, "action sequences per iteration", at_least=2, sensible=2**24, plans=True, on_resume=MAY_CHANGE,
         commands=("train", *PLAYING),
     )  # fmt: skip
     num_elites: int = key(
@@ -166,23 +167,24 @@ class Keys:
     model_size: int | None = key(
         1, "millions of parameters: 1, 5, 19, 48 or 317; null: the widths below as typed", section="Architecture"
     )
-    enc_dim: int = key(None, "width of the encoder", at_least=1, follows="model_size")
-    num_enc_layers: int = key(None, "layers of the encoder", at_least=1, follows="model_size")
-    mlp_dim: int = key(None, "width of all other networks", at_least=1, follows="model_size")
-    latent_dim: int = key(None, "size of the latent state", at_least=1, follows="model_size")
-    num_q: int = key(None, "Q heads", at_least=2, follows="model_size")
-    task_dim: int = key(None, "size of the task embedding", at_least=0, follows="model_size")
+    enc_dim: int = key(None, "width of the encoder", at_least=1, sensible=2**20, follows="model_size")
+    num_enc_layers: int = key(None, "layers of the encoder", at_least=1, sensible=1000, follows="model_size")
+    mlp_dim: int = key(None, "width of all other networks", at_least=1, sensible=2**20, follows="model_size")
+    latent_dim: int = key(None, "size of the latent state", at_least=1, sensible=2**20, follows="model_size")
+    num_q: int = key(None, "Q heads", at_least=2, sensible=1000, follows="model_size")
+    task_dim: int = key(None, "size of the task embedding", at_least=0, sensible=2**16, follows="model_size")
     dropout: float = key(0.01, "dropout of the Q heads while training", at_least=0, at_most=0.999)
     simnorm_dim: int = key(8, "size of the groups the latent state is normalised in", at_least=1)
-    num_channels: int = key(32, "channels of the encoder of images (obs=rgb)", at_least=1)
-    num_bins: int = key(101, "bins that rewards and values are regressed on", at_least=2)
+    num_channels: int = key(32, "channels of the encoder of images (obs=rgb)", at_least=1, sensible=2**16)
+    num_bins: int = key(101, "bins that rewards and values are regressed on", at_least=2, sensible=2**20)
     vmin: float = key(-10.0, "lowest bin, in symlog space")
     vmax: float = key(10.0, "highest bin, in symlog space")
     log_std_min: float = key(-10.0, "lower bound of the policy's log standard deviation")
     log_std_max: float = key(2.0, "upper bound of the policy's log standard deviation")
 
     eval_episodes: int = key(
-        10, "episodes per task of an evaluation", at_least=1, scope=RUN, on_resume=MAY_CHANGE, decides=True,
+        10, "episodes per task of an evaluation", at_least=1, sensible=100_000, scope=RUN,
+        on_resume=MAY_CHANGE, decides=True,
         commands=("train", "evaluate"), section="Evaluation",
     )  # fmt: skip
     eval_freq: int = key(
@@ -202,12 +204,14 @@ class Keys:
     )  # fmt: skip
 
     episodes_per_task: int = key(
-        10, "episodes to collect of each task", at_least=1, scope=RUN, on_resume=MAY_CHANGE, commands=("collect",),
+        10, "episodes to collect of each task", at_least=1, sensible=10**6, scope=RUN,
+        on_resume=MAY_CHANGE, commands=("collect",),
         section="Collecting",
     )  # fmt: skip
     episodes_per_file: int = key(
-        100, "episodes in a chunk file", at_least=1, scope=RUN, on_resume=MAY_CHANGE, commands=("collect",)
-    )
+        100, "episodes in a chunk file", at_least=1, sensible=100_000, scope=RUN, on_resume=MAY_CHANGE,
+        commands=("collect",),
+    )  # fmt: skip
     mix: tuple[MixEntry, ...] | None = key(
         None, "who plays which share: {share: 0.3, kind: random|policy|planner, checkpoint: FILE, noise: STD}, ...",
         parse=parse_mix, scope=RUN, on_resume=MAY_CHANGE, commands=("collect",),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from tdmpc2.tasks import TASK_SETS
+
+_LARGEST_SYMLOG = 80
 
 #: Widths per model size in million parameters (docs/algorithm.md, "Networks and initialisation").
 MODEL_SIZES: dict[int, dict[str, int]] = {
@@ -45,6 +48,16 @@ def check_widths(values: Mapping[str, Any], model_size: int | None, task: str) -
             raise ValueError(
                 f"{name}={values[name]} beside model_size={model_size}, which has {name}={width} for task={task}: "
                 f"leave {name} out, or set model_size=null, which takes all widths as typed"
+            )
+
+
+def check_bins(vmin: float, vmax: float) -> None:
+    """Raise ``ValueError`` if values at the ends of the bins are beyond float32, which they are computed in."""
+    for name, value in (("vmin", vmin), ("vmax", vmax)):
+        if abs(value) > _LARGEST_SYMLOG:
+            raise ValueError(
+                f"{name}={value:g}: the bins are in symlog space, where {_LARGEST_SYMLOG} already stands for "
+                f"{math.exp(_LARGEST_SYMLOG):.0e}: take a magnitude of at most that"
             )
 
 

@@ -6,6 +6,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from tdmpc2.config.aliases import key_hint
 from tdmpc2.config.facts import COMMANDS, MAY_CHANGE, ONE_START, RUN, Key, key_table
 from tdmpc2.config.keys import Keys
 from tdmpc2.config.values import type_in_words
@@ -65,7 +66,7 @@ def check_keys(names: Iterable[str], origin: str) -> None:
     """Raise ``ValueError`` for a name that is not a key, naming its origin and the nearest key."""
     for name in names:
         if name not in KEYS:
-            raise ValueError(f"Unknown key '{name}' in {origin}.{nearest(name, KEYS)}")
+            raise ValueError(f"Unknown key '{name}' in {origin}.{key_hint(name, KEYS)}")
 
 
 def help_rows(command: str | None = None) -> list[HelpRow]:

@@ -30,6 +30,8 @@ def convert(key: Key, hint: Any, value: Any) -> Any:
     Raises:
         ValueError: it is not of that type; the message names key, value and type.
     """
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        value = value.item()  # numpy's kinds of numbers
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     nullable = type(None) in options or key.unset(None)
     if nullable and is_nothing(value):
@@ -50,12 +52,14 @@ def convert(key: Key, hint: Any, value: Any) -> Any:
     if want is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if want is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value) if value.bit_length() < 1024 else math.inf
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{key.name}={value} must be a finite number")
     if want is str and isinstance(value, (int, float, Path)) and not isinstance(value, bool):
         value = str(value)
     if key.path and isinstance(value, str):
+        if not value.strip() or "\0" in value:
+            raise ValueError(f"{key.name}={value!r} names no file or directory{': null means none' * nullable}")
         return os.path.expanduser(value)
     if isinstance(want, type) and isinstance(value, want) and not (want is int and isinstance(value, bool)):
         return value
@@ -74,6 +78,10 @@ def check_value(key: Key, value: Any) -> None:
         raise ValueError(f"{key.name}={value} is not one of {', '.join(key.choices)}{hint and '.'}{hint}")
     if isinstance(value, (int, float)) and not key.allows(value):
         raise ValueError(f"{key.name}={value} must be {key.limits}")
+    if isinstance(value, (int, float)) and key.sensible is not None and abs(value) > key.sensible:
+        sign = "-" if value < 0 else ""
+        bound = f"at {'least' if sign else 'most'} {sign}{key.sensible:,.0f}"
+        raise ValueError(f"{key.name}={value} must be {bound}: nothing computes with more")
 
 
 def type_in_words(hint: Any) -> str:

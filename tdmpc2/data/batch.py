@@ -8,6 +8,8 @@ import torch
 from tensordict import NonTensorData
 from torch import Tensor
 
+from tdmpc2.config import Config
+
 
 class Batch(NamedTuple):
     """Slices of H steps, time-major; entry t of action and reward leads from obs[t] to obs[t+1]."""
@@ -40,6 +42,48 @@ class Batch(NamedTuple):
                 raise ValueError(f"The batch's '{name}' is {kind}: pass tensors obs, action, reward and task")
             fields[name] = value
         return cls(**fields)
+
+    def check(self, cfg: Config, like: Tensor) -> None:
+        """Require the shapes and types that the class declares, so that nothing broadcasts by accident.
+
+        Args:
+            cfg: of the model.
+            like: a tensor with the model's device and type of numbers.
+
+        Raises:
+            ValueError: a field has another shape, type or device.
+        """
+        if cfg.episodic and self.terminated is None:
+            raise ValueError("The batch's 'terminated' is missing, which episodic=true learns from: pass [H, B, 1]")
+        horizon, batch = cfg.horizon, self.obs.shape[1] if self.obs.ndim == 2 + len(cfg.obs_shape) else 0
+        wanted = {
+            "obs": (horizon + 1, batch, *cfg.obs_shape),
+            "action": (horizon, batch, cfg.action_dim),
+            "reward": (horizon, batch, 1),
+            "terminated": (horizon, batch, 1),
+        }
+        for name, tensor in self._columns():
+            if name.startswith("teacher_") and tensor.ndim == 3 and 1 <= len(tensor) <= horizon:
+                wanted[name] = (len(tensor), batch, 1)
+            if tensor.device != like.device:
+                raise ValueError(
+                    f"The batch's '{name}' is on {tensor.device}, the agent on {like.device}: use batch.to()"
+                )
+            dtype = torch.uint8 if name == "obs" and cfg.obs == "rgb" else like.dtype
+            if name != "task" and tensor.dtype != dtype:
+                raise ValueError(f"The batch's '{name}' is {tensor.dtype}, expected {dtype}: convert it")
+            if name != "task" and (not batch or tensor.shape != wanted.get(name)):
+                form = "[H+1, B, O]" if name == "obs" else "[H, B, A]" if name == "action" else "[H, B, 1]"
+                raise ValueError(
+                    f"The batch's '{name}' has shape {list(tensor.shape)}, expected {form} with H={horizon}, "
+                    f"O={', '.join(map(str, cfg.obs_shape))}, A={cfg.action_dim} and one B > 0 for all"
+                )
+        if not cfg.multitask:
+            return
+        if self.task.shape != (batch,) or self.task.is_floating_point() or self.task.dtype == torch.bool:
+            raise ValueError(
+                f"The batch's 'task' is {list(self.task.shape)} of {self.task.dtype}, expected integers [{batch}]"
+            )
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy the batch to another device."""

@@ -11,7 +11,9 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +23,10 @@ from tensordict import TensorDict
 from tensordict._reductions import _make_td
 from torch import Tensor
 
+from tdmpc2.support.archives import Checksums, Record, is_archive, read_directory
 from tdmpc2.support.files import replacing
+from tdmpc2.support.reading import NotRegularError, open_regular
+from tdmpc2.support.text import cut
 from tdmpc2.tasks import TaskSpec
 
 DTYPES = {"obs": torch.float32, "action": torch.float32, "reward": torch.float32, "task": torch.int32}
@@ -37,6 +42,7 @@ _ALLOWED: list[Any] = [
 ]
 _NAME = re.compile(r"chunk_(\d+)\.pt")
 _RECORD = re.compile(r"[^/]+/data/\d+")  # a tensor's values, in the archive that a file is
+_MOST_ACTION = 1e6  # beyond this even networks that normalise what they see compute nonsense
 _AGAIN = "Download or collect the file again"
 
 
@@ -103,25 +109,66 @@ def read_chunk(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     path = Path(path).expanduser()
     with torch.serialization.safe_globals(_ALLOWED):
         try:
+            with open_regular(path) as file:
+                if not is_archive(file) and _is_legacy(file):
+                    raise ValueError(
+                        f"{path} is in the form that torch wrote before version 1.6, which cannot be mapped into "
+                        "memory: load it and save it again with torch.save(chunk, path)"
+                    )
+                records = [record for record in read_directory(path, file) if _RECORD.fullmatch(record.name)]
             data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             chunk = dict(data.items()) if isinstance(data, TensorDict) else {}
-            with zipfile.ZipFile(path) as archive:  # what torch.save writes
-                records = [record for record in archive.infolist() if _RECORD.fullmatch(record.filename)]
         except pickle.UnpicklingError as error:  # its text recommends to load unsafely: not passed on
             name = re.search(r"GLOBAL ([\w.]+)", str(error))
-            reason = f"loading it would run {name[1]}" if name else "it is damaged or not a chunk"
-            raise ValueError(f"{path} is refused: {reason}. Use published or collected files") from None
+            reason = f"loading it would run {cut(name[1], 80)}" if name else "it is damaged or not a chunk"
+            remedy = "Use published or collected files"
+            if name and "LazyStackedTensorDict" in name[1]:
+                remedy = "Episodes that were stacked lazily have to be joined before they are saved: .contiguous()"
+            raise ValueError(f"{path} is refused: {reason}. {remedy}") from None
         except Exception as error:  # a damaged pickle fails in any way
-            size = f" ({path.stat().st_size:,} bytes)" if path.is_file() else ""
-            raise ValueError(
-                f"{path}{size} cannot be read as a chunk file: missing, truncated, or a Git LFS pointer in its place "
-                f"[{type(error).__name__}: {str(error)[:80]}]. {_AGAIN}"
-            ) from error
+            if isinstance(error, ValueError) and str(error).startswith(str(path)):
+                raise
+            raise unreadable(path, error) from error
     if not isinstance(data, TensorDict):
         raise ValueError(f"{path} holds a {type(data).__name__}, not a TensorDict of {', '.join(DTYPES)}")
     check_fields(path, chunk)
     check_sizes(path, chunk, records)
     return chunk
+
+
+def unreadable(path: Path, error: Exception) -> ValueError:
+    """Say why a chunk file cannot be opened: something else in its place, no permission, or damage."""
+    if isinstance(error, NotRegularError):
+        return ValueError(str(error))
+    if isinstance(error, PermissionError):
+        return ValueError(f"{path} cannot be read: {error.strerror}")
+    size = f" ({path.stat().st_size:,} bytes)" if path.is_file() else ""
+    return ValueError(
+        f"{path}{size} cannot be read as a chunk file: missing, truncated, or a Git LFS pointer in its place "
+        f"[{type(error).__name__}: {cut(str(error))}]. {_AGAIN}"
+    )
+
+
+@contextmanager
+def chunk_checksums(path: Path) -> Iterator[Checksums]:
+    """Open the CRC-32s of a chunk file, to be compared while its episodes are used.
+
+    Raises:
+        ValueError: it is no archive.
+    """
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_regular(path))
+            records = read_directory(path, file)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise unreadable(path, error) from error
+        yield Checksums(path, file, records)
+
+
+def _is_legacy(file: BufferedReader) -> bool:
+    """Tell if a file is a row of pickles, the first of which is torch's magic number."""
+    file.seek(0)
+    return file.read(14)[2:] == b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
 
 def write_chunk(path: str | os.PathLike[str], obs: Tensor, action: Tensor, reward: Tensor, task: Tensor) -> None:
@@ -168,8 +215,11 @@ def check_fields(path: Path, chunk: Mapping[str, Any]) -> None:
         raise ValueError(f"{path} has the fields {', '.join(sorted(chunk))}; a chunk has {', '.join(DTYPES)}")
     for name, dtype in DTYPES.items():
         allowed = _TASK_DTYPES if name == "task" else (dtype,)
-        if not isinstance(chunk[name], Tensor) or chunk[name].dtype not in allowed:
-            found = getattr(chunk[name], "dtype", type(chunk[name]).__name__)
+        value = chunk[name]
+        if type(value) is not Tensor or value.layout != torch.strided or value.dtype not in allowed:
+            found = f"a {type(value).__name__}, not a tensor" if not isinstance(value, Tensor) else str(value.dtype)
+            if isinstance(value, Tensor) and value.layout != torch.strided:
+                found = f"{value.layout}, which is not stored in full: save it with .to_dense()"
             raise ValueError(f"{path}: {name} is {found}, expected {dtype}")
     shapes = {name: tuple(chunk[name].shape) for name in DTYPES}
     batch = shapes["reward"]
@@ -186,17 +236,22 @@ def check_fields(path: Path, chunk: Mapping[str, Any]) -> None:
         )
 
 
-def check_sizes(path: Path, chunk: Mapping[str, Tensor], records: Sequence[zipfile.ZipInfo]) -> None:
-    """Require that the tensors' values are all in the file: reading mapped values beyond its end ends the process."""
+def check_sizes(path: Path, chunk: Mapping[str, Tensor], records: Sequence[Record]) -> None:
+    """Require that all values are in the file: reading mapped ones beyond its end ends the process.
+
+    So are tensors refused that show few stored values as many: a file of some kilobytes could claim any size.
+    """
+    for name, tensor in chunk.items():
+        there = tensor.untyped_storage().nbytes()
+        if tensor.nbytes > there - tensor.storage_offset() * tensor.element_size():
+            raise ValueError(
+                f"{path}: {name} shows {there:,} stored bytes as {tensor.nbytes:,}: save it with .contiguous()"
+            )
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in chunk.values()}
     claimed = [size for _, size in sorted(storages.items())]
-    found = [record.file_size for record in sorted(records, key=lambda record: record.header_offset)]
+    found = [record.size for record in records]
     size = path.stat().st_size
-    if (
-        len(found) != len(claimed)
-        or any(there < needed for there, needed in zip(found, claimed, strict=True))
-        or any(record.header_offset + record.file_size > size for record in records)
-    ):
+    if len(found) != len(claimed) or any(there < needed for there, needed in zip(found, claimed, strict=True)):
         raise ValueError(
             f"{path} ({size:,} bytes) is shorter than it says: it claims arrays of "
             f"{', '.join(f'{n:,}' for n in claimed)} bytes and holds {', '.join(f'{n:,}' for n in found)}. {_AGAIN}"
@@ -234,13 +289,17 @@ def episode_tasks(path: Path, task: Tensor, num_tasks: int, first_episode: int =
 
 
 def check_finite(path: Path, chunk: Mapping[str, Tensor], episodes: Sequence[int] | Tensor | None = None) -> None:
-    """Require finite values in every used row: all of obs, action and reward from row 1 on.
+    """Require finite values in every used row: all of obs, action and reward from row 1 on, and actions of sense.
 
     Args:
         path: file the rows come from, for the message.
         chunk: obs, action and reward of some episodes.
         episodes: their numbers in the file, for the message; 0, 1, ... by default.
     """
+    if chunk["action"][:, 1:].numel():
+        low, high = chunk["action"][:, 1:].aminmax()
+        if low < -_MOST_ACTION or high > _MOST_ACTION:
+            check_actions(path, chunk, episodes, _MOST_ACTION)
     for name, first_row in (("obs", 0), ("action", 1), ("reward", 1)):
         used = chunk[name][:, first_row:]
         if torch.isfinite(used.sum()):  # forty times faster than elementwise; false also where only the sum overflows
@@ -251,6 +310,24 @@ def check_finite(path: Path, chunk: Mapping[str, Tensor], episodes: Sequence[int
             episode = index if episodes is None else int(episodes[index])
             value = used[tuple(bad[0])].item()
             raise ValueError(f"{path}: {name} is {value} in episode {episode}, row {row + first_row}. {_AGAIN}")
+
+
+def check_actions(
+    path: Path, chunk: Mapping[str, Tensor], episodes: Sequence[int] | Tensor | None = None, most: float = 1.0001
+) -> None:
+    """Require actions within [-``most``, ``most``] in every used row; the arguments are those of :func:`check_finite`.
+
+    They lie in [-1, 1], but for rounding: the policy can give no other ones.
+    """
+    used = chunk["action"][:, 1:]
+    outside = used.abs() > most
+    if outside.any():
+        index, row, entry = outside.nonzero()[0].tolist()
+        episode = index if episodes is None else int(episodes[index])
+        raise ValueError(
+            f"{path}: action is {used[index, row, entry].item():g} in episode {episode}, row {row + 1}, but actions "
+            "lie in [-1, 1]: scale them, as 2 * (action - low) / (high - low) - 1"
+        )
 
 
 def _int32(path: Path, task: Tensor) -> Tensor:

@@ -14,10 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc2.data.chunks import Layout, check_layout, read_chunk
+from tdmpc2.support.entries import check_entries, list_of, record, text, whole
 from tdmpc2.support.files import delete_leftovers, write_text
+from tdmpc2.support.reading import load_json
+from tdmpc2.support.text import cut
 from tdmpc2.tasks import TaskSpec
 
 FORMAT = 1
+#: Entries of the file, and of each of its collections.
+_RECORD = {"format": whole(1), "task": text(), "tasks": list_of(record()), "collections": list_of(record())}
+_COLLECTION = {
+    "first": whole(0, 2**31),
+    "count": whole(1, 2**31),
+    "settings": record(),
+    "computing": record(),
+    "players": list_of(text()),
+}
 
 
 @dataclass(frozen=True)
@@ -87,13 +99,17 @@ class Record:
                 check_layout(there, read_chunk(there), Layout.of(specs))
             return cls(path, task, tasks, [])
         try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
-            version = int(plain["format"])
-            record = cls(path, plain["task"], plain["tasks"], [Collection(**entry) for entry in plain["collections"]])
+            plain = load_json(path)
+            version = check_entries("it", plain, {"format": _RECORD["format"]}, others=True)["format"]
+            if version <= FORMAT:
+                plain = check_entries("it", plain, _RECORD)
+                found = [check_entries("a collection", entry, _COLLECTION) for entry in plain["collections"]]
+                record = cls(path, plain["task"], plain["tasks"], [Collection(**entry) for entry in found])
         except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"{type(error).__name__}: {cut(str(error))}"
             raise ValueError(
-                f"{path} is damaged [{type(error).__name__}: {error}]: move it away; the files it records then stay as "
-                "they are, and new ones are added"
+                f"{path} is damaged [{reason}]: move it away; the files it records then stay as they are, and new ones "
+                "are added"
             ) from error
         if version > FORMAT:
             raise ValueError(f"{path} has format {version}, this version reads up to {FORMAT}: update tdmpc2")

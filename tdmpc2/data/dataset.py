@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,15 @@ import torch
 from torch import Tensor
 
 from tdmpc2.data.batch import Batch
-from tdmpc2.data.chunks import Layout, check_finite, check_layout, chunk_paths, episode_tasks, read_chunk
+from tdmpc2.data.chunks import (
+    Layout,
+    check_finite,
+    check_layout,
+    chunk_checksums,
+    chunk_paths,
+    episode_tasks,
+    read_chunk,
+)
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.tasks import TaskSpec
@@ -79,17 +88,24 @@ class EpisodeDataset:
         row_format = RowFormat(layout.obs_dim, layout.action_dim)
         rows = torch.empty(len(kept), layout.rows, row_format.words, dtype=torch.int32, device=device)
         done = first = 0
-        for path, ids in zip(paths, tasks, strict=True):
-            chunk = read_chunk(path)
-            own = kept[(kept >= first) & (kept < first + len(ids))] - first
-            first += len(ids)
-            for episodes in own.split(_BLOCK):
-                block = {name: chunk[name][episodes] for name in ("obs", "action", "reward")}
-                check_finite(path, block, episodes)
-                rows[done : done + len(episodes)] = row_format.join(**block)
-                done += len(episodes)
-                if progress:
-                    progress(len(episodes))
+        with ThreadPoolExecutor(1) as thread:
+            for path, ids in zip(paths, tasks, strict=True):
+                own = kept[(kept >= first) & (kept < first + len(ids))] - first
+                first += len(ids)
+                if not len(own):
+                    continue
+                with chunk_checksums(path) as checksums:
+                    verified = thread.submit(checksums.finish)
+                    chunk = read_chunk(path)
+                    for episodes in own.split(_BLOCK):
+                        block = {name: chunk[name][episodes] for name in ("obs", "action", "reward")}
+                        check_finite(path, block, episodes)
+                        rows[done : done + len(episodes)] = row_format.join(**block)
+                        del block  # before the next
+                        done += len(episodes)
+                        if progress:
+                            progress(len(episodes))
+                    verified.result()
         return cls(row_format, rows, torch.cat(tasks)[kept].to(device), kept)
 
     @classmethod
@@ -102,22 +118,34 @@ class EpisodeDataset:
     ) -> EpisodeDataset:
         """Copy episodes of a store into the memory of a device, reading its file from beginning to end.
 
+        The blocks they are in are compared with the store's checksums.
+
         Args:
             store: the store.
             episodes: [n] int64, ascending.
             device: where they are to live.
             progress: called with the number of episodes just read.
+
+        Raises:
+            ValueError: a block is damaged, or the disk refused.
         """
         rows = torch.empty(len(episodes), *store.rows.shape[1:], dtype=torch.int32, device=device)
-        done = 0
-        for first in range(0, len(store.rows), _BLOCK):
-            own = episodes[(episodes >= first) & (episodes < first + _BLOCK)] - first
-            if len(own):
-                block = store.read(first, min(_BLOCK, len(store.rows) - first))
-                rows[done : done + len(own)] = block if len(own) == len(block) else block[own]
-                done += len(own)
-                if progress:
-                    progress(len(own))
+        done, verify = 0, store.verifier()
+        with ThreadPoolExecutor(1) as thread:
+            verified: Future[None] | None = None
+            for first in range(0, len(store.rows), _BLOCK):
+                own = episodes[(episodes >= first) & (episodes < first + _BLOCK)] - first
+                if len(own):
+                    if verified is not None:
+                        verified.result()
+                    verified = thread.submit(verify, own + first)
+                    block = store.read(first, min(_BLOCK, len(store.rows) - first))
+                    rows[done : done + len(own)] = block if len(own) == len(block) else block[own]
+                    done += len(own)
+                    if progress:
+                        progress(len(own))
+            if verified is not None:
+                verified.result()
         return cls(store.meta.row_format, rows, store.task[episodes].to(device), episodes)
 
     @classmethod

@@ -36,8 +36,8 @@ def write_episodes(
 
         write_episodes("data/robot", "my_tasks:Robot-v0", [(obs, action, reward), ...])
 
-    and ``python train.py teacher_config=null student_config.task=my_tasks:Robot-v0 student_config.data_dir=data/robot
-    student_config.eval_freq=0`` trains on it. Where there is no simulator, a Gymnasium environment that only declares
+    and ``python train.py teacher_config=null task=my_tasks:Robot-v0 data_dir=data/robot
+    eval_freq=0`` trains on it. Where there is no simulator, a Gymnasium environment that only declares
     its spaces and its ``max_episode_steps`` is enough for that.
 
     Args:
@@ -60,9 +60,9 @@ def write_episodes(
     spec, layout = specs[task_id], Layout.of(specs)
     if not len(episodes):
         raise ValueError(f"no episodes of '{task}' to write: give at least one (obs, action, reward)")
-    obs = torch.zeros(len(episodes), layout.rows, layout.obs_dim)
-    action = torch.zeros(len(episodes), layout.rows, layout.action_dim)
-    reward = torch.zeros(len(episodes), layout.rows)
+    obs = torch.zeros(len(episodes), layout.rows, layout.obs_dim, dtype=torch.float32)
+    action = torch.zeros(len(episodes), layout.rows, layout.action_dim, dtype=torch.float32)
+    reward = torch.zeros(len(episodes), layout.rows, dtype=torch.float32)
     for number, episode in enumerate(episodes):
         arrays = _check_episode(f"episodes[{number}]", episode, spec)
         steps = layout.rows - 1  # less than the episode's in a set where other tasks are shorter

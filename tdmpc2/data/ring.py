@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +44,8 @@ class ReplayRing:
         seed: seed of the slices that a torchrl buffer samples.
         device: where the rows are to lie.
         terminations: whether batches tell which steps terminated.
-        file: keep the rows in this file, mapped, instead of in memory; its room on the disk is taken at once.
+        file: keep the rows in this file, mapped, instead of in memory. Its room on the disk is taken at once, and its
+            name is taken away, so that nothing is left of it when the process ends.
 
     Raises:
         ValueError: the disk has no room for the file.
@@ -70,6 +72,8 @@ class ReplayRing:
             _make(file, 4 * capacity * row_format.words)
             flat = torch.from_file(str(file), shared=True, size=capacity * row_format.words, dtype=torch.int32)
             self.rows = flat.view(shape)
+            with contextlib.suppress(OSError):  # it lives as long as the map, however the process ends
+                file.unlink()
         self._row_task = torch.zeros(capacity, dtype=torch.int32, device=self.rows.device)
         self._row_terminated = torch.zeros(capacity, dtype=torch.bool, device=self.rows.device)
         self._index = np.zeros((0, 3), np.int64)  # first row, steps and task of each episode, from _oldest on

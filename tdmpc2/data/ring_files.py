@@ -7,9 +7,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from tdmpc2.checkpoints.files import file_sha256, read_file, save_file
+from tdmpc2.checkpoints.files import save_file
+from tdmpc2.checkpoints.reading import file_sha256, read_identified
 from tdmpc2.data.ring import ReplayRing, RingEpisode
+from tdmpc2.support.entries import SHA256, Entry, check_entries, list_of, record, text, whole
+
+_REMEDY = "The replay buffer of the run cannot be restored without it: set exp_name to start a new run"
+_STATE = {"files": list_of(record()), "dropped": whole(), "next": whole()}
+#: Names cannot lead out of the directory.
+_FILE = {
+    "name": text(r"episodes_\d{1,12}\.pt", "the name of a file beside it"),
+    "sha256": SHA256,
+    "first": whole(),
+    "last": whole(),
+}
+
+
+def _tensor(dtype: torch.dtype, dims: int) -> Entry:
+    return Entry(lambda v: isinstance(v, Tensor) and v.dtype == dtype and v.ndim == dims, f"a tensor of {dtype}")
+
+
+_CONTENT = {
+    "format": whole(),
+    "rows": _tensor(torch.int32, 2),
+    "rows_of": _tensor(torch.int64, 1),
+    "task": _tensor(torch.int64, 1),
+    "terminated": _tensor(torch.bool, 1),
+}
 
 
 class SavedRing:
@@ -47,22 +73,32 @@ class SavedRing:
         """Fill the ring with the episodes of a former :meth:`state`.
 
         Raises:
-            ValueError: a file is missing, damaged or another one.
+            ValueError: the state or a file of it is damaged, or a file is missing or another one.
         """
-        self._files, self._next = [dict(file) for file in state["files"]], int(state["next"])
-        self.ring.skip(int(state["dropped"]))
+        origin = f"{self._directory.parent / 'state.pt'}: replay"
+        state = check_entries(origin, state, _STATE, _REMEDY)
+        self._files = [check_entries(f"{origin}: files", file, _FILE, _REMEDY) for file in state["files"]]
+        self._next = state["next"]
+        self.ring.skip(state["dropped"])
         for file in self._files:
-            path = self._directory / file["name"]
-            if not path.exists():
-                raise ValueError(f"{path} is missing: the replay buffer of the run cannot be restored without it")
-            if file_sha256(path) != file["sha256"]:
-                raise ValueError(f"{path} is damaged or another file: the replay buffer of the run cannot be restored")
-            content = read_file(path)
-            lengths = content["rows_of"].tolist()
-            parts = zip(content["rows"].split(lengths), content["task"].tolist(), content["terminated"], strict=True)
-            for number, (rows, task, terminated) in enumerate(parts, file["first"]):
+            for number, episode in enumerate(self._read(file), file["first"]):
                 if number >= state["dropped"]:
-                    self.ring.add_rows(RingEpisode(rows, task, bool(terminated)))
+                    self.ring.add_rows(episode)
+
+    def _read(self, file: Mapping[str, Any]) -> list[RingEpisode]:
+        path = self._directory / file["name"]
+        if not path.exists():
+            raise ValueError(f"{path} is missing. {_REMEDY}")
+        content, checksum = read_identified(path)
+        if checksum != file["sha256"]:
+            raise ValueError(f"{path} is not the file that was saved with the run. {_REMEDY}")
+        content = check_entries(str(path), content, _CONTENT, _REMEDY)
+        lengths, words = content["rows_of"].tolist(), self.ring.row_format.words
+        fits = content["rows"].shape == (sum(lengths), words) and len(lengths) == file["last"] - file["first"]
+        if not fits or min(lengths, default=2) < 2:
+            raise ValueError(f"{path} has rows of another form than this run's. {_REMEDY}")
+        parts = zip(content["rows"].split(lengths), content["task"].tolist(), content["terminated"], strict=True)
+        return [RingEpisode(rows, task, bool(terminated)) for rows, task, terminated in parts]
 
     def _write(self, first: int) -> dict[str, Any]:
         ring = self.ring

@@ -18,7 +18,8 @@ from torchrl.data.replay_buffers.samplers import Sampler
 
 from tdmpc2.data.batch import Batch
 from tdmpc2.support.draws import numbered_generator
-from tdmpc2.support.files import write_text
+from tdmpc2.support.entries import check_entries, whole
+from tdmpc2.support.files import read_json, write_text
 
 Indices = NDArray[np.int64]
 
@@ -225,7 +226,8 @@ class SliceSampler(Sampler, Generic[E]):
 
     def loads(self, path: str | Path) -> None:
         """Continue from what :meth:`dumps` wrote."""
-        self.load_state_dict(json.loads((Path(path) / "slices.json").read_text(encoding="utf-8")))
+        file = Path(path) / "slices.json"
+        self.load_state_dict(check_entries(str(file), read_json(file), {"seed": whole(0, 2**64), "step": whole()}))
 
     def _empty(self) -> None:
         self.step = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,8 +15,11 @@ from torch import Tensor
 from tdmpc2.config import parse_cfg
 from tdmpc2.data.chunks import Layout
 from tdmpc2.data.store.selection import Part, Selection
-from tdmpc2.data.store.store import StoreMeta
-from tdmpc2.tasks import TaskSpec
+from tdmpc2.data.store.store import TASK, StoreMeta
+from tdmpc2.support.entries import check_entries
+from tdmpc2.support.reading import load_json
+from tdmpc2.support.text import cut
+from tdmpc2.tasks import TaskSpec, read_specs
 
 STORE, CHUNKS = "episode store", "chunk files"
 OTHER_TASKS = "Is it data of another task"  # how the check of chunk files ends
@@ -92,13 +94,13 @@ def chunk_tasks(data_dir: str | os.PathLike[str], task: str | None = None) -> tu
     record = Path(data_dir).expanduser() / "collect.json"
     if task is None and record.exists():
         try:
-            plain = json.loads(record.read_text(encoding="utf-8"))
-            specs = tuple(TaskSpec(**spec) for spec in plain["tasks"])
-            Layout.of(specs)  # not of an empty list, nor of sizes that are no numbers
-            return str(plain["task"]), specs
+            plain = load_json(record)
+            specs = read_specs(plain["tasks"])
+            Layout.of(specs)  # not of an empty list
+            return check_entries("it", plain, {"task": TASK}, others=True)["task"], specs
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{record} is damaged [{type(error).__name__}: {error}]: name the task set with --task"
+                f"{record} is damaged [{type(error).__name__}: {cut(str(error))}]: name the task set with --task"
             ) from error
     task = task or "mt30"
     return task, parse_cfg({"task": task}, "--task").task_specs

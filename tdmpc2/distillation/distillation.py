@@ -64,7 +64,8 @@ class Distillation:
         self.pca: PCA | None = None
         self._device = device
         self._updates = 0
-        self._loss = self._first_loss = torch.ones((), device=device)  # e and e_0 of the gap schedule
+        one = torch.ones((), dtype=torch.float32, device=device)
+        self._loss = self._first_loss = one  # e and e_0 of the gap schedule
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -162,7 +163,7 @@ class Distillation:
         """The factor on all weights in the next update; on the device with ``gap``."""
         if self.cfg.distillation_schedule == "gap":
             return (self._loss / self._first_loss.clamp(min=1e-12)).clamp(0, 1)
-        done = min(self._updates / self.cfg.steps, 1.0)
+        done = min(self._updates / self.cfg.num_updates, 1.0)
         return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[
             self.cfg.distillation_schedule
         ]
@@ -182,7 +183,9 @@ class Distillation:
             self._loss = torch.lerp(self._loss, first_loss, 1 / min(self._updates, GAP_UPDATES))
             if self._updates <= GAP_UPDATES:
                 self._first_loss = self._loss
-        on_device = factor if isinstance(factor, Tensor) else torch.full((), factor, device=self._device)
+        on_device = (
+            factor if isinstance(factor, Tensor) else torch.full((), factor, dtype=torch.float32, device=self._device)
+        )
         return {"distillation_factor": on_device}
 
     def state(self) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from typing import Protocol
 
 import gymnasium
 
+from tdmpc2.envs.modules import import_module_of
 from tdmpc2.envs.multitask import MultiTaskEnv
-from tdmpc2.envs.registry import build_env, family_of
+from tdmpc2.envs.registry import build_env, checked_seed, family_of
 from tdmpc2.envs.wrappers import Env
 from tdmpc2.tasks import TASK_SETS, TASKS, TaskSpec, lookup, task_names
 
@@ -36,7 +37,8 @@ def make_env(task: str | EnvConfig, seed: int | None = None, *, render_mode: str
     Observations are float32 [obs_dim], or uint8 images [9, 64, 64] of a configuration with ``obs=rgb``; actions are
     [action_dim] in [-1, 1]. ``reset(seed=s)`` equals a new environment built with seed s and reset; ``reset()`` goes on
     to the next episode of the same random stream. The time limit is reported as ``truncated``. ``info["success"]`` is a
-    float, 0.0 where the task has no notion of success.
+    float, 0.0 where the task has no notion of success. An observation or reward that is not finite, and an error inside
+    the environment, raise an error that names task, seed and step.
 
     Args:
         task: a dm_control task (``walker-walk``), a Gymnasium id (``Pendulum-v1``, ``my_package:Mine-v0``), a task set
@@ -45,14 +47,19 @@ def make_env(task: str | EnvConfig, seed: int | None = None, *, render_mode: str
         render_mode: None, or ``"rgb_array"`` for ``render()`` to return frames.
 
     Raises:
-        ValueError: unknown task, or rendering without a working OpenGL backend.
+        ValueError: unknown task, a seed that is no integer from 0 to 2^32 - 1, or rendering without a working OpenGL
+            backend.
     """
+    if not (isinstance(task, str) or hasattr(task, "task_specs")):
+        raise ValueError(f"make_env({task!r:.60}): pass the name of a task or task set, or a configuration")
     if not isinstance(task, str):
         seed = task.seed if seed is None else seed
         if len(task.task_specs) > 1:
             return MultiTaskEnv(task.task_specs, seed, render_mode)
         return build_env(task.task_specs[0].name, seed, render_mode, task.obs)
+    import_module_of(task)
     if task in TASK_SETS:
+        seed = checked_seed(seed)
         return MultiTaskEnv([lookup(name) for name in task_names(task)], seed, render_mode)
     return build_env(task, seed, render_mode)
 
@@ -62,13 +69,21 @@ def check_task(name: str) -> None:
     family_of(name).check(name)
 
 
-def task_spec(name: str) -> TaskSpec:
+def task_spec(name: str, *, from_file: bool = False) -> TaskSpec:
     """Look up the facts of a task in the table, or else read them from its environment, which is built once for it.
+
+    Args:
+        name: of the task; a module that it begins with is imported.
+        from_file: a file says so, and not the user: then no module is imported.
 
     Raises:
         ValueError: unknown task, no time limit, or spaces that are not Boxes.
     """
-    return TASKS[name] if name in TASKS else family_of(name).measure(name)
+    if name in TASKS:
+        return TASKS[name]
+    if not from_file:
+        import_module_of(name)
+    return family_of(name).measure(name)
 
 
 def register() -> None:

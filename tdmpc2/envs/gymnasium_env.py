@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
+from tdmpc2.envs.checked import EnvironmentFault, described
 from tdmpc2.envs.wrappers import Env, FlatEnv, sizes
 from tdmpc2.tasks import TaskSpec
 
@@ -19,6 +20,7 @@ _OBSERVATION_REMEDIES: dict[type[Space[Any]], str] = {
     MultiDiscrete: f"{_FLATTEN}, which makes one-hot vectors",
     MultiBinary: _FLATTEN,
 }
+_REGISTER = "Register it with gymnasium.register, in a module that the name begins with, as in my_package:Mine-v0"
 _CONTINUOUS = (
     "TD-MPC2 plans continuous actions. Wrap the environment in a gymnasium.ActionWrapper whose action space is a Box "
     "and whose action() turns a vector into the environment's own action"
@@ -28,12 +30,13 @@ _CONTINUOUS = (
 def make(name: str, seed: int | None = None, render_mode: str | None = None) -> Env:
     """Call ``gymnasium.make`` and give flat float32 observations and actions in [-1, 1].
 
-    Errors of the environment itself are not touched.
-
     Raises:
-        ValueError: observations that are images or not a Box, or actions that are not a bounded vector.
+        ValueError: not registered, observations that are images or not a Box, or actions that are not a bounded vector
+            of numbers.
+        ModuleNotFoundError: the module that registers it, or one that it needs, is not installed.
+        EnvironmentFault: building it raised an error.
     """
-    env = gymnasium.make(name) if render_mode is None else gymnasium.make(name, render_mode=render_mode)
+    env = _made(name, render_mode)
     try:
         _check_observations(name, env.observation_space)
         _check_actions(name, env.action_space)
@@ -46,21 +49,38 @@ def make(name: str, seed: int | None = None, render_mode: str | None = None) -> 
 def spec(name: str) -> TaskSpec:
     """Read sizes and time limit of a Gymnasium environment from one that is built and closed.
 
+    An environment whose ``metadata`` says ``"success_score": True`` is scored by success.
+
     Raises:
         ValueError: as :func:`make`, or no time limit.
     """
     env = make(name)
     limit = env.spec.max_episode_steps if env.spec else None
+    by_success = env.metadata.get("success_score", False) is True
     env.close()
     if limit is None:
         raise ValueError(f"'{name}' has no time limit: give gymnasium.register(...) its max_episode_steps.")
-    return TaskSpec(name, *sizes(env), limit)
+    return TaskSpec(name, *sizes(env), limit, by_success)
+
+
+def _made(name: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
+    try:
+        return gymnasium.make(name) if render_mode is None else gymnasium.make(name, render_mode=render_mode)
+    except (ModuleNotFoundError, gymnasium.error.DependencyNotInstalled):
+        raise
+    except gymnasium.error.Error as error:
+        text = " ".join(str(error).split())
+        raise ValueError(f"'{name}' is no environment that Gymnasium can make here: {text}. {_REGISTER}") from error
+    except Exception as error:
+        raise EnvironmentFault(f"{name}: building the environment raised {described(error)}") from error
 
 
 def _check_observations(name: str, space: Space[Any]) -> None:
     if not isinstance(space, Box):
         remedy = _OBSERVATION_REMEDIES.get(type(space), "wrap the environment in a gymnasium.ObservationWrapper")
         raise ValueError(f"The observation space of '{name}' is {space}, but must be a Box: {remedy}.")
+    if not np.prod(space.shape):
+        raise ValueError(f"The observation space of '{name}' is {_short(space)}, which has no numbers to learn from.")
     if _is_image(space):
         raise ValueError(
             f"The observation space of '{name}' is images, {_short(space)}: only states are supported, and flattened "
@@ -81,6 +101,22 @@ def _check_actions(name: str, space: Space[Any]) -> None:
         raise ValueError(
             f"The action space of '{name}' is {_short(space)}, but must have finite bounds: give it some, as "
             "gymnasium.wrappers.TransformAction(env, lambda action: action, Box(low, high)) does."
+        )
+    if not np.issubdtype(space.dtype, np.floating):
+        raise ValueError(
+            f"The action space of '{name}' is {_short(space)}, but its numbers must be real: {_CONTINUOUS}."
+        )
+    if not space.shape[0]:
+        raise ValueError(f"The action space of '{name}' is {_short(space)}: there is nothing to choose.")
+    with np.errstate(over="ignore"):
+        spread = space.high.astype(np.float32) - space.low.astype(np.float32)
+    if not np.isfinite(spread).all():
+        raise ValueError(f"The action space of '{name}' is {_short(space)} with bounds that float32 cannot hold.")
+    if not (spread > 0).all():
+        index = int(np.argmin(spread))
+        raise ValueError(
+            f"The action space of '{name}' is {_short(space)}, but dimension {index} is fixed at {space.low[index]}: "
+            "leave it out, with a gymnasium.ActionWrapper whose action() puts it back."
         )
 
 

@@ -15,6 +15,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from tdmpc2.envs.checked import CheckedEnv
 from tdmpc2.envs.pixels import PixelEnv
 from tdmpc2.tasks import TASKS, TaskSpec, nearest
 
@@ -68,14 +69,15 @@ class Family:
     remedy: str = ""
 
     def build(self, name: str, seed: int | None, render_mode: str | None) -> gymnasium.Env[Any, Any]:
-        """Build an environment of a task.
+        """Build an environment of a task; what it does later is checked (:mod:`tdmpc2.envs.checked`).
 
         Raises:
-            ValueError: unknown task, or one that cannot be built here.
+            ValueError: unknown task, one that cannot be built here, or a seed that is no integer from 0 to 2^32 - 1.
+            EnvironmentFault: building it raised an error.
         """
         self.check(name)
-        env: gymnasium.Env[Any, Any] = _function(self.make)(name, seed, render_mode)
-        return env
+        seed = checked_seed(seed)
+        return CheckedEnv(_function(self.make)(name, seed, render_mode), name, seed)
 
     def measure(self, name: str) -> TaskSpec:
         """Read the facts of a task from its environment, which is built once for it.
@@ -104,6 +106,7 @@ FAMILIES = (
         r".*:.*|.*-v\d+",  # also whatever name is registered: see family_of
         make="tdmpc2.envs.gymnasium_env:make",
         spec="tdmpc2.envs.gymnasium_env:spec",
+        resolve="tdmpc2.envs.modules:check_imported",
         score="return",
     ),
     Family(
@@ -159,6 +162,19 @@ def build_env(
         raise ValueError(f"obs=rgb: no images of task '{task}' ({family.name}), only of {able}: use obs=state")
     env = family.build(task, seed, render_mode)
     return PixelEnv(env, size=64, stacked=3) if obs == "rgb" else env
+
+
+def checked_seed(seed: Any) -> int | None:
+    """Check the seed of an environment, which may be numpy's kind of integer.
+
+    Raises:
+        ValueError: not None and not an integer from 0 to 2^32 - 1.
+    """
+    if seed is None:
+        return None
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed!r} must be an integer from 0 to 2^32 - 1 = {2**32 - 1}, or None")
+    return int(seed)
 
 
 def score_rule(spec: TaskSpec) -> ScoreRule:

@@ -10,7 +10,6 @@ import atexit
 import functools
 import importlib
 import os
-import subprocess
 import sys
 import weakref
 from typing import Any
@@ -19,6 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc2.envs.headless import mujoco
+from tdmpc2.support.programs import run_program
+
+_PROBE_SECONDS = 60.0
 
 _BACKENDS = {"linux": ("egl", "osmesa"), "darwin": ("cgl",), "win32": ("glfw",)}
 _PROBE = "import sys, importlib; c = importlib.import_module(sys.argv[1]).GLContext(64, 64); c.make_current(); c.free()"
@@ -55,7 +57,10 @@ def backend_works(name: str) -> bool:
     """Try an OpenGL backend, such as ``egl``, in a process of its own."""
     command = [sys.executable, "-c", _PROBE, f"mujoco.{name}"]
     environment = {**os.environ, "MUJOCO_GL": "disable"}
-    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
+    try:
+        return run_program(command, _PROBE_SECONDS, env=environment).returncode == 0
+    except (OSError, RuntimeError):
+        return False
 
 
 class Renderer:

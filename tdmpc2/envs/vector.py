@@ -12,10 +12,11 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from types import TracebackType
 
+import gymnasium
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from tdmpc2.envs.registry import build_env, family_of
-from tdmpc2.envs.wrappers import Env, PadEnv
+from tdmpc2.envs.wrappers import Action, Env, Info, Observation, PadEnv
 from tdmpc2.tasks import TaskSpec
 
 
@@ -51,6 +52,21 @@ def make_vec_env(
     envs = SyncVectorEnv(builders, autoreset_mode=AutoresetMode.DISABLED)
     envs.action_space.seed(int(seeds[0]))
     return envs
+
+
+class _OneOfSeveral(gymnasium.Wrapper[Observation, Action, Observation, Action]):
+    """An environment that tells of its info only the success.
+
+    Gymnasium stacks the infos of environments side by side and fails where an entry changes its type or shape.
+    """
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Observation, Info]:
+        obs, info = self.env.reset(seed=seed, options=options)
+        return obs, {"success": info["success"]}
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, Info]:
+        *outcome, info = self.env.step(action)
+        return *outcome, {"success": info["success"]}  # type: ignore[return-value]
 
 
 class EnvPool:
@@ -112,7 +128,7 @@ def _build(
     name: str, seed: int, obs_dim: int, action_dim: int, obs: str = "state", render_mode: str | None = None
 ) -> Env:
     env = build_env(name, seed, render_mode, obs)
-    return PadEnv(env, obs_dim, action_dim) if obs == "state" else env
+    return _OneOfSeveral(PadEnv(env, obs_dim, action_dim) if obs == "state" else env)
 
 
 def _same(env: Env) -> Env:

@@ -53,8 +53,8 @@ class PadEnv(gymnasium.Wrapper[Observation, Action, Observation, Action]):
 class FlatEnv(gymnasium.Wrapper[Observation, Action, Any, Any]):
     """A Gymnasium environment with Box spaces in the form of this package's own.
 
-    Observations are flattened to float32, actions are in [-1, 1], ``info["success"]`` is always there, and the first
-    ``reset()`` starts from ``seed``.
+    Observations are flattened to float32, actions are in [-1, 1], ``info["success"]`` is always there (it may be called
+    ``is_success`` as well), and the first ``reset()`` starts from ``seed``. Numbers may be arrays of one element.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], seed: int | None) -> None:
@@ -73,7 +73,8 @@ class FlatEnv(gymnasium.Wrapper[Observation, Action, Any, Any]):
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, Info]:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        return _flat(obs), float(reward), terminated, truncated, _with_success(info)
+        ends = bool(_number(terminated, "terminated")), bool(_number(truncated, "truncated"))
+        return _flat(obs), _number(reward, "the reward"), *ends, _with_success(info)
 
 
 class OldGymEnv(gymnasium.Env[Any, Any]):
@@ -106,7 +107,7 @@ class OldGymEnv(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, Info]:
         obs, reward, done, info = self._env.step(action)
         truncated = bool(done and info.get("TimeLimit.truncated", False))
-        return obs, float(reward), bool(done and not truncated), truncated, info
+        return obs, _number(reward, "the reward"), bool(done and not truncated), truncated, info
 
     def render(self) -> Any:
         return self._env.render(mode=self.render_mode) if self.render_mode is not None else None
@@ -127,11 +128,23 @@ def _shape(space: gymnasium.Space[Any]) -> tuple[int, ...]:
 
 
 def _flat(obs: Any) -> Observation:
-    return np.asarray(obs, np.float32).ravel()
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is checked
+        return np.asarray(obs, np.float32).ravel()
 
 
-def _with_success(info: Info) -> Info:
-    return {**info, "success": float(info.get("success", 0.0))}
+def _number(value: Any, name: str) -> float:
+    """Read a number, a truth value, or an array of one element."""
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} is {value!r:.60}, not a number")
+    return float(array.reshape(()))
+
+
+def _with_success(info: Any) -> Info:
+    if not isinstance(info, dict):
+        raise ValueError(f"info is {info!r:.60}, not a dict")
+    success = info.get("success", info.get("is_success"))
+    return {**info, "success": 0.0 if success is None else _number(success, "the success in info")}
 
 
 def _box(space: Any) -> Box:

@@ -42,8 +42,8 @@ class Linear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.bias = nn.Parameter(torch.zeros(out_features))
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(out_features, dtype=torch.float32))
 
     def forward(self, *parts: Tensor) -> Tensor:
         return linear(parts, self.weight, self.bias)
@@ -54,7 +54,7 @@ class NormedLinear(Linear):
 
     def __init__(self, in_features: int, out_features: int, act: Activation = mish) -> None:
         super().__init__(in_features, out_features)
-        self.ln = nn.LayerNorm(out_features)
+        self.ln = nn.LayerNorm(out_features, dtype=torch.float32)
         self.act = act
 
     def forward(self, *parts: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class QEnsemble(nn.Module):
         for i, o in ((in_features, width), (width, width)):
             shapes += [(num_q, o, i), (num_q, o), (num_q, o), (num_q, o)]
         shapes += [(num_q, num_bins, width), (num_q, num_bins)]
-        self.params = nn.ParameterList([nn.Parameter(torch.zeros(shape)) for shape in shapes])
+        self.params = nn.ParameterList([nn.Parameter(torch.zeros(shape, dtype=torch.float32)) for shape in shapes])
         self.act: Activation = mish
 
     def forward(

@@ -26,7 +26,7 @@ def symexp(x: Tensor) -> Tensor:
 
 def bin_centres(num_bins: int, vmin: float, vmax: float) -> Tensor:
     """K evenly spaced centres on [vmin, vmax] in symlog space, [K]."""
-    return torch.linspace(vmin, vmax, num_bins)
+    return torch.linspace(vmin, vmax, num_bins, dtype=torch.float32)
 
 
 def _bin_position(x: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ docs/algorithm.md, "World model" and "Networks and initialisation".
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -71,7 +72,7 @@ class WorldModel(nn.Module):
         latent, width, bins = cfg.latent_dim, cfg.mlp_dim, cfg.num_bins
         task_dim = cfg.task_dim if cfg.multitask else 0
         if cfg.multitask:
-            self._task_emb = nn.Embedding(len(cfg.task_specs), task_dim)
+            self._task_emb = nn.Embedding(len(cfg.task_specs), task_dim, dtype=torch.float32)
         hidden = [cfg.enc_dim] * max(cfg.num_enc_layers - 1, 1)
         latent_norm = partial(simnorm, group=cfg.simnorm_dim)
         self._encoder = nn.ModuleDict()
@@ -88,13 +89,13 @@ class WorldModel(nn.Module):
         self._Qs = QEnsemble(cfg.num_q, joint, width, bins)
         self._target_Qs = QEnsemble(cfg.num_q, joint, width, bins).requires_grad_(False)
 
-        masks = torch.zeros(len(cfg.task_specs), cfg.action_dim)
+        masks = torch.zeros(len(cfg.task_specs), cfg.action_dim, dtype=torch.float32)
         for row, spec in zip(masks, cfg.task_specs, strict=True):
             row[: spec.action_dim] = 1
         self.register_buffer("action_masks", masks, persistent=False)
         self.register_buffer("bins", bin_centres(bins, cfg.vmin, cfg.vmax), persistent=False)
-        self.register_buffer("discounts", torch.tensor(cfg.discounts), persistent=False)
-        self.register_buffer("rho", cfg.rho ** torch.arange(cfg.horizon + 1), persistent=False)
+        self.register_buffer("discounts", torch.tensor(cfg.discounts, dtype=torch.float32), persistent=False)
+        self.register_buffer("rho", cfg.rho ** torch.arange(cfg.horizon + 1, dtype=torch.float32), persistent=False)
         self._init_weights(generator)
 
     action_masks: Tensor
@@ -134,6 +135,16 @@ class WorldModel(nn.Module):
     def update_target(self, tau: float) -> None:
         """Move the target heads by a fraction ``tau`` towards the online heads."""
         torch._foreach_lerp_(list(self._target_Qs.params), list(self._Qs.params), tau)
+
+    def with_settings(self, cfg: Config) -> WorldModel:
+        """Give the same networks other settings, such as another planning budget; nothing is copied.
+
+        Args:
+            cfg: of the same sizes and tasks.
+        """
+        view = copy.copy(self)  # shares the tables of parameters and modules
+        view.cfg = cfg
+        return view
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load any public layout, quantised or not: docs/algorithm.md, "Checkpoint layouts".
@@ -291,7 +302,7 @@ class WorldModel(nn.Module):
 
 def draw_heads(num_q: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
     """Draw two distinct head indices [2], on the device."""
-    return torch.rand(num_q, device=device, generator=generator).topk(2).indices
+    return torch.rand(num_q, dtype=torch.float32, device=device, generator=generator).topk(2).indices
 
 
 def _parts(*parts: Tensor | None) -> list[Tensor]:

@@ -18,6 +18,8 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import Layout, read_chunk, write_chunk
 from tdmpc2.data.collect_record import Collection, Record
+from tdmpc2.data.reward_range import beyond_bins
+from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.loading import load_agent
 from tdmpc2.play.mixture import BehaviourPolicy, load_policies, mixture_entries, policy_from_agent, split
 from tdmpc2.play.rollout import Actor, Episode, Floats, Job, check_playable, play
@@ -110,7 +112,7 @@ def collect(
     if agent is None and cfg.mix is not None:
         keys = {key: getattr(cfg, key) for key in ("device", "precision", "compile", "num_threads", "seed")}
         agent = load_policies(
-            mixture_entries(cfg.mix, None, cfg.mpc), lambda path, mpc: load_agent(path, mpc=mpc, **keys)
+            mixture_entries(cfg.mix, None, cfg.mpc), lambda file, mpc: load_agent(file, mpc=mpc, **keys)
         )
     policies = [policy_from_agent(agent)] if agent is None or isinstance(agent, TDMPC2) else list(agent)
     for policy in policies:
@@ -178,6 +180,7 @@ def _play(
 
     length = Layout.of(cfg.task_specs).rows - 1
     total = sum(shard.episodes for shard in shards) * length
+    warned: set[str] = set()
     with Progress(total, "Collecting", unit="steps") as bar, EnvPool(cfg.obs_dim, cfg.action_dim) as pool:
         for shard in shards:
             policy, size = policies[shard.policy], sizes[shard.policy]
@@ -189,7 +192,12 @@ def _play(
             episodes: list[Episode] = []
             for first in range(0, len(jobs), size):
                 batch = jobs[first : first + size]
-                played = play(cfg, actor, batch, max_steps=length, on_step=bar.update, pool=pool)
+                try:
+                    played = play(cfg, actor, batch, max_steps=length, on_step=bar.update, pool=pool)
+                except EnvironmentFault as fault:
+                    raise ValueError(
+                        f"{fault}. The same command plays this episode again: another seed than {cfg.seed} plays others"
+                    ) from fault
                 if short := next((e for e in played if len(e.reward) != length + 1), None):
                     raise ValueError(
                         f"An episode of {shard.task} ended after {len(short.reward) - 1} of {length} steps "
@@ -203,6 +211,9 @@ def _play(
             )
             task = torch.full((len(episodes),), shard.task_id)
             write_chunk(data_dir / shard.name, obs, action, reward, task)
+            if line := "" if shard.task in warned else beyond_bins(cfg, reward, shard.task):
+                print_line(open_console(None), line)
+                warned.add(shard.task)
             if report:
                 report(shard, np.array([e.episode_return for e in episodes]))
 

@@ -102,10 +102,37 @@ def evaluate(
         keep: called after every batch of episodes with what this process has played so far.
 
     Raises:
-        ValueError: a task has no environment here.
+        EnvironmentFault: see :func:`~tdmpc2.play.rollout.play`; in all processes if in one.
+        ValueError: a task has no environment here, or the agent's plans are not finite.
     """
     cfg = cfg or agent.cfg
     check_playable(cfg)
+    group = agent.group
+    episodes, fault = [], None
+    try:
+        episodes = _own_episodes(agent, cfg, quiet, film, keep)
+    except ValueError as error:
+        if group.world_size == 1:
+            raise
+        fault = error
+    if group.world_size > 1:
+        scores = [replace(e, obs=e.obs[:0], action=e.action[:0], reward=e.reward[:0]) for e in episodes]
+        shares = group.collect((scores, fault))
+        if fault := next((error for _, error in shares if error), None):
+            raise fault
+        whole = [share for share, _ in shares]
+        episodes = [whole[i % group.world_size][i // group.world_size] for i in range(sum(map(len, whole)))]
+    return _results(cfg, episodes)
+
+
+def _own_episodes(
+    agent: TDMPC2,
+    cfg: Config,
+    quiet: bool,
+    film: Callable[[str, Frames], None] | None,
+    keep: Callable[[Evaluation], None] | None,
+) -> list[Episode]:
+    """Play this process's share of the episodes."""
     group = agent.group
     actor = agent_actor(agent, noise=cfg.eval_noise, seed=_rank_seed(cfg.seed, group.rank))
     jobs = [Job(task_id, cfg.eval_seed + k) for task_id in cfg.task_ids for k in range(cfg.eval_episodes)]
@@ -127,11 +154,7 @@ def evaluate(
             episodes += played
             if keep:
                 keep(_results(cfg, episodes))
-    if group.world_size > 1:
-        scores = [replace(e, obs=e.obs[:0], action=e.action[:0], reward=e.reward[:0]) for e in episodes]
-        shares = group.collect(scores)
-        episodes = [shares[i % group.world_size][i // group.world_size] for i in range(sum(map(len, shares)))]
-    return _results(cfg, episodes)
+    return episodes
 
 
 def _results(cfg: Config, episodes: Sequence[Episode]) -> Evaluation:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoints.files import file_sha256
+from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import PLANNER_KEYS, Config, MixEntry
 from tdmpc2.play.actors import agent_actor, noisy_actor, random_actor
 from tdmpc2.play.rollout import Actor
@@ -76,22 +76,22 @@ def load_policies(entries: Sequence[MixEntry], load: Callable[..., TDMPC2]) -> l
 
     Args:
         entries: of a mixture.
-        load: :func:`~tdmpc2.loading.load_agent`, perhaps with keywords bound; called with a file and with
-            ``mpc``, which is true if any of the file's entries plans.
+        load: :func:`~tdmpc2.loading.load_agent`, perhaps with keywords bound; called with a file that was read and
+            with ``mpc``, which is true if any of the file's entries plans.
 
     Raises:
         ValueError: a file that cannot be read, or agents of different tasks.
     """
     planning = {entry.checkpoint for entry in entries if entry.kind == "planner"}
-    loaded: dict[str, tuple[TDMPC2, str]] = {}
+    loaded: dict[str, tuple[TDMPC2, str]] = {}  # agent, and the checksum of what it was read from
     policies: list[BehaviourPolicy] = []
     for entry in entries:
         if entry.checkpoint is None:
             policies.append(BehaviourPolicy(entry))
             continue
         if entry.checkpoint not in loaded:
-            agent = load(entry.checkpoint, mpc=entry.checkpoint in planning)
-            loaded[entry.checkpoint] = agent, file_sha256(entry.checkpoint)
+            file = load_file(entry.checkpoint, identify=True)
+            loaded[entry.checkpoint] = load(file, mpc=entry.checkpoint in planning), file.sha256 or ""
         policies.append(BehaviourPolicy(entry, *loaded[entry.checkpoint]))
     agents = [policy for policy in policies if policy.agent is not None]
     for first, other in zip(agents, agents[1:], strict=False):

@@ -6,8 +6,8 @@ import contextlib
 import csv
 import io
 import itertools
-import json
 import platform
+import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,12 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from tdmpc2.config import Config
 from tdmpc2.play.evaluation import Evaluation
 from tdmpc2.play.protocols import difference
+from tdmpc2.play.rollout import first_frames, rendered_tasks
 from tdmpc2.support.extras import install_hint
-from tdmpc2.support.files import read_json, replacing, write_text
+from tdmpc2.support.files import json_text, locked, read_json, replacing, write_text
 from tdmpc2.support.intervals import Interval, bootstrap, format_interval
 from tdmpc2.support.tables import Cells, terminal_table
+
+_BUSY = "Another process is evaluating"
 
 
 class TaskRow(NamedTuple):
@@ -77,23 +81,43 @@ def table(result: Evaluation, title: str) -> Table:
 def fresh_directory(path: Path) -> Iterator[Path]:
     """Take a directory without results: ``path``, or the first free one of ``path-2``, ``path-3``, ...
 
-    An empty ``results.csv`` keeps other processes out of it. If that is still empty in the end, the directory is left
-    as it was found.
+    A lock file beside it keeps other processes out, and ends with this process even if that is killed. What an
+    evaluation leaves that ended before its first episodes is no result, so the next one takes the same directory.
+
+    Raises:
+        ValueError: the directory cannot be written to.
     """
     path = path.absolute()
-    for number in itertools.count(1):
-        directory = path.with_name(f"{path.name}-{number}") if number > 1 else path
-        directory.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            (directory / "results.csv").touch(exist_ok=False)
-            break
-    try:
-        yield directory.relative_to(Path.cwd()) if directory.is_relative_to(Path.cwd()) else directory
-    finally:
-        if not (directory / "results.csv").stat().st_size:
-            (directory / "results.csv").unlink()
-            with contextlib.suppress(OSError):
-                directory.rmdir()
+    with contextlib.ExitStack() as stack:
+        for number in itertools.count(1):
+            directory = path.with_name(f"{path.name}-{number}") if number > 1 else path
+            if _has_results(directory):
+                continue
+            lock = directory.with_name(f".{directory.name}.lock")
+            try:
+                stack.enter_context(locked(lock, _BUSY))
+            except ValueError as error:
+                if str(error) != _BUSY:
+                    raise
+                continue
+            if not _has_results(directory):  # while it was not locked
+                break
+            stack.close()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            yield directory.relative_to(Path.cwd()) if directory.is_relative_to(Path.cwd()) else directory
+        finally:
+            if not _has_results(directory):
+                (directory / "results.csv").unlink(missing_ok=True)  # older versions left an empty one
+                with contextlib.suppress(OSError):
+                    directory.rmdir()
+            with contextlib.suppress(OSError):  # Windows keeps a file that is locked
+                lock.unlink()
+
+
+def _has_results(directory: Path) -> bool:
+    file = directory / "results.csv"
+    return file.exists() and file.stat().st_size > 0
 
 
 def write_results(directory: Path, result: Evaluation, protocol: dict[str, Any]) -> None:
@@ -121,7 +145,7 @@ def write_results(directory: Path, result: Evaluation, protocol: dict[str, Any])
         "tasks": tasks,
     }
     write_episodes(directory, result)
-    write_text(directory / "results.json", json.dumps(summary, indent=2) + "\n")
+    write_text(directory / "results.json", json_text(summary, indent=2) + "\n")
 
 
 def why_another(directory: Path, wanted: Path, protocol: dict[str, Any]) -> str:
@@ -133,15 +157,17 @@ def why_another(directory: Path, wanted: Path, protocol: dict[str, Any]) -> str:
         protocol: of this evaluation.
 
     Returns:
-        In brackets what the results there differ in, or nothing if this is the directory that was wanted.
+        In brackets what is there instead, or nothing if this is the directory that was wanted.
     """
     if directory.absolute() == wanted.absolute():
         return ""
     try:
         earlier = read_json(wanted / "results.json")["protocol"]
         changes = difference(earlier, protocol)
-    except (ValueError, KeyError, TypeError):  # unfinished, or made by hand
-        return f" ({wanted.name} holds other results)"
+    except (ValueError, KeyError, TypeError):
+        whole = (wanted / "results.json").exists()
+        found = "other results" if whole else "episodes of an evaluation that did not end: delete it to use its name"
+        return f" ({wanted.name} holds {found})"
     same = f"the same with {changes}" if changes else "one with the same settings"
     return f" ({wanted.name} holds {same})"
 
@@ -179,6 +205,22 @@ def video_writer() -> ModuleType:
     except ImportError as error:
         raise ValueError(f"save_video needs imageio and ffmpeg: {install_hint('video')}") from error
     return imageio.v3
+
+
+def check_video(cfg: Config) -> None:
+    """Draw and write two frames of one task of each kind, so that what does not work is known before any training.
+
+    Raises:
+        ValueError: a library or backend is missing, or an environment draws no pictures; the message says which.
+    """
+    video_writer()
+    for name in rendered_tasks(cfg):
+        frames = first_frames(name)
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                write_video(Path(folder, "try.mp4"), frames)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"save_video: no video of '{name}' can be written: {error}") from error
 
 
 def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], fps: int = 25) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc2.config import Config
+from tdmpc2.player import NotFinite
 
 if TYPE_CHECKING:
     from tdmpc2.envs.vector import EnvPool
@@ -50,6 +51,41 @@ def check_playable(cfg: Config) -> None:
         check_task(cfg.task_specs[task_id].name)
 
 
+def rendered_tasks(cfg: Config) -> list[str]:
+    """One task of each family of environments that is filmed, since they draw alike, and each of Gymnasium's own."""
+    from tdmpc2.envs.registry import family_of
+
+    kinds: dict[str, str] = {}
+    for task_id in cfg.task_ids:
+        name = cfg.task_specs[task_id].name
+        family = family_of(name).name
+        kinds.setdefault(name if family == "Gymnasium" else family, name)
+    return list(kinds.values())
+
+
+def first_frames(name: str) -> Frames:
+    """Draw the first two frames of a task, [height, width, 3] each.
+
+    Raises:
+        ValueError: it cannot be built here, or draws none.
+    """
+    from tdmpc2.envs.registry import build_env
+
+    env = build_env(name, 0, "rgb_array")
+    try:
+        env.reset(seed=0)
+        frames = [np.asarray(env.render()) for _ in range(2)]
+    finally:
+        env.close()
+    for frame in frames:
+        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+            raise ValueError(
+                f"save_video: render() of '{name}' returns {frame.dtype} of shape {list(frame.shape)}, not a picture: "
+                "uint8 of height, width and 3 colours"
+            )
+    return frames
+
+
 def play(
     cfg: Config,
     actor: Actor,
@@ -70,6 +106,10 @@ def play(
         max_steps: longer episodes are cut.
         on_step: called after each step with the number of environments that were still playing.
         pool: keeps environments from one call to the next; not for rendering. By default they are built and closed.
+
+    Raises:
+        EnvironmentFault: an environment raised an error, or returned what is not finite; with task, seed and step.
+        ValueError: the agent's action or plan is not finite; with task, seed and step.
     """
     from tdmpc2.envs.vector import make_vec_env
 
@@ -102,7 +142,7 @@ def play(
             for i in render:
                 if playing[i]:
                     frames[i].append(np.asarray(envs.envs[i].render()))
-            acting = actor(current, np.full(num_envs, t == 1), task_ids)
+            acting = _act(actor, current, t, task_ids, cfg, jobs)
             outcome: tuple[Any, ...] = envs.step(acting)
             current, reward[t], ended, truncated, info = outcome
             obs[t], action[t] = current, acting
@@ -132,3 +172,13 @@ def play(
         )
         for i, (job, n) in enumerate(zip(jobs, length, strict=True))
     ]
+
+
+def _act(actor: Actor, obs: Floats, step: int, task_ids: NDArray[np.int64], cfg: Config, jobs: Sequence[Job]) -> Floats:
+    """Let the actor choose actions; of what is not finite say in which episode."""
+    try:
+        return actor(obs, np.full(len(jobs), step == 1), task_ids)
+    except NotFinite as error:
+        job = jobs[min(error.env, len(jobs) - 1)]  # an actor for a fixed number repeats the last environment
+        name = cfg.task_specs[job.task_id].name
+        raise ValueError(f"{name} (seed {job.seed}, step {step}): {error.message}") from error

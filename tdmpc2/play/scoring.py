@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich import get_console
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoints.files import file_sha256
+from tdmpc2.checkpoints.files import Checkpoint, load_file
 from tdmpc2.loading import load_agent
 from tdmpc2.play import results
 from tdmpc2.play.evaluation import Evaluation, compare, evaluate, num_steps
 from tdmpc2.play.protocols import checkpoint_name
+from tdmpc2.play.rollout import Frames
 from tdmpc2.support.intervals import format_interval
+from tdmpc2.support.names import safe_name
 from tdmpc2.support.runtime import set_num_threads
 
 
@@ -28,26 +31,29 @@ def score_files(paths: Sequence[str], keys: Mapping[str, Any]) -> None:
         ValueError: a file that cannot be used, or two with different tasks. What is wrong with the second file is said
             before the first one plays.
     """
-    agents = [load_agent(path, **keys) for path in paths]
+    files = [load_file(path, identify=True) for path in paths]
+    agents = [load_agent(file, **keys) for file in files]
     if len({tuple(agent.cfg.task_specs[i].name for i in agent.cfg.task_ids) for agent in agents}) > 1:
         raise ValueError(f"{' and '.join(paths)} have different tasks: choose common ones, as in tasks=[walker-walk]")
     if agents[0].cfg.save_video:
         results.video_writer()
-    scores = [score(path, agent) for path, agent in zip(paths, agents, strict=True)]
+    scores = [score(file, agent) for file, agent in zip(files, agents, strict=True)]
     if len(scores) == 2:
         difference, interval = compare(*scores)
-        print(f"{paths[0]} minus {paths[1]}: {difference:+.2f} {format_interval(interval)}")
+        said = f"95 % interval {format_interval(interval)}" if interval else "no interval: one episode a task"
+        print(f"{paths[0]} minus {paths[1]}: {difference:+.2f} ({said})")
     print(f"{scores[0].score_label.capitalize()}: {scores[0].normalized_score:.2f}")
 
 
-def score(path: str, agent: TDMPC2) -> Evaluation:
+def score(file: Checkpoint, agent: TDMPC2) -> Evaluation:
     """Evaluate the agent of a file; print its table and leave results and videos in a run directory."""
+    path = file.origin
     name = checkpoint_name(path)
     cfg = agent.cfg.replace(checkpoint=path, exp_name=agent.cfg.exp_name or f"eval-{name}")
     compilation = agent.compile_planner(num_steps(cfg))
     protocol = {
         "checkpoint": path,
-        "sha256": file_sha256(path),
+        "sha256": file.sha256,
         "action": "planner" if cfg.mpc else "policy",
         "precision": agent.precision,
         "device": str(agent.device),
@@ -61,14 +67,21 @@ def score(path: str, agent: TDMPC2) -> Evaluation:
     print(f"{name}: {protocol['action']} ({budget}), {computed}, {noise}")
     if compilation:
         print(compilation)
+    videos: list[str] = []
     with results.fresh_directory(cfg.run_dir) as directory:
-        result = evaluate(
-            agent,
-            cfg,
-            film=lambda task, frames: results.write_video(directory / f"{task}.mp4", frames),
-            keep=lambda played: results.write_episodes(directory, played),
-        )
+
+        def film(task: str, frames: Frames) -> None:
+            video = f"{safe_name(task)}.mp4"
+            results.write_video(directory / video, frames)
+            videos.append(video)
+
+        keep = partial(results.write_episodes, directory)
+        result = evaluate(agent, cfg, film=film, keep=keep)
         get_console().print(results.table(result, name))
+        if result.interval is None:
+            print("-: no interval, which takes more than one episode a task (eval_episodes)")
         results.write_results(directory, result, protocol)
+    for video in videos:
+        print(f"Video: {directory / video}")
     print(f"Results: {directory}{results.why_another(directory, cfg.run_dir, protocol)}")
     return result

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich import get_console
+from yaml import YAMLError  # type: ignore[import-untyped]
 
+from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file, save_file
 from tdmpc2.config import check_keys
 from tdmpc2.loading import config_of, load_agent
 from tdmpc2.play.rollout import check_playable
-from tdmpc2.quantization import calibration
-from tdmpc2.quantization import files as quantized_files
+from tdmpc2.quantization import calibration, copies
 from tdmpc2.quantization import measure as measuring
 from tdmpc2.quantization import report as reports
 from tdmpc2.quantization.recipes import RECIPES, module_errors
@@ -48,59 +50,88 @@ def quantize(
         others: more files of the same model to measure.
         force: replace existing files, but never ``source``.
 
+    Files that an interrupted call has written, as this one would, are kept.
+
     Raises:
         ValueError: bad input, existing files, or the disk refused.
     """
-    checkpoint = load_file(source)
-    targets = quantized_files.target_files(source, out, names)
-    report_files = reports.report_files(out, quantized_files.stem_of(source))
-    quantized_files.check_free([*targets.values(), *report_files.values()], force)
-    task = settings.overrides.get("task")
-    config = {"config": quantized_files.own_config(checkpoint, task)}
+    checkpoint, task = load_file(source), settings.overrides.get("task")
+    targets = copies.target_files(source, out, names)
+    report_files = reports.report_files(out, copies.stem_of(source))
+    if any(path.exists() for path in report_files.values()):  # otherwise an earlier call may have been interrupted
+        copies.check_free([*targets.values(), *report_files.values()], force)
+    config = {"config": copies.own_config(checkpoint, task)}
     # What mixed will be is not known yet, but what cannot be fp16 cannot be mixed.
-    payloads = {name: quantized_files.payload(checkpoint, RECIPES.get(name, RECIPES["fp16"]), task) for name in names}
+    payloads = {name: copies.payload(checkpoint, RECIPES.get(name, RECIPES["fp16"]), task) for name in names}
     for name in names:
         if name not in targets:
-            quantized_files.check_stored(checkpoint, name)
-    full = quantized_files.full_payload(checkpoint, task)
-    quantized_files.check_others(others, checkpoint, config_of(load_file(full | config)), targets.values())
-    agent = load_agent(full | config, device=settings.device, **settings.overrides)
-    set_num_threads(agent.cfg.num_threads)
-    if settings.episodes:
-        check_playable(agent.cfg)
-    agent.model.requires_grad_(False)
-    inputs = (
-        calibration.stored_inputs(agent.cfg, data, count) if data else calibration.played_inputs(agent.model, count)
-    )
-    inputs = inputs.to(agent.device)
+            copies.check_stored(checkpoint, name)
+    _kept(targets, payloads, force, unknown=("mixed",))
+    full = copies.full_payload(checkpoint, task)
+    copies.check_others(others, checkpoint, config_of(load_file(full | config)), targets.values())
+    agent, inputs = _agent_with_inputs(full | config, settings, data, count)
     found: list[calibration.Sensitivity] = []
     mixed: frozenset[str] = frozenset()
     if "mixed" in targets:
         found = calibration.sensitivities(agent.model, inputs)
         recipe = calibration.mixed_recipe(found, limit_db)
-        mixed, payloads["mixed"] = recipe.int8, quantized_files.payload(checkpoint, recipe, task)
+        mixed, payloads["mixed"] = recipe.int8, copies.payload(checkpoint, recipe, task)
+    kept = _kept(targets, payloads, force)
 
-    candidates = [measuring.Candidate("fp32", full | config, quantized_files.serialised_bytes(full))]
+    candidates = [measuring.Candidate("fp32", full | config, copies.serialised_bytes(full))]
     for name in names:
         path = targets.get(name, source)
-        if name in targets:
+        if name not in targets:
+            print(f"{name}: not written, {source} itself has that name; --out DIR writes it elsewhere")
+        elif name in kept:
+            print(f"kept {path}, which is what would be written")
+        else:
             save_file(path, payloads[name], overwrite=force)
             print(f"wrote {path}")
-        else:
-            print(f"{name}: not written, {source} itself has that name; --out DIR writes it elsewhere")
         unnamed = payloads[name]["config"] is None  # its one task would have to be named
         content = {**payloads[name], **config} if unnamed else path
         candidates.append(measuring.Candidate(name, content, path.stat().st_size))
-    for name, path in zip(quantized_files.names_of(others, ("fp32", *names)), others, strict=True):
-        other = load_file(path)
-        content = path if other.config is not None else {"model": other.model, **other.extra, **config}
-        candidates.append(measuring.Candidate(name, content, path.stat().st_size))
+    candidates += _others(others, ("fp32", *names), config)
     rows = measuring.measure(candidates, inputs, settings)
     modules = {name: module_errors(checkpoint.model, payloads[name]["model"]) for name in targets}
     report = reports.Report(str(source), inputs, settings, rows, found, mixed, limit_db, modules)
     for cells in reports.tables(report):
         get_console().print(terminal_table(cells))
     print("\n".join(reports.write_report(report, report_files)))
+
+
+def _kept(
+    targets: Mapping[str, Path], payloads: Mapping[str, Any], force: bool, unknown: Sequence[str] = ()
+) -> list[str]:
+    """Name the files that are there as they would be written; others are refused, unless ``force`` replaces all."""
+    there = [name for name, path in targets.items() if path.exists() and not force]
+    kept = [name for name in there if copies.is_copy(targets[name], payloads[name], exactly=name not in unknown)]
+    copies.check_free((path for name, path in targets.items() if name not in kept), force)
+    return kept
+
+
+def _agent_with_inputs(
+    payload: dict[str, Any], settings: measuring.Settings, data: str | None, count: int
+) -> tuple[TDMPC2, calibration.Inputs]:
+    """Load the float32 agent and what it is measured on."""
+    agent = load_agent(payload, device=settings.device, **settings.overrides)
+    set_num_threads(agent.cfg.num_threads)
+    if settings.episodes:
+        check_playable(agent.cfg)
+    agent.model.requires_grad_(False)
+    if data:
+        return agent, calibration.stored_inputs(agent.cfg, data, count).to(agent.device)
+    return agent, calibration.played_inputs(agent.model, count).to(agent.device)
+
+
+def _others(paths: Sequence[Path], taken: Iterable[str], config: dict[str, Any]) -> list[measuring.Candidate]:
+    """Describe more files of the same model; ``config`` is for those that hold none."""
+    candidates = []
+    for name, path in zip(copies.names_of(paths, taken), paths, strict=True):
+        other = load_file(path)
+        content = path if other.config is not None else {"model": other.model, **other.extra, **config}
+        candidates.append(measuring.Candidate(name, content, path.stat().st_size))
+    return candidates
 
 
 def recipe_names(names: Iterable[str]) -> list[str]:
@@ -111,9 +142,9 @@ def recipe_names(names: Iterable[str]) -> list[str]:
     """
     unique = list(dict.fromkeys(names))
     for name in unique:
-        if name not in quantized_files.NAMES:
-            known = ", ".join(quantized_files.NAMES)
-            raise ValueError(f"recipes: '{name}' is not one of {known}.{nearest(name, quantized_files.NAMES)}")
+        if name not in copies.NAMES:
+            known = ", ".join(copies.NAMES)
+            raise ValueError(f"recipes: '{name}' is not one of {known}.{nearest(name, copies.NAMES)}")
     return unique
 
 
@@ -126,6 +157,10 @@ def overrides_of(texts: Mapping[str, str]) -> dict[str, Any]:
     check_keys(texts, "the command line")
     if "precision" in texts:
         raise ValueError(f"precision={texts['precision']}: the precision is the recipe's; choose some with recipes=...")
-    values = OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}={text}" for key, text in texts.items()]))
+    try:
+        values = OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}={text}" for key, text in texts.items()]))
+    except (OmegaConfBaseException, YAMLError) as error:
+        said = " ".join(f"{key}={text}" for key, text in texts.items())
+        raise ValueError(f"{said} cannot be read: {' '.join(str(error).split())}") from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}

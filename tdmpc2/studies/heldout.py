@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,22 @@ import torch
 from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoints.files import file_sha256, load_file
+from tdmpc2.checkpoints.files import Checkpoint, load_file
 from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.placement import data_record, open_data
 from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.data.source import CHUNKS, find_form, open_source
+from tdmpc2.data.store.importer import find_store
 from tdmpc2.distillation.outputs import check_teacher, teacher_columns
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.math import decode, symlog
-from tdmpc2.support.files import read_json, write_text
+from tdmpc2.support.entries import check_entries
+from tdmpc2.support.files import json_text, read_json, write_text
 from tdmpc2.support.tables import Cells
 from tdmpc2.tasks import nearest
 from tdmpc2.tracking.progress import progress
+from tdmpc2.training.run_record import RECORD, share_episodes
 
 
 @torch.no_grad()
@@ -43,7 +46,7 @@ def heldout_errors(agent: TDMPC2, batches: Iterable[Batch], teacher: TDMPC2 | No
         ``value_rmse`` and ``value_rmse_symlog`` of the mean of the Q heads at the first step against its own.
 
     Raises:
-        ValueError: there is no batch, or the teacher has other tasks.
+        ValueError: there is no batch, the teacher has other tasks, or an error is not finite.
     """
     if teacher is not None:
         check_teacher(agent.cfg, teacher.cfg)
@@ -55,7 +58,10 @@ def heldout_errors(agent: TDMPC2, batches: Iterable[Batch], teacher: TDMPC2 | No
         count += 1
     if not count:
         raise ValueError("No batch to measure errors on: batches must be at least 1")
-    return {name: float(total / count) ** 0.5 for name, total in sums.items()}
+    errors = {name: float(total / count) ** 0.5 for name, total in sums.items()}
+    if bad := [name for name, error in errors.items() if not math.isfinite(error)]:
+        raise ValueError(f"{bad[0]} is {errors[bad[0]]}: the weights of the model or its teacher are too large to use")
+    return errors
 
 
 def _squares(agent: TDMPC2, batch: Batch, teacher: TDMPC2 | None) -> dict[str, Tensor]:
@@ -156,7 +162,8 @@ def measure(
             trained on.
     """
     record = data_record(data_dir)
-    teacher = load_agent(teacher_path, device=device, precision="fp32") if teacher_path else None
+    teacher_file = load_file(teacher_path, identify=True) if teacher_path else None
+    teacher = load_agent(teacher_file, device=device, precision="fp32") if teacher_file else None
     samplers: dict[str, SliceSampler] = {}
     results = {}
     for path in paths:
@@ -165,7 +172,8 @@ def measure(
                 f"{path} was trained on {data_dir}: collect other episodes, with another seed and data_dir, "
                 "for example `python collect.py seed=2 data_dir=data/heldout`"
             )
-        agent = load_agent(path, device=device, precision="fp32")
+        file = load_file(path)
+        agent = load_agent(file, device=device, precision="fp32")
         cfg = agent.cfg.replace(data_dir=data_dir, task_balance="tasks")
         if cfg.multitask:
             cfg = cfg.replace(tasks=shared_tasks(cfg, data_dir, tasks))
@@ -177,9 +185,9 @@ def measure(
         drawn = list(heldout_batches(samplers[key], batches, batch_size, cfg.horizon, seed))
         results[path] = {
             "checkpoint": path.name,
-            "step": load_file(path).step,
+            "step": file.step,
             "tasks_trained": len(agent.cfg.task_ids),
-            "protocol": _protocol(cfg, record, teacher_path, batches, batch_size, seed),
+            "protocol": _protocol(cfg, record, teacher_file, batches, batch_size, seed),
             "errors": heldout_errors(agent, progress(drawn, path.name, unit="batches"), teacher),
         }
     return results
@@ -214,7 +222,7 @@ def write_errors(results: Mapping[Path, Mapping[str, Any]]) -> None:
     """
     check_one_each(results)
     for path, found in results.items():
-        write_text(path.parent / "heldout.json", json.dumps(found, indent=1) + "\n")
+        write_text(path.parent / "heldout.json", json_text(found, indent=1) + "\n")
 
 
 def check_one_each(paths: Iterable[Path]) -> None:
@@ -231,15 +239,16 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _trained_on(path: Path, data_dir: str, record: dict[str, Any]) -> bool:
-    """True if the run of a checkpoint names these data as its own."""
-    run = read_json(path.parent / "run.json", {})
-    # Chunk files are known by their sizes alone, which data of another seed may have, too.
-    same = "checksum" in record or Path(run.get("data_dir", "")).expanduser().resolve() == Path(data_dir).resolve()
-    return same and run.get("data") == record
+    """Tell if the run of a checkpoint names these data, or one of their files, as its own, wherever they lie now."""
+    file = path.parent / "run.json"
+    run = check_entries(str(file), read_json(file, {}), {"data": RECORD["data"]}, others=True)
+    store = find_store(data_dir)
+    imported = {} if store is None else store.meta.source  # in half precision as well
+    return share_episodes(run.get("data") or {}, record) or share_episodes(run.get("data") or {}, imported)
 
 
 def _protocol(
-    cfg: Config, record: dict[str, Any], teacher: Path | None, batches: int, batch_size: int, seed: int
+    cfg: Config, record: dict[str, Any], teacher: Checkpoint | None, batches: int, batch_size: int, seed: int
 ) -> dict[str, Any]:
     return {
         "data": record,
@@ -248,5 +257,5 @@ def _protocol(
         "batches": batches,
         "batch_size": batch_size,
         "seed": seed,
-        "teacher_sha256": None if teacher is None else file_sha256(teacher),
+        "teacher_sha256": None if teacher is None else teacher.sha256,
     }

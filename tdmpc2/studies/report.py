@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from tdmpc2.studies.figures import score_figure
 from tdmpc2.studies.labels import explained
 from tdmpc2.studies.runs import Study
 from tdmpc2.studies.summary import rows_of
-from tdmpc2.support.files import write_text
+from tdmpc2.support.files import directory_locked, json_text, write_text
 from tdmpc2.support.intervals import Interval
+from tdmpc2.support.output import plain_line
 from tdmpc2.support.tables import markdown_table
 
 _CAPTION = """\
@@ -51,10 +53,19 @@ def write_report(study: Study, out: Path, force: bool) -> list[str]:
     Raises:
         ValueError: one of the files exists and ``force`` is false, or the disk refused.
     """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"Could not write {out}: {error.strerror}. --out DIR writes elsewhere") from error
+    with directory_locked(out, f"Another report is being written to {out}: wait for it, or --out DIR"):
+        return _write(study, out, force)
+
+
+def _write(study: Study, out: Path, force: bool) -> list[str]:
     text_file, json_file, *figures = files = [
         out / name for name in "report.md report.json report.png curves.png".split()
     ]
-    if not force and (existing := [str(path) for path in files if path.exists()]):
+    if not force and (existing := [str(path) for path in files if os.path.lexists(path)]):
         raise ValueError(f"There is already {', '.join(existing)}: --force replaces, --out DIR writes elsewhere")
     rows = rows_of(study)
     remarks = {figures[0]: score_figure(figures[0], rows), figures[1]: study_figure(figures[1], study)}
@@ -98,7 +109,7 @@ def markdown(study: Study, rows: Sequence[dict[str, Any]], figures: Sequence[str
         lines = [[str(run.path), f"{run.step:,}", f"{run.config['steps']:,}"] for run in study.unfinished]
         parts += ["## Unfinished, not in the table", markdown_table(["run", "step", "of"], lines)]
     if study.left_out:
-        parts += ["## Left out", "\n".join(f"- {line}" for line in study.left_out)]
+        parts += ["## Left out", "\n".join(f"- {plain_line(line)}" for line in study.left_out)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -106,7 +117,7 @@ def to_json(study: Study, rows: Sequence[dict[str, Any]]) -> str:
     """Write the same as JSON."""
     unfinished = [{"path": str(run.path), "step": run.step, "steps": run.config["steps"]} for run in study.unfinished]
     content = {"groups": list(rows), "unfinished": unfinished, "left_out": list(study.left_out)}
-    return json.dumps(content, indent=1) + "\n"
+    return json_text(content, indent=1) + "\n"
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

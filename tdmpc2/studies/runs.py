@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tdmpc2.config import UNDECISIVE, as_typed, completed, distillation_terms, from_record
+from tdmpc2.config import UNDECISIVE, as_typed, distillation_terms, from_record
 from tdmpc2.envs.registry import SCORE_RULES, score_label
 from tdmpc2.support.csv_files import read_csv
+from tdmpc2.support.entries import LARGEST, check_entries, nothing_or, number, record, table_of, whole
 from tdmpc2.support.files import read_json
+from tdmpc2.support.text import cut
+from tdmpc2.tracking.curves import read_curves
 from tdmpc2.training.evaluations import factor_between, read_scores
+from tdmpc2.training.run_record import read_record, tells_content
 
 #: Entries of run.json that neither weights nor scores depend on.
 _IGNORED = UNDECISIVE | {"task_specs"}
 _TEACHER = "teacher_sha256"
+#: Entries of ``heldout.json``.
+_HELDOUT = {"errors": table_of(number()), "step": nothing_or(whole()).optional, "protocol": record().optional}
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class Run:
         losses: last row of ``train.csv``.
         heldout: its ``heldout.json``, or empty.
         seconds: time between first and last step, with evaluations; None if unknown.
+        remarks: what of it is left out, and why.
     """
 
     path: Path
@@ -45,6 +53,7 @@ class Run:
     losses: dict[str, float]
     heldout: dict[str, Any]
     seconds: float | None
+    remarks: tuple[str, ...] = ()
 
     @property
     def seed(self) -> int:
@@ -66,8 +75,7 @@ class Run:
     @cached_property
     def budget(self) -> dict[str, Any]:
         """All that the result depends on, but for seed, teacher, distillation and keys that follow from others."""
-        # Chunk files are known by their sizes alone, which data of another seed may have, too.
-        ignored = _IGNORED if "checksum" in (self.config["data"] or {}) else _IGNORED - {"data_dir"}
+        ignored = _IGNORED if tells_content(self.config["data"] or {}) else _IGNORED - {"data_dir"}
         ignored |= from_record(self.config).following()
         return {
             key: value
@@ -152,9 +160,14 @@ def read_study(paths: Iterable[Path]) -> Study:
     left_out: list[str] = []
     for directory in found.values():
         try:
-            runs.append(read_run(directory))
-        except ValueError as error:
-            left_out.append(str(error))
+            run = _checked(read_run(directory))
+        except Exception as error:  # whatever is wrong with one run, the others are reported
+            named = "" if str(directory) in str(error) else f"{directory}: "
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            left_out.append(f"{named}{kind}{cut(str(error), 480)}")
+        else:
+            runs.append(run)
+            left_out += run.remarks
     if not runs:
         reasons = "".join(f"\n  {line}" for line in left_out)
         raise ValueError(f"No run that can be read under {', '.join(map(str, paths))} (run.json){reasons}")
@@ -167,6 +180,13 @@ def read_study(paths: Iterable[Path]) -> Study:
     return Study(_groups(list(unique.values())), unfinished, tuple(left_out))
 
 
+def _checked(run: Run) -> Run:
+    """The run, everything that a report derives from its files having been tried."""
+    read_curves(run.path)
+    json.dumps([run.budget, run.distillation, run.seed, run.finished, run.heldout], allow_nan=True)
+    return run
+
+
 def read_run(path: Path) -> Run:
     """Read one run directory.
 
@@ -174,31 +194,44 @@ def read_run(path: Path) -> Run:
         ValueError: a file is damaged; the message names it.
     """
     try:
-        config = {_TEACHER: None, "data": None, **completed(read_json(path / "run.json"))}
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path / 'run.json'} is damaged [{error}]") from error
+        config = read_record(path / "run.json")
+    except ValueError as error:
+        text = str(error).removeprefix(f"{path / 'run.json'} ").removeprefix("is damaged ")
+        raise ValueError(f"{path / 'run.json'} is damaged [{text}]") from error
     evaluated = _read_numbers(path / "eval.csv")
     played = from_record(config)
     label = score_label(played.task_specs[task_id] for task_id in played.task_ids)
-    scores = _logged_scores(evaluated, label) | read_scores(path, label)
+    logged = _logged_scores(evaluated, label) | read_scores(path, label)
+    known = {step: score for step, score in logged.items() if math.isfinite(score)}
+    if logged and max(logged) not in known:
+        file = path / ("evaluations.json" if (path / "evaluations.json").exists() else "eval.csv")
+        raise ValueError(f"{file} is damaged [the score of its last evaluation, step {max(logged):,}, is not finite]")
+    missing = sorted(logged.keys() - known.keys())
+    remarks = tuple(f"{path}: the score of step {step:,}, which is not a finite number" for step in missing)
     train, speed = _read_numbers(path / "train.csv"), _read_numbers(path / "speed.csv")
     tasks = read_csv(path / "eval_tasks.csv")[1]
     try:
         last = max((int(row["step"]) for row in tasks), default=0)
         returns = {row["task"]: float(row["return"]) for row in tasks if int(row["step"]) == last}
+        returns = {task: value for task, value in returns.items() if math.isfinite(value)}
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path / 'eval_tasks.csv'} is damaged [{type(error).__name__}: {error}]") from error
     return Run(
         path=path,
         config=config,
-        step=max([0, *scores, *(int(row["step"]) for row in train)]),
-        scores=scores,
+        step=max([0, *known, *(int(row["step"]) for row in train)]),
+        scores=known,
         score_label=label,
         returns=returns,
         losses=train[-1] if train else {},
-        heldout=read_json(path / "heldout.json", {}),
-        seconds=sum(row["seconds"] for row in speed) if speed else None,
+        heldout=_heldout(path / "heldout.json"),
+        seconds=sum(row.get("seconds", 0.0) for row in speed) if speed else None,
+        remarks=remarks,
     )
+
+
+def _heldout(path: Path) -> dict[str, Any]:
+    return check_entries(str(path), found, _HELDOUT, others=True) if (found := read_json(path, {})) else {}
 
 
 def _logged_scores(rows: Iterable[Mapping[str, float]], label: str) -> dict[int, float]:
@@ -214,12 +247,15 @@ def _logged_scores(rows: Iterable[Mapping[str, float]], label: str) -> dict[int,
 def _read_numbers(path: Path) -> list[dict[str, float]]:
     """Rows of a CSV file, without empty cells; none if it does not exist."""
     rows = []
-    for number, row in enumerate(read_csv(path)[1], 2):
+    for line, row in enumerate(read_csv(path)[1], 2):
         try:
             values = {name: float(text) for name, text in row.items() if text}
-            rows.append({"step": values.pop("step"), **values})
+            step = int(row["step"]) if row["step"].isdecimal() else values["step"]
+            if not 0 <= step < LARGEST:
+                raise ValueError(f"step {step} is not a number of updates")
+            rows.append(values | {"step": float(step)})
         except (KeyError, ValueError) as error:
-            raise ValueError(f"{path} is damaged [line {number}, {type(error).__name__}: {error}]") from error
+            raise ValueError(f"{path} is damaged [line {line}, {type(error).__name__}: {cut(str(error))}]") from error
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,4 +88,5 @@ def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 def _columns(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
     """Collect the values of each number."""
     names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row[name] for row in rows if name in row] for name in names}
+    columns = {name: [row[name] for row in rows if name in row and math.isfinite(row[name])] for name in names}
+    return {name: values for name, values in columns.items() if values}

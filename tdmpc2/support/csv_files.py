@@ -7,9 +7,11 @@ import io
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
+from tdmpc2.support.appending import append_whole, open_append
 from tdmpc2.support.files import write_text
+from tdmpc2.support.reading import MOST_TEXT, NotRegularError, read_text
 
 
 class CsvFile:
@@ -22,19 +24,23 @@ class CsvFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._columns = read_csv(path)[0]
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write rows; they are with the operating system when this returns, so that a kill does not lose them."""
+        """Write rows; they are with the operating system when this returns, so that a kill does not lose them.
+
+        Raises:
+            OSError, ValueError: the disk refused, or the file is a link; the file is as it was.
+        """
         new = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in self._columns]
         if new:
             self.close()
-            self._columns += new
-            write_csv(self._path, self._columns, read_csv(self._path)[1])
+            open_append(self._path).close()  # refuses what is no file of ours
+            write_csv(self._path, columns := [*self._columns, *new], read_csv(self._path)[1])
+            self._columns = columns
         if self._file is None:
-            self._file = self._path.open("a", encoding="utf-8", newline="")
-        self._file.write(_csv_text(self._columns, rows, header=False))
-        self._file.flush()
+            self._file = open_append(self._path)
+        append_whole(self._file, _csv_text(self._columns, rows, header=False).encode())
 
     def close(self) -> None:
         """Close the file; the next row opens it again."""
@@ -47,12 +53,21 @@ def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Read columns and complete rows; ([], []) if there is no file.
 
     A last line without its newline was torn by a kill and is left out, as are rows of another width.
+
+    Raises:
+        ValueError: it cannot be read, is no file, or has a field that no log has.
     """
     if not path.exists():
         return [], []
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        text = file.read()
-    columns, *rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))) or [[]]
+    try:
+        text = read_text(path, MOST_TEXT, errors="replace")
+        columns, *rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))) or [[]]
+    except NotRegularError as error:
+        raise ValueError(str(error)) from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    except csv.Error as error:
+        raise ValueError(f"{path} is damaged [{error}]") from error
     return columns, [dict(zip(columns, row, strict=True)) for row in rows if len(row) == len(columns)]
 
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from tdmpc2.support.reading import NotRegularError, load_json
+from tdmpc2.support.text import cut, shown
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # as :func:`replacing` calls them
 
 
 @contextlib.contextmanager
@@ -62,7 +69,8 @@ def delete_leftovers(directory: Path, name: str = "*") -> None:
         name: only leftovers of the file of this name; a glob pattern.
     """
     for temporary in directory.glob(f".{name}.*.tmp"):
-        temporary.unlink(missing_ok=True)
+        if _TEMPORARY.fullmatch(temporary.name) and not temporary.is_dir():  # others' files may end in .tmp as well
+            temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -74,14 +82,31 @@ def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any
     if absent is not None and not path.exists():
         return absent
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not an object")
-        return content
+        content = load_json(path)
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist") from error
+    except PermissionError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except NotRegularError as error:
+        raise ValueError(str(error)) from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged [{type(error).__name__}: {error}]") from error
+        raise ValueError(f"{path} is damaged [{type(error).__name__}: {cut(str(error))}]") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged [it holds {shown(content)}, not an object]")
+    return content
+
+
+def json_text(content: Any, indent: int | None = None) -> str:
+    """Write JSON that every reader takes: numbers that are not finite become null, which JSON has no word for."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _finite(item) for key, item in content.items()}
+    return [_finite(item) for item in content] if isinstance(content, (list, tuple)) else content
 
 
 def free_disk(path: Path) -> int:
@@ -149,3 +174,32 @@ def locked(
         yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def directory_locked(directory: Path, busy: str) -> Iterator[None]:
+    """Lock a directory itself, by whatever path it is reached, where that is possible; nothing is left in it.
+
+    Args:
+        directory: it may not be there yet, and then is not locked.
+        busy: what is the matter while another process holds it.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(directory, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):  # a file system that locks no directories
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(busy) from None
+        yield
+    finally:
+        os.close(descriptor)

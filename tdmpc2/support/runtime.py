@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import os
 import platform
 import shutil
+import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 import psutil
 import torch
+
+from tdmpc2.support.programs import run_program
+from tdmpc2.support.text import cut
+
+_COMPILER_SECONDS = 60.0
+#: More threads for each core are a mistake; where too many are asked for, the runtime ends the process by a signal.
+_MOST_THREADS_PER_CORE = 8
 
 
 def resolve_device(name: str) -> torch.device:
@@ -24,22 +34,36 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"device={name} is not available here ({str(error).splitlines()[0]}); use device=auto"
+            f"device={name} is not available here ({cut(str(error).splitlines()[0], 160)}); use device=auto"
         ) from error
     return device
 
 
 def set_num_threads(count: int | None) -> int:
-    """Use ``count`` CPU threads; None: what OMP_NUM_THREADS says, else its share of the cores."""
+    """Use ``count`` CPU threads; None: what OMP_NUM_THREADS says, cut to what is possible, else its share of the cores.
+
+    Raises:
+        ValueError: more than this machine can make use of.
+    """
+    most = most_threads()
     if count is None:
-        first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # one number per level of nesting
-        own = max(1, usable_cores() // local_processes())
-        count = int(first) if first.strip().isdigit() and int(first) else own
+        first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # one number per level of nesting
+        asked = int(first[:18]) if first.isascii() and first.isdigit() else 0
+        count = min(asked, most) or max(1, usable_cores() // local_processes())
+    elif count > most:
+        raise ValueError(f"num_threads={count} must be at most {most} here, where there are {os.cpu_count()} cores")
     torch.set_num_threads(count)
     return count
+
+
+def most_threads() -> int:
+    """The largest number of threads that is not a mistake."""
+    return _MOST_THREADS_PER_CORE * max(8, os.cpu_count() or 1)
 
 
 def keep_freed_memory() -> bool:
@@ -108,13 +132,28 @@ def has_fast_int8(device: torch.device) -> bool:
 
 
 def can_compile(device: torch.device) -> bool:
-    """True if torch.compile can build kernels for this device here."""
+    """True if torch.compile can build kernels for this device here; for a CPU the compiler is tried."""
     if device.type == "cuda":
         return importlib.util.find_spec("triton") is not None
     return device.type == "cpu" and has_cpp_compiler()
 
 
 def has_cpp_compiler() -> bool:
-    """True if torch.compile can build CPU kernels here: it needs a compiler, and Python's headers."""
-    headers = Path(sysconfig.get_path("include")) / "Python.h"
-    return headers.exists() and any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+    """True if torch.compile can build CPU kernels here: with Python's headers, and a compiler whose programs work."""
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        return False
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # as torch chooses
+    return shutil.which(compiler) is not None and _compiles(compiler)
+
+
+@functools.cache
+def _compiles(compiler: str) -> bool:
+    """Let a compiler build a library, and call it: one may be broken, hang, or write something else."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, built = Path(folder, "answer.cpp"), Path(folder, "answer.so")
+        source.write_text('extern "C" int answer() { return 42; }\n')
+        try:
+            done = run_program([compiler, "-shared", "-fPIC", str(source), "-o", str(built)], _COMPILER_SECONDS)
+            return done.returncode == 0 and bool(ctypes.CDLL(str(built)).answer() == 42)
+        except (OSError, RuntimeError, AttributeError):
+            return False

@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
+
+from tdmpc2.support.output import plain_line
 
 _FEW_COLUMNS = 7
 _HEADING = 7  # letters of a line
@@ -25,7 +28,7 @@ class Cells(NamedTuple):
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True) -> str:
     """Write a Markdown table; columns of numbers, all but the first, are aligned to the right."""
     ruler = ["---", *["---:" if numbers else "---"] * (len(headings) - 1)]
-    escaped = ([cell.replace("|", "\\|") for cell in line] for line in (headings, ruler, *rows))
+    escaped = ([plain_line(cell).replace("|", "\\|") for cell in line] for line in (headings, ruler, *rows))
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
@@ -42,8 +45,8 @@ def terminal_table(cells: Cells) -> Table:
         whole = not any(" " in row[index] for row in cells.rows)
         table.add_column(lines, justify="right" if index else "left", overflow="fold", no_wrap=whole)
     for row in cells.rows:
-        table.add_row(*row)
+        table.add_row(*(Text(plain_line(cell)) for cell in row))  # a text, in which [...] is no style
     if cells.total is not None:
         table.add_section()
-        table.add_row(*cells.total)
+        table.add_row(*(Text(plain_line(cell)) for cell in cells.total))
     return table

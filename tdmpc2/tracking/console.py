@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
 from rich.live import Live
 from rich.text import Text
 
+from tdmpc2.support.appending import append_whole, open_append
+from tdmpc2.support.reading import MOST_TEXT, read_bytes
 from tdmpc2.tracking.names import console_order
-from tdmpc2.tracking.progress import is_terminal, open_console, print_line
+from tdmpc2.tracking.progress import attempt, is_terminal, open_console, print_line
 
 _GAP = "   "
 
@@ -29,7 +32,7 @@ class RunConsole:
         self._console = open_console(stream)
         self._history = history
         self._live: Live | None = None
-        self._appended = False
+        self._appended = self._failed = False
 
     @property
     def terminal(self) -> bool:
@@ -39,17 +42,17 @@ class RunConsole:
     def __enter__(self) -> RunConsole:
         if self.terminal:
             self._live = Live(Text(), console=self._console, auto_refresh=False)
-            self._live.start()
+            attempt(self._console, self._live.start)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live:
-            self._live.stop()
+            attempt(self._console, self._live.stop)
             self._live = None
 
     def message(self, text: str) -> None:
         """Print a line that stays; on a terminal, above the live line."""
-        print_line(self._console, text)
+        print_line(self._console, text, essential=False)
         self._keep(text)
 
     def training_line(self, parts: Sequence[str]) -> None:
@@ -57,7 +60,7 @@ class RunConsole:
         line = _GAP.join(parts)
         if self._live:
             text = Text("\n".join(pack(parts, self._console.width)), no_wrap=True)
-            self._live.update(text, refresh=True)
+            attempt(self._console, partial(self._live.update, text, refresh=True))
             self._keep(line)
         else:
             self.message(line)
@@ -66,12 +69,17 @@ class RunConsole:
         if self._history is None:
             return
         line = f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n"
-        if not self._appended and self._history.exists():
-            written = self._history.read_bytes()
-            line = line if written.endswith(b"\n") or not written else f"\n{line}"  # a kill tore the last line
-        self._appended = True
-        with self._history.open("ab", buffering=0) as file:  # one write, so that lines are never mixed
-            file.write(line.encode())
+        try:
+            if not self._appended and self._history.is_file():
+                written = read_bytes(self._history, MOST_TEXT)
+                line = line if written.endswith(b"\n") or not written else f"\n{line}"  # a kill tore the last line
+            with open_append(self._history) as file:  # one write, so that lines are never mixed
+                append_whole(file, line.encode())
+            self._appended = True
+        except (OSError, ValueError) as error:
+            if not self._failed:
+                self._failed = True
+                print_line(self._console, f"{self._history.name} is not written: {error}", essential=False)
 
 
 def metric_parts(values: Mapping[str, float]) -> list[str]:

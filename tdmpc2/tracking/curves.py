@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc2.support.csv_files import read_csv
+from tdmpc2.support.text import cut
 from tdmpc2.tracking.names import wandb_name
 
 #: Columns of ``speed.csv`` that are curves; ``seconds`` and ``wall_seconds`` are the axis.
@@ -107,13 +108,15 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 def _step(path: Path, number: int, row: dict[str, str]) -> int:
     try:
-        return int(row["step"])
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} is damaged [line {number}, step: {error}]") from error
+        if (step := int(row["step"])) >= 2**53:
+            raise ValueError(f"{step:.3g} is not a number of updates")
+        return step
+    except (KeyError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path} is damaged [line {number}, step: {cut(str(error))}]") from error
 
 
 def _number(path: Path, number: int, text: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged [line {number}: {error}]") from error
+        raise ValueError(f"{path} is damaged [line {number}: {cut(str(error))}]") from error

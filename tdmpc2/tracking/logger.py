@@ -20,8 +20,8 @@ import torch
 from tdmpc2.config import Config
 from tdmpc2.support.csv_files import CsvFile, drop_rows_after, read_csv, set_aside
 from tdmpc2.tracking.console import RunConsole, metric_parts
-from tdmpc2.tracking.names import wandb_name
-from tdmpc2.tracking.pace import Pace
+from tdmpc2.tracking.names import CSV_FILES, wandb_name
+from tdmpc2.tracking.pace import Activity, Pace
 from tdmpc2.tracking.wandb import WandbRun
 
 __all__ = ["Logger", "read_scalars"]
@@ -64,17 +64,15 @@ class Logger:
         self._wandb_id, self._evaluate_again, self._begun_before = run_id, evaluate_again, begun_before
         self._wall_seconds_before = wall_seconds
         self._files: dict[str, CsvFile] = {}
+        self._off: set[str] = set()  # CSV files that are not written
+        self._warned: set[str] = set()
         lines = {"eval/teacher_score": cfg.teacher_score, "eval/control_score": cfg.control_score}
         self._lines = {name: value for name, value in lines.items() if value is not None}
 
     def __enter__(self) -> Logger:
         self._cfg.run_dir.mkdir(parents=True, exist_ok=True)
-        for path in self._cfg.run_dir.glob("*.csv") if self._cfg.save_csv else ():
-            if self._start:
-                again = self._evaluate_again and path.name.startswith("eval")
-                drop_rows_after(path, self._start - again)
-            elif self._begun_before and read_csv(path)[0][:1] in (["step"], []):  # else not a file of ours
-                path.unlink()
+        for name in CSV_FILES if self._cfg.save_csv else ():
+            self._bring_to_start(name)
         self._wandb.start(self._cfg, self._teacher, self._wandb_id, capture_console=not self._console.terminal)
         self._console.__enter__()
         if self._lines:
@@ -112,6 +110,7 @@ class Logger:
         group: str = "train",
         *,
         data_wait: float | None = None,
+        activity: Activity | None = None,
     ) -> None:
         """Write one row of scalars to every output.
 
@@ -123,6 +122,7 @@ class Logger:
                 group gets a line of its own. Rows of "eval" carry the scores of ``teacher_score`` and
                 ``control_score`` along.
             data_wait: share of the time since the last row that was spent waiting for data, 0 to 1.
+            activity: what else is to be said of that time.
 
         Raises:
             ValueError: a metric is not a scalar.
@@ -131,14 +131,16 @@ class Logger:
         self._write_csv(group, [{"step": step, **values}])
         row: dict[str, float] = {wandb_name(group, name): value for name, value in values.items()}
         if group == "train":
-            row |= self._log_speed(step, values, data_wait)
+            row |= self._log_speed(step, values, data_wait, activity)
         else:
             row |= self._lines if group == "eval" else {}
             shown = "   ".join(f"{name} {value:.4g}" for name, value in values.items())
             self.message(f"{group}: step {step:,}   {shown}")
         self._wandb.log(step, row)
 
-    def _log_speed(self, step: int, values: Mapping[str, float], data_wait: float | None) -> dict[str, float]:
+    def _log_speed(
+        self, step: int, values: Mapping[str, float], data_wait: float | None, activity: Activity | None
+    ) -> dict[str, float]:
         """Write the training line and a row of ``speed.csv``; returns what Weights & Biases shows of it."""
         now = monotonic()
         interval = self._pace.row(step, now)
@@ -147,11 +149,25 @@ class Logger:
         if data_wait is not None:
             pace["data_wait"] = data_wait
             parts.append(f"data {data_wait:.0%}")
+        if activity is not None:
+            pace |= activity.columns
+            parts += activity.parts
         row = {"step": step, "seconds": interval.seconds, **pace, "wall_seconds": interval.wall_seconds}
         self._write_csv("speed", [row])
         self._console.training_line([*parts, f"ETA {self._pace.remaining(step, now)}", *metric_parts(values)])
         pace["wall_hours"] = interval.wall_seconds / 3600
         return {f"speed/{name}": value for name, value in pace.items()}
+
+    def log_episodes(self, step: int, rows: Sequence[Mapping[str, str | float]]) -> None:
+        """Record episodes that were played for training: ``episodes.csv``, and a curve for each task's returns.
+
+        Args:
+            step: training step they ended with.
+            rows: of each its task, return, length, success and whatever else there is to tell.
+        """
+        self._write_csv("episodes", [{"step": step, **row} for row in rows])
+        for row in rows:
+            self._wandb.log(step, {f"episode/{row['task']}": float(row["return"])})
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -212,15 +228,35 @@ class Logger:
         """Print a line that stays; on a terminal, above the live line."""
         self._console.message(text)
 
+    def _bring_to_start(self, name: str) -> None:
+        """Cut a CSV file to the step that the run continues from, or delete that of a run that never saved."""
+        path = self._cfg.run_dir / f"{name}.csv"
+        try:
+            if path.is_symlink():
+                raise ValueError("it is a link, and nothing is written through links")
+            if self._start:
+                drop_rows_after(path, self._start - (self._evaluate_again and name.startswith("eval")))
+            elif self._begun_before and path.exists() and read_csv(path)[0][:1] in (["step"], []):
+                path.unlink()
+        except (OSError, ValueError) as error:
+            self._off.add(name)  # or the steps that are taken again would be there twice
+            self.message(f"{name}.csv is not written by this start: {error}")
+
     def _write_csv(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        if not self._cfg.save_csv:
+        """Append rows; what the disk says costs one warning for each file, never the run."""
+        if not self._cfg.save_csv or name in self._off:
             return
-        if name not in self._files:
-            path = self._cfg.run_dir / f"{name}.csv"
-            if not self._start:
-                set_aside(path)
-            self._files[name] = CsvFile(path)
-        self._files[name].append(rows)
+        try:
+            if name not in self._files:
+                path = self._cfg.run_dir / f"{name}.csv"
+                if not self._start:
+                    set_aside(path)
+                self._files[name] = CsvFile(path)
+            self._files[name].append(rows)
+        except (OSError, ValueError) as error:
+            if name not in self._warned:
+                self._warned.add(name)
+                self.message(f"{name}.csv lacks rows, the run goes on: {error}")
 
 
 def read_scalars(metrics: Mapping[str, float | torch.Tensor]) -> dict[str, float]:

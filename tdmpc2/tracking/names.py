@@ -5,12 +5,15 @@ W&B group  what is in it                                        file in the run 
 ========== ==================================================== ==================================================
 train/     losses and gradient norms of updates                 train.csv
 distill/   losses of the distillation targets, named by target  train.csv, as ``distillation_...``
-speed/     it_per_s, data_wait, wall_hours                      speed.csv (wall_seconds)
+speed/     it_per_s, data_wait, wall_hours; learning online     speed.csv (wall_seconds)
+           also updates_per_s and the shares of the time
+episode/   returns of the episodes that are learned from, one   episodes.csv
+           curve per task
 eval/      normalized_score, low, high; one curve per task      eval.csv, eval_tasks.csv
 video/     one video per task                                   videos/
 ========== ==================================================== ==================================================
 
-All of them have ``step`` as their axis. :data:`METRICS` lists the metrics of an update.
+All of them have ``step`` as their axis. :data:`METRICS` lists the metrics of an update, :data:`CSV_FILES` the files.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
+
+#: The CSV files of a run; no other file of its directory is ever cut or deleted, since it may be the user's.
+CSV_FILES = ("train", "speed", "episodes", "eval", "eval_tasks")
 
 
 class Metric(NamedTuple):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sized
 from datetime import timedelta
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import TextIO, TypeVar
@@ -11,6 +13,8 @@ from typing import TextIO, TypeVar
 import rich.progress as bars
 from rich import get_console
 from rich.console import Console
+
+from tdmpc2.support.output import discard, printable, say
 
 T = TypeVar("T")
 
@@ -50,7 +54,7 @@ class Progress:
                 transient=True,
                 auto_refresh=False,  # no thread: work may fork
             )
-            self._bar.start()
+            attempt(self._console, self._bar.start)
             self._task = self._bar.add_task(self._description, total=self._total, status="")
         return self
 
@@ -62,7 +66,9 @@ class Progress:
         if self._bar:
             if now - self._shown >= 0.1:
                 self._shown = now
-                self._bar.update(self._task, completed=self._done, status=self._status(now, text), refresh=True)
+                status = self._status(now, text)
+                show = partial(self._bar.update, self._task, completed=self._done, status=status, refresh=True)
+                attempt(self._console, show)
         elif self._done != self._total:
             self._tenths += self._tenth() - tenth
             silent = now - self._shown
@@ -75,8 +81,9 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar:
-            self._bar.update(self._task, visible=False, refresh=True)  # a display around this one draws it once more
-            self._bar.stop()
+            # A display around this one draws it once more.
+            attempt(self._console, partial(self._bar.update, self._task, visible=False, refresh=True))
+            attempt(self._console, self._bar.stop)
         elapsed = monotonic() - self._began
         rate = self._done / max(elapsed, 1e-9)
         ending = "done" if kind is None else "stopped"
@@ -117,9 +124,51 @@ def is_terminal(console: Console) -> bool:
     return console.is_interactive and console.file.isatty()
 
 
-def print_line(console: Console, text: str) -> None:
-    """Print ``text`` as it is: unstyled, unwrapped, brackets kept."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+def print_line(console: Console, text: str, *, essential: bool = True) -> None:
+    """Print ``text`` as it is: unstyled, unwrapped, brackets kept; what is not printable is escaped.
+
+    Args:
+        console: where.
+        text: the line.
+        essential: False: whoever prints goes on where a reader has left, too (:func:`attempt`).
+
+    Raises:
+        BrokenPipeError: the reader has left.
+    """
+    safe = printable(text)
+    attempt(
+        console, lambda: console.print(safe, markup=False, highlight=False, soft_wrap=True), leave_with_reader=essential
+    )
+
+
+def attempt(console: Console, show: Callable[[], object], *, leave_with_reader: bool = False) -> None:
+    """Show something; where the output cannot be written any more, say so once and show nothing from then on.
+
+    Args:
+        console: where it is shown.
+        show: does so.
+        leave_with_reader: a pipe that nobody reads is an error.
+
+    Raises:
+        BrokenPipeError: the reader has left, and ``leave_with_reader``.
+    """
+    if console.quiet:
+        return
+    try:
+        show()
+        return
+    except OSError as error:
+        reason, broken = str(error.strerror or error), isinstance(error, BrokenPipeError)
+    except SystemExit:  # rich ends the program where a pipe is closed
+        if not console.quiet:
+            raise
+        reason, broken = "its reader has left", True
+    console.quiet = True
+    if console.file is sys.stdout:
+        discard()
+    if broken and leave_with_reader:
+        raise BrokenPipeError(reason)
+    say(f"warning: The output cannot be written any more ({reason}): the work goes on without it")
 
 
 def remaining(done: int, total: int, elapsed: float) -> str:

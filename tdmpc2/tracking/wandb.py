@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import shutil
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from typing import Any
 import psutil
 
 from tdmpc2.config import Config
+from tdmpc2.support.names import safe_name
 
 #: Seconds that the end of a run waits for uploads; the environment variable of the same name replaces it.
 WANDB_FINISH_TIMEOUT = 300.0
@@ -80,7 +82,8 @@ class WandbRun:
             return
         self._run, self._wandb = run, wandb
         for left in cfg.run_dir.glob(f"{_COPY}*"):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+            if re.fullmatch(rf"{re.escape(_COPY)}[a-z0-9_]{{8}}", left.name) and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
         self._thread = threading.Thread(target=self._send_all, args=(run,), name="wandb-sender", daemon=True)
         self._thread.start()
         where = f"offline, `wandb sync {Path(run.dir).parent}` uploads it" if run.offline else run.url
@@ -116,7 +119,7 @@ class WandbRun:
 
         def send(run: Any) -> None:
             with directory:
-                artifact = self._wandb.Artifact(name, type=kind)
+                artifact = self._wandb.Artifact(safe_name(name), type=kind)
                 artifact.add_file(str(own), name="model.pt" if kind == "model" else path.name)  # equal files are one
                 run.log_artifact(artifact, aliases=["latest", *aliases])
 
@@ -176,7 +179,7 @@ def _run_options(
         settings["silent"] = True
     if not capture_console:  # a live line would arrive there as thousands of lines
         settings["console"] = "off"
-    experiment = f"{cfg.task}-{cfg.exp_name or 'default'}"[:100]
+    experiment = safe_name(f"{cfg.task}-{cfg.exp_name or 'default'}", 100)
     size = "custom-size" if cfg.model_size is None else f"{cfg.model_size}M"
     return {
         "project": cfg.wandb_project,

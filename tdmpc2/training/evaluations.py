@@ -6,16 +6,20 @@ key has normalised scores: version 0.1.0 wrote none, and recorded a tenth of the
 
 from __future__ import annotations
 
-import json
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tdmpc2.envs.registry import SCORE_RULES
 from tdmpc2.support.csv_files import read_csv, write_csv
-from tdmpc2.support.files import read_json, write_text
+from tdmpc2.support.entries import LARGEST, whole
+from tdmpc2.support.files import json_text, read_json, write_text
+from tdmpc2.support.text import cut, shown
 
 NAME = "evaluations.json"
+_STEP = re.compile(r"[0-9]{1,15}")
 _LABEL = "score"  # key of the file
 _NORMALIZED, _RETURN = SCORE_RULES["return/10"].label, SCORE_RULES["return"].label
 _OLD_COLUMN, _COLUMN = _NORMALIZED.replace(" ", "_"), _RETURN.replace(" ", "_")
@@ -24,6 +28,8 @@ _PER_SCORE = 10  # returns in a normalised score
 
 def read_scores(run_dir: Path, label: str) -> dict[int, float]:
     """Read all scores of a run by step, on the scale of ``label``; scores that cannot be brought to it are left out.
+
+    An evaluation that had no finite score is NaN here and null in the file.
 
     Raises:
         ValueError: the file is damaged.
@@ -34,11 +40,16 @@ def read_scores(run_dir: Path, label: str) -> dict[int, float]:
         content: dict[str, Any] = dict(read_json(path, {}))
     except ValueError as error:
         raise ValueError(f"{error}: {advice}") from error
-    factor = factor_between(content.pop(_LABEL, _NORMALIZED), label)
+    recorded = content.pop(_LABEL, _NORMALIZED)
+    if not isinstance(recorded, str):
+        raise ValueError(f"{path} is damaged [{_LABEL}: {shown(recorded)}]: {advice}")
+    factor = factor_between(recorded, label)
     for step, score in content.items():
-        if not step.isdigit() or type(score) not in (int, float):
-            raise ValueError(f"{path} is damaged [{step}: {score}]: {advice}")
-    return {} if factor is None else {int(step): factor * float(score) for step, score in content.items()}
+        if not _STEP.fullmatch(step) or not (score is None or type(score) is float or whole(-LARGEST).allows(score)):
+            raise ValueError(f"{path} is damaged [{cut(step, 40)}: {shown(score)}]: {advice}")
+    if factor is None:
+        return {}
+    return {int(step): math.nan if score is None else factor * float(score) for step, score in content.items()}
 
 
 def write_scores(run_dir: Path, scores: Mapping[int, float], label: str) -> None:
@@ -48,7 +59,7 @@ def write_scores(run_dir: Path, scores: Mapping[int, float], label: str) -> None
         ValueError: the disk refused.
     """
     scale = {} if label == _NORMALIZED else {_LABEL: label}
-    write_text(run_dir / NAME, json.dumps({**scale, **scores}, indent=1) + "\n")
+    write_text(run_dir / NAME, json_text({**scale, **scores}, indent=1) + "\n")
 
 
 def factor_between(recorded: str, wanted: str) -> float | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from types import FrameType
 
 import torch
 from torch import Tensor
+
+from tdmpc2.support.signals import listening_to
 
 #: Exit code of a run that was asked to stop and has saved: "try again later" (EX_TEMPFAIL), for queues that requeue.
 STOPPED = 75
@@ -47,12 +49,14 @@ class StopRequest:
         return self.signal is not None
 
 
-@contextmanager
+@contextlib.contextmanager
 def stop_on_signal(launched: bool = False) -> Iterator[StopRequest]:
-    """Turn the first SIGTERM or SIGINT into a request; a second one ends the process as usual.
+    """Turn the first SIGTERM, SIGINT or SIGHUP into a request; a second one ends the process as usual.
 
-    SIGUSR2, if something handles it (submitit does, to queue the job again), is a request as well and is handed on at
-    the end, when all is saved. Signals reach only the main thread; elsewhere nothing is changed.
+    A terminal that is closed sends SIGHUP more than once, so that later ones mean nothing; where it is ignored, as
+    under ``nohup``, it stays so. SIGUSR2, if something handles it (submitit does, to queue the job again), is a request
+    as well and is handed on at the end, when all is saved. Signals reach only the main thread; elsewhere nothing is
+    changed.
 
     Args:
         launched: by torchrun or a queue, which may both send SIGTERM, so that one more means nothing.
@@ -61,7 +65,7 @@ def stop_on_signal(launched: bool = False) -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    handled = [signal.SIGTERM, signal.SIGINT]
+    handled = listening_to()
     again = getattr(signal, "SIGUSR2", None)  # not on Windows
     handled += [again] if again and callable(signal.getsignal(again)) else []
     before = {number: signal.getsignal(number) for number in handled}
@@ -75,8 +79,11 @@ def stop_on_signal(launched: bool = False) -> Iterator[StopRequest]:
         restore()
         if launched:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if request.signal.name == "SIGHUP":
+            signal.signal(number, signal.SIG_IGN)
         if request.at_once:
-            print(f"Stopped by {request.signal.name} before the first update; the same command goes on", flush=True)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                print(f"Stopped by {request.signal.name} before the first update; the same command goes on", flush=True)
             raise SystemExit(STOPPED)
 
     for number in handled:

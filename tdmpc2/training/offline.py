@@ -9,8 +9,10 @@ from torch import Tensor
 from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.placement import Data, data_record, open_data, plan_place
+from tdmpc2.data.reward_range import beyond_bins
 from tdmpc2.distributed import process_group
 from tdmpc2.play.evaluation import evaluate
+from tdmpc2.support.mapped_files import UnchangedFile, name_bus_errors
 from tdmpc2.training.loop import Run
 from tdmpc2.training.preflight import dry_run, preflight
 from tdmpc2.training.teacher import add_targets, fit_pca
@@ -53,23 +55,43 @@ def _learn(run: Run) -> None:
         data, lazy_targets = open_data(cfg, agent.device, data_device), None
         if run.teacher and not run.live_teacher:
             data, lazy_targets = add_targets(data, run.teacher, cfg, agent.device)
+    if data_record(cfg.data_dir, cfg.task) != run.resumed.record["data"]:
+        raise ValueError(f"The files in data_dir={cfg.data_dir} were replaced while they were read: start again")
     sampler = data.sampler
     pca_line = fit_pca(agent, sampler)
 
     def rows(step: int) -> Tensor:  # [H+1, B], of all processes
         return sampler.rows(step - 1, cfg.batch_size, cfg.horizon, cfg.seed)
 
+    watched = None
+    if data.place == "disk" and data.store is not None:
+        path = data.store.path / "rows.npy"
+        watched = UnchangedFile(data.store.file.fileno(), path)
+        name_bus_errors(path)
+
     def draw(step: int) -> Batch:
-        return sampler.gather(rows(step)[:, share])
+        if watched:
+            watched.check()
+        batch = sampler.gather(rows(step)[:, share])
+        if watched:
+            watched.check()  # what was read meanwhile is not learned from
+        return batch
 
     def describe_batch(step: int) -> str:
         return f"Its batch has {_episodes(data, rows(step))} of {cfg.data_dir}"
 
-    run.start(f"{len(sampler):,} episodes on {data.place}", pca_line, describe_batch=describe_batch)
+    notes = pca_line, _reward_warning(cfg, draw(run.resumed.step + 1))
+    run.start(f"{len(sampler):,} episodes on {data.place}", *notes, describe_batch=describe_batch)
     for step, batch in run.batches(draw, data.ahead):
         if lazy_targets:
             batch = lazy_targets.fill(batch, rows(step)[:, share])
         run.after_update(step, run.update(batch))
+
+
+def _reward_warning(cfg: Config, batch: Batch) -> str:
+    """Look at the rewards of one batch, as a sample of the data."""
+    of_task = {task_id: batch.reward[:, batch.task == task_id] for task_id in batch.task.unique().tolist()}
+    return next(filter(None, (beyond_bins(cfg, r, cfg.task_specs[i].name) for i, r in of_task.items())), "")
 
 
 def _episodes(data: Data, rows: Tensor) -> str:

@@ -10,37 +10,61 @@ train.csv, speed.csv, eval.csv, ..., train.log: written by the logger
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoints.files import load_file, read_file, save_file
+from tdmpc2.checkpoints.files import read_file, save_file
 from tdmpc2.support import files
 from tdmpc2.support.files import replacing
 from tdmpc2.training.evaluations import read_scores, write_scores
+from tdmpc2.training.state_file import read_state
 
 
 @contextmanager
 def lock(run_dir: Path) -> Iterator[None]:
-    """Keep other processes out of a run directory, by a file beside it; a lock ends with its process, even if killed.
+    """Keep other processes out of a run directory, by whatever path they reach it; a lock ends with its process.
+
+    There is a file beside the directory, which may not exist yet, named by where links lead; and the directory itself
+    is locked, which also tells of other mounts and of a directory that was renamed.
 
     Raises:
         ValueError: another process trains there, or the directory cannot be made.
     """
-    path = run_dir.with_name(f".{run_dir.name}.lock")
-    busy = f"Another process is training in {run_dir}: wait for it, or set exp_name"
-    with files.locked(path, busy, advice="Set work_dir to a directory that can be written"):
+    if run_dir.is_symlink() and not run_dir.exists():
+        raise ValueError(f"{run_dir} is a link to {os.readlink(run_dir)}, which is not there: make it, or set work_dir")
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ValueError(f"{run_dir} is not a directory: set work_dir or exp_name")
+    real = Path(os.path.realpath(run_dir))
+    path = real.with_name(f".{real.name}.lock")
+    with files.locked(path, _busy(run_dir), advice="Set work_dir to a directory that can be written"):
         try:
-            files.delete_leftovers(run_dir)
-            yield
+            with hold(real):
+                files.delete_leftovers(real)
+                yield
         finally:
             if not run_dir.exists():  # refused: nothing to keep others from
                 path.unlink(missing_ok=True)
+
+
+@contextmanager
+def hold(directory: Path) -> Iterator[None]:
+    """Lock a run directory itself, see :func:`tdmpc2.support.files.directory_locked`.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    with files.directory_locked(directory, _busy(directory)):
+        yield
+
+
+def _busy(run_dir: Path) -> str:
+    return f"Another process is training in {run_dir}: wait for it, or set exp_name"
 
 
 class Saved(NamedTuple):
@@ -107,19 +131,16 @@ def restore(agent: TDMPC2, run_dir: Path) -> Saved:
         The rest of the file; step 0 if there is nothing to continue.
 
     Raises:
-        ValueError: ``state.pt`` cannot be read.
+        ValueError: ``state.pt`` cannot be read, or does not fit the agent.
     """
     path, model = run_dir / "state.pt", run_dir / "model.pt"
     if not path.exists():
         return Saved()
-    state = read_file(path)
-    with torch.no_grad():
-        agent.model.load_state_dict(state["weights"])
-    agent.load_training_state(state["training"])
-    step = int(state["step"])
-    if _step_of(model) != step:
-        agent.save(model, step=step, overwrite=True)
-    return Saved(step, state["wandb_id"], state.get("wall_seconds"), state.get("parts", {}))
+    state = read_state(path, agent)
+    state.load_into(agent)
+    if _step_of(model) != state.step:
+        agent.save(model, step=state.step, overwrite=True)
+    return Saved(state.step, state.wandb_id, state.wall_seconds, state.parts)
 
 
 def record_score(agent: TDMPC2, run_dir: Path, step: int, score: float, label: str, save_best: bool) -> bool:
@@ -129,7 +150,7 @@ def record_score(agent: TDMPC2, run_dir: Path, step: int, score: float, label: s
         agent: whose weights they are.
         run_dir: where.
         step: of the evaluation.
-        score: its score.
+        score: its score; one that is not finite is never the best.
         label: name of the score, which tells its scale; scores of another scale are not compared.
         save_best: write ``best.pt``.
 
@@ -137,7 +158,7 @@ def record_score(agent: TDMPC2, run_dir: Path, step: int, score: float, label: s
         True if it is the best so far.
     """
     earlier = {at: value for at, value in read_scores(run_dir, label).items() if at < step}
-    best = score > max(earlier.values(), default=float("-inf"))
+    best = math.isfinite(score) and score > max(filter(math.isfinite, earlier.values()), default=-math.inf)
     if best and save_best:
         agent.save(run_dir / "best.pt", step=step, overwrite=True)
     write_scores(run_dir, {**earlier, step: score}, label)
@@ -146,6 +167,7 @@ def record_score(agent: TDMPC2, run_dir: Path, step: int, score: float, label: s
 
 def _step_of(path: Path) -> int | None:
     try:
-        return load_file(path).step
+        content = read_file(path)
     except ValueError:  # missing or damaged
         return None
+    return content.get("step") if isinstance(content, dict) else None

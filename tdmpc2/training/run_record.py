@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc2.config import CHANGEABLE, ONE_START_KEYS, Config, completed
-from tdmpc2.support.files import write_text
+from tdmpc2.support.entries import SHA256, check_entries, nothing_or, table_of, text
+from tdmpc2.support.files import read_json, write_text
+from tdmpc2.support.text import cut, shown
+
+#: Entries of the record that are not keys of the configuration, whose own table checks those.
+RECORD = {"teacher_sha256": nothing_or(SHA256).optional, "data": nothing_or(table_of(text())).optional}
 
 
 def check(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] | None = None) -> tuple[dict[str, Any], str]:
@@ -39,6 +44,8 @@ def check(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] | Non
     if cfg.resume == "must" and not (directory / "state.pt").exists():
         raise ValueError(f"resume=must, but {directory} has no state.pt to continue from: resume=auto starts a new run")
     if not path.exists():
+        if (directory / "rows.npy").exists():
+            raise ValueError(f"{directory} is an episode store: set work_dir to another directory, or leave it out")
         if directory.exists() and any(directory.glob("*.pt")):
             raise ValueError(
                 f"{directory} holds checkpoints but no run.json: set exp_name to start a new run beside it"
@@ -47,13 +54,9 @@ def check(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] | Non
     if cfg.resume == "never":
         raise ValueError(f"resume=never, but {directory} holds a run: set exp_name, or move the directory away")
     try:
-        recorded: dict[str, Any] = completed(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}): set exp_name to start a new run") from error
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be continued by this version ({error}): set exp_name to start a new run"
-        ) from error
+        recorded = read_record(path)
+    except ValueError as error:
+        raise ValueError(f"{error}: set exp_name to start a new run") from error
     differing = {
         key: _difference(key, recorded.get(key), record.get(key))
         for key in sorted((recorded.keys() | record.keys()) - ONE_START_KEYS)
@@ -77,6 +80,19 @@ def check(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] | Non
     return record, f"Continuing with other settings: {'; '.join(differing.values())}" if differing else ""
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a run's ``run.json``, completed by the keys that are newer than it.
+
+    Raises:
+        ValueError: it is damaged, or a value is not allowed (any more).
+    """
+    content = check_entries(str(path), read_json(path), RECORD, others=True)
+    try:
+        return {"teacher_sha256": None, "data": None, **completed(content)}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be continued by this version ({cut(str(error))})") from error
+
+
 def claim(run_dir: Path, record: Mapping[str, Any]) -> None:
     """Write the ``run.json`` of a run directory.
 
@@ -90,7 +106,25 @@ def _difference(key: str, recorded: Any, now: Any) -> str:
     """Say how an entry of the record differs."""
     if key == "data" and isinstance(recorded, dict) and isinstance(now, dict):
         return f"data: {describe_other_data(recorded, now)}"
-    return f"{key}: {recorded} there, {now} now"
+    return f"{key}: {_brief(recorded)} there, {_brief(now)} now"
+
+
+def _brief(value: Any) -> str:
+    """A value without quotes, as it is typed; cut if it is long."""
+    return cut(value) if isinstance(value, str) else shown(value, 240)
+
+
+def share_episodes(data: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Tell if two identities of stored data have episodes in common, whatever their files are called and lie.
+
+    Equal episodes that were written into other files, such as those of some tasks alone, are not recognised.
+    """
+    return not set(map(str, data.values())).isdisjoint(map(str, other.values()))
+
+
+def tells_content(data: Mapping[str, Any]) -> bool:
+    """Tell if an identity is of what the data holds; chunk files were once known by their sizes alone."""
+    return "checksum" in data or all("-" in str(value) for value in data.values())
 
 
 def describe_other_data(recorded: Mapping[str, str], now: Mapping[str, str]) -> str:

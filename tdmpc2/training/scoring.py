@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
+from tdmpc2.envs.checked import EnvironmentFault
+from tdmpc2.envs.registry import score_label
 from tdmpc2.play.evaluation import Evaluation, num_steps
 from tdmpc2.play.results import table_rows, write_video
 from tdmpc2.play.rollout import Frames
+from tdmpc2.support.names import safe_name
 from tdmpc2.tracking.logger import Logger
 from tdmpc2.training import run_dir
 
@@ -19,19 +23,28 @@ Evaluator = Callable[..., Evaluation]
 def score(evaluate: Evaluator, agent: TDMPC2, cfg: Config, logger: Logger, step: int) -> None:
     """Evaluate the agent, log the result, and keep its weights as ``best.pt`` if no earlier score is as high.
 
-    The score is recorded last, so that a run that ends before makes the evaluation again.
+    The score is recorded last, so that a run that ends before makes the evaluation again. Where an environment has a
+    fault, the line says which, and there is no score.
     """
     videos = cfg.run_dir / "videos"
 
     def film(task: str, frames: Frames) -> None:
-        write_video(videos / f"{task}-{step}.mp4", frames)
+        write_video(videos / video_name(task, step), frames)
 
     if line := agent.compile_planner(num_steps(cfg)):
         logger.message(line)
-    result = evaluate(agent, cfg, film=film)
+    try:
+        result = evaluate(agent, cfg, film=film)
+    except EnvironmentFault as fault:  # which says nothing about the training, so that goes on
+        logger.message(f"Evaluation at step {step:,} has no score: {fault}")
+        if cfg.save_agent and agent.group.main:
+            label = score_label(cfg.task_specs[task_id] for task_id in cfg.task_ids)
+            run_dir.record_score(agent, cfg.run_dir, step, math.nan, label, cfg.save_best)
+        return
     if cfg.save_video:  # each was written by the process that played it
+        logger.message(f"Videos: {videos}/*-{step}.mp4")
         for name in (task.task for task in result.tasks):
-            logger.log_video(step, f"video/{name}", videos / f"{name}-{step}.mp4")
+            logger.log_video(step, f"video/{name}", videos / video_name(name, step))
     logger.log(step, result.metrics(), "eval")
     columns = ("task", "episodes", "return", "success")
     logger.log_table(step, "eval/tasks", columns, [row[:4] for row in table_rows(result)], curve="return")
@@ -45,3 +58,8 @@ def score(evaluate: Evaluator, agent: TDMPC2, cfg: Config, logger: Logger, step:
 def upload(cfg: Config, logger: Logger, name: str, *aliases: str) -> None:
     """Upload a checkpoint of the run directory as the next version of the run's artifact."""
     logger.save_artifact(cfg.run_dir / name, f"{cfg.task}-{cfg.exp_name or 'default'}", "model", aliases)
+
+
+def video_name(task: str, step: int) -> str:
+    """Name of the file of a task's video."""
+    return f"{safe_name(task)}-{step}.mp4"

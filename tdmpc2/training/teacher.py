@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoints.files import file_sha256
+from tdmpc2.checkpoints.files import file_sha256, load_file
 from tdmpc2.config import Config
 from tdmpc2.data.placement import Data
 from tdmpc2.data.sampler import SliceSampler
@@ -49,12 +49,18 @@ class Teacher:
         """Load the agent, in fp32 and without gradients.
 
         Raises:
-            ValueError: unreadable file.
+            ValueError: unreadable file, or not the one any more whose checksum is recorded.
         """
         task: dict[str, Any] = {}
         if not self.cfg.multitask:  # files of other code bases do not name it
             task["task"] = self.cfg.task
-        agent = load_agent(self.path, device=str(device), precision="fp32", **task)
+        file = load_file(self.path, identify=True)
+        if file.sha256 != self.sha256:
+            raise ValueError(
+                f"{self.path} is not the file any more that it was when the run was started: start it again, with a "
+                "teacher that is not replaced meanwhile"
+            )
+        agent = load_agent(file, device=str(device), precision="fp32", **task)
         agent.model.requires_grad_(False)
         return agent
 

@@ -72,8 +72,9 @@ def compute_all(
                     _write(column, rows, outputs[column.name])
                 bar.update(len(own))
         for column in columns:
-            with open(column.file, "r+b") as file:
-                os.fsync(file.fileno())
+            for path in (column.file, column.check_file):
+                with open(path, "r+b") as file:
+                    os.fsync(file.fileno())
 
 
 class LazyTargets:
@@ -122,7 +123,7 @@ class LazyTargets:
         if self._episodes is not None:
             length = self.columns[0].values.shape[1]
             index = self._episodes[index // length] * length + index % length
-        found = {column.name: column.values.view(-1)[index] for column in self.columns}
+        found = {column.name: column.take(index) for column in self.columns}
         lacking = [column for column in self.columns if found[column.name].isnan().any()]
         if lacking:
             ids = batch.task if self.teacher.cfg.multitask else None
@@ -176,6 +177,4 @@ def _write(column: TeacherTargets, index: Tensor, numbers: Tensor) -> None:
             f"The teacher's {column.name} is {numbers[~finite][0]} in episode {row // length}, row {row % length} of "
             f"{column.store.path}: its weights are damaged or too large. Use another teacher"
         )
-    flat = column.values.view(-1)
-    missing = flat[index].isnan()
-    flat[index[missing]] = numbers[missing]
+    column.put(index, numbers)

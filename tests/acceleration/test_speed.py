@@ -53,7 +53,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[st
 
     monkeypatch.setattr(speed, "PackedNetworks", Networks)
     monkeypatch.setattr(library, "reason", lambda: "")
-    monkeypatch.setattr(library, "build", lambda directory: tmp_path / "planner-0-1.so")
+    monkeypatch.setattr(library, "build", lambda directory, sources: tmp_path / "planner-0-1.so")
     speed.kernel_seconds.cache_clear()
     yield packed
     speed.kernel_seconds.cache_clear()

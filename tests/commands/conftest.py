@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tdmpc2.commands import data
-from tests.helpers.commands import SERVER, STUDENT, TASKS, Outcome, Run, environment, good
+from tests.helpers.commands import STUDENT, TASKS, Outcome, Run, good
+from tests.helpers.forks import ForkServer
 from tests.helpers.reference import REPO
 
 
 @pytest.fixture(scope="package")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def run(forks: ForkServer) -> Run:
     """Run a command in a fork of a process that has everything imported."""
-    folder = tmp_path_factory.mktemp("streams")
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER], env=environment(), cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    assert server.stdin is not None
-    assert server.stdout is not None
-    jobs = iter(range(10_000))
 
     def call(command: str, cwd: Path) -> Outcome:
         script, *arguments = command.split()
-        files = {f"stream{i}": str(folder / f"{next(jobs)}") for i in (1, 2)}
-        job = {"argv": [str(REPO / script), *arguments], "cwd": str(cwd), **files}
-        server.stdin.write(json.dumps(job) + "\n")
-        server.stdin.flush()
-        return Outcome(int(server.stdout.readline()), *(Path(file).read_text() for file in files.values()))
+        job = forks.start([REPO / script, *arguments], cwd)
+        return Outcome(job.wait(600), job.out.read_text(), job.err.read_text())
 
-    yield call
-    server.stdin.close()
-    assert server.wait(30) == 0
+    return call
 
 
 @pytest.fixture(scope="package")

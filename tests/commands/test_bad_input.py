@@ -107,7 +107,7 @@ MORE_BAD_INPUT = [
     ("quantize.py --checkpoint bomb.pt", "was refused"),
     (f"{TAUGHT}=bomb.pt", "was refused"),
     (f"{TAUGHT}=single.pt", "Teacher and student have different task sets"),
-    (f"{TRAIN} student_config.checkpoint=gone.pt", "student_config.checkpoint=gone.pt does not exist"),
+    (f"{TRAIN} student_config.checkpoint=gone.pt", "weights to start from: checkpoint=gone.pt does not exist"),
     (f"{TRAIN} student_config.checkpoint=bomb.pt", "was refused"),
     (f"{TRAIN} student_config.data_dir=misnamed", "is not named chunk_<number>.pt"),
 ]

@@ -13,7 +13,8 @@ from tdmpc2 import commands
 from tdmpc2.commands import COMMANDS, main
 from tdmpc2.config import help_rows
 from tests.helpers.command_lines import accepted
-from tests.helpers.commands import environment, start
+from tests.helpers.commands import start
+from tests.helpers.forks import environment
 from tests.helpers.reference import REPO
 
 _HEAVY = """

@@ -18,7 +18,7 @@ from tdmpc2.commands import quantize
 from tdmpc2.config import Config
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.world_model import WorldModel
-from tdmpc2.quantization.files import NAMES, serialised_bytes, target_files
+from tdmpc2.quantization.copies import NAMES, serialised_bytes, target_files
 from tdmpc2.quantization.recipes import OUTPUTS, RECIPES, deployable, quantize_state
 from tests.helpers.reference import shared_file
 
@@ -208,6 +208,26 @@ def test_quantize_onto_existing_files_needs_force(
     assert existing.read_bytes() != b"precious"
     run(model_file, "--force", "--plans", "0")
     assert {path.name: path.read_bytes() for path in model_file.parent.glob("*.pt")} == first
+
+
+def test_quantize_interrupted_before_its_report_finishes_it(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped while it measured, it refused to go on: its own files were "already there"."""
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tdmpc2.quantization.measure.measure", stopped)
+        with pytest.raises(SystemExit):
+            run(model_file, "--plans", "0")
+    written = {path: path.stat().st_mtime_ns for path in model_file.parent.iterdir()}
+    assert len(written) == 4
+    run(model_file, "--plans", "0")
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert names(model_file.parent) == sorted([*(path.name for path in written), *REPORT])
+    assert f"kept {model_file.with_name('x_mixed.pt')}" in capsys.readouterr().out
 
 
 def test_quantize_of_unusable_input_writes_nothing(

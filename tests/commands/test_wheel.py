@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.commands import environment
+from tests.helpers.forks import environment
 from tests.helpers.reference import REPO, shared_file
 
 pytestmark = pytest.mark.slow

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from tdmpc2.config import CHANGEABLE, MODEL_SIZES, RUN_KEYS, Config, check_keys, defaults, key_names, parse_cfg
+from tdmpc2.config.aliases import ALIASES
 from tdmpc2.tasks import MT30, MT80, TaskSpec, lookup
 from tests.helpers.reference import REPO
 
@@ -367,3 +368,20 @@ def test_config_error_is_one_line() -> None:
     for changes in ({"stepz": 1}, {"task": "Nope-v0"}, {"tasks": ["x"]}, {"lr": "x"}, {"num_samples": 1}):
         with pytest.raises(ValueError, match=re.compile(r"\A.+\Z")):
             parse_cfg(changes)
+
+
+@pytest.mark.parametrize(
+    ("typed", "key"),
+    [("learning_rate", "lr"), ("num-steps", "steps"), ("gamma", "discount_max"), ("Batchsize", "batch_size")],
+)
+def test_key_by_the_name_that_others_use_is_answered_with_ours(typed: str, key: str) -> None:
+    """`learning_rate` was refused without a suggestion, since nothing here is spelt like it."""
+    with pytest.raises(ValueError, match=f"Unknown key '{typed}' in a file. Did you mean '{key}'"):
+        check_keys([typed], "a file")
+
+
+def test_names_that_others_use_are_not_keys_and_lead_to_one() -> None:
+    names = [alias for aliases in ALIASES.values() for alias in aliases]
+    assert len(names) == len(set(names))
+    assert not set(names) & set(key_names())
+    assert {key.rpartition(".")[2] for key in ALIASES} <= set(key_names())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 from tdmpc2.data.store.importer import import_episodes
 from tdmpc2.data.store.store import EpisodeStore
 from tests.helpers.data import SPECS
-from tests.helpers.kill import killed_at_random
+from tests.helpers.forks import ForkServer, Job
 from tests.helpers.reference import REPO
 from tests.helpers.stores import TASKS, make_chunks
 
@@ -36,9 +34,9 @@ import_episodes([root / "chunks"], root / "out", "three", SPECS, block=2, max_pe
 """
 
 
-def _slow_import(root: Path, max_per_task: int | None = None) -> subprocess.Popen[bytes]:
+def _slow_import(forks: ForkServer, root: Path, max_per_task: int | None = None) -> Job:
     """A process that holds the lock and waits for the file ``go``."""
-    process = subprocess.Popen([sys.executable, "-c", SLOW_IMPORT.replace("MAX", str(max_per_task)), root], cwd=REPO)
+    process = forks.start(["-c", SLOW_IMPORT.replace("MAX", str(max_per_task)), root], REPO)
     while not (root / "reading").exists():
         assert process.poll() is None
         time.sleep(0.02)
@@ -48,10 +46,10 @@ def _slow_import(root: Path, max_per_task: int | None = None) -> subprocess.Pope
 @pytest.mark.slow
 @pytest.mark.parametrize("same", [True, False])
 def test_import_in_second_process_waits_for_the_first(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], reads: list[int], same: bool
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], reads: list[int], same: bool, forks: ForkServer
 ) -> None:
     make_chunks(tmp_path / "chunks")
-    process = _slow_import(tmp_path, None if same else 1)
+    process = _slow_import(forks, tmp_path, None if same else 1)
     result: list[Any] = []
 
     def import_too() -> None:
@@ -80,14 +78,9 @@ def test_import_in_second_process_waits_for_the_first(
 
 
 @pytest.mark.slow
-def test_import_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path) -> None:
-    killed_at_random("import", times=3, seed=1, root=tmp_path)
-
-
-@pytest.mark.slow
-def test_import_killed_holds_no_lock(tmp_path: Path) -> None:
+def test_import_killed_holds_no_lock(tmp_path: Path, forks: ForkServer) -> None:
     make_chunks(tmp_path / "chunks")
-    process = _slow_import(tmp_path)
+    process = _slow_import(forks, tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait(60)
     assert (tmp_path / ".out.partial").exists()

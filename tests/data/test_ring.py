@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,7 @@ def test_ring_in_a_file_is_the_ring_in_memory(tmp_path: Path) -> None:
     """A buffer beyond the memory."""
     lengths = [5, 9, 4, 7, 3, 8]
     one, two = filled(lengths, 25), filled(lengths, 25, file=tmp_path / "rows.bin")
-    assert (tmp_path / "rows.bin").stat().st_size == 25 * 4 * FORMAT.words
+    assert not list(tmp_path.iterdir())  # nothing is left of it however the process ends
     for first, second in zip(one.sampler.draw(3, 32, 3, 7), two.sampler.draw(3, 32, 3, 7), strict=True):
         assert first is second or torch.equal(first, second)
 
@@ -185,11 +186,29 @@ def test_saved_ring_writes_only_what_is_new_and_deletes_what_was_dropped(tmp_pat
     assert saved.state()["files"] == state["files"]
 
 
-@pytest.mark.parametrize("harm", ["missing", "damaged"])
+HARM: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda path: path.unlink(), r"episodes_0\.pt is missing"),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-7]), r"episodes_0\.pt"),
+    "another": (lambda path: SavedRing(filled([8, 7], 50), path.parent).state(), "is not the file that was saved"),
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
 def test_saved_ring_names_the_file_that_cannot_be_read(tmp_path: Path, harm: str) -> None:
-    saved = SavedRing(filled([9, 9], 50), tmp_path)
-    state = saved.state()
+    state = SavedRing(filled([9, 9], 50), tmp_path).state()
     (path,) = tmp_path.iterdir()
-    path.unlink() if harm == "missing" else path.write_bytes(path.read_bytes()[:-7] + b"damaged")
-    with pytest.raises(ValueError, match=f"episodes_0.pt is {harm}"):
+    change, message = HARM[harm]
+    change(path)
+    with pytest.raises(ValueError, match=message):
         SavedRing(ReplayRing(FORMAT, 50, 3), tmp_path).load_state(state)
+
+
+@pytest.mark.parametrize(("entry", "value"), [
+    ("name", "../../other.pt"), ("name", 7), ("first", -1), ("sha256", "x"), ("last", 1.5),
+])  # fmt: skip
+def test_saved_ring_refuses_a_state_that_leads_elsewhere(tmp_path: Path, entry: str, value: object) -> None:
+    """A file never decides what is read or deleted."""
+    state = SavedRing(filled([9, 9], 50), tmp_path).state()
+    damaged = {**state, "files": [{**state["files"][0], entry: value}]}
+    with pytest.raises(ValueError, match=rf"state\.pt: replay: files: {entry} is .*, expected"):
+        SavedRing(ReplayRing(FORMAT, 50, 3), tmp_path).load_state(damaged)

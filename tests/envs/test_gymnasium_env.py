@@ -85,7 +85,7 @@ def test_make_env_of_own_environment_flattens_and_scales() -> None:
         (_Choice, 10, ValueError, "action space of 'Wrong-v0' is Discrete"),
         (_Unbounded, 10, ValueError, "finite bounds"),
         (Counter, None, ValueError, "no time limit.*max_episode_steps"),
-        (_Broken, 10, KeyError, "missing asset"),
+        (_Broken, 10, ValueError, "Wrong-v0: building the environment raised KeyError: .missing asset. .test_gymn"),
     ],
 )
 def test_make_env_of_unsuitable_environment_is_refused(

@@ -21,7 +21,7 @@ def random_batch(cfg: Config, seed: int, batch: int = 8) -> Batch:
 
 def make_teacher(cfg: Config) -> TDMPC2:
     """An agent of another width whose rewards, 0.2 to 1, depend on all its inputs (a new one's are all zero)."""
-    teacher = TDMPC2(cfg.replace(seed=7, latent_dim=24))
+    teacher = TDMPC2(cfg.replace(seed=7, model_size=None, latent_dim=24))
     model, generator = teacher.model, torch.Generator().manual_seed(3)
     last: Any = model._reward[-1]
     with torch.no_grad():

@@ -135,11 +135,13 @@ def test_planner_inactive_dimensions_stay_zero(tiny_cfg: Config) -> None:
         assert action.abs().max() <= 1
 
 
-def test_act_of_non_finite_model_is_finite(tiny_cfg: Config) -> None:
-    agent = TDMPC2(tiny_cfg)
-    with torch.no_grad():
-        agent.model._reward[-1].bias.fill_(float("nan"))  # type: ignore[union-attr,operator]
-    assert torch.isfinite(agent.act(torch.randn(24), t0=True, task=0)).all()
+def test_plan_of_non_finite_model_is_finite(tiny_cfg: Config) -> None:
+    """Some values that overflow spoil no plan; acting refuses where all of them do (tests/trust/test_acting.py)."""
+    model = WorldModel(tiny_cfg).requires_grad_(False)
+    model._reward[-1].bias.fill_(float("nan"))  # type: ignore[union-attr,operator]
+    context, noise = model.context(torch.zeros(1).long()), planner.draw_noise(tiny_cfg, 1, torch.device("cpu"), None)
+    z = model.encode(torch.zeros(1, 24), context)
+    assert planner.plan(model, z, context, torch.zeros(1, 3, 6), noise, eval_mode=False).action.isfinite().all()
 
 
 def test_planner_needs_no_device_synchronisation(tiny_cfg: Config) -> None:

@@ -65,5 +65,5 @@ def test_planner_compiled_equals_plain(published: dict[str, Tensor]) -> None:
     assert_close(plan.last.std, g["std"][:1, 0, -1], rtol=0, atol=1e-3)
     assert_close(plan.action, g["selected_action"][:1, 0], rtol=0, atol=1e-3)
     low = make_model(published, torch.bfloat16)
-    found = torch.cat([regret(model, low, slice(i, i + 12), **compiled_functions(low)) for i in (0, 12, 24)])
+    found = regret(model, low, slice(0, 6), **compiled_functions(low))
     assert float(found.mean()) < 0.1

@@ -222,7 +222,7 @@ def test_update_needs_no_device_synchronisation(tiny_cfg: Config) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", ["seed_teacher045", "upstream_noteacher_noleak"])  # every loss that is compiled
 def test_update_compiled_matches_recorded(scenario: str, published: dict[str, torch.Tensor]) -> None:
     replayed = replay(scenario, published, compile="true")
     assert replayed["agent"].update_compiled

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import namedtuple
 from collections.abc import Iterator
@@ -18,7 +15,7 @@ from filelock import FileLock
 from tdmpc2.config import Config
 from tdmpc2.play.collector import collect
 from tests.helpers.disks import largest_file
-from tests.helpers.kill import killed_at_random
+from tests.helpers.forks import ForkServer, Job
 from tests.helpers.playing import chunks, toy
 from tests.helpers.reference import REPO
 
@@ -68,15 +65,10 @@ COMMAND = "collect.py tasks=[pendulum-spin,cup-spin] episodes_per_task=40 episod
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(tmp_path: Path, forks: ForkServer) -> Iterator[Job]:
     """A collection at work, with at least one file done."""
     script, *arguments = COMMAND.split()
-    process = subprocess.Popen(
-        [sys.executable, str(REPO / script), *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-    )
+    process = forks.start([REPO / script, *arguments], tmp_path)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "data").glob("chunk_*.pt")):
         assert process.poll() is None
@@ -88,7 +80,7 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.slow
-def test_collect_twice_at_once_is_refused(running: subprocess.Popen[bytes], tmp_path: Path) -> None:
+def test_collect_twice_at_once_is_refused(running: Job, tmp_path: Path) -> None:
     cfg = Config(tasks=("pendulum-spin", "cup-spin"), episodes_per_task=40, episodes_per_file=2)
     with pytest.raises(ValueError, match=r"data: another process is collecting these episodes .*chunk_0.pt"):
         collect(cfg, None, tmp_path / "data")
@@ -113,8 +105,3 @@ def test_collect_removes_leftovers_of_a_kill(tmp_path: Path) -> None:
     assert chunks(tmp_path) == expected
     collect(toy(seed=2), None, tmp_path)
     assert [path.name for path in tmp_path.glob(".*")] == [".chunk_11.pt.0a0a0a0a.tmp"]
-
-
-@pytest.mark.slow
-def test_collect_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path) -> None:
-    killed_at_random("collect", times=3, seed=1, root=tmp_path)

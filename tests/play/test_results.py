@@ -80,6 +80,16 @@ def test_fresh_directory_never_holds_results(tmp_path: Path) -> None:
     assert [path.name for path in directory.iterdir()] == ["model.pt"]
 
 
+def test_fresh_directory_of_a_killed_evaluation_is_taken_again(tmp_path: Path) -> None:
+    """An evaluation killed before its first episode once left an empty file that sent the next one to eval-x-2."""
+    (tmp_path / "eval-x").mkdir()
+    (tmp_path / "eval-x" / "results.csv").touch()
+    (tmp_path / ".eval-x.lock").touch()
+    with results.fresh_directory(tmp_path / "eval-x") as directory:
+        results.write_results(directory, MIXED, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["eval-x"]
+
+
 def shown(result: Evaluation, width: int = 100) -> list[str]:
     """Lines of the table of an evaluation."""
     console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
@@ -138,6 +148,12 @@ def test_why_another_names_what_differs(tmp_path: Path, changes: dict[str, Any],
     now = {**PROTOCOL, **changes}
     assert results.why_another(tmp_path / "eval-x-2", tmp_path / "eval-x", now) == reason
     assert results.why_another(tmp_path / "eval-x", tmp_path / "eval-x", now) == ""
+
+
+def test_why_another_marks_an_evaluation_that_did_not_end(tmp_path: Path) -> None:
+    results.write_episodes(tmp_path / "eval-x", MIXED)
+    reason = " (eval-x holds episodes of an evaluation that did not end: delete it to use its name)"
+    assert results.why_another(tmp_path / "eval-x-2", tmp_path / "eval-x", PROTOCOL) == reason
 
 
 def test_why_another_copes_with_results_that_are_not_ours(tmp_path: Path) -> None:

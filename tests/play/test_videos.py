@@ -15,6 +15,7 @@ from tdmpc2.play import results
 from tdmpc2.play.actors import random_actor
 from tdmpc2.play.evaluation import evaluate
 from tdmpc2.play.rollout import Frames, Job, play
+from tdmpc2.play.scoring import score_files
 from tests.helpers.toy_envs import STANDS, STANDS_FOR, ToyEnv
 
 
@@ -75,3 +76,19 @@ def test_video_of_simulated_task_moves(tmp_path: Path) -> None:
     assert len(frames) == 40
     assert frames[0].shape == (384, 384, 3)
     assert np.abs(frames[0].astype(int) - frames[39]).max() > 50  # it moves
+
+
+def test_score_of_a_file_says_where_its_video_is(
+    agent: TDMPC2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A newcomer found the video only by listing the directory."""
+    pytest.importorskip("imageio_ffmpeg", reason="videos need imageio-ffmpeg")
+    monkeypatch.chdir(tmp_path)
+    agent.save(tmp_path / "x.pt")
+    score_files(["x.pt", "x.pt"], {"save_video": True, "eval_episodes": 1, "device": "cpu", "compile": "false"})
+    said = capsys.readouterr().out
+    videos = [line.removeprefix("Video: ") for line in said.splitlines() if line.startswith("Video: ")]
+    assert len(videos) == 2
+    assert all((tmp_path / video).stat().st_size for video in videos)
+    assert "x.pt minus x.pt: +0.00 (no interval: one episode a task)" in said
+    assert "-: no interval, which takes more than one episode a task (eval_episodes)" in said

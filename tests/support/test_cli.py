@@ -9,7 +9,7 @@ import pytest
 from gymnasium.error import DependencyNotInstalled
 
 from tdmpc2.support.cli import one_line_errors
-from tests.helpers.commands import environment
+from tests.helpers.forks import environment
 
 
 def ended(error: BaseException) -> int:

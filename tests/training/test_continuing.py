@@ -28,7 +28,7 @@ def test_train_of_finished_run_changes_nothing(cfg: Config, capsys: pytest.Captu
     capsys.readouterr()
     assert train(cfg, None) == path
     assert train(cfg.replace(steps=10), None) == path
-    assert "is already trained for 20 steps; set student_config.steps higher" in capsys.readouterr().out
+    assert "is already trained for 20 steps; set steps higher" in capsys.readouterr().out
     assert snapshot(cfg.run_dir) == before
 
 
@@ -83,7 +83,7 @@ def test_train_continued_with_allowed_changes_works(cfg: Config, data_dir: Path,
         "exp_name": "renamed", "log_freq": 3, "save_freq": 4, "save_csv": False, "save_video": True, "mpc": False,
         "iterations": 3, "num_samples": 24, "num_elites": 6, "num_pi_trajs": 2, "min_std": 0.1, "max_std": 1.5,
         "temperature": 0.7, "precision": "bf16", "compile": False, "eval_freq": 1000, "eval_episodes": 1,
-        "eval_noise": True, "eval_seed": 7, "compare": "other.pt", "episodes_per_task": 4, "buffer_size": 10,
+        "eval_noise": True, "eval_seed": 7, "compare": "other.pt", "episodes_per_task": 4,
         "data_device": "disk", "episodes_per_file": 7, "mix": ["1 random"],
         "distillation_cache": "lazy", "keep_last": 3, "save_best": False,
         "wandb_project": "p", "wandb_entity": "e", "wandb_silent": True, "disable_wandb": True,

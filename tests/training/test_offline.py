@@ -13,6 +13,7 @@ from tdmpc2.config import RUN_KEYS, Config, key_names, parse_cfg
 from tdmpc2.data.store.selection import chunk_fingerprints
 from tdmpc2.loading import load_agent
 from tdmpc2.play.collector import collect
+from tdmpc2.support.names import safe_name
 from tdmpc2.training.offline import train
 from tests.helpers.runs import TASKS, TINY, equal, rows
 from tests.helpers.toy_envs import STANDS
@@ -109,7 +110,7 @@ def test_train_with_videos_writes_them(data_dir: Path, tmp_path: Path) -> None:
     cfg = parse_cfg({**keys, "data_dir": tmp_path / "data", "work_dir": tmp_path / "run", "save_video": True})
     collect(cfg, None, Path(cfg.data_dir))
     train(cfg, None)
-    assert [path.name for path in (cfg.run_dir / "videos").iterdir()] == [f"{STANDS}-2.mp4"]
+    assert [path.name for path in (cfg.run_dir / "videos").iterdir()] == [f"{safe_name(STANDS)}-2.mp4"]
 
 
 def test_train_without_saving_leaves_no_checkpoint(cfg: Config) -> None:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,11 +20,11 @@ from tdmpc2.play import evaluation
 from tdmpc2.training import offline, preflight, run_dir
 from tdmpc2.training.guards import STOPPED, FiniteGuard, stop_on_signal
 from tdmpc2.training.offline import train
+from tests.helpers.forks import ForkServer
 from tests.helpers.reference import REPO
 from tests.helpers.runs import TINY, equal, rows, snapshot
 
 CPU = torch.device("cpu")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 # -- resume -----------------------------------------------------------------------------------------------------------
@@ -74,22 +71,20 @@ def test_stop_on_signal_is_a_request(number: signal.Signals) -> None:
 
 
 @pytest.mark.slow
-def test_train_stopped_by_signal_saves_and_continues(cfg: Config, tmp_path: Path) -> None:
+def test_train_stopped_by_signal_saves_and_continues(cfg: Config, tmp_path: Path, forks: ForkServer) -> None:
     straight = train(cfg.replace(steps=400, work_dir=str(tmp_path / "straight")), None)
     settings = {**TINY, "tasks": f"[{','.join(TINY['tasks'])}]", "steps": 400, "model_size": "null"}
     settings |= {"data_dir": cfg.data_dir, "work_dir": str(cfg.run_dir), "save_freq": 100_000}
-    command = [sys.executable, "train.py", "teacher_config=null"]
-    command += [f"student_config.{key}={value}" for key, value in settings.items()]
-    process = subprocess.Popen(command, env=ENVIRONMENT, cwd=REPO, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    first = next(line for line in process.stdout if line.startswith("step "))
-    process.send_signal(signal.SIGTERM)
-    output = first + process.stdout.read()
-    assert process.wait(60) == STOPPED
-    assert re.search(r"Stopped by SIGTERM at step \d+, everything is saved; the same command goes on", output)
+    command = [REPO / "train.py", "teacher_config=null", *(f"{key}={value}" for key, value in settings.items())]
+    job = forks.start(command, tmp_path)
+    job.wait_for("step ")
+    job.send_signal(signal.SIGTERM)
+    assert job.wait() == STOPPED
+    said = job.out.read_text()
+    assert re.search(r"Stopped by SIGTERM at step \d+, everything is saved; the same command goes on", said)
     step = load_file(cfg.run_dir / "model.pt").step
     assert 0 < step < 400
-    subprocess.run(command, env=ENVIRONMENT, cwd=REPO, check=True, stdout=subprocess.DEVNULL)
+    assert forks.start(command, tmp_path).wait() == 0
     assert equal(cfg.run_dir / "model.pt", straight)
     assert (cfg.run_dir / "train.csv").read_bytes() == (tmp_path / "straight" / "train.csv").read_bytes()
 
@@ -203,13 +198,6 @@ def test_train_does_not_double_rows_of_cut_off_evaluation(
     train(cfg, None)
     for name in ("eval.csv", "eval_tasks.csv"):
         assert [row.split(",")[0] for row in (cfg.run_dir / name).read_text().splitlines()] == ["step", "10", "20"]
-
-
-@pytest.mark.slow
-def test_train_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path) -> None:
-    from tests.helpers.kill import killed_at_random
-
-    killed_at_random("train", times=3, seed=1, root=tmp_path)
 
 
 # -- before a run -----------------------------------------------------------------------------------------------------

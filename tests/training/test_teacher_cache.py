@@ -83,7 +83,8 @@ def test_cached_values_have_their_own_column(
     )
     compute_all(columns, teacher, batch_rows=1000)
     assert asked == [("reward", "value")] * 4  # one pass for both
-    assert sorted(content(columns[0])) == ["meta.json", "reward.npy", "value.npy"]
+    names = [f"{name}{ending}" for name in ("reward", "value") for ending in (".check.npy", ".npy")]
+    assert sorted(content(columns[0])) == ["meta.json", *names]
     for episode, row in ((0, 1), (3, 250), (6, 500)):
         obs, action, _ = store.meta.row_format.split(store.rows[episode])
         z, task = teacher.model.encode(obs[row - 1].float(), store.task[episode]), store.task[episode]

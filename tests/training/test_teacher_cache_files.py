@@ -29,7 +29,6 @@ from tdmpc2.training.teacher_cache import LazyTargets, compute_all
 from tests.helpers.agents import make_teacher
 from tests.helpers.data import make_store
 from tests.helpers.disks import largest_file
-from tests.helpers.kill import killed_at_random
 from tests.helpers.teacher_cache import SHA256, content, empty, open_columns
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -269,8 +268,3 @@ def test_cache_command_fills_columns(
         with pytest.raises(SystemExit):
             main(arguments)
         assert message in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_cache_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path) -> None:
-    killed_at_random("cache", times=3, seed=1, root=tmp_path)

@@ -109,7 +109,7 @@ class PackedLayer:
     @torch.no_grad()
     def __init__(self, layer: Affine, parts: Sequence[int] | None = None, *, first_step: bool = False) -> None:
         self.out, self.inputs = len(layer.weight), parts[0] if parts else layer.weight.shape[1]
-        scale = torch.ones(self.out, 1) if layer.scale is None else layer.scale
+        scale = torch.ones(self.out, 1, dtype=torch.float32) if layer.scale is None else layer.scale
         weight = layer.weight[:, : self.inputs].to(layer.compute_dtype)
         weight = weight.float() if weight.dtype == torch.float16 else weight
         code, per_word = {torch.float32: (0, 1), torch.bfloat16: (1, 2), torch.int8: (2, 4)}[weight.dtype]
@@ -137,7 +137,7 @@ def _padded(x: Tensor | None) -> Tensor | None:
     """A float32 copy with zeros after the last column up to a multiple of the panel; None if there are no values."""
     if x is None or not x.numel():
         return None
-    padded = torch.zeros(*x.shape[:-1], x.shape[-1] - x.shape[-1] % -_PANEL)
+    padded = torch.zeros(*x.shape[:-1], x.shape[-1] - x.shape[-1] % -_PANEL, dtype=torch.float32)
     padded[..., : x.shape[-1]] = x
     return padded
 
@@ -150,7 +150,7 @@ def normed_linear(x: Tensor, layer: PackedLayer) -> Tensor:
     """``act(LayerNorm(W x + b))`` of a packed layer without SimNorm, [N, in] -> [N, out]."""
     assert x.shape[1] == layer.inputs, (x.shape, layer.inputs)
     assert layer.struct.activation != _SIMNORM
-    x, out = x.float().contiguous(), torch.empty(len(x), layer.out)
+    x, out = x.float().contiguous(), torch.empty(len(x), layer.out, dtype=torch.float32)
     threads = torch.get_num_threads()
     library.load().normed_linear(ctypes.byref(layer.struct), len(x), threads, _address(x), _address(out))
     return out
@@ -230,7 +230,7 @@ class PackedNetworks:
         self._check(z, actions, num_envs, samples)
         assert eps.shape == (num_envs, samples, self.action_dim), eps.shape
         assert 0 <= int(heads.min()) <= int(heads.max()) < self.num_q, heads
-        out = torch.empty(num_envs, samples)
+        out = torch.empty(num_envs, samples, dtype=torch.float32)
         counts = (num_envs, horizon, samples, len(heads), torch.get_num_threads())
         discount = task.discount.reshape(-1).expand(num_envs)
         self._call(self._library.estimate_value, counts, z, *_rows(task, num_envs), discount, actions, eps, heads, out)
@@ -240,7 +240,7 @@ class PackedNetworks:
         """Compute :func:`tdmpc2.planner.policy_rollout`, with one task for each environment."""
         horizon, num_envs, samples, dim = eps.shape
         self._check(z, eps, num_envs, samples)
-        out = torch.empty(num_envs, horizon, samples, dim)
+        out = torch.empty(num_envs, horizon, samples, dim, dtype=torch.float32)
         counts = (num_envs, horizon, samples, torch.get_num_threads())
         self._call(self._library.policy_rollout, counts, z, *_rows(task, num_envs), eps, out)
         return out

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from tdmpc2.acceleration.low_precision import set_precision
 from tdmpc2.config import Config
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.support.files import replacing
-from tdmpc2.support.places import cache_dir
+from tdmpc2.support.reading import load_json
 
 _FORMATS = ("fp32", "bf16", "int8")
 _TURNS = 7
@@ -34,8 +35,11 @@ def kernel_seconds() -> dict[str, float]:
     """Seconds for evaluating the samples of one iteration, by number format; empty where there are no kernels."""
     if library.reason():
         return {}
-    path = library.build(cache_dir()).with_suffix(".json")
-    return _read(path) or _write(path, _measure())
+    path = library.cached_path()
+    if path is None:
+        return _measure()
+    times = path.with_suffix(".json")
+    return _read(times) or _write(times, _measure())
 
 
 def fastest(candidates: tuple[str, ...], seconds: Mapping[str, float]) -> str:
@@ -51,8 +55,8 @@ def _measure() -> dict[str, float]:
     plain = WorldModel(cfg, torch.Generator().manual_seed(0))
     networks = {name: PackedNetworks(set_precision(copy.deepcopy(plain), name, torch.bfloat16)) for name in _FORMATS}
     task = plain.context(None)
-    z = torch.full((1, cfg.latent_dim), 1 / cfg.simnorm_dim)
-    actions = torch.zeros(1, cfg.horizon, cfg.num_samples, cfg.action_dim)
+    z = torch.full((1, cfg.latent_dim), 1 / cfg.simnorm_dim, dtype=torch.float32)
+    actions = torch.zeros(1, cfg.horizon, cfg.num_samples, cfg.action_dim, dtype=torch.float32)
     heads = torch.arange(2)
     seconds = dict.fromkeys(_FORMATS, float("inf"))
     for _ in range(_TURNS):
@@ -66,10 +70,10 @@ def _measure() -> dict[str, float]:
 def _read(path: Path) -> dict[str, float] | None:
     """Times measured before, if they are all there."""
     try:
-        seconds = json.loads(path.read_text())
-        return {name: float(seconds[name]) for name in _FORMATS}
-    except (OSError, ValueError, KeyError, TypeError):
+        seconds = {name: float(load_json(path)[name]) for name in _FORMATS}
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
+    return seconds if all(0 < value < math.inf for value in seconds.values()) else None
 
 
 def _write(path: Path, seconds: dict[str, float]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from tdmpc2.data.chunks import read_chunk, write_chunk
 from tdmpc2.data.collect_record import Record
 from tdmpc2.data.source import chunk_tasks
+from tdmpc2.data.store.selection import check_outside
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.support.files import check_free_disk, delete_leftovers
 from tdmpc2.tracking.progress import Progress
@@ -38,12 +39,13 @@ def export_chunks(
         The paths.
 
     Raises:
-        ValueError: ``out_dir`` holds other chunk files or is of another task set, which is left alone; a row that is
-            used is not finite; the disk is too small, or refused.
+        ValueError: ``out_dir`` is in the store, holds other chunk files or is of another task set, which is left alone;
+            a block of the store is damaged; a row that is used is not finite; the disk is too small, or refused.
     """
     if episodes_per_file < 1:
         raise ValueError(f"episodes_per_file={episodes_per_file} must be at least 1")
     root = Path(out_dir).expanduser()
+    check_outside(root, store.path)
     firsts = range(0, store.meta.episodes, episodes_per_file)
     paths = [root / f"chunk_{number}.pt" for number in range(len(firsts))]
     if other := sorted(set(root.glob("chunk_*.pt")) - set(paths)):
@@ -52,9 +54,11 @@ def export_chunks(
     for path in paths:
         delete_leftovers(root, path.name)
     _write_record(store, root)
+    verify = store.verifier()
     with nullcontext() if quiet else Progress(store.meta.episodes, "Exporting", unit="episodes") as bar:
         for path, first in zip(paths, firsts, strict=True):
             count = min(episodes_per_file, store.meta.episodes - first)
+            verify(torch.arange(first, first + count))
             chunk = _read(store, first, count)
             if not path.exists():
                 write_chunk(path, **chunk)
@@ -84,9 +88,9 @@ def _write_record(store: EpisodeStore, root: Path) -> None:
 
 def _read(store: EpisodeStore, first: int, count: int) -> dict[str, Tensor]:
     meta, layout = store.meta, store.meta.layout
-    obs = torch.empty(count, layout.rows, layout.obs_dim)
-    action = torch.empty(count, layout.rows, layout.action_dim)
-    reward = torch.empty(count, layout.rows)
+    obs = torch.empty(count, layout.rows, layout.obs_dim, dtype=torch.float32)
+    action = torch.empty(count, layout.rows, layout.action_dim, dtype=torch.float32)
+    reward = torch.empty(count, layout.rows, dtype=torch.float32)
     for start in range(0, count, _PIECE):
         piece = slice(start, min(start + _PIECE, count))
         parts = meta.row_format.split(store.read(first + start, piece.stop - start))

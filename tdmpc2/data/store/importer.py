@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from datetime import timedelta
-from itertools import cycle
+from itertools import cycle, groupby
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from tdmpc2.data.chunks import check_finite
 from tdmpc2.data.rows import RowFormat
-from tdmpc2.data.store.selection import Selection, check_tasks, chunk_fingerprints
+from tdmpc2.data.store.selection import Selection, check_outside, check_tasks, chunk_fingerprints, is_store
 from tdmpc2.data.store.store import BLOCK, EpisodeStore, StoreMeta
 from tdmpc2.data.store.writer import (
     StoreWriter,
@@ -74,10 +75,14 @@ def import_episodes(
         quiet: print nothing.
 
     Raises:
-        ValueError: ``out`` exists, the disk is too small, a file is damaged, of another task set, or holds a value
-            that is not finite or too large for ``dtype``. Nothing that was there before is changed.
+        ValueError: ``out`` exists or lies within a source, the disk is too small, a file is damaged, of another task
+            set, or holds a value that is not finite or too large for ``dtype``. Nothing that was there before is
+            changed.
     """
     out = _target(Path(out).expanduser())
+    for source in (Path(source).expanduser() for source in sources):
+        if is_store(source):
+            check_outside(out, source if (source / "meta.json").exists() else source / "store")
     if out.exists() and not (out / "journal").exists():
         raise ValueError(_exists(out))
     selection = Selection.of(sources, task, specs, dtype, task_ids, max_per_task, block)
@@ -193,22 +198,32 @@ def _import(selection: Selection, out: Path, replaces: Path | None, quiet: bool)
 
 
 def _copy(selection: Selection, writer: StoreWriter, bar: Progress | None) -> None:
-    """Read, check and convert here, hash and write in a thread."""
+    """Read, check and convert here, hash and write in a thread; compare with the source's checksums in another."""
     ring = buffers(selection.meta, _PIECE, 3)
     waiting: deque[Future[None]] = deque()
     buffer = cycle(ring)
-    with ThreadPoolExecutor(1) as thread:
-        for part, episodes in selection.pieces(writer.first_episode, _READ * len(ring[0])):
-            data = part.read(episodes)
-            for own in torch.arange(len(episodes)).split(len(ring[0])):
-                if len(waiting) == len(ring):
-                    waiting.popleft().result()
-                records = next(buffer)[: len(own)]
-                _fill(records, selection.meta.row_format, part.path, data, episodes, slice(own[0], own[-1] + 1))
-                waiting.append(thread.submit(writer.write, records))
-                if bar:
-                    bar.update(len(own))
-            del data  # before the next
+    pieces = selection.pieces(writer.first_episode, _READ * len(ring[0]))
+    with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(1) as other:
+        for part, own_pieces in groupby(pieces, key=itemgetter(0)):
+            with part.verifying() as verify:
+                verified: Future[None] | None = None
+                for _, episodes in own_pieces:
+                    if verified is not None:
+                        verified.result()
+                    verified = other.submit(verify, episodes)
+                    data = part.read(episodes)
+                    for own in torch.arange(len(episodes)).split(len(ring[0])):
+                        if len(waiting) == len(ring):
+                            waiting.popleft().result()
+                        records = next(buffer)[: len(own)]
+                        within = slice(own[0], own[-1] + 1)
+                        _fill(records, selection.meta.row_format, part.path, data, episodes, within)
+                        waiting.append(thread.submit(writer.write, records))
+                        if bar:
+                            bar.update(len(own))
+                    del data  # before the next
+                if verified is not None:
+                    verified.result()
         while waiting:
             waiting.popleft().result()
 

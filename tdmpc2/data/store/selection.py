@@ -7,7 +7,8 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdmpc2.data.chunks import Layout, check_layout, chunk_paths, episode_tasks, read_chunk
+from tdmpc2.data.chunks import (
+    Layout,
+    check_layout,
+    chunk_checksums,
+    chunk_paths,
+    episode_tasks,
+    read_chunk,
+    unreadable,
+)
 from tdmpc2.data.dataset import select_episodes
 from tdmpc2.data.rows import DTYPES
 from tdmpc2.data.store.store import BLOCK, EpisodeStore, StoreMeta
+from tdmpc2.support.reading import open_regular
 from tdmpc2.tasks import TaskSpec
 
 _TASK_PIECE = 1 << 16  # episodes whose task ids are read at a time: 131 MB of MT30
@@ -51,6 +61,23 @@ class Part:
         rows = read(first, count) if contiguous else torch.cat([read(int(episode), 1) for episode in episodes])
         values = self.store.meta.row_format.split(rows)
         return {name: value.float() for name, value in zip(names, values, strict=True)}
+
+    @contextmanager
+    def verifying(self) -> Iterator[Callable[[Tensor], None]]:
+        """Give a function that compares with the recorded checksums what some episodes [n] are read from.
+
+        Episodes come in ascending order. Of a chunk file everything has been read at the end of the block, since its
+        checksums are of whole arrays; of a store the blocks that have one of the episodes.
+
+        Raises:
+            ValueError: damage, at one of the calls or at the end.
+        """
+        if self.store is not None:
+            yield self.store.verifier()
+            return
+        with chunk_checksums(self.path) as sums:
+            yield lambda episodes: sums.advance((int(episodes[-1]) + 1) / len(self.task))
+            sums.finish()
 
 
 @dataclass(frozen=True)
@@ -105,7 +132,7 @@ class Selection:
         contents: list[str | dict[str, str]] = []
         expected = f"task={task}", tuple(specs)
         for root in roots:
-            if _is_store(root):
+            if is_store(root):
                 store = EpisodeStore.open(root if (root / "meta.json").exists() else root / "store")
                 check_tasks(*expected, str(store.path), store.meta.tasks)
                 expected = str(store.path), store.meta.tasks
@@ -179,7 +206,19 @@ def _chunk_tasks(path: Path, layout: Layout) -> Tensor:
     return torch.cat(ids)
 
 
-def _is_store(root: Path) -> bool:
+def check_outside(out: Path, source: Path) -> None:
+    """Require that what is written does not lie within what it is read from, or is the same.
+
+    Raises:
+        ValueError: it does; both are named.
+    """
+    own, there = out.expanduser().resolve(), source.expanduser().resolve()
+    if own == there or there in own.parents:
+        raise ValueError(f"{out} is {'' if own == there else 'in '}{source}, which it is made from: name another place")
+
+
+def is_store(root: Path) -> bool:
+    """Tell if a directory is read as an episode store: it is one, or there is one in it and no chunk files."""
     return (root / "meta.json").exists() or (
         (root / "store" / "meta.json").exists() and not any(root.glob("chunk_*.pt"))
     )
@@ -201,15 +240,12 @@ def chunk_fingerprints(root: str | os.PathLike[str], task: str = "mt30") -> dict
 
 def _fingerprint(path: Path) -> str:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             records = [(record.filename, record.file_size, record.CRC) for record in archive.infolist()]
-        return f"{path.stat().st_size}-{zlib.crc32(json.dumps(records).encode()):08x}"
+            size = os.fstat(file.fileno()).st_size
+        return f"{size}-{zlib.crc32(json.dumps(records).encode()):08x}"
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
-        size = f" ({path.stat().st_size:,} bytes)" if path.is_file() else ""
-        raise ValueError(
-            f"{path}{size} cannot be read as a chunk file: missing, truncated, or a Git LFS pointer in its place "
-            f"[{type(error).__name__}: {str(error)[:80]}]. Download or collect the file again"
-        ) from error
+        raise unreadable(path, error) from error
 
 
 def check_tasks(origin: str, expected: Sequence[TaskSpec], path: str, found: Sequence[TaskSpec]) -> None:

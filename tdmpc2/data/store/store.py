@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mmap
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from io import BytesIO, FileIO
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -25,11 +27,15 @@ from torch import Tensor
 
 from tdmpc2.data.chunks import Layout
 from tdmpc2.data.rows import DTYPES, RowFormat
-from tdmpc2.tasks import TaskSpec
+from tdmpc2.support.entries import SHA256, check_entries, list_of, one_of, record, table_of, text, whole
+from tdmpc2.support.reading import load_json, open_regular
+from tdmpc2.support.text import cut, shown
+from tdmpc2.tasks import TaskSpec, read_specs
 
 FORMAT = 1
 BLOCK = 4096  # episodes under one checksum: 254 MB of MT30
 _AGAIN = "Import or download it again"
+_PIECE = 64  # episodes hashed at a time: 4 MB of MT30
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,31 @@ class StoreFile:
 
     bytes: int
     sha256: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sha256", tuple(self.sha256))
+
+
+#: Name of a task or task set in a file.
+TASK = text(r"(?s).{1,300}", "the name of a task or task set")
+_COUNT = whole(1, 2**31 - 1)
+#: Entries of ``meta.json``, and of each of its files.
+_META = {
+    "format": one_of((FORMAT,)),
+    "task": TASK,
+    "tasks": list_of(record(), least=1),
+    "episodes": _COUNT,
+    "dtype": one_of(tuple(DTYPES)),
+    "files": table_of(record()),
+    "source": table_of(text()).optional,
+    "block": _COUNT.optional,
+    "selection": text().optional,
+}
+_FILE = {"bytes": whole(), "sha256": list_of(SHA256)}
+
+
+class _OtherFormat(ValueError):
+    """A store of another version of the format."""
 
 
 @dataclass(frozen=True)
@@ -92,18 +123,25 @@ class StoreMeta:
             ValueError: missing, damaged or of a newer version.
         """
         try:
-            plain: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            version = plain.pop("format")
-            if version != FORMAT:
-                raise ValueError(f"{path} has format {version}, this version reads {FORMAT}: update tdmpc2-opt")
-            plain["tasks"] = tuple(TaskSpec(**spec) for spec in plain["tasks"])
-            plain["files"] = {name: StoreFile(f["bytes"], tuple(f["sha256"])) for name, f in plain["files"].items()}
+            plain = load_json(path)
+            version = plain.get("format") if isinstance(plain, dict) else None
+            if type(version) is int and version != FORMAT:
+                raise _OtherFormat(
+                    f"{path} has format {shown(version)}, this version reads {FORMAT}: update tdmpc2-opt"
+                )
+            plain = check_entries("it", plain, _META)
+            del plain["format"]
+            plain["tasks"] = read_specs(plain["tasks"])
+            for name, file in plain["files"].items():
+                plain["files"][name] = StoreFile(**check_entries(f"the entry of {name}", file, _FILE))
             meta = cls(**plain)
-            _check_types(meta)
+            _check_sizes(meta)
             return meta
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except _OtherFormat as error:
+            raise ValueError(str(error)) from error
+        except (OSError, ValueError) as error:
             raise ValueError(
-                f"{path} is damaged or not of an episode store [{type(error).__name__}: {error}]. {_AGAIN}"
+                f"{path} is damaged or not of an episode store [{type(error).__name__}: {cut(str(error))}]. {_AGAIN}"
             ) from error
 
 
@@ -139,13 +177,21 @@ class EpisodeStore:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             rows = torch.frombuffer(mapped, dtype=torch.int32, offset=offset).view(*shape, meta.row_format.words)
-        _map(root / "task.npy", shape[:1], np.dtype("<i4"), meta.files["task.npy"].bytes)
-        task = np.load(root / "task.npy")
+        ids, start, _ = _map(root / "task.npy", shape[:1], np.dtype("<i4"), meta.files["task.npy"].bytes)
+        task = np.frombuffer(ids[start:], np.dtype("<i4"))
         if len(bad := np.flatnonzero((task < 0) | (task >= len(meta.tasks)))):
             raise ValueError(
                 f"{root / 'task.npy'}: the task id is {task[bad[0]]} in episode {bad[0]}, but {root / 'meta.json'} "
                 f"names {len(meta.tasks)} tasks. {_AGAIN}"
             )
+        for number, recorded in enumerate(meta.files["task.npy"].sha256):
+            own = task[number * meta.block : (number + 1) * meta.block]
+            if (found := hashlib.sha256(own.data).hexdigest()) != recorded:
+                first = number * meta.block
+                raise ValueError(
+                    f"{root / 'task.npy'}, episodes {first}-{first + len(own) - 1}: checksum {found[:16]} instead of "
+                    f"{recorded[:16]}. {_AGAIN}"
+                )
         return cls(root, meta, rows, torch.from_numpy(task.astype(np.int64)), file)
 
     @cached_property
@@ -154,6 +200,33 @@ class EpisodeStore:
         plain = json.loads(self.meta.to_json())
         del plain["source"], plain["selection"]
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+    def verifier(self) -> Callable[[Tensor], None]:
+        """Make a function that compares the blocks of some episodes [n] with their checksums, each block once.
+
+        It may be called in a thread beside one that reads.
+        """
+        done: set[int] = set()
+
+        def verify(episodes: Tensor) -> None:
+            for block in (episodes // self.meta.block).unique().tolist():
+                if block not in done:
+                    done.add(block)
+                    self._verify_block(block)
+
+        return verify
+
+    def _verify_block(self, block: int) -> None:
+        first, count, digest = block * self.meta.block, self.meta.block, hashlib.sha256()
+        count = min(count, self.meta.episodes - first)
+        for start in range(first, first + count, _PIECE):
+            digest.update(self.read(start, min(_PIECE, first + count - start)).numpy().data)
+        recorded = self.meta.files["rows.npy"].sha256[block]
+        if (found := digest.hexdigest()) != recorded:
+            raise ValueError(
+                f"{self.path / 'rows.npy'}, episodes {first}-{first + count - 1}: checksum {found[:16]} instead of "
+                f"{recorded[:16]}. {_AGAIN}"
+            )
 
     def read(self, first: int, count: int) -> Tensor:
         """Read episodes ``first`` to ``first + count - 1`` into memory, [count, L+1, W], in one sequential read.
@@ -184,30 +257,22 @@ def header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     return text.getvalue()
 
 
-def _check_types(meta: StoreMeta) -> None:
-    sizes = [size for spec in meta.tasks for size in (spec.obs_dim, spec.action_dim, spec.episode_length)]
-    counts = [meta.episodes, meta.block, *sizes]
-    texts = [meta.task, *(spec.name for spec in meta.tasks)]
-    blocks = -(-meta.episodes // meta.block) if all(type(n) is int and 0 < n < 2**31 for n in counts) else 0
-    files = list(meta.files.values())
-    sound = {
-        "task or tasks": bool(sizes) and max(sizes) < 2**20 and all(isinstance(text, str) for text in texts),
-        "success_score": all(isinstance(spec.success_score, bool) for spec in meta.tasks),
-        "episodes, block or a size": blocks > 0,
-        "dtype": meta.dtype in DTYPES,
-        "files": set(meta.files) == {"rows.npy", "task.npy"} and all(len(file.sha256) == blocks for file in files),
-        "bytes": all(type(file.bytes) is int for file in files),
-        "source or selection": all(isinstance(text, str) for text in [meta.selection, *meta.source.values()]),
-    }
-    if wrong := [name for name, right in sound.items() if not right]:
-        raise TypeError(f"wrong {wrong[0]}")
+def _check_sizes(meta: StoreMeta) -> None:
+    """Require that the numbers of a ``meta.json`` fit one another."""
+    if set(meta.files) != {"rows.npy", "task.npy"}:
+        raise ValueError("files are not rows.npy and task.npy")
+    blocks = -(-meta.episodes // meta.block)
+    for name, file in meta.files.items():
+        if len(file.sha256) != blocks:
+            raise ValueError(f"{name} has {len(file.sha256)} checksums, but the episodes make {blocks} blocks")
+    meta.layout  # noqa: B018, refuses what is no task set
 
 
 def _read_at(file: FileIO, buffer: memoryview, offset: int) -> int:
     """Read from a position of a file that other threads and processes read from as well."""
     if hasattr(os, "preadv"):
         return os.preadv(file.fileno(), [buffer], offset)
-    with open(file.name, "rb", buffering=0) as own:
+    with open_regular(file.name) as own:
         own.seek(offset)
         return own.readinto(buffer) or 0
 
@@ -215,11 +280,11 @@ def _read_at(file: FileIO, buffer: memoryview, offset: int) -> int:
 def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype, size: int) -> tuple[mmap.mmap, int, FileIO]:
     start = header(shape, dtype)
     try:
-        file = open(path, "rb", buffering=0)  # noqa: SIM115, it stays open
+        file = cast(FileIO, open_regular(path).detach())  # it stays open
         found = os.fstat(file.fileno()).st_size
         if found != size:
             raise ValueError(f"{path} has {found:,} bytes instead of {size:,}. {_AGAIN}")
-        if file.read(len(start)) != start or size != len(start) + int(np.prod(shape)) * dtype.itemsize:
+        if file.read(len(start)) != start or size != len(start) + math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{path} does not hold {shape} of {dtype} as its meta.json says. {_AGAIN}")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:

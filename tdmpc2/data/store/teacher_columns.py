@@ -2,12 +2,14 @@
 
 <store>/targets/<teacher>-<data>/reward.npy   [N, L+1] float32; row t is of the step that led to row t, as in the store;
                                               NaN: not computed yet (row 0, to which no step leads, stays so)
-                                /value.npy    the same of its value
+                                /reward.check.npy  [N, L+1] int16 check number of each of these numbers
+                                /value.npy    the same of its value, with value.check.npy
                                 /meta.json    whose outputs these are and of which data, with whole checksums
                 <teacher>-<data>.lock         held while a file is made or computed
 
 :mod:`tdmpc2.training.teacher_cache` fills them. A number once written is never changed, so that several runs may read
-and fill one column at a time.
+and fill one column at a time. One that does not fit its check number is damaged: it counts as missing, and is computed
+again.
 """
 
 from __future__ import annotations
@@ -25,11 +27,17 @@ import torch
 from torch import Tensor
 
 from tdmpc2.data.store.store import EpisodeStore, header
-from tdmpc2.support.files import check_free_disk, locked, write_text
+from tdmpc2.support.entries import SHA256, check_entries, text, whole
+from tdmpc2.support.files import check_free_disk, locked, replacing, write_text
+from tdmpc2.support.reading import load_json, open_regular
+from tdmpc2.support.text import cut, shown
 
 FORMAT = 1
 COLUMNS = ("reward", "value")
 _DTYPE = np.dtype("<f4")
+_CHECK = np.dtype("<i2")
+#: Entries of ``meta.json``.
+_META = {"format": whole(1, FORMAT), "teacher": text(), "teacher_sha256": SHA256, "data_checksum": SHA256}
 _BLOCK = 4096  # episodes looked at at a time: 8 MB of MT30
 
 
@@ -42,6 +50,7 @@ class TeacherTargets:
         path: its directory.
         name: ``reward`` or ``value``, decoded, see :func:`tdmpc2.distillation.outputs.teacher_columns`.
         values: [N, L+1] float32, mapped from the file. Use it as it is for a data set that is left on disk.
+        checks: [N, L+1] int16, mapped from the file beside it, see :func:`check_numbers`.
         writable: whether the file can be filled; otherwise what is written stays in this process.
     """
 
@@ -49,6 +58,7 @@ class TeacherTargets:
     path: Path
     name: str
     values: Tensor
+    checks: Tensor
     writable: bool
 
     @property
@@ -56,9 +66,25 @@ class TeacherTargets:
         """The column's file."""
         return self.path / f"{self.name}.npy"
 
+    @property
+    def check_file(self) -> Path:
+        """The file of its check numbers."""
+        return self.path / f"{self.name}.check.npy"
+
     def missing(self, episodes: Tensor | None = None) -> Tensor:
         """Mark the episodes that lack a number, [n] bool, among episodes [n] int64 (default: all)."""
         return torch.cat([block[:, 1:].isnan().any(1) for block in self._blocks(episodes)])
+
+    def take(self, index: Tensor) -> Tensor:
+        """Read the numbers of rows [...] of the store, NaN where there is none or a damaged one."""
+        values = self.values.view(-1)[index]
+        return values.masked_fill(self.checks.view(-1)[index] != check_numbers(values), torch.nan)
+
+    def put(self, index: Tensor, numbers: Tensor) -> None:
+        """Write numbers to rows [...] of the store that have none, or a damaged one."""
+        missing = self.take(index).isnan()
+        self.values.view(-1)[index[missing]] = numbers[missing]
+        self.checks.view(-1)[index[missing]] = check_numbers(numbers[missing])
 
     def complete(self, episodes: Tensor | None = None) -> bool:
         """Tell if all numbers of episodes [n] int64 (default: all) are there."""
@@ -71,7 +97,7 @@ class TeacherTargets:
             ValueError: a number is missing.
         """
         count = len(self.values) if episodes is None else len(episodes)
-        column = torch.empty(count, self.values.shape[1], device=device)
+        column = torch.empty(count, self.values.shape[1], dtype=torch.float32, device=device)
         done = 0
         for block in self._blocks(episodes):
             if block[:, 1:].isnan().any():
@@ -81,11 +107,20 @@ class TeacherTargets:
         return column
 
     def _blocks(self, episodes: Tensor | None) -> Iterator[Tensor]:
-        if episodes is None:
-            yield from self.values.split(_BLOCK)
-        else:
-            for own in episodes.cpu().split(_BLOCK):
-                yield self.values[own]
+        """Yield copies of some episodes at a time, NaN where a number is missing or damaged."""
+        for own in (torch.arange(len(self.values)) if episodes is None else episodes.cpu()).split(_BLOCK):
+            values = self.values[own]
+            yield values.masked_fill(self.checks[own] != check_numbers(values), torch.nan)
+
+
+def check_numbers(values: Tensor) -> Tensor:
+    """Compute a check number of each float32 of [...], int16: another one if any single bit of it is another.
+
+    A checksum of a whole file would not do for numbers that several processes write in any order.
+    """
+    bits = values.contiguous().view(torch.int32).long() & 0xFFFFFFFF
+    mixed = ((bits ^ 0x5BD1E995) * 0x9E3779B1) & 0xFFFFFFFF  # zeros are not their own check number
+    return (mixed >> 16).to(torch.int16)
 
 
 def open_targets(store: EpisodeStore, teacher_sha256: str, teacher_name: str, name: str = "reward") -> TeacherTargets:
@@ -101,7 +136,7 @@ def open_targets(store: EpisodeStore, teacher_sha256: str, teacher_name: str, na
         ValueError: no room on the disk, or a damaged column.
     """
     path = store.path / "targets" / _name(teacher_sha256, store.checksum)
-    if not (path / f"{name}.npy").exists():
+    if not all((path / f"{name}{ending}").exists() for ending in (".npy", ".check.npy")):
         meta = {"teacher": teacher_name, "teacher_sha256": teacher_sha256, "data_checksum": store.checksum}
         _create(path, name, store, meta)
     return _open(path, name, store, teacher_sha256)
@@ -118,31 +153,39 @@ def verify_targets(store: EpisodeStore) -> list[str]:
                 problems.append(str(error))
                 break
             for number, block in enumerate(targets.values.split(_BLOCK)):
-                wrong = block.isinf()
-                wrong[:, 0] = ~block[:, 0].isnan()
+                checks = targets.checks[number * _BLOCK : (number + 1) * _BLOCK]
+                wrong = block.isinf() | (checks != check_numbers(block))
+                wrong[:, 0] |= ~block[:, 0].isnan()
                 if wrong.any():
                     own, row = wrong.nonzero()[0].tolist()
                     where = f"episode {number * _BLOCK + own}, row {row}"
-                    problems.append(f"{targets.file} holds {block[own, row]} in {where}. {_again(path)}")
+                    wrong_check = " with another one's check number" * bool(block[own, row].isfinite() and row)
+                    problems.append(f"{targets.file} holds {block[own, row]}{wrong_check} in {where}. {_again(path)}")
                     break
     return problems
 
 
-def _layout(store: EpisodeStore) -> tuple[tuple[int, int], bytes, int]:
-    """Shape [N, L+1], first bytes and size in bytes of a column."""
+def _layout(store: EpisodeStore, dtype: np.dtype = _DTYPE) -> tuple[tuple[int, int], bytes, int]:
+    """Shape [N, L+1], first bytes and size in bytes of a column or of its check numbers."""
     shape = (len(store.task), store.rows.shape[1])
-    start = header(shape, _DTYPE)
-    return shape, start, len(start) + shape[0] * shape[1] * _DTYPE.itemsize
+    start = header(shape, dtype)
+    return shape, start, len(start) + shape[0] * shape[1] * dtype.itemsize
 
 
 def _create(path: Path, name: str, store: EpisodeStore, meta: dict[str, str]) -> None:
-    """Make an empty column. Every byte is written: a full disk would end a process that fills holes through a map."""
+    """Make an empty column, or the check numbers of one that an older version made.
+
+    Every byte is written: a full disk would end a process that fills holes through a map.
+    """
     (episodes, rows), start, size = _layout(store)
+    size += _layout(store, _CHECK)[2]
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(exist_ok=True)
         with one_process(path):
             if (path / f"{name}.npy").exists():
+                if not (path / f"{name}.check.npy").exists():
+                    _add_checks(path, name, store)
                 return
             shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed here
             check_free_disk(path, size, "train with distillation_cache=off")
@@ -154,7 +197,9 @@ def _create(path: Path, name: str, store: EpisodeStore, meta: dict[str, str]) ->
                         file.write(np.full((min(_BLOCK, episodes - first), rows), np.nan, _DTYPE).data)
                     file.flush()
                     os.fsync(file.fileno())
+                _add_checks(temporary, name, store)
                 if path.exists():  # with other columns
+                    os.rename(temporary / f"{name}.check.npy", path / f"{name}.check.npy")
                     os.rename(temporary / f"{name}.npy", path / f"{name}.npy")
                     return
                 write_text(temporary / "meta.json", json.dumps({"format": FORMAT, **meta}, indent=1) + "\n")
@@ -165,26 +210,58 @@ def _create(path: Path, name: str, store: EpisodeStore, meta: dict[str, str]) ->
         raise ValueError(f"Could not make {path}: {error}. distillation_cache=off works without it") from error
 
 
-def _open(path: Path, name: str, store: EpisodeStore, teacher_sha256: str | None = None) -> TeacherTargets:
+def _add_checks(path: Path, name: str, store: EpisodeStore) -> None:
+    """Write the check numbers of a column, as its numbers are now."""
     shape, start, size = _layout(store)
+    column = path / f"{name}.npy"
+    if column.stat().st_size != size:
+        return  # opening it says so
+    values = torch.from_numpy(np.memmap(column, _DTYPE, "c", len(start), shape))
+    with replacing(path / f"{name}.check.npy") as temporary, open(temporary, "wb") as file:
+        file.write(_layout(store, _CHECK)[1])
+        for block in values.split(_BLOCK):
+            file.write(check_numbers(block).numpy().astype(_CHECK).data)
+
+
+def _open(path: Path, name: str, store: EpisodeStore, teacher_sha256: str | None = None) -> TeacherTargets:
     file = path / f"{name}.npy"
     try:
-        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        meta = load_json(path / "meta.json")
         version, data, teacher = meta["format"], meta["data_checksum"], meta["teacher_sha256"]
-        if version != FORMAT:
-            raise ValueError(f"{path} has format {version}, this version reads {FORMAT}. {_again(path)}")
+        if type(version) is not int or version != FORMAT:
+            raise ValueError(f"{path} has format {shown(version)}, this version reads {FORMAT}. {_again(path)}")
+        check_entries(str(path / "meta.json"), meta, _META, _again(path))
         if data != store.checksum or teacher != (teacher_sha256 or teacher) or path.name != _name(teacher, data):
             raise ValueError(f"{path} is of other data or of another teacher than its name says. {_again(path)}")
-        if (found := file.stat().st_size) != size:
-            raise ValueError(f"{file} has {found:,} bytes instead of {size:,}. {_again(path)}")
-        with open(file, "rb") as opened:
-            if opened.read(len(start)) != start:
-                raise ValueError(f"{file} does not hold {shape} of float32. {_again(path)}")
-        writable = os.access(file, os.W_OK)
-        values = np.memmap(file, _DTYPE, "r+" if writable else "c", len(start), shape)
+        checked = path / f"{name}.check.npy"
+        writable = os.access(file, os.W_OK) and (os.access(checked, os.W_OK) or not checked.exists())
+        values = _map(path, file, store, _DTYPE, writable)
+        checks = _map(path, checked, store, _CHECK, writable) if checked.exists() else None
+    except _Wrong as error:
+        raise ValueError(f"{error}. {_again(path)}") from error
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged [{type(error).__name__}: {error}]. {_again(path)}") from error
-    return TeacherTargets(store, path, name, torch.from_numpy(values), writable)
+        raise ValueError(f"{path} is damaged [{type(error).__name__}: {cut(str(error))}]. {_again(path)}") from error
+    except ValueError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path} is damaged [{cut(str(error))}]. {_again(path)}") from error
+    if checks is None:  # of an older version, where nothing can be written
+        checks = torch.cat([check_numbers(block) for block in values.split(_BLOCK)])
+    return TeacherTargets(store, path, name, values, checks, writable)
+
+
+class _Wrong(ValueError):
+    """A file of another size or kind than its store needs."""
+
+
+def _map(path: Path, file: Path, store: EpisodeStore, dtype: np.dtype, writable: bool) -> Tensor:
+    shape, start, size = _layout(store, dtype)
+    with open_regular(file) as opened:
+        if (found := os.fstat(opened.fileno()).st_size) != size:
+            raise _Wrong(f"{file} has {found:,} bytes instead of {size:,}")
+        if opened.read(len(start)) != start:
+            raise _Wrong(f"{file} does not hold {shape} of {dtype.name}")
+    return torch.from_numpy(np.memmap(file, dtype, "r+" if writable else "c", len(start), shape))
 
 
 def _name(teacher_sha256: str, data_checksum: str) -> str:

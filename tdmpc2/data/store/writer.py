@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -28,6 +29,7 @@ from torch import Tensor
 from tdmpc2.data.store.store import EpisodeStore, StoreFile, StoreMeta, header
 from tdmpc2.support import files
 from tdmpc2.support.files import delete_leftovers, replacing, write_text
+from tdmpc2.support.reading import read_text
 from tdmpc2.tracking.progress import open_console, print_line
 
 _MARK = "replaced-by-import"  # in a store that may be deleted as soon as its successor is complete
@@ -150,6 +152,7 @@ class StoreWriter:
         assert self.first_episode == self.meta.episodes
         task_header, block = header(self._shape[:1], self._task.dtype), self.meta.block
         blocks = [self._task[first : first + block].tobytes() for first in range(0, len(self._task), block)]
+        self._check_partial()
         with replacing(self.partial / "task.npy") as temporary:
             temporary.write_bytes(task_header + b"".join(blocks))
         files = {
@@ -160,6 +163,7 @@ class StoreWriter:
         }
         write_text(self.partial / "meta.json", replace(self.meta, files=files).to_json())
         _sync_directory(self.partial)
+        self._check_partial()
         if self.out.exists():
             if not replaces:
                 raise ValueError(f"{self.out} exists: move it away, and import again to put the finished store there")
@@ -167,6 +171,22 @@ class StoreWriter:
         os.rename(self.partial, self.out)
         _sync_directory(self.out.parent)
         clean(self.out, replaces)
+
+    def _check_partial(self) -> None:
+        """Raise unless the rows that were written are still where they were."""
+        there = os.fstat(self._file.fileno())
+        try:
+            found = self._rows.stat()
+        except OSError:
+            found = None
+        if found is None or (found.st_dev, found.st_ino) != (there.st_dev, there.st_ino):
+            if found is None and self.partial.exists() and not foreign(self.partial):
+                for name in ("task.npy", "meta.json"):  # which this call may have written anew
+                    (self.partial / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self.partial.rmdir()
+            self.finished.clear()
+            raise ValueError(f"{self.partial} was removed while it was written: import again")
 
     def is_finished(self) -> bool:
         """Tell if ``out`` is the store that this writer was to make.
@@ -189,7 +209,7 @@ class StoreWriter:
 
     def _read_journal(self) -> list[str]:
         try:
-            lines = self._journal_path.read_bytes().decode(errors="replace").split("\n")
+            lines = read_text(self._journal_path, errors="replace").split("\n")
             if lines[0] != self._form or self._rows.stat().st_size != self._size:
                 return []
         except FileNotFoundError:

@@ -69,7 +69,13 @@ class Audit:
             name: torch.arange(size) < torch.tensor(sizes.get(name, [1] * count))[:, None]
             for name, size in padded.items()
         }
-        self.ranges = {name: (torch.full((count,), torch.inf), torch.full((count,), -torch.inf)) for name in padded}
+        self.ranges = {
+            name: (
+                torch.full((count,), torch.inf, dtype=torch.float32),
+                torch.full((count,), -torch.inf, dtype=torch.float32),
+            )
+            for name in padded
+        }
         self.findings = {f"{name} not finite": Finding() for name in padded}
         self.findings["action outside [-1, 1]"] = Finding()
         self.findings |= {f"{name} padding not zero": Finding() for name in ("obs", "action")}

@@ -8,6 +8,7 @@ from pathlib import Path
 from tdmpc2.data.source import STORE, find_form, kind_of, naming_the_task_set
 from tdmpc2.data.store.export import export_chunks
 from tdmpc2.data.store.importer import import_episodes
+from tdmpc2.data.store.selection import check_outside
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.tasks import nearest
 
@@ -32,8 +33,11 @@ def to_store(
         max_per_task: so many of each task, evenly spaced; None: all.
 
     Raises:
-        ValueError: different task sets, an unknown task, or data or a disk that refuses.
+        ValueError: ``out`` lies within a source, different task sets, an unknown task, or data or a disk that refuses.
     """
+    for root in (Path(source).expanduser() for source in sources):
+        if out.expanduser().resolve() != root.resolve() / "store":  # where a store is looked for
+            check_outside(out, root)
     kinds = [kind_of(source, task) for source in sources]
     task_set, specs, first_dtype = kinds[0]
     for source, kind in zip(sources, kinds, strict=True):

@@ -6,10 +6,9 @@ All damage is gathered: a problem in one file or block does not hide those in ot
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import sys
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,15 +17,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdmpc2.data.chunks import Layout, check_finite, check_layout, chunk_paths, episode_tasks, read_chunk
+from tdmpc2.data.chunks import (
+    Layout,
+    check_actions,
+    check_finite,
+    check_layout,
+    chunk_checksums,
+    chunk_paths,
+    episode_tasks,
+    read_chunk,
+)
 from tdmpc2.data.source import FIRST_ROW, STORE, chunk_tasks, find_form, naming_the_task_set
 from tdmpc2.data.store.selection import chunk_fingerprints
 from tdmpc2.data.store.store import EpisodeStore, StoreMeta, header
 from tdmpc2.data.store.teacher_columns import verify_targets
+from tdmpc2.support.reading import open_regular
 from tdmpc2.tracking.progress import Progress
 
 _EPISODES = 256  # read at a time
-_BYTES = 1 << 24
 
 
 @dataclass
@@ -108,6 +116,7 @@ def _verify_store(root: Path, result: Verified) -> None:
         words = torch.from_numpy(data.view(np.int32)).view(-1, rows, row_format.words)
         parts = dict(zip(FIRST_ROW, (part.float() for part in row_format.split(words)), strict=True))
         check_finite(path, parts, range(first, first + len(words)))
+        check_actions(path, parts, range(first, first + len(words)))
 
     def check_tasks(data: np.ndarray, first: int, path: Path) -> None:
         ids = data.view("<i4")
@@ -123,7 +132,8 @@ def _verify_store(root: Path, result: Verified) -> None:
             ("task.npy", np.dtype("<i4"), (count,), check_tasks),
         ):
             try:
-                _verify_array(root / name, header(shape, record), meta, check, result, meter)
+                size = record.itemsize * math.prod(shape[1:])
+                _verify_array(root / name, header(shape, record), meta, check, result, meter, size)
             except OSError as error:
                 result.problems.append(f"{root / name} cannot be read: {error}")
     if len(result.problems) == before and (columns := list((root / "targets").glob("[!.]*/"))):
@@ -138,13 +148,16 @@ def _verify_array(
     check: Callable[[np.ndarray, int, Path], None],
     result: Verified,
     meter: _Meter,
+    size: int,
 ) -> None:
-    """Check one file of a store, block by block; ``check(data, first episode, path)`` raises for wrong values."""
+    """Check one file of a store, block by block.
+
+    ``check(data, first episode, path)`` raises for wrong values; ``size`` is the bytes of an episode.
+    """
     expected = meta.files[path.name]
-    size = (expected.bytes - len(start)) // meta.episodes  # of an episode
     blocks = range(0, meta.episodes, meta.block)
-    with open(path, "rb") as file:
-        if (there := path.stat().st_size) != expected.bytes:
+    with open_regular(path) as file:
+        if (there := os.fstat(file.fileno()).st_size) != expected.bytes:
             result.problems.append(f"{path} has {there:,} bytes instead of {expected.bytes:,}")
         if file.read(len(start)) != start or expected.bytes != len(start) + size * meta.episodes:
             result.problems.append(f"{path} has a header that does not fit meta.json")
@@ -198,7 +211,7 @@ def _verify_chunk(path: Path, layout: Layout, result: Verified, meter: _Meter, t
         result.problems.append(str(error))
         return
     result.episodes += (count := len(chunk["reward"]))
-    changes, not_finite, affected = "", "", 0
+    changes, not_finite, affected, outside = "", "", 0, ""
     for first in range(0, count, _EPISODES):
         chunk = read_chunk(path)  # anew: the pages of a mapping that is kept count as this process's memory
         block = {name: values[first : first + _EPISODES] for name, values in chunk.items()}
@@ -211,25 +224,20 @@ def _verify_chunk(path: Path, layout: Layout, result: Verified, meter: _Meter, t
         except ValueError as error:
             not_finite = not_finite or str(error)
             affected += _count_not_finite(block)
+        try:
+            check_actions(path, block, range(first, first + _EPISODES))
+        except ValueError as error:
+            outside = outside or str(error)
         meter.add(sum(values.nbytes for values in block.values()), path.name)
-    if changes:
-        result.problems.append(changes)
+    result.problems += filter(None, (changes, outside if outside != not_finite else ""))
     if not_finite:
         result.problems.append(f"{not_finite}. Episodes of the file with values that are not finite: {affected:,}")
 
 
 def _damaged_records(path: Path, meter: _Meter) -> list[str]:
     """List the parts of a chunk file, which is a zip archive, that do not have their CRC-32."""
-    problems = []
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            try:
-                with archive.open(entry) as record:
-                    while data := record.read(_BYTES):
-                        meter.add(len(data), path.name)
-            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                problems.append(f"{path}, record {entry.filename}: {error}. Download or collect the file again")
-    return problems
+    with chunk_checksums(path) as checksums:
+        return checksums.damaged(lambda count: meter.add(count, path.name))
 
 
 def _count_not_finite(block: dict[str, Tensor]) -> int:

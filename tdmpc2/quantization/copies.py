@@ -1,4 +1,7 @@
-"""The files of a quantised checkpoint: their names, what they hold, and what they are compared with."""
+"""The copies of a checkpoint that are written: their names, what they hold, and what they are compared with.
+
+Files of other projects, int8 ones included, are read in :mod:`tdmpc2.checkpoints.layouts`.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,27 @@ def check_free(paths: Iterable[Path], force: bool) -> None:
     """Raise ``ValueError`` if some of the files exist and ``force`` is false."""
     if not force and (existing := [str(path) for path in paths if path.exists()]):
         raise ValueError(f"There is already {', '.join(existing)}: --force replaces, --out DIR writes elsewhere")
+
+
+def is_copy(path: Path, payload: Mapping[str, Any], *, exactly: bool = True) -> bool:
+    """True if a file holds just this, as one that an interrupted call has written.
+
+    Args:
+        path: the file.
+        payload: what would be written.
+        exactly: false: it may be of another recipe, whose matrices are not chosen yet.
+    """
+    try:
+        there, new = load_file(path), load_file(payload)
+    except ValueError:  # something else has this name
+        return False
+    if (there.config, there.step) != (new.config, new.step) or not exactly:
+        return (there.config, there.step) == (new.config, new.step)
+    return (
+        there.extra == new.extra
+        and there.model.keys() == new.model.keys()
+        and all(torch.equal(tensor, new.model[name]) for name, tensor in there.model.items())
+    )
 
 
 def check_others(paths: Sequence[Path], checkpoint: Checkpoint, cfg: Config, targets: Iterable[Path]) -> None:

@@ -1,0 +1,73 @@
+"""Bytes that a configuration asks for, by arithmetic, before anything is allocated.
+
+They are lower bounds: what is refused could not have worked, and names the keys that ask for most.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tdmpc2.config.config import Config
+from tdmpc2.support.files import size_text
+
+_FLOAT = 4
+
+
+class Part(NamedTuple):
+    """Something that is kept in memory."""
+
+    name: str
+    bytes: int
+    keys: tuple[str, ...]  # that decide about it
+
+
+def model_parts(cfg: Config) -> list[Part]:
+    """Weights of the model, target heads included."""
+    inputs = cfg.latent_dim + cfg.action_dim + cfg.task_dim
+    wide = cfg.mlp_dim * cfg.mlp_dim
+    encoder = (cfg.obs_dim + cfg.task_dim) * cfg.enc_dim + cfg.enc_dim * cfg.latent_dim
+    encoder += max(cfg.num_enc_layers - 2, 0) * cfg.enc_dim * cfg.enc_dim
+    trunk = inputs * cfg.mlp_dim + wide
+    others = trunk + cfg.mlp_dim * cfg.latent_dim  # dynamics
+    others += trunk + cfg.mlp_dim * cfg.num_bins  # reward
+    others += (cfg.latent_dim + cfg.task_dim) * cfg.mlp_dim + wide + cfg.mlp_dim * 2 * cfg.action_dim  # policy
+    heads = 2 * cfg.num_q * (trunk + cfg.mlp_dim * cfg.num_bins)
+    return [
+        Part("the encoder", _FLOAT * encoder, ("obs_dim", "enc_dim", "num_enc_layers", "latent_dim")),
+        Part("the networks", _FLOAT * others, ("mlp_dim", "latent_dim", "num_bins")),
+        Part("the Q heads", _FLOAT * heads, ("num_q", "mlp_dim", "latent_dim", "num_bins")),
+        Part("the task embedding", _FLOAT * len(cfg.task_specs) * cfg.task_dim, ("task_dim",)),
+    ]
+
+
+def plan_parts(cfg: Config) -> list[Part]:
+    """One plan: its action sequences, and the widest layer of its samples."""
+    sequences = cfg.horizon * cfg.num_samples * cfg.action_dim
+    widest = cfg.num_samples * max(cfg.mlp_dim, cfg.num_bins, cfg.latent_dim)
+    return [Part("a plan", _FLOAT * (sequences + widest), ("num_samples", "horizon", "mlp_dim", "num_bins"))]
+
+
+def batch_parts(cfg: Config) -> list[Part]:
+    """A batch and the predictions of it that an update keeps for its gradients."""
+    row = cfg.obs_dim + cfg.action_dim + 2
+    kept = cfg.latent_dim + 2 * cfg.mlp_dim + cfg.num_bins * (1 + cfg.num_q)
+    size = _FLOAT * cfg.batch_size * ((cfg.horizon + 1) * row + cfg.horizon * kept)
+    return [Part("a batch and its gradients", size, ("batch_size", "horizon", "mlp_dim", "num_bins", "num_q"))]
+
+
+def training_parts(cfg: Config) -> list[Part]:
+    """Weights with gradients and the optimiser's two moments, and a batch."""
+    return [part._replace(bytes=4 * part.bytes) for part in model_parts(cfg)] + batch_parts(cfg)
+
+
+def check_memory(cfg: Config, parts: list[Part], available: int) -> None:
+    """Raise ``ValueError`` if some parts take more than ``available`` bytes; it names the largest and its keys."""
+    needed = sum(part.bytes for part in parts)
+    if needed <= available:
+        return
+    largest = max(parts, key=lambda part: part.bytes)
+    values = ", ".join(f"{key}={getattr(cfg, key)}" for key in largest.keys)
+    raise ValueError(
+        f"{values}: {largest.name} alone would take {size_text(largest.bytes)}, and {size_text(max(available, 0))} of "
+        "memory are free: make one of these smaller"
+    )

@@ -1,0 +1,67 @@
+"""Helper programs, such as compilers: none runs longer than its time, and none outlives this process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+#: Runs a program in a process group of its own and kills all of it when the pipe on standard input closes: that is
+#: when its time is over, or when the process that asked for it has ended in whatever way.
+_KEEPER = """
+import os, signal, subprocess, sys, threading
+child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
+def watch():
+    os.read(0, 1)
+    os.killpg(child.pid, signal.SIGKILL)
+threading.Thread(target=watch, daemon=True).start()
+code = child.wait()
+os._exit(code if code >= 0 else 128 - code)
+"""
+
+
+def run_program(
+    command: Sequence[str], seconds: float, *, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end and take what it prints.
+
+    Args:
+        command: the program and its arguments.
+        seconds: time it may take.
+        env: its environment; by default that of this process.
+
+    Raises:
+        RuntimeError: it took longer, and was killed with all that it had started.
+        OSError: it cannot be started.
+    """
+    if not hasattr(os, "killpg"):  # Windows
+        process = _start(command, subprocess.DEVNULL, env)
+        return _waited(process, command, seconds, process.kill)
+    theirs, ours = os.pipe()
+    with open(ours, "wb", 0) as alive:
+        try:
+            process = _start([sys.executable, "-I", "-S", "-c", _KEEPER, *command], theirs, env)
+        finally:
+            os.close(theirs)
+        return _waited(process, command, seconds, alive.close)
+
+
+def _start(command: Sequence[str], stdin: int, env: Mapping[str, str] | None) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=stdin, stdout=pipe, stderr=pipe, text=True, errors="replace", env=env)
+
+
+def _waited(
+    process: subprocess.Popen[str], command: Sequence[str], seconds: float, end: Callable[[], None]
+) -> subprocess.CompletedProcess[str]:
+    with process:
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except BaseException as error:  # also Ctrl-C: nothing is left running
+            end()
+            process.communicate()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise RuntimeError(f"{command[0]} took more than {seconds:g} s and was ended") from None
+            raise
+    return subprocess.CompletedProcess(list(command), process.returncode, out, err)

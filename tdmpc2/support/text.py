@@ -1,0 +1,33 @@
+"""Text of others in messages: short, on one line, and without characters that command a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_LONGEST = 80  # letters of a value in a message
+
+
+def shown(value: Any, longest: int = _LONGEST) -> str:
+    """Write a value for a message as Python writes it, cut in the middle to ``longest`` letters.
+
+    Works for what ``repr`` refuses, such as numbers of 5,000 digits and lists within lists without end.
+    """
+    if isinstance(value, int) and value.bit_length() > 1000:
+        return f"a number of {value.bit_length() * 0.30103:.0f} digits"
+    if isinstance(value, str) and len(value) > 4 * longest:
+        value = value[: 2 * longest] + value[-2 * longest :]
+    elif isinstance(value, (list, tuple, set, frozenset, dict)) and len(value) > longest:
+        return f"a {type(value).__name__} of {len(value):,} entries"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} that is too large to show"
+    return cut(text, longest)
+
+
+def cut(text: str, longest: int = 3 * _LONGEST) -> str:
+    """Cut a text in the middle to ``longest`` letters, and escape what is not printable."""
+    if len(text) > longest:
+        tail = longest // 3
+        text = f"{text[: longest - tail - 5]} ... {text[-tail:]}"
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

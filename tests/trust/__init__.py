@@ -1,0 +1,1 @@
+"""The promises of docs/trust.md, one module for each part."""

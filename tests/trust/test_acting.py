@@ -1,0 +1,190 @@
+"""Acting and updating with what is not finite, or of a wrong shape or type: one line instead of a random action."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.config import Config, parse_cfg
+from tdmpc2.loading import load_agent
+from tdmpc2.play.actors import agent_actor
+from tdmpc2.play.evaluation import evaluate
+from tdmpc2.play.rollout import Job, play
+from tdmpc2.player import NotFinite
+from tests.helpers.agents import random_batch
+from tests.helpers.faulty_envs import PREFIX
+from tests.helpers.playing import SIZES
+from tests.helpers.reference import shared_file
+
+SOUND = parse_cfg({**SIZES, "task": f"{PREFIX}Sound-v0", "eval_episodes": 1})
+WAYS = [{"mpc": True, "compile": "false"}, {"mpc": True, "compile": "auto"}, {"mpc": False}]
+
+
+def enlarged(cfg: Config, part: str, factor: float = 3e38) -> TDMPC2:
+    """An agent with finite weights of one network that overflow as soon as they are multiplied."""
+    agent = TDMPC2(cfg)
+    for parameter in agent.model.get_submodule(part).parameters():
+        parameter.data.fill_(factor)
+    agent.planner.speed_up_with_use(cfg.compile, quiet=True)
+    return agent
+
+
+# -- what is not finite -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_act_on_observation_that_is_not_finite_names_the_environment(
+    tiny_cfg: Config, way: dict[str, Any], value: float
+) -> None:
+    """Each gave the same random action without a word; 1e300 is infinite in float32."""
+    agent = TDMPC2(tiny_cfg.replace(**way))
+    obs = np.zeros((3, 24))
+    obs[1, 7] = value
+    for one in (obs, torch.from_numpy(obs)):
+        with pytest.raises(
+            NotFinite, match=r"^Environment 1 \(walker-walk\): the observation has values that"
+        ) as error:
+            agent.act(one, t0=True, task=[0, 1, 2])  # type: ignore[type-var]
+        assert error.value.env == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("part", ["_encoder", "_dynamics", "_reward", "_pi", "_Qs"])
+def test_act_with_weights_that_overflow_is_refused(tiny_cfg: Config, way: dict[str, Any], part: str) -> None:
+    """Weights of 3e38 are finite, and their plans were noise; an agent like that even had a score."""
+    if not way["mpc"] and part not in ("_encoder", "_pi"):
+        pytest.skip("the policy does not use them")
+    agent = enlarged(tiny_cfg.replace(**way), part)
+    obs = np.linspace(-1, 1, 24, dtype=np.float32)
+    with pytest.raises(NotFinite, match=r"Environment 0 \(walker-run\): .*not finite|no value .* is finite"):
+        agent.act(obs, t0=True, task="walker-run")
+
+
+def test_act_with_some_finite_values_acts(tiny_cfg: Config) -> None:
+    """The planner goes by the sequences that have a value, as the references do."""
+    agent = TDMPC2(tiny_cfg)
+    agent.model._reward[-1].weight.data.normal_(0, 1e20)
+    action = agent.act(np.full(24, 0.1, np.float32), t0=True, task=0)
+    assert np.isfinite(action).all()
+
+
+def test_act_of_new_agent_acts(tiny_cfg: Config) -> None:
+    """All its values are zero, as are those that were replaced because they were not finite."""
+    agent = TDMPC2(tiny_cfg)
+    with torch.no_grad():
+        agent.model._Qs.params[9].zero_()
+    assert np.isfinite(agent.act(np.zeros(24, np.float32), t0=True, task=0)).all()
+
+
+def test_evaluation_of_weights_that_overflow_has_no_score() -> None:
+    cfg = SOUND.replace(eval_episodes=2)
+    with pytest.raises(ValueError, match=rf"Sound-v0 \(seed {cfg.eval_seed}, step 1\): no value of its plan is finite"):
+        evaluate(enlarged(cfg, "_reward"), quiet=True)
+
+
+def test_padded_environments_name_the_episode() -> None:
+    """A compiled planner sees the last environment several times."""
+    from tdmpc2.play.collector import _padded
+
+    actor = _padded(agent_actor(enlarged(SOUND, "_encoder"), noise=False), 4)
+    with pytest.raises(ValueError, match=r"Sound-v0 \(seed 5, step 1\)"):
+        play(SOUND, actor, [Job(0, 5)])
+
+
+def test_published_student_refuses_nan_in_every_precision() -> None:
+    path = shared_file("checkpoints/mt30_1M_steps_045dist_fp16.pt")
+    for precision in ("auto", "int8"):
+        agent = load_agent(path, device="cpu", precision=precision, num_samples=32, num_elites=8, quiet=True)
+        with pytest.raises(NotFinite, match="walker-walk"):
+            agent.act(np.full(24, np.nan, np.float32), t0=True, task="walker-walk")
+        assert np.isfinite(agent.act(np.zeros(24, np.float32), t0=True, task="walker-walk")).all()
+
+
+# -- shapes and types -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("obs", "message"),
+    [
+        ([0.0] * 24, r"The observation is a list: pass an array or tensor \[24\] or \[E, 24\], as in np.asarray"),
+        (None, "The observation is a NoneType"),
+        (np.zeros((2, 2, 24)), r"Observations of shape \[2, 2, 24\]: pass \[24\], or \[E, 24\]"),
+        (np.zeros(()), r"Observations of shape \[\]"),
+        (np.zeros((0, 24)), r"Observations of shape \[0, 24\]: pass those of one environment at least"),
+        (torch.zeros(0, 24), r"Observations of shape \[0, 24\]: pass those of one environment at least"),
+        (np.zeros(1), "Observation of size 1, but the model takes 24"),
+        (np.array(["a"] * 24), "Observations of type <U1: pass real numbers"),
+        (np.zeros(24, complex), "Observations of type complex128"),
+        (torch.zeros(24, dtype=torch.complex64), "Observations of type torch.complex64"),
+        (np.array([None] * 24), "Observations of type object"),
+    ],
+)
+def test_act_with_odd_observation_says_what_to_pass(tiny_cfg: Config, obs: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TDMPC2(tiny_cfg).act(obs, t0=True, task=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"t0": "x"}, "t0='x': pass True where an episode starts"),
+        ({"t0": None}, "t0=None: pass True"),
+        ({"t0": np.nan}, "t0=nan: pass True"),
+        ({"t0": np.ones(3, bool)}, "3 values of t0 for 2 environments: pass one, or one for each"),
+        ({"t0": np.ones((2, 2), bool)}, "4 values of t0 for 2 environments"),
+        ({"task": 1.5}, "task=1.5 is not one of this agent's 30 tasks"),
+        ({"task": np.float32(1)}, r"task=.*1.0.* is not one of"),
+        ({"task": torch.tensor([0.0, 1.0])}, r"task=.*0.* is not one of"),
+        ({"task": -1}, "task=-1 is not one of"),
+        ({"task": True}, "task=True is not one of"),
+        ({"task": [0, 1, 2]}, "3 tasks for 2 environments"),
+    ],
+)
+def test_act_with_odd_arguments_says_what_to_pass(tiny_cfg: Config, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TDMPC2(tiny_cfg).act(np.zeros((2, 24), np.float32), **{"t0": True, "task": 0, **arguments})
+
+
+def test_act_takes_any_real_numbers_and_strides(tiny_cfg: Config) -> None:
+    values = np.arange(24, dtype=np.float32)
+    expected = TDMPC2(tiny_cfg).act(values, t0=True, task=0)
+    for obs in (values.astype(">f4"), values.astype(np.int16), values[::-1].copy()[::-1], np.repeat(values, 2)[::2]):
+        np.testing.assert_array_equal(TDMPC2(tiny_cfg).act(obs, t0=True, task=0), expected)
+    tensor = torch.from_numpy(values).requires_grad_()
+    np.testing.assert_array_equal(TDMPC2(tiny_cfg).act(tensor, t0=True, task=0), expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reward": lambda x: x.squeeze(-1)}, r"'reward' has shape \[3, 8\], expected \[H, B, 1\] with H=3, O=24, A=6"),
+        ({"reward": lambda x: x.expand(-1, -1, 2)}, r"'reward' has shape \[3, 8, 2\]"),
+        ({"reward": lambda x: x[:1]}, r"'reward' has shape \[1, 8, 1\]"),
+        ({"action": lambda x: x[:, :1]}, r"'action' has shape \[3, 1, 6\], expected \[H, B, A\]"),
+        ({"action": lambda x: x[..., :1]}, r"'action' has shape \[3, 8, 1\]"),
+        ({"obs": lambda x: x[:-1]}, r"'obs' has shape \[3, 8, 24\], expected \[H\+1, B, O\]"),
+        ({"obs": lambda x: x[0]}, r"'obs' has shape \[8, 24\]"),
+        ({"obs": lambda x: x[:, :0]}, r"'obs' has shape \[4, 0, 24\]"),
+        ({"obs": lambda x: x.double()}, r"'obs' is torch.float64, expected torch.float32"),
+        ({"action": lambda x: x.long()}, r"'action' is torch.int64, expected torch.float32"),
+        ({"task": lambda x: x.float()}, r"'task' is \[8\] of torch.float32, expected integers \[8\]"),
+        ({"task": lambda x: x[:1]}, r"'task' is \[1\] of torch.int64, expected integers \[8\]"),
+        ({"task": lambda x: x + 30}, "task ids that the model has not: it knows 0 to 29"),
+        ({"task": lambda x: x - 30}, "task ids that the model has not"),
+        ({"task": lambda x: x.numpy()}, "'task' is a ndarray: pass tensors"),
+    ],
+)
+def test_update_with_odd_batch_names_the_field(tiny_cfg: Config, changes: dict[str, Any], message: str) -> None:
+    """A reward without its last axis broadcast to [H, B, B] in the loss of some implementations."""
+    batch = random_batch(tiny_cfg, 1)
+    agent = TDMPC2(tiny_cfg)
+    before = {name: value.clone() for name, value in agent.model.state_dict().items()}
+    odd = batch._asdict() | {name: change(getattr(batch, name)) for name, change in changes.items()}
+    with pytest.raises(ValueError, match=message):
+        agent.update(odd)
+    assert all(torch.equal(value, before[name]) for name, value in agent.model.state_dict().items())
