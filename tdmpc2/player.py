@@ -6,7 +6,7 @@ E environments, H horizon, O observation, A action, D latent.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -81,6 +81,28 @@ class Player:
         vars(self).update(state, _process=os.getpid())
         self.generator = torch.Generator(device)
         self.generator.set_state(torch.frombuffer(bytearray(numbers), dtype=torch.uint8))
+
+    def compile_planner(self, wanted: str, num_plans: int) -> str:
+        """Plan in the fastest way, as :meth:`tdmpc2.acceleration.fast_planner.FastPlanner.speed_up` has it.
+
+        For a player with a planner of its own; the others share the agent's.
+        """
+        return self._planner.speed_up(wanted, num_plans) if self.mpc else ""
+
+    def state(self) -> dict[str, Any]:
+        """Copy the plans and the state of the random numbers: all that the next action depends on but the weights."""
+        plans = {"plan_mean": self.plan_mean, "ids": self._ids}
+        return {"generator": self.generator.get_state(), **{k: v for k, v in plans.items() if v is not None}}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state`; on another kind of device with other random numbers."""
+        device = self._model.bins.device
+        plan_mean, ids = state.get("plan_mean"), state.get("ids")
+        self.plan_mean = None if plan_mean is None else plan_mean.to(device)
+        self._ids = None if ids is None else ids.to(device)
+        generator = state["generator"].cpu()
+        if generator.shape == self.generator.get_state().shape:
+            self.generator.set_state(generator)
 
     @torch.no_grad()
     def act(

@@ -18,6 +18,8 @@ from torch import Tensor
 from tdmpc2.config import MODEL_SIZES, WIDTHS, Config, parse_cfg
 from tdmpc2.tasks import TASK_SETS, TASKS, TaskSpec, nearest, task_names
 
+#: The network that only models of ``episodic`` tasks have.
+TERMINATION = "_termination"
 #: The networks that act, by the name of their parameters in layout (a), with the parts of their input.
 NETWORKS = {
     "_encoder.state": ("obs", "task"),
@@ -25,6 +27,7 @@ NETWORKS = {
     "_reward": ("latent", "task", "action"),
     "_pi": ("latent", "task"),
     "_Qs": ("latent", "task", "action"),
+    TERMINATION: ("latent", "task"),
 }
 _PARTS = ("weight", "bias", "ln.weight", "ln.bias")  # (a) numbers the head tensors 4 * layer + position here
 _GROUPS_B = ("_Qs.params", "_detach_Qs_params", "_target_Qs_params")
@@ -284,6 +287,7 @@ def infer_config(state: Mapping[str, Any], task: str | None = None) -> Config:
         given = "it has no configuration" if task is None else f"task={task} is a task set"
         raise ValueError(f"The file holds a single-task model with {needs}, and {given}: name its task{example}")
     keys: dict[str, Any] = {"task": own or task, "num_bins": sizes["num_bins"], **size_keys(sizes)}
+    keys["episodic"] = any(name.startswith(f"{TERMINATION}.") for name in state)
     if bounds := log_std_bounds(state):
         keys |= {"log_std_min": bounds[0], "log_std_max": sum(bounds)}
     config = parse_cfg(keys, origin="the checkpoint")
@@ -333,8 +337,11 @@ def check_sizes(state: Mapping[str, Any], config: Config) -> None:
 
 
 def _likely_fix(state: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    if any(name.startswith("_termination.") for name in state):
+    heads = [any(name.startswith(f"{TERMINATION}.") for name in names) for names in (state, expected)]
+    if heads[0] and not heads[1]:
         return "It was trained with episodic=true, which has a termination head this model does not have."
+    if heads[1] and not heads[0]:
+        return "It was trained with episodic=false and has no termination head, which this model has."
     try:
         file, model = infer_sizes(state), infer_sizes(expected)
     except ValueError:

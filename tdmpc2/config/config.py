@@ -108,6 +108,16 @@ class Config(Keys):
         return self.iterations + 2 * (self.action_dim >= 20)
 
     @property
+    def envs(self) -> tuple[int, ...]:
+        """Task id of each environment that is played while learning online, task by task."""
+        return tuple(task_id for task_id in self.task_ids for _ in range(self.num_envs))
+
+    @property
+    def num_updates(self) -> int:
+        """Updates of a run of ``steps``."""
+        return self.steps if self.mode == "offline" else max(int(self.utd * self.steps), 1)
+
+    @property
     def distillation_terms(self) -> dict[str, float]:
         """Weight of each distillation target."""
         return distillation_terms(self.distillation_targets, self.distillation_weight)
@@ -153,9 +163,16 @@ class Config(Keys):
 
     def _following(self) -> dict[str, Any]:
         """The value of every key that follows another one, if it is not typed."""
+        lengths = [spec.episode_length for spec in self.task_specs if not self.tasks or spec.name in self.tasks] or [0]
+        offline = self.multitask or self.data_dir is not None
+        mode = ("offline" if offline else "online") if KEYS["mode"].unset(self.mode) else self.mode
         return {
-            "mode": "offline",  # learning online is not built yet
-            "policy_loss": "opt",
+            "mode": mode,
+            "data_dir": "data/mt30",
+            "policy_loss": "tdmpc2" if mode == "online" else "opt",
+            "rho": 0.7 if self.episodic else 0.5,
+            "discount_max": 0.99 if self.episodic else 0.995,
+            "seed_steps": max(1000, 5 * max(lengths), self.num_envs * sum(lengths)),
             **budget(self.num_samples),
             **model_widths(self.model_size, self.task),
         }
@@ -175,8 +192,11 @@ class Config(Keys):
         return again
 
     def _validate(self) -> None:
-        if self.mode == "online":
-            raise ValueError("mode=online is not built yet: mode=offline learns from the episodes of data_dir")
+        if self.mode == "online" and self.distillation_cache != "off":
+            raise ValueError(
+                f"distillation_cache={self.distillation_cache} belongs to stored episodes, and mode=online has none: "
+                "use distillation_cache=off"
+            )
         for name in self.tasks or ():
             if name not in self.task_names:
                 raise ValueError(f"tasks: '{name}' is not in task set '{self.task}'.{nearest(name, self.task_names)}")

@@ -20,13 +20,14 @@ class Batch(NamedTuple):
     task: Tensor  # [B] int64
     teacher_reward: Tensor | None = None  # [1 to H, B, 1] float32, the teacher's reward of the same steps
     teacher_value: Tensor | None = None  # [1 to H, B, 1] float32, its value
+    terminated: Tensor | None = None  # [H, B, 1] float32, 1 where a step ended its episode for good
 
     @classmethod
     def from_any(cls, batch: Any) -> Batch:
         """Read the fields of a named tuple, a dict or a tensordict.
 
         Raises:
-            ValueError: a field is missing or no tensor; the teacher's columns may be missing.
+            ValueError: a field is missing or no tensor; the teacher's columns and ``terminated`` may be missing.
         """
         if isinstance(batch, cls):
             return batch
@@ -52,6 +53,8 @@ class Batch(NamedTuple):
         Raises:
             ValueError: a field has another shape, type or device.
         """
+        if cfg.episodic and self.terminated is None:
+            raise ValueError("The batch's 'terminated' is missing, which episodic=true learns from: pass [H, B, 1]")
         horizon, batch = cfg.horizon, self.obs.shape[1] if self.obs.ndim == 3 else 0
         wanted = {
             "obs": (horizon + 1, batch, cfg.obs_dim),

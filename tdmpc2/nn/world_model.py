@@ -5,6 +5,7 @@ docs/algorithm.md, "World model" and "Networks and initialisation".
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -77,6 +78,8 @@ class WorldModel(nn.Module):
         joint = latent + task_dim + cfg.action_dim
         self._dynamics = mlp(joint, [width, width], latent, latent_norm)
         self._reward = mlp(joint, [width, width], bins)
+        if cfg.episodic:
+            self._termination = mlp(latent + task_dim, [width, width], 1)
         self._pi = mlp(latent + task_dim, [width, width], 2 * cfg.action_dim)
         self._Qs = QEnsemble(cfg.num_q, joint, width, bins)
         self._target_Qs = QEnsemble(cfg.num_q, joint, width, bins).requires_grad_(False)
@@ -124,6 +127,16 @@ class WorldModel(nn.Module):
         """Move the target heads by a fraction ``tau`` towards the online heads."""
         torch._foreach_lerp_(list(self._target_Qs.params), list(self._Qs.params), tau)
 
+    def with_settings(self, cfg: Config) -> WorldModel:
+        """Give the same networks other settings, such as another planning budget; nothing is copied.
+
+        Args:
+            cfg: of the same sizes and tasks.
+        """
+        view = copy.copy(self)  # shares the tables of parameters and modules
+        view.cfg = cfg
+        return view
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load any public layout, quantised or not: docs/algorithm.md, "Checkpoint layouts".
 
@@ -140,7 +153,11 @@ class WorldModel(nn.Module):
 
         Precision, packing and quantisation go through this table, so that a new network is a new row.
         """
-        return [Network(name, self.get_submodule(name), inputs) for name, inputs in layouts.NETWORKS.items()]  # type: ignore[arg-type]
+        own = {name: inputs for name, inputs in layouts.NETWORKS.items() if self._has(name)}
+        return [Network(name, self.get_submodule(name), inputs) for name, inputs in own.items()]  # type: ignore[arg-type]
+
+    def _has(self, network: str) -> bool:
+        return network != layouts.TERMINATION or self.cfg.episodic
 
     # -- tasks ------------------------------------------------------------------------------------------------------
 
@@ -185,6 +202,13 @@ class WorldModel(nn.Module):
     def reward(self, z: Tensor, a: Tensor, task: Task = None) -> Tensor:
         """Predict logits of the reward, [..., D] and [..., A] -> [..., K]."""
         return self._reward(*_parts(z, self.context(task).embedding, a))
+
+    def termination(self, z: Tensor, task: Task = None) -> Tensor:
+        """Predict the logit of the episode having terminated on the way to this latent, [..., D] -> [..., 1].
+
+        Only models of ``episodic`` tasks can.
+        """
+        return self._termination(*_parts(z, self.context(task).embedding))
 
     def pi(self, z: Tensor, task: Task = None, eps: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Sample the policy prior: docs/algorithm.md, "Policy prior".

@@ -54,29 +54,13 @@ def lock(run_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def hold(directory: Path) -> Iterator[None]:
-    """Lock a directory itself where that is possible; it may not be there yet.
+    """Lock a run directory itself, see :func:`tdmpc2.support.files.directory_locked`.
 
     Raises:
         ValueError: another process holds it.
     """
-    try:
-        import fcntl
-
-        descriptor = os.open(directory, os.O_RDONLY)
-    except (ImportError, OSError):
+    with files.directory_locked(directory, _busy(directory)):
         yield
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ValueError(_busy(directory)) from None
-    except OSError:  # a file system that locks no directories
-        pass
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _busy(run_dir: Path) -> str:
