@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tdmpc2.checkpoints import layouts
-from tdmpc2.checkpoints.reading import check_tensor, read_identified
+from tdmpc2.checkpoints.reading import check_tensor, is_plain, read_identified
 from tdmpc2.checkpoints.reading import file_sha256 as file_sha256
 from tdmpc2.checkpoints.reading import read_file as read_file
 from tdmpc2.config import Config
@@ -167,7 +167,7 @@ def load_file(source: str | os.PathLike[str] | Mapping[str, Any], *, identify: b
     if step is not None and not 0 <= step < 2**53:
         raise ValueError(f"{origin}: 'step' is {shown(step)}, expected a number of updates")
     for key, value in model.items():
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and not is_plain(value):
             check_tensor(f"{origin}: '{cut(key, 80)}'", value)
     layouts.check_finite(model, origin)
     if config is not None:

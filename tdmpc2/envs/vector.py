@@ -15,7 +15,7 @@ from types import TracebackType
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from tdmpc2.envs.registry import build_env, family_of
-from tdmpc2.envs.wrappers import PadEnv
+from tdmpc2.envs.wrappers import Action, Info, Observation, PadEnv
 from tdmpc2.tasks import TaskSpec
 
 
@@ -39,12 +39,27 @@ def make_vec_env(
         raise ValueError(f"{len(specs)} tasks and {len(seeds)} seeds: give one seed for each task, and at least one.")
 
     def build(spec: TaskSpec, seed: int) -> PadEnv:
-        return PadEnv(build_env(spec.name, seed, render_mode), obs_dim, action_dim)
+        return _OneOfSeveral(build_env(spec.name, seed, render_mode), obs_dim, action_dim)
 
     builders = [partial(build, spec, int(seed)) for spec, seed in zip(specs, seeds, strict=True)]
     envs = SyncVectorEnv(builders, autoreset_mode=AutoresetMode.DISABLED)
     envs.action_space.seed(int(seeds[0]))
     return envs
+
+
+class _OneOfSeveral(PadEnv):
+    """An environment that tells of its info only the success.
+
+    Gymnasium stacks the infos of environments side by side and fails where an entry changes its type or shape.
+    """
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Observation, Info]:
+        obs, info = super().reset(seed=seed, options=options)
+        return obs, {"success": info["success"]}
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, Info]:
+        *outcome, info = super().step(action)
+        return *outcome, {"success": info["success"]}  # type: ignore[return-value]
 
 
 class EnvPool:
@@ -78,7 +93,7 @@ class EnvPool:
         for spec in specs:
             kept = self._kept.setdefault(spec.name, [])
             if used[spec.name] == len(kept):
-                kept.append(PadEnv(build_env(spec.name, 0), *self._sizes))
+                kept.append(_OneOfSeveral(build_env(spec.name, 0), *self._sizes))
             envs.append(kept[used[spec.name]])
             used[spec.name] += 1
         return SyncVectorEnv([partial(_same, env) for env in envs], autoreset_mode=AutoresetMode.DISABLED)

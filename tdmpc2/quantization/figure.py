@@ -54,5 +54,5 @@ def quantization_figure(path: Path, rows: Sequence[dict[str, Any]], limit_db: fl
         axes.title.set_fontsize(9)
         axes.grid(axis="y", color="lightgrey", linewidth=0.5)
     figure.legend(loc="outside lower center", ncols=4, fontsize=8)
-    save_figure(figure, path)
+    save_figure(figure, path, force=True)  # the command has looked
     return ""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tdmpc2.studies.figures import sensible_range
 from tdmpc2.studies.labels import wrapped
 from tdmpc2.studies.runs import Group, Run, Study
-from tdmpc2.support.figures import figure_class, save_figure
+from tdmpc2.support.figures import figure_class, free_figure_name, save_figure
 from tdmpc2.support.intervals import mean_interval
 from tdmpc2.tracking.curves import Curve, read_curves
 
@@ -42,14 +42,14 @@ class Band(NamedTuple):
 
 
 def draw_run(run_dir: str | Path) -> str:
-    """Draw the learning curves of one run as ``curves.png`` in its directory.
+    """Draw the learning curves of one run as ``curves.png`` in its directory, or under the next free name.
 
     Meant for the end of a training run, which no figure may spoil: whatever goes wrong is the line that is returned.
 
     Returns:
         A line to print: where the figure is, or why there is none.
     """
-    path = Path(run_dir) / "curves.png"
+    path = free_figure_name(Path(run_dir) / "curves.png")
     try:
         return _draw(path, {"": [read_curves(run_dir)]}) or f"Learning curves: {path}"
     except Exception as error:
@@ -70,7 +70,7 @@ def study_figure(path: Path, study: Study) -> str:
         ValueError: the disk refused.
     """
     groups = [*study.groups, *(Group(f"unfinished: {run.path}", (run,), {}) for run in study.unfinished)]
-    return _draw(path, {group.name: [_curves(run) for run in group.runs] for group in groups})
+    return _draw(path, {group.name: [_curves(run) for run in group.runs] for group in groups}, force=True)
 
 
 def mean_curve(curves: Sequence[tuple[Floats, Floats]]) -> Band:
@@ -107,7 +107,7 @@ def _curves(run: Run) -> dict[str, Curve]:
         return {}
 
 
-def _draw(path: Path, groups: Mapping[str, Sequence[Mapping[str, Curve]]]) -> str:
+def _draw(path: Path, groups: Mapping[str, Sequence[Mapping[str, Curve]]], force: bool = False) -> str:
     """Write the figure: a line of panels for each metric, over steps on the left and over hours on the right."""
     panels = _metrics(groups)
     if not panels:
@@ -134,7 +134,7 @@ def _draw(path: Path, groups: Mapping[str, Sequence[Mapping[str, Curve]]]) -> st
     if named:
         handles, labels = _legend(grid)
         figure.legend(handles, labels, loc="outside lower center", fontsize=7)
-    save_figure(figure, path)
+    save_figure(figure, path, force=force)
     return ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from tdmpc2.studies.figures import score_figure
 from tdmpc2.studies.labels import explained
 from tdmpc2.studies.runs import Study
 from tdmpc2.studies.summary import rows_of
-from tdmpc2.support.files import json_text, write_text
+from tdmpc2.support.files import directory_locked, json_text, write_text
 from tdmpc2.support.intervals import Interval
 from tdmpc2.support.output import plain_line
 from tdmpc2.support.tables import markdown_table
@@ -52,10 +53,19 @@ def write_report(study: Study, out: Path, force: bool) -> list[str]:
     Raises:
         ValueError: one of the files exists and ``force`` is false, or the disk refused.
     """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"Could not write {out}: {error.strerror}. --out DIR writes elsewhere") from error
+    with directory_locked(out, f"Another report is being written to {out}: wait for it, or --out DIR"):
+        return _write(study, out, force)
+
+
+def _write(study: Study, out: Path, force: bool) -> list[str]:
     text_file, json_file, *figures = files = [
         out / name for name in "report.md report.json report.png curves.png".split()
     ]
-    if not force and (existing := [str(path) for path in files if path.exists()]):
+    if not force and (existing := [str(path) for path in files if os.path.lexists(path)]):
         raise ValueError(f"There is already {', '.join(existing)}: --force replaces, --out DIR writes elsewhere")
     rows = rows_of(study)
     remarks = {figures[0]: score_figure(figures[0], rows), figures[1]: study_figure(figures[1], study)}

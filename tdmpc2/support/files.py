@@ -174,3 +174,32 @@ def locked(
         yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def directory_locked(directory: Path, busy: str) -> Iterator[None]:
+    """Lock a directory itself, by whatever path it is reached, where that is possible; nothing is left in it.
+
+    Args:
+        directory: it may not be there yet, and then is not locked.
+        busy: what is the matter while another process holds it.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(directory, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):  # a file system that locks no directories
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(busy) from None
+        yield
+    finally:
+        os.close(descriptor)

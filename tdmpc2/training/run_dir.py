@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoints.files import load_file, save_file
+from tdmpc2.checkpoints.files import read_file, save_file
 from tdmpc2.support import files
 from tdmpc2.support.files import replacing
 from tdmpc2.training.evaluations import read_scores, write_scores
@@ -54,29 +54,13 @@ def lock(run_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def hold(directory: Path) -> Iterator[None]:
-    """Lock a directory itself where that is possible; it may not be there yet.
+    """Lock a run directory itself, see :func:`tdmpc2.support.files.directory_locked`.
 
     Raises:
         ValueError: another process holds it.
     """
-    try:
-        import fcntl
-
-        descriptor = os.open(directory, os.O_RDONLY)
-    except (ImportError, OSError):
+    with files.directory_locked(directory, _busy(directory)):
         yield
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ValueError(_busy(directory)) from None
-    except OSError:  # a file system that locks no directories
-        pass
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _busy(run_dir: Path) -> str:
@@ -183,6 +167,7 @@ def record_score(agent: TDMPC2, run_dir: Path, step: int, score: float, label: s
 
 def _step_of(path: Path) -> int | None:
     try:
-        return load_file(path).step
+        content = read_file(path)
     except ValueError:  # missing or damaged
         return None
+    return content.get("step") if isinstance(content, dict) else None

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from tdmpc2.commands import main
+from tdmpc2.studies.curves import draw_run
+from tdmpc2.studies.report import markdown, to_json, write_report
+from tdmpc2.studies.runs import Study, read_study
+from tdmpc2.studies.summary import rows_of
 from tdmpc2.support.appending import append_whole, open_append
 from tdmpc2.support.csv_files import CsvFile
-from tdmpc2.support.files import delete_leftovers
+from tdmpc2.support.figures import free_figure_name, save_figure
+from tdmpc2.support.files import delete_leftovers, directory_locked
 from tdmpc2.tracking.logger import Logger
 from tests.helpers.tracking import config
 
@@ -95,3 +102,108 @@ def test_append_that_the_disk_refuses_leaves_no_half_row(tmp_path: Path, monkeyp
     with open_append(path) as more:
         append_whole(more, b"4,4.0\n")
     assert path.read_text().endswith("3,3.0\n4,4.0\n")
+
+
+# -- figures and reports ----------------------------------------------------------------------------------------------
+
+
+def run_with_curves(directory: Path) -> Path:
+    with Logger(config(directory), total_steps=9, stream=io.StringIO()) as logger:
+        for step in (1, 2, 3):
+            logger.log(step, {"total_loss": 1.0 / step})
+    return directory
+
+
+@pytest.mark.parametrize("kind", ["file", "figure", "link", "dangling link", "directory"])
+def test_figure_never_takes_the_name_of_a_file_that_is_there(tmp_path: Path, kind: str) -> None:
+    figures = pytest.importorskip("matplotlib.figure")
+    path, other = tmp_path / "curves.png", tmp_path / "precious.png"
+    other.write_bytes(b"precious")
+    if kind == "file":
+        path.write_bytes(b"precious")
+    elif kind == "figure":
+        figures.Figure().savefig(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to(other if kind == "link" else tmp_path / "nowhere")
+    assert free_figure_name(path) == tmp_path / "curves-2.png"
+    with pytest.raises(ValueError, match="was not drawn by this program"):
+        save_figure(figures.Figure(), path)
+    save_figure(figures.Figure(), tmp_path / "curves-2.png")
+    assert free_figure_name(path) == tmp_path / "curves-2.png", "its own figure is replaced"
+    assert other.read_bytes() == b"precious"
+
+
+def test_curves_of_a_run_leave_the_users_figure_alone(tmp_path: Path) -> None:
+    """The figure that training leaves replaced whatever was called curves.png."""
+    pytest.importorskip("matplotlib.figure")
+    run = run_with_curves(tmp_path / "run")
+    (run / "curves.png").write_bytes(b"precious")
+    assert draw_run(run) == f"Learning curves: {run / 'curves-2.png'}"
+    assert (run / "curves.png").read_bytes() == b"precious"
+
+
+def test_figure_of_data_never_takes_the_name_of_a_file_that_is_there(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib.figure")
+    figure = tmp_path / "mine.png"
+    figure.write_bytes(b"precious")
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "inspect", str(data_dir), f"figure={figure}"])
+    assert ended.value.code == 2
+    assert "was not drawn by this program" in capsys.readouterr().err
+    assert figure.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.json", "report.png", "curves.png"])
+def test_report_refuses_names_that_are_taken_also_by_links(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=f"There is already .*{name}"):
+        write_report(Study((), (), ()), tmp_path, force=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def test_report_being_written_by_another_process_is_left_to_it(tmp_path: Path) -> None:
+    with directory_locked(tmp_path, ""), pytest.raises(ValueError, match="Another report is being written"):
+        write_report(Study((), (), ()), tmp_path, force=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "null", "5", '{"seed": "x"}', '{"seed": 1, "task": 7}', "{" * 5000, '{"lr": 1e999}']
+)
+def test_bad_run_never_stops_a_report(tmp_path: Path, content: str) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "run.json").write_text(content)
+    good = run_with_curves(tmp_path / "good")
+    record = {key: value for key, value in config(good).to_dict().items() if key != "resume"}
+    (good / "run.json").write_text(json.dumps({**record, "teacher_sha256": None, "data": None}))
+    study = read_study([tmp_path])
+    assert [run.path.name for run in study.unfinished] == ["good"]
+    (line,) = study.left_out
+    assert "bad" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.csv", "step,a\ninf,1\n"),
+        ("train.csv", "step,a\n1," + "9" * 200_000),
+        ("speed.csv", "step\nx\n"),
+        ("evaluations.json", '{"4": 1e999}'),
+        ("heldout.json", "[1"),
+        ("eval_tasks.csv", "step,task\n1,x\n"),
+    ],
+)
+def test_run_with_a_damaged_file_never_stops_a_report(tmp_path: Path, name: str, content: str) -> None:
+    for directory in (tmp_path / "bad", tmp_path / "good"):
+        run_with_curves(directory)
+        record = {key: value for key, value in config(directory).to_dict().items() if key != "resume"}
+        (directory / "run.json").write_text(json.dumps({**record, "teacher_sha256": None, "data": None}))
+    (tmp_path / "bad" / name).write_text(content)
+    study = read_study([tmp_path])
+    assert "good" in [run.path.name for run in study.unfinished]
+    json.loads(to_json(study, rows_of(study)), parse_constant=lambda name: pytest.fail(name))
+    assert markdown(study, rows_of(study))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from tdmpc2.data.source import CHUNKS, open_source
 from tdmpc2.data.tools.audit import SAMPLE, audit, describe
 from tdmpc2.data.tools.figures import return_histograms
-from tdmpc2.support.figures import figure_class
+from tdmpc2.support.figures import figure_class, was_drawn_here
 from tdmpc2.support.output import plain_line
 
 _PLACES = {"cuda": "GPU memory", "cpu": "RAM", "disk": "disk"}
@@ -31,6 +32,8 @@ def print_overview(
     Raises:
         ValueError: data that cannot be read.
     """
+    if figure is not None and os.path.lexists(figure) and not was_drawn_here(figure):
+        raise ValueError(f"figure={figure} exists and was not drawn by this program: name another file")
     if figure is not None and not _can_draw():
         figure = None
     source = open_source(directory, task)
