@@ -117,45 +117,6 @@ def _name_from_c(name: str) -> str:
 _NAME_TO_A: dict[str, Callable[[str], str | None]] = {"a": str, "b": _name_from_b, "c": _name_from_c}
 
 
-# -- values -----------------------------------------------------------------------------------------------------------
-
-
-def check_finite(state: Mapping[str, Any], origin: str) -> None:
-    """Require values that are finite in float32, which is what is computed with, in any layout and precision.
-
-    Raises:
-        ValueError: the message names the tensor.
-    """
-    for name, tensor in state.items():
-        if not isinstance(tensor, Tensor) or _is_finite(tensor, state.get(f"{name}.scale")):
-            continue
-        values = _in_float32(tensor, state.get(f"{name}.scale"))
-        bad = int(values.numel() - values.isfinite().sum())
-        stored = "" if tensor.dtype == torch.float32 else f" in float32 (stored as {tensor.dtype})"
-        raise ValueError(f"{origin}: '{name}' has {bad} values that are not finite{stored}; use an earlier checkpoint")
-
-
-def _is_finite(tensor: Tensor, scale: Any) -> bool:
-    if tensor.is_floating_point() and tensor.dtype != torch.float64:
-        # A sum is many times faster than looking at each value, and false also where it alone overflows.
-        return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
-    if tensor.dtype == torch.int8 and isinstance(scale, Tensor) and scale.is_floating_point() and scale.numel():
-        if bool((128 * scale.float()).isfinite().all()):
-            return True
-    elif not (tensor.is_quantized or tensor.is_floating_point()):
-        return True
-    return bool(_in_float32(tensor, scale).isfinite().all())
-
-
-def _in_float32(tensor: Tensor, scale: Any) -> Tensor:
-    if tensor.is_quantized:
-        return tensor.dequantize()
-    try:
-        return tensor.float() * scale.float() if isinstance(scale, Tensor) else tensor.float()
-    except RuntimeError:  # shapes that do not fit, which the conversion refuses by name
-        return tensor.float()
-
-
 # -- conversion -------------------------------------------------------------------------------------------------------
 
 
@@ -384,7 +345,7 @@ def check_sizes(state: Mapping[str, Any], config: Config) -> None:
     model = {key: getattr(config, key) for key in file if key != "num_tasks"}
     model["num_tasks"] = len(config.task_specs) if config.multitask else 0
     if fixes := _fixes(file, model):
-        raise ValueError(f"The weights do not fit the model. {fixes}")
+        raise ValueError(f"the state dict does not fit the model. {fixes}")
 
 
 def _likely_fix(state: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
