@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc2.envs.checked import CheckedEnv
-from tdmpc2.envs.pixels import PixelEnv
 from tdmpc2.tasks import TASKS, TaskSpec, nearest
 
 Floats = NDArray[np.float64]
@@ -161,7 +160,11 @@ def build_env(
         able = ", ".join(family.name for family in FAMILIES if family.images)
         raise ValueError(f"obs=rgb: no images of task '{task}' ({family.name}), only of {able}: use obs=state")
     env = family.build(task, seed, render_mode)
-    return PixelEnv(env, size=64, stacked=3) if obs == "rgb" else env
+    if obs == "state":
+        return env
+    from tdmpc2.envs.pixels import PixelEnv  # which loads MuJoCo
+
+    return PixelEnv(env, size=64, stacked=3)
 
 
 def checked_seed(seed: Any) -> int | None:

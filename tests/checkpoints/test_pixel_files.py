@@ -47,4 +47,10 @@ def test_load_of_pixel_weights_into_a_model_of_states_names_the_key() -> None:
 def test_act_of_pixel_agent_with_a_state_is_refused() -> None:
     agent = TDMPC2(Config(task="cup-catch", obs="rgb", **SMALL))
     with pytest.raises(ValueError, match=r"shape \[8\]: pass \[9, 64, 64\], or \[E, 9, 64, 64\]"):
-        agent.act(torch.zeros(8), t0=True)
+        agent.act(torch.zeros(8, dtype=torch.uint8), t0=True)
+
+
+def test_act_of_pixel_agent_with_floats_is_refused() -> None:
+    agent = TDMPC2(Config(task="cup-catch", obs="rgb", **SMALL))
+    with pytest.raises(ValueError, match="Images of type torch.float32: pass uint8, 0 to 255"):
+        agent.act(torch.zeros(9, 64, 64), t0=True)
