@@ -29,8 +29,6 @@ class Batch(NamedTuple):
         Raises:
             ValueError: a field is missing or no tensor; the teacher's columns and ``terminated`` may be missing.
         """
-        if isinstance(batch, cls):
-            return batch
         get = batch.get if hasattr(batch, "get") else lambda name, default: getattr(batch, name, default)
         fields: dict[str, Any] = {}
         for name in cls._fields:

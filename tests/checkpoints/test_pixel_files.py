@@ -52,5 +52,5 @@ def test_act_of_pixel_agent_with_a_state_is_refused() -> None:
 
 def test_act_of_pixel_agent_with_floats_is_refused() -> None:
     agent = TDMPC2(Config(task="cup-catch", obs="rgb", **SMALL))
-    with pytest.raises(ValueError, match="Images of type torch.float32: pass uint8, 0 to 255"):
+    with pytest.raises(ValueError, match=r"Images of type torch\.float32: pass uint8, 0 to 255"):
         agent.act(torch.zeros(9, 64, 64), t0=True)
