@@ -120,9 +120,10 @@ class TDMPC2:
         """Take one gradient step on every network (docs/algorithm.md, "Update").
 
         Args:
-            batch: named tuple, tensordict or dict of time-major slices: obs [H+1, B, O], action [H, B, A],
-                reward [H, B, 1], task [B]; entry t of action and reward leads from obs[t] to obs[t+1]. The teacher is
-                not asked for the outputs that come as teacher_reward and teacher_value, [1 to H, B, 1].
+            batch: named tuple, tensordict or dict of time-major slices: obs [H+1, B, O] (``obs=rgb``: uint8
+                [H+1, B, 9, 64, 64]), action [H, B, A], reward [H, B, 1], task [B]; entry t of action and reward leads
+                from obs[t] to obs[t+1]. If ``episodic`` also terminated [H, B, 1], 0 or 1. The teacher is not asked for
+                the outputs that come as teacher_reward and teacher_value, [1 to H, B, 1].
             noise: random numbers to use instead of the agent's own.
 
         Returns:
@@ -150,11 +151,15 @@ class TDMPC2:
             + cfg.value_coef * loss.value
             + self.distillation.weighted(loss.distilled)
         )
+        if loss.termination is not None:
+            total = total + cfg.termination_coef * loss.termination.loss
 
         self.optim.zero_grad()
         total.backward()
         stats = {"consistency_loss": loss.consistency, "reward_loss": loss.reward, "value_loss": loss.value}
         stats |= {f"{loss_name(target)}_loss": value for target, value in loss.distilled.items()}
+        if loss.termination is not None:
+            stats |= {f"termination_{name}": value for name, value in loss.termination._asdict().items()}
         stats = {name: value.detach() for name, value in (*stats.items(), ("total_loss", total))}
         self.group.average([*_gradients(self._model_params), *stats.values()])
         stats["grad_norm"] = clip_grad_norm_(self._model_params, cfg.grad_clip_norm)
@@ -199,7 +204,7 @@ class TDMPC2:
         """
         cfg = self.cfg
         if self._update_compiled is None:
-            self._update_compiled = cfg.steps * cfg.batch_size >= _ROWS_WORTH_COMPILING
+            self._update_compiled = cfg.num_updates * cfg.batch_size >= _ROWS_WORTH_COMPILING
         wanted = self._update_compiled if cfg.compile == "auto" else cfg.compile == "true"
         # With several processes one would wait in the other's update for as long as that compiles.
         self._update_compiled = wanted and self.group.world_size == 1 and can_compile(self.device)
@@ -239,7 +244,8 @@ class TDMPC2:
         an evaluation's, need a :meth:`player` each.
 
         Args:
-            obs: [O] or [E, O], zero-padded to the model's observation size.
+            obs: [O] or [E, O], zero-padded to the model's observation size; ``obs=rgb``: uint8, [9, 64, 64] or
+                [E, 9, 64, 64].
             t0: True where an episode starts, one value or [E].
             eval_mode: without exploration noise (policy prior: its mean).
             task: id or name, one or [E]; needed by multi-task models.
@@ -252,7 +258,9 @@ class TDMPC2:
         """
         return self._player.act(obs, t0, task=task, eval_mode=eval_mode)
 
-    def player(self, num_envs: int | None = None, seed: int | None = None, mpc: bool | None = None) -> Player:
+    def player(
+        self, num_envs: int | None = None, seed: int | None = None, mpc: bool | None = None, **budget: Any
+    ) -> Player:
         """Make a player: the plans of one group of environments and their random numbers.
 
         Args:
@@ -260,12 +268,18 @@ class TDMPC2:
             seed: of its exploration and planning noise; by default each player of the agent has one of its own, which
                 follows from ``cfg.seed`` and the number of players made before.
             mpc: act by planning, or with the policy prior; by default as the configuration says.
+            budget: planning keys in place of the configuration's, such as ``num_samples=64``; it then plans with a
+                planner of its own.
         """
         if seed is None:
             seed = (self.cfg.seed + self._num_players * 0x9E3779B9) % 2**32  # far from the seeds that people choose
             self._num_players += 1
         generator = torch.Generator(self.device).manual_seed(seed)
-        return Player(self.model, self.planner, generator, num_envs, self.cfg.mpc if mpc is None else mpc)
+        model, planner = self.model, self.planner
+        if budget:
+            model = model.with_settings(self.cfg.replace(**budget))
+            planner = FastPlanner(model)
+        return Player(model, planner, generator, num_envs, self.cfg.mpc if mpc is None else mpc)
 
     def compile_planner(self, num_plans: int = 1_000_000) -> str:
         """Plan in the fastest way there is, if ``cfg.compile`` says so; ``auto``: if it is worth it for so many plans.

@@ -79,7 +79,8 @@ def config_of(file: Checkpoint, **overrides: Any) -> Config:
             cfg = layouts.infer_config(file.model, task)
     else:
         keys = {key: value for key, value in file.config.items() if key not in RUN_KEYS}
-        cfg = parse_cfg(keys, file.origin, from_file=True)
+        with naming(file.origin):
+            cfg = parse_cfg(keys, file.origin, from_file=True)
         _check_table(cfg, file.origin)
     if task is not None and task != cfg.task:
         if task not in cfg.task_names or task in TASK_SETS:

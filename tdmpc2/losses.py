@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tdmpc2.data.batch import Batch
@@ -27,6 +28,15 @@ class ModelLosses(NamedTuple):
     reward: Tensor
     value: Tensor
     distilled: dict[str, Tensor]  # by target; empty without a teacher
+    termination: TerminationLoss | None  # None unless the model is episodic
+
+
+class TerminationLoss(NamedTuple):
+    """The loss of the termination head, and how good it is, each 0-d."""
+
+    loss: Tensor
+    rate: Tensor  # share of the slices that end in a termination
+    f1: Tensor  # of predicting these, at threshold 0.5
 
 
 class PolicyLoss(NamedTuple):
@@ -37,14 +47,37 @@ class PolicyLoss(NamedTuple):
     first_step: StudentPolicy  # the policy at the first step, for its distillation
 
 
-def td_target(model: WorldModel, next_z: Tensor, reward: Tensor, task: TaskContext, noise: UpdateNoise) -> Tensor:
+def td_target(
+    model: WorldModel,
+    next_z: Tensor,
+    reward: Tensor,
+    task: TaskContext,
+    noise: UpdateNoise,
+    terminated: Tensor | None = None,
+) -> Tensor:
     """Compute ``r + discount * min of two target heads`` at the policy's action, [H, B, 1].
 
-    docs/algorithm.md, "TD target".
+    Nothing follows a step that terminated [H, B, 1]. docs/algorithm.md, "TD target".
     """
     action, _ = model.pi(next_z, task, noise.target_eps)
     value = model.Q(next_z, action, task, "min", target=True, heads=noise.target_heads)
+    if terminated is not None:
+        value = (1 - terminated) * value
     return reward + task.discount * value
+
+
+def termination_loss(logit: Tensor, terminated: Tensor) -> TerminationLoss:
+    """Compute the loss of the termination head (docs/algorithm.md, "Episodic tasks").
+
+    Args:
+        logit: of the imagined latents after each step, [H, B, 1].
+        terminated: 1 where the step terminated, else 0, [H, B, 1].
+    """
+    predicted, actual = (logit[-1] > 0).float(), terminated[-1]
+    hits = (predicted * actual).sum()
+    precision, recall = hits / (predicted.sum() + 1e-9), hits / (actual.sum() + 1e-9)
+    f1 = 2 * precision * recall / (precision + recall + 1e-9)
+    return TerminationLoss(F.binary_cross_entropy_with_logits(logit, terminated), actual.mean(), f1)
 
 
 def model_losses(
@@ -60,7 +93,8 @@ def model_losses(
     Args:
         model: the student.
         distillation: its targets.
-        batch: obs [H+1, B, O], action [H, B, A], reward [H, B, 1].
+        batch: obs [H+1, B, O] or images [H+1, B, C, 64, 64], action [H, B, A], reward [H, B, 1]; for an episodic model
+            terminated [H, B, 1].
         task: of the rows; the embedding is trained.
         noise: the random numbers of the update.
         teacher: its outputs for the batch; None: nothing is distilled.
@@ -69,10 +103,11 @@ def model_losses(
         The losses, and the imagined latents [H+1, B, D] as constants.
     """
     with torch.no_grad():
-        next_z = model.encode(batch.obs[1:], task)  # [H, B, D]
-        target = td_target(model, next_z, batch.reward, task, noise)
+        next_z = model.encode(batch.obs[1:], task, None if noise.shift is None else noise.shift[1:])  # [H, B, D]
+        ended = batch.terminated if model.cfg.episodic else None
+        target = td_target(model, next_z, batch.reward, task, noise, ended)
 
-    z = [model.encode(batch.obs[0], task)]
+    z = [model.encode(batch.obs[0], task, None if noise.shift is None else noise.shift[0])]
     for t, action in enumerate(batch.action):
         z.append(model.next(z[t], action, task))
     zs = torch.stack(z)  # [H+1, B, D]
@@ -85,6 +120,7 @@ def model_losses(
         reward=(rho * soft_cross_entropy(reward_logits, batch.reward, model.bins).mean((1, 2))).mean(),
         value=(rho * soft_cross_entropy(q_logits, target, model.bins).mean((2, 3))).mean(),
         distilled=distillation.losses(StudentOutputs(zs, reward_logits, q_logits), teacher, model),
+        termination=None if ended is None else termination_loss(model.termination(zs[1:], task), ended),
     )
     return losses, zs.detach()
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tdmpc2.config import Config
+from tdmpc2.nn.pixels import random_shift
 from tdmpc2.nn.world_model import draw_heads
 
 
@@ -21,6 +22,7 @@ class UpdateNoise(NamedTuple):
     policy_heads: Tensor  # [2]
     value_dropout: Tensor | None  # [Q, H, B, M] factors
     policy_dropout: Tensor | None  # [2, H+1, B, M] factors
+    shift: Tensor | None = None  # [H+1, B, 2] of the images observed at each time
 
     def for_rows(self, rows: slice) -> UpdateNoise:
         """Select the numbers of some rows of the batch."""
@@ -29,6 +31,7 @@ class UpdateNoise(NamedTuple):
             policy_eps=self.policy_eps[:, rows],
             value_dropout=None if self.value_dropout is None else self.value_dropout[:, :, rows],
             policy_dropout=None if self.policy_dropout is None else self.policy_dropout[:, :, rows],
+            shift=None if self.shift is None else self.shift[:, rows],
         )
 
 
@@ -51,6 +54,7 @@ def draw_update_noise(
         policy_heads=draw_heads(cfg.num_q, device, generator),
         value_dropout=dropout(cfg.num_q, cfg.horizon),
         policy_dropout=dropout(2, cfg.horizon + 1),
+        shift=random_shift((cfg.horizon + 1, batch_size), device, generator) if cfg.obs == "rgb" else None,
     )
 
 

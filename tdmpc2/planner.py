@@ -199,7 +199,7 @@ def refit(cfg: Config, actions: Tensor, value: Tensor, mask: Tensor | None) -> I
 def estimate_value(
     model: WorldModel, z: Tensor, task: TaskContext, actions: Tensor, eps: Tensor, heads: Tensor
 ) -> Tensor:
-    """Add up discounted model rewards and the terminal value of action sequences.
+    """Add up discounted model rewards and the terminal value of action sequences (docs/algorithm.md, "Planning").
 
     Args:
         z: [E, D].
@@ -227,6 +227,8 @@ def predicted_return(
         total = total + weight * decode(model.reward(z, action, task), model.bins).squeeze(-1)
         z = model.next(z, action, task)
         weight = weight * discount
+        if model.cfg.episodic:  # nothing more comes after a step that ends the episode
+            weight = weight * (model.termination(z, task).squeeze(-1) <= 0)
     action, _ = model.pi(z, task, eps)
     value = model.Q(z, action, task, "avg", heads=heads).squeeze(-1)
     return total + weight * value

@@ -6,7 +6,7 @@ E environments, H horizon, O observation, A action, D latent.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tdmpc2.acceleration.fast_planner import FastPlanner
+from tdmpc2.config import Config
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.planner import Iteration, Plan, draw_noise, predicted_return
 
@@ -82,6 +83,28 @@ class Player:
         self.generator = torch.Generator(device)
         self.generator.set_state(torch.frombuffer(bytearray(numbers), dtype=torch.uint8))
 
+    def compile_planner(self, wanted: str, num_plans: int) -> str:
+        """Plan in the fastest way, as :meth:`tdmpc2.acceleration.fast_planner.FastPlanner.speed_up` has it.
+
+        For a player with a planner of its own; the others share the agent's.
+        """
+        return self._planner.speed_up(wanted, num_plans) if self.mpc else ""
+
+    def state(self) -> dict[str, Any]:
+        """Copy the plans and the state of the random numbers: all that the next action depends on but the weights."""
+        plans = {"plan_mean": self.plan_mean, "ids": self._ids}
+        return {"generator": self.generator.get_state(), **{k: v for k, v in plans.items() if v is not None}}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state`; on another kind of device with other random numbers."""
+        device = self._model.bins.device
+        plan_mean, ids = state.get("plan_mean"), state.get("ids")
+        self.plan_mean = None if plan_mean is None else plan_mean.to(device)
+        self._ids = None if ids is None else ids.to(device)
+        generator = state["generator"].cpu()
+        if generator.shape == self.generator.get_state().shape:
+            self.generator.set_state(generator)
+
     @torch.no_grad()
     def act(
         self, obs: Array, t0: bool | np.ndarray | Tensor = False, *, task: TaskLike = None, eval_mode: bool = True
@@ -92,7 +115,8 @@ class Player:
         not looked at, since that would wait for the device.
 
         Args:
-            obs: [O] or [E, O], zero-padded to the model's observation size.
+            obs: [O] or [E, O], zero-padded to the model's observation size; ``obs=rgb``: uint8, [9, 64, 64] or
+                [E, 9, 64, 64].
             t0: True where an episode starts, one truth value or [E].
             task: id or name, one or [E]; needed by multi-task models.
             eval_mode: without exploration noise (policy prior: its mean).
@@ -107,7 +131,7 @@ class Player:
         """
         self.check_process()
         model, cfg, device = self._model, self._model.cfg, self._model.bins.device
-        x = observations(obs, cfg.obs_dim, cfg.task)  # [E, O]
+        x = observations(obs, cfg)  # [E, O] or [E, C, height, width]
         on_cpu, num_envs = x.device.type == "cpu", len(x)
         if self.num_envs not in (None, num_envs):
             raise ValueError(f"This player is for {self.num_envs} environments, but got {num_envs} observations")
@@ -130,7 +154,7 @@ class Player:
             if self.mpc:
                 self._check_values(z, context, ids, plan.last)
             self._require_finite(action.numpy(), ids, f"the action is not finite, {_OVERFLOW}")
-        action = action.squeeze(0) if obs.ndim == 1 else action
+        action = action.squeeze(0) if obs.ndim == len(cfg.obs_shape) else action
         return action.cpu().numpy() if isinstance(obs, np.ndarray) else action.to(obs.device)
 
     def check_process(self) -> None:
@@ -219,41 +243,45 @@ class Player:
         return ids.expand(num_envs)
 
 
-def observations(obs: np.ndarray | Tensor, size: int, task: str) -> Tensor:
+def observations(obs: np.ndarray | Tensor, cfg: Config) -> Tensor:
     """Check observations and bring them to the form that networks take, where they are.
 
     Args:
-        obs: [O] or [E, O].
-        size: O, of the model.
-        task: the model's, for messages.
+        obs: [O] or [E, O]; images uint8 [C, height, width] or [E, C, height, width].
+        cfg: of the model.
 
     Returns:
-        float32 [E, O].
+        float32 [E, O], or uint8 [E, C, height, width].
 
     Raises:
         ValueError: no array or tensor of real numbers, another shape, or none at all.
     """
+    images, size = cfg.obs == "rgb", ", ".join(map(str, cfg.obs_shape))
+    kind = "np.uint8" if images else "np.float32"
     if not isinstance(obs, (np.ndarray, Tensor)):
         raise ValueError(
             f"The observation is a {type(obs).__name__}: pass an array or tensor [{size}] or [E, {size}], as in "
-            "np.asarray(obs, np.float32)"
+            f"np.asarray(obs, {kind})"
         )
+    if images and obs.dtype not in (np.uint8, torch.uint8):
+        raise ValueError(f"Images of type {obs.dtype}: pass uint8, 0 to 255")
     strange = obs.dtype.kind not in "biuf" if isinstance(obs, np.ndarray) else obs.is_complex() or obs.is_quantized
     if strange:
         raise ValueError(f"Observations of type {obs.dtype}: pass real numbers, as in np.asarray(obs, np.float32)")
-    if obs.ndim not in (1, 2):
+    if obs.ndim not in (len(cfg.obs_shape), len(cfg.obs_shape) + 1):
         raise ValueError(f"Observations of shape {list(obs.shape)}: pass [{size}], or [E, {size}]")
-    if obs.shape[-1] != size:
+    own = tuple(obs.shape[-len(cfg.obs_shape) :])
+    if own != cfg.obs_shape:
         raise ValueError(
-            f"Observation of size {obs.shape[-1]}, but the model takes {size} "
-            f"(task={task}): use make_env(agent.cfg), which pads, or pad with zeros"
+            f"Observation of size {', '.join(map(str, own))}, but the model takes {size} "
+            f"(task={cfg.task}): use make_env(agent.cfg), which pads, or pad with zeros"
         )
     if not len(obs):
         raise ValueError(f"Observations of shape {list(obs.shape)}: pass those of one environment at least")
     if isinstance(obs, np.ndarray):
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and that is found
-            obs = torch.from_numpy(np.array(obs, np.float32))
-    return obs.detach().to(torch.float32).reshape(-1, size)
+            obs = torch.from_numpy(np.array(obs, np.uint8 if images else np.float32))
+    return obs.detach().to(torch.uint8 if images else torch.float32).reshape(-1, *cfg.obs_shape)
 
 
 def _starts(t0: Any, num_envs: int, device: torch.device) -> Tensor:

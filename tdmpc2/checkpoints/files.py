@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from tdmpc2.checkpoints import layouts
-from tdmpc2.checkpoints.reading import check_tensor, read_identified
+from tdmpc2.checkpoints.reading import check_tensor, is_plain, read_identified
 from tdmpc2.checkpoints.reading import file_sha256 as file_sha256
 from tdmpc2.checkpoints.reading import read_file as read_file
+from tdmpc2.checkpoints.values import check_finite
 from tdmpc2.config import Config
 from tdmpc2.support.files import replacing
 from tdmpc2.support.text import cut, shown
@@ -92,7 +93,7 @@ def save_file(path: str | os.PathLike[str], payload: Mapping[str, Any], *, overw
             finite, or the disk refused; nothing is left behind.
     """
     if isinstance(payload.get("model"), Mapping):
-        layouts.check_finite(payload["model"], f"What {path} would hold")
+        check_finite(payload["model"], f"What {path} would hold")
     plain = _plain({"format": FORMAT, **payload}, "payload")
     with replacing(path, overwrite=overwrite) as temporary, open(temporary, "wb") as file, _checksums_on():
         torch.save(plain, file)  # given a name, torch would store it and hide what the disk says
@@ -167,9 +168,9 @@ def load_file(source: str | os.PathLike[str] | Mapping[str, Any], *, identify: b
     if step is not None and not 0 <= step < 2**53:
         raise ValueError(f"{origin}: 'step' is {shown(step)}, expected a number of updates")
     for key, value in model.items():
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and not is_plain(value):
             check_tensor(f"{origin}: '{cut(key, 80)}'", value)
-    layouts.check_finite(model, origin)
+    check_finite(model, origin)
     if config is not None:
         _check_config(config, origin)
     return Checkpoint(layouts.without_prefix(model), config, step, version, entries, path, sha256)

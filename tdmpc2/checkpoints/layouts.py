@@ -18,15 +18,21 @@ from torch import Tensor
 from tdmpc2.config import MODEL_SIZES, WIDTHS, Config, parse_cfg
 from tdmpc2.tasks import TASK_SETS, TASKS, TaskSpec, nearest, task_names
 
+#: The encoder of states, which models of images do not have.
+STATE_ENCODER = "_encoder.state"
+#: The network that only models of ``episodic`` tasks have.
+TERMINATION = "_termination"
 #: The networks that act, by the name of their parameters in layout (a), with the parts of their input.
 NETWORKS = {
-    "_encoder.state": ("obs", "task"),
+    STATE_ENCODER: ("obs", "task"),
     "_dynamics": ("latent", "task", "action"),
     "_reward": ("latent", "task", "action"),
     "_pi": ("latent", "task"),
     "_Qs": ("latent", "task", "action"),
+    TERMINATION: ("latent", "task"),
 }
 _PARTS = ("weight", "bias", "ln.weight", "ln.bias")  # (a) numbers the head tensors 4 * layer + position here
+_PIXELS = "_encoder.rgb.2.weight"  # the first convolution
 _GROUPS_B = ("_Qs.params", "_detach_Qs_params", "_target_Qs_params")
 _EXTRAS_B = ("_action_masks", "log_std_min", "log_std_dif")
 _HEAD_A = re.compile(r"(_Qs|_target_Qs)\.params\.(\d+)")
@@ -111,45 +117,6 @@ def _name_from_c(name: str) -> str:
 _NAME_TO_A: dict[str, Callable[[str], str | None]] = {"a": str, "b": _name_from_b, "c": _name_from_c}
 
 
-# -- values -----------------------------------------------------------------------------------------------------------
-
-
-def check_finite(state: Mapping[str, Any], origin: str) -> None:
-    """Require values that are finite in float32, which is what is computed with, in any layout and precision.
-
-    Raises:
-        ValueError: the message names the tensor.
-    """
-    for name, tensor in state.items():
-        if not isinstance(tensor, Tensor) or _is_finite(tensor, state.get(f"{name}.scale")):
-            continue
-        values = _in_float32(tensor, state.get(f"{name}.scale"))
-        bad = int(values.numel() - values.isfinite().sum())
-        stored = "" if tensor.dtype == torch.float32 else f" in float32 (stored as {tensor.dtype})"
-        raise ValueError(f"{origin}: '{name}' has {bad} values that are not finite{stored}; use an earlier checkpoint")
-
-
-def _is_finite(tensor: Tensor, scale: Any) -> bool:
-    if tensor.is_floating_point() and tensor.dtype != torch.float64:
-        # A sum is many times faster than looking at each value, and false also where it alone overflows.
-        return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
-    if tensor.dtype == torch.int8 and isinstance(scale, Tensor) and scale.is_floating_point() and scale.numel():
-        if bool((128 * scale.float()).isfinite().all()):
-            return True
-    elif not (tensor.is_quantized or tensor.is_floating_point()):
-        return True
-    return bool(_in_float32(tensor, scale).isfinite().all())
-
-
-def _in_float32(tensor: Tensor, scale: Any) -> Tensor:
-    if tensor.is_quantized:
-        return tensor.dequantize()
-    try:
-        return tensor.float() * scale.float() if isinstance(scale, Tensor) else tensor.float()
-    except RuntimeError:  # shapes that do not fit, which the conversion refuses by name
-        return tensor.float()
-
-
 # -- conversion -------------------------------------------------------------------------------------------------------
 
 
@@ -227,7 +194,8 @@ def infer_sizes(state: Mapping[str, Any]) -> dict[str, int]:
 
     Returns:
         ``enc_dim, num_enc_layers, mlp_dim, latent_dim, num_q, task_dim, num_bins, obs_dim, action_dim, num_tasks``;
-        the last and ``task_dim`` are 0 for a single-task model.
+        the last and ``task_dim`` are 0 for a single-task model. A model of images has ``num_channels`` in the place of
+        ``enc_dim, num_enc_layers`` and ``obs_dim``.
 
     Raises:
         ValueError: unknown layout, or a tensor that tells a size is missing.
@@ -245,20 +213,24 @@ def infer_sizes(state: Mapping[str, Any]) -> dict[str, int]:
         return tensors[name].shape
 
     num_tasks, task_dim = shape("_task_emb.weight") if "_task_emb.weight" in tensors else (0, 0)
-    enc_dim, encoder_input = shape("_encoder.state.0.weight")
+    if _PIXELS in tensors:
+        encoder, observes = {"num_channels": shape(_PIXELS, 4)[0]}, {}
+    else:
+        enc_dim, encoder_input = shape(f"{STATE_ENCODER}.0.weight")
+        layers = sum(bool(re.fullmatch(r"_encoder\.state\.\d+\.weight", name)) for name in tensors)
+        encoder, observes = {"enc_dim": enc_dim, "num_enc_layers": layers}, {"obs_dim": encoder_input - task_dim}
     sizes = {
-        "enc_dim": enc_dim,
-        "num_enc_layers": sum(bool(re.fullmatch(r"_encoder\.state\.\d+\.weight", name)) for name in tensors),
+        **encoder,
         "mlp_dim": shape("_dynamics.0.weight")[0],
         "latent_dim": shape("_dynamics.2.weight")[0],
         "num_q": shape("_Qs.params.0", 3)[0],
         "task_dim": task_dim,
         "num_bins": shape("_reward.2.weight")[0],
-        "obs_dim": encoder_input - task_dim,
+        **observes,
         "action_dim": shape("_pi.2.weight")[0] // 2,
         "num_tasks": num_tasks,
     }
-    if small := [key for key in ("obs_dim", "action_dim") if sizes[key] < 1]:
+    if small := [key for key in ("obs_dim", "action_dim") if sizes.get(key, 1) < 1]:
         raise ValueError(f"The sizes of the model cannot be told: {small[0]} would be {sizes[small[0]]}")
     return sizes
 
@@ -283,12 +255,13 @@ def log_std_bounds(state: Mapping[str, Any]) -> tuple[float, float] | None:
 def size_keys(sizes: Mapping[str, int]) -> dict[str, int | None]:
     """The configuration keys that build these sizes: ``model_size``, or ``model_size=None`` and every width."""
     task = task_set(sizes["num_tasks"]) or ("mt30" if sizes["num_tasks"] else "single")
-    specs = (TaskSpec("single", sizes["obs_dim"], sizes["action_dim"]),) if task == "single" else ()
+    specs = (TaskSpec("single", sizes.get("obs_dim", 1), sizes["action_dim"]),) if task == "single" else ()
+    own = {key: sizes[key] for key in WIDTHS if key in sizes}
     for size in MODEL_SIZES:
         config = Config(task=task, task_specs=specs, model_size=size)
-        if all(getattr(config, key) == sizes[key] for key in WIDTHS):
+        if all(getattr(config, key) == value for key, value in own.items()):
             return {"model_size": size}
-    return {"model_size": None, **{key: sizes[key] for key in WIDTHS}}
+    return {"model_size": None, **own}
 
 
 def task_set(num_tasks: int) -> str | None:
@@ -307,7 +280,8 @@ def infer_config(state: Mapping[str, Any], task: str | None = None) -> Config:
         ValueError: the task set or task cannot be told, or ``task`` does not fit the file.
     """
     sizes = infer_sizes(state)
-    needs = f"observations of {sizes['obs_dim']} and actions of {sizes['action_dim']} entries"
+    seen = f"observations of {sizes['obs_dim']}" if "obs_dim" in sizes else "images"
+    needs = f"{seen} and actions of {sizes['action_dim']} entries"
     own = task_set(sizes["num_tasks"])
     if sizes["num_tasks"] and own is None:
         known = ", ".join(f"{name} ({len(names)})" for name, names in TASK_SETS.items())
@@ -317,16 +291,19 @@ def infer_config(state: Mapping[str, Any], task: str | None = None) -> Config:
             hint = nearest(stranger, TASK_SETS[own])
             raise ValueError(f"task={task}: '{stranger}' is not among the tasks of the file ({own}).{hint}")
     elif task is None or task in TASK_SETS:
-        dims = (sizes["obs_dim"], sizes["action_dim"])
+        dims = (sizes.get("obs_dim"), sizes["action_dim"])
         fitting = [spec.name for spec in TASKS.values() if (spec.obs_dim, spec.action_dim) == dims]
         example = f", for example task={fitting[0]}" if fitting else ""
         given = "it has no configuration" if task is None else f"task={task} is a task set"
         raise ValueError(f"The file holds a single-task model with {needs}, and {given}: name its task{example}")
     keys: dict[str, Any] = {"task": own or task, "num_bins": sizes["num_bins"], **size_keys(sizes)}
+    if "num_channels" in sizes:
+        keys |= {"obs": "rgb", "num_channels": sizes["num_channels"]}
+    keys["episodic"] = any(name.startswith(f"{TERMINATION}.") for name in state)
     if bounds := log_std_bounds(state):
         keys |= {"log_std_min": bounds[0], "log_std_max": sum(bounds)}
     config = parse_cfg(keys, origin="the checkpoint")
-    if (config.obs_dim, config.action_dim) != (sizes["obs_dim"], sizes["action_dim"]):
+    if (config.obs_dim, config.action_dim) != (sizes.get("obs_dim", config.obs_dim), sizes["action_dim"]):
         raise ValueError(f"task={config.task} has {config.obs_dim} and {config.action_dim}, but the file needs {needs}")
     return config
 
@@ -368,12 +345,15 @@ def check_sizes(state: Mapping[str, Any], config: Config) -> None:
     model = {key: getattr(config, key) for key in file if key != "num_tasks"}
     model["num_tasks"] = len(config.task_specs) if config.multitask else 0
     if fixes := _fixes(file, model):
-        raise ValueError(f"The weights do not fit the model. {fixes}")
+        raise ValueError(f"the state dict does not fit the model. {fixes}")
 
 
 def _likely_fix(state: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    if any(name.startswith("_termination.") for name in state):
+    heads = [any(name.startswith(f"{TERMINATION}.") for name in names) for names in (state, expected)]
+    if heads[0] and not heads[1]:
         return "It was trained with episodic=true, which has a termination head this model does not have."
+    if heads[1] and not heads[0]:
+        return "It was trained with episodic=false and has no termination head, which this model has."
     try:
         file, model = infer_sizes(state), infer_sizes(expected)
     except ValueError:
@@ -384,14 +364,16 @@ def _likely_fix(state: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
 def _fixes(file: Mapping[str, int], model: Mapping[str, int]) -> str:
     """Say in which sizes a file and a model differ and what to set; nothing if they do not."""
     fixes = []
+    if ("num_channels" in file) != ("num_channels" in model):
+        return f"It was trained with obs={'rgb' if 'num_channels' in file else 'state'}: set that."
     if file["num_tasks"] != model["num_tasks"]:
         task = task_set(file["num_tasks"])
         remedy = "name its one task" if not file["num_tasks"] else f"set task={task}" if task else "use its task set"
         fixes.append(f"It has {_tasks(file)}, the model {_tasks(model)}: {remedy}.")
-    elif any(file[key] != model[key] for key in ("obs_dim", "action_dim")):
-        wants, has = (f"{sizes['obs_dim']} and {sizes['action_dim']}" for sizes in (file, model))
+    elif any(file.get(key) != model.get(key) for key in ("obs_dim", "action_dim")):
+        wants, has = (f"{sizes.get('obs_dim', 'images')} and {sizes['action_dim']}" for sizes in (file, model))
         fixes.append(f"Its observations and actions have {wants} entries, the model's {has}: set the task it is of.")
-    differing = [key for key in (*WIDTHS, "num_bins") if file[key] != model[key]]
+    differing = [key for key in (*WIDTHS, "num_bins") if file.get(key) != model.get(key)]
     file_keys, model_keys = ({**size_keys(sizes), "num_bins": sizes["num_bins"]} for sizes in (file, model))
     settings = {key: value for key, value in file_keys.items() if model_keys.get(key) != value}
     if differing and settings:

@@ -23,8 +23,9 @@ from tdmpc2.support.text import cut, shown
 from tdmpc2.tasks import nearest
 
 _MOST_DIMENSIONS = 8
-_PIECE = 1 << 20  # bytes hashed at a time
-_THREADS_FROM = 1 << 22  # bytes of a file that are worth threads
+_PIECE = 1 << 23  # bytes hashed at a time
+#: Bytes of a file that are worth threads; in a smaller one they would only wait for the interpreter's lock.
+_THREADS_FROM = 1 << 26
 
 
 def read_file(path: str | os.PathLike[str]) -> Any:
@@ -90,10 +91,9 @@ def _read(path: str | os.PathLike[str], identify: bool) -> tuple[Any, str]:
         after = os.fstat(file.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise ValueError(f"{path} was changed while it was read: wait for whoever writes it, and load it again")
-    for where, tensor in _tensors(content):
-        check_tensor(f"{path}{where}", tensor)
-        if tensor.device.type != "cpu":
-            raise ValueError(f"{path}{where} has no values [device {tensor.device}]: save the tensors themselves")
+    for keys, tensor in _tensors(content):
+        if not is_plain(tensor):
+            check_tensor(_place(path, keys), tensor)
     return content, digest
 
 
@@ -170,6 +170,17 @@ def _sha256(file: BufferedReader) -> str:
 # -- tensors ----------------------------------------------------------------------------------------------------------
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Tell at once of an ordinary tensor in memory that nothing is wrong with its form."""
+    return (
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_nested
+        and tensor.ndim <= _MOST_DIMENSIONS
+        and tensor.is_contiguous()  # then there is room for all its values
+    )
+
+
 def check_tensor(where: str, tensor: Tensor) -> None:
     """Require a plain tensor whose values take their full size in memory.
 
@@ -194,20 +205,19 @@ def check_tensor(where: str, tensor: Tensor) -> None:
         )
 
 
-def _tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
-    """Find all tensors in nested dicts and lists, with the words that lead to each."""
-    stack: list[tuple[str, Any]] = [("", content)]
+def _tensors(content: Any) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+    """Find all tensors in nested dicts and lists, with the keys that lead to each."""
+    stack: list[tuple[tuple[Any, ...], Any]] = [((), content)]
     seen: set[int] = set()
     while stack:
-        where, value = stack.pop()
+        keys, value = stack.pop()
         if isinstance(value, Tensor):
-            yield (f": {where}" if where else ""), value
+            yield keys, value
         elif isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:  # files can hold circles
             seen.add(id(value))
             pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
-            stack += [(_step(where, key), item) for key, item in pairs if not isinstance(item, (int, float, str))]
+            stack += [((*keys[-8:], key), item) for key, item in pairs if not isinstance(item, (int, float, str))]
 
 
-def _step(where: str, key: Any) -> str:
-    own = shown(key) if where or not isinstance(key, str) else f"'{cut(key, 80)}'"
-    return f"{where}[{own}]" if where else own
+def _place(path: Path, keys: tuple[Any, ...]) -> str:
+    return f"{path}: {''.join(f'[{shown(key)}]' for key in keys)}" if keys else str(path)

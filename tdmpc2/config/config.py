@@ -21,12 +21,14 @@ from omegaconf import DictConfig, OmegaConf
 from tdmpc2.config.distillation_keys import distillation_terms, uncached_targets
 from tdmpc2.config.keys import Keys
 from tdmpc2.config.sizes import budget, check_widths, model_widths
-from tdmpc2.config.tables import KEYS, WIDTHS, as_typed, check_keys, plain
+from tdmpc2.config.tables import KEYS, WIDTHS, check_keys, plain
 from tdmpc2.config.values import check_value, convert, is_nothing
 from tdmpc2.support.names import safe_name
 from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest, read_specs, task_names
 
 _log = logging.getLogger("tdmpc2")
+
+IMAGES = (9, 64, 64)  # three frames of three colours, oldest first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,11 @@ class Config(Keys):
         return max(spec.obs_dim for spec in self.task_specs)
 
     @property
+    def obs_shape(self) -> tuple[int, ...]:
+        """Shape of an observation: [O], or the newest images side by side [9, 64, 64]."""
+        return IMAGES if self.obs == "rgb" else (self.obs_dim,)
+
+    @property
     def action_dim(self) -> int:
         """Padded action size A."""
         return max(spec.action_dim for spec in self.task_specs)
@@ -106,6 +113,16 @@ class Config(Keys):
     def plan_iterations(self) -> int:
         """MPPI iterations per plan; large action spaces get two more."""
         return self.iterations + 2 * (self.action_dim >= 20)
+
+    @property
+    def envs(self) -> tuple[int, ...]:
+        """Task id of each environment that is played while learning online, task by task."""
+        return tuple(task_id for task_id in self.task_ids for _ in range(self.num_envs))
+
+    @property
+    def num_updates(self) -> int:
+        """Updates of a run of ``steps``."""
+        return self.steps if self.mode == "offline" else max(int(self.utd * self.steps), 1)
 
     @property
     def distillation_terms(self) -> dict[str, float]:
@@ -153,9 +170,16 @@ class Config(Keys):
 
     def _following(self) -> dict[str, Any]:
         """The value of every key that follows another one, if it is not typed."""
+        lengths = [spec.episode_length for spec in self.task_specs if not self.tasks or spec.name in self.tasks] or [0]
+        offline = self.multitask or self.data_dir is not None
+        mode = ("offline" if offline else "online") if KEYS["mode"].unset(self.mode) else self.mode
         return {
-            "mode": "offline",  # learning online is not built yet
-            "policy_loss": "opt",
+            "mode": mode,
+            "data_dir": "data/mt30",
+            "policy_loss": "tdmpc2" if mode == "online" else "opt",
+            "rho": 0.7 if self.episodic else 0.5,
+            "discount_max": 0.99 if self.episodic else 0.995,
+            "seed_steps": max(1000, 5 * max(lengths), self.num_envs * sum(lengths)),
             **budget(self.num_samples),
             **model_widths(self.model_size, self.task),
         }
@@ -175,8 +199,15 @@ class Config(Keys):
         return again
 
     def _validate(self) -> None:
-        if self.mode == "online":
-            raise ValueError("mode=online is not built yet: mode=offline learns from the episodes of data_dir")
+        if self.mode == "online" and self.distillation_cache != "off":
+            raise ValueError(
+                f"distillation_cache={self.distillation_cache} belongs to stored episodes, and mode=online has none: "
+                "use distillation_cache=off"
+            )
+        if self.obs == "rgb" and self.multitask:
+            raise ValueError(f"obs=rgb learns one task, and task={self.task} is a set: name a task, or use obs=state")
+        if self.obs == "rgb" and self.mode == "offline":
+            raise ValueError("obs=rgb learns online: stored episodes hold states, no images. Leave out data_dir")
         for name in self.tasks or ():
             if name not in self.task_names:
                 raise ValueError(f"tasks: '{name}' is not in task set '{self.task}'.{nearest(name, self.task_names)}")
@@ -249,11 +280,7 @@ def parse_cfg(
 
 
 def _without_effect(config: Config, given: Mapping[str, Any]) -> list[str]:
-    lines = [
-        f"{name}={as_typed(getattr(config, name))} has no effect yet: {key.explanation}"
-        for name, key in KEYS.items()
-        if key.ignored and name in given and getattr(config, name) != key.default
-    ]
+    lines = []
     if not config.multitask and given.get("task_dim"):
         lines.append(f"task_dim={given['task_dim']} has no effect: the single task {config.task} needs no embedding")
     return lines

@@ -41,7 +41,6 @@ class Key:
         decides: True if the weights or the score of a run depend on it, so that reports tell runs apart by it.
         plans: True if it is a setting of the planner's search.
         path: True for the name of a file or directory, in which ``~`` is the home directory.
-        ignored: True for a key of the reference that is accepted, but read by nothing.
         parse: conversion of a value that is not of one of the plain types; raises ``ValueError``.
     """
 
@@ -61,7 +60,6 @@ class Key:
     decides: bool
     plans: bool
     path: bool
-    ignored: bool
     parse: Callable[[Any], Any] | None
 
     def unset(self, value: Any) -> bool:
@@ -100,13 +98,12 @@ def key(
     decides: bool | None = None,
     plans: bool = False,
     path: bool = False,
-    ignored: bool = False,
     parse: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Declare a key: a dataclass field that carries the facts of :class:`Key`.
 
-    ``section`` opens a section that lasts until the next one. ``decides`` is true of MODEL keys and false of RUN keys
-    and of ignored ones, unless it is given.
+    ``section`` opens a section that lasts until the next one. ``decides`` is true of MODEL keys and false of RUN keys,
+    unless it is given.
     """
     facts = {
         "default": default,
@@ -121,10 +118,9 @@ def key(
         "on_resume": on_resume,
         "commands": commands,
         "follows": follows,
-        "decides": (scope == MODEL and not ignored) if decides is None else decides,
+        "decides": scope == MODEL if decides is None else decides,
         "plans": plans,
         "path": path,
-        "ignored": ignored,
         "parse": parse,
     }
     return dataclasses.field(default=default, metadata={"key": facts})

@@ -24,10 +24,13 @@ class Keys:
         None, "those of the set that this run uses; null: all. Task ids and padding stay the set's", commands=COMMANDS
     )
     mode: str = key(
-        "auto", "learn from stored episodes or by acting", choices=("auto", "offline", "online"), scope=RUN,
-        follows="task", decides=True,
+        "auto", "learn from stored episodes or by acting; auto: online for one task without data_dir, else offline",
+        choices=("auto", "offline", "online"), scope=RUN, follows="task", decides=True,
     )  # fmt: skip
-    obs: str = key("state", "kind of observation", choices=("state",), ignored=True)
+    obs: str = key(
+        "state", "what is observed: the task's state, or 64x64 images of it (rgb)", choices=("state", "rgb"),
+        commands=COMMANDS,
+    )  # fmt: skip
     seed: int = key(
         1, "random seed of everything but evaluations", at_least=0, at_most=2**31 - 1, scope=RUN, commands=COMMANDS
     )  # simulators take 32 bits
@@ -37,8 +40,8 @@ class Keys:
         path=True, scope=RUN, decides=True, commands=("train", "evaluate", "collect"), section="Files",
     )  # fmt: skip
     data_dir: str = key(
-        "data/mt30", "episode store, or directory of chunk_*.pt files", path=True, scope=RUN, on_resume=MAY_CHANGE,
-        commands=("train", "collect"),
+        None, "episode store, or directory of chunk_*.pt files; null: data/mt30", path=True, scope=RUN,
+        follows="task", on_resume=MAY_CHANGE, commands=("train", "collect"),
     )  # fmt: skip
     exp_name: str | None = key(
         None, "name of the run; null: default, or the swept keys of a multirun", scope=RUN, on_resume=MAY_CHANGE,
@@ -62,29 +65,53 @@ class Keys:
     )
 
     steps: int = key(
-        200_000, "updates to train for", at_least=1, scope=RUN, on_resume=MAY_CHANGE, decides=True,
-        section="Training",
+        200_000, "updates to train for; learning online: steps of the environments", at_least=1, scope=RUN,
+        on_resume=MAY_CHANGE, decides=True, section="Training",
     )  # fmt: skip
     batch_size: int = key(256, "slices per update", at_least=1, sensible=2**24, scope=RUN, decides=True)
     reward_coef: float = key(0.1, "coefficient of the reward loss", at_least=0)
     value_coef: float = key(0.1, "coefficient of the value loss", at_least=0)
     consistency_coef: float = key(20.0, "coefficient of the consistency loss", at_least=0)
-    rho: float = key(0.5, "weight of a loss at step t of the horizon is rho^t", at_least=0, at_most=1)
+    rho: float = key(
+        None, "weight of a loss at step t of the horizon is rho^t; null: 0.5, or 0.7 if episodic", at_least=0,
+        at_most=1, follows="episodic",
+    )  # fmt: skip
     lr: float = key(3e-4, "learning rate", at_least=0)
     enc_lr_scale: float = key(0.3, "learning rate of the encoder, relative to lr", at_least=0)
     grad_clip_norm: float = key(20.0, "gradients are clipped to this norm", above=0)
     tau: float = key(0.01, "rate at which target Q heads follow the online ones", at_least=0, at_most=1)
     discount_denom: float = key(5.0, "discount is (L/d - 1) / (L/d) for episodes of L steps, d this key", at_least=1e-6)
     discount_min: float = key(0.95, "lower bound of the discount", at_least=0, at_most=1)
-    discount_max: float = key(0.995, "upper bound of the discount", at_least=0, at_most=1)
+    discount_max: float = key(
+        None, "upper bound of the discount; null: 0.995, or 0.99 if episodic", at_least=0, at_most=1,
+        follows="episodic",
+    )  # fmt: skip
     policy_loss: str = key(
         "auto", "entropy term of the policy: TD-MPC-Opt's or that of current TD-MPC2",
         choices=("auto", "opt", "tdmpc2"), follows="mode",
     )  # fmt: skip
     entropy_coef: float = key(1e-4, "coefficient of the policy's entropy", at_least=0)
+
+    num_envs: int = key(
+        1, "environments of each task that are stepped together", at_least=1, scope=RUN, decides=True,
+        section="Learning online",
+    )  # fmt: skip
+    seed_steps: int = key(
+        None, "steps with random actions, before the first update; null: the most of 1000, 5 episodes, 1 of each "
+        "environment", at_least=0, follows="task", scope=RUN, decides=True,
+    )  # fmt: skip
+    utd: float = key(1.0, "updates per step of an environment; may be a fraction", above=0, scope=RUN, decides=True)
     buffer_size: int = key(
-        1_000_000, "capacity of an online replay buffer", at_least=1, scope=RUN, on_resume=MAY_CHANGE, ignored=True
+        1_000_000, "rows of the replay buffer: steps, and one for each episode", at_least=1, scope=RUN, decides=True
     )
+    collect_num_samples: int | None = key(
+        None, "num_samples while collecting; null: as in evaluations", at_least=2, scope=RUN, decides=True
+    )
+    collect_iterations: int | None = key(
+        None, "iterations while collecting; null: as in evaluations", at_least=1, scope=RUN, decides=True
+    )
+    episodic: bool = key(False, "episodes may terminate before their time limit: the model learns when")
+    termination_coef: float = key(1.0, "coefficient of the termination loss", at_least=0)
 
     distillation_targets: tuple[str, ...] = key(
         ("reward",), "what the student learns from its teacher: NAME or 'NAME WEIGHT'", section="Distillation"
@@ -148,7 +175,7 @@ class Keys:
     task_dim: int = key(None, "size of the task embedding", at_least=0, sensible=2**16, follows="model_size")
     dropout: float = key(0.01, "dropout of the Q heads while training", at_least=0, at_most=0.999)
     simnorm_dim: int = key(8, "size of the groups the latent state is normalised in", at_least=1)
-    num_channels: int = key(32, "channels of a pixel encoder", at_least=1, ignored=True)
+    num_channels: int = key(32, "channels of the encoder of images (obs=rgb)", at_least=1, sensible=2**16)
     num_bins: int = key(101, "bins that rewards and values are regressed on", at_least=2, sensible=2**20)
     vmin: float = key(-10.0, "lowest bin, in symlog space")
     vmax: float = key(10.0, "highest bin, in symlog space")

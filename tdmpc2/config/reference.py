@@ -34,12 +34,6 @@ def markdown() -> str:
     for section, rows in groupby(help_rows(), key=lambda row: row.section):
         head = ["| key | default | values | what it is | commands | continued |", "|---|---|---|---|---|---|"]
         parts.append("\n".join([f"## {section}", "", *head, *map(_line, rows), ""]))
-    ignored = ", ".join(f"`{name}`" for name, key in KEYS.items() if key.ignored)
-    parts.append(
-        "## Accepted and ignored\n\n"
-        f"{ignored}: keys of the reference that nothing reads yet, accepted so that its command lines run. One line "
-        "says so where one has another value. `obs` may only be `state`.\n"
-    )
     return "\n".join(parts)
 
 

@@ -70,7 +70,7 @@ def check_keys(names: Iterable[str], origin: str) -> None:
 
 
 def help_rows(command: str | None = None) -> list[HelpRow]:
-    """The keys that matter to a command, in order; ignored ones are left out.
+    """The keys that matter to a command, in order.
 
     Args:
         command: one of :data:`~tdmpc2.config.facts.COMMANDS`; None: keys of any command.
@@ -84,7 +84,7 @@ def help_rows(command: str | None = None) -> list[HelpRow]:
     return [
         HelpRow(name, as_typed(key.default), _values(key, hints[name]), key.explanation, key.section)
         for name, key in KEYS.items()
-        if not key.ignored and (command is None or command in key.commands)
+        if command is None or command in key.commands
     ]
 
 

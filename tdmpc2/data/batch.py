@@ -20,16 +20,15 @@ class Batch(NamedTuple):
     task: Tensor  # [B] int64
     teacher_reward: Tensor | None = None  # [1 to H, B, 1] float32, the teacher's reward of the same steps
     teacher_value: Tensor | None = None  # [1 to H, B, 1] float32, its value
+    terminated: Tensor | None = None  # [H, B, 1] float32, 1 where a step ended its episode for good
 
     @classmethod
     def from_any(cls, batch: Any) -> Batch:
         """Read the fields of a named tuple, a dict or a tensordict.
 
         Raises:
-            ValueError: a field is missing or no tensor; the teacher's columns may be missing.
+            ValueError: a field is missing or no tensor; the teacher's columns and ``terminated`` may be missing.
         """
-        if isinstance(batch, cls):
-            return batch
         get = batch.get if hasattr(batch, "get") else lambda name, default: getattr(batch, name, default)
         fields: dict[str, Any] = {}
         for name in cls._fields:
@@ -52,9 +51,11 @@ class Batch(NamedTuple):
         Raises:
             ValueError: a field has another shape, type or device.
         """
-        horizon, batch = cfg.horizon, self.obs.shape[1] if self.obs.ndim == 3 else 0
+        if cfg.episodic and self.terminated is None:
+            raise ValueError("The batch's 'terminated' is missing, which episodic=true learns from: pass [H, B, 1]")
+        horizon, batch = cfg.horizon, self.obs.shape[1] if self.obs.ndim == 2 + len(cfg.obs_shape) else 0
         wanted = {
-            "obs": (horizon + 1, batch, cfg.obs_dim),
+            "obs": (horizon + 1, batch, *cfg.obs_shape),
             "action": (horizon, batch, cfg.action_dim),
             "reward": (horizon, batch, 1),
             "terminated": (horizon, batch, 1),
@@ -66,13 +67,14 @@ class Batch(NamedTuple):
                 raise ValueError(
                     f"The batch's '{name}' is on {tensor.device}, the agent on {like.device}: use batch.to()"
                 )
-            if name != "task" and tensor.dtype != like.dtype:
-                raise ValueError(f"The batch's '{name}' is {tensor.dtype}, expected {like.dtype}: convert it")
+            dtype = torch.uint8 if name == "obs" and cfg.obs == "rgb" else like.dtype
+            if name != "task" and tensor.dtype != dtype:
+                raise ValueError(f"The batch's '{name}' is {tensor.dtype}, expected {dtype}: convert it")
             if name != "task" and (not batch or tensor.shape != wanted.get(name)):
                 form = "[H+1, B, O]" if name == "obs" else "[H, B, A]" if name == "action" else "[H, B, 1]"
                 raise ValueError(
                     f"The batch's '{name}' has shape {list(tensor.shape)}, expected {form} with H={horizon}, "
-                    f"O={cfg.obs_dim}, A={cfg.action_dim} and one B > 0 for all"
+                    f"O={', '.join(map(str, cfg.obs_shape))}, A={cfg.action_dim} and one B > 0 for all"
                 )
         if not cfg.multitask:
             return

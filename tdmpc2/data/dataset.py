@@ -201,6 +201,11 @@ class EpisodeDataset:
         """Rewards, [N, L+1] float32; row 0 is filler."""
         return self.row_format.split(self.rows)[2]
 
+    def columns(self) -> dict[str, Tensor]:
+        """View all rows end to end by column, as a torchrl buffer takes them: obs, action, reward."""
+        parts = {"obs": self.obs, "action": self.action, "reward": self.reward}
+        return {name: part.flatten(0, 1) for name, part in parts.items()}
+
     def episode_returns(self) -> dict[int, Tensor]:
         """Sum the rewards: task id -> return of each of its episodes, [n] float32, in the order they are stored."""
         returns = self.reward[:, 1:].sum(1)

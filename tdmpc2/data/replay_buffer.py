@@ -13,18 +13,22 @@ from torchrl.data.replay_buffers.samplers import Sampler
 
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.dataset import EpisodeDataset
+from tdmpc2.data.ring import ReplayRing
 from tdmpc2.data.sampler import SliceSampler
 
 
-def replay_buffer(dataset: EpisodeDataset, sampler: Sampler, batch_size: int, horizon: int) -> TensorDictReplayBuffer:
-    """Make a torchrl buffer over all rows of a data set, end to end; rows are not copied.
+def replay_buffer(
+    dataset: EpisodeDataset | ReplayRing, sampler: Sampler, batch_size: int, horizon: int
+) -> TensorDictReplayBuffer:
+    """Make a torchrl buffer over all rows of a data set, end to end, or of a ring; rows are not copied.
 
     With a sampler of torchrl, such as ``SliceSampler(traj_key="episode", slice_len=horizon + 1, cache_values=True)``,
     task and episode become columns of 4 bytes a row each in memory (2.8 GB for MT30).
 
     Args:
-        dataset: in memory or mapped from a store.
-        sampler: a :class:`~tdmpc2.data.sampler.SliceSampler` of this data set and horizon, or one of torchrl's.
+        dataset: in memory or mapped from a store; or a ring, which fills under the buffer.
+        sampler: a :class:`~tdmpc2.data.sampler.SliceSampler` of this data set and horizon (a ring's own one), or one of
+            torchrl's.
         batch_size: B, in slices.
         horizon: H.
 
@@ -33,17 +37,19 @@ def replay_buffer(dataset: EpisodeDataset, sampler: Sampler, batch_size: int, ho
         :func:`to_batch`.
 
     Raises:
-        ValueError: our sampler is of another horizon.
+        ValueError: our sampler is of another horizon, or a ring is given a sampler of torchrl's.
     """
-    columns = {"obs": dataset.obs, "action": dataset.action, "reward": dataset.reward}
-    columns = {name: column.flatten(0, 1) for name, column in columns.items()}
-    length = dataset.episode_length + 1
-    if not isinstance(sampler, SliceSampler):
+    columns = dataset.columns()
+    if isinstance(sampler, SliceSampler):
+        if sampler.horizon != horizon:
+            raise ValueError(f"horizon={horizon}, but the sampler draws slices of horizon={sampler.horizon}")
+    elif isinstance(dataset, EpisodeDataset):
+        length = dataset.episode_length + 1
         columns["task"] = dataset.task.int().repeat_interleave(length)
         columns["episode"] = torch.arange(len(dataset), dtype=torch.int32).repeat_interleave(length)
-    elif sampler.horizon != horizon:
-        raise ValueError(f"horizon={horizon}, but the sampler draws slices of horizon={sampler.horizon}")
-    storage = TensorStorage(TensorDict(columns, batch_size=[len(dataset) * length]))
+    else:
+        raise ValueError("A ring is sampled with its own sampler: others would draw rows that are overwritten")
+    storage = TensorStorage(TensorDict(columns, batch_size=[len(columns["reward"])]))
     return TensorDictReplayBuffer(storage=storage, sampler=sampler, batch_size=batch_size * (horizon + 1))
 
 
@@ -51,6 +57,11 @@ def to_batch(sample: TensorDict, horizon: int) -> Batch:
     """Turn B (H + 1) rows, slice by slice, into a batch for ``agent.update``."""
     slices = sample.reshape(-1, horizon + 1)
     obs, action, reward = (slices[name].float().transpose(0, 1) for name in ("obs", "action", "reward"))
+    terminated = slices.get("terminated", None)
     return Batch(
-        obs.contiguous(), action[1:].contiguous(), reward[1:].unsqueeze(-1).contiguous(), slices["task"][:, 0].long()
+        obs.contiguous(),
+        action[1:].contiguous(),
+        reward[1:].unsqueeze(-1).contiguous(),
+        slices["task"][:, 0].long(),
+        terminated=None if terminated is None else terminated[:, 1:].T.float().unsqueeze(-1).contiguous(),
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchrl.data.replay_buffers.samplers import Sampler
 
 from tdmpc2.data.batch import Batch
+from tdmpc2.support.draws import numbered_generator
 from tdmpc2.support.entries import check_entries, whole
 from tdmpc2.support.files import read_json, write_text
 
@@ -24,7 +25,11 @@ Indices = NDArray[np.int64]
 
 
 class Episodes(Protocol):
-    """Episodes whose rows lie end to end; a :class:`~tdmpc2.data.dataset.EpisodeDataset` is one."""
+    """Episodes whose rows lie end to end; an :class:`~tdmpc2.data.dataset.EpisodeDataset` is one.
+
+    In a :class:`~tdmpc2.data.ring.ReplayRing` they lie in a ring: row numbers count on beyond its end, and it is those
+    numbers modulo the size of the ring that are read.
+    """
 
     @property
     def task(self) -> Tensor:
@@ -50,8 +55,7 @@ def draw_slices(
 ) -> tuple[Indices, Indices]:
     """Draw episode and first row of each slice of a batch: uniform over episodes, then over the starts 0 to L - H.
 
-    The generator is counter-based, keyed with the seed and started at block ``step``: different pairs of seed and step
-    read different, non-overlapping parts of its output.
+    What is drawn is a function of seed and step alone (:func:`~tdmpc2.support.draws.numbered_generator`).
 
     Args:
         num_episodes: N; or [T] numbers of episodes per task, to draw the task first, all equally likely. Episodes are
@@ -71,8 +75,7 @@ def draw_slices(
     shortest = lengths if isinstance(lengths, int) else int(lengths.min())
     if not 1 <= horizon <= shortest:
         raise ValueError(f"horizon={horizon} must be between 1 and {shortest}, the length of the shortest episode")
-    key, counter = np.array([seed, 0], dtype=np.uint64), np.array([0, 0, 0, step], dtype=np.uint64)
-    generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
+    generator = numbered_generator(seed, step)
     if isinstance(num_episodes, np.ndarray):
         task = generator.integers(len(num_episodes), size=batch_size)
         episode = np.cumsum(num_episodes)[task] - 1 - generator.integers(num_episodes[task])
@@ -198,7 +201,7 @@ class SliceSampler(Sampler, Generic[E]):
         position, start = self._slices(self.step, slices, self.horizon, self.seed)
         self.step += 1
         episode = self._episodes[position].repeat_interleave(self.horizon + 1).to(self.dataset.task.device)
-        rows = self._rows(position, start, self.horizon).T.flatten().to(episode.device)
+        rows = self._rows(position, start, self.horizon).T.flatten().to(episode.device) % len(storage)
         return rows, {"task": self.dataset.task[episode], "episode": episode}
 
     def add(self, index: int) -> None:

@@ -25,17 +25,20 @@ class EnvConfig(Protocol):
     def seed(self) -> int: ...
 
     @property
+    def obs(self) -> str: ...
+
+    @property
     def task_specs(self) -> tuple[TaskSpec, ...]: ...
 
 
 def make_env(task: str | EnvConfig, seed: int | None = None, *, render_mode: str | None = None) -> Env:
     """Build the environment of a task, of a task set, or of a configuration.
 
-    Observations are float32 [obs_dim], actions [action_dim] in [-1, 1]. ``reset(seed=s)`` equals a new environment
-    built with seed s and reset; ``reset()`` goes on to the next episode of the same random stream. The time limit is
-    reported as ``truncated``. ``info["success"]`` is a float, 0.0 where the task has no notion of success. An
-    observation or reward that is not finite, and an error inside the environment, raise an error that names task, seed
-    and step.
+    Observations are float32 [obs_dim], or uint8 images [9, 64, 64] of a configuration with ``obs=rgb``; actions are
+    [action_dim] in [-1, 1]. ``reset(seed=s)`` equals a new environment built with seed s and reset; ``reset()`` goes on
+    to the next episode of the same random stream. The time limit is reported as ``truncated``. ``info["success"]`` is a
+    float, 0.0 where the task has no notion of success. An observation or reward that is not finite, and an error inside
+    the environment, raise an error that names task, seed and step.
 
     Args:
         task: a dm_control task (``walker-walk``), a Gymnasium id (``Pendulum-v1``, ``my_package:Mine-v0``), a task set
@@ -53,9 +56,8 @@ def make_env(task: str | EnvConfig, seed: int | None = None, *, render_mode: str
         seed = task.seed if seed is None else seed
         if len(task.task_specs) > 1:
             return MultiTaskEnv(task.task_specs, seed, render_mode)
-        task = task.task_specs[0].name
-    else:
-        import_module_of(task)
+        return build_env(task.task_specs[0].name, seed, render_mode, task.obs)
+    import_module_of(task)
     if task in TASK_SETS:
         seed = checked_seed(seed)
         return MultiTaskEnv([lookup(name) for name in task_names(task)], seed, render_mode)

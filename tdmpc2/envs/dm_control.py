@@ -19,6 +19,7 @@ from tdmpc2.tasks import TASK_SETS, TASKS, TaskSpec, nearest
 _ALIASES = {"cup": "ball_in_cup", "pointmass": "point_mass"}
 _PAIRS = {f"{domain}_{task}": (domain, task) for domain, task in (*suite.ALL_TASKS, *CUSTOM_TASKS)}
 _ACTION_REPEAT = 2
+_FRAME_SIZE = 384  # of pictures for people
 EPISODE_LENGTH = 500  # agent steps: all tasks of the suite last 1000 control steps
 
 
@@ -97,7 +98,7 @@ class DMControlEnv(gymnasium.Env[Observation, Action]):
         self.action_space = Box(-1.0, 1.0, actions.shape, np.float32, seed=seed)
 
         self._camera = min(2 if self._domain == "quadruped" else 0, self.physics.model.ncam - 1)
-        self._renderer: Renderer | None = None
+        self._renderers: dict[int, Renderer] = {}  # by size of the frame
         self._running = False
 
     def _load(self, seed: int | None) -> None:
@@ -148,16 +149,18 @@ class DMControlEnv(gymnasium.Env[Observation, Action]):
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
         """Draw the current state as RGB [384, 384, 3], seen by the task's own camera; None without ``render_mode``."""
-        if self.render_mode is None:
-            return None
-        if self._renderer is None:
-            self._renderer = Renderer(self.physics.model.ptr, self._camera)
-        return self._renderer.frame(self.physics.data.ptr)
+        return None if self.render_mode is None else self.frame(_FRAME_SIZE)
+
+    def frame(self, size: int) -> NDArray[np.uint8]:
+        """Draw the current state as RGB [size, size, 3], seen by the task's own camera."""
+        if size not in self._renderers:
+            self._renderers[size] = Renderer(self.physics.model.ptr, self._camera, size, size)
+        return self._renderers[size].frame(self.physics.data.ptr)
 
     def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
 
 
 def _flat(observation: dict[str, Any]) -> Observation:

@@ -50,6 +50,7 @@ class Family:
         entry_point: what Gymnasium builds for ``tdmpc2/<task>-v0``; empty: its tasks are not registered there.
         score: key of :data:`SCORE_RULES`.
         tells_success: every episode says if it was a success; elsewhere it is one only where an environment reports it.
+        images: can be learned from images of it (``obs=rgb``).
         renewable: ``reset(seed=s)`` of a used environment equals a new one built with seed s.
         remedy: what to do instead, where none can be built here.
     """
@@ -62,6 +63,7 @@ class Family:
     entry_point: str = ""
     score: str = "return/10"
     tells_success: bool = False
+    images: bool = False
     renewable: bool = False
     remedy: str = ""
 
@@ -128,6 +130,7 @@ FAMILIES = (
         spec="tdmpc2.envs.dm_control:spec",
         resolve="tdmpc2.envs.dm_control:resolve",
         entry_point="tdmpc2.envs.dm_control:DMControlEnv",
+        images=True,
         renewable=True,
     ),
 )
@@ -144,9 +147,24 @@ def family_of(name: str) -> Family:
     return next(family for family in FAMILIES if re.fullmatch(family.pattern, name))
 
 
-def build_env(task: str, seed: int | None, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
-    """Build the environment of one task; see :func:`tdmpc2.envs.make_env`."""
-    return family_of(task).build(task, seed, render_mode)
+def build_env(
+    task: str, seed: int | None, render_mode: str | None = None, obs: str = "state"
+) -> gymnasium.Env[Any, Any]:
+    """Build the environment of one task; see :func:`tdmpc2.envs.make_env`.
+
+    Raises:
+        ValueError: unknown task, or no images of it (``obs="rgb"``).
+    """
+    family = family_of(task)
+    if obs == "rgb" and not family.images:
+        able = ", ".join(family.name for family in FAMILIES if family.images)
+        raise ValueError(f"obs=rgb: no images of task '{task}' ({family.name}), only of {able}: use obs=state")
+    env = family.build(task, seed, render_mode)
+    if obs == "state":
+        return env
+    from tdmpc2.envs.pixels import PixelEnv  # which loads MuJoCo
+
+    return PixelEnv(env, size=64, stacked=3)
 
 
 def checked_seed(seed: Any) -> int | None:

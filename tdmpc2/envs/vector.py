@@ -12,15 +12,22 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from types import TracebackType
 
+import gymnasium
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from tdmpc2.envs.registry import build_env, family_of
-from tdmpc2.envs.wrappers import PadEnv
+from tdmpc2.envs.wrappers import Action, Env, Info, Observation, PadEnv
 from tdmpc2.tasks import TaskSpec
 
 
 def make_vec_env(
-    specs: Sequence[TaskSpec], seeds: Sequence[int], obs_dim: int, action_dim: int, *, render_mode: str | None = None
+    specs: Sequence[TaskSpec],
+    seeds: Sequence[int],
+    obs_dim: int,
+    action_dim: int,
+    *,
+    obs: str = "state",
+    render_mode: str | None = None,
 ) -> SyncVectorEnv:
     """Build E environments side by side, of any tasks, padded to common sizes.
 
@@ -29,8 +36,8 @@ def make_vec_env(
     ``reset(options={"reset_mask": mask})``, ``mask`` being bool [E].
 
     Returns:
-        A vector environment with observations float32 [E, obs_dim], actions [E, action_dim], rewards float64 [E] and
-        ``info["success"]`` [E].
+        A vector environment with observations float32 [E, obs_dim] (``obs="rgb"``: uint8 [E, 9, 64, 64]), actions
+        [E, action_dim], rewards float64 [E] and ``info["success"]`` [E].
 
     Raises:
         ValueError: no environment, not one seed for each, or a task larger than the padded sizes.
@@ -38,13 +45,28 @@ def make_vec_env(
     if not specs or len(specs) != len(seeds):
         raise ValueError(f"{len(specs)} tasks and {len(seeds)} seeds: give one seed for each task, and at least one.")
 
-    def build(spec: TaskSpec, seed: int) -> PadEnv:
-        return PadEnv(build_env(spec.name, seed, render_mode), obs_dim, action_dim)
+    def build(spec: TaskSpec, seed: int) -> Env:
+        return _build(spec.name, seed, obs_dim, action_dim, obs, render_mode)
 
     builders = [partial(build, spec, int(seed)) for spec, seed in zip(specs, seeds, strict=True)]
     envs = SyncVectorEnv(builders, autoreset_mode=AutoresetMode.DISABLED)
     envs.action_space.seed(int(seeds[0]))
     return envs
+
+
+class _OneOfSeveral(gymnasium.Wrapper[Observation, Action, Observation, Action]):
+    """An environment that tells of its info only the success.
+
+    Gymnasium stacks the infos of environments side by side and fails where an entry changes its type or shape.
+    """
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Observation, Info]:
+        obs, info = self.env.reset(seed=seed, options=options)
+        return obs, {"success": info["success"]}
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, Info]:
+        *outcome, info = self.env.step(action)
+        return *outcome, {"success": info["success"]}  # type: ignore[return-value]
 
 
 class EnvPool:
@@ -57,11 +79,12 @@ class EnvPool:
     Args:
         obs_dim: size that observations are padded to.
         action_dim: size that actions are padded to.
+        obs: ``state``, or ``rgb`` for images.
     """
 
-    def __init__(self, obs_dim: int, action_dim: int) -> None:
-        self._sizes = obs_dim, action_dim
-        self._kept: dict[str, list[PadEnv]] = {}
+    def __init__(self, obs_dim: int, action_dim: int, obs: str = "state") -> None:
+        self._form = obs_dim, action_dim, obs
+        self._kept: dict[str, list[Env]] = {}
 
     def make(self, specs: Sequence[TaskSpec]) -> SyncVectorEnv:
         """Provide environments as of :func:`make_vec_env`; the first reset has to be ``reset(seed=seeds)``.
@@ -73,12 +96,12 @@ class EnvPool:
         """
         tasks = {spec.name for spec in specs}
         self._close(name for name in list(self._kept) if name not in tasks or not family_of(name).renewable)
-        envs: list[PadEnv] = []
+        envs: list[Env] = []
         used: Counter[str] = Counter()
         for spec in specs:
             kept = self._kept.setdefault(spec.name, [])
             if used[spec.name] == len(kept):
-                kept.append(PadEnv(build_env(spec.name, 0), *self._sizes))
+                kept.append(_build(spec.name, 0, *self._form))
             envs.append(kept[used[spec.name]])
             used[spec.name] += 1
         return SyncVectorEnv([partial(_same, env) for env in envs], autoreset_mode=AutoresetMode.DISABLED)
@@ -101,5 +124,12 @@ class EnvPool:
                 env.close()
 
 
-def _same(env: PadEnv) -> PadEnv:
+def _build(
+    name: str, seed: int, obs_dim: int, action_dim: int, obs: str = "state", render_mode: str | None = None
+) -> Env:
+    env = build_env(name, seed, render_mode, obs)
+    return _OneOfSeveral(PadEnv(env, obs_dim, action_dim) if obs == "state" else env)
+
+
+def _same(env: Env) -> Env:
     return env

@@ -5,6 +5,7 @@ docs/algorithm.md, "World model" and "Networks and initialisation".
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from tdmpc2.checkpoints import layouts
 from tdmpc2.config import Config
 from tdmpc2.nn.layers import MLP, Linear, QEnsemble, mlp, simnorm
 from tdmpc2.nn.math import bin_centres, bounded_log_std, decode, squashed_gaussian_stats
+from tdmpc2.nn.pixels import PixelEncoder
 
 
 class TaskContext(NamedTuple):
@@ -73,10 +75,16 @@ class WorldModel(nn.Module):
             self._task_emb = nn.Embedding(len(cfg.task_specs), task_dim, dtype=torch.float32)
         hidden = [cfg.enc_dim] * max(cfg.num_enc_layers - 1, 1)
         latent_norm = partial(simnorm, group=cfg.simnorm_dim)
-        self._encoder = nn.ModuleDict({"state": mlp(cfg.obs_dim + task_dim, hidden, latent, latent_norm)})
+        self._encoder = nn.ModuleDict()
+        if cfg.obs == "rgb":
+            self._encoder["rgb"] = PixelEncoder(cfg.obs_shape[0], cfg.num_channels, latent, cfg.simnorm_dim)
+        else:
+            self._encoder["state"] = mlp(cfg.obs_dim + task_dim, hidden, latent, latent_norm)
         joint = latent + task_dim + cfg.action_dim
         self._dynamics = mlp(joint, [width, width], latent, latent_norm)
         self._reward = mlp(joint, [width, width], bins)
+        if cfg.episodic:
+            self._termination = mlp(latent + task_dim, [width, width], 1)
         self._pi = mlp(latent + task_dim, [width, width], 2 * cfg.action_dim)
         self._Qs = QEnsemble(cfg.num_q, joint, width, bins)
         self._target_Qs = QEnsemble(cfg.num_q, joint, width, bins).requires_grad_(False)
@@ -101,6 +109,10 @@ class WorldModel(nn.Module):
         for module in self.modules():
             if isinstance(module, Linear):
                 module.weight.normal_(0, 0.02, generator=generator)
+            elif isinstance(module, nn.Conv2d):  # as PyTorch does it, but from the generator
+                bound = 1 / module.weight[0].numel() ** 0.5
+                for parameter in module.parameters():
+                    parameter.uniform_(-bound, bound, generator=generator)
             elif isinstance(module, nn.Embedding):
                 module.weight.uniform_(-0.02, 0.02, generator=generator)
         for index, param in enumerate(self._Qs.params[:8]):
@@ -124,6 +136,16 @@ class WorldModel(nn.Module):
         """Move the target heads by a fraction ``tau`` towards the online heads."""
         torch._foreach_lerp_(list(self._target_Qs.params), list(self._Qs.params), tau)
 
+    def with_settings(self, cfg: Config) -> WorldModel:
+        """Give the same networks other settings, such as another planning budget; nothing is copied.
+
+        Args:
+            cfg: of the same sizes and tasks.
+        """
+        view = copy.copy(self)  # shares the tables of parameters and modules
+        view.cfg = cfg
+        return view
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load any public layout, quantised or not: docs/algorithm.md, "Checkpoint layouts".
 
@@ -140,7 +162,13 @@ class WorldModel(nn.Module):
 
         Precision, packing and quantisation go through this table, so that a new network is a new row.
         """
-        return [Network(name, self.get_submodule(name), inputs) for name, inputs in layouts.NETWORKS.items()]  # type: ignore[arg-type]
+        absent = set()
+        if not self.cfg.episodic:
+            absent.add(layouts.TERMINATION)
+        if self.cfg.obs == "rgb":
+            absent.add(layouts.STATE_ENCODER)  # that of images stays as it is
+        own = {name: inputs for name, inputs in layouts.NETWORKS.items() if name not in absent}
+        return [Network(name, self.get_submodule(name), inputs) for name, inputs in own.items()]  # type: ignore[arg-type]
 
     # -- tasks ------------------------------------------------------------------------------------------------------
 
@@ -174,8 +202,15 @@ class WorldModel(nn.Module):
 
     # -- networks ---------------------------------------------------------------------------------------------------
 
-    def encode(self, obs: Tensor, task: Task = None) -> Tensor:
-        """Encode observations, [..., O] -> [..., D]."""
+    def encode(self, obs: Tensor, task: Task = None, shift: Tensor | None = None) -> Tensor:
+        """Encode observations, [..., O] or images [..., C, 64, 64] -> [..., D].
+
+        Args:
+            obs: float states, or uint8 images.
+            shift: of each image, [..., 2], in training only: :func:`~tdmpc2.nn.pixels.random_shift`.
+        """
+        if self.cfg.obs == "rgb":
+            return self._encoder["rgb"](obs, shift)
         return self._encoder["state"](*_parts(obs, self.context(task).embedding))
 
     def next(self, z: Tensor, a: Tensor, task: Task = None) -> Tensor:
@@ -185,6 +220,13 @@ class WorldModel(nn.Module):
     def reward(self, z: Tensor, a: Tensor, task: Task = None) -> Tensor:
         """Predict logits of the reward, [..., D] and [..., A] -> [..., K]."""
         return self._reward(*_parts(z, self.context(task).embedding, a))
+
+    def termination(self, z: Tensor, task: Task = None) -> Tensor:
+        """Predict the logit of the episode having terminated on the way to this latent, [..., D] -> [..., 1].
+
+        Only models of ``episodic`` tasks can.
+        """
+        return self._termination(*_parts(z, self.context(task).embedding))
 
     def pi(self, z: Tensor, task: Task = None, eps: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Sample the policy prior: docs/algorithm.md, "Policy prior".

@@ -24,13 +24,18 @@ def agent_actor(agent: TDMPC2, *, noise: bool, seed: int | None = None, mpc: boo
     return act
 
 
+def uniform_actions(cfg: Config, task_ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw uniform actions in [-1, 1] on each task's own dimensions, zero on the padding: [E, A] float32."""
+    action = rng.uniform(-1, 1, (len(task_ids), cfg.action_dim)).astype(np.float32)
+    return action * _used(cfg, task_ids)
+
+
 def random_actor(cfg: Config, seed: int) -> Actor:
-    """Draw uniform actions in [-1, 1] on each task's own dimensions, zero on the padding."""
+    """Let :func:`uniform_actions` act."""
     rng = np.random.default_rng(seed)
 
     def act(obs: np.ndarray, t0: np.ndarray, task_ids: np.ndarray) -> np.ndarray:
-        action = rng.uniform(-1, 1, (len(obs), cfg.action_dim)).astype(np.float32)
-        return action * _used(cfg, task_ids)
+        return uniform_actions(cfg, task_ids, rng)
 
     return act
 

@@ -34,7 +34,7 @@ class Episode:
     """One played episode of T steps; row t >= 1 holds what led to observation t, row 0 of action and reward is NaN."""
 
     job: Job
-    obs: Floats  # [T+1, O]
+    obs: Floats  # [T+1, O]; of images uint8 [T+1, C, height, width]
     action: Floats  # [T+1, A]
     reward: Floats  # [T+1]
     episode_return: float  # summed in float64
@@ -118,7 +118,9 @@ def play(
     longest = max(spec.episode_length for spec in specs)
     longest = min(longest, max_steps or longest)
     num_envs = len(jobs)
-    obs = np.full((longest + 1, num_envs, cfg.obs_dim), np.nan, np.float32)
+    images = cfg.obs == "rgb"
+    shape = (longest + 1, num_envs, *cfg.obs_shape)
+    obs: Floats = np.zeros(shape, np.uint8) if images else np.full(shape, np.nan, np.float32)
     action = np.full((longest + 1, num_envs, cfg.action_dim), np.nan, np.float32)
     reward = np.full((longest + 1, num_envs), np.nan)
     success, terminated = np.zeros(num_envs), np.zeros(num_envs, bool)
@@ -127,7 +129,9 @@ def play(
 
     if pool is None:
         mode = "rgb_array" if render else None
-        envs = make_vec_env(specs, [job.seed for job in jobs], cfg.obs_dim, cfg.action_dim, render_mode=mode)
+        envs = make_vec_env(
+            specs, [job.seed for job in jobs], cfg.obs_dim, cfg.action_dim, obs=cfg.obs, render_mode=mode
+        )
     else:
         envs = pool.make(specs)
     try:

@@ -21,7 +21,7 @@ from tdmpc2.config import Config
 from tdmpc2.support.csv_files import CsvFile, drop_rows_after, read_csv, set_aside
 from tdmpc2.tracking.console import RunConsole, metric_parts
 from tdmpc2.tracking.names import CSV_FILES, wandb_name
-from tdmpc2.tracking.pace import Pace
+from tdmpc2.tracking.pace import Activity, Pace
 from tdmpc2.tracking.wandb import WandbRun
 
 __all__ = ["Logger", "read_scalars"]
@@ -110,6 +110,7 @@ class Logger:
         group: str = "train",
         *,
         data_wait: float | None = None,
+        activity: Activity | None = None,
     ) -> None:
         """Write one row of scalars to every output.
 
@@ -121,6 +122,7 @@ class Logger:
                 group gets a line of its own. Rows of "eval" carry the scores of ``teacher_score`` and
                 ``control_score`` along.
             data_wait: share of the time since the last row that was spent waiting for data, 0 to 1.
+            activity: what else is to be said of that time.
 
         Raises:
             ValueError: a metric is not a scalar.
@@ -129,14 +131,16 @@ class Logger:
         self._write_csv(group, [{"step": step, **values}])
         row: dict[str, float] = {wandb_name(group, name): value for name, value in values.items()}
         if group == "train":
-            row |= self._log_speed(step, values, data_wait)
+            row |= self._log_speed(step, values, data_wait, activity)
         else:
             row |= self._lines if group == "eval" else {}
             shown = "   ".join(f"{name} {value:.4g}" for name, value in values.items())
             self.message(f"{group}: step {step:,}   {shown}")
         self._wandb.log(step, row)
 
-    def _log_speed(self, step: int, values: Mapping[str, float], data_wait: float | None) -> dict[str, float]:
+    def _log_speed(
+        self, step: int, values: Mapping[str, float], data_wait: float | None, activity: Activity | None
+    ) -> dict[str, float]:
         """Write the training line and a row of ``speed.csv``; returns what Weights & Biases shows of it."""
         now = monotonic()
         interval = self._pace.row(step, now)
@@ -145,11 +149,25 @@ class Logger:
         if data_wait is not None:
             pace["data_wait"] = data_wait
             parts.append(f"data {data_wait:.0%}")
+        if activity is not None:
+            pace |= activity.columns
+            parts += activity.parts
         row = {"step": step, "seconds": interval.seconds, **pace, "wall_seconds": interval.wall_seconds}
         self._write_csv("speed", [row])
         self._console.training_line([*parts, f"ETA {self._pace.remaining(step, now)}", *metric_parts(values)])
         pace["wall_hours"] = interval.wall_seconds / 3600
         return {f"speed/{name}": value for name, value in pace.items()}
+
+    def log_episodes(self, step: int, rows: Sequence[Mapping[str, str | float]]) -> None:
+        """Record episodes that were played for training: ``episodes.csv``, and a curve for each task's returns.
+
+        Args:
+            step: training step they ended with.
+            rows: of each its task, return, length, success and whatever else there is to tell.
+        """
+        self._write_csv("episodes", [{"step": step, **row} for row in rows])
+        for row in rows:
+            self._wandb.log(step, {f"episode/{row['task']}": float(row["return"])})
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:

@@ -5,7 +5,10 @@ W&B group  what is in it                                        file in the run 
 ========== ==================================================== ==================================================
 train/     losses and gradient norms of updates                 train.csv
 distill/   losses of the distillation targets, named by target  train.csv, as ``distillation_...``
-speed/     it_per_s, data_wait, wall_hours                      speed.csv (wall_seconds)
+speed/     it_per_s, data_wait, wall_hours; learning online     speed.csv (wall_seconds)
+           also updates_per_s and the shares of the time
+episode/   returns of the episodes that are learned from, one   episodes.csv
+           curve per task
 eval/      normalized_score, low, high; one curve per task      eval.csv, eval_tasks.csv
 video/     one video per task                                   videos/
 ========== ==================================================== ==================================================
@@ -20,7 +23,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 #: The CSV files of a run; no other file of its directory is ever cut or deleted, since it may be the user's.
-CSV_FILES = ("train", "speed", "eval", "eval_tasks")
+CSV_FILES = ("train", "speed", "episodes", "eval", "eval_tasks")
 
 
 class Metric(NamedTuple):
@@ -39,6 +42,9 @@ METRICS = (
     Metric("consistency_loss", "train/consistency_loss", "consistency", "predicted latents against encoded ones"),
     Metric("reward_loss", "train/reward_loss", "reward", "reward logits against the data's rewards"),
     Metric("value_loss", "train/value_loss", "value", "Q logits against TD targets"),
+    Metric("termination_loss", "train/termination_loss", "termination", "logits of the termination head against ends"),
+    Metric("termination_rate", "train/termination_rate", "", "share of the slices that end in a termination"),
+    Metric("termination_f1", "train/termination_f1", "", "F1 of predicting these"),
     Metric("pi_loss", "train/pi_loss", "pi", "the policy prior's: scaled values and entropy"),
     Metric("grad_norm", "train/grad_norm", "grad", "gradient norm of model and Q heads before clipping"),
     Metric("pi_grad_norm", "train/pi_grad_norm", "", "gradient norm of the policy prior before clipping"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from tdmpc2.tracking.progress import remaining
@@ -13,6 +14,13 @@ class Interval(NamedTuple):
     seconds: float  # all of it
     it_per_s: float  # steps per second, pauses left out
     wall_seconds: float  # since the run first started, pauses included, breaks between starts not
+
+
+class Activity(NamedTuple):
+    """What a run did between two rows of the log, besides its steps."""
+
+    columns: Mapping[str, float]  # of speed.csv
+    parts: Sequence[str]  # of the training line
 
 
 class Pace:

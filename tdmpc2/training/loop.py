@@ -14,7 +14,7 @@ A step is an update offline, and a step of the environments online, where there 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from time import monotonic
@@ -32,6 +32,7 @@ from tdmpc2.support.mapped_files import FileChangedError
 from tdmpc2.support.runtime import set_num_threads
 from tdmpc2.support.text import cut
 from tdmpc2.tracking.logger import Logger
+from tdmpc2.tracking.pace import Activity
 from tdmpc2.training import run_dir, run_record
 from tdmpc2.training.guards import STOPPED, FiniteGuard, StopRequest, stop_on_signal
 from tdmpc2.training.resuming import Every, Resumed, Stateful, resume
@@ -61,6 +62,7 @@ class Run:
         evaluate: Evaluator,
         data: Mapping[str, str] | None = None,
         stride: int = 1,
+        evaluate_first: bool = False,
     ) -> Iterator[Run]:
         """Lock the run's directory, listen for signals, build the agent and bring it to where the run stands.
 
@@ -73,6 +75,7 @@ class Run:
             evaluate: plays the agent for a score, as :func:`tdmpc2.play.evaluation.evaluate` does.
             data: identity of stored data that the run learns from; it may not change when the run is continued.
             stride: steps that the loop takes at a time, such as the number of environments.
+            evaluate_first: evaluate before the first step, too.
 
         Raises:
             ValueError: a file cannot be read, or the directory belongs to another run or process.
@@ -84,7 +87,7 @@ class Run:
             ExitStack() as stack,
         ):
             stop.at_once = True  # whatever is made before the first update survives a kill
-            yield cls(cfg, teacher_cfg, group, evaluate, data, stride, stop, stack)
+            yield cls(cfg, teacher_cfg, group, evaluate, data, stride, evaluate_first, stop, stack)
 
     def __init__(
         self,
@@ -94,6 +97,7 @@ class Run:
         evaluate: Evaluator,
         data: Mapping[str, str] | None,
         stride: int,
+        evaluate_first: bool,
         stop: StopRequest,
         stack: ExitStack,
     ) -> None:
@@ -102,7 +106,7 @@ class Run:
         self._stop, self._stack = stop, stack
         self._log_now = Every(cfg.log_freq, stride)
         self._save_now = Every(cfg.save_freq, stride)
-        self._evaluate_now = Every(cfg.eval_freq, stride)
+        self._evaluate_now = Every(cfg.eval_freq, stride, evaluate_first)
         self._ask_others = Every(10, stride)  # whether one of several processes was told to stop
         self._threads = set_num_threads(cfg.num_threads)
         self._new_directory = not cfg.run_dir.exists()
@@ -127,6 +131,7 @@ class Run:
         self._updated = False
         self._batches: Batches | None = None
         self._describe_batch: Callable[[int], str] | None = None
+        self._activity: Callable[[float], Activity] | None = None
 
     @property
     def model_path(self) -> Path:
@@ -158,16 +163,24 @@ class Run:
                 ) from error
         self._parts[name] = part
 
-    def start(self, source: str, *notes: str, describe_batch: Callable[[int], str] | None = None) -> None:
+    def start(
+        self,
+        source: str,
+        *notes: str,
+        describe_batch: Callable[[int], str] | None = None,
+        activity: Callable[[float], Activity] | None = None,
+    ) -> None:
         """Claim the directory and open the log; from here on a signal saves before it stops.
 
         Args:
             source: what the run learns from, for its first line.
             notes: more lines; empty ones are left out.
             describe_batch: says of a step what its batch was, for the message of a run that diverged.
+            activity: says in every training line what the time since the last one was spent on; it is called with the
+                seconds of that time that do not count, such as those of an evaluation.
         """
         cfg, group, resumed = self.cfg, self.group, self.resumed
-        self._describe_batch = describe_batch
+        self._describe_batch, self._activity = describe_batch, activity
         self._stop.at_once = False
         # Where nothing has been saved since, it was killed; where nothing ever is, it may have come to its end.
         begun_before = cfg.save_agent and (cfg.run_dir / "run.json").exists()
@@ -191,9 +204,20 @@ class Run:
         for line in filter(None, (resumed.note, *notes, self.agent.compile_update())):
             self._logger.message(line)
 
-    def steps(self) -> Iterator[int]:
-        """Yield the number of each step to take, from 1; first of all the evaluation that is due is made."""
-        if self.resumed.evaluation_due:
+    @property
+    def stopping(self) -> bool:
+        """True once the run was told to stop, which it does after the step: long ones may end early."""
+        return bool(self._stop)
+
+    def steps(self, again: bool = False) -> Iterator[int]:
+        """Yield the number of each step to take, from 1; first of all the evaluation that is due is made.
+
+        Args:
+            again: the last step of the time before was cut short, and its number comes once more.
+        """
+        if again:
+            yield self._step
+        elif self.resumed.evaluation_due:
             self._evaluate(self.resumed.step)
         while self._step < self.cfg.steps:
             self._step += self._stride
@@ -259,6 +283,20 @@ class Run:
         if evaluating:
             self._evaluate(step)
 
+    def log_episodes(self, step: int, episodes: Sequence[Mapping[str, str | float]]) -> None:
+        """Record episodes that ended with a step, each as its task, return, length and so on."""
+        if episodes:
+            self._logger.log_episodes(step, episodes)
+
+    def message(self, text: str) -> None:
+        """Print a line that stays."""
+        self._logger.message(text)
+
+    def save(self, step: int) -> None:
+        """Save at a step that was the last to be complete, before an error ends the run."""
+        self._check_finite()
+        self._save(step)
+
     def _headline(self, source: str) -> str:
         parameters = num_parameters(self.agent.model)
         return (
@@ -276,7 +314,8 @@ class Run:
 
     def _log(self, step: int, metrics: Mapping[str, Tensor]) -> None:
         waited = self._batches.take_wait(self._logger.paused) if self._batches else None
-        self._logger.log(step, metrics, data_wait=waited)
+        activity = self._activity(self._logger.paused) if self._activity else None
+        self._logger.log(step, metrics, data_wait=waited, activity=activity)
 
     def _check_finite(self) -> None:
         bad = self._guard.first_bad_step()

@@ -44,10 +44,18 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
     check_memory(cfg, training_parts(cfg), available_memory(device))
     set_num_threads(cfg.num_threads)
     problems = []
+    online = cfg.mode == "online"
     try:
-        data_record(cfg.data_dir, cfg.task)
+        if online:
+            check_playable(cfg)
+        else:
+            data_record(cfg.data_dir, cfg.task)
     except ValueError as error:
-        problems.append(f"data: {error}")
+        problems.append(f"{'environment' if online else 'data'}: {error}")
+    if online and cfg.buffer_size <= (longest := max(cfg.task_specs[i].episode_length for i in cfg.task_ids)):
+        problems.append(f"buffer_size={cfg.buffer_size:,} does not hold the {longest + 1:,} rows of one episode")
+    if cfg.episodic and not online:
+        problems.append("episodic=true: stored episodes do not say which of them terminated, mode=online does")
     if teacher is not None and (teacher.checkpoint is None or not Path(teacher.checkpoint).exists()):
         problems.append(
             f"teacher: teacher_config.checkpoint={teacher.checkpoint} does not exist. Name a file, download the "
@@ -57,9 +65,10 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
         )
     if cfg.checkpoint is not None and not Path(cfg.checkpoint).exists():
         problems.append(f"weights to start from: checkpoint={cfg.checkpoint} does not exist")
-    if cfg.eval_freq and cfg.eval_freq <= cfg.steps:
+    if cfg.eval_freq and (online or cfg.eval_freq <= cfg.steps):
         try:
-            check_playable(cfg)
+            if not online:
+                check_playable(cfg)
             if cfg.save_video:
                 check_video(cfg)
         except ValueError as error:
@@ -116,18 +125,18 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
     data_line, size, imported = _data(cfg, agent.device)
     before, before_s, before_bytes = _preparation(cfg, live_teacher, size, imported)
 
-    batch = _random_batch(cfg, agent.device)
+    batch = random_batch(cfg, agent.device)
     if processes == 1 and (line := agent.compile_update()):
         print(line, flush=True)
-    update_s = _seconds(lambda: agent.update(batch), agent.device)
+    update_s = median_seconds(lambda: agent.update(batch), agent.device)
     parameters = num_parameters(agent.model)
     lines = [
         f"run         {cfg.run_dir}, " + (f"continues at step {start:,}" if start else "new"),
         f"student     {parameters:,} parameters on {agent.device}, {threads} threads",
-        "teacher     " + _teacher_line(teacher, live_teacher, cfg),
+        "teacher     " + teacher_line(teacher, live_teacher, cfg),
         data_line,
         *before,
-        f"updates     {steps:,} x {1e3 * update_s:.1f} ms = {_clock(steps * update_s)}",
+        f"updates     {steps:,} x {1e3 * update_s:.1f} ms = {clock_text(steps * update_s)}",
     ]
     total = before_s + steps * update_s
     evaluations = cfg.steps // cfg.eval_freq - start // cfg.eval_freq if cfg.eval_freq else 0
@@ -136,12 +145,12 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
             print(line, flush=True)
         num_envs = side_by_side(cfg, cfg.eval_episodes * len(cfg.task_ids), agent)
         obs, ids = np.zeros((num_envs, cfg.obs_dim), np.float32), np.arange(num_envs) % len(cfg.task_specs)
-        plan_s = _seconds(lambda: agent.act(obs, t0=True, eval_mode=True, task=ids), agent.device) / num_envs
+        plan_s = median_seconds(lambda: agent.act(obs, t0=True, eval_mode=True, task=ids), agent.device) / num_envs
         once = num_steps(cfg) * plan_s
         total += evaluations * once
         lines.append(
             f"evaluation  {evaluations} x {num_steps(cfg):,} plans x {1e3 * plan_s:.1f} ms = "
-            f"{_clock(evaluations * once)} (without simulation)"
+            f"{clock_text(evaluations * once)} (without simulation)"
         )
     in_memory = 0 if data_line.endswith("disk") else size
     memory = in_memory + parameters * 4 * 4 + sum(t.nbytes for t in agent.model.state_dict().values())
@@ -155,7 +164,7 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
         f"memory      about {memory / 1e9:.2f} GB with data and optimisers, {free_memory / 1e9:.1f} GB free",
         f"disk        {needed / 1e9:.2f} GB for checkpoints, {free / 1e9:.1f} GB free"
         + (beside if before_bytes else ""),
-        f"in all      about {_clock(total)}",
+        f"in all      about {clock_text(total)}",
     ]
 
 
@@ -176,26 +185,29 @@ def _preparation(cfg: Config, live_teacher: TDMPC2 | None, size: int, imported: 
     if imported:
         disk = sum(path.stat().st_size for path in chunk_paths(cfg.data_dir))
         seconds = disk / RATE
-        lines.append(f"import      {disk / 1e9:.2f} GB at {RATE / 1e6:.0f} MB/s = {_clock(seconds)}")
+        lines.append(f"import      {disk / 1e9:.2f} GB at {RATE / 1e6:.0f} MB/s = {clock_text(seconds)}")
     if live_teacher is not None and cfg.distillation_cache != "off":
         layout = Layout.of(cfg.task_specs)
         rows = size // RowFormat(layout.obs_dim, layout.action_dim).record.itemsize
         names = {column for name in cfg.distillation_terms if (column := TARGETS[name].cached_as)}
         disk += 4 * rows * len(names)
         if cfg.distillation_cache == "full":
-            batch = _random_batch(cfg.replace(batch_size=_CACHE_BATCH), live_teacher.device)
+            batch = random_batch(cfg.replace(batch_size=_CACHE_BATCH), live_teacher.device)
             ids = batch.task if live_teacher.cfg.multitask else None
-            once = _seconds(
+            once = median_seconds(
                 lambda: teacher_columns(live_teacher.model, names, batch.obs[0], batch.action[0], ids),
                 live_teacher.device,
             )
             filling = rows / _CACHE_BATCH * once
             seconds += filling
-            lines.append(f"cache       at most {rows:,} rows x {1e6 * once / _CACHE_BATCH:.1f} us = {_clock(filling)}")
+            lines.append(
+                f"cache       at most {rows:,} rows x {1e6 * once / _CACHE_BATCH:.1f} us = {clock_text(filling)}"
+            )
     return lines, seconds, disk
 
 
-def _teacher_line(teacher: Teacher | None, live_teacher: TDMPC2 | None, cfg: Config) -> str:
+def teacher_line(teacher: Teacher | None, live_teacher: TDMPC2 | None, cfg: Config) -> str:
+    """Say which teacher a run has and when it is asked."""
     if teacher is None or live_teacher is None:
         return "none"
     count = sum(p.numel() for p in live_teacher.model.parameters())
@@ -203,7 +215,8 @@ def _teacher_line(teacher: Teacher | None, live_teacher: TDMPC2 | None, cfg: Con
     return f"{teacher.path}, {count:,} parameters, {cache[cfg.distillation_cache]}"
 
 
-def _random_batch(cfg: Config, device: torch.device) -> Batch:
+def random_batch(cfg: Config, device: torch.device) -> Batch:
+    """Draw a batch of the sizes of a run, to time an update with."""
     horizon, size = cfg.horizon, cfg.batch_size
     generator = torch.Generator().manual_seed(cfg.seed)
     batch = Batch(
@@ -211,11 +224,12 @@ def _random_batch(cfg: Config, device: torch.device) -> Batch:
         torch.rand(horizon, size, cfg.action_dim, dtype=torch.float32, generator=generator) * 2 - 1,
         torch.rand(horizon, size, 1, dtype=torch.float32, generator=generator),
         torch.randint(len(cfg.task_specs), (size,), generator=generator),
+        terminated=torch.zeros(horizon, size, 1) if cfg.episodic else None,
     )
     return batch.to(device)
 
 
-def _seconds(function: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
+def median_seconds(function: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
     """Median time of a call, the first two left out."""
     seconds = []
     for _ in range(repeats + 2):
@@ -227,5 +241,6 @@ def _seconds(function: Callable[[], object], device: torch.device, repeats: int 
     return median(seconds[2:])
 
 
-def _clock(seconds: float) -> str:
+def clock_text(seconds: float) -> str:
+    """Write seconds as h:mm:ss."""
     return str(timedelta(seconds=round(seconds)))

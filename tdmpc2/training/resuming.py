@@ -22,13 +22,17 @@ class Every:
     Attributes:
         freq: steps between two times.
         stride: steps that the loop takes at a time; a multiple that is passed on the way counts.
+        first: due before the first step as well.
     """
 
     freq: int
     stride: int = 1
+    first: bool = False
 
     def due(self, step: int) -> bool:
         """Tell whether it is time, ``step`` steps having been taken."""
+        if step == 0:
+            return self.first and self.freq > 0
         return self.freq > 0 and step > 0 and step // self.freq > max(step - self.stride, 0) // self.freq
 
 
@@ -78,7 +82,8 @@ def resume(
     saved = run_dir.restore(agent, cfg.run_dir)
     label = score_label(cfg.task_specs[task_id] for task_id in cfg.task_ids)
     rename_score(cfg.run_dir, label)
-    due = evaluate.due(saved.step) and saved.step not in read_scores(cfg.run_dir, label)
+    # A run that is killed before it saves begins anew, with its evaluation.
+    due = evaluate.due(saved.step) and (saved.step == 0 or saved.step not in read_scores(cfg.run_dir, label))
     seconds = saved.wall_seconds
     if seconds is None:  # nothing saved yet, or by a version that did not count
         seconds = wall_seconds(cfg.run_dir, saved.step)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoints.files import load_file, save_file
+from tdmpc2.checkpoints.files import read_file, save_file
 from tdmpc2.support import files
 from tdmpc2.support.files import replacing
 from tdmpc2.training.evaluations import read_scores, write_scores
@@ -167,6 +167,7 @@ def record_score(agent: TDMPC2, run_dir: Path, step: int, score: float, label: s
 
 def _step_of(path: Path) -> int | None:
     try:
-        return load_file(path).step
+        content = read_file(path)
     except ValueError:  # missing or damaged
         return None
+    return content.get("step") if isinstance(content, dict) else None

@@ -15,7 +15,7 @@ from tdmpc2.data.store.importer import import_episodes
 from tdmpc2.data.store.store import StoreMeta
 from tdmpc2.data.store.teacher_columns import open_targets
 from tdmpc2.data.tools import verify
-from tests.helpers.data import SPECS
+from tests.helpers.data import SPECS, L
 from tests.helpers.data_command import episodes, flip, problems_of, write_chunks, write_store
 
 
@@ -118,7 +118,8 @@ def test_verify_lists_every_damaged_chunk_file(tmp_path: Path, run_data: Any, mo
 def test_verify_checks_store_and_teacher_outputs_too(tmp_path: Path, run_data: Any) -> None:
     root = write_chunks(tmp_path / "d", episodes())
     store = import_episodes([root], root / "store", "three", SPECS, quiet=True)
-    open_targets(store, "ab" * 32, "teacher.pt").values[4, 3] = 1.0
+    place, number = torch.tensor([4 * (L + 1) + 3]), torch.ones(1)
+    open_targets(store, "ab" * 32, "teacher.pt").put(place, number)
     assert run_data("verify", root)[:2] == (0, "7 files, 9 episodes: good\n")
     open_targets(store, "ab" * 32, "teacher.pt").values[4, 3] = torch.inf
     (problem,) = problems_of(run_data, root)

@@ -180,7 +180,8 @@ def test_parse_cfg_arithmetic_is_evaluated(left: int, right: int, operator: str)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"obs": "rgb"}, "obs=rgb.*'state'"),
+        ({"obs": "rgb"}, "obs=rgb learns one task"),
+        ({"obs": "rgb", "task": "cup-catch", "mode": "offline"}, "obs=rgb learns online: .*Leave out data_dir"),
         ({"model_size": 2}, "model_size=2 is not one of 1, 5, 19, 48, 317, null"),
         ({"policy_loss": "sac"}, "policy_loss=sac is not one of auto, opt, tdmpc2"),
         ({"precision": "fp8"}, "precision=fp8 is not one of auto, fp32, bf16, fp16"),

@@ -108,27 +108,51 @@ def test_auto_is_resolved_and_stored_resolved() -> None:
     assert Config(policy_loss="tdmpc2").policy_loss == "tdmpc2"
 
 
-def test_online_learning_is_refused_in_one_line() -> None:
-    with pytest.raises(ValueError, match=r"\Amode=online is not built yet.*mode=offline.*\Z"):
-        Config(mode="online")
+@pytest.mark.parametrize(("typed", "mode", "policy_loss"), [
+    ({}, "offline", "opt"),
+    ({"task": "walker-walk"}, "online", "tdmpc2"),
+    ({"task": "walker-walk", "data_dir": "data/mt30"}, "offline", "opt"),
+    ({"task": "walker-walk", "mode": "offline"}, "offline", "opt"),
+    ({"mode": "online"}, "online", "tdmpc2"),
+    ({"mode": "online", "policy_loss": "opt"}, "online", "opt"),
+])  # fmt: skip
+def test_mode_is_online_for_one_task_without_data(typed: dict[str, Any], mode: str, policy_loss: str) -> None:
+    """A command line names one task to learn it by acting, and data or a task set to learn from what is stored."""
+    cfg = Config(**typed)
+    assert (cfg.mode, cfg.policy_loss) == (mode, policy_loss)
+    assert cfg.data_dir == "data/mt30"
+    assert Config(**cfg.to_dict()) == cfg
+
+
+@pytest.mark.parametrize(("typed", "seed_steps"), [
+    ({"task": "walker-walk"}, 2500),
+    ({"task": "mw-reach"}, 1000),
+    ({"task": "walker-walk", "num_envs": 10}, 5000),
+    ({"mode": "online"}, 15_000),
+    ({"mode": "online", "tasks": ["walker-walk", "walker-run"]}, 2500),
+    ({"task": "walker-walk", "seed_steps": 0}, 0),
+])  # fmt: skip
+def test_seed_steps_give_every_environment_an_episode(typed: dict[str, Any], seed_steps: int) -> None:
+    assert Config(**typed).seed_steps == seed_steps
+
+
+def test_episodic_learning_sees_terminations_at_the_end_of_slices() -> None:
+    """The reference overwrote what its user had set for these environments."""
+    assert (Config().rho, Config().discount_max) == (0.5, 0.995)
+    assert (Config(episodic=True).rho, Config(episodic=True).discount_max) == (0.7, 0.99)
+    typed = Config(episodic=True, rho=0.5, discount_max=0.995)
+    assert (typed.rho, typed.discount_max) == (0.5, 0.995)
+
+
+def test_cached_targets_are_refused_while_learning_online() -> None:
+    with pytest.raises(ValueError, match=r"\Adistillation_cache=lazy belongs to stored episodes.*=off\Z"):
+        Config(mode="online", distillation_cache="lazy")
 
 
 def test_following_names_the_keys_that_are_as_they_follow() -> None:
     """Reports leave these out of a run's label, whose model_size already says them."""
     every = {*WIDTHS, "num_elites", "num_pi_trajs", "policy_loss", "mode"}
+    every |= {"data_dir", "rho", "discount_max", "seed_steps"}
     assert Config(num_samples=64, model_size=5).following() == every
     assert Config(num_elites=8, policy_loss="tdmpc2").following() == every - {"num_elites", "policy_loss"}
     assert every - Config(**SMALL).following() == {"enc_dim", "mlp_dim", "latent_dim", "task_dim"}
-
-
-def test_ignored_keys_are_accepted_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    """Command lines of the reference run; what they set in vain is said."""
-    parse_cfg({"buffer_size": 1_000_000, "num_channels": 32, "obs": "state"})
-    assert not caplog.text
-    parse_cfg({"buffer_size": 5, "num_channels": 16})
-    assert [record.getMessage().partition(" has")[0] for record in caplog.records] == [
-        "the configuration: buffer_size=5",
-        "the configuration: num_channels=16",
-    ]
-    with pytest.raises(ValueError, match="obs=rgb: only 'state' is supported"):
-        parse_cfg({"obs": "rgb"})

@@ -14,7 +14,10 @@ import numpy as np
 import torch
 
 #: Columns and keys that hold times, which no two runs share.
-_CLOCK = ("seconds", "it_per_s", "wait", "wall", "eta", "_ms", "speedup", "wandb_id", "versions")
+_CLOCK = (
+    "seconds", "per_s", "acting", "environment", "updating", "wait", "wall", "eta", "_ms", "speedup", "wandb_id",
+    "versions",
+)  # fmt: skip
 
 
 def _bytes(path: Path) -> Any:

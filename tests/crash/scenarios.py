@@ -20,6 +20,11 @@ _TRAIN = """
     student_config.batch_size=16 student_config.data_dir=data student_config.work_dir=run student_config.log_freq=10
     student_config.save_freq=20 student_config.eval_episodes=2 student_config.keep_last=2
 """
+_ONLINE = """
+    task=tests.helpers.toy_envs:Stands-v0 model_size=null enc_dim=16 mlp_dim=16 latent_dim=16 num_samples=16
+    num_elites=4 num_pi_trajs=4 iterations=1 device=cpu num_threads=1 compile=false batch_size=16 work_dir=run
+    num_envs=2 seed_steps=40 steps=300 buffer_size=100 log_freq=10 save_freq=20 eval_freq=150 eval_episodes=1
+"""
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,7 @@ SCENARIOS = {
             "student_config.distillation_targets=[reward, policy 0.2, next_state_linear 0.1]",
         ),
     ),
+    "online": Scenario(lambda directory: None, _script("train", *_ONLINE.split())),
     "collect": Scenario(
         _agent,
         _script(

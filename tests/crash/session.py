@@ -50,7 +50,8 @@ class Command:
             raise RuntimeError(f"{name} fails undisturbed:\n{outcome.output}")
         self.work, self.seconds = outcome.work, outcome.seconds
         self._expected: dict[str, Any] = content(undisturbed)
-        self._largest = max(path.stat().st_size for path in undisturbed.rglob("*") if path.is_file())
+        before, after = sizes(self._prepared), sizes(undisturbed)
+        self._written = [size for name, size in after.items() if size > before.get(name, 0)]
         print(f"{name}: {self.seconds:.1f} s undisturbed, {self.work:.2f} s of it work", flush=True)
 
     def round(self, draw: random.Random, most_kills: int) -> None:
@@ -90,7 +91,7 @@ class Command:
         chosen: list[Kill | FullDisk] = []
         for _ in range(draw.randint(1, min(_MOST, most_kills))):
             if draw.random() < _FULL_DISKS and sys.platform != "win32":
-                chosen.append(FullDisk(int(draw.uniform(0, self._largest))))
+                chosen.append(FullDisk(int(draw.random() * draw.choice(self._written))))
             elif draw.random() < _FROM_START:
                 chosen.append(Kill(draw.uniform(0, self.seconds), from_start=True))
             else:
@@ -155,6 +156,12 @@ def table(tallies: Sequence[Tally]) -> str:
     lines = [f"{head[0]:10}" + "".join(f"{text:>13}" for text in head[1:])]
     lines += [f"{row[0]:10}" + "".join(f"{value:13}" for value in row[1:]) for row in rows]
     return "\n".join(lines)
+
+
+def sizes(directory: Path) -> dict[str, int]:
+    """Bytes of the files of a directory, in the order of their names."""
+    paths = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
+    return {name: paths[name].stat().st_size for name in sorted(paths)}
 
 
 def _last(outcome: Outcome) -> str:

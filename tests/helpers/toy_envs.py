@@ -2,7 +2,7 @@
 
 ``tests.helpers.toy_envs:Falls-v0`` terminates, with success, at step 3 of at most 9;
 ``tests.helpers.toy_envs:Stands-v0`` is cut off at step 7. An observation tells the start state, the step and the last
-action; a frame's brightness tells the step.
+action; a frame's brightness tells the step. ``tests.helpers.toy_envs:Point-v0`` can be learned in seconds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from gymnasium.spaces import Box
 
 FALLS, STANDS = "tests.helpers.toy_envs:Falls-v0", "tests.helpers.toy_envs:Stands-v0"
 FALLS_AT, STANDS_FOR = 3, 7
+POINT, POINT_STEPS = "tests.helpers.toy_envs:Point-v0", 20
 
 
 class ToyEnv(gymnasium.Env[Any, Any]):
@@ -59,3 +60,23 @@ class Counter(gymnasium.Env):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         self.steps += 1
         return np.full((2, 3), self.steps, float), float(action[0]), False, False, {"success": self.steps > 1}
+
+
+class PointEnv(gymnasium.Env[Any, Any]):
+    """A point on a line, pushed to and fro; a step's reward is 1 at 0.5 and falls to 0 at a distance of 0.5."""
+
+    observation_space = Box(-2, 2, (1,), np.float32)
+    action_space = Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.x = self.np_random.uniform(-1, 1)
+        return np.array([self.x], np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.x = float(np.clip(self.x + 0.3 * float(action[0]), -2, 2))
+        return np.array([self.x], np.float32), max(1 - 2 * abs(self.x - 0.5), 0.0), False, False, {}
+
+
+if "Point-v0" not in gymnasium.registry:
+    gymnasium.register("Point-v0", PointEnv, max_episode_steps=POINT_STEPS)

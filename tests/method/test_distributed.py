@@ -184,11 +184,14 @@ def test_process_group_cuts_large_messages(monkeypatch: pytest.MonkeyPatch) -> N
     assert [[len(x) for x in bucket] for bucket in _buckets(tensors)] == [[4, 6], [1], [25], [3]]
 
 
-@pytest.mark.parametrize(("device", "words"), [("cuda:0", "device=cuda:0 is one device for 2 processes"), ("meta", "")])
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [("cuda:0", "device=cuda:0 is one device for 2 processes"), ("meta", "device=meta is not available here")],
+)
 def test_process_group_on_unusable_device_is_refused(monkeypatch: pytest.MonkeyPatch, device: str, words: str) -> None:
     for name, value in launched(0, 1).items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=words or "trains with one process, not 2"), process_group(device):
+    with pytest.raises(ValueError, match=words), process_group(device):
         pass
 
 
@@ -232,16 +235,16 @@ def test_evaluation_by_more_processes_than_episodes_works() -> None:
     class Handing(ProcessGroup):
         def collect(self, value: Any) -> list[Any]:
             shares.append(value)
-            return [value, [], [], []]
+            return [value, ([], None), ([], None), ([], None)]
 
     class Receiving(ProcessGroup):
         def collect(self, value: Any) -> list[Any]:
-            assert value == []
+            assert value == ([], None)
             return shares
 
     for rank in range(4):
         evaluate(TDMPC2(cfg, group=Handing(rank, 4)), quiet=True)
-    assert [len(share) for share in shares] == [1, 1, 1, 0]
+    assert [len(share) for share, _ in shares] == [1, 1, 1, 0]
     result = evaluate(TDMPC2(cfg, group=Receiving(3, 4)), quiet=True)
     assert result.tasks[0].returns == pytest.approx(evaluate(TDMPC2(cfg), quiet=True).tasks[0].returns, abs=1e-5)
     assert result.tasks[0].seeds == (100, 101, 102)

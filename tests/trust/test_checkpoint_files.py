@@ -183,9 +183,13 @@ def test_load_agent_with_sizes_beyond_the_file_builds_no_model(
     tmp_path: Path, config: Config, state: dict[str, Tensor]
 ) -> None:
     """A configuration of widths that no machine has, beside small weights, ended in the allocator's traceback."""
-    torch.save({"model": state, "config": {**config.to_dict(), "mlp_dim": 10**9}}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match=r"x\.pt.* \(mlp_dim 16 instead of 1000000000\)"):
-        load_agent(tmp_path / "x.pt", device="cpu")
+    for width, words in (
+        (10**6, r" \(mlp_dim 16 instead of 1000000\)"),
+        (10**9, ": mlp_dim=1000000000 must be at most"),
+    ):
+        torch.save({"model": state, "config": {**config.to_dict(), "mlp_dim": width}}, tmp_path / "x.pt")
+        with pytest.raises(ValueError, match=rf"x\.pt.*{words}"):
+            load_agent(tmp_path / "x.pt", device="cpu")
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "model."])

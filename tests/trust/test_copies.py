@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from tdmpc2 import losses
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.loading import load_agent
@@ -93,6 +94,28 @@ def test_copied_agent_of_lower_precision_acts_as_the_first(precision: str) -> No
     other = sent(agent)
     assert other.precision == precision
     np.testing.assert_array_equal(actions(agent, 2), actions(other, 2))
+
+
+def test_copied_agent_with_compiled_update_gets_one_of_its_own(
+    tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled code cannot be sent; the copy computes in the same way as the first, so it rounds alike."""
+    agent = TDMPC2(tiny_cfg)
+    monkeypatch.setattr("tdmpc2.agent.can_compile", lambda device: True)
+    models = []
+
+    def compiled(model: Any, device: Any) -> tuple[Any, Any]:
+        models.append(model)
+        return (lambda *args: losses.model_losses(*args)), (lambda *args: losses.policy_loss(*args))
+
+    monkeypatch.setattr("tdmpc2.acceleration.compiled_update.compiled", compiled)
+    agent.cfg = tiny_cfg.replace(compile="true")
+    agent.compile_update()
+    other = copy.deepcopy(sent(agent))
+    assert other.update_compiled
+    assert models == [agent.model, models[1], other.model]
+    first, second = (each.update(random_batch(tiny_cfg, 2)) for each in (agent, other))
+    assert torch.equal(first["total_loss"], second["total_loss"])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -98,6 +98,32 @@ def test_first_frame_that_is_no_image_names_the_environment(name: str, found: st
         play(cfg, random_actor(cfg, 1), [Job(0, 9)], render=[0])
 
 
+class Talkative(FaultyEnv):
+    """Its info has entries whose type and shape change."""
+
+    def step(self, action: Any) -> Any:
+        *outcome, _ = super().step(action)
+        odd = [1, 2] if self.seed == 1 else self.t
+        return *outcome, {
+            "contacts": np.zeros(self.t),
+            "why": "x" * self.t,
+            "odd": odd,
+            "maybe": {} if self.t % 2 else 3,
+        }
+
+
+def test_info_of_any_kind_disturbs_no_episode() -> None:
+    """Gymnasium stacks the infos of environments side by side, and failed without naming one."""
+    limits: dict[str, Any] = {"max_episode_steps": 8, "disable_env_checker": True}
+    gymnasium.register("Talkative-v0", Talkative, kwargs={"change": {}}, **limits)
+    try:
+        cfg = parse_cfg({**SIZES, "task": "Talkative-v0"})
+        first, second = play(cfg, random_actor(cfg, 1), [Job(0, 1), Job(0, 2)])
+    finally:
+        del gymnasium.registry["Talkative-v0"]
+    assert first.episode_return == second.episode_return == 8
+
+
 # -- actions ----------------------------------------------------------------------------------------------------------
 
 

@@ -198,7 +198,7 @@ def test_share_episodes_goes_by_content() -> None:
 
 
 def test_save_and_read_with_identity_agree(tmp_path: Path) -> None:
-    save_file(tmp_path / "x.pt", {"model": {"a": torch.arange(5_000_000.0)}}, overwrite=False)  # read in threads
+    save_file(tmp_path / "x.pt", {"model": {"a": torch.arange(20_000_000.0)}}, overwrite=False)  # read in threads
     content, digest = reading.read_identified(tmp_path / "x.pt")
     assert digest == file_sha256(tmp_path / "x.pt")
-    assert torch.equal(content["model"]["a"], torch.arange(5_000_000.0))
+    assert torch.equal(content["model"]["a"], torch.arange(20_000_000.0))

@@ -95,3 +95,14 @@ def test_training_goes_on_after_an_evaluation_without_a_score(
     )
     with (tmp_path / "run" / "eval.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["4", "6"]
+
+
+def test_training_on_rewards_beyond_the_bins_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are all learned as the last bin, whose value is 22,025."""
+    keys = {**SIZES, "task": f"{PREFIX}LargeReward-v0", "batch_size": 64, "data_dir": str(tmp_path / "data")}
+    collect(parse_cfg({**keys, "episodes_per_task": 2}), None, tmp_path / "data")
+    capsys.readouterr()
+    train(parse_cfg({**keys, "work_dir": str(tmp_path / "run"), "steps": 1, "eval_freq": 0}), None)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "Warning" in line]
+    assert len(lines) == 1
+    assert "LargeReward-v0 has rewards such as 1e+30, beyond the model's bins, -22,025 to 22,025" in lines[0]

@@ -158,6 +158,8 @@ def normed_linear(x: Tensor, layer: PackedLayer) -> Tensor:
 
 def unsupported(cfg: Config) -> str:
     """Say why no kernels fit a model of this configuration; empty if some do, which may yet not be built here."""
+    if cfg.episodic:
+        return "episodic=true: the CPU kernels have no termination head; plan without them"
     if cfg.simnorm_dim in _SIMNORM_DIMS:
         return ""
     return f"simnorm_dim={cfg.simnorm_dim}: the CPU kernels take one of {_SIMNORM_DIMS}; plan without them"

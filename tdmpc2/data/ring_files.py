@@ -1,0 +1,115 @@
+"""A replay buffer on disk: each save writes the episodes that are new since the last one, to a file of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tdmpc2.checkpoints.files import save_file
+from tdmpc2.checkpoints.reading import file_sha256, read_identified
+from tdmpc2.data.ring import ReplayRing, RingEpisode
+from tdmpc2.support.entries import SHA256, Entry, check_entries, list_of, record, text, whole
+
+_REMEDY = "The replay buffer of the run cannot be restored without it: set exp_name to start a new run"
+_STATE = {"files": list_of(record()), "dropped": whole(), "next": whole()}
+#: Names cannot lead out of the directory.
+_FILE = {
+    "name": text(r"episodes_\d{1,12}\.pt", "the name of a file beside it"),
+    "sha256": SHA256,
+    "first": whole(),
+    "last": whole(),
+}
+
+
+def _tensor(dtype: torch.dtype, dims: int) -> Entry:
+    return Entry(lambda v: isinstance(v, Tensor) and v.dtype == dtype and v.ndim == dims, f"a tensor of {dtype}")
+
+
+_CONTENT = {
+    "format": whole(),
+    "rows": _tensor(torch.int32, 2),
+    "rows_of": _tensor(torch.int64, 1),
+    "task": _tensor(torch.int64, 1),
+    "terminated": _tensor(torch.bool, 1),
+}
+
+
+class SavedRing:
+    """The files of a replay buffer; a part of a run that is saved and continued with it.
+
+    A save costs what is new in it, however much the buffer holds. ``state.pt`` lists the files that belong to it, and
+    no file that it lists is ever written again, so a kill leaves at worst files that nothing lists. Files whose
+    episodes have all been dropped are deleted one save later, when no ``state.pt`` lists them any more.
+
+    Args:
+        ring: what is saved.
+        directory: of the files; made when there is something to save.
+    """
+
+    def __init__(self, ring: ReplayRing, directory: Path) -> None:
+        self.ring, self._directory = ring, directory
+        self._files: list[dict[str, Any]] = []  # name, sha256, and the numbers first to last - 1 of its episodes
+        self._next = 0  # number of the next file
+
+    def state(self) -> Mapping[str, Any]:
+        """Write the new episodes to a file, and list all files whose episodes are still there."""
+        ring = self.ring
+        listed = {file["name"] for file in self._files}  # by the state.pt that is on disk now
+        self._files = [file for file in self._files if file["last"] > ring.num_dropped]
+        first = max(self._files[-1]["last"] if self._files else 0, ring.num_dropped)
+        if first < ring.num_added:
+            self._files.append(self._write(first))
+        kept = listed | {file["name"] for file in self._files}
+        for path in self._directory.glob("episodes_*.pt"):
+            if path.name not in kept:
+                path.unlink()
+        return {"files": self._files, "dropped": ring.num_dropped, "next": self._next}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Fill the ring with the episodes of a former :meth:`state`.
+
+        Raises:
+            ValueError: the state or a file of it is damaged, or a file is missing or another one.
+        """
+        origin = f"{self._directory.parent / 'state.pt'}: replay"
+        state = check_entries(origin, state, _STATE, _REMEDY)
+        self._files = [check_entries(f"{origin}: files", file, _FILE, _REMEDY) for file in state["files"]]
+        self._next = state["next"]
+        self.ring.skip(state["dropped"])
+        for file in self._files:
+            for number, episode in enumerate(self._read(file), file["first"]):
+                if number >= state["dropped"]:
+                    self.ring.add_rows(episode)
+
+    def _read(self, file: Mapping[str, Any]) -> list[RingEpisode]:
+        path = self._directory / file["name"]
+        if not path.exists():
+            raise ValueError(f"{path} is missing. {_REMEDY}")
+        content, checksum = read_identified(path)
+        if checksum != file["sha256"]:
+            raise ValueError(f"{path} is not the file that was saved with the run. {_REMEDY}")
+        content = check_entries(str(path), content, _CONTENT, _REMEDY)
+        lengths, words = content["rows_of"].tolist(), self.ring.row_format.words
+        fits = content["rows"].shape == (sum(lengths), words) and len(lengths) == file["last"] - file["first"]
+        if not fits or min(lengths, default=2) < 2:
+            raise ValueError(f"{path} has rows of another form than this run's. {_REMEDY}")
+        parts = zip(content["rows"].split(lengths), content["task"].tolist(), content["terminated"], strict=True)
+        return [RingEpisode(rows, task, bool(terminated)) for rows, task, terminated in parts]
+
+    def _write(self, first: int) -> dict[str, Any]:
+        ring = self.ring
+        episodes = [ring.episode(number) for number in range(first, ring.num_added)]
+        path = self._directory / f"episodes_{self._next}.pt"
+        payload = {
+            "rows": torch.cat([episode.rows for episode in episodes]),
+            "rows_of": torch.tensor([len(episode.rows) for episode in episodes]),
+            "task": torch.tensor([episode.task for episode in episodes]),
+            "terminated": torch.tensor([episode.terminated for episode in episodes]),
+        }
+        save_file(path, payload, overwrite=True)
+        self._next += 1
+        return {"name": path.name, "sha256": file_sha256(path), "first": first, "last": ring.num_added}

@@ -1,0 +1,300 @@
+"""The environments of a run that learns online, and the agent's play in them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.config import Config
+from tdmpc2.envs.checked import EnvironmentFault
+from tdmpc2.envs.registry import build_env
+from tdmpc2.envs.wrappers import PadEnv
+from tdmpc2.play.actors import uniform_actions
+from tdmpc2.play.rollout import Episode, Floats, Job
+from tdmpc2.support.draws import numbered_generator
+from tdmpc2.support.entries import Entry, check_entries, flag, list_of, nothing_or, number, record, whole
+
+NEW_RUN = "The run cannot be continued from it: set exp_name to start a new run"
+_TENSOR = Entry(lambda v: isinstance(v, Tensor), "a tensor")
+_STATE = {
+    "begun": list_of(whole()),
+    "running": list_of(nothing_or(record())),
+    "ended": list_of(record()),
+    "player": record(),
+    "planned_for": whole(),
+}
+_RUNNING = {"seed": whole(), "obs": _TENSOR, "action": _TENSOR, "reward": _TENSOR}
+_ENDED = {**_RUNNING, "task_id": whole(), "episode_return": number(), "success": number(), "terminated": flag()}
+_PLAYER_STATE = {"generator": _TENSOR, "plan_mean": _TENSOR.optional, "ids": _TENSOR.optional}
+_RANDOM_ACTIONS = 1  # stream of numbered_generator
+_PLAYER = 0x5EED  # what the seed of the player's draws is told apart by from those of environments
+
+
+class EnvironmentFailed(ValueError):
+    """An environment raised, or returned what the agent cannot learn from; the message says what to do."""
+
+
+@dataclass
+class _Running:
+    """The running episode of one environment."""
+
+    seed: int
+    obs: list[Floats]  # one more than actions
+    action: list[Floats] = field(default_factory=list)
+    reward: list[float] = field(default_factory=list)
+
+
+class Explorer:
+    """E environments, played step by step for what they teach.
+
+    Every episode has a seed of its own, which follows from the run's, the environment and the number of the episode. So
+    a running episode is saved as its seed and actions: when the run is continued, it is played again.
+
+    Args:
+        cfg: names the tasks (``cfg.envs``), and says how to plan while collecting.
+        agent: acts with exploration noise, through a player that is the explorer's alone.
+
+    Attributes:
+        task_ids: of each environment, [E].
+        notes: lines about a continued run.
+
+    Raises:
+        ValueError: a task has no environment here.
+    """
+
+    def __init__(self, cfg: Config, agent: TDMPC2) -> None:
+        self._cfg = cfg
+        self.task_ids = np.array(cfg.envs)
+        self.notes: list[str] = []
+        samples = cfg.collect_num_samples or cfg.num_samples
+        budget = {"num_samples": samples, "iterations": cfg.collect_iterations or cfg.iterations}
+        seed = int(np.random.SeedSequence((cfg.seed, _PLAYER)).generate_state(1)[0])
+        self._player = agent.player(len(self.task_ids), seed, None, **budget)
+        self._planned_for = cfg.steps // len(self.task_ids)
+        self._begun = [0] * len(self.task_ids)  # episodes of each environment
+        self._running: list[_Running | None] = [None] * len(self.task_ids)  # None: an episode is to begin
+        self._ended: list[Episode] = []
+        self._before = self._player.state()
+        self._envs = [self._build(i) for i in range(len(self.task_ids))]
+
+    def compile_planner(self) -> str:
+        """Plan in the fastest way, if it is worth it for the run; returns one line about it, or nothing."""
+        return self._player.compile_planner(self._cfg.compile, self._planned_for)
+
+    # -- one turn -----------------------------------------------------------------------------------------------------
+
+    def take_ended(self) -> list[Episode]:
+        """Hand over the episodes that have ended since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def begin(self) -> None:
+        """Reset every environment whose episode is over.
+
+        Raises:
+            EnvironmentFailed: naming task, environment and seed.
+        """
+        for i, running in enumerate(self._running):
+            if running is None:
+                self._running[i] = self._reset(i, self._seed(i, self._begun[i]))
+                self._begun[i] += 1
+
+    def act(self, step: int, *, random: bool) -> Floats:
+        """Choose the actions of all environments, [E, A].
+
+        Args:
+            step: number of the turn, which random actions are a function of.
+            random: uniformly random; otherwise planned, with exploration noise.
+        """
+        self._before = self._player.state()
+        if random:
+            return uniform_actions(self._cfg, self.task_ids, numbered_generator(self._cfg.seed, step, _RANDOM_ACTIONS))
+        obs = np.stack([self._episode(i).obs[-1] for i in range(len(self._envs))])
+        starts = np.array([not self._episode(i).action for i in range(len(self._envs))])
+        task = self.task_ids if self._cfg.multitask else None
+        return self._player.act(obs, starts, task=task, eval_mode=False)
+
+    def step(self, actions: Floats) -> list[Episode]:
+        """Take a step in every environment; returns the episodes that end with it.
+
+        Raises:
+            EnvironmentFailed: naming task, environment, seed and step. The steps of this turn then count as not taken,
+                and a new episode is to begin in that environment.
+        """
+        outcomes = []
+        for i in range(len(self._envs)):
+            try:
+                outcomes.append(self._outcome(i, actions[i]))
+            except EnvironmentFailed:
+                self._running[i] = None
+                self._player.load_state(self._before)
+                raise
+        return [e for i, outcome in enumerate(outcomes) if (e := self._record(i, actions[i], *outcome)) is not None]
+
+    def _outcome(self, i: int, action: Floats) -> tuple[Floats, float, bool, bool, float]:
+        running = self._episode(i)
+        with self._numbering(i):
+            obs, reward, terminated, truncated, info = self._envs[i].step(action)
+        if terminated and not self._cfg.episodic:
+            task = self._cfg.task_specs[self.task_ids[i]].name
+            raise EnvironmentFailed(
+                f"{task} (seed {running.seed}, step {len(running.action) + 1}): the episode terminated, which "
+                "episodic=false does not learn from: set episodic=true (and exp_name, for a run of its own), or wrap "
+                "the environment so that it goes on until its time limit"
+            )
+        return obs, float(reward), bool(terminated), bool(truncated), float(info["success"])
+
+    def _record(
+        self, i: int, action: Floats, obs: Floats, reward: float, terminated: bool, truncated: bool, success: float
+    ) -> Episode | None:
+        running = self._episode(i)
+        running.obs.append(obs)
+        running.action.append(action)
+        running.reward.append(reward)
+        if not (terminated or truncated):
+            return None
+        none = np.full((1, self._cfg.action_dim), np.nan, np.float32)
+        episode = Episode(
+            Job(int(self.task_ids[i]), running.seed),
+            np.stack(running.obs),
+            np.concatenate([none, running.action]),
+            np.array([np.nan, *running.reward], np.float32),
+            float(np.sum(running.reward)),
+            success,
+            terminated,
+            [],
+        )
+        self._running[i] = None
+        self._ended.append(episode)
+        return episode
+
+    def _episode(self, i: int) -> _Running:
+        running = self._running[i]
+        assert running is not None, "begin() comes before a turn"
+        return running
+
+    # -- environments -------------------------------------------------------------------------------------------------
+
+    def _build(self, i: int) -> PadEnv:
+        spec = self._cfg.task_specs[self.task_ids[i]]
+        return PadEnv(build_env(spec.name, self._seed(i, 0)), self._cfg.obs_dim, self._cfg.action_dim)
+
+    def _seed(self, i: int, episode: int) -> int:
+        return int(np.random.SeedSequence((self._cfg.seed, i, episode)).generate_state(1)[0] >> 1)
+
+    def _reset(self, i: int, seed: int) -> _Running:
+        with self._numbering(i):
+            obs, _ = self._envs[i].reset(seed=seed)
+        return _Running(seed, [obs])
+
+    @contextlib.contextmanager
+    def _numbering(self, i: int) -> Iterator[None]:
+        """Say in faults, which name task, seed and step, which of the environments it is and what happens to it."""
+        try:
+            yield
+        except EnvironmentFault as error:
+            number = f"environment {i + 1} of {len(self._envs)}"
+            raise EnvironmentFailed(f"{number}: {error}. The same command goes on with a new episode there") from error
+
+    def __enter__(self) -> Explorer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the environments."""
+        for env in self._envs:
+            env.close()
+
+    # -- saved with the run -------------------------------------------------------------------------------------------
+
+    def state(self) -> Mapping[str, Any]:
+        """Collect what the next turn depends on: the running episodes and the player's state."""
+        return {
+            "begun": list(self._begun),
+            "running": [r if r is None else _saved(r, self._cfg.action_dim) for r in self._running],
+            "ended": [_saved_episode(episode) for episode in self._ended],
+            "player": self._player.state(),
+            "planned_for": self._planned_for,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state`, playing the running episodes again.
+
+        An environment that does not repeat an episode begins a new one, and :attr:`notes` names it.
+
+        Raises:
+            EnvironmentFailed: naming task, environment, seed and step.
+            ValueError: an entry is missing or does not fit; the message names it.
+        """
+        state = self._checked(state)
+        self._begun = list(state["begun"])
+        self._ended = [_loaded_episode(episode) for episode in state["ended"]]
+        self._planned_for = state["planned_for"]  # whether to compile must not depend on how often a run was continued
+        self._player.load_state(state["player"])
+        for i, saved in enumerate(state["running"]):
+            if saved is not None and not self._play_again(i, saved):
+                self._running[i] = None
+                task = self._cfg.task_specs[self.task_ids[i]].name
+                self.notes.append(
+                    f"{task} (environment {i + 1}) does not repeat its episodes, so its running one is dropped and the "
+                    "run is not bit for bit what it would have been"
+                )
+
+    def _checked(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        cfg, origin = self._cfg, f"{self._cfg.run_dir / 'state.pt'}: explorer"
+        state = check_entries(origin, state, _STATE, NEW_RUN)
+        if len(state["begun"]) != len(self._envs) or len(state["running"]) != len(self._envs):
+            raise ValueError(f"{origin} is of another number of environments than {len(self._envs)}. {NEW_RUN}")
+        rows = {"obs": cfg.obs_dim, "action": cfg.action_dim}
+        for saved in [*filter(None, state["running"]), *state["ended"]]:
+            entries = _RUNNING if "task_id" not in saved else _ENDED
+            check_entries(f"{origin}: an episode", saved, entries, NEW_RUN)
+            short = int("task_id" not in saved)  # the first row of an ended episode holds filler, as it is stored
+            lengths = len(saved["obs"]), len(saved["action"]) + short, len(saved["reward"]) + short
+            if len(set(lengths)) > 1 or any(saved[name].shape[1:] != (size,) for name, size in rows.items()):
+                raise ValueError(f"{origin}: an episode has rows of another form than this run's. {NEW_RUN}")
+        check_entries(f"{origin}: player", state["player"], _PLAYER_STATE, NEW_RUN)
+        return state
+
+    def _play_again(self, i: int, saved: Mapping[str, Any]) -> bool:
+        """Bring an environment to where it was in an episode; false if that leads somewhere else."""
+        obs, reward = saved["obs"].numpy(), saved["reward"].tolist()
+        running = self._running[i] = self._reset(i, saved["seed"])
+        if not np.array_equal(running.obs[0], obs[0]):
+            return False
+        for t, action in enumerate(saved["action"].numpy()):
+            found, received, terminated, truncated, success = self._outcome(i, action)
+            if terminated or truncated or received != reward[t] or not np.array_equal(found, obs[t + 1]):
+                return False
+            self._record(i, action, found, received, terminated, truncated, success)
+        return True
+
+
+def _saved(running: _Running, action_dim: int) -> dict[str, Any]:
+    return {
+        "seed": running.seed,
+        "obs": torch.from_numpy(np.stack(running.obs)),
+        "action": torch.from_numpy(np.array(running.action, np.float32).reshape(len(running.action), action_dim)),
+        "reward": torch.tensor(running.reward, dtype=torch.float64),
+    }
+
+
+def _saved_episode(episode: Episode) -> dict[str, Any]:
+    arrays = {name: torch.from_numpy(getattr(episode, name)) for name in ("obs", "action", "reward")}
+    rest = {name: getattr(episode, name) for name in ("episode_return", "success", "terminated")}
+    return {"task_id": episode.job.task_id, "seed": episode.job.seed, **arrays, **rest}
+
+
+def _loaded_episode(saved: Mapping[str, Any]) -> Episode:
+    arrays = {name: saved[name].numpy() for name in ("obs", "action", "reward")}
+    rest = {name: saved[name] for name in ("episode_return", "success", "terminated")}
+    return Episode(Job(saved["task_id"], saved["seed"]), **arrays, **rest, frames=[])

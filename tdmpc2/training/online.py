@@ -1,0 +1,197 @@
+"""Learning online, by acting: docs/algorithm.md, "Learning online"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tdmpc2.config import Config
+from tdmpc2.data.ring import ReplayRing
+from tdmpc2.data.ring_files import SavedRing
+from tdmpc2.distributed import process_group
+from tdmpc2.play.evaluation import evaluate
+from tdmpc2.play.explorer import NEW_RUN, EnvironmentFailed, Explorer
+from tdmpc2.play.rollout import Episode
+from tdmpc2.support.entries import check_entries, flag, whole
+from tdmpc2.tracking.progress import Progress
+from tdmpc2.training.activity import Clock
+from tdmpc2.training.loop import Run
+from tdmpc2.training.online_estimate import dry_run_online
+from tdmpc2.training.preflight import preflight
+from tdmpc2.training.ring import make_ring
+from tdmpc2.training.schedule import Schedule
+from tdmpc2.training.teacher import fit_pca
+
+_LEARNER = {"done": whole(), "owed": whole(), "interrupted": flag()}
+_BURST = 100  # updates in a row that are worth a progress bar
+
+
+def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
+    """Learn by acting for ``cfg.steps`` steps, continuing the run in ``cfg.run_dir`` if there is one.
+
+    Args:
+        cfg: the student.
+        teacher_cfg: names the teacher's checkpoint; its architecture is the file's own.
+
+    Returns:
+        The deployable checkpoint, ``<run_dir>/model.pt``.
+
+    Raises:
+        ValueError: something is missing or does not fit, an environment failed, the directory belongs to another run or
+            process, or the training diverged.
+        SystemExit: with code :data:`~tdmpc2.training.guards.STOPPED` after SIGTERM or SIGINT, when all is saved.
+    """
+    with process_group(cfg.device) as group:
+        if group.world_size > 1:
+            raise ValueError(f"mode=online trains in one process, not in {group.world_size}: start it without torchrun")
+        if cfg.dry_run:
+            print(*dry_run_online(cfg, teacher_cfg), sep="\n")
+            return cfg.run_dir / "model.pt"
+        preflight(cfg, teacher_cfg)
+        with Run.open(cfg, teacher_cfg, group, evaluate, stride=len(cfg.envs), evaluate_first=True) as run:
+            if not run.finished():
+                with Explorer(cfg, run.agent) as explorer:
+                    _learn(run, explorer)
+            return run.model_path
+
+
+def _learn(run: Run, explorer: Explorer) -> None:
+    cfg, schedule, replay = run.cfg, Schedule.of(run.cfg), make_ring(run.cfg, run.agent.device)
+    learner = Learner(run, replay)
+    run.attach("replay", SavedRing(replay, cfg.run_dir / "replay"))
+    run.attach("explorer", explorer)
+    run.attach("learner", learner)
+    clock = Clock(learner.done)
+    environments = f"{len(cfg.envs)} environments" if len(cfg.envs) > 1 else "1 environment"
+    source = f"{environments}, a buffer of {replay.capacity:,} rows on {replay.rows.device}"
+    run.start(source, *explorer.notes, explorer.compile_planner(), activity=clock.activity)
+    for step in run.steps(again=learner.interrupted):
+        if not learner.interrupted:
+            with saving_before(step, run):
+                learner.store(step, explorer.take_ended())
+                with clock("environment"):
+                    explorer.begin()
+                with clock("acting"):
+                    actions = explorer.act(step, random=schedule.is_random(step))
+                with clock("environment"):
+                    ended = explorer.step(actions)
+            clock.played(ended)
+            run.log_episodes(step, [_row(cfg, episode) for episode in ended])
+            learner.owed += schedule.updates_due(step)
+        with clock("updating"):
+            metrics = learner.update()
+        clock.updates = learner.done
+        if step >= cfg.steps:
+            learner.store(step, explorer.take_ended())
+        run.after_update(step, metrics)
+
+
+class Learner:
+    """The updates of a run: how many were made, and how many are owed.
+
+    Args:
+        run: whose agent learns.
+        replay: what it learns from.
+
+    Attributes:
+        done: updates made.
+        owed: updates that are due and not yet made: those of a step that a signal cut short, or all until there is an
+            episode to learn from.
+        interrupted: the last step was cut short; its updates are to be made before the next one.
+    """
+
+    def __init__(self, run: Run, replay: ReplayRing) -> None:
+        self._run, self._replay = run, replay
+        self.done = self.owed = 0
+        self.interrupted = False
+        self._said_short = False
+
+    def store(self, step: int, episodes: Sequence[Episode]) -> None:
+        """Add episodes to the buffer; the first one that is too short to be drawn from is named."""
+        for episode in episodes:
+            job, name = episode.job, self._run.cfg.task_specs[episode.job.task_id].name
+            self._replay.add(episode.obs, episode.action, episode.reward, job.task_id, episode.terminated)
+            if self._replay.num_short and not self._said_short:
+                self._said_short = True
+                self._run.message(
+                    f"An episode of {name} (seed {job.seed}, until step {step:,}) had "
+                    f"{len(episode.reward) - 1} steps, less than horizon={self._replay.horizon}: such episodes are "
+                    "stored and counted, but no slice of them can be drawn"
+                )
+
+    def update(self) -> Mapping[str, Tensor] | None:
+        """Make the updates that are owed; a signal ends them early.
+
+        Returns:
+            The metrics of the last one; None if there was none, or it is not the last of its step.
+
+        Raises:
+            ValueError: there are episodes, but all of them are too short.
+        """
+        cfg, replay = self._run.cfg, self._replay
+        self.interrupted = False
+        if not self.owed or not self._ready():
+            return None
+        if pca_line := fit_pca(self._run.agent, replay.sampler):
+            self._run.message(pca_line)
+        metrics = None
+        many = self.owed >= _BURST
+        with Progress(self.owed, "Learning from the seed steps", unit="updates") if many else nullcontext() as bar:
+            while self.owed and not self.interrupted:
+                batch = replay.sampler.draw(self.done, cfg.batch_size, cfg.horizon, cfg.seed)
+                metrics = self._run.update(batch.to(self._run.agent.device))
+                self.done += 1
+                self.owed -= 1
+                self.interrupted = self._run.stopping and self.owed > 0
+                if bar:
+                    bar.update()
+        return None if self.interrupted else metrics
+
+    def _ready(self) -> bool:
+        replay = self._replay
+        if len(replay) and not len(replay.sampler):
+            raise ValueError(
+                f"None of the {replay.num_added:,} episodes so far has the {replay.horizon} steps that a slice takes: "
+                "set horizon lower, or have the environment's episodes last longer"
+            )
+        return len(replay) > 0
+
+    def state(self) -> Mapping[str, Any]:
+        """Say where the updates stand."""
+        return {"done": self.done, "owed": self.owed, "interrupted": self.interrupted}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state`.
+
+        Raises:
+            ValueError: an entry is missing or no such number.
+        """
+        state = check_entries(f"{self._run.cfg.run_dir / 'state.pt'}: learner", state, _LEARNER, NEW_RUN)
+        self.done, self.owed, self.interrupted = state["done"], state["owed"], state["interrupted"]
+
+
+@contextmanager
+def saving_before(step: int, run: Run) -> Iterator[None]:
+    """Save at the turn before ``step`` if an environment fails in it, so that the same command goes on from there."""
+    try:
+        yield
+    except EnvironmentFailed as error:
+        last = step - len(run.cfg.envs)
+        if last > 0:
+            run.save(last)
+        saved = "; what it learned before is saved" if last > 0 and run.cfg.save_agent else ""
+        raise ValueError(f"{error} (step {step:,} of the run{saved})") from error
+
+
+def _row(cfg: Config, episode: Episode) -> dict[str, str | float]:
+    return {
+        "task": cfg.task_specs[episode.job.task_id].name,
+        "return": episode.episode_return,
+        "length": len(episode.reward) - 1,
+        "success": episode.success,
+        "terminated": float(episode.terminated),
+    }

@@ -1,0 +1,92 @@
+"""Estimates before a run that learns online: how long it will take, how large it will be."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.config import Config
+from tdmpc2.nn.layers import num_parameters
+from tdmpc2.play.evaluation import num_steps
+from tdmpc2.play.explorer import Explorer
+from tdmpc2.support.files import free_disk
+from tdmpc2.support.runtime import available_memory, set_num_threads
+from tdmpc2.training import run_record
+from tdmpc2.training.preflight import (
+    check_disk,
+    checkpoint_bytes,
+    clock_text,
+    median_seconds,
+    preflight,
+    random_batch,
+    teacher_line,
+)
+from tdmpc2.training.ring import make_ring
+from tdmpc2.training.teacher import Teacher
+
+
+def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
+    """Estimate time, memory and disk of a run from a few updates, plans and steps; nothing is written.
+
+    Args:
+        cfg: the student.
+        teacher_cfg: the teacher.
+
+    Returns:
+        One line on each subject.
+
+    Raises:
+        ValueError: the run would be refused.
+    """
+    preflight(cfg, teacher_cfg)
+    threads = set_num_threads(cfg.num_threads)
+    teacher = Teacher.from_config(teacher_cfg)
+    run_record.check(cfg, teacher.sha256 if teacher else None)
+    live_teacher = teacher.load(cfg.device) if teacher else None
+    agent = TDMPC2(cfg, live_teacher)
+    check_disk(agent, cfg)
+    ring = make_ring(cfg, agent.device)
+    with Explorer(cfg, agent) as explorer:
+        explorer.begin()
+        actions = explorer.act(0, random=True)
+        step_s = median_seconds(lambda: _step(explorer, actions), agent.device)
+        explorer.begin()
+        plan_s = median_seconds(lambda: explorer.act(0, random=False), agent.device)
+    batch = random_batch(cfg, agent.device)
+    update_s = median_seconds(lambda: agent.update(batch), agent.device)
+    turns, parameters = cfg.steps // len(cfg.envs), num_parameters(agent.model)
+    planned = max(cfg.steps - cfg.seed_steps, 0) // len(cfg.envs)
+    parts = {
+        "updates": (cfg.num_updates, update_s),
+        "plans": (planned, plan_s),
+        "steps": (turns, step_s),
+    }
+    lines = [
+        f"run         {cfg.run_dir}",
+        f"student     {parameters:,} parameters on {agent.device}, {threads} threads",
+        "teacher     " + teacher_line(teacher, live_teacher, cfg),
+        f"environments {len(cfg.envs)}, {turns:,} turns",
+        *(f"{name:<11} {n:,} x {1e3 * s:.1f} ms = {clock_text(n * s)}" for name, (n, s) in parts.items()),
+    ]
+    total = sum(count * seconds for count, seconds in parts.values())
+    if cfg.eval_freq:
+        evaluations, obs = 1 + cfg.steps // cfg.eval_freq, np.zeros((1, cfg.obs_dim), np.float32)
+        task = int(cfg.task_ids[0]) if cfg.multitask else None
+        once = num_steps(cfg) * median_seconds(lambda: agent.act(obs, t0=True, eval_mode=True, task=task), agent.device)
+        total += evaluations * once
+        lines.append(f"evaluation  {evaluations} x {num_steps(cfg):,} plans, at most {clock_text(evaluations * once)}")
+    rows = ring.rows.nbytes
+    model = parameters * 4 * 4 + sum(tensor.nbytes for tensor in agent.model.state_dict().values())
+    needed = checkpoint_bytes(agent, cfg) + rows * cfg.save_agent
+    return [
+        *lines,
+        f"memory      about {(model + rows) / 1e9:.2f} GB, {rows / 1e9:.2f} GB of it a buffer of {ring.capacity:,} "
+        f"rows, {available_memory(agent.device) / 1e9:.1f} GB free",
+        f"disk        {needed / 1e9:.2f} GB for checkpoints and buffer, {free_disk(cfg.run_dir) / 1e9:.1f} GB free",
+        f"in all      about {clock_text(total)} (planned plainly, without compilation)",
+    ]
+
+
+def _step(explorer: Explorer, actions: np.ndarray) -> None:
+    explorer.begin()
+    explorer.step(actions)

@@ -1,0 +1,56 @@
+"""Command lines of TD-MPC2 that learn online, as they are typed: what they train and from what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from tdmpc2.commands.train import main
+from tdmpc2.config import Config
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tuple[str, Config, Config | None]]]:
+    """The runs that a command line starts, none of which is made."""
+    runs: list[tuple[str, Config, Config | None]] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tdmpc2.training.online.train_online", lambda *args: runs.append(("online", *args)))
+    monkeypatch.setattr("tdmpc2.training.offline.train", lambda *args: runs.append(("offline", *args)))
+    monkeypatch.setattr("tdmpc2.studies.curves.draw_run", lambda _: "")
+    yield runs
+    GlobalHydra.instance().clear()
+
+
+@pytest.mark.parametrize(("line", "mode", "keys"), [
+    ("task=walker-walk model_size=1 steps=50000", "online", {"steps": 50_000, "policy_loss": "tdmpc2"}),
+    ("task=dog-run steps=7000000 exp_name=mine save_video=true", "online", {"steps": 7_000_000, "save_video": True}),
+    ("task=walker-walk model_size=5 seed=2 episodic=true", "online", {"model_size": 5, "episodic": True}),
+    ("mode=online tasks=[walker-walk,walker-run] num_envs=2 utd=0.075", "online", {"num_envs": 2, "utd": 0.075}),
+    ("task=walker-walk data_dir=data/mt30", "offline", {"data_dir": "data/mt30", "policy_loss": "opt"}),
+    ("steps=10", "offline", {"data_dir": "data/mt30", "task": "mt30"}),
+])  # fmt: skip
+def test_train_command_as_typed_learns_online_or_offline(
+    trained: list[Any], line: str, mode: str, keys: dict[str, Any]
+) -> None:
+    main(line.split())
+    ((how, cfg, _),) = trained
+    assert how == cfg.mode == mode
+    assert {key: getattr(cfg, key) for key in keys} == keys
+
+
+@pytest.mark.parametrize(("line", "checkpoint"), [
+    ("task=walker-walk", None),  # the composed teacher is that of offline training on mt30
+    ("task=walker-walk teacher_config=null", None),
+    ("task=walker-walk teacher_config.checkpoint=x.pt", "x.pt"),
+    ("steps=10", "models/mt30-317M.pt"),
+])  # fmt: skip
+def test_train_command_online_has_a_teacher_only_if_one_is_named(
+    trained: list[Any], line: str, checkpoint: str | None
+) -> None:
+    main(line.split())
+    ((_, _, teacher),) = trained
+    assert (teacher and teacher.checkpoint) == checkpoint

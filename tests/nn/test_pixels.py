@@ -1,0 +1,53 @@
+"""The pixel encoder and the random shift against recorded numbers, and their properties."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tdmpc2.config import Config
+from tdmpc2.nn.pixels import SHIFT, random_shift, shift_images
+from tdmpc2.nn.world_model import WorldModel
+from tests.helpers.online_golden import Recorded, agent_files, read
+from tests.helpers.reference import shared_file
+
+
+@pytest.fixture(scope="module", params=[path for path, _ in agent_files() if "pixels" in path.stem] or [None])
+def recorded(request: pytest.FixtureRequest) -> Recorded:
+    return read(request.param or shared_file("golden/online/pixels_5m.npz"))
+
+
+def test_shift_images_of_recorded_shifts(recorded: Recorded) -> None:
+    images = shift_images(recorded["fwd/obs"], recorded["fwd/shift"])
+    torch.testing.assert_close(images.float(), recorded["fwd/augmented"].float(), atol=2e-3, rtol=0)
+
+
+def test_shift_images_middle_changes_nothing() -> None:
+    images = torch.randint(256, (5, 9, 64, 64), dtype=torch.uint8)
+    assert torch.equal(shift_images(images, torch.full((5, 2), SHIFT)), images)
+
+
+def test_shift_images_first_number_moves_columns() -> None:
+    images = torch.arange(64, dtype=torch.uint8).expand(1, 9, 64, 64)
+    moved = shift_images(images, torch.tensor([[2 * SHIFT, SHIFT]]))
+    assert moved[0, 0, 0, :2].tolist() == [3, 4]
+    assert moved[0, 0, 0, -4:].tolist() == [63] * 4  # the border is repeated
+    assert torch.equal(shift_images(images, torch.tensor([[SHIFT, 0]])), images)
+
+
+def test_random_shift_of_one_seed_is_the_same_and_covers_all() -> None:
+    first, again = (random_shift((4, 500), torch.device("cpu"), torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert first.shape == (4, 500, 2)
+    assert sorted(first.flatten().unique().tolist()) == list(range(2 * SHIFT + 1))
+
+
+@pytest.mark.parametrize(("size", "latent"), [(1, 128), (5, 512), (19, 768)])
+def test_pixel_encoder_of_other_sizes_has_a_projection(size: int, latent: int) -> None:
+    model = WorldModel(Config(task="cup-catch", obs="rgb", model_size=size), torch.Generator().manual_seed(1))
+    encoder = model.get_submodule("_encoder.rgb")
+    names = {name.partition(".")[0] for name, _ in encoder.named_parameters()}
+    assert names == {"2", "4", "6", "8"} | (set() if size == 5 else {"10"})
+    z = encoder(torch.randint(256, (2, 3, 9, 64, 64), dtype=torch.uint8))
+    assert z.shape == (2, 3, latent)
+    torch.testing.assert_close(z.unflatten(-1, (-1, 8)).sum(-1), torch.ones(2, 3, latent // 8))

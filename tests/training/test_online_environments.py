@@ -1,0 +1,109 @@
+"""Learning online in environments that fail, terminate or never repeat; runs that cannot work at all."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+
+from tdmpc2.training.online import train_online
+from tests.helpers.online import config, interrupt
+from tests.helpers.toy_envs import FALLS
+
+
+class Faulty(gymnasium.Env[Any, Any]):
+    """Fails at step 4 of the episodes that are listed, in the way that is said."""
+
+    observation_space = Box(-1, 1, (2,), np.float32)
+    action_space = Box(-1, 1, (1,), np.float32)
+    bad: set[int] = set()  # noqa: RUF012
+    way = "raise"
+    episodes = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t, self.number = 0, Faulty.episodes
+        Faulty.episodes += 1
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        obs = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        if self.t == 4 and self.number in self.bad:
+            if self.way == "raise":
+                raise RuntimeError("the robot fell\noff the table")
+            if self.way == "shape":
+                return obs[:1].repeat(5), 0.0, False, False, {}
+            obs[0] = np.nan
+            return obs, 0.0, self.way == "terminate", False, {}
+        return obs, 0.0, False, False, {}
+
+
+if "Faulty-v0" not in gymnasium.registry:
+    gymnasium.register("Faulty-v0", Faulty, max_episode_steps=7)
+
+
+@pytest.mark.parametrize(("way", "said"), [
+    ("raise", "RuntimeError: the robot fell off the table"),
+    ("nan", "entry 0 of the observation is nan"),
+    ("shape", "an observation of 5 numbers, but its observation_space declares 2"),
+])  # fmt: skip
+def test_online_environment_that_fails_is_named_and_the_run_goes_on(
+    tmp_path: Path, way: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was learned before is saved; the same command begins a new episode where the old one broke."""
+    cfg = config(tmp_path, "Faulty-v0", num_envs=2)
+    for name, value in {"bad": {5}, "way": way, "episodes": 0}.items():
+        monkeypatch.setattr(Faulty, name, value)
+    with pytest.raises(ValueError, match=said) as error:
+        train_online(cfg, None)
+    assert re.match(r"environment 2 of 2: Faulty-v0 \(seed \d+, step 4\): ", str(error.value))
+    assert ". The same command goes on with a new episode there (step 36 of the run; what it learned before" in str(
+        error.value
+    )
+    assert "\n" not in str(error.value)
+    monkeypatch.setattr(Faulty, "bad", set())
+    train_online(cfg, None)
+    assert torch.load(cfg.run_dir / "state.pt", weights_only=True)["step"] == 46
+
+
+def test_online_termination_without_episodic_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Falls-v0 .*step 3\): the episode terminated.*: set episodic=true"):
+        train_online(config(tmp_path, FALLS), None)
+
+
+def test_online_environment_that_does_not_repeat_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its running episode cannot be brought back, so it is dropped, and that is said."""
+    cfg = config(tmp_path, "Faulty-v0")
+    monkeypatch.setattr(Faulty, "bad", set())
+    interrupt(monkeypatch, 31, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        train_online(cfg, None)
+    monkeypatch.undo()
+    reset = Faulty.reset
+    monkeypatch.setattr(Faulty, "reset", lambda self, *, seed=None, options=None: reset(self, seed=12345))
+    train_online(cfg, None)
+    said = "Faulty-v0 (environment 1) does not repeat its episodes, so its running one is dropped"
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("keys", "message"), [
+    ({"buffer_size": 7}, "buffer_size=7 does not hold the 8 rows of one episode"),
+    ({"task": "mw-reach"}, "environment: Task 'mw-reach': Meta-World environments are not supported yet"),
+    ({"data_device": "cuda"}, "data_device=cuda, but training is on cpu"),
+])  # fmt: skip
+def test_online_run_that_cannot_work_is_refused_before_the_first_step(
+    tmp_path: Path, keys: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_online(config(tmp_path, **keys), None)
+    assert not (tmp_path / "run").exists()
