@@ -47,7 +47,7 @@ JOBS: dict[str, Job] = {
     "evaluate": Job(("toy.pt",), f"evaluate checkpoint={{file}} {EVALUATE} work_dir=new", writes=("new/*",)),
     "evaluate, compare": Job(
         ("toy.pt",), f"evaluate checkpoint=other.pt compare={{file}} {EVALUATE} work_dir=new", ("other.pt",),
-        ("new/*",), 0.5,
+        ("new*",), 0.5,
     ),
     "collect": Job(
         ("toy.pt",), f"collect checkpoint={{file}} task={EVALUATE.split('task=')[1]} num_threads=1 device=cpu "
