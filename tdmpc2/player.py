@@ -18,6 +18,7 @@ from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.config import Config
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.planner import Iteration, Plan, draw_noise, predicted_return
+from tdmpc2.support.text import shown
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 _LARGEST = torch.finfo(torch.float32).max
@@ -130,6 +131,8 @@ class Player:
             NotFinite: an observation, all values of a plan, or the action, with the number of the environment.
         """
         self.check_process()
+        if not isinstance(eval_mode, (bool, np.bool_)):
+            raise ValueError(f"eval_mode={shown(eval_mode)} must be True or False")
         model, cfg, device = self._model, self._model.cfg, self._model.bins.device
         x = observations(obs, cfg)  # [E, O] or [E, C, height, width]
         on_cpu, num_envs = x.device.type == "cpu", len(x)

@@ -1,6 +1,7 @@
 """The configuration: one frozen, validated object whose keys are the command line's."""
 
 from tdmpc2.config.aliases import key_hint as key_hint
+from tdmpc2.config.config import IMAGES as IMAGES
 from tdmpc2.config.config import Config as Config
 from tdmpc2.config.config import completed as completed
 from tdmpc2.config.config import from_record as from_record

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc2.config.facts import Key
+from tdmpc2.support.text import cut, shown
 from tdmpc2.tasks import nearest
 
 _ARITHMETIC = re.compile(r"\s*([-+]?[\d._]+(?:e[-+]?\d+)?)\s*([-+*/])\s*([\d._]+(?:e[-+]?\d+)?)\s*", re.IGNORECASE)
@@ -45,7 +46,7 @@ def convert(key: Key, hint: Any, value: Any) -> Any:
         return tuple(str(item).strip() for item in (value.split(",") if isinstance(value, str) else value))
     if want is str and isinstance(value, (list, tuple)):
         hint_of = "; tasks=[...] chooses some of a task set" if key.name == "task" else ""
-        raise ValueError(f"{key.name}={list(value)} must be one value, not a list{hint_of}")
+        raise ValueError(f"{key.name}={shown(list(value))} must be one value, not a list{hint_of}")
     if key.choices and isinstance(value, bool):  # YAML reads on, off, true and false as a bool
         words = ("true", "on") if value else ("false", "off")
         return next((word for word in words if word in key.choices), words[0])
@@ -54,17 +55,22 @@ def convert(key: Key, hint: Any, value: Any) -> Any:
     if want is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if value.bit_length() < 1024 else math.inf
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{key.name}={value} must be a finite number")
+        raise ValueError(f"{key.name}={typed(value)} must be a finite number")
     if want is str and isinstance(value, (int, float, Path)) and not isinstance(value, bool):
         value = str(value)
     if key.path and isinstance(value, str):
         if not value.strip() or "\0" in value:
-            raise ValueError(f"{key.name}={value!r} names no file or directory{': null means none' * nullable}")
+            raise ValueError(f"{key.name}={shown(value)} names no file or directory{': null means none' * nullable}")
         return os.path.expanduser(value)
     if isinstance(want, type) and isinstance(value, want) and not (want is int and isinstance(value, bool)):
         return value
     wanted = type_in_words(hint)
-    raise ValueError(f"{key.name}={value!r} must be {wanted}{' or null' if nullable else ''}")
+    raise ValueError(f"{key.name}={shown(value)} must be {wanted}{' or null' if nullable else ''}")
+
+
+def typed(value: Any) -> str:
+    """Write a value for a message as it was typed, cut if it is long."""
+    return cut(value) if isinstance(value, str) else shown(value)
 
 
 def check_value(key: Key, value: Any) -> None:
@@ -72,16 +78,16 @@ def check_value(key: Key, value: Any) -> None:
     if value is None:
         return
     if len(key.choices) == 1 and value not in key.choices:
-        raise ValueError(f"{key.name}={value}: only '{key.choices[0]}' is supported")
+        raise ValueError(f"{key.name}={typed(value)}: only '{key.choices[0]}' is supported")
     if key.choices and value not in key.choices:
         hint = nearest(str(value), key.choices)
-        raise ValueError(f"{key.name}={value} is not one of {', '.join(key.choices)}{hint and '.'}{hint}")
+        raise ValueError(f"{key.name}={typed(value)} is not one of {', '.join(key.choices)}{hint and '.'}{hint}")
     if isinstance(value, (int, float)) and not key.allows(value):
-        raise ValueError(f"{key.name}={value} must be {key.limits}")
+        raise ValueError(f"{key.name}={typed(value)} must be {key.limits}")
     if isinstance(value, (int, float)) and key.sensible is not None and abs(value) > key.sensible:
         sign = "-" if value < 0 else ""
         bound = f"at {'least' if sign else 'most'} {sign}{key.sensible:,.0f}"
-        raise ValueError(f"{key.name}={value} must be {bound}: nothing computes with more")
+        raise ValueError(f"{key.name}={typed(value)} must be {bound}: nothing computes with more")
 
 
 def type_in_words(hint: Any) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from tdmpc2.data.batch import Batch
-from tdmpc2.data.rows import RowFormat
+from tdmpc2.data.rows import FrameFormat, RowFormat
 from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.data.store.writer import reserve
 from tdmpc2.support.files import size_text
@@ -53,7 +53,7 @@ class ReplayRing:
 
     def __init__(
         self,
-        row_format: RowFormat,
+        row_format: RowFormat | FrameFormat,
         capacity: int,
         horizon: int,
         *,
@@ -74,6 +74,7 @@ class ReplayRing:
             self.rows = flat.view(shape)
             with contextlib.suppress(OSError):  # it lives as long as the map, however the process ends
                 file.unlink()
+        self._row_first = torch.zeros(capacity, dtype=torch.int64, device=self.rows.device)  # of the row's episode
         self._row_task = torch.zeros(capacity, dtype=torch.int32, device=self.rows.device)
         self._row_terminated = torch.zeros(capacity, dtype=torch.bool, device=self.rows.device)
         self._index = np.zeros((0, 3), np.int64)  # first row, steps and task of each episode, from _oldest on
@@ -109,7 +110,7 @@ class ReplayRing:
         """Store an episode of T steps, dropping the oldest ones where there is no room.
 
         Args:
-            obs: [T+1, O], padded.
+            obs: [T+1, O], padded; images uint8 [T+1, C, height, width].
             action: [T+1, A], padded; row 0 is filler.
             reward: [T+1]; row 0 is filler.
             task: its id.
@@ -121,7 +122,7 @@ class ReplayRing:
         Raises:
             ValueError: it has no step, or more rows than the ring.
         """
-        columns = (torch.as_tensor(np.asarray(part, np.float32)) for part in (obs, action, reward))
+        columns = (torch.as_tensor(np.asarray(part)) for part in (obs, action, reward))
         return self.add_rows(RingEpisode(self.row_format.join(*columns), task, terminated))
 
     def add_rows(self, episode: RingEpisode) -> int:
@@ -141,6 +142,7 @@ class ReplayRing:
         terminated[-1] = episode.terminated
         for column, values in (
             (self.rows, episode.rows),
+            (self._row_first, torch.full((count,), first)),
             (self._row_task, torch.full((count,), episode.task, dtype=torch.int32)),
             (self._row_terminated, terminated),
         ):
@@ -197,16 +199,30 @@ class ReplayRing:
 
     def gather(self, rows: Tensor) -> Batch:
         """Collect the batch of rows [H+1, B], numbers that may count on beyond the capacity, on the ring's device."""
-        rows = rows.to(self.rows.device) % self.capacity
+        numbers = rows.to(self.rows.device)
+        rows = numbers % self.capacity
         records = self.rows.index_select(0, rows.flatten()).view(*rows.shape, -1)
-        obs, action, reward = (part.float() for part in self.row_format.split(records))
+        obs, action, reward = self.row_format.split(records)
+        if isinstance(self.row_format, FrameFormat):
+            obs = self._stacked(numbers, self.row_format)
+        else:
+            obs = obs.float().contiguous()
         return Batch(
-            obs.contiguous(),
-            action[1:].contiguous(),
+            obs,
+            action[1:].float().contiguous(),
             reward[1:].unsqueeze(-1).contiguous(),
             self._row_task[rows[0]].long(),
             terminated=self._row_terminated[rows[1:]].float().unsqueeze(-1) if self._terminations else None,
         )
+
+    def _stacked(self, numbers: Tensor, row_format: FrameFormat) -> Tensor:
+        """Put the newest frames of rows [H+1, B] side by side, uint8 [H+1, B, C, height, width]."""
+        first, frames = self._row_first[numbers % self.capacity], self.rows[:, : row_format.frame_words]
+        stack = []
+        for age in reversed(range(row_format.stacked)):
+            rows = torch.maximum(numbers - age, first) % self.capacity
+            stack.append(row_format.frames(frames.index_select(0, rows.flatten())).view(*rows.shape, *row_format.frame))
+        return torch.cat(stack, 2)
 
     def columns(self) -> dict[str, Tensor]:
         """View all rows by column, as a torchrl buffer takes them; ``terminated`` only if it is told."""

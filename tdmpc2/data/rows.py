@@ -6,6 +6,7 @@ the same code serves float32 and float16 (observation and action; the reward sta
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,5 +51,56 @@ class RowFormat:
         """Join obs [..., O], action [..., A] and reward [...] to records [..., W] int32."""
         words = torch.zeros(*reward.shape, self.words, dtype=torch.int32, device=reward.device)
         for view, values in zip(self.split(words), (obs, action, reward), strict=True):
+            view.copy_(values)
+        return words
+
+
+@dataclass(frozen=True)
+class FrameFormat:
+    """Layout of a record of one frame, A + 1 numbers: of observations that are the newest frames side by side.
+
+    Each frame is stored once, though it is part of several observations: a batch puts them together again, and repeats
+    the first frame of an episode where there are no older ones.
+
+    Attributes:
+        shape: of an observation, (C, height, width).
+        action_dim: A.
+        stacked: frames of an observation, oldest first.
+    """
+
+    shape: tuple[int, int, int]
+    action_dim: int
+    stacked: int = 3
+
+    @property
+    def frame(self) -> tuple[int, int, int]:
+        """Shape of a single frame."""
+        channels, height, width = self.shape
+        return channels // self.stacked, height, width
+
+    @property
+    def frame_words(self) -> int:
+        """Size of a frame in 32-bit words."""
+        return -(-math.prod(self.frame) // 4)
+
+    @property
+    def words(self) -> int:
+        """Size W of a record in 32-bit words."""
+        return self.frame_words + self.action_dim + 1
+
+    def split(self, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """View parts of records [..., W] int32: frame uint8 [..., *frame], action [..., A] and reward [...] float32."""
+        numbers = words[..., self.frame_words :].view(torch.float32)
+        return self.frames(words[..., : self.frame_words]), numbers[..., :-1], numbers[..., -1]
+
+    def frames(self, words: Tensor) -> Tensor:
+        """View the frames in the first words of records, uint8 [..., *frame]."""
+        return words.view(torch.uint8)[..., : math.prod(self.frame)].unflatten(-1, self.frame)
+
+    def join(self, obs: Tensor, action: Tensor, reward: Tensor) -> Tensor:
+        """Join the newest frame of obs [..., C, height, width], action and reward to records [..., W]."""
+        words = torch.zeros(*reward.shape, self.words, dtype=torch.int32, device=reward.device)
+        newest = obs[..., -self.frame[0] :, :, :]
+        for view, values in zip(self.split(words), (newest, action, reward), strict=True):
             view.copy_(values)
         return words

@@ -9,8 +9,6 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from tdmpc2.envs.rendering import context_module
-
 Frames = NDArray[np.uint8]
 
 
@@ -31,13 +29,9 @@ class PixelEnv(gymnasium.Wrapper[Frames, Any, Any, Any]):
         env: its ``unwrapped`` is a :class:`Camera`.
         size: height and width of a frame.
         stacked: frames of an observation.
-
-    Raises:
-        ValueError: there is no working OpenGL backend.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], size: int, stacked: int) -> None:
-        context_module()  # fails here rather than at the first frame
         super().__init__(env)
         self._camera = cast(Camera, env.unwrapped)
         self._size = size

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc2.envs.checked import CheckedEnv
+from tdmpc2.envs.pixels import PixelEnv
 from tdmpc2.tasks import TASKS, TaskSpec, nearest
 
 Floats = NDArray[np.float64]
@@ -50,7 +51,6 @@ class Family:
         entry_point: what Gymnasium builds for ``tdmpc2/<task>-v0``; empty: its tasks are not registered there.
         score: key of :data:`SCORE_RULES`.
         tells_success: every episode says if it was a success; elsewhere it is one only where an environment reports it.
-        images: can be learned from images of it (``obs=rgb``).
         renewable: ``reset(seed=s)`` of a used environment equals a new one built with seed s.
         remedy: what to do instead, where none can be built here.
     """
@@ -63,7 +63,6 @@ class Family:
     entry_point: str = ""
     score: str = "return/10"
     tells_success: bool = False
-    images: bool = False
     renewable: bool = False
     remedy: str = ""
 
@@ -130,7 +129,6 @@ FAMILIES = (
         spec="tdmpc2.envs.dm_control:spec",
         resolve="tdmpc2.envs.dm_control:resolve",
         entry_point="tdmpc2.envs.dm_control:DMControlEnv",
-        images=True,
         renewable=True,
     ),
 )
@@ -153,17 +151,17 @@ def build_env(
     """Build the environment of one task; see :func:`tdmpc2.envs.make_env`.
 
     Raises:
-        ValueError: unknown task, or no images of it (``obs="rgb"``).
+        ValueError: unknown task, or one that draws no images (``obs="rgb"``).
     """
-    family = family_of(task)
-    if obs == "rgb" and not family.images:
-        able = ", ".join(family.name for family in FAMILIES if family.images)
-        raise ValueError(f"obs=rgb: no images of task '{task}' ({family.name}), only of {able}: use obs=state")
-    env = family.build(task, seed, render_mode)
+    env = family_of(task).build(task, seed, render_mode)
     if obs == "state":
         return env
-    from tdmpc2.envs.pixels import PixelEnv  # which loads MuJoCo
-
+    if not hasattr(env.unwrapped, "frame"):
+        env.close()
+        raise ValueError(
+            f"obs=rgb: task '{task}' draws no images: use obs=state, or give the environment a method frame(size) that "
+            "returns uint8 [size, size, 3]"
+        )
     return PixelEnv(env, size=64, stacked=3)
 
 

@@ -15,7 +15,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.envs.registry import build_env
-from tdmpc2.envs.wrappers import PadEnv
+from tdmpc2.envs.wrappers import Env, PadEnv
 from tdmpc2.play.actors import uniform_actions
 from tdmpc2.play.rollout import Episode, Floats, Job
 from tdmpc2.support.draws import numbered_generator
@@ -182,9 +182,10 @@ class Explorer:
 
     # -- environments -------------------------------------------------------------------------------------------------
 
-    def _build(self, i: int) -> PadEnv:
-        spec = self._cfg.task_specs[self.task_ids[i]]
-        return PadEnv(build_env(spec.name, self._seed(i, 0)), self._cfg.obs_dim, self._cfg.action_dim)
+    def _build(self, i: int) -> Env:
+        cfg, spec = self._cfg, self._cfg.task_specs[self.task_ids[i]]
+        env = build_env(spec.name, self._seed(i, 0), obs=cfg.obs)
+        return PadEnv(env, cfg.obs_dim, cfg.action_dim) if cfg.obs == "state" else env
 
     def _seed(self, i: int, episode: int) -> int:
         return int(np.random.SeedSequence((self._cfg.seed, i, episode)).generate_state(1)[0] >> 1)
@@ -254,13 +255,13 @@ class Explorer:
         state = check_entries(origin, state, _STATE, NEW_RUN)
         if len(state["begun"]) != len(self._envs) or len(state["running"]) != len(self._envs):
             raise ValueError(f"{origin} is of another number of environments than {len(self._envs)}. {NEW_RUN}")
-        rows = {"obs": cfg.obs_dim, "action": cfg.action_dim}
+        rows = {"obs": cfg.obs_shape, "action": (cfg.action_dim,)}
         for saved in [*filter(None, state["running"]), *state["ended"]]:
             entries = _RUNNING if "task_id" not in saved else _ENDED
             check_entries(f"{origin}: an episode", saved, entries, NEW_RUN)
             short = int("task_id" not in saved)  # the first row of an ended episode holds filler, as it is stored
             lengths = len(saved["obs"]), len(saved["action"]) + short, len(saved["reward"]) + short
-            if len(set(lengths)) > 1 or any(saved[name].shape[1:] != (size,) for name, size in rows.items()):
+            if len(set(lengths)) > 1 or any(saved[name].shape[1:] != size for name, size in rows.items()):
                 raise ValueError(f"{origin}: an episode has rows of another form than this run's. {NEW_RUN}")
         check_entries(f"{origin}: player", state["player"], _PLAYER_STATE, NEW_RUN)
         return state

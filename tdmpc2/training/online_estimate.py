@@ -17,6 +17,7 @@ from tdmpc2.training.preflight import (
     checkpoint_bytes,
     clock_text,
     median_seconds,
+    no_observations,
     preflight,
     random_batch,
     teacher_line,
@@ -70,7 +71,7 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
     ]
     total = sum(count * seconds for count, seconds in parts.values())
     if cfg.eval_freq:
-        evaluations, obs = 1 + cfg.steps // cfg.eval_freq, np.zeros((1, cfg.obs_dim), np.float32)
+        evaluations, obs = 1 + cfg.steps // cfg.eval_freq, no_observations(cfg, 1)
         task = int(cfg.task_ids[0]) if cfg.multitask else None
         once = num_steps(cfg) * median_seconds(lambda: agent.act(obs, t0=True, eval_mode=True, task=task), agent.device)
         total += evaluations * once

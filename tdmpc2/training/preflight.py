@@ -215,12 +215,22 @@ def teacher_line(teacher: Teacher | None, live_teacher: TDMPC2 | None, cfg: Conf
     return f"{teacher.path}, {count:,} parameters, {cache[cfg.distillation_cache]}"
 
 
+def no_observations(cfg: Config, num_envs: int) -> np.ndarray:
+    """Make observations that are zero, [E, O] or images, to time an action with."""
+    return np.zeros((num_envs, *cfg.obs_shape), np.uint8 if cfg.obs == "rgb" else np.float32)
+
+
 def random_batch(cfg: Config, device: torch.device) -> Batch:
     """Draw a batch of the sizes of a run, to time an update with."""
     horizon, size = cfg.horizon, cfg.batch_size
     generator = torch.Generator().manual_seed(cfg.seed)
+    shape = (horizon + 1, size, *cfg.obs_shape)
+    if cfg.obs == "rgb":
+        obs = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    else:
+        obs = torch.randn(shape, dtype=torch.float32, generator=generator)
     batch = Batch(
-        torch.randn(horizon + 1, size, cfg.obs_dim, dtype=torch.float32, generator=generator),
+        obs,
         torch.rand(horizon, size, cfg.action_dim, dtype=torch.float32, generator=generator) * 2 - 1,
         torch.rand(horizon, size, 1, dtype=torch.float32, generator=generator),
         torch.randint(len(cfg.task_specs), (size,), generator=generator),

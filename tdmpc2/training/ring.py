@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from tdmpc2.config import Config
+from tdmpc2.config import IMAGES, Config
 from tdmpc2.data.placement import choose_place
 from tdmpc2.data.ring import ReplayRing
-from tdmpc2.data.rows import RowFormat
+from tdmpc2.data.rows import FrameFormat, RowFormat
 from tdmpc2.support.files import check_free_disk, free_disk
 
 
@@ -21,7 +21,8 @@ def make_ring(cfg: Config, device: torch.device) -> ReplayRing:
     Raises:
         ValueError: there is no room for it.
     """
-    row_format = RowFormat(cfg.obs_dim, cfg.action_dim)
+    images = cfg.obs == "rgb"
+    row_format = FrameFormat(IMAGES, cfg.action_dim) if images else RowFormat(cfg.obs_dim, cfg.action_dim)
     capacity = min(cfg.buffer_size, 2 * (cfg.steps + len(cfg.envs)))  # an episode has a row more than steps
     size = capacity * 4 * row_format.words
     place = choose_place(cfg.data_device, device, size)

@@ -83,10 +83,18 @@ def test_make_vec_env_of_images_plays_side_by_side(images: None) -> None:
     assert (obs[0] != obs[1]).any()
 
 
-@pytest.mark.parametrize(("task", "family"), [(STANDS, "Gymnasium"), ("mw-reach", "Meta-World")])
-def test_build_env_without_images_is_refused(task: str, family: str) -> None:
-    with pytest.raises(ValueError, match=rf"obs=rgb: .*{task}.*{family}.*only of DMControl: use obs=state"):
-        build_env(task, 1, obs="rgb")
+def test_build_env_of_an_own_environment_with_frames_gives_images() -> None:
+    env = build_env(STANDS, 1, obs="rgb")
+    obs, _ = env.reset(seed=1)
+    obs, *_ = env.step(np.zeros(2, np.float32))
+    assert [int(frame.max()) // 20 for frame in obs.reshape(3, -1)] == [0, 0, 1]
+
+
+def test_build_env_without_images_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"obs=rgb: task 'Pendulum-v1' draws no images: use obs=state, or .* frame\(size\)"
+    ):
+        build_env("Pendulum-v1", 1, obs="rgb")
 
 
 def test_config_of_images_of_a_task_set_is_refused() -> None:

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 from tests.fuzz.mutations import VALUES
-from tests.fuzz.samples import EVALUATE, MODEL, MT30, RESUME, TOY, TRAIN
+from tests.fuzz.samples import EVALUATE, MODEL, MT30, ONLINE, RESUME, TOY, TRAIN
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ JOBS: dict[str, Job] = {
     "evaluate": Job(("toy.pt",), f"evaluate checkpoint={{file}} {EVALUATE} work_dir=new", writes=("new/*",)),
     "evaluate, compare": Job(
         ("toy.pt",), f"evaluate checkpoint=other.pt compare={{file}} {EVALUATE} work_dir=new", ("other.pt",),
-        ("new/*",), 0.5,
+        ("new*",), 0.5,
     ),
     "collect": Job(
         ("toy.pt",), f"collect checkpoint={{file}} task={EVALUATE.split('task=')[1]} num_threads=1 device=cpu "
@@ -94,6 +94,10 @@ JOBS: dict[str, Job] = {
     "resume": Job(
         ("run/state.pt", "run/run.json", "run/*.csv", "run/model.pt"), f"train {RESUME}", ("run", "data"),
         ("run/[!mn]*", "run/model*", "run/.*", "data/store/*"), 4, same="run/model.pt",
+    ),
+    "resume online": Job(
+        ("online/state.pt", "online/replay/*", "online/run.json"), f"train {ONLINE} steps=32", ("online",),
+        ("online/[!mn]*", "online/model*", "online/.*"), 3, same="online/model.pt",
     ),
     "report": Job(
         ("run/run.json", "run/*.csv", "run/*.json"), "report run out=new", ("run", "store"), ("new/*",), 2, (1, 2)

@@ -88,7 +88,7 @@ def change_archive(rng: random.Random, data: bytes) -> bytes:
             if name == chosen and kind == 1:
                 continue
             if name == chosen and kind == 2:
-                name = rng.choice(("../out", "/etc/x", name + "x", "data.pkl", ""))
+                name = rng.choice(("../out", "/etc/x", name + "x", "data.pkl", "x/"))
             elif name == chosen and kind > 2:
                 content = change_bytes(rng, content)
             archive.writestr(name, content)

@@ -21,7 +21,7 @@ import torch
 
 from tdmpc2.checkpoints.files import load_file
 from tdmpc2.commands import run
-from tdmpc2.support.cli import EXPECTED
+from tdmpc2.support.cli import EXPECTED, one_line
 from tests.fuzz import calls
 from tests.fuzz.jobs import Job
 
@@ -138,7 +138,7 @@ def _work(words: list[str], seed: int) -> None:
     try:
         getattr(calls, words[1])(rng, *words[2:])
     except EXPECTED as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
 
 

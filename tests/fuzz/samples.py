@@ -14,6 +14,7 @@ MODEL = (
 MT30 = f"{MODEL} task_dim=4 tasks=[pendulum-spin,cartpole-balance]"
 TOY = f"{MODEL} task={STANDS}"
 TRAIN = f"{MT30} batch_size=8 log_freq=2 eval_freq=0 save_freq=5 data_dir=data work_dir=run"
+ONLINE = f"{TOY} seed_steps=14 batch_size=4 horizon=2 eval_freq=0 save_freq=10 log_freq=5 work_dir=online"
 RESUME = f"{TRAIN} steps=11 teacher_config=null"
 EVALUATE = f"eval_episodes=1 num_threads=1 device=cpu compile=false task={STANDS}"
 #: Files of the user's that lie in every directory and must never be touched.
@@ -27,11 +28,11 @@ def make(folder: Path) -> None:
     command("data", "convert data store")
     command("train", f"{TRAIN} steps=10 teacher_config=null")
     (folder / "student.pt").write_bytes((folder / "run/model.pt").read_bytes())
-    command(
-        "train",
-        f"{TOY} mode=offline batch_size=4 steps=3 eval_freq=0 data_dir=toydata work_dir=toyrun teacher_config=null",
-    )
-    (folder / "toy.pt").write_bytes((folder / "toyrun/model.pt").read_bytes())
+    toy = f"{TOY} mode=offline batch_size=4 steps=3 eval_freq=0 data_dir=toydata work_dir=toyrun"
+    command("train", f"{toy} teacher_config=null")
+    for name in ("toy.pt", "other.pt"):
+        (folder / name).write_bytes((folder / "toyrun/model.pt").read_bytes())
+    command("train", f"{ONLINE} steps=30")
     command("quantize", "checkpoint=student.pt plans=2 recipes=int8 repeats=1")
     command("targets", "store student.pt")
     command("evaluate", f"checkpoint=toy.pt {EVALUATE} work_dir=results")

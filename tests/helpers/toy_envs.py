@@ -37,6 +37,9 @@ class ToyEnv(gymnasium.Env[Any, Any]):
         reward = self.start + 0.1 * self.t * float(action[0])
         return np.array([self.start, self.t, *action]), reward, terminated, False, {"success": terminated}
 
+    def frame(self, size: int) -> Any:
+        return np.full((size, size, 3), 20 * self.t + 10 * self.start, np.uint8)
+
     def render(self) -> Any:
         return np.full((48, 32, 3), 20 * self.t, np.uint8)
 

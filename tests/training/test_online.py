@@ -114,6 +114,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "episodic": {"task": FALLS, "episodic": True, "horizon": 2, "buffer_size": 20},
     "several": {"num_envs": 2, "utd": 0.7, "collect_num_samples": 8, "buffer_size": 33},
     "policy": {"mpc": False},
+    "images": {"obs": "rgb", "horizon": 2},
 }
 
 

@@ -188,3 +188,10 @@ def test_update_with_odd_batch_names_the_field(tiny_cfg: Config, changes: dict[s
     with pytest.raises(ValueError, match=message):
         agent.update(odd)
     assert all(torch.equal(value, before[name]) for name, value in agent.model.state_dict().items())
+
+
+@pytest.mark.parametrize("eval_mode", [None, "x", 2, [True, False], torch.ones(3)])
+def test_act_with_odd_eval_mode_is_refused(tiny_cfg: Config, eval_mode: object) -> None:
+    agent = TDMPC2(tiny_cfg)
+    with pytest.raises(ValueError, match=r"eval_mode=.* must be True or False"):
+        agent.act(np.zeros(24, np.float32), t0=True, task=0, eval_mode=eval_mode)  # type: ignore[arg-type]
