@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,14 @@ from tdmpc2.config import Config
 from tests.helpers.forks import ForkServer, fork_server
 from tests.helpers.reference import load_golden
 from tests.helpers.runs import TASKS, TINY
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals() -> None:
+    """Ctrl-C and a closed terminal end what is tested, also where the tests run in the background or under nohup."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -47,7 +47,7 @@ def one_line_errors(function: Callable[P, None]) -> Callable[P, None]:
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         code: str | int | None = 0
-        line = ""
+        line, left = "", False  # whether the function asked to leave, as after help
         with ended_by_exceptions():
             try:
                 function(*args, **kwargs)
@@ -56,7 +56,7 @@ def one_line_errors(function: Callable[P, None]) -> Callable[P, None]:
             except EndedBySignal as end:
                 code, line = end.code, f"Stopped by {end.signal.name}"
             except SystemExit as end:
-                code = end.code
+                code, left = end.code, True
             except BrokenPipeError:
                 code = CLOSED_PIPE
             except Exception as error:
@@ -71,7 +71,7 @@ def one_line_errors(function: Callable[P, None]) -> Callable[P, None]:
                 line = f"error: Standard output could not be written: {lost.strerror}. Make room, or write it elsewhere"
             if line:
                 say(line)
-        if code not in (0, None):
+        if left or code not in (0, None):
             sys.exit(code)
 
     return wrapped

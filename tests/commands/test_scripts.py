@@ -102,7 +102,7 @@ def test_evaluate_compare_of_precisions_prints_difference(run: Run, cwd: Path) -
     outcome = good(run(f"{EVALUATE} checkpoint=student.pt compare=quantised/model_int8.pt {settings}", cwd))
     *_, difference, last = outcome.out.splitlines()
     number = r"-?\d+\.\d"
-    pattern = rf"student\.pt minus quantised/model_int8\.pt: [-+]\d+\.\d\d \[{number}, {number}\]"
+    pattern = rf"student\.pt minus quantised/model_int8\.pt: [-+]\d+\.\d\d \(95 % interval \[{number}, {number}\]\)"
     assert re.fullmatch(pattern, difference)
     scores = []
     for folder in ("comparison", "comparison-2"):

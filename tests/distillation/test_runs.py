@@ -119,4 +119,6 @@ def test_train_with_cached_outputs_equals_live_teacher(
         for row, other in zip(live, same, strict=True):
             assert other[name] == pytest.approx(row[name], rel=1e-5, abs=1e-6), name
     (folder,) = [path for path in (tmp_path / "data").rglob("targets/*/") if path.is_dir()]
-    assert sorted(path.name for path in folder.iterdir()) == ["meta.json", "reward.npy", "value.npy"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "meta.json", "reward.check.npy", "reward.npy", "value.check.npy", "value.npy",
+    ]  # fmt: skip

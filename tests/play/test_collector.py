@@ -113,7 +113,7 @@ def test_env_pool_reused_environment_is_as_new() -> None:
 def test_env_pool_builds_only_missing_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
 
-    def make(name: str, seed: int) -> Any:
+    def make(name: str, seed: int, *_: Any) -> Any:
         built.append(name)
         return make_env(name, seed)
 
