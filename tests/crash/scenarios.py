@@ -100,7 +100,8 @@ def _runs(directory: Path) -> None:
 _IMPORT = """
 from tdmpc2.config import Config
 from tdmpc2.data.store.importer import ensure_store
-ensure_store("data", "mt30", Config(task="mt30").task_specs, block=16)
+from tdmpc2.support.cli import one_line_errors
+one_line_errors(ensure_store)("data", "mt30", Config(task="mt30").task_specs, block=16)
 """
 
 SCENARIOS = {
