@@ -74,7 +74,10 @@ def supervise(options: argparse.Namespace, scratch: Path) -> int:
         if time.monotonic() - said > 10:
             said = time.monotonic()
             _say(table, begun, min(end, begun + 1e9))
-    return _print(table, time.monotonic() - begun)
+    faults = _print(table, time.monotonic() - begun)
+    if broken := sum(worker.exitcode != 0 for worker in workers):
+        print(f"{broken} of {len(workers)} processes broke off: a fault of this tool, see above")
+    return faults + broken
 
 
 def _make(template: Path) -> None:
