@@ -1,4 +1,4 @@
-"""What an environment says is checked before anything is computed with it; a fault names task, seed and step."""
+"""Checks of observations, rewards and frames before they are computed with; a fault names task, seed and step."""
 
 from __future__ import annotations
 

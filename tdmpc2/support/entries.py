@@ -13,7 +13,7 @@ LARGEST = 2**53  # the largest whole number that every reader of JSON keeps
 
 
 class Entry(NamedTuple):
-    """What an entry of a record must be."""
+    """The demand on an entry of a record."""
 
     allows: Callable[[Any], bool]
     words: str  # completes "expected ..."

@@ -17,7 +17,7 @@ class Interval(NamedTuple):
 
 
 class Activity(NamedTuple):
-    """What a run did between two rows of the log, besides its steps."""
+    """The activity of a run between two rows of the log, besides its steps."""
 
     columns: Mapping[str, float]  # of speed.csv
     parts: Sequence[str]  # of the training line

@@ -1,4 +1,4 @@
-"""What a run that learns online spends its time on, and how its episodes went."""
+"""The time of a run that learns online, by what it is spent on, and the outcome of its episodes."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ _READERS: tuple[tuple[str, Callable[[Path], Any] | None], ...] = (
 
 
 def content(directory: Path) -> dict[str, Any]:
-    """What the files of a directory say, by path."""
+    """Read the files of a directory, by path."""
     found = {}
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()

@@ -41,7 +41,7 @@ class FullDisk:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a command.
+    """The end of a command.
 
     Attributes:
         code: exit code; None if it was killed as intended.

@@ -23,7 +23,7 @@ _FULL_DISKS, _FROM_START = 0.25, 0.2  # shares of the disturbances, and of the k
 
 @dataclass
 class Tally:
-    """What happened to one command."""
+    """The count of disturbances of one command, and what went wrong."""
 
     name: str
     kills: int = 0

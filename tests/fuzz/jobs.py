@@ -1,4 +1,4 @@
-"""What is done with a changed file: one row per command that reads it."""
+"""Commands that read a changed file, one row for each."""
 
 from __future__ import annotations
 
