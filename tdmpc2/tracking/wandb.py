@@ -67,10 +67,13 @@ class WandbRun:
 
             options = _run_options(wandb, cfg, teacher, run_id, capture_console)
             with _no_prompt():
+                shared = "WANDB_SERVICE" in os.environ  # the service process of an earlier run
                 try:
                     run = wandb.init(**options)
-                except ConnectionError:  # its service process, shared by the runs of this one, was killed meanwhile
-                    _end_service()
+                except Exception:
+                    if not shared:
+                        raise
+                    _end_service()  # it may have been killed meanwhile, which the library words in several ways
                     run = wandb.init(**options)
             if run.disabled:
                 self._show("Weights & Biases: off (WANDB_MODE=disabled)")
