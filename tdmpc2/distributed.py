@@ -145,7 +145,7 @@ def process_group(device: str) -> Iterator[ProcessGroup]:
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             yield group
             group.collect(None)  # none leaves before all are done: the main process may be the meeting point
-    except Exception:
+    except Exception:  # of any kind, and raised again: only the way the process ends changes
         atexit.unregister(dist.destroy_process_group)  # it would wait for processes that are gone
         raise
 

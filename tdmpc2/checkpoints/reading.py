@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tdmpc2.support.archives import check_records, is_archive, read_directory
+from tdmpc2.support.memory import is_out_of_memory
 from tdmpc2.support.reading import NotRegularError, open_regular
 from tdmpc2.support.text import cut, shown
 from tdmpc2.tasks import nearest
@@ -144,7 +145,7 @@ def _explaining(path: Path, size: int) -> Iterator[None]:
             raise
         raise ValueError(_unreadable(path, size, error)) from error
     except Exception as error:  # torch raises many kinds for bytes it does not understand
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        if is_out_of_memory(error):
             raise ValueError(f"{path} ({size:,} bytes) does not fit into the memory that is free") from error
         if isinstance(error, OSError) and error.errno is not None:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from error

@@ -111,7 +111,7 @@ def job(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
     def naming_the_run(cfg: DictConfig) -> None:
         try:
             function(cfg)
-        except Exception as error:
+        except Exception as error:  # of any kind: one job's error is a line, and the sweep goes on
             if isinstance(error, BrokenPipeError) or not (HydraConfig.initialized() and (name := sweep_name())):
                 raise
             print(f"error: {name}: {one_line(error)}", file=sys.stderr, flush=True)

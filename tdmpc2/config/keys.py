@@ -188,7 +188,7 @@ class Keys:
         commands=("train", "evaluate"), section="Evaluation",
     )  # fmt: skip
     eval_freq: int = key(
-        50_000, "updates between evaluations while training; 0: never", at_least=0, scope=RUN, on_resume=MAY_CHANGE
+        50_000, "steps (offline: updates) between evaluations; 0: never", at_least=0, scope=RUN, on_resume=MAY_CHANGE
     )
     eval_noise: bool = key(
         False, "true: exploration noise on every action, as in the published protocol", scope=RUN,
@@ -239,10 +239,12 @@ class Keys:
     )  # fmt: skip
 
     log_freq: int = key(
-        100, "updates between lines of the log", at_least=1, scope=RUN, on_resume=MAY_CHANGE,
+        100, "steps (offline: updates) between lines of the log", at_least=1, scope=RUN, on_resume=MAY_CHANGE,
         section="Logging and saving",
     )  # fmt: skip
-    save_freq: int = key(50_000, "updates between checkpoints", at_least=1, scope=RUN, on_resume=MAY_CHANGE)
+    save_freq: int = key(
+        50_000, "steps (offline: updates) between checkpoints", at_least=1, scope=RUN, on_resume=MAY_CHANGE
+    )
     save_agent: bool = key(True, "write checkpoints", scope=RUN, on_resume=MAY_CHANGE)
     keep_last: int = key(
         1, "newest checkpoints that are kept; all but model.pt are model_<step>.pt", at_least=1, scope=RUN,

@@ -96,15 +96,18 @@ class EpisodeDataset:
                     continue
                 with chunk_checksums(path) as checksums:
                     verified = thread.submit(checksums.finish)
-                    chunk = read_chunk(path)
-                    for episodes in own.split(_BLOCK):
-                        block = {name: chunk[name][episodes] for name in ("obs", "action", "reward")}
-                        check_finite(path, block, episodes)
-                        rows[done : done + len(episodes)] = row_format.join(**block)
-                        del block  # before the next
-                        done += len(episodes)
-                        if progress:
-                            progress(len(episodes))
+                    try:
+                        chunk = read_chunk(path)
+                        for episodes in own.split(_BLOCK):
+                            block = {name: chunk[name][episodes] for name in ("obs", "action", "reward")}
+                            check_finite(path, block, episodes)
+                            rows[done : done + len(episodes)] = row_format.join(**block)
+                            del block  # before the next
+                            done += len(episodes)
+                            if progress:
+                                progress(len(episodes))
+                    finally:
+                        verified.exception()  # waits: the thread reads the file that is closed next
                     verified.result()
         return cls(row_format, rows, torch.cat(tasks)[kept].to(device), kept)
 

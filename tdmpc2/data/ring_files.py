@@ -13,6 +13,7 @@ from tdmpc2.checkpoints.files import save_file
 from tdmpc2.checkpoints.reading import file_sha256, read_identified
 from tdmpc2.data.ring import ReplayRing, RingEpisode
 from tdmpc2.support.entries import SHA256, Entry, check_entries, list_of, record, text, whole
+from tdmpc2.support.files import delete_leftovers
 
 _REMEDY = "The replay buffer of the run cannot be restored without it: set exp_name to start a new run"
 _STATE = {"files": list_of(record()), "dropped": whole(), "next": whole()}
@@ -42,8 +43,9 @@ class SavedRing:
     """The files of a replay buffer; a part of a run that is saved and continued with it.
 
     A save costs what is new in it, however much the buffer holds. ``state.pt`` lists the files that belong to it, and
-    no file that it lists is ever written again, so a kill leaves at worst files that nothing lists. Files whose
-    episodes have all been dropped are deleted one save later, when no ``state.pt`` lists them any more.
+    no file that it lists is ever written again, so a kill leaves at worst files that nothing lists, and temporary ones,
+    which are deleted here: the run has to hold the lock of its directory. Files whose episodes have all been dropped
+    are deleted one save later, when no ``state.pt`` lists them any more.
 
     Args:
         ring: what is saved.
@@ -54,6 +56,7 @@ class SavedRing:
         self.ring, self._directory = ring, directory
         self._files: list[dict[str, Any]] = []  # name, sha256, and the numbers first to last - 1 of its episodes
         self._next = 0  # number of the next file
+        delete_leftovers(directory, "episodes_*.pt")
 
     def state(self) -> Mapping[str, Any]:
         """Write the new episodes to a file, and list all files whose episodes are still there."""

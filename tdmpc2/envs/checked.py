@@ -102,7 +102,7 @@ class CheckedEnv(gymnasium.Wrapper[Observation, Action, Observation, Action]):
             yield
         except gymnasium.error.ResetNeeded:
             raise
-        except Exception as error:
+        except Exception as error:  # the environment is the user's code: it can raise anything
             raise EnvironmentFault(f"{self._at()}: the environment raised {described(error)}") from error
 
 

@@ -71,7 +71,7 @@ def _made(name: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
     except gymnasium.error.Error as error:
         text = " ".join(str(error).split())
         raise ValueError(f"'{name}' is no environment that Gymnasium can make here: {text}. {_REGISTER}") from error
-    except Exception as error:
+    except Exception as error:  # the environment is the user's code: it can raise anything
         raise EnvironmentFault(f"{name}: building the environment raised {described(error)}") from error
 
 
@@ -83,9 +83,9 @@ def _check_observations(name: str, space: Space[Any]) -> None:
         raise ValueError(f"The observation space of '{name}' is {_short(space)}, which has no numbers to learn from.")
     if _is_image(space):
         raise ValueError(
-            f"The observation space of '{name}' is images, {_short(space)}: only states are supported, and flattened "
-            "images make poor ones. Choose a version of the environment that observes its state (if these numbers are "
-            f"one, {_FLATTEN})."
+            f"The observation space of '{name}' is images, {_short(space)}, and flattened images make poor "
+            "states. Choose a version of the environment that observes its state (if these numbers are one, "
+            f"{_FLATTEN}); give it a method frame(size), and obs=rgb learns from images."
         )
 
 

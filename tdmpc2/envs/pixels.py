@@ -29,6 +29,9 @@ class PixelEnv(gymnasium.Wrapper[Frames, Any, Any, Any]):
         env: its ``unwrapped`` is a :class:`Camera`.
         size: height and width of a frame.
         stacked: frames of an observation.
+
+    Raises:
+        ValueError: by ``reset`` and ``step``, if a frame is not uint8 [size, size, 3].
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], size: int, stacked: int) -> None:
@@ -50,7 +53,12 @@ class PixelEnv(gymnasium.Wrapper[Frames, Any, Any, Any]):
         return self._observation(), float(reward), terminated, truncated, {**info, "state": state}
 
     def _frame(self) -> Frames:
-        return self._camera.frame(self._size).transpose(2, 0, 1)
+        frame: Any = self._camera.frame(self._size)
+        shape, is_array = (self._size, self._size, 3), isinstance(frame, np.ndarray)
+        if not is_array or frame.dtype != np.uint8 or frame.shape != shape:
+            kind = f"an array {frame.shape} of {frame.dtype}" if is_array else f"a {type(frame).__name__}"
+            raise ValueError(f"frame({self._size}) returned {kind}: it has to return uint8 {list(shape)}")
+        return np.asarray(frame).transpose(2, 0, 1)
 
     def _observation(self) -> Frames:
         return self._stack.reshape(-1, self._size, self._size).copy()

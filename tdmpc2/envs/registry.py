@@ -66,16 +66,20 @@ class Family:
     renewable: bool = False
     remedy: str = ""
 
-    def build(self, name: str, seed: int | None, render_mode: str | None) -> gymnasium.Env[Any, Any]:
+    def build(
+        self, name: str, seed: int | None, render_mode: str | None, obs: str = "state"
+    ) -> gymnasium.Env[Any, Any]:
         """Build an environment of a task; what it does later is checked (:mod:`tdmpc2.envs.checked`).
 
         Raises:
-            ValueError: unknown task, one that cannot be built here, or a seed that is no integer from 0 to 2^32 - 1.
+            ValueError: unknown task, one that cannot be built here or draws no images (``obs="rgb"``), or a seed that
+                is no integer from 0 to 2^32 - 1.
             EnvironmentFault: building it raised an error.
         """
         self.check(name)
         seed = checked_seed(seed)
-        return CheckedEnv(_function(self.make)(name, seed, render_mode), name, seed)
+        env: gymnasium.Env[Any, Any] = _function(self.make)(name, seed, render_mode)
+        return CheckedEnv(env if obs == "state" else _images(env, name), name, seed)
 
     def measure(self, name: str) -> TaskSpec:
         """Read the facts of a task from its environment, which is built once for it.
@@ -148,21 +152,8 @@ def family_of(name: str) -> Family:
 def build_env(
     task: str, seed: int | None, render_mode: str | None = None, obs: str = "state"
 ) -> gymnasium.Env[Any, Any]:
-    """Build the environment of one task; see :func:`tdmpc2.envs.make_env`.
-
-    Raises:
-        ValueError: unknown task, or one that draws no images (``obs="rgb"``).
-    """
-    env = family_of(task).build(task, seed, render_mode)
-    if obs == "state":
-        return env
-    if not hasattr(env.unwrapped, "frame"):
-        env.close()
-        raise ValueError(
-            f"obs=rgb: task '{task}' draws no images: use obs=state, or give the environment a method frame(size) that "
-            "returns uint8 [size, size, 3]"
-        )
-    return PixelEnv(env, size=64, stacked=3)
+    """Build the environment of one task; see :func:`tdmpc2.envs.make_env`."""
+    return family_of(task).build(task, seed, render_mode, obs)
 
 
 def checked_seed(seed: Any) -> int | None:
@@ -196,6 +187,16 @@ def score_label(specs: Iterable[TaskSpec]) -> str:
 def common_label(rules: Iterable[ScoreRule]) -> str:
     """Name the mean of scores by some rules, as :func:`score_label`."""
     return next((rule.label for rule in rules if not rule.normalized), SCORE_RULES["return/10"].label)
+
+
+def _images(env: gymnasium.Env[Any, Any], task: str) -> gymnasium.Env[Any, Any]:
+    if not hasattr(env.unwrapped, "frame"):
+        env.close()
+        raise ValueError(
+            f"obs=rgb: task '{task}' draws no images: use obs=state, or give the environment a method frame(size) that "
+            "returns uint8 [size, size, 3]"
+        )
+    return PixelEnv(env, size=64, stacked=3)
 
 
 def _function(path: str) -> Callable[..., Any]:

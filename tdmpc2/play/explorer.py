@@ -103,8 +103,9 @@ class Explorer:
         """
         for i, running in enumerate(self._running):
             if running is None:
-                self._running[i] = self._reset(i, self._seed(i, self._begun[i]))
-                self._begun[i] += 1
+                seed = self._seed(i, self._begun[i])
+                self._begun[i] += 1  # before a reset that fails: the next one is of another episode
+                self._running[i] = self._reset(i, seed)
 
     def act(self, step: int, *, random: bool) -> Floats:
         """Choose the actions of all environments, [E, A].
@@ -197,12 +198,12 @@ class Explorer:
 
     @contextlib.contextmanager
     def _numbering(self, i: int) -> Iterator[None]:
-        """Say in faults, which name task, seed and step, which of the environments it is and what happens to it."""
+        """Say in faults, which name task, seed and step, which of the environments it is."""
         try:
             yield
         except EnvironmentFault as error:
             number = f"environment {i + 1} of {len(self._envs)}"
-            raise EnvironmentFailed(f"{number}: {error}. The same command goes on with a new episode there") from error
+            raise EnvironmentFailed(f"{number}: {error}") from error
 
     def __enter__(self) -> Explorer:
         return self
@@ -230,10 +231,9 @@ class Explorer:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state`, playing the running episodes again.
 
-        An environment that does not repeat an episode begins a new one, and :attr:`notes` names it.
+        An environment that does not repeat an episode, or fails in it, begins a new one, and :attr:`notes` names it.
 
         Raises:
-            EnvironmentFailed: naming task, environment, seed and step.
             ValueError: an entry is missing or does not fit; the message names it.
         """
         state = self._checked(state)
@@ -267,7 +267,13 @@ class Explorer:
         return state
 
     def _play_again(self, i: int, saved: Mapping[str, Any]) -> bool:
-        """Bring an environment to where it was in an episode; false if that leads somewhere else."""
+        """Bring an environment to where it was in an episode; false if that leads somewhere else, or nowhere."""
+        try:
+            return self._repeats(i, saved)
+        except EnvironmentFailed:
+            return False
+
+    def _repeats(self, i: int, saved: Mapping[str, Any]) -> bool:
         obs, reward = saved["obs"].numpy(), saved["reward"].tolist()
         running = self._running[i] = self._reset(i, saved["seed"])
         if not np.array_equal(running.obs[0], obs[0]):

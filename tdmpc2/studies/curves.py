@@ -52,7 +52,7 @@ def draw_run(run_dir: str | Path) -> str:
     path = free_figure_name(Path(run_dir) / "curves.png")
     try:
         return _draw(path, {"": [read_curves(run_dir)]}) or f"Learning curves: {path}"
-    except Exception as error:
+    except Exception as error:  # a figure is never worth a run: whatever stops it is said instead
         return f"No learning curves: {type(error).__name__}: {error}"
 
 

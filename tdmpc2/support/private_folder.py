@@ -78,7 +78,11 @@ def why_not_own(path: Path) -> str:
 
 
 def foreign_entry(folder: Path) -> str:
-    """Find something below a folder that is not this user's own, or a link: why it is not used, or an empty text."""
+    """Find something below a folder that is not this user's own, that others can write to, or that is a link elsewhere.
+
+    Returns:
+        Why the folder is not used; empty if it may be.
+    """
     if not hasattr(os, "geteuid"):
         return ""
     for parent, folders, files in os.walk(folder):
@@ -90,7 +94,7 @@ def foreign_entry(folder: Path) -> str:
                     return f"{path} belongs to another user ({_owner(facts.st_uid)})"
                 if stat.S_ISLNK(facts.st_mode) and not path.resolve().is_relative_to(folder.resolve()):
                     return f"{path} is a link to another place"
-                if stat.S_ISDIR(facts.st_mode) and facts.st_mode & stat.S_IWOTH:
+                if not stat.S_ISLNK(facts.st_mode) and _others_write(facts):
                     return f"other users can write to {path}"
     return ""
 
@@ -117,9 +121,13 @@ def _why_replaceable(folder: Path) -> str:
         return f"{folder} belongs to another user ({_owner(facts.st_uid)})"
     if facts.st_mode & stat.S_ISVTX:
         return ""
-    if facts.st_mode & stat.S_IWOTH or (facts.st_mode & stat.S_IWGRP and not _is_private_group(facts.st_gid)):
-        return f"other users can write to {folder}"
-    return ""
+    return f"other users can write to {folder}" if _others_write(facts) else ""
+
+
+def _others_write(facts: os.stat_result) -> bool:
+    """True if others than this user can; private groups have nobody else in them."""
+    own_group = not facts.st_mode & stat.S_IWGRP or _is_private_group(facts.st_gid)
+    return bool(facts.st_mode & stat.S_IWOTH) or not own_group
 
 
 def _is_private_group(gid: int) -> bool:

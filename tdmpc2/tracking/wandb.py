@@ -70,10 +70,10 @@ class WandbRun:
                 shared = "WANDB_SERVICE" in os.environ  # the service process of an earlier run
                 try:
                     run = wandb.init(**options)
-                except Exception:
+                except Exception:  # the service may have been killed meanwhile, which the library words in several ways
                     if not shared:
                         raise
-                    _end_service()  # it may have been killed meanwhile, which the library words in several ways
+                    _end_service()
                     run = wandb.init(**options)
             if run.disabled:
                 self._show("Weights & Biases: off (WANDB_MODE=disabled)")

@@ -29,6 +29,7 @@ from tdmpc2.data.batches import Batches
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.nn.layers import num_parameters
 from tdmpc2.support.mapped_files import FileChangedError
+from tdmpc2.support.memory import is_out_of_memory
 from tdmpc2.support.runtime import set_num_threads
 from tdmpc2.support.text import cut
 from tdmpc2.tracking.logger import Logger
@@ -138,9 +139,13 @@ class Run:
         """The deployable checkpoint, ``<run_dir>/model.pt``."""
         return self.cfg.run_dir / "model.pt"
 
-    def finished(self) -> bool:
-        """Tell whether nothing is left to do, in which case one line says so."""
-        left = self.resumed.step < self.cfg.steps or self.resumed.evaluation_due
+    def finished(self, cut_short: bool = False) -> bool:
+        """Tell whether nothing is left to do, in which case one line says so.
+
+        Args:
+            cut_short: the last step was, and its updates are still to be made.
+        """
+        left = cut_short or self.resumed.step < self.cfg.steps or self.resumed.evaluation_due
         if not left:
             print(f"{self.cfg.run_dir} is already trained for {self.resumed.step:,} steps; set steps higher to go on")
         return not left
@@ -157,6 +162,8 @@ class Run:
             try:
                 part.load_state(self.resumed.parts[name])
             except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    raise
                 raise ValueError(
                     f"{self.cfg.run_dir / 'state.pt'}: the state of its part '{name}' is damaged "
                     f"[{type(error).__name__}: {cut(str(error))}]. Set exp_name to start a new run"
@@ -243,8 +250,9 @@ class Run:
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Take one gradient step; remember the first one with a loss or gradient that is not finite."""
         compiling, began = self.agent.update_compiled and not self._updated, monotonic()
-        self._stop.at_once = compiling  # minutes in which there is nothing to save
-        if compiling and self._stop:
+        # Minutes in which there is nothing to save, unless steps were taken before the first update.
+        self._stop.at_once = compiling and self._step - self._stride <= self._saved
+        if self._stop.at_once and self._stop:
             raise SystemExit(STOPPED)
         metrics = self.agent.update(batch)
         self._stop.at_once, self._updated = False, True

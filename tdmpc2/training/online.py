@@ -16,7 +16,7 @@ from tdmpc2.distributed import process_group
 from tdmpc2.play.evaluation import evaluate
 from tdmpc2.play.explorer import NEW_RUN, EnvironmentFailed, Explorer
 from tdmpc2.play.rollout import Episode
-from tdmpc2.support.entries import check_entries, flag, whole
+from tdmpc2.support.entries import check_entries, flag, record, whole
 from tdmpc2.tracking.progress import Progress
 from tdmpc2.training.activity import Clock
 from tdmpc2.training.loop import Run
@@ -26,7 +26,7 @@ from tdmpc2.training.ring import make_ring
 from tdmpc2.training.schedule import Schedule
 from tdmpc2.training.teacher import fit_pca
 
-_LEARNER = {"done": whole(), "owed": whole(), "interrupted": flag()}
+_LEARNER = {"done": whole(), "owed": whole(), "interrupted": flag(), "metrics": record()}
 _BURST = 100  # updates in a row that are worth a progress bar
 
 
@@ -53,7 +53,7 @@ def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
             return cfg.run_dir / "model.pt"
         preflight(cfg, teacher_cfg)
         with Run.open(cfg, teacher_cfg, group, evaluate, stride=len(cfg.envs), evaluate_first=True) as run:
-            if not run.finished():
+            if not run.finished(cut_short(run.resumed.parts)):
                 with Explorer(cfg, run.agent) as explorer:
                     _learn(run, explorer)
             return run.model_path
@@ -85,7 +85,7 @@ def _learn(run: Run, explorer: Explorer) -> None:
         with clock("updating"):
             metrics = learner.update()
         clock.updates = learner.done
-        if step >= cfg.steps:
+        if step >= cfg.steps and not learner.interrupted:
             learner.store(step, explorer.take_ended())
         run.after_update(step, metrics)
 
@@ -102,12 +102,14 @@ class Learner:
         owed: updates that are due and not yet made: those of a step that a signal cut short, or all until there is an
             episode to learn from.
         interrupted: the last step was cut short; its updates are to be made before the next one.
+        metrics: of the last update; where there are fewer updates than steps, most steps have none of their own.
     """
 
     def __init__(self, run: Run, replay: ReplayRing) -> None:
         self._run, self._replay = run, replay
         self.done = self.owed = 0
         self.interrupted = False
+        self.metrics: Mapping[str, Tensor] = {}
         self._said_short = False
 
     def store(self, step: int, episodes: Sequence[Episode]) -> None:
@@ -127,7 +129,7 @@ class Learner:
         """Make the updates that are owed; a signal ends them early.
 
         Returns:
-            The metrics of the last one; None if there was none, or it is not the last of its step.
+            The metrics of the last update so far; None before the first one, and where a signal ended them early.
 
         Raises:
             ValueError: there are episodes, but all of them are too short.
@@ -135,21 +137,20 @@ class Learner:
         cfg, replay = self._run.cfg, self._replay
         self.interrupted = False
         if not self.owed or not self._ready():
-            return None
+            return self.metrics or None
         if pca_line := fit_pca(self._run.agent, replay.sampler):
             self._run.message(pca_line)
-        metrics = None
         many = self.owed >= _BURST
         with Progress(self.owed, "Learning from the seed steps", unit="updates") if many else nullcontext() as bar:
             while self.owed and not self.interrupted:
                 batch = replay.sampler.draw(self.done, cfg.batch_size, cfg.horizon, cfg.seed)
-                metrics = self._run.update(batch.to(self._run.agent.device))
+                self.metrics = self._run.update(batch.to(self._run.agent.device))
                 self.done += 1
                 self.owed -= 1
                 self.interrupted = self._run.stopping and self.owed > 0
                 if bar:
                     bar.update()
-        return None if self.interrupted else metrics
+        return None if self.interrupted else self.metrics
 
     def _ready(self) -> bool:
         replay = self._replay
@@ -162,7 +163,8 @@ class Learner:
 
     def state(self) -> Mapping[str, Any]:
         """Say where the updates stand."""
-        return {"done": self.done, "owed": self.owed, "interrupted": self.interrupted}
+        metrics = {name: value.cpu() for name, value in self.metrics.items()}
+        return {"done": self.done, "owed": self.owed, "interrupted": self.interrupted, "metrics": metrics}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state`.
@@ -172,19 +174,32 @@ class Learner:
         """
         state = check_entries(f"{self._run.cfg.run_dir / 'state.pt'}: learner", state, _LEARNER, NEW_RUN)
         self.done, self.owed, self.interrupted = state["done"], state["owed"], state["interrupted"]
+        self.metrics = state["metrics"]
+
+
+def cut_short(parts: Mapping[str, Any]) -> bool:
+    """Tell from what was saved of a run's parts whether a signal left updates of its last step to be made."""
+    learner = parts.get("learner")
+    return isinstance(learner, Mapping) and learner.get("interrupted") is True
 
 
 @contextmanager
 def saving_before(step: int, run: Run) -> Iterator[None]:
-    """Save at the turn before ``step`` if an environment fails in it, so that the same command goes on from there."""
+    """Save at the turn before ``step`` if an environment fails in it, so that the same command goes on from there.
+
+    A new episode then begins in that environment.
+    """
     try:
         yield
     except EnvironmentFailed as error:
         last = step - len(run.cfg.envs)
-        if last > 0:
-            run.save(last)
-        saved = "; what it learned before is saved" if last > 0 and run.cfg.save_agent else ""
-        raise ValueError(f"{error} (step {step:,} of the run{saved})") from error
+        if last <= 0 or not run.cfg.save_agent:
+            raise ValueError(f"{error} (step {step:,} of the run): try another seed") from error
+        run.save(last)
+        raise ValueError(
+            f"{error} (step {step:,} of the run; what it learned before is saved, and the same command goes on with a "
+            "new episode there)"
+        ) from error
 
 
 def _row(cfg: Config, episode: Episode) -> dict[str, str | float]:

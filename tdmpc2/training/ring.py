@@ -8,7 +8,7 @@ from tdmpc2.config import IMAGES, Config
 from tdmpc2.data.placement import choose_place
 from tdmpc2.data.ring import ReplayRing
 from tdmpc2.data.rows import FrameFormat, RowFormat
-from tdmpc2.support.files import check_free_disk, free_disk
+from tdmpc2.support.files import check_free_disk
 
 
 def make_ring(cfg: Config, device: torch.device) -> ReplayRing:
@@ -27,7 +27,9 @@ def make_ring(cfg: Config, device: torch.device) -> ReplayRing:
     size = capacity * 4 * row_format.words
     place = choose_place(cfg.data_device, device, size)
     if cfg.save_agent:
-        check_free_disk(cfg.run_dir, size * (1 + (place == "disk")), "set buffer_size lower", free_disk(cfg.run_dir))
+        saved = sum(path.stat().st_size for path in (cfg.run_dir / "replay").glob("episodes_*.pt"))
+        needed = max(size - saved, 0) + size * (place == "disk")
+        check_free_disk(cfg.run_dir, needed, "set buffer_size lower")
     return ReplayRing(
         row_format,
         capacity,

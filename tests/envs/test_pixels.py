@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from tdmpc2.config import Config
 from tdmpc2.envs import make_env
+from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.envs.pixels import PixelEnv
 from tdmpc2.envs.registry import build_env
 from tdmpc2.envs.rendering import context_module
@@ -88,6 +90,22 @@ def test_build_env_of_an_own_environment_with_frames_gives_images() -> None:
     obs, _ = env.reset(seed=1)
     obs, *_ = env.step(np.zeros(2, np.float32))
     assert [int(frame.max()) // 20 for frame in obs.reshape(3, -1)] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(("frame", "said"), [
+    (lambda self, size: np.full((size, size, 3), 0.5), r"an array \(64, 64, 3\) of float64"),
+    (lambda self, size: np.zeros((size, size), np.uint8), r"an array \(64, 64\) of uint8"),
+    (lambda self, size: np.zeros((32, 32, 3), np.uint8), r"an array \(32, 32, 3\) of uint8"),
+    (lambda self, size: None, "None"),
+    (lambda self, size: 1 / 0, "ZeroDivisionError"),
+])  # fmt: skip
+def test_build_env_of_frames_that_are_no_images_is_an_environment_fault(
+    frame: Callable[..., Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Floats between 0 and 1 became black pictures without a word."""
+    monkeypatch.setattr("tests.helpers.toy_envs.ToyEnv.frame", frame)
+    with pytest.raises(EnvironmentFault, match=rf"Stands-v0 \(seed 1, step 0\): .*{said}"):
+        build_env(STANDS, 1, obs="rgb").reset(seed=1)
 
 
 def test_build_env_without_images_is_refused() -> None:

@@ -39,7 +39,7 @@ _NOT_FINITE = re.compile(r"(?<![\w./-])(nan|-?inf)(?![\w./-])", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one input.
+    """The outcome of one input.
 
     Attributes:
         outcome: one of :data:`OUTCOMES`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import signal
@@ -106,6 +107,14 @@ def test_schedule_updates_add_up_to_the_ratio(utd: float, stride: int) -> None:
     assert [schedule.is_random(step) for step in steps] == [step - stride <= 30 for step in steps]
 
 
+@pytest.mark.parametrize("utd", [0.5, 0.2, 0.3, 1.0])
+def test_online_run_logs_every_interval_whatever_the_ratio(tmp_path: Path, utd: float) -> None:
+    """With half an update per step none fell on a step that is logged, and the log stayed empty."""
+    cfg = config(tmp_path, utd=utd)
+    train_online(cfg, None)
+    assert [row["step"] for row in rows(cfg.run_dir / "train.csv")] == [25, 30, 35, 40, 45]
+
+
 # -- continuing -------------------------------------------------------------------------------------------------------
 
 
@@ -152,6 +161,33 @@ def test_online_run_told_to_stop_continues_bit_for_bit(
         train_online(cfg, None)
     assert ended.value.code == STOPPED
     monkeypatch.undo()
+    train_online(cfg, None)
+    assert_same(straight, cfg.run_dir)
+
+
+@pytest.mark.parametrize("keys", [
+    {"num_envs": 4, "steps": 44, "utd": 2.0},  # updates of an ordinary step
+    {"num_envs": 2, "steps": 28, "seed_steps": 27},  # the burst, in the step in which episodes end
+])  # fmt: skip
+def test_online_run_told_to_stop_between_its_last_updates_continues_bit_for_bit(
+    tmp_path: Path, keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The updates that were owed in the last step were lost: the run was called already trained."""
+    straight = train_online(config(tmp_path / "straight", **keys), None).parent
+    cfg = config(tmp_path, **keys)
+    update, made = TDMPC2.update, itertools.count(1)
+
+    def stopping(self: TDMPC2, batch: Any) -> Any:
+        if next(made) == total - 2:
+            signal.raise_signal(signal.SIGTERM)
+        return update(self, batch)
+
+    total = torch.load(straight / "state.pt", weights_only=True)["parts"]["learner"]["done"]
+    monkeypatch.setattr(TDMPC2, "update", stopping)
+    with pytest.raises(SystemExit):
+        train_online(cfg, None)
+    monkeypatch.undo()
+    assert torch.load(cfg.run_dir / "state.pt", weights_only=True)["parts"]["learner"]["owed"] == 2
     train_online(cfg, None)
     assert_same(straight, cfg.run_dir)
 

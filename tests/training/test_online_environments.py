@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import signal
 from pathlib import Path
@@ -19,13 +20,14 @@ from tests.helpers.toy_envs import FALLS
 
 
 class Faulty(gymnasium.Env[Any, Any]):
-    """Fails at step 4 of the episodes that are listed, in the way that is said."""
+    """Fails at one step of the episodes that are listed, in the way that is said."""
 
     observation_space = Box(-1, 1, (2,), np.float32)
     action_space = Box(-1, 1, (1,), np.float32)
     bad: set[int] = set()  # noqa: RUF012
     way = "raise"
     episodes = 0
+    fails_at = 4
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -36,7 +38,7 @@ class Faulty(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.t += 1
         obs = self.np_random.uniform(-1, 1, 2).astype(np.float32)
-        if self.t == 4 and self.number in self.bad:
+        if self.t == self.fails_at and self.number in self.bad:
             if self.way == "raise":
                 raise RuntimeError("the robot fell\noff the table")
             if self.way == "shape":
@@ -58,20 +60,72 @@ if "Faulty-v0" not in gymnasium.registry:
 def test_online_environment_that_fails_is_named_and_the_run_goes_on(
     tmp_path: Path, way: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was learned before is saved; the same command begins a new episode where the old one broke."""
+    """Save what was learned before; the same command begins a new episode where the old one broke."""
     cfg = config(tmp_path, "Faulty-v0", num_envs=2)
     for name, value in {"bad": {5}, "way": way, "episodes": 0}.items():
         monkeypatch.setattr(Faulty, name, value)
     with pytest.raises(ValueError, match=said) as error:
         train_online(cfg, None)
     assert re.match(r"environment 2 of 2: Faulty-v0 \(seed \d+, step 4\): ", str(error.value))
-    assert ". The same command goes on with a new episode there (step 36 of the run; what it learned before" in str(
-        error.value
+    assert str(error.value).endswith(
+        " (step 36 of the run; what it learned before is saved, and the same command goes on with a new episode there)"
     )
     assert "\n" not in str(error.value)
     monkeypatch.setattr(Faulty, "bad", set())
     train_online(cfg, None)
     assert torch.load(cfg.run_dir / "state.pt", weights_only=True)["step"] == 46
+
+
+def test_online_environment_that_fails_in_the_first_step_advises_another_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is saved yet, so the same command would meet the same fault."""
+    for name, value in {"bad": {0}, "way": "raise", "episodes": 0}.items():
+        monkeypatch.setattr(Faulty, name, value)
+    monkeypatch.setattr(Faulty, "fails_at", 1)
+    with pytest.raises(ValueError, match=r"step 1\): .*\(step 1 of the run\): try another seed$") as error:
+        train_online(config(tmp_path, "Faulty-v0"), None)
+    assert "same command" not in str(error.value)
+
+
+def test_online_environment_that_fails_to_reset_begins_another_episode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The seed that it cannot be reset with was tried again for ever."""
+    monkeypatch.setattr(Faulty, "bad", set())
+    reset, calls, cold = Faulty.reset, itertools.count(1), set[int | None]()
+
+    def failing(self: Faulty, *, seed: int | None = None, options: Any = None) -> Any:
+        if next(calls) == 3:
+            cold.add(seed)
+        if seed in cold:
+            raise RuntimeError("the motors are cold")
+        return reset(self, seed=seed)
+
+    monkeypatch.setattr(Faulty, "reset", failing)
+    cfg = config(tmp_path, "Faulty-v0")
+    with pytest.raises(ValueError, match="the motors are cold"):
+        train_online(cfg, None)
+    train_online(cfg, None)
+    assert torch.load(cfg.run_dir / "state.pt", weights_only=True)["step"] == 45
+
+
+def test_online_environment_that_fails_where_it_is_played_again_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault in the episode that a continued run plays again ended every start."""
+    cfg = config(tmp_path, "Faulty-v0")
+    monkeypatch.setattr(Faulty, "bad", set())
+    interrupt(monkeypatch, 31, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        train_online(cfg, None)
+    monkeypatch.undo()
+    for name, value in {"bad": {0}, "way": "raise", "episodes": 0}.items():
+        monkeypatch.setattr(Faulty, name, value)
+    monkeypatch.setattr(Faulty, "fails_at", 1)
+    train_online(cfg, None)
+    said = "Faulty-v0 (environment 1) does not repeat its episodes, so its running one is dropped"
+    assert said in capsys.readouterr().out
 
 
 def test_online_termination_without_episodic_says_what_to_do(tmp_path: Path) -> None:

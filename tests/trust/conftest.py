@@ -1,4 +1,4 @@
-"""What the tests of the promises share: another user's hand, and libraries that tell when they are loaded."""
+"""Fixtures of the tests of the promises: another user's hand, and libraries that tell when they are loaded."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ def test_load_agent_with_sizes_beyond_the_file_builds_no_model(
 def test_load_file_of_wrapped_model_reads_it(
     tmp_path: Path, config: Config, state: dict[str, Tensor], prefix: str, entry: str
 ) -> None:
-    """What torch.compile and DataParallel put before each name, and the usual names of the entry."""
+    """Accept what torch.compile and DataParallel put before each name, and the usual names of the entry."""
     content = {entry: {prefix + name: value for name, value in state.items()}, "config": config.to_dict()}
     torch.save(content, tmp_path / "p.pt")
     agent = load_agent(tmp_path / "p.pt", device="cpu", compile=False)

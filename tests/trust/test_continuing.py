@@ -115,7 +115,7 @@ def test_script_listens_before_its_slow_imports(script: str) -> None:
 
 
 def other_process(directory: Path) -> str:
-    """Whether another process can lock the directory: an empty text, or why not."""
+    """Say why another process cannot lock the directory; an empty text if it can."""
 
     def attempt(pipe: multiprocessing.connection.Connection) -> None:
         try:

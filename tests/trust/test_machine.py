@@ -33,7 +33,7 @@ def _threads() -> Any:
 @pytest.mark.parametrize("size", [1, 5, 19])
 @pytest.mark.parametrize("task", ["mt30", "walker-walk"])
 def test_estimate_of_a_model_is_a_close_lower_bound(size: int, task: str) -> None:
-    """What would fit is never refused, and what is estimated is nearly what it takes."""
+    """Estimates never refuse what would fit, and are nearly what it takes."""
     cfg = Config(task=task, model_size=size, device="cpu")
     real = sum(4 * p.numel() for p in WorldModel(cfg, torch.Generator().manual_seed(0)).state_dict().values())
     estimated = sum(part.bytes for part in model_parts(cfg))

@@ -21,8 +21,8 @@ from tdmpc2.acceleration import compile_cache, compiled_update
 from tdmpc2.acceleration.cpu import library
 from tdmpc2.support import programs, runtime
 from tdmpc2.support.places import cache_dir
-from tdmpc2.support.private_folder import make_private, why_not_own, why_not_private
-from tests.trust.conftest import build_library
+from tdmpc2.support.private_folder import foreign_entry, make_private, why_not_own, why_not_private
+from tests.trust.conftest import NOBODY, build_library
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="users and modes are those of POSIX")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="builds a small library with g++")
@@ -276,6 +276,28 @@ def test_compile_cache_lies_in_the_users_own_cache(cache_home: Path, variables: 
     folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     assert folder == cache_home / "tdmpc2" / "torchinductor"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(("mode", "refused"), [(0o644, False), (0o664, False), (0o666, True), (0o646, True)])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_entry_of_a_cache_that_others_can_write_to_is_found(
+    tmp_path: Path, kind: str, mode: int, refused: bool
+) -> None:
+    """Files of mode 0666 in a folder of the right mode passed; group-writable ones are fine in one's own group."""
+    entry = tmp_path / "cache" / "entry"
+    entry.parent.mkdir(mode=0o700)
+    entry.write_text("code") if kind == "file" else entry.mkdir()
+    entry.chmod(mode | (0o111 if kind == "folder" else 0))
+    assert bool(foreign_entry(entry.parent)) == refused
+
+
+def test_entry_of_a_cache_that_another_group_can_write_to_is_found(tmp_path: Path, foreign: Give) -> None:
+    entry = tmp_path / "cache" / "entry"
+    entry.parent.mkdir(mode=0o700)
+    entry.write_text("code")
+    os.chown(entry, os.geteuid(), NOBODY)
+    entry.chmod(0o664)
+    assert "other users can write to" in foreign_entry(entry.parent)
 
 
 @pytest.mark.parametrize("name", compile_cache.VARIABLES)
