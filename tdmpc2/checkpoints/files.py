@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tdmpc2.checkpoints import layouts
+from tdmpc2.checkpoints.packing import pack
 from tdmpc2.checkpoints.reading import check_tensor, is_plain, read_identified
 from tdmpc2.checkpoints.reading import file_sha256 as file_sha256
 from tdmpc2.checkpoints.reading import read_file as read_file
@@ -83,10 +84,16 @@ class Checkpoint:
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
-def save_file(path: str | os.PathLike[str], payload: Mapping[str, Any], *, overwrite: bool) -> None:
+def save_file(
+    path: str | os.PathLike[str], payload: Mapping[str, Any], *, overwrite: bool, packed: bool = False
+) -> None:
     """Write a dict so that ``path`` is at every moment either the old or the complete new file.
 
-    Tensors are stored as CPU tensors; ``format`` is added.
+    Args:
+        path: the file.
+        payload: tensors, which are stored as CPU tensors, and plain values; ``format`` is added.
+        overwrite: replace a file that is there.
+        packed: store small tensors together, see :func:`tdmpc2.checkpoints.packing.pack`.
 
     Raises:
         ValueError: the file exists and ``overwrite`` is false, an entry is neither a tensor nor plain, a weight is not
@@ -95,6 +102,7 @@ def save_file(path: str | os.PathLike[str], payload: Mapping[str, Any], *, overw
     if isinstance(payload.get("model"), Mapping):
         check_finite(payload["model"], f"What {path} would hold")
     plain = _plain({"format": FORMAT, **payload}, "payload")
+    plain = pack(plain) if packed else plain
     with replacing(path, overwrite=overwrite) as temporary, open(temporary, "wb") as file, _checksums_on():
         torch.save(plain, file)  # given a name, torch would store it and hide what the disk says
 
