@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class Checkpoint:
 
 
 def save_file(
-    path: str | os.PathLike[str], payload: Mapping[str, Any], *, overwrite: bool, packed: bool = False
+    path: str | os.PathLike[str], payload: Mapping[str, Any], *, overwrite: bool, packed: Sequence[str] = ()
 ) -> None:
     """Write a dict so that ``path`` is at every moment either the old or the complete new file.
 
@@ -93,7 +93,7 @@ def save_file(
         path: the file.
         payload: tensors, which are stored as CPU tensors, and plain values; ``format`` is added.
         overwrite: replace a file that is there.
-        packed: store small tensors together, see :func:`tdmpc2.checkpoints.packing.pack`.
+        packed: entries whose small tensors are stored together, see :func:`tdmpc2.checkpoints.packing.pack`.
 
     Raises:
         ValueError: the file exists and ``overwrite`` is false, an entry is neither a tensor nor plain, a weight is not
@@ -102,7 +102,7 @@ def save_file(
     if isinstance(payload.get("model"), Mapping):
         check_finite(payload["model"], f"What {path} would hold")
     plain = _plain({"format": FORMAT, **payload}, "payload")
-    plain = pack(plain) if packed else plain
+    plain |= pack({name: plain[name] for name in packed})
     with replacing(path, overwrite=overwrite) as temporary, open(temporary, "wb") as file, _checksums_on():
         torch.save(plain, file)  # given a name, torch would store it and hide what the disk says
 

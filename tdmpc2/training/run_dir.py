@@ -115,7 +115,7 @@ def save(
         "wall_seconds": wall_seconds,
         "parts": dict(parts or {}),
     }
-    save_file(run_dir / "state.pt", state, overwrite=True, packed=True)  # continuing reads all of it
+    save_file(run_dir / "state.pt", state, overwrite=True, packed=("weights", "training"))  # it is read as a whole
     agent.save(run_dir / "model.pt", step=step, overwrite=True)
     if keep_last > 1:
         with replacing(run_dir / f"model_{step}.pt") as temporary:

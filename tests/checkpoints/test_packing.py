@@ -23,7 +23,7 @@ def content() -> dict[str, Any]:
     shared = torch.tensor(7.0)
     return {
         "matrix": torch.arange(12.0).view(3, 4),
-        "nested": [{"count": shared}, (shared, torch.arange(5, dtype=torch.int64), "text", torch.Size([2]))],
+        "nested": [{"count": shared}, (shared, torch.arange(5, dtype=torch.uint8), "text", torch.Size([2]))],
         "empty": torch.zeros(0, 3),
         "large": torch.ones(1 << 19),
     }
@@ -45,7 +45,7 @@ def test_pack_keeps_every_value(content: dict[str, Any]) -> None:
 
 
 def test_save_file_packed_reads_back_equal(tmp_path: Path, content: dict[str, Any]) -> None:
-    save_file(tmp_path / "x.pt", content, overwrite=False, packed=True)
+    save_file(tmp_path / "x.pt", content, overwrite=False, packed=tuple(content))
     read = read_file(tmp_path / "x.pt")
     del read["format"]
     assert same(read, content)
@@ -92,3 +92,15 @@ def test_read_outline_of_damaged_values_is_refused(tmp_path: Path, content: dict
     (tmp_path / "x.pt").write_bytes(damaged)
     with pytest.raises(ValueError, match=r"Bad CRC-32"):
         read_outline(tmp_path / "x.pt")
+
+
+def test_restored_moments_are_no_views(tmp_path: Path) -> None:
+    """What several processes are sent of a continued run would hold all moments once for each of them."""
+    agent = TDMPC2(Config(**TINY))
+    for parameter in (parameter for group in agent.optim.param_groups for parameter in group["params"]):
+        parameter.grad = torch.ones_like(parameter)
+    agent.optim.step()
+    run_dir.save(agent, tmp_path, 1, None)
+    run_dir.restore(agent, tmp_path)
+    entries = agent.training_state()["optim"]["state"].values()
+    assert all(t.untyped_storage().nbytes() == t.nbytes for entry in entries for t in entry.values())

@@ -357,3 +357,13 @@ def test_online_dry_run_estimates_and_writes_nothing(tmp_path: Path, capsys: pyt
                  r"memory .* a buffer of 94 rows", r"disk ", r"in all +about 0:00:\d\d"):  # fmt: skip
         assert re.search(rf"^{line}", text, re.MULTILINE), line
     assert not list(tmp_path.iterdir())
+
+
+def test_online_dry_run_allocates_no_replay_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A buffer that is to fill most of the memory took minutes to make, only to say how large it would be."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the replay buffer was made")
+
+    monkeypatch.setattr("tdmpc2.training.ring.ReplayRing", refuse)
+    train_online(config(tmp_path, FALLS, dry_run=True, eval_freq=0, episodic=True), None)
