@@ -23,6 +23,7 @@ from tdmpc2.checkpoints.packing import pack
 from tdmpc2.checkpoints.reading import check_tensor, is_plain, read_identified
 from tdmpc2.checkpoints.reading import file_sha256 as file_sha256
 from tdmpc2.checkpoints.reading import read_file as read_file
+from tdmpc2.checkpoints.sizes import infer_sizes, log_std_bounds, size_keys, task_set
 from tdmpc2.checkpoints.values import check_finite
 from tdmpc2.config import Config
 from tdmpc2.support.files import replacing
@@ -77,7 +78,7 @@ class Checkpoint:
         if self.config and self.config.get("task_specs"):
             with naming(self.origin):
                 return read_specs(self.config["task_specs"])
-        known = layouts.task_set(layouts.infer_sizes(self.model)["num_tasks"])
+        known = task_set(infer_sizes(self.model)["num_tasks"])
         return tuple(lookup(name) for name in TASK_SETS[known]) if known else ()
 
 
@@ -245,8 +246,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _describe(checkpoint: Checkpoint) -> dict[str, str]:
     tensors = layouts.rename(checkpoint.model)
-    sizes = layouts.infer_sizes(checkpoint.model)
-    model_size = layouts.size_keys(sizes)["model_size"]
+    sizes = infer_sizes(checkpoint.model)
+    model_size = size_keys(sizes)["model_size"]
     widths = ", ".join(f"{key} {value}" for key, value in sizes.items() if key != "num_tasks")
     names = [spec.name for spec in checkpoint.task_specs]
     total = online = 0
@@ -291,7 +292,7 @@ def _convert(checkpoint: Checkpoint, layout: str) -> dict[str, Any]:
     if layout == "b":
         config = checkpoint.config or {}
         low, high = (config.get(key, getattr(Config, key)) for key in ("log_std_min", "log_std_max"))
-        bounds = layouts.log_std_bounds(checkpoint.model) or (float(low), float(high) - float(low))
+        bounds = log_std_bounds(checkpoint.model) or (float(low), float(high) - float(low))
         model = layouts.to_layout_b(model, _action_masks(checkpoint), *bounds)
     kept = {"config": checkpoint.config, "step": checkpoint.step, **checkpoint.extra}
     return {"model": model, **{key: value for key, value in kept.items() if value is not None}}
@@ -299,7 +300,7 @@ def _convert(checkpoint: Checkpoint, layout: str) -> dict[str, Any]:
 
 def _action_masks(checkpoint: Checkpoint) -> Tensor | None:
     """[num_tasks, A], 1 for the actions a task has; ``None`` for a single-task model."""
-    sizes = layouts.infer_sizes(checkpoint.model)
+    sizes = infer_sizes(checkpoint.model)
     if not sizes["num_tasks"] or "_action_masks" in checkpoint.model:
         return checkpoint.model.get("_action_masks")
     if not checkpoint.task_specs:
