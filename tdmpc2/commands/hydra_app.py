@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tdmpc2.commands.completion import complete
 from tdmpc2.commands.overrides import parse, read_line
 from tdmpc2.commands.pages import Row, Section, page, show, wants_help
+from tdmpc2.commands.yaml_files import bounded_yaml
 from tdmpc2.config import RUN_KEYS, defaults, help_rows, run_directory
 from tdmpc2.support.cli import is_expected, one_line, one_line_errors
 from tdmpc2.support.files import read_json
@@ -96,7 +97,8 @@ def launch_script(app: App, main: Callable[[], Any], argv: Sequence[str] | None 
     print_notes()
     with _arguments([*line.flags, *_HYDRA, _exclude_fixed(line.overrides), *line.overrides]):
         try:
-            main()
+            with bounded_yaml():
+                main()
         except RunFailed:
             sys.exit(1)
         except (HydraException, OmegaConfBaseException) as error:
