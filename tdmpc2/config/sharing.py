@@ -34,7 +34,9 @@ def check_sharing(cfg: Keys, stored: Mapping[int, tuple[int, ...]]) -> None:
         stored: of :func:`stored_for`.
     """
     if cfg.mode != "online":
-        raise ValueError(f"share_body=true is for learning by acting, and mode={cfg.mode} does not: set mode=online")
+        raise ValueError(
+            f"share_body=true shares the steps of environments, and mode={cfg.mode} takes none: set mode=online"
+        )
     if cfg.episodic:
         raise ValueError(
             "share_body=true: an episode that terminates for one task may go on for another. The tasks that share a "

@@ -184,7 +184,7 @@ def test_share_body_estimate_counts_the_rows_of_all_tasks(
 
 
 @pytest.mark.parametrize(("keys", "message"), [
-    ({"mode": "offline"}, "mode=offline does not: set mode=online"),
+    ({"mode": "offline"}, "mode=offline takes none: set mode=online"),
     ({"task": "walker-walk", "tasks": None}, "task=walker-walk has no two tasks .* tasks=.walker-walk"),
     ({"tasks": ["cup-catch", "cup-spin"]}, r"tasks=\[cup-catch,cup-spin\] has no two tasks that are one body"),
     ({"tasks": ["walker-run", "cheetah-run"]}, r"has no two tasks .*: leave out share_body, or name such tasks"),
