@@ -81,7 +81,7 @@ def test_command_of_page_is_accepted(page: Path, command: list[str]) -> None:
         if key in HYDRA or key in GROUPS or key == "task":  # a task of one's own needs the reader's module
             continue
         values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
-        needed = {"task": "walker-walk"} if key == "obs" else {}  # images are of one task
+        needed = {"obs": {"task": "walker-walk"}, "tasks": {"task": "mt80"}}.get(key, {})  # images are of one task
         assert all(parse_cfg({**needed, key: value}) for value in values)
 
 
