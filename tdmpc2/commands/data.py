@@ -15,7 +15,7 @@ from typing import Any
 from tdmpc2.commands.options import Option
 from tdmpc2.commands.plain import Verb, read_verb
 from tdmpc2.support.cli import one_line_errors
-from tdmpc2.support.output import plain_line
+from tdmpc2.support.text import escaped
 
 _DIRECTORY = Option("dir", "an episode store or a directory of chunk files", required=True, bare=True)
 _TASK = Option("task", "task set of chunk files; by default what collect.json says, or mt30")
@@ -68,7 +68,7 @@ def _verify(values: dict[str, Any]) -> None:
 
     result = verify(values["dir"], values["task"])
     for problem in result.problems:
-        print(plain_line(problem))
+        print(escaped(problem))
     amount = f"{result.files:,} files, {result.episodes:,} episodes"
     count = len(result.problems)
     print(f"{amount}: {count:,} problem{'s' * (count > 1)}" if count else f"{amount}: good")

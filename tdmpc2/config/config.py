@@ -131,17 +131,8 @@ class Config(Keys):
 
     @property
     def run_dir(self) -> Path:
-        """Directory of everything a run writes.
-
-        Names are made safe for every system; a run that an older version began under the name as it is stays there.
-        """
-        if self.work_dir:
-            return Path(self.work_dir)
-        name = self.exp_name or "default"
-        as_typed = os.path.join("logs", self.task, str(self.seed), name)
-        if os.path.exists(os.path.join(as_typed, "run.json")):
-            return Path(as_typed)
-        return Path("logs", safe_name(self.task), str(self.seed), safe_name(name))
+        """Directory of everything a run writes."""
+        return Path(self.work_dir) if self.work_dir else run_directory(self.task, self.seed, self.exp_name)
 
     # -- copies -----------------------------------------------------------------------------------------------------
 
@@ -318,3 +309,15 @@ def has_teacher(value: Any) -> bool:
             f"a teacher's file is named by teacher_config.checkpoint={value}"
         )
     return True
+
+
+def run_directory(task: str, seed: int, exp_name: str | None) -> Path:
+    """Choose the directory of a run that names none: ``logs/<task>/<seed>/<exp_name>``.
+
+    Names are made safe for every system; a run that an older version began under the name as it is stays there.
+    """
+    name = exp_name or "default"
+    as_typed = os.path.join("logs", task, str(seed), name)
+    if os.path.exists(os.path.join(as_typed, "run.json")):
+        return Path(as_typed)
+    return Path("logs", safe_name(task), str(seed), safe_name(name))

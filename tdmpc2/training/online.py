@@ -27,6 +27,7 @@ from tdmpc2.training.schedule import Schedule
 from tdmpc2.training.teacher import fit_pca
 
 _LEARNER = {"done": whole(), "owed": whole(), "interrupted": flag(), "metrics": record()}
+_MOST_SHORT = 100  # episodes in a row that may be too short to learn from
 _BURST = 100  # updates in a row that are worth a progress bar
 
 
@@ -132,7 +133,7 @@ class Learner:
             The metrics of the last update so far; None before the first one, and where a signal ended them early.
 
         Raises:
-            ValueError: there are episodes, but all of them are too short.
+            ValueError: there are :data:`_MOST_SHORT` episodes, and all of them are too short.
         """
         cfg, replay = self._run.cfg, self._replay
         self.interrupted = False
@@ -154,12 +155,12 @@ class Learner:
 
     def _ready(self) -> bool:
         replay = self._replay
-        if len(replay) and not len(replay.sampler):
+        if replay.num_added >= _MOST_SHORT and not len(replay.sampler):
             raise ValueError(
                 f"None of the {replay.num_added:,} episodes so far has the {replay.horizon} steps that a slice takes: "
                 "set horizon lower, or have the environment's episodes last longer"
             )
-        return len(replay) > 0
+        return len(replay.sampler) > 0
 
     def state(self) -> Mapping[str, Any]:
         """Say where the updates stand."""

@@ -22,7 +22,7 @@ from tdmpc2.training.preflight import (
     random_batch,
     teacher_line,
 )
-from tdmpc2.training.ring import make_ring
+from tdmpc2.training.ring import plan_ring
 from tdmpc2.training.teacher import Teacher
 
 
@@ -46,7 +46,7 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
     live_teacher = teacher.load(cfg.device) if teacher else None
     agent = TDMPC2(cfg, live_teacher)
     check_disk(agent, cfg)
-    ring = make_ring(cfg, agent.device)
+    ring = plan_ring(cfg, agent.device)
     with Explorer(cfg, agent) as explorer:
         explorer.begin()
         actions = explorer.act(0, random=True)
@@ -76,7 +76,7 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
         once = num_steps(cfg) * median_seconds(lambda: agent.act(obs, t0=True, eval_mode=True, task=task), agent.device)
         total += evaluations * once
         lines.append(f"evaluation  {evaluations} x {num_steps(cfg):,} plans, at most {clock_text(evaluations * once)}")
-    rows = ring.rows.nbytes
+    rows = ring.bytes
     model = parameters * 4 * 4 + sum(tensor.nbytes for tensor in agent.model.state_dict().values())
     needed = checkpoint_bytes(agent, cfg) + rows * cfg.save_agent
     return [
