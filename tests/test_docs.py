@@ -18,6 +18,12 @@ REPO = Path(__file__).resolve().parent.parent
 PAGES = sorted((REPO / "docs").glob("*.md"))
 GROUPS = ("student_config", "teacher_config")
 HYDRA = {"hydra/launcher", "hydra.launcher.tasks_per_node", "hydra.launcher.gpus_per_node"}
+#: What a key needs beside it: images are of one task, and sharing is by acting.
+NEEDED: dict[str, dict[str, str]] = {  # with which other keys a key is tried
+    "obs": {"task": "walker-walk"},
+    "share_body": {"mode": "online"},
+    "tasks": {"task": "mt80"},
+}
 #: Pages that a command writes and git does not hold.
 GENERATED = {"configuration.md"}
 PYTHON = {
@@ -81,7 +87,7 @@ def test_command_of_page_is_accepted(page: Path, command: list[str]) -> None:
         if key in HYDRA or key in GROUPS or key == "task":  # a task of one's own needs the reader's module
             continue
         values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
-        needed = {"obs": {"task": "walker-walk"}, "tasks": {"task": "mt80"}}.get(key, {})  # images are of one task
+        needed = NEEDED.get(key, {})
         assert all(parse_cfg({**needed, key: value}) for value in values)
 
 

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tdmpc2.config.distillation_keys import distillation_terms, uncached_targets
 from tdmpc2.config.keys import Keys
+from tdmpc2.config.sharing import check_sharing, stored_for
 from tdmpc2.config.sizes import budget, check_widths, model_widths
 from tdmpc2.config.tables import KEYS, WIDTHS, check_keys, plain
 from tdmpc2.config.values import check_value, convert, is_nothing
@@ -120,6 +121,11 @@ class Config(Keys):
         return tuple(task_id for task_id in self.task_ids for _ in range(self.num_envs))
 
     @property
+    def stored_for(self) -> dict[int, tuple[int, ...]]:
+        """Task id -> ids of the tasks that its episodes are stored for, its own first; others with ``share_body``."""
+        return stored_for({task_id: self.task_names[task_id] for task_id in self.task_ids}, self.share_body)
+
+    @property
     def num_updates(self) -> int:
         """Updates of a run of ``steps``."""
         return self.steps if self.mode == "offline" else max(int(self.utd * self.steps), 1)
@@ -204,6 +210,8 @@ class Config(Keys):
                 raise ValueError(f"tasks: '{name}' is not in task set '{self.task}'.{nearest(name, self.task_names)}")
         if self.tasks is not None and (not self.tasks or len(set(self.tasks)) < len(self.tasks)):
             raise ValueError(f"tasks={list(self.tasks)} must name at least one task, each once")
+        if self.share_body:
+            check_sharing(self, self.stored_for)
         check_widths({name: getattr(self, name) for name in WIDTHS}, self.model_size, self.task)
         if self.num_elites > self.num_samples or self.num_pi_trajs >= self.num_samples:
             raise ValueError(

@@ -22,7 +22,7 @@ from tdmpc2.training.activity import Clock
 from tdmpc2.training.loop import Run
 from tdmpc2.training.online_estimate import dry_run_online
 from tdmpc2.training.preflight import preflight
-from tdmpc2.training.ring import make_ring
+from tdmpc2.training.ring import make_ring, sharing_in_words
 from tdmpc2.training.schedule import Schedule
 from tdmpc2.training.teacher import fit_pca
 
@@ -68,6 +68,7 @@ def _learn(run: Run, explorer: Explorer) -> None:
     run.attach("learner", learner)
     clock = Clock(learner.done)
     environments = f"{len(cfg.envs)} environments" if len(cfg.envs) > 1 else "1 environment"
+    environments += sharing_in_words(cfg)
     source = f"{environments}, a buffer of {replay.capacity:,} rows on {replay.rows.device}"
     run.start(source, *explorer.notes, explorer.compile_planner(), activity=clock.activity)
     for step in run.steps(again=learner.interrupted):

@@ -22,7 +22,7 @@ from tdmpc2.training.preflight import (
     random_batch,
     teacher_line,
 )
-from tdmpc2.training.ring import plan_ring
+from tdmpc2.training.ring import plan_ring, sharing_in_words
 from tdmpc2.training.teacher import Teacher
 
 
@@ -66,7 +66,7 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
         f"run         {cfg.run_dir}",
         f"student     {parameters:,} parameters on {agent.device}, {threads} threads",
         "teacher     " + teacher_line(teacher, live_teacher, cfg),
-        f"environments {len(cfg.envs)}, {turns:,} turns",
+        f"environments {len(cfg.envs)}, {turns:,} turns" + sharing_in_words(cfg),
         *(f"{name:<11} {n:,} x {1e3 * s:.1f} ms = {clock_text(n * s)}" for name, (n, s) in parts.items()),
     ]
     total = sum(count * seconds for count, seconds in parts.values())

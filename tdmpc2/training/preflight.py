@@ -52,8 +52,12 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
             data_record(cfg.data_dir, cfg.task)
     except ValueError as error:
         problems.append(f"{'environment' if online else 'data'}: {error}")
-    if online and cfg.buffer_size <= (longest := max(cfg.task_specs[i].episode_length for i in cfg.task_ids)):
-        problems.append(f"buffer_size={cfg.buffer_size:,} does not hold the {longest + 1:,} rows of one episode")
+    if online:
+        lengths = {task_id: cfg.task_specs[task_id].episode_length + 1 for task_id in cfg.task_ids}
+        rows, tasks = max((len(ids) * lengths[task_id], len(ids)) for task_id, ids in cfg.stored_for.items())
+        if cfg.buffer_size < rows:
+            each = f", stored for {tasks} tasks" if tasks > 1 else ""
+            problems.append(f"buffer_size={cfg.buffer_size:,} does not hold the {rows:,} rows of one episode{each}")
     if cfg.episodic and not online:
         problems.append("episodic=true: stored episodes do not say which of them terminated, mode=online does")
     if teacher is not None and (teacher.checkpoint is None or not Path(teacher.checkpoint).exists()):
