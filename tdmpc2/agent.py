@@ -20,7 +20,7 @@ from tdmpc2.acceleration import layers as fast_layers
 from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.acceleration.low_precision import set_precision
 from tdmpc2.checkpoints.files import load_file, naming, save_file
-from tdmpc2.config import RUN_KEYS, Config, check_bins, check_memory, model_parts, plan_parts
+from tdmpc2.config import PARTS, RUN_KEYS, Config, check_bins, check_memory, model_parts, plan_parts
 from tdmpc2.data.batch import Batch
 from tdmpc2.distillation.distillation import Distillation
 from tdmpc2.distillation.outputs import check_teacher
@@ -86,6 +86,8 @@ class TDMPC2:
             groups.append({"params": self.distillation.parameters})
         self.optim = torch.optim.Adam(groups, lr=cfg.lr, fused=True)
         self.pi_optim = torch.optim.Adam(policy, lr=cfg.lr, eps=1e-5, fused=True)
+        for name in (module for part in cfg.freeze for module in PARTS[part]):
+            self.model.get_submodule(name).requires_grad_(False)  # without a gradient Adam leaves them alone
         self.planner = FastPlanner(self.model)
         self._player = Player(self.model, self.planner, self.generator)
         self._num_players = 0
@@ -155,7 +157,8 @@ class TDMPC2:
             total = total + cfg.termination_coef * loss.termination.loss
 
         self.optim.zero_grad()
-        total.backward()
+        if total.requires_grad:  # not where only the policy is trained
+            total.backward()
         stats = {"consistency_loss": loss.consistency, "reward_loss": loss.reward, "value_loss": loss.value}
         stats |= {f"{loss_name(target)}_loss": value for target, value in loss.distilled.items()}
         if loss.termination is not None:
@@ -167,7 +170,8 @@ class TDMPC2:
         increment_version(self._model_params)  # which fused Adam does not; the packed networks go by it
 
         stats |= self._update_policy(zs, all_ids, noise, teacher)
-        self.model.update_target(cfg.tau)
+        if "Q" not in cfg.freeze:
+            self.model.update_target(cfg.tau)
         return stats | self.distillation.advance(stats)
 
     def _update_policy(
@@ -182,7 +186,8 @@ class TDMPC2:
         stats = {"pi_loss": loss.detach()}
         stats |= {f"{loss_name(target)}_loss": value.detach() for target, value in distilled.items()}
 
-        (loss + self.distillation.weighted(distilled)).backward()
+        if "policy" not in self.cfg.freeze:
+            (loss + self.distillation.weighted(distilled)).backward()
         self.group.average([*_gradients(self._policy_params), *stats.values()])
         stats["pi_grad_norm"] = clip_grad_norm_(self._policy_params, self.cfg.grad_clip_norm)
         self.pi_optim.step()
@@ -227,7 +232,7 @@ class TDMPC2:
     def _context(self, all_ids: Tensor | None) -> TaskContext:
         """Look up the tasks of this process's rows. Looking up rescales the table: in all processes alike."""
         try:
-            context = self.model.context(all_ids, train=True)
+            context = self.model.context(all_ids, train="task_embedding" not in self.cfg.freeze)
         except IndexError as error:  # as a CPU notices; checking before would wait for a GPU
             known = len(self.cfg.task_specs) - 1
             raise ValueError(f"The batch has task ids that the model has not: it knows 0 to {known}") from error

@@ -18,6 +18,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "eval_episodes": ("n_eval_episodes", "num_eval_episodes"),
     "eval_freq": ("eval_every", "eval_interval", "eval_steps", "evaluate_every", "test_freq"),
     "exp_name": ("exp", "experiment", "experiment_name", "name", "run_name"),
+    "freeze": ("freeze_layers", "freeze_modules", "freeze_parts", "frozen"),
     "grad_clip_norm": ("clip_grad_norm", "grad_clip", "gradient_clip_val", "max_grad_norm"),
     "horizon": ("plan_horizon", "planning_horizon"),
     "log_freq": ("log_every", "log_interval", "logging_steps"),

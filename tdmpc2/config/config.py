@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tdmpc2.config.distillation_keys import distillation_terms, uncached_targets
 from tdmpc2.config.keys import Keys
+from tdmpc2.config.parts import check_freeze
 from tdmpc2.config.sizes import budget, check_widths, model_widths
 from tdmpc2.config.tables import KEYS, WIDTHS, check_keys, plain
 from tdmpc2.config.values import check_value, convert, is_nothing
@@ -120,6 +121,12 @@ class Config(Keys):
         return tuple(task_id for task_id in self.task_ids for _ in range(self.num_envs))
 
     @property
+    def tuned_task(self) -> str | None:
+        """The one task that a model of many is fine-tuned to by acting; None in all other runs."""
+        tuned = self.mode == "online" and self.multitask and self.checkpoint is not None
+        return self.tasks[0] if tuned and self.tasks is not None and len(self.tasks) == 1 else None
+
+    @property
     def num_updates(self) -> int:
         """Updates of a run of ``steps``."""
         return self.steps if self.mode == "offline" else max(int(self.utd * self.steps), 1)
@@ -138,10 +145,11 @@ class Config(Keys):
         if self.work_dir:
             return Path(self.work_dir)
         name = self.exp_name or "default"
-        as_typed = os.path.join("logs", self.task, str(self.seed), name)
+        task = self.task if self.tuned_task is None else self.tuned_task
+        as_typed = os.path.join("logs", task, str(self.seed), name)
         if os.path.exists(os.path.join(as_typed, "run.json")):
             return Path(as_typed)
-        return Path("logs", safe_name(self.task), str(self.seed), safe_name(name))
+        return Path("logs", safe_name(task), str(self.seed), safe_name(name))
 
     # -- copies -----------------------------------------------------------------------------------------------------
 
@@ -214,6 +222,8 @@ class Config(Keys):
         if self.tasks is not None and (not self.tasks or len(set(self.tasks)) < len(self.tasks)):
             raise ValueError(f"tasks={list(self.tasks)} must name at least one task, each once")
         check_widths({name: getattr(self, name) for name in WIDTHS}, self.model_size, self.task)
+        absent = ["termination"] * (not self.episodic) + ["task_embedding"] * (not self.multitask)
+        check_freeze(self.freeze, absent, self.checkpoint)
         if self.num_elites > self.num_samples or self.num_pi_trajs >= self.num_samples:
             raise ValueError(
                 f"num_samples={self.num_samples} must be at least num_elites={self.num_elites} "

@@ -22,7 +22,6 @@ from time import monotonic
 from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.batches import Batches
@@ -39,6 +38,7 @@ from tdmpc2.training.guards import STOPPED, FiniteGuard, StopRequest, stop_on_si
 from tdmpc2.training.resuming import Every, Resumed, Stateful, resume
 from tdmpc2.training.scoring import Evaluator, score, upload
 from tdmpc2.training.teacher import Teacher
+from tdmpc2.training.tuning import load_start
 
 
 class Run:
@@ -49,6 +49,7 @@ class Run:
         teacher: the teacher's file, if there is one.
         live_teacher: the teacher as an agent, unless cached outputs take its place.
         agent: what is trained, with its state from the last time.
+        new_task: the task that is appended to those of the file that the run starts from, if one is.
         group: the processes that train together.
         resumed: where the run stands.
     """
@@ -116,8 +117,7 @@ class Run:
         live = self.teacher is not None and cfg.distillation_cache == "off"
         self.live_teacher = self.teacher.load(cfg.device) if self.teacher and live else None
         self.agent = TDMPC2(cfg, self.live_teacher, group)
-        if cfg.checkpoint is not None:
-            self.agent.load(load_file(cfg.checkpoint).model)
+        self.new_task = load_start(self.agent, cfg)
         checksum = self.teacher.sha256 if self.teacher else None
         found = group.from_main(lambda: resume(self.agent, cfg, checksum, data, self._evaluate_now)._asdict())
         self.resumed = Resumed(**found)

@@ -24,6 +24,7 @@ from tdmpc2.training.preflight import (
 )
 from tdmpc2.training.ring import make_ring
 from tdmpc2.training.teacher import Teacher
+from tdmpc2.training.tuning import load_start
 
 
 def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
@@ -45,6 +46,7 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
     run_record.check(cfg, teacher.sha256 if teacher else None)
     live_teacher = teacher.load(cfg.device) if teacher else None
     agent = TDMPC2(cfg, live_teacher)
+    load_start(agent, cfg)
     check_disk(agent, cfg)
     ring = make_ring(cfg, agent.device)
     with Explorer(cfg, agent) as explorer:

@@ -29,6 +29,7 @@ from tdmpc2.support.runtime import available_memory, resolve_device, set_num_thr
 from tdmpc2.training import run_record
 from tdmpc2.training.state_file import read_state
 from tdmpc2.training.teacher import Teacher
+from tdmpc2.training.tuning import load_start
 
 _CACHE_BATCH = 4096  # rows a teacher takes at a time
 
@@ -114,6 +115,7 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
     run_record.check(cfg, teacher.sha256 if teacher else None, data_record(cfg.data_dir, cfg.task))
     live_teacher = teacher.load(cfg.device) if teacher else None
     agent = TDMPC2(cfg, live_teacher if cfg.distillation_cache == "off" else None)
+    load_start(agent, cfg)
     check_disk(agent, cfg)
     state = cfg.run_dir / "state.pt"
     start = 0
