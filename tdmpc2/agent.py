@@ -25,6 +25,7 @@ from tdmpc2.data.batch import Batch
 from tdmpc2.distillation.distillation import Distillation
 from tdmpc2.distillation.outputs import check_teacher
 from tdmpc2.distillation.targets import TeacherOutputs, loss_name
+from tdmpc2.distillation.teachers import TaskTeachers
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.nn.layers import num_parameters
 from tdmpc2.nn.world_model import TaskContext, WorldModel
@@ -41,23 +42,33 @@ class TDMPC2:
 
     Args:
         cfg: the agent's configuration; ``cfg.seed`` seeds the weights and all later draws.
-        teacher: a trained agent of the same tasks. It is never updated.
+        teacher: a trained agent of the same tasks, or agents by the names of the tasks that they teach. It is never
+            updated.
         group: the processes that train together; the batches of their updates are shares of one batch.
 
     Raises:
-        ValueError: teacher and student have different task sets.
+        ValueError: a teacher does not fit the student, such as one of another task set.
     """
 
     cfg: Config
-    teacher: TDMPC2 | None
+    model: WorldModel
+    teacher: TDMPC2 | None  # of all tasks; those of single tasks are the distillation's alone
 
-    def __init__(self, cfg: Config, teacher: TDMPC2 | None = None, group: ProcessGroup | None = None) -> None:
-        if teacher is not None:
-            check_teacher(cfg, teacher.cfg)
+    def __init__(
+        self,
+        cfg: Config,
+        teacher: TDMPC2 | Mapping[str, TDMPC2] | None = None,
+        group: ProcessGroup | None = None,
+    ) -> None:
         self.cfg = cfg
-        self.teacher = teacher
+        self.teacher = None if isinstance(teacher, Mapping) else teacher
+        if self.teacher is not None:
+            check_teacher(cfg, self.teacher.cfg)
         self.group = group or ProcessGroup()
         self.device = resolve_device(cfg.device)
+        asked: WorldModel | TaskTeachers | None = None if self.teacher is None else self.teacher.model
+        if isinstance(teacher, Mapping) and teacher:
+            asked = TaskTeachers(cfg, {task: agent.model for task, agent in teacher.items()}, self.device)
         check_bins(cfg.vmin, cfg.vmax)
         check_memory(cfg, [*model_parts(cfg), *(plan_parts(cfg) if cfg.mpc else [])], available_memory(self.device))
         self.precision = "fp32"
@@ -75,7 +86,7 @@ class TDMPC2:
             for name, p in self.model.named_parameters()
             if p.requires_grad and not name.startswith(("_encoder.", "_pi."))
         ]
-        self.distillation = Distillation(cfg, None if teacher is None else teacher.model, self.device)
+        self.distillation = Distillation(cfg, asked, self.device)
         if cfg.update_precision == "bf16":
             for module in filter(None, (self.model, self.distillation.projection)):
                 fast_layers.keep_products_only(module)
@@ -112,7 +123,8 @@ class TDMPC2:
         cfg, parameters = self.cfg, num_parameters(self.model)
         tasks = f"{len(cfg.task_specs)} tasks of {cfg.task}" if cfg.multitask else f"task {cfg.task}"
         acts = f"planning ({self.planner.kind})" if cfg.mpc else "the policy prior"
-        teacher = "" if self.teacher is None else ", with a teacher"
+        taught = self.teacher is not None or self.distillation.task_teachers is not None
+        teacher = ", with a teacher" if taught else ""
         weights = f"{parameters:,} trainable parameters, {self.precision} on {self.device}"
         return f"TDMPC2({tasks}, {weights}, acts by {acts}{teacher})"
 

@@ -38,7 +38,8 @@ def run(cfg: DictConfig) -> None:
     keys = composed(cfg.student_config)
     student = parse_cfg(keys_from_checkpoint(keys, chosen(keys)), "student_config")
     online = student.mode == "online"
-    distilled = has_teacher(cfg.get("teacher_config")) and (names_teacher() or not online)
+    composed_one = not online and not student.teachers  # the teacher that the configuration files name
+    distilled = has_teacher(cfg.get("teacher_config")) and (names_teacher() or composed_one)
     teacher = parse_cfg(composed(cfg.teacher_config), "teacher_config") if distilled else None
     (train_online if online else train)(student, teacher)
     if student.save_csv and not student.dry_run and is_main_process():

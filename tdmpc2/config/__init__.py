@@ -32,4 +32,5 @@ from tdmpc2.config.tables import check_keys as check_keys
 from tdmpc2.config.tables import defaults as defaults
 from tdmpc2.config.tables import help_rows as help_rows
 from tdmpc2.config.tables import key_names as key_names
+from tdmpc2.config.teachers import TaskTeacher as TaskTeacher
 from tdmpc2.config.values import is_nothing as is_nothing

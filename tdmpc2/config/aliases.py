@@ -40,6 +40,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "task": ("domain", "env", "env_id", "env_name", "environment"),
     "tau": ("ema", "ema_decay", "polyak"),
     "teacher_config.checkpoint": ("teacher", "teacher_checkpoint", "teacher_path"),
+    "teachers": ("task_teachers", "teacher_files", "teacher_per_task"),
     "wandb_entity": ("entity",),
     "wandb_project": ("project", "use_wandb", "wandb"),
     "work_dir": ("log_dir", "logdir", "out_dir", "output", "output_dir", "run_dir", "save_dir", "workdir"),

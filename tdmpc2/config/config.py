@@ -244,6 +244,14 @@ class Config(Keys):
                 f"distillation_cache={self.distillation_cache} holds rewards and values, not what "
                 f"distillation_targets={', '.join(uncached)} needs: use distillation_cache=off"
             )
+        if self.teachers and self.distillation_cache != "off":
+            raise ValueError(
+                f"distillation_cache={self.distillation_cache} holds the outputs of one teacher: with teachers use off"
+            )
+        if stranger := next((entry.task for entry in self.teachers or () if entry.task not in self.task_names), None):
+            raise ValueError(
+                f"teachers: '{stranger}' is not a task of '{self.task}'.{nearest(stranger, self.task_names)}"
+            )
         if self.min_std > self.max_std:
             raise ValueError(f"min_std={self.min_std} must not exceed max_std={self.max_std}")
 

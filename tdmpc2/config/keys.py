@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from tdmpc2.config.facts import COMMANDS, MAY_CHANGE, ONE_START, PLAYING, RUN, key
 from tdmpc2.config.mix import MixEntry, parse_mix
+from tdmpc2.config.teachers import TaskTeacher, parse_teachers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,10 @@ class Keys:
     distillation_targets: tuple[str, ...] = key(
         ("reward",), "what the student learns from its teacher: NAME or 'NAME WEIGHT'", section="Distillation"
     )
+    teachers: tuple[TaskTeacher, ...] | None = key(
+        None, "teachers of single tasks, {TASK: FILE, ...}; the others are not distilled. null: that of teacher_config",
+        parse=parse_teachers, scope=RUN, on_resume=MAY_CHANGE,
+    )  # fmt: skip
     distillation_weight: float = key(0.45, "coefficient of each target without a weight of its own", at_least=0)
     distillation_schedule: str = key(
         "constant", "factor on all distillation weights over training",

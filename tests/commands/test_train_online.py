@@ -57,6 +57,23 @@ def test_train_command_online_has_a_teacher_only_if_one_is_named(
     assert (teacher and teacher.checkpoint) == checkpoint
 
 
+@pytest.mark.parametrize("words", [
+    ["teachers={walker-walk: a.pt, walker-run: b/c-1.pt}"],
+    ["teachers=[walker-walk a.pt, walker-run b/c-1.pt]"],
+    ["teachers=walker-walk a.pt,walker-run b/c-1.pt"],
+    ["--teachers", "{walker-walk: a.pt, walker-run: b/c-1.pt}"],
+])  # fmt: skip
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_train_command_reads_teachers_of_tasks(trained: list[Any], words: list[str], mode: str) -> None:
+    """The teacher that the configuration files name for offline training then has no part."""
+    main([*words, f"mode={mode}"])
+    ((how, cfg, teacher),) = trained
+    assert (how, teacher) == (mode, None)
+    assert [(entry.task, entry.checkpoint) for entry in cfg.teachers] == [
+        ("walker-run", "b/c-1.pt"), ("walker-walk", "a.pt"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("line", "keys"), [
     ("task=walker-walk", {"model_size": 5, "num_q": 5, "tasks": ("walker-walk",)}),  # as the file has them
     ("task=walker-walk model_size=1", {"model_size": 1, "num_q": 2}),  # refused when the weights are loaded
