@@ -120,7 +120,20 @@ _META_WORLD = [
     """.split()
 ]
 
-TASKS: dict[str, TaskSpec] = {spec.name: spec for spec in [*_DM_CONTROL, *_META_WORLD]}
+_MYO_SUITE = [
+    TaskSpec(f"myo-{name}{suffix}", obs_dim, 39, episode_length=100, success_score=True)
+    for name, obs_dim in {"reach": 115, "pose": 108, "obj-hold": 91, "key-turn": 93, "pen-twirl": 83}.items()
+    for suffix in ("", "-hard")
+]
+
+_GYMNASIUM = [
+    TaskSpec("mujoco-walker", 17, 6, episode_length=1000),
+    TaskSpec("mujoco-halfcheetah", 17, 6, episode_length=1000),
+    TaskSpec("bipedal-walker", 24, 4, episode_length=1600),
+    TaskSpec("lunarlander-continuous", 8, 2, episode_length=500),
+]
+
+TASKS: dict[str, TaskSpec] = {spec.name: spec for spec in [*_DM_CONTROL, *_META_WORLD, *_MYO_SUITE, *_GYMNASIUM]}
 
 MT30: tuple[str, ...] = tuple(
     """

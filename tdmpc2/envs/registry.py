@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -19,6 +20,7 @@ from tdmpc2.envs.checked import CheckedEnv
 from tdmpc2.envs.pixels import PixelEnv
 from tdmpc2.tasks import TASKS, TaskSpec, nearest
 
+INSTALL_ALL = "make setup EXTRAS=envs"  # every family's package, in the versions that work together
 Floats = NDArray[np.float64]
 
 
@@ -52,6 +54,7 @@ class Family:
         score: key of :data:`SCORE_RULES`.
         tells_success: every episode says if it was a success; elsewhere it is one only where an environment reports it.
         renewable: ``reset(seed=s)`` of a used environment equals a new one built with seed s.
+        needs: package that it needs, as Python imports it; empty: none but this one's own.
         remedy: what to do instead, where none can be built here.
     """
 
@@ -64,6 +67,7 @@ class Family:
     score: str = "return/10"
     tells_success: bool = False
     renewable: bool = False
+    needs: str = ""
     remedy: str = ""
 
     def build(
@@ -96,6 +100,10 @@ class Family:
         if not self.make:
             hint = "" if name in TASKS else nearest(name, TASKS)
             raise ValueError(f"Task '{name}': {self.name} environments are not supported yet. {self.remedy}.{hint}")
+        if name not in TASKS and not self.spec:
+            raise ValueError(f"Unknown task '{name}': {self.name} has no such task.{nearest(name, TASKS)}")
+        if self.needs and find_spec(self.needs) is None:
+            raise ValueError(f"Task '{name}' needs {self.name}, which is not installed: {INSTALL_ALL}")
         if self.resolve and name not in TASKS:
             _function(self.resolve)(name)
 
@@ -105,7 +113,8 @@ _WRAP_IT = "Register it with Gymnasium and name its id, as in task=my_package:Mi
 FAMILIES = (
     Family(
         "Gymnasium",
-        r".*:.*|.*-v\d+",  # also whatever name is registered: see family_of
+        # also whatever name is registered: see family_of
+        r".*:.*|.*-v\d+|mujoco-(walker|halfcheetah)|bipedal-walker|lunarlander-continuous",
         make="tdmpc2.envs.gymnasium_env:make",
         spec="tdmpc2.envs.gymnasium_env:spec",
         resolve="tdmpc2.envs.modules:check_imported",
@@ -114,11 +123,23 @@ FAMILIES = (
     Family(
         "Meta-World",
         r"mw-.*",
+        make="tdmpc2.envs.meta_world:make",
+        entry_point="tdmpc2.envs.meta_world:MetaWorldEnv",
         score="success",
         tells_success=True,
-        remedy="Its data and models can be used: train with eval_freq=0",
+        renewable=True,
+        needs="metaworld",
     ),
-    Family("MyoSuite", r"myo-.*", score="success", tells_success=True, remedy=_WRAP_IT),
+    Family(
+        "MyoSuite",
+        r"myo-.*",
+        make="tdmpc2.envs.myo_suite:make",
+        entry_point="tdmpc2.envs.myo_suite:MyoSuiteEnv",
+        score="success",
+        tells_success=True,
+        renewable=True,
+        needs="myosuite",
+    ),
     Family(
         "ManiSkill",
         r"(lift|pick|stack)-cube|pick-ycb|turn-faucet",

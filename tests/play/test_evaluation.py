@@ -91,9 +91,9 @@ def test_evaluate_early_end_counts_its_return() -> None:
     assert len(result.returns) == 2
 
 
-def test_evaluate_of_unplayable_task_is_refused() -> None:
+def test_evaluate_of_unplayable_task_is_refused(without_meta_world: None) -> None:
     cfg = Config(task="mt80", tasks=("cup-spin", "mw-reach"), **SMALL_AGENT)
-    with pytest.raises(ValueError, match="Task 'mw-reach': Meta-World environments are not supported yet"):
+    with pytest.raises(ValueError, match="Task 'mw-reach' needs Meta-World, which is not installed"):
         evaluate(TDMPC2(cfg), quiet=True)
 
 
