@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tdmpc2.config.distillation_keys import distillation_terms, uncached_targets
 from tdmpc2.config.keys import Keys
+from tdmpc2.config.parts import check_freeze
 from tdmpc2.config.sharing import check_sharing, stored_for
 from tdmpc2.config.sizes import budget, check_widths, model_widths
 from tdmpc2.config.tables import KEYS, WIDTHS, check_keys, plain
@@ -126,6 +127,12 @@ class Config(Keys):
         return stored_for({task_id: self.task_names[task_id] for task_id in self.task_ids}, self.share_body)
 
     @property
+    def tuned_task(self) -> str | None:
+        """The one task that a model of many is fine-tuned to by acting; None in all other runs."""
+        tuned = self.mode == "online" and self.multitask and self.checkpoint is not None
+        return self.tasks[0] if tuned and self.tasks is not None and len(self.tasks) == 1 else None
+
+    @property
     def num_updates(self) -> int:
         """Updates of a run of ``steps``."""
         return self.steps if self.mode == "offline" else max(int(self.utd * self.steps), 1)
@@ -138,7 +145,8 @@ class Config(Keys):
     @property
     def run_dir(self) -> Path:
         """Directory of everything a run writes."""
-        return Path(self.work_dir) if self.work_dir else run_directory(self.task, self.seed, self.exp_name)
+        task = self.task if self.tuned_task is None else self.tuned_task
+        return Path(self.work_dir) if self.work_dir else run_directory(task, self.seed, self.exp_name)
 
     # -- copies -----------------------------------------------------------------------------------------------------
 
@@ -213,6 +221,8 @@ class Config(Keys):
         if self.share_body:
             check_sharing(self, self.stored_for)
         check_widths({name: getattr(self, name) for name in WIDTHS}, self.model_size, self.task)
+        absent = ["termination"] * (not self.episodic) + ["task_embedding"] * (not self.multitask)
+        check_freeze(self.freeze, absent, self.checkpoint)
         if self.num_elites > self.num_samples or self.num_pi_trajs >= self.num_samples:
             raise ValueError(
                 f"num_samples={self.num_samples} must be at least num_elites={self.num_elites} "
@@ -232,6 +242,14 @@ class Config(Keys):
             raise ValueError(
                 f"distillation_cache={self.distillation_cache} holds rewards and values, not what "
                 f"distillation_targets={', '.join(uncached)} needs: use distillation_cache=off"
+            )
+        if self.teachers and self.distillation_cache != "off":
+            raise ValueError(
+                f"distillation_cache={self.distillation_cache} holds the outputs of one teacher: with teachers use off"
+            )
+        if stranger := next((entry.task for entry in self.teachers or () if entry.task not in self.task_names), None):
+            raise ValueError(
+                f"teachers: '{stranger}' is not a task of '{self.task}'.{nearest(stranger, self.task_names)}"
             )
         if self.min_std > self.max_std:
             raise ValueError(f"min_std={self.min_std} must not exceed max_std={self.max_std}")

@@ -20,6 +20,7 @@ from tdmpc2.support.entries import check_entries, flag, record, whole
 from tdmpc2.tracking.progress import Progress
 from tdmpc2.training.activity import Clock
 from tdmpc2.training.loop import Run
+from tdmpc2.training.new_task import NewTask
 from tdmpc2.training.online_estimate import dry_run_online
 from tdmpc2.training.preflight import preflight
 from tdmpc2.training.ring import make_ring, sharing_in_words
@@ -62,10 +63,12 @@ def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
 
 def _learn(run: Run, explorer: Explorer) -> None:
     cfg, schedule, replay = run.cfg, Schedule.of(run.cfg), make_ring(run.cfg, run.agent.device)
-    learner = Learner(run, replay)
+    learner, new_task = Learner(run, replay), NewTask(run, replay)
     run.attach("replay", SavedRing(replay, cfg.run_dir / "replay"))
     run.attach("explorer", explorer)
     run.attach("learner", learner)
+    if run.new_task is not None:
+        run.attach("new_task", new_task)
     clock = Clock(learner.done)
     environments = f"{len(cfg.envs)} environments" if len(cfg.envs) > 1 else "1 environment"
     environments += sharing_in_words(cfg)
@@ -75,10 +78,12 @@ def _learn(run: Run, explorer: Explorer) -> None:
         if not learner.interrupted:
             with saving_before(step, run):
                 learner.store(step, explorer.take_ended())
+                new_task.choose()
                 with clock("environment"):
                     explorer.begin()
                 with clock("acting"):
-                    actions = explorer.act(step, random=schedule.is_random(step))
+                    random = schedule.is_random(step) or not new_task.chosen
+                    actions = explorer.act(step, random=random, prior=cfg.checkpoint is not None and new_task.chosen)
                 with clock("environment"):
                     ended = explorer.step(actions)
             clock.played(ended)

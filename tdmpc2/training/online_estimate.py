@@ -23,7 +23,8 @@ from tdmpc2.training.preflight import (
     teacher_line,
 )
 from tdmpc2.training.ring import plan_ring, sharing_in_words
-from tdmpc2.training.teacher import Teacher
+from tdmpc2.training.teacher import find_teacher
+from tdmpc2.training.tuning import load_start
 
 
 def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
@@ -41,10 +42,11 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
     """
     preflight(cfg, teacher_cfg)
     threads = set_num_threads(cfg.num_threads)
-    teacher = Teacher.from_config(teacher_cfg)
+    teacher = find_teacher(cfg, teacher_cfg)
     run_record.check(cfg, teacher.sha256 if teacher else None)
     live_teacher = teacher.load(cfg.device) if teacher else None
     agent = TDMPC2(cfg, live_teacher)
+    load_start(agent, cfg)
     check_disk(agent, cfg)
     ring = plan_ring(cfg, agent.device)
     with Explorer(cfg, agent) as explorer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
@@ -28,7 +28,8 @@ from tdmpc2.support.files import check_free_disk, free_disk
 from tdmpc2.support.runtime import available_memory, resolve_device, set_num_threads
 from tdmpc2.training import run_record
 from tdmpc2.training.state_file import read_state
-from tdmpc2.training.teacher import Teacher
+from tdmpc2.training.teacher import Teacher, Teachers, find_teacher
+from tdmpc2.training.tuning import load_start
 
 _CACHE_BATCH = 4096  # rows a teacher takes at a time
 
@@ -67,6 +68,11 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
             "with `python train.py teacher_config=null model_size=5 exp_name=teacher` "
             "and add teacher_config.checkpoint=logs/mt30/1/teacher/model.pt, or train without: teacher_config=null"
         )
+    problems += [
+        f"teacher of {entry.task}: teachers names {entry.checkpoint}, which does not exist"
+        for entry in cfg.teachers or ()
+        if not Path(entry.checkpoint).exists()
+    ]
     if cfg.checkpoint is not None and not Path(cfg.checkpoint).exists():
         problems.append(f"weights to start from: checkpoint={cfg.checkpoint} does not exist")
     if cfg.eval_freq and (online or cfg.eval_freq <= cfg.steps):
@@ -114,15 +120,17 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
     """
     preflight(cfg, teacher_cfg)
     threads = set_num_threads(cfg.num_threads)
-    teacher = Teacher.from_config(teacher_cfg)
+    teacher = find_teacher(cfg, teacher_cfg)
     run_record.check(cfg, teacher.sha256 if teacher else None, data_record(cfg.data_dir, cfg.task))
     live_teacher = teacher.load(cfg.device) if teacher else None
     agent = TDMPC2(cfg, live_teacher if cfg.distillation_cache == "off" else None)
+    load_start(agent, cfg)
     check_disk(agent, cfg)
     start = _begun(agent, cfg)
     steps = max(cfg.steps - start, 0)
     data_line, size, imported = _data(cfg, agent.device)
-    before, before_s, before_bytes = _preparation(cfg, live_teacher, size, imported)
+    cached = None if isinstance(live_teacher, dict) else live_teacher
+    before, before_s, before_bytes = _preparation(cfg, cached, size, imported)
     update_s = _update_seconds(agent, cfg, compiled=processes == 1)
     evaluations, evaluations_s = _evaluations(agent, cfg, start)
     return [
@@ -226,11 +234,14 @@ def _preparation(cfg: Config, live_teacher: TDMPC2 | None, size: int, imported: 
     return lines, seconds, disk
 
 
-def teacher_line(teacher: Teacher | None, live_teacher: TDMPC2 | None, cfg: Config) -> str:
+def teacher_line(
+    teacher: Teacher | Teachers | None, live_teacher: TDMPC2 | Mapping[str, TDMPC2] | None, cfg: Config
+) -> str:
     """Say which teacher a run has and when it is asked."""
     if teacher is None or live_teacher is None:
         return "none"
-    count = sum(p.numel() for p in live_teacher.model.parameters())
+    agents = live_teacher.values() if isinstance(live_teacher, Mapping) else [live_teacher]
+    count = sum(p.numel() for model in {agent.model for agent in agents} for p in model.parameters())
     cache = {"off": "asked in every update", "lazy": "asked for rows that are new", "full": "asked once, before"}
     return f"{teacher.path}, {count:,} parameters, {cache[cfg.distillation_cache]}"
 
