@@ -13,11 +13,13 @@ from torch import Tensor
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import chunk_paths
 from tdmpc2.data.dataset import EpisodeDataset, select_episodes, select_from_chunks
+from tdmpc2.data.index import EpisodeIndex
 from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.data.source import OTHER_TASKS, chunk_tasks
 from tdmpc2.data.store.importer import check_replaceable, clean_leftovers, ensure_store, find_store
+from tdmpc2.data.store.meta import StoreMeta
 from tdmpc2.data.store.selection import check_tasks, chunk_fingerprints
-from tdmpc2.data.store.store import EpisodeStore, StoreMeta
+from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.support.runtime import available_memory
 from tdmpc2.tracking.progress import Progress
 
@@ -88,12 +90,13 @@ def data_bytes(cfg: Config) -> int:
     """
     store = _find(cfg.data_dir)
     if store is not None:
-        return len(_select(store, cfg)) * store.meta.episode_bytes
+        return store.index.take(_select(store, cfg)).num_rows * store.meta.row_format.record.itemsize
     if cfg.tasks is None and cfg.max_episodes_per_task is None:
         return sum(path.stat().st_size for path in chunk_paths(cfg.data_dir))
     with _naming_the_subset(cfg):
-        *_, kept = select_from_chunks(cfg.data_dir, cfg.task_specs, cfg.task_ids, cfg.max_episodes_per_task)
-    return len(kept) * StoreMeta(cfg.task, cfg.task_specs, len(kept)).episode_bytes
+        _, indices, kept = select_from_chunks(cfg.data_dir, cfg.task_specs, cfg.task_ids, cfg.max_episodes_per_task)
+    row = StoreMeta(cfg.task, cfg.task_specs, len(kept)).row_format.record.itemsize
+    return EpisodeIndex.joined(indices).take(kept).num_rows * row
 
 
 def open_data(cfg: Config, device: torch.device, place: str | None = None) -> Data:

@@ -97,6 +97,6 @@ def _reward_warning(cfg: Config, batch: Batch) -> str:
 def _episodes(data: Data, rows: Tensor) -> str:
     """Name the episodes that rows [H+1, B] are of, by their numbers in the files."""
     dataset = data.sampler.dataset
-    episodes = (rows[0] // (dataset.episode_length + 1)).unique()
+    episodes = dataset.episode_of(rows[0]).unique().cpu()
     numbers = (episodes if dataset.numbers is None else dataset.numbers[episodes]).tolist()
     return f"{len(numbers)} episodes: {', '.join(map(str, numbers[:8]))}{', ...' if len(numbers) > 8 else ''}"
