@@ -80,7 +80,7 @@ def _learn(run: Run) -> None:
     def describe_batch(step: int) -> str:
         return f"Its batch has {_episodes(data, rows(step))} of {cfg.data_dir}"
 
-    notes = pca_line, _reward_warning(cfg, draw(run.resumed.step + 1))
+    notes = data.note, pca_line, _reward_warning(cfg, draw(run.resumed.step + 1))
     run.start(f"{len(sampler):,} episodes on {data.place}", *notes, describe_batch=describe_batch)
     for step, batch in run.batches(draw, data.ahead):
         if lazy_targets:

@@ -15,7 +15,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config, check_bins, check_memory, training_parts
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.chunks import Layout, chunk_paths
-from tdmpc2.data.placement import choose_place, data_bytes, data_record
+from tdmpc2.data.placement import choose_place, data_bytes, data_problems, data_record
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.data.store.importer import RATE, find_store
 from tdmpc2.distillation.outputs import teacher_columns
@@ -50,12 +50,11 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
             check_playable(cfg)
         else:
             data_record(cfg.data_dir, cfg.task)
+            problems += [f"data: {problem}" for problem in data_problems(cfg)]
     except ValueError as error:
         problems.append(f"{'environment' if online else 'data'}: {error}")
     if online and cfg.buffer_size <= (longest := max(cfg.task_specs[i].episode_length for i in cfg.task_ids)):
         problems.append(f"buffer_size={cfg.buffer_size:,} does not hold the {longest + 1:,} rows of one episode")
-    if cfg.episodic and not online:
-        problems.append("episodic=true: stored episodes do not say which of them terminated, mode=online does")
     if teacher is not None and (teacher.checkpoint is None or not Path(teacher.checkpoint).exists()):
         problems.append(
             f"teacher: teacher_config.checkpoint={teacher.checkpoint} does not exist. Name a file, download the "

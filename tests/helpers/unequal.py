@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from tdmpc2.data.episodes import write_episodes
 from tdmpc2.data.index import EpisodeIndex
 from tdmpc2.data.unequal import unequal_fields, write_unequal
 from tests.helpers.data import L
+from tests.helpers.toy_envs import FALLS
 
 LENGTHS = [4, 1, L, 3, 2]
 TERMINATED = [True, False, False, True, False]
 TASKS = [0, 1, 2, 2, 1]
+ENDS = ((4, True), (9, False), (2, True), (6, True), (1, False), (5, False))
 
 
 def index_of(lengths: list[int], terminated: list[bool], tasks: list[int]) -> EpisodeIndex:
@@ -36,3 +41,14 @@ def write_parts(root: Path, index: EpisodeIndex, cut: int) -> Path:
     for number, own in enumerate(part for part in parts if len(part)):
         write_unequal(root / f"chunk_{number}.pt", **unequal(index.take(own), int(own[0])))
     return root
+
+
+def write_logs(directory: Path, task: str = FALLS, ends: Sequence[tuple[int, bool]] = ENDS, seed: int = 0) -> Path:
+    """Episodes of a toy environment as a user's program may have logged them: steps, and whether it fell."""
+    rng = np.random.default_rng(seed)
+    logs = [
+        (rng.standard_normal((steps + 1, 4)), rng.uniform(-1, 1, (steps, 2)), rng.uniform(size=steps))
+        for steps, _ in ends
+    ]
+    write_episodes(directory, task, logs, terminated=[end for _, end in ends])
+    return directory
