@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tdmpc2.acceleration.unfinished import delete_unfinished
 from tdmpc2.support.places import cache_dir
 from tdmpc2.support.private_folder import foreign_entry, make_private, why_not_private
 
@@ -25,7 +26,7 @@ _log = logging.getLogger("tdmpc2")
 
 def compile_cache() -> Path:
     """Folder where torch.compile is to keep what it builds, unless the user names another one; it need not exist."""
-    named = os.environ.get(VARIABLES[0])
+    named = _named()
     return Path(named) if named else cache_dir() / "torchinductor"
 
 
@@ -35,12 +36,23 @@ def use_private_cache() -> None:
     Call it before anything is compiled. A folder that the user has named is used if it is such a folder; else one line
     says why it is not, and this process has one for itself. Child processes inherit the choice.
     """
-    if not os.environ.get(VARIABLES[0]):
+    if not _named():
         os.environ[VARIABLES[0]] = _usable(compile_cache, "")
     for name in VARIABLES:
         if named := os.environ.get(name):
             os.environ[name] = _usable(lambda named=named: Path(named), f"{name}=")  # type: ignore[misc]
-    _move_headers(Path(os.environ[VARIABLES[0]]))
+    folder = Path(os.environ[VARIABLES[0]])
+    _move_headers(folder)
+    for path in delete_unfinished(folder):
+        _log.warning("Deleted %s, which a process that was killed had left half written: it is compiled again", path)
+
+
+def _named() -> str:
+    """The folder that the user named: torch sets the variable itself, as soon as parts of it are imported."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    named = os.environ.get(VARIABLES[0], "")
+    return "" if named == default_cache_dir() else named
 
 
 def _usable(chosen: Callable[[], Path], origin: str) -> str:

@@ -16,9 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from filelock import FileLock
 
 from tdmpc2.acceleration import compile_cache, compiled_update
 from tdmpc2.acceleration.cpu import library
+from tdmpc2.acceleration.unfinished import delete_unfinished
 from tdmpc2.support import programs, runtime
 from tdmpc2.support.places import cache_dir
 from tdmpc2.support.private_folder import foreign_entry, make_private, why_not_own, why_not_private
@@ -276,6 +278,44 @@ def test_compile_cache_lies_in_the_users_own_cache(cache_home: Path, variables: 
     folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     assert folder == cache_home / "tdmpc2" / "torchinductor"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_compile_cache_that_torch_named_is_not_taken_for_the_users(cache_home: Path, variables: None) -> None:
+    """torch sets its variable to the folder in /tmp as soon as its compiler is imported, and that was obeyed."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    assert cache_dir() == os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    compile_cache.use_private_cache()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(cache_home / "tdmpc2" / "torchinductor")
+
+
+@pytest.mark.parametrize("left", [0, 100, -1], ids=["empty", "header", "all but a byte"])
+def test_library_that_a_kill_left_unfinished_is_compiled_again(
+    cache_home: Path, variables: None, caplog: pytest.LogCaptureFixture, left: int
+) -> None:
+    """A kill while the linker wrote left an empty library, which every later process failed to load."""
+    whole = (Path(torch.__file__).parent / "lib" / "libtorch_global_deps.so").read_bytes()
+    folder = compile_cache.compile_cache() / "ab"
+    folder.mkdir(parents=True)
+    good, bad = folder / "cabc.main.so", folder / "cabd.main.so"
+    good.write_bytes(whole)
+    bad.write_bytes(whole[:left])
+    cache_home.chmod(0o700)
+    compile_cache.use_private_cache()
+    assert good.exists()
+    assert not bad.exists()
+    assert f"Deleted {bad}" in caplog.text
+
+
+def test_library_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
+    """Another process links it at this moment: it holds torch's lock."""
+    library = tmp_path / "ab" / "cabc.main.so"
+    library.parent.mkdir()
+    library.write_bytes(b"")
+    (tmp_path / "locks").mkdir()
+    with FileLock(tmp_path / "locks" / "cabc.lock"):
+        assert delete_unfinished(tmp_path) == []
+    assert delete_unfinished(tmp_path) == [library]
 
 
 @pytest.mark.parametrize(("mode", "refused"), [(0o644, False), (0o664, False), (0o666, True), (0o646, True)])

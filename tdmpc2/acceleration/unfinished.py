@@ -1,0 +1,53 @@
+"""Compiled libraries that a killed process left half written: torch would load them for ever after, and fail."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+def delete_unfinished(cache: Path) -> list[Path]:
+    """Delete the libraries of a cache of torch.compile that are not whole and that no process is writing.
+
+    The linker writes a library under its final name, and torch takes one that exists as done. One that is being
+    written is told by torch's own lock of it.
+
+    Returns:
+        Files that were deleted.
+    """
+    deleted = []
+    for path in sorted(cache.glob("*/*.so")):
+        if not _is_whole(path):
+            with contextlib.suppress(Timeout, OSError), FileLock(_lock(cache, path), timeout=0):
+                if not _is_whole(path):  # still, now that nobody writes it
+                    path.unlink()
+                    deleted.append(path)
+    return deleted
+
+
+def _lock(cache: Path, library: Path) -> Path:
+    """Name torch's lock of a library; ``hash.main.so`` is built under ``locks/hash.lock``."""
+    locks = cache / "locks"
+    locks.mkdir(exist_ok=True)
+    return locks / f"{library.name.partition('.')[0]}.lock"
+
+
+def _is_whole(library: Path) -> bool:
+    """Tell if the table that ends an ELF file is inside it; of other formats, if there is anything."""
+    try:
+        with library.open("rb") as file:
+            header = file.read(64)
+        size = library.stat().st_size
+    except OSError:
+        return True  # another process deletes it
+    if len(header) < 64:
+        return False
+    if header[:5] != b"\x7fELF\x02":  # 64 bits
+        return True
+    order = "<" if header[5] == 1 else ">"
+    (start,) = struct.unpack_from(f"{order}Q", header, 0x28)
+    entry, count = struct.unpack_from(f"{order}HH", header, 0x3A)
+    return start > 0 and start + entry * count <= size
