@@ -27,6 +27,7 @@ from tdmpc2.play.rollout import check_playable
 from tdmpc2.support.files import check_free_disk, free_disk
 from tdmpc2.support.runtime import available_memory, resolve_device, set_num_threads
 from tdmpc2.training import run_record
+from tdmpc2.training.demonstrations import demonstrations_problems
 from tdmpc2.training.state_file import read_state
 from tdmpc2.training.teacher import Teacher
 
@@ -47,6 +48,7 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
     online = cfg.mode == "online"
     try:
         if online:
+            problems += demonstrations_problems(cfg)
             check_playable(cfg)
         else:
             data_record(cfg.data_dir, cfg.task)

@@ -66,7 +66,8 @@ def check(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] | Non
     fixed = {"steps"} if teacher_sha256 and cfg.distillation_schedule in ("linear", "cosine") else set()
     if refused := {key: text for key, text in differing.items() if key not in CHANGEABLE - fixed}:
         if "data" in refused:
-            refused["data"] += f" [data_dir={cfg.data_dir}]"
+            name = "data_dir" if cfg.mode == "offline" else "demonstrations"
+            refused["data"] += f" [{name}={getattr(cfg, name)}]"
         other = "with other data" if refused.keys() == {"data"} else "of another configuration"
         raise ValueError(
             f"{directory} holds a run {other} ({'; '.join(refused.values())}): "
