@@ -85,10 +85,19 @@ def import_episodes(
     for source in (Path(source).expanduser() for source in sources):
         if is_store(source):
             check_outside(out, source if (source / "meta.json").exists() else source / "store")
-    if out.exists() and not (out / "journal").exists():
-        raise ValueError(_exists(out))
-    selection = Selection.of(sources, task, specs, dtype, task_ids, max_per_task, block)
-    return _import(selection, out, replaces=None, quiet=quiet)
+    _check_new(out)
+    return _import(Selection.of(sources, task, specs, dtype, task_ids, max_per_task, block), out, None, quiet)
+
+
+def import_selection(selection: Selection, out: Path, quiet: bool = False) -> EpisodeStore:
+    """Write selected episodes into a new store, as :func:`import_episodes` does.
+
+    Raises:
+        ValueError: see there.
+    """
+    out = _target(out.expanduser())
+    _check_new(out)
+    return _import(selection, out, None, quiet)
 
 
 def find_store(data_dir: str | os.PathLike[str]) -> EpisodeStore | None:
@@ -298,6 +307,11 @@ def check_replaceable(out: Path, root: Path) -> None:
             f"{root} holds chunk files and a store that {reason}. It may hold other episodes: move it away, or name "
             f"{out} as data_dir"
         )
+
+
+def _check_new(out: Path) -> None:
+    if out.exists() and not (out / "journal").exists():
+        raise ValueError(_exists(out))
 
 
 def _exists(out: Path) -> str:
