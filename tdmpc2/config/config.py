@@ -213,6 +213,8 @@ class Config(Keys):
             raise ValueError(f"obs=rgb learns one task, and task={self.task} is a set: name a task, or use obs=state")
         if self.obs == "rgb" and self.mode == "offline":
             raise ValueError("obs=rgb learns online: stored episodes hold states, no images. Leave out data_dir")
+        if self.demonstrations is not None:
+            self._check_demonstrations(self.demonstrations)
         for name in self.tasks or ():
             if name not in self.task_names:
                 raise ValueError(f"tasks: '{name}' is not in task set '{self.task}'.{nearest(name, self.task_names)}")
@@ -253,6 +255,17 @@ class Config(Keys):
             )
         if self.min_std > self.max_std:
             raise ValueError(f"min_std={self.min_std} must not exceed max_std={self.max_std}")
+
+    def _check_demonstrations(self, directory: str) -> None:
+        if self.mode == "offline":
+            raise ValueError(
+                f"demonstrations={directory} are shown to a run that learns online: to learn from stored episodes "
+                f"alone, name them as data_dir={directory}"
+            )
+        if self.obs == "rgb":
+            raise ValueError(f"obs=rgb: demonstrations={directory} hold states, no images. Leave out one of them")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size={self.batch_size} leaves no half of a batch for demonstrations={directory}")
 
 
 @cache

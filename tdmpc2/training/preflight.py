@@ -15,7 +15,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config, check_bins, check_memory, training_parts
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.chunks import Layout, chunk_paths
-from tdmpc2.data.placement import choose_place, data_bytes, data_record
+from tdmpc2.data.placement import choose_place, data_bytes, data_problems, data_record
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.data.store.importer import RATE, find_store
 from tdmpc2.distillation.outputs import teacher_columns
@@ -27,6 +27,7 @@ from tdmpc2.play.rollout import check_playable
 from tdmpc2.support.files import check_free_disk, free_disk
 from tdmpc2.support.runtime import available_memory, resolve_device, set_num_threads
 from tdmpc2.training import run_record
+from tdmpc2.training.demonstrations import demonstrations_problems
 from tdmpc2.training.state_file import read_state
 from tdmpc2.training.teacher import Teacher, Teachers, find_teacher
 from tdmpc2.training.tuning import load_start
@@ -48,9 +49,11 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
     online = cfg.mode == "online"
     try:
         if online:
+            problems += demonstrations_problems(cfg)
             check_playable(cfg)
         else:
             data_record(cfg.data_dir, cfg.task)
+            problems += [f"data: {problem}" for problem in data_problems(cfg)]
     except ValueError as error:
         problems.append(f"{'environment' if online else 'data'}: {error}")
     if online:
@@ -59,8 +62,6 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
         if cfg.buffer_size < rows:
             each = f", stored for {tasks} tasks" if tasks > 1 else ""
             problems.append(f"buffer_size={cfg.buffer_size:,} does not hold the {rows:,} rows of one episode{each}")
-    if cfg.episodic and not online:
-        problems.append("episodic=true: stored episodes do not say which of them terminated, mode=online does")
     if teacher is not None and (teacher.checkpoint is None or not Path(teacher.checkpoint).exists()):
         problems.append(
             f"teacher: teacher_config.checkpoint={teacher.checkpoint} does not exist. Name a file, download the "
