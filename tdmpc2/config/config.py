@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tdmpc2.config.distillation_keys import distillation_terms, uncached_targets
 from tdmpc2.config.keys import Keys
+from tdmpc2.config.parts import check_freeze
 from tdmpc2.config.sharing import check_sharing, stored_for
 from tdmpc2.config.sizes import budget, check_widths, model_widths
 from tdmpc2.config.tables import KEYS, WIDTHS, check_keys, plain
@@ -126,6 +127,12 @@ class Config(Keys):
         return stored_for({task_id: self.task_names[task_id] for task_id in self.task_ids}, self.share_body)
 
     @property
+    def tuned_task(self) -> str | None:
+        """The one task that a model of many is fine-tuned to by acting; None in all other runs."""
+        tuned = self.mode == "online" and self.multitask and self.checkpoint is not None
+        return self.tasks[0] if tuned and self.tasks is not None and len(self.tasks) == 1 else None
+
+    @property
     def num_updates(self) -> int:
         """Updates of a run of ``steps``."""
         return self.steps if self.mode == "offline" else max(int(self.utd * self.steps), 1)
@@ -137,17 +144,9 @@ class Config(Keys):
 
     @property
     def run_dir(self) -> Path:
-        """Directory of everything a run writes.
-
-        Names are made safe for every system; a run that an older version began under the name as it is stays there.
-        """
-        if self.work_dir:
-            return Path(self.work_dir)
-        name = self.exp_name or "default"
-        as_typed = os.path.join("logs", self.task, str(self.seed), name)
-        if os.path.exists(os.path.join(as_typed, "run.json")):
-            return Path(as_typed)
-        return Path("logs", safe_name(self.task), str(self.seed), safe_name(name))
+        """Directory of everything a run writes."""
+        task = self.task if self.tuned_task is None else self.tuned_task
+        return Path(self.work_dir) if self.work_dir else run_directory(task, self.seed, self.exp_name)
 
     # -- copies -----------------------------------------------------------------------------------------------------
 
@@ -214,6 +213,8 @@ class Config(Keys):
             raise ValueError(f"obs=rgb learns one task, and task={self.task} is a set: name a task, or use obs=state")
         if self.obs == "rgb" and self.mode == "offline":
             raise ValueError("obs=rgb learns online: stored episodes hold states, no images. Leave out data_dir")
+        if self.demonstrations is not None:
+            self._check_demonstrations(self.demonstrations)
         for name in self.tasks or ():
             if name not in self.task_names:
                 raise ValueError(f"tasks: '{name}' is not in task set '{self.task}'.{nearest(name, self.task_names)}")
@@ -222,6 +223,8 @@ class Config(Keys):
         if self.share_body:
             check_sharing(self, self.stored_for)
         check_widths({name: getattr(self, name) for name in WIDTHS}, self.model_size, self.task)
+        absent = ["termination"] * (not self.episodic) + ["task_embedding"] * (not self.multitask)
+        check_freeze(self.freeze, absent, self.checkpoint)
         if self.num_elites > self.num_samples or self.num_pi_trajs >= self.num_samples:
             raise ValueError(
                 f"num_samples={self.num_samples} must be at least num_elites={self.num_elites} "
@@ -242,8 +245,27 @@ class Config(Keys):
                 f"distillation_cache={self.distillation_cache} holds rewards and values, not what "
                 f"distillation_targets={', '.join(uncached)} needs: use distillation_cache=off"
             )
+        if self.teachers and self.distillation_cache != "off":
+            raise ValueError(
+                f"distillation_cache={self.distillation_cache} holds the outputs of one teacher: with teachers use off"
+            )
+        if stranger := next((entry.task for entry in self.teachers or () if entry.task not in self.task_names), None):
+            raise ValueError(
+                f"teachers: '{stranger}' is not a task of '{self.task}'.{nearest(stranger, self.task_names)}"
+            )
         if self.min_std > self.max_std:
             raise ValueError(f"min_std={self.min_std} must not exceed max_std={self.max_std}")
+
+    def _check_demonstrations(self, directory: str) -> None:
+        if self.mode == "offline":
+            raise ValueError(
+                f"demonstrations={directory} are shown to a run that learns online: to learn from stored episodes "
+                f"alone, name them as data_dir={directory}"
+            )
+        if self.obs == "rgb":
+            raise ValueError(f"obs=rgb: demonstrations={directory} hold states, no images. Leave out one of them")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size={self.batch_size} leaves no half of a batch for demonstrations={directory}")
 
 
 @cache
@@ -326,3 +348,15 @@ def has_teacher(value: Any) -> bool:
             f"a teacher's file is named by teacher_config.checkpoint={value}"
         )
     return True
+
+
+def run_directory(task: str, seed: int, exp_name: str | None) -> Path:
+    """Choose the directory of a run that names none: ``logs/<task>/<seed>/<exp_name>``.
+
+    Names are made safe for every system; a run that an older version began under the name as it is stays there.
+    """
+    name = exp_name or "default"
+    as_typed = os.path.join("logs", task, str(seed), name)
+    if os.path.exists(os.path.join(as_typed, "run.json")):
+        return Path(as_typed)
+    return Path("logs", safe_name(task), str(seed), safe_name(name))

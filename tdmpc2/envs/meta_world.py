@@ -57,7 +57,7 @@ class MetaWorldEnv(gymnasium.Env[Observation, Action]):
         if render_mode is not None:
             context_module()  # fails here rather than at the first frame
         self.render_mode = render_mode
-        self._build = SIMULATORS[simulator]
+        self._build: Any = SIMULATORS[simulator]
         self._renderers: dict[int, Renderer] = {}  # by size of the frame
         self._load(seed)
         self.observation_space = Box(-np.inf, np.inf, (39,), np.float32)

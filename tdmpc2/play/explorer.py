@@ -16,7 +16,7 @@ from tdmpc2.config import Config
 from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.envs.registry import build_env
 from tdmpc2.envs.wrappers import Env, PadEnv
-from tdmpc2.play.actors import uniform_actions
+from tdmpc2.play.actors import prior_actions, uniform_actions
 from tdmpc2.play.rollout import Episode, Floats, Job
 from tdmpc2.support.draws import numbered_generator
 from tdmpc2.support.entries import Entry, check_entries, flag, list_of, nothing_or, number, record, whole
@@ -87,7 +87,7 @@ class Explorer:
     """
 
     def __init__(self, cfg: Config, agent: TDMPC2) -> None:
-        self._cfg = cfg
+        self._cfg, self._model = cfg, agent.model
         self.task_ids = np.array(cfg.envs)
         self._stored_for = [cfg.stored_for[task_id] for task_id in cfg.envs]
         self._others = [[cfg.task_specs[task_id].name for task_id in ids[1:]] for ids in self._stored_for]
@@ -126,17 +126,21 @@ class Explorer:
                 self._begun[i] += 1  # before a reset that fails: the next one is of another episode
                 self._running[i] = self._reset(i, seed)
 
-    def act(self, step: int, *, random: bool) -> Floats:
+    def act(self, step: int, *, random: bool, prior: bool = False) -> Floats:
         """Choose the actions of all environments, [E, A].
 
         Args:
             step: number of the turn, which random actions are a function of.
             random: uniformly random; otherwise planned, with exploration noise.
+            prior: random actions are samples of the policy prior instead.
         """
         self._before = self._player.state()
-        if random:
+        if random and not prior:
             return uniform_actions(self._cfg, self.task_ids, numbered_generator(self._cfg.seed, step, _RANDOM_ACTIONS))
         obs = np.stack([self._episode(i).obs[-1] for i in range(len(self._envs))])
+        if random:
+            generator = numbered_generator(self._cfg.seed, step, _RANDOM_ACTIONS)
+            return prior_actions(self._model, obs, self.task_ids, generator)
         starts = np.array([not self._episode(i).action for i in range(len(self._envs))])
         task = self.task_ids if self._cfg.multitask else None
         return self._player.act(obs, starts, task=task, eval_mode=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from tdmpc2.config import IMAGES, Config
@@ -9,6 +11,15 @@ from tdmpc2.data.placement import choose_place
 from tdmpc2.data.ring import ReplayRing
 from tdmpc2.data.rows import FrameFormat, RowFormat
 from tdmpc2.support.files import check_free_disk
+
+
+class RingPlan(NamedTuple):
+    """Size and place of a replay buffer, before anything is allocated."""
+
+    row_format: RowFormat | FrameFormat
+    capacity: int  # rows
+    bytes: int
+    place: str  # cuda, memory or disk
 
 
 def sharing_in_words(cfg: Config) -> str:
@@ -24,12 +35,12 @@ def _stored(cfg: Config) -> list[int]:
     return [len(cfg.stored_for[task_id]) for task_id in cfg.envs]
 
 
-def make_ring(cfg: Config, device: torch.device) -> ReplayRing:
-    """Make the replay buffer of a run where it fits: on the GPU, in memory, or mapped from the run's directory.
+def plan_ring(cfg: Config, device: torch.device) -> RingPlan:
+    """Choose size and place of a run's replay buffer: the GPU, memory, or a file in the run's directory.
 
     Args:
-        cfg: ``buffer_size``, ``data_device``, ``task_balance``. No more rows are taken than the run can fill, an
-            episode counting for each task that it is stored for.
+        cfg: ``buffer_size``, ``data_device``. No more rows are taken than the run can fill, an episode counting for
+            each task that it is stored for.
         device: the device that trains.
 
     Raises:
@@ -45,13 +56,23 @@ def make_ring(cfg: Config, device: torch.device) -> ReplayRing:
         saved = sum(path.stat().st_size for path in (cfg.run_dir / "replay").glob("episodes_*.pt"))
         needed = max(size - saved, 0) + size * (place == "disk")
         check_free_disk(cfg.run_dir, needed, "set buffer_size lower")
+    return RingPlan(row_format, capacity, size, place)
+
+
+def make_ring(cfg: Config, device: torch.device) -> ReplayRing:
+    """Make the replay buffer of a run where :func:`plan_ring` has it.
+
+    Raises:
+        ValueError: there is no room for it.
+    """
+    plan = plan_ring(cfg, device)
     return ReplayRing(
-        row_format,
-        capacity,
+        plan.row_format,
+        plan.capacity,
         cfg.horizon,
         balance=cfg.task_balance,
         seed=cfg.seed,
-        device=device if place == "cuda" else "cpu",
+        device=device if plan.place == "cuda" else "cpu",
         terminations=cfg.episodic,
-        file=cfg.run_dir / "replay" / "rows" if place == "disk" else None,
+        file=cfg.run_dir / "replay" / "rows" if plan.place == "disk" else None,
     )
