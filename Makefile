@@ -3,8 +3,11 @@
 
 PYTHON ?= python3
 WORKERS ?= 2# processes that run the tests side by side
+EXTRAS ?=# more optional packages of pyproject.toml: make setup EXTRAS=envs adds all families of environments
 PY := .venv/bin/python
-STAMP := .venv/.installed
+STAMP := .venv/.installed$(if $(EXTRAS),-$(EXTRAS))
+MYOSUITE := docker/myosuite.txt
+comma := ,
 TOO_OLD := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.11 or newer is needed, \
 	$(PYTHON) is %d.%d: name another one, for example make setup PYTHON=python3.11" % v[:2])
 
@@ -15,9 +18,10 @@ help: ## list the targets
 
 setup: $(STAMP) ## make .venv with the versions of constraints.txt
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(MYOSUITE)
 	@test -x .venv/bin/pip || { $(PYTHON) -c '$(TOO_OLD)' && $(PYTHON) -m venv .venv; }
-	$(PY) -m pip install -c constraints.txt -e '.[dev]'
+	$(PY) -m pip install -c constraints.txt -e '.[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]'
+	$(if $(findstring envs,$(EXTRAS)),$(PY) -m pip install --no-deps -r $(MYOSUITE))
 	@touch $@
 
 test: setup ## run the tests, without the slow ones

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,12 @@ def _signals() -> None:
 def _one_thread() -> None:
     """Start every test with one thread, whatever the one before it in this process has set."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def without_meta_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make Meta-World look as if it were not installed."""
+    monkeypatch.setattr("tdmpc2.envs.registry.find_spec", lambda name: None if name == "metaworld" else find_spec(name))
 
 
 @pytest.fixture(autouse=True)

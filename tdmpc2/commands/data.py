@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tdmpc2.commands.options import Option
 from tdmpc2.commands.plain import Verb, read_verb
 from tdmpc2.support.cli import one_line_errors
-from tdmpc2.support.output import plain_line
+from tdmpc2.support.text import escaped
 
 if TYPE_CHECKING:
     from tdmpc2.data.store.store import EpisodeStore
@@ -80,7 +80,7 @@ def _verify(values: dict[str, Any]) -> None:
 
     result = verify(values["dir"], values["task"])
     for problem in result.problems:
-        print(plain_line(problem))
+        print(escaped(problem))
     amount = f"{result.files:,} files, {result.episodes:,} episodes"
     count = len(result.problems)
     print(f"{amount}: {count:,} problem{'s' * (count > 1)}" if count else f"{amount}: good")

@@ -7,6 +7,7 @@ from tdmpc2.config.config import completed as completed
 from tdmpc2.config.config import from_record as from_record
 from tdmpc2.config.config import has_teacher as has_teacher
 from tdmpc2.config.config import parse_cfg as parse_cfg
+from tdmpc2.config.config import run_directory as run_directory
 from tdmpc2.config.distillation_keys import distillation_terms as distillation_terms
 from tdmpc2.config.facts import COMMANDS as COMMANDS
 from tdmpc2.config.facts import Key as Key
@@ -16,6 +17,7 @@ from tdmpc2.config.memory import model_parts as model_parts
 from tdmpc2.config.memory import plan_parts as plan_parts
 from tdmpc2.config.memory import training_parts as training_parts
 from tdmpc2.config.mix import MixEntry as MixEntry
+from tdmpc2.config.parts import PARTS as PARTS
 from tdmpc2.config.sizes import MODEL_SIZES as MODEL_SIZES
 from tdmpc2.config.sizes import check_bins as check_bins
 from tdmpc2.config.tables import CHANGEABLE as CHANGEABLE
@@ -31,4 +33,5 @@ from tdmpc2.config.tables import check_keys as check_keys
 from tdmpc2.config.tables import defaults as defaults
 from tdmpc2.config.tables import help_rows as help_rows
 from tdmpc2.config.tables import key_names as key_names
+from tdmpc2.config.teachers import TaskTeacher as TaskTeacher
 from tdmpc2.config.values import is_nothing as is_nothing

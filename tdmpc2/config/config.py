@@ -20,6 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from tdmpc2.config.distillation_keys import distillation_terms, uncached_targets
 from tdmpc2.config.keys import Keys
+from tdmpc2.config.parts import check_freeze
+from tdmpc2.config.sharing import check_sharing, stored_for
 from tdmpc2.config.sizes import budget, check_widths, model_widths
 from tdmpc2.config.tables import KEYS, WIDTHS, check_keys, plain
 from tdmpc2.config.values import check_value, convert, is_nothing
@@ -120,6 +122,17 @@ class Config(Keys):
         return tuple(task_id for task_id in self.task_ids for _ in range(self.num_envs))
 
     @property
+    def stored_for(self) -> dict[int, tuple[int, ...]]:
+        """Task id -> ids of the tasks that its episodes are stored for, its own first; others with ``share_body``."""
+        return stored_for({task_id: self.task_names[task_id] for task_id in self.task_ids}, self.share_body)
+
+    @property
+    def tuned_task(self) -> str | None:
+        """The one task that a model of many is fine-tuned to by acting; None in all other runs."""
+        tuned = self.mode == "online" and self.multitask and self.checkpoint is not None
+        return self.tasks[0] if tuned and self.tasks is not None and len(self.tasks) == 1 else None
+
+    @property
     def num_updates(self) -> int:
         """Updates of a run of ``steps``."""
         return self.steps if self.mode == "offline" else max(int(self.utd * self.steps), 1)
@@ -131,17 +144,9 @@ class Config(Keys):
 
     @property
     def run_dir(self) -> Path:
-        """Directory of everything a run writes.
-
-        Names are made safe for every system; a run that an older version began under the name as it is stays there.
-        """
-        if self.work_dir:
-            return Path(self.work_dir)
-        name = self.exp_name or "default"
-        as_typed = os.path.join("logs", self.task, str(self.seed), name)
-        if os.path.exists(os.path.join(as_typed, "run.json")):
-            return Path(as_typed)
-        return Path("logs", safe_name(self.task), str(self.seed), safe_name(name))
+        """Directory of everything a run writes."""
+        task = self.task if self.tuned_task is None else self.tuned_task
+        return Path(self.work_dir) if self.work_dir else run_directory(task, self.seed, self.exp_name)
 
     # -- copies -----------------------------------------------------------------------------------------------------
 
@@ -217,7 +222,11 @@ class Config(Keys):
                 raise ValueError(f"tasks: '{name}' is not in task set '{self.task}'.{nearest(name, self.task_names)}")
         if self.tasks is not None and (not self.tasks or len(set(self.tasks)) < len(self.tasks)):
             raise ValueError(f"tasks={list(self.tasks)} must name at least one task, each once")
+        if self.share_body:
+            check_sharing(self, self.stored_for)
         check_widths({name: getattr(self, name) for name in WIDTHS}, self.model_size, self.task)
+        absent = ["termination"] * (not self.episodic) + ["task_embedding"] * (not self.multitask)
+        check_freeze(self.freeze, absent, self.checkpoint)
         if self.num_elites > self.num_samples or self.num_pi_trajs >= self.num_samples:
             raise ValueError(
                 f"num_samples={self.num_samples} must be at least num_elites={self.num_elites} "
@@ -237,6 +246,14 @@ class Config(Keys):
             raise ValueError(
                 f"distillation_cache={self.distillation_cache} holds rewards and values, not what "
                 f"distillation_targets={', '.join(uncached)} needs: use distillation_cache=off"
+            )
+        if self.teachers and self.distillation_cache != "off":
+            raise ValueError(
+                f"distillation_cache={self.distillation_cache} holds the outputs of one teacher: with teachers use off"
+            )
+        if stranger := next((entry.task for entry in self.teachers or () if entry.task not in self.task_names), None):
+            raise ValueError(
+                f"teachers: '{stranger}' is not a task of '{self.task}'.{nearest(stranger, self.task_names)}"
             )
         if self.min_std > self.max_std:
             raise ValueError(f"min_std={self.min_std} must not exceed max_std={self.max_std}")
@@ -333,3 +350,15 @@ def has_teacher(value: Any) -> bool:
             f"a teacher's file is named by teacher_config.checkpoint={value}"
         )
     return True
+
+
+def run_directory(task: str, seed: int, exp_name: str | None) -> Path:
+    """Choose the directory of a run that names none: ``logs/<task>/<seed>/<exp_name>``.
+
+    Names are made safe for every system; a run that an older version began under the name as it is stays there.
+    """
+    name = exp_name or "default"
+    as_typed = os.path.join("logs", task, str(seed), name)
+    if os.path.exists(os.path.join(as_typed, "run.json")):
+        return Path(as_typed)
+    return Path("logs", safe_name(task), str(seed), safe_name(name))

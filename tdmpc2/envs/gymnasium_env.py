@@ -1,20 +1,37 @@
-"""Environments registered with Gymnasium, as tasks named by their id."""
+"""Environments registered with Gymnasium, as tasks named by their id, or by the name that TD-MPC2 gave them."""
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
 from tdmpc2.envs.checked import EnvironmentFault, described
-from tdmpc2.envs.wrappers import Env, FlatEnv, sizes
+from tdmpc2.envs.wrappers import Env, FlatEnv, FreeActions, SuccessAbove, sizes
 from tdmpc2.tasks import TaskSpec
+
+
+class Named(NamedTuple):
+    """An environment of Gymnasium that TD-MPC2 has a name of its own for."""
+
+    id: str
+    keywords: dict[str, Any] = {}  # noqa: RUF012
+    solved: float | None = None  # an episode is a success if its return is above
+
+
+NAMED = {
+    "mujoco-walker": Named("Walker2d-v4"),
+    "mujoco-halfcheetah": Named("HalfCheetah-v4"),
+    "bipedal-walker": Named("BipedalWalker-v3"),
+    "lunarlander-continuous": Named("LunarLander-v3", {"continuous": True}, solved=200.0),  # upstream: v2, removed
+}
 
 _FLATTEN = "wrap the environment in gymnasium.wrappers.FlattenObservation"
 _OBSERVATION_REMEDIES: dict[type[Space[Any]], str] = {
-    Dict: f"{_FLATTEN}, with gymnasium.wrappers.FilterObservation before it to leave out what is no state",
+    Dict: "leave out what is no vector of numbers, with gymnasium.wrappers.FilterObservation",
     Tuple: _FLATTEN,
     Discrete: f"{_FLATTEN}, which makes one-hot vectors",
     MultiDiscrete: f"{_FLATTEN}, which makes one-hot vectors",
@@ -30,20 +47,27 @@ _CONTINUOUS = (
 def make(name: str, seed: int | None = None, render_mode: str | None = None) -> Env:
     """Call ``gymnasium.make`` and give flat float32 observations and actions in [-1, 1].
 
+    A dictionary of vectors is laid end to end in the order of its keys, which Gymnasium sorts. Whole numbers among the
+    actions are rounded to, and entries that can have one value only are left out.
+
     Raises:
-        ValueError: not registered, observations that are images or not a Box, or actions that are not a bounded vector
+        ValueError: not registered, observations that are images or no Boxes, or actions that are not a bounded vector
             of numbers.
         ModuleNotFoundError: the module that registers it, or one that it needs, is not installed.
         EnvironmentFault: building it raised an error.
     """
     env = _made(name, render_mode)
     try:
+        if _is_vectors(env.observation_space):
+            env = gymnasium.wrappers.FlattenObservation(env)
         _check_observations(name, env.observation_space)
         _check_actions(name, env.action_space)
     except ValueError:
         env.close()
         raise
-    return FlatEnv(env, seed)
+    if name in NAMED and (solved := NAMED[name].solved) is not None:
+        env = SuccessAbove(env, solved)
+    return FlatEnv(FreeActions.around(env), seed)
 
 
 def spec(name: str) -> TaskSpec:
@@ -64,8 +88,13 @@ def spec(name: str) -> TaskSpec:
 
 
 def _made(name: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
+    named = NAMED.get(name, Named(name))
+    keywords = named.keywords if render_mode is None else {**named.keywords, "render_mode": render_mode}
     try:
-        return gymnasium.make(name) if render_mode is None else gymnasium.make(name, render_mode=render_mode)
+        with warnings.catch_warnings():
+            if name in NAMED:
+                warnings.filterwarnings("ignore", message=".*is out of date")  # on purpose: models know the old one
+            return gymnasium.make(named.id, **keywords)
     except (ModuleNotFoundError, gymnasium.error.DependencyNotInstalled):
         raise
     except gymnasium.error.Error as error:
@@ -102,22 +131,25 @@ def _check_actions(name: str, space: Space[Any]) -> None:
             f"The action space of '{name}' is {_short(space)}, but must have finite bounds: give it some, as "
             "gymnasium.wrappers.TransformAction(env, lambda action: action, Box(low, high)) does."
         )
-    if not np.issubdtype(space.dtype, np.floating):
-        raise ValueError(
-            f"The action space of '{name}' is {_short(space)}, but its numbers must be real: {_CONTINUOUS}."
-        )
-    if not space.shape[0]:
-        raise ValueError(f"The action space of '{name}' is {_short(space)}: there is nothing to choose.")
+    if not np.issubdtype(space.dtype, np.number):
+        raise ValueError(f"The action space of '{name}' is {_short(space)}, but must be numbers: {_CONTINUOUS}.")
     with np.errstate(over="ignore"):
         spread = space.high.astype(np.float32) - space.low.astype(np.float32)
     if not np.isfinite(spread).all():
         raise ValueError(f"The action space of '{name}' is {_short(space)} with bounds that float32 cannot hold.")
-    if not (spread > 0).all():
-        index = int(np.argmin(spread))
-        raise ValueError(
-            f"The action space of '{name}' is {_short(space)}, but dimension {index} is fixed at {space.low[index]}: "
-            "leave it out, with a gymnasium.ActionWrapper whose action() puts it back."
-        )
+    if not (spread > 0).any():
+        raise ValueError(f"The action space of '{name}' is {_short(space)}: there is nothing to choose.")
+
+
+def _is_vectors(space: Space[Any]) -> bool:
+    """Tell if a space is a dictionary, of dictionaries at most, of numbers that are no images."""
+    if not isinstance(space, Dict):
+        return False
+    return all(
+        _is_vectors(entry)
+        or (isinstance(entry, Box) and np.issubdtype(entry.dtype, np.number) and not _is_image(entry))
+        for entry in space.values()
+    )
 
 
 def _is_image(space: Box) -> bool:

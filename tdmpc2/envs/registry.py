@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -19,6 +20,7 @@ from tdmpc2.envs.checked import CheckedEnv
 from tdmpc2.envs.pixels import PixelEnv
 from tdmpc2.tasks import TASKS, TaskSpec, nearest
 
+INSTALL_ALL = "make setup EXTRAS=envs"  # every family's package, in the versions that work together
 Floats = NDArray[np.float64]
 
 
@@ -52,6 +54,9 @@ class Family:
         score: key of :data:`SCORE_RULES`.
         tells_success: every episode says if it was a success; elsewhere it is one only where an environment reports it.
         renewable: ``reset(seed=s)`` of a used environment equals a new one built with seed s.
+        needs: package that it needs, as Python imports it; empty: none but this one's own.
+        more: tasks it has beside those of the table, for people.
+        note: what is to be known of its installation.
         remedy: what to do instead, where none can be built here.
     """
 
@@ -64,7 +69,15 @@ class Family:
     score: str = "return/10"
     tells_success: bool = False
     renewable: bool = False
+    needs: str = ""
+    more: str = ""
+    note: str = ""
     remedy: str = ""
+
+    @property
+    def installed(self) -> bool:
+        """Tell if the package that it needs is there; nothing is imported."""
+        return not self.needs or find_spec(self.needs) is not None
 
     def build(
         self, name: str, seed: int | None, render_mode: str | None, obs: str = "state"
@@ -96,6 +109,10 @@ class Family:
         if not self.make:
             hint = "" if name in TASKS else nearest(name, TASKS)
             raise ValueError(f"Task '{name}': {self.name} environments are not supported yet. {self.remedy}.{hint}")
+        if name not in TASKS and not self.spec:
+            raise ValueError(f"Unknown task '{name}': {self.name} has no such task.{nearest(name, TASKS)}")
+        if not self.installed:
+            raise ValueError(f"Task '{name}' needs {self.name}, which is not installed: {INSTALL_ALL}")
         if self.resolve and name not in TASKS:
             _function(self.resolve)(name)
 
@@ -105,20 +122,35 @@ _WRAP_IT = "Register it with Gymnasium and name its id, as in task=my_package:Mi
 FAMILIES = (
     Family(
         "Gymnasium",
-        r".*:.*|.*-v\d+",  # also whatever name is registered: see family_of
+        # also whatever name is registered: see family_of
+        r".*:.*|.*-v\d+|mujoco-(walker|halfcheetah)|bipedal-walker|lunarlander-continuous",
         make="tdmpc2.envs.gymnasium_env:make",
         spec="tdmpc2.envs.gymnasium_env:spec",
         resolve="tdmpc2.envs.modules:check_imported",
         score="return",
+        more=", and every registered id",
     ),
     Family(
         "Meta-World",
         r"mw-.*",
+        make="tdmpc2.envs.meta_world:make",
+        entry_point="tdmpc2.envs.meta_world:MetaWorldEnv",
         score="success",
         tells_success=True,
-        remedy="Its data and models can be used: train with eval_freq=0",
+        renewable=True,
+        needs="metaworld",
     ),
-    Family("MyoSuite", r"myo-.*", score="success", tells_success=True, remedy=_WRAP_IT),
+    Family(
+        "MyoSuite",
+        r"myo-.*",
+        make="tdmpc2.envs.myo_suite:make",
+        entry_point="tdmpc2.envs.myo_suite:MyoSuiteEnv",
+        score="success",
+        tells_success=True,
+        renewable=True,
+        needs="myosuite",
+        note="`pip check` names its pins, which are known: these versions are tested together",
+    ),
     Family(
         "ManiSkill",
         r"(lift|pick|stack)-cube|pick-ycb|turn-faucet",
@@ -133,6 +165,7 @@ FAMILIES = (
         spec="tdmpc2.envs.dm_control:spec",
         resolve="tdmpc2.envs.dm_control:resolve",
         entry_point="tdmpc2.envs.dm_control:DMControlEnv",
+        more=", and every other of dm_control's suite",
         renewable=True,
     ),
 )

@@ -77,6 +77,46 @@ class FlatEnv(gymnasium.Wrapper[Observation, Action, Any, Any]):
         return _flat(obs), _number(reward, "the reward"), *ends, _with_success(info)
 
 
+class FreeActions(gymnasium.ActionWrapper[Any, Action, Any]):
+    """Leaves out the entries of an action that can have one value only, and rounds where actions are whole numbers."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], space: Box) -> None:
+        super().__init__(env)
+        self._space, self._free = space, space.low < space.high
+        low, high = (bound[self._free].astype(np.float32) for bound in (space.low, space.high))
+        self.action_space = Box(low, high, dtype=np.float32)
+
+    @classmethod
+    def around(cls, env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+        """Wrap an environment whose actions are a vector, unless all of them are free and real already."""
+        space = env.action_space
+        assert isinstance(space, Box)
+        plain = np.issubdtype(space.dtype, np.floating) and bool((space.low < space.high).all())
+        return env if plain else cls(env, space)
+
+    def action(self, action: Action) -> Any:
+        whole = self._space.low.copy()
+        whole[self._free] = np.rint(action) if np.issubdtype(whole.dtype, np.integer) else action
+        return whole
+
+
+class SuccessAbove(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Reports success from the step on at which the return of the episode is above a number."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], solved: float) -> None:
+        super().__init__(env)
+        self._solved, self._return = solved, 0.0
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
+        self._return = 0.0
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, Info]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self._return += float(reward)
+        return obs, reward, terminated, truncated, {**info, "success": float(self._return > self._solved)}
+
+
 class OldGymEnv(gymnasium.Env[Any, Any]):
     """An environment of the old gym API, where ``reset()`` returns an observation and ``step`` four values.
 

@@ -113,38 +113,14 @@ def collect(
             another kind of machine (see
             :meth:`~tdmpc2.data.collect_record.Collection.check_computing`), or another process is at work on it.
     """
-    if agent is None and cfg.mix is not None:
-        keys = {key: getattr(cfg, key) for key in ("device", "precision", "compile", "num_threads", "seed")}
-        agent = load_policies(
-            mixture_entries(cfg.mix, None, cfg.mpc), lambda file, mpc: load_agent(file, mpc=mpc, **keys)
-        )
-    policies = [policy_from_agent(agent)] if agent is None or isinstance(agent, TDMPC2) else list(agent)
-    for policy in policies:
-        if policy.agent is not None and policy.agent.cfg.task_specs != cfg.task_specs:
-            raise ValueError(f"{policy.entry} plays task={policy.agent.cfg.task}, not task={cfg.task}")
+    policies = _policies(cfg, agent)
     check_playable(cfg)
     shards = list_shards(cfg, policies)
     sizes = [_largest_batch(policy, index, shards) for index, policy in enumerate(policies)]
     _compile(cfg, policies, shards)
     computing = _computing(policies, sizes)
-    words = [f"{policy.entry.share:.3g} {policy.entry}" for policy in policies]
-    settings = {
-        "tasks": [cfg.task_specs[i].name for i in cfg.task_ids],
-        "seed": cfg.seed,
-        "episodes_per_task": cfg.episodes_per_task,
-        "episodes_per_file": cfg.episodes_per_file,
-        "sources": [policy.settings() for policy in policies],
-    }
     data_dir = Path(data_dir).expanduser()
-    busy = f"Another process has held {data_dir}/collect.lock for a minute: try again"
-    with locked(data_dir / "collect.lock", busy, wait=60):
-        record = Record.read(data_dir, cfg.task, cfg.task_specs)
-        collection = record.find(settings)
-        new = collection is None
-        if collection is None:
-            collection = Collection(record.next_number(), len(shards), settings, computing, words)
-            _check_disk(cfg, data_dir, shards)
-            record.add(collection)
+    collection, record, new = _registered(cfg, policies, data_dir, shards, computing)
     shards = list_shards(cfg, policies, collection.first)
     collection_lock = data_dir / f"collect_{collection.first}.lock"
     running = f"{data_dir}: another process is collecting these episodes (collect.json, files from {shards[0].name} on)"
@@ -160,6 +136,47 @@ def collect(
             _play(cfg, policies, sizes, data_dir, missing, report)
         collection_lock.unlink(missing_ok=True)  # whoever waits for it finds that nothing is missing
     return [data_dir / shard.name for shard in shards]
+
+
+def _policies(cfg: Config, agent: TDMPC2 | Sequence[BehaviourPolicy] | None) -> list[BehaviourPolicy]:
+    """List the behaviour policies of a collection, those of ``cfg.mix`` loaded; each has to play its tasks."""
+    if agent is None and cfg.mix is not None:
+        keys = {key: getattr(cfg, key) for key in ("device", "precision", "compile", "num_threads", "seed")}
+        agent = load_policies(
+            mixture_entries(cfg.mix, None, cfg.mpc), lambda file, mpc: load_agent(file, mpc=mpc, **keys)
+        )
+    policies = [policy_from_agent(agent)] if agent is None or isinstance(agent, TDMPC2) else list(agent)
+    for policy in policies:
+        if policy.agent is not None and policy.agent.cfg.task_specs != cfg.task_specs:
+            raise ValueError(f"{policy.entry} plays task={policy.agent.cfg.task}, not task={cfg.task}")
+    return policies
+
+
+def _registered(
+    cfg: Config,
+    policies: Sequence[BehaviourPolicy],
+    data_dir: Path,
+    shards: Sequence[Shard],
+    computing: dict[str, object],
+) -> tuple[Collection, Record, bool]:
+    """Find the collection in the directory's record, or add it there; True if it is new."""
+    settings = {
+        "tasks": [cfg.task_specs[i].name for i in cfg.task_ids],
+        "seed": cfg.seed,
+        "episodes_per_task": cfg.episodes_per_task,
+        "episodes_per_file": cfg.episodes_per_file,
+        "sources": [policy.settings() for policy in policies],
+    }
+    busy = f"Another process has held {data_dir}/collect.lock for a minute: try again"
+    with locked(data_dir / "collect.lock", busy, wait=60):
+        record = Record.read(data_dir, cfg.task, cfg.task_specs)
+        if (known := record.find(settings)) is not None:
+            return known, record, False
+        words = [f"{policy.entry.share:.3g} {policy.entry}" for policy in policies]
+        collection = Collection(record.next_number(), len(shards), settings, computing, words)
+        _check_disk(cfg, data_dir, shards)
+        record.add(collection)
+        return collection, record, True
 
 
 def episode_returns(paths: Sequence[Path], cfg: Config) -> dict[str, np.ndarray]:

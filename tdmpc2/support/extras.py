@@ -21,6 +21,9 @@ class Extra(NamedTuple):
 EXTRAS = {
     "video": Extra("videos of evaluations (save_video)", ("imageio", "imageio-ffmpeg"), ("imageio", "imageio_ffmpeg")),
     "figures": Extra("figures of reports and data", ("matplotlib",), ("matplotlib",)),
+    "metaworld": Extra("Meta-World's tasks (mw-reach ...)", ("metaworld",), ("metaworld",)),
+    "box2d": Extra("Gymnasium's Box2D tasks (BipedalWalker-v3 ...)", ("Box2D", "pygame"), ("Box2D", "pygame")),
+    "robotics": Extra("the tasks of Gymnasium-Robotics", ("gymnasium-robotics",), ("gymnasium_robotics",)),
     "slurm": Extra("multiruns on a Slurm cluster", ("hydra-submitit-launcher",), ("submitit",)),
 }
 

@@ -21,13 +21,15 @@ from tdmpc2.tracking.progress import Progress
 from tdmpc2.training.activity import Clock
 from tdmpc2.training.demonstrations import Batches, demonstrations_record
 from tdmpc2.training.loop import Run
+from tdmpc2.training.new_task import NewTask
 from tdmpc2.training.online_estimate import dry_run_online
 from tdmpc2.training.preflight import preflight
-from tdmpc2.training.ring import make_ring
+from tdmpc2.training.ring import make_ring, sharing_in_words
 from tdmpc2.training.schedule import Schedule
 from tdmpc2.training.teacher import fit_pca
 
 _LEARNER = {"done": whole(), "owed": whole(), "interrupted": flag(), "metrics": record()}
+_MOST_SHORT = 100  # episodes in a row that may be too short to learn from
 _BURST = 100  # updates in a row that are worth a progress bar
 
 
@@ -64,22 +66,27 @@ def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
 def _learn(run: Run, explorer: Explorer) -> None:
     cfg, schedule, replay = run.cfg, Schedule.of(run.cfg), make_ring(run.cfg, run.agent.device)
     batches = Batches.of(cfg, replay, run.agent.device, run.resumed.record["data"])
-    learner = Learner(run, replay, batches)
+    learner, new_task = Learner(run, replay, batches), NewTask(run, replay)
     run.attach("replay", SavedRing(replay, cfg.run_dir / "replay"))
     run.attach("explorer", explorer)
     run.attach("learner", learner)
+    if run.new_task is not None:
+        run.attach("new_task", new_task)
     clock = Clock(learner.done)
     environments = f"{len(cfg.envs)} environments" if len(cfg.envs) > 1 else "1 environment"
+    environments += sharing_in_words(cfg)
     source = f"{environments}, a buffer of {replay.capacity:,} rows on {replay.rows.device}"
     run.start(source, *batches.notes, *explorer.notes, explorer.compile_planner(), activity=clock.activity)
     for step in run.steps(again=learner.interrupted):
         if not learner.interrupted:
             with saving_before(step, run):
                 learner.store(step, explorer.take_ended())
+                new_task.choose()
                 with clock("environment"):
                     explorer.begin()
                 with clock("acting"):
-                    actions = explorer.act(step, random=schedule.is_random(step))
+                    random = schedule.is_random(step) or not new_task.chosen
+                    actions = explorer.act(step, random=random, prior=cfg.checkpoint is not None and new_task.chosen)
                 with clock("environment"):
                     ended = explorer.step(actions)
             clock.played(ended)
@@ -136,7 +143,7 @@ class Learner:
             The metrics of the last update so far; None before the first one, and where a signal ended them early.
 
         Raises:
-            ValueError: there are episodes, but all of them are too short.
+            ValueError: there are :data:`_MOST_SHORT` episodes, and all of them are too short.
         """
         replay = self._replay
         self.interrupted = False
@@ -157,12 +164,12 @@ class Learner:
 
     def _ready(self) -> bool:
         replay = self._replay
-        if len(replay) and not len(replay.sampler):
+        if replay.num_added >= _MOST_SHORT and not len(replay.sampler):
             raise ValueError(
                 f"None of the {replay.num_added:,} episodes so far has the {replay.horizon} steps that a slice takes: "
                 "set horizon lower, or have the environment's episodes last longer"
             )
-        return len(replay) > 0
+        return len(replay.sampler) > 0
 
     def state(self) -> Mapping[str, Any]:
         """Say where the updates stand."""

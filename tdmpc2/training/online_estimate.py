@@ -23,8 +23,9 @@ from tdmpc2.training.preflight import (
     random_batch,
     teacher_line,
 )
-from tdmpc2.training.ring import make_ring
-from tdmpc2.training.teacher import Teacher
+from tdmpc2.training.ring import plan_ring, sharing_in_words
+from tdmpc2.training.teacher import find_teacher
+from tdmpc2.training.tuning import load_start
 
 
 def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
@@ -42,12 +43,13 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
     """
     preflight(cfg, teacher_cfg)
     threads = set_num_threads(cfg.num_threads)
-    teacher = Teacher.from_config(teacher_cfg)
+    teacher = find_teacher(cfg, teacher_cfg)
     run_record.check(cfg, teacher.sha256 if teacher else None, demonstrations_record(cfg))
     live_teacher = teacher.load(cfg.device) if teacher else None
     agent = TDMPC2(cfg, live_teacher)
+    load_start(agent, cfg)
     check_disk(agent, cfg)
-    ring = make_ring(cfg, agent.device)
+    ring = plan_ring(cfg, agent.device)
     with Explorer(cfg, agent) as explorer:
         explorer.begin()
         actions = explorer.act(0, random=True)
@@ -67,7 +69,7 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
         f"run         {cfg.run_dir}",
         f"student     {parameters:,} parameters on {agent.device}, {threads} threads",
         "teacher     " + teacher_line(teacher, live_teacher, cfg),
-        f"environments {len(cfg.envs)}, {turns:,} turns",
+        f"environments {len(cfg.envs)}, {turns:,} turns" + sharing_in_words(cfg),
         *(f"{name:<11} {n:,} x {1e3 * s:.1f} ms = {clock_text(n * s)}" for name, (n, s) in parts.items()),
     ]
     total = sum(count * seconds for count, seconds in parts.values())
@@ -80,7 +82,7 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
     if cfg.demonstrations:
         size = demonstrations_bytes(cfg) / 1e9
         lines.append(f"demonstrations {cfg.demonstrations}, {size:.2f} GB beside the buffer, half of each batch")
-    rows = ring.rows.nbytes
+    rows = ring.bytes
     model = parameters * 4 * 4 + sum(tensor.nbytes for tensor in agent.model.state_dict().values())
     needed = checkpoint_bytes(agent, cfg) + rows * cfg.save_agent
     return [

@@ -11,9 +11,10 @@ from gymnasium.spaces import Box
 
 from tdmpc2.envs import make_env, task_spec
 from tdmpc2.envs.headless import suite
+from tdmpc2.envs.registry import family_of
 from tdmpc2.tasks import TASKS, TaskSpec, lookup
 
-DM_CONTROL = [name for name in TASKS if not name.startswith("mw-")]
+DM_CONTROL = [name for name in TASKS if family_of(name).name == "DMControl"]
 HEAVY = [name for name in DM_CONTROL if name.split("-")[0] in ("dog", "humanoid", "quadruped")]
 LIGHT = [name for name in DM_CONTROL if name not in HEAVY]
 
@@ -73,7 +74,7 @@ def test_task_spec_of_unlisted_task_is_measured() -> None:
         ("swimmer-swimer6", "Did you mean 'swimmer-swimmer6'"),
         ("mt3", "Did you mean 'mt30'"),
         ("nonsense", "Gymnasium id"),
-        ("mw-reach", "Meta-World environments are not supported"),
+        ("pick-cube", "ManiSkill environments are not supported"),
     ],
 )
 def test_make_env_of_unknown_name_suggests_the_nearest(name: str, message: str) -> None:

@@ -42,7 +42,7 @@ def test_registered_name_is_gymnasium_whatever_its_form(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("reach", [check_task, make_env, task_spec])
-@pytest.mark.parametrize(("name", "family"), [("pick-cube", "ManiSkill"), ("myo-reach", "MyoSuite")])
+@pytest.mark.parametrize(("name", "family"), [("pick-cube", "ManiSkill"), ("turn-faucet", "ManiSkill")])
 def test_task_of_a_known_family_without_environments_names_it(
     name: str, family: str, reach: Callable[[str], object]
 ) -> None:
@@ -51,14 +51,20 @@ def test_task_of_a_known_family_without_environments_names_it(
         reach(name)
 
 
-def test_meta_world_refusal_says_how_to_train() -> None:
-    with pytest.raises(ValueError, match="Its data and models can be used: train with eval_freq=0"):
-        check_task("mw-reach")
+@pytest.mark.parametrize(("name", "module"), [("mw-reach", "metaworld"), ("myo-pose", "myosuite")])
+def test_task_of_a_family_that_is_not_installed_names_the_command(
+    name: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "find_spec", lambda needed: None if needed == module else object())
+    with pytest.raises(ValueError, match=f"Task '{name}' needs .*, which is not installed: make setup EXTRAS=envs"):
+        check_task(name)
+    assert task_spec(name).action_dim in (4, 39)  # known without it
 
 
-def test_misspelt_meta_world_task_gets_a_hint() -> None:
-    with pytest.raises(ValueError, match="Did you mean 'mw-reach'"):
-        task_spec("mw-reech")
+@pytest.mark.parametrize(("name", "near"), [("mw-reech", "mw-reach"), ("myo-poze", "myo-pose")])
+def test_misspelt_task_of_a_known_family_gets_a_hint(name: str, near: str) -> None:
+    with pytest.raises(ValueError, match=f"Did you mean '{near}'"):
+        task_spec(name)
 
 
 def test_new_family_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,8 @@ def test_flattened_images_are_accepted_if_one_insists(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("space", "remedy"),
     [
-        (Dict({"pose": VECTOR}), "FlattenObservation, with gymnasium.wrappers.FilterObservation"),
+        (Dict({"pose": VECTOR, "view": Box(0, 255, (64, 64, 3), np.uint8)}), "gymnasium.wrappers.FilterObservation"),
+        (Dict({"pose": VECTOR, "button": Discrete(2)}), "gymnasium.wrappers.FilterObservation"),
         (Tuple((VECTOR, VECTOR)), "wrap the environment in gymnasium.wrappers.FlattenObservation"),
         (Discrete(5), "FlattenObservation, which makes one-hot vectors"),
         (MultiDiscrete([2, 3]), "FlattenObservation, which makes one-hot vectors"),
@@ -98,3 +99,52 @@ def test_actions_that_are_no_bounded_vector_name_space_and_remedy(
     monkeypatch: pytest.MonkeyPatch, space: Space[Any], remedy: str
 ) -> None:
     assert remedy in refusal(monkeypatch, action=space)
+
+
+class Reach(gymnasium.Env[Any, Any]):
+    """A goal dictionary, and an action of which the second entry is fixed and, in ``whole`` ones, all are integers."""
+
+    observation_space = Dict({"desired_goal": Box(0, 9, (1,), np.float64), "arm": Dict({"angle": Box(-1, 1, (2, 1))})})
+
+    def __init__(self, whole: bool) -> None:
+        kind = np.int64 if whole else np.float32
+        self.action_space = Box(np.array([-2, 3, 0], kind), np.array([2, 3, 10], kind), dtype=kind)  # type: ignore[type-var]
+
+    def reset(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {"desired_goal": np.array([7.0]), "arm": {"angle": np.array([[0.25], [0.5]], np.float32)}}, {}
+
+    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        self.taken = action
+        return self.reset()[0], 0.0, False, False, {"is_success": True}
+
+
+@pytest.fixture
+def reach(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> gymnasium.Env[Any, Any]:
+    monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.registry))
+    keywords = {"whole": getattr(request, "param", False)}
+    gymnasium.register("Reach-v0", Reach, max_episode_steps=10, kwargs=keywords, disable_env_checker=True)
+    return make_env("Reach-v0")
+
+
+def test_dictionary_of_vectors_is_laid_end_to_end_in_the_order_of_its_keys(reach: gymnasium.Env[Any, Any]) -> None:
+    """Goal dictionaries of robotics environments were refused."""
+    obs, _ = reach.reset()
+    assert obs.dtype == np.float32
+    assert obs.tolist() == [0.25, 0.5, 7.0]
+
+
+@pytest.mark.parametrize(("reach", "taken"), [(False, [1.0, 3.0, 6.5]), (True, [1, 3, 6])], indirect=["reach"])
+def test_action_entry_of_one_value_is_left_out_and_whole_numbers_are_rounded_to(
+    reach: gymnasium.Env[Any, Any], taken: list[float]
+) -> None:
+    """Both were refused, though there is something to choose."""
+    assert reach.action_space.shape == (2,)
+    reach.reset()
+    info = reach.step(np.array([0.5, 0.3], np.float32))[4]
+    np.testing.assert_allclose(reach.unwrapped.taken, taken, rtol=1e-6)
+    assert reach.unwrapped.taken.dtype == reach.unwrapped.action_space.dtype
+    assert info["success"] == 1.0
+
+
+def test_action_without_a_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "there is nothing to choose" in refusal(monkeypatch, action=Box(1, 1, (2,), np.float32))

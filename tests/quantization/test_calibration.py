@@ -87,7 +87,7 @@ def test_played_inputs_of_short_episodes_are_first_observations() -> None:
     assert len(inputs.obs[:, 0].unique()) == 6
 
 
-def test_played_inputs_skip_unplayable_tasks_and_say_so() -> None:
+def test_played_inputs_skip_unplayable_tasks_and_say_so(without_meta_world: None) -> None:
     cfg = Config(task="mt80", tasks=("mw-reach", "pendulum-spin", "mw-push"), model_size=None, enc_dim=8, mlp_dim=8,
                  latent_dim=8, num_bins=11)  # fmt: skip
     inputs = played_inputs(model_of(cfg), 8)

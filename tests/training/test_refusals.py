@@ -76,7 +76,7 @@ def test_train_lists_everything_missing_at_once(cfg: Config, tmp_path: Path) -> 
 
 
 def test_train_with_unplayable_evaluations_is_refused(
-    cfg: Config, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    cfg: Config, data_dir: Path, monkeypatch: pytest.MonkeyPatch, without_meta_world: None
 ) -> None:
     keys = {**TINY, "task": "mt80", "tasks": ("mw-reach",), "data_dir": str(data_dir), "eval_freq": 2}
     with pytest.raises(ValueError, match=r"evaluation: Task 'mw-reach'.*\(eval_freq=0 trains without\)"):

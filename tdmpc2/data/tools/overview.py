@@ -12,7 +12,7 @@ from tdmpc2.data.source import CHUNKS, open_source
 from tdmpc2.data.tools.audit import SAMPLE, audit, describe
 from tdmpc2.data.tools.figures import return_histograms
 from tdmpc2.support.figures import figure_class, was_drawn_here
-from tdmpc2.support.output import plain_line
+from tdmpc2.support.text import escaped
 
 _PLACES = {"cuda": "GPU memory", "cpu": "RAM", "disk": "disk"}
 
@@ -43,7 +43,7 @@ def print_overview(
         print(json.dumps({**facts, "figure": figure and str(figure)}, indent=1, allow_nan=False))
     else:
         parts = _header(facts), _table(facts), _findings(facts)
-        print("\n\n".join("\n".join(map(plain_line, part)) for part in parts))
+        print("\n\n".join("\n".join(map(escaped, part)) for part in parts))
     if figure:
         returns = {source.specs[index].name: values for index, values in measured.returns.items()}
         return_histograms(figure, returns, _title(facts))
