@@ -20,11 +20,12 @@ from tdmpc2.acceleration import layers as fast_layers
 from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.acceleration.low_precision import set_precision
 from tdmpc2.checkpoints.files import load_file, naming, save_file
-from tdmpc2.config import RUN_KEYS, Config, check_bins, check_memory, model_parts, plan_parts
+from tdmpc2.config import PARTS, RUN_KEYS, Config, check_bins, check_memory, model_parts, plan_parts
 from tdmpc2.data.batch import Batch
 from tdmpc2.distillation.distillation import Distillation
 from tdmpc2.distillation.outputs import check_teacher
 from tdmpc2.distillation.targets import TeacherOutputs, loss_name
+from tdmpc2.distillation.teachers import TaskTeachers
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.nn.layers import num_parameters
 from tdmpc2.nn.world_model import TaskContext, WorldModel
@@ -42,23 +43,33 @@ class TDMPC2:
 
     Args:
         cfg: the agent's configuration; ``cfg.seed`` seeds the weights and all later draws.
-        teacher: a trained agent of the same tasks. It is never updated.
+        teacher: a trained agent of the same tasks, or agents by the names of the tasks that they teach. It is never
+            updated.
         group: the processes that train together; the batches of their updates are shares of one batch.
 
     Raises:
-        ValueError: teacher and student have different task sets.
+        ValueError: a teacher does not fit the student, such as one of another task set.
     """
 
     cfg: Config
-    teacher: TDMPC2 | None
+    model: WorldModel
+    teacher: TDMPC2 | None  # of all tasks; those of single tasks are the distillation's alone
 
-    def __init__(self, cfg: Config, teacher: TDMPC2 | None = None, group: ProcessGroup | None = None) -> None:
-        if teacher is not None:
-            check_teacher(cfg, teacher.cfg)
+    def __init__(
+        self,
+        cfg: Config,
+        teacher: TDMPC2 | Mapping[str, TDMPC2] | None = None,
+        group: ProcessGroup | None = None,
+    ) -> None:
         self.cfg = cfg
-        self.teacher = teacher
+        self.teacher = None if isinstance(teacher, Mapping) else teacher
+        if self.teacher is not None:
+            check_teacher(cfg, self.teacher.cfg)
         self.group = group or ProcessGroup()
         self.device = resolve_device(cfg.device)
+        asked: WorldModel | TaskTeachers | None = None if self.teacher is None else self.teacher.model
+        if isinstance(teacher, Mapping) and teacher:
+            asked = TaskTeachers(cfg, {task: agent.model for task, agent in teacher.items()}, self.device)
         check_bins(cfg.vmin, cfg.vmax)
         check_memory(cfg, [*model_parts(cfg), *(plan_parts(cfg) if cfg.mpc else [])], available_memory(self.device))
         self.precision = "fp32"
@@ -76,7 +87,7 @@ class TDMPC2:
             for name, p in self.model.named_parameters()
             if p.requires_grad and not name.startswith(("_encoder.", "_pi."))
         ]
-        self.distillation = Distillation(cfg, None if teacher is None else teacher.model, self.device)
+        self.distillation = Distillation(cfg, asked, self.device)
         if cfg.update_precision == "bf16":
             for module in filter(None, (self.model, self.distillation.projection)):
                 fast_layers.keep_products_only(module)
@@ -87,6 +98,8 @@ class TDMPC2:
             groups.append({"params": self.distillation.parameters})
         self.optim = torch.optim.Adam(groups, lr=cfg.lr, fused=True)
         self.pi_optim = torch.optim.Adam(policy, lr=cfg.lr, eps=1e-5, fused=True)
+        for name in (module for part in cfg.freeze for module in PARTS[part]):
+            self.model.get_submodule(name).requires_grad_(False)  # without a gradient Adam leaves them alone
         self.planner = FastPlanner(self.model)
         self._player = Player(self.model, self.planner, self.generator)
         self._num_players = 0
@@ -111,7 +124,8 @@ class TDMPC2:
         cfg, parameters = self.cfg, num_parameters(self.model)
         tasks = f"{len(cfg.task_specs)} tasks of {cfg.task}" if cfg.multitask else f"task {cfg.task}"
         acts = f"planning ({self.planner.kind})" if cfg.mpc else "the policy prior"
-        teacher = "" if self.teacher is None else ", with a teacher"
+        taught = self.teacher is not None or self.distillation.task_teachers is not None
+        teacher = ", with a teacher" if taught else ""
         weights = f"{parameters:,} trainable parameters, {self.precision} on {self.device}"
         return f"TDMPC2({tasks}, {weights}, acts by {acts}{teacher})"
 
@@ -156,7 +170,8 @@ class TDMPC2:
             total = total + cfg.termination_coef * loss.termination.loss
 
         self.optim.zero_grad()
-        total.backward()
+        if total.requires_grad:  # not where only the policy is trained
+            total.backward()
         stats = {"consistency_loss": loss.consistency, "reward_loss": loss.reward, "value_loss": loss.value}
         stats |= {f"{loss_name(target)}_loss": value for target, value in loss.distilled.items()}
         if loss.termination is not None:
@@ -167,23 +182,35 @@ class TDMPC2:
         self.optim.step()
         increment_version(self._model_params)  # which fused Adam does not; the packed networks go by it
 
-        stats |= self._update_policy(zs, all_ids, noise, teacher)
-        self.model.update_target(cfg.tau)
+        stats |= self._update_policy(zs, all_ids, noise, teacher, batch)
+        if "Q" not in cfg.freeze:
+            self.model.update_target(cfg.tau)
         return stats | self.distillation.advance(stats)
 
     def _update_policy(
-        self, zs: Tensor, all_ids: Tensor | None, noise: UpdateNoise, teacher: TeacherOutputs | None = None
+        self,
+        zs: Tensor,
+        all_ids: Tensor | None,
+        noise: UpdateNoise,
+        teacher: TeacherOutputs | None = None,
+        batch: Batch | None = None,
     ) -> dict[str, Tensor]:
         """Take one step of the policy prior on constant latents zs [H+1, B, D] (docs/algorithm.md, "Policy prior")."""
         with torch.no_grad():
             task = self._context(all_ids)  # anew: the embedding has been trained
         with self._autocast():
-            loss, self.scale, first_step = self._policy_loss(self.model, self.group, zs, task, noise, self.scale)
+            shown = (batch,) if batch is not None and batch.demonstrated is not None else ()
+            loss, self.scale, first_step, cloning = self._policy_loss(
+                self.model, self.group, zs, task, noise, self.scale, *shown
+            )
         distilled = self.distillation.losses(first_step, teacher, self.model)
         stats = {"pi_loss": loss.detach()}
+        if cloning is not None:
+            stats["bc_loss"] = cloning.detach()
         stats |= {f"{loss_name(target)}_loss": value.detach() for target, value in distilled.items()}
 
-        (loss + self.distillation.weighted(distilled)).backward()
+        if "policy" not in self.cfg.freeze:
+            (loss + self.distillation.weighted(distilled)).backward()
         self.group.average([*_gradients(self._policy_params), *stats.values()])
         stats["pi_grad_norm"] = clip_grad_norm_(self._policy_params, self.cfg.grad_clip_norm)
         self.pi_optim.step()
@@ -228,7 +255,7 @@ class TDMPC2:
     def _context(self, all_ids: Tensor | None) -> TaskContext:
         """Look up the tasks of this process's rows. Looking up rescales the table: in all processes alike."""
         try:
-            context = self.model.context(all_ids, train=True)
+            context = self.model.context(all_ids, train="task_embedding" not in self.cfg.freeze)
         except IndexError as error:  # as a CPU notices; checking before would wait for a GPU
             known = len(self.cfg.task_specs) - 1
             raise ValueError(f"The batch has task ids that the model has not: it knows 0 to {known}") from error

@@ -18,6 +18,13 @@ REPO = Path(__file__).resolve().parent.parent
 PAGES = sorted((REPO / "docs").glob("*.md"))
 GROUPS = ("student_config", "teacher_config")
 HYDRA = {"hydra/launcher", "hydra.launcher.tasks_per_node", "hydra.launcher.gpus_per_node"}
+#: With which other keys a key is tried: images are of one task, sharing is by acting, and what stays is that of a file.
+NEEDED: dict[str, dict[str, str]] = {
+    "freeze": {"checkpoint": "model.pt"},
+    "obs": {"task": "walker-walk"},
+    "share_body": {"mode": "online"},
+    "tasks": {"task": "mt80"},
+}
 #: Pages that a command writes and git does not hold.
 GENERATED = {"configuration.md"}
 PYTHON = {
@@ -81,8 +88,7 @@ def test_command_of_page_is_accepted(page: Path, command: list[str]) -> None:
         if key in HYDRA or key in GROUPS or key == "task":  # a task of one's own needs the reader's module
             continue
         values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
-        needed = {"task": "walker-walk"} if key == "obs" else {}  # images are of one task
-        assert all(parse_cfg({**needed, key: value}) for value in values)
+        assert all(parse_cfg({**NEEDED.get(key, {}), key: value}) for value in values)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

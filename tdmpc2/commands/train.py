@@ -4,21 +4,24 @@ tdmpc2 train data_dir=data/mt30 teacher_config.checkpoint=teacher.pt
 tdmpc2 train teacher_config=null steps=1000
 tdmpc2 train --multirun distillation_weight=0,0.25,0.45
 tdmpc2 train task=walker-walk steps=50000
+tdmpc2 train task=walker-walk checkpoint=models/student.pt steps=10000
 
 Keys are the student's; those of its teacher are written teacher_config.KEY, and teacher_config=null trains without one.
-One task without data_dir is learned online; there is a teacher only if one is named.
+One task without data_dir is learned online; there is a teacher only if one is named. From a checkpoint of many tasks
+the model is fine-tuned to the one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from tdmpc2.commands.hydra_app import App, composed, job, launch
 from tdmpc2.commands.overrides import parse
-from tdmpc2.config import has_teacher, parse_cfg
+from tdmpc2.config import defaults, has_teacher, parse_cfg
 
 APP = App("train", __doc__, "generic", groups=("student_config", "teacher_config"))
 
@@ -29,11 +32,14 @@ def run(cfg: DictConfig) -> None:
     from tdmpc2.support.runtime import is_main_process, keep_freed_memory
     from tdmpc2.training.offline import train
     from tdmpc2.training.online import train_online
+    from tdmpc2.training.tuning import keys_from_checkpoint
 
     keep_freed_memory()  # of the whole process, so it is the command's business and not the agent's
-    student = parse_cfg(composed(cfg.student_config), "student_config")
+    keys = composed(cfg.student_config)
+    student = parse_cfg(keys_from_checkpoint(keys, chosen(keys)), "student_config")
     online = student.mode == "online"
-    distilled = has_teacher(cfg.get("teacher_config")) and (names_teacher() or not online)
+    composed_one = not online and not student.teachers  # the teacher that the configuration files name
+    distilled = has_teacher(cfg.get("teacher_config")) and (names_teacher() or composed_one)
     teacher = parse_cfg(composed(cfg.teacher_config), "teacher_config") if distilled else None
     (train_online if online else train)(student, teacher)
     if student.save_csv and not student.dry_run and is_main_process():
@@ -42,10 +48,21 @@ def run(cfg: DictConfig) -> None:
         print(draw_run(student.run_dir))
 
 
+def chosen(keys: Mapping[str, Any]) -> set[str]:
+    """The keys of the student that were typed, or that a configuration file sets to something else than the default."""
+    return {name.removeprefix("student_config.") for name in _typed()} | {
+        name for name, default in defaults().items() if keys.get(name, default) != default
+    }
+
+
 def names_teacher() -> bool:
     """True if the command line says something of a teacher; the composed one is that of offline training."""
+    return any("teacher_config" in name for name in _typed())
+
+
+def _typed() -> list[str]:
     words = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
-    return any("teacher_config" in override.key_or_group for override in parse(words))
+    return [override.key_or_group for override in parse(words)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

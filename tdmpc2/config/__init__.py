@@ -17,6 +17,7 @@ from tdmpc2.config.memory import model_parts as model_parts
 from tdmpc2.config.memory import plan_parts as plan_parts
 from tdmpc2.config.memory import training_parts as training_parts
 from tdmpc2.config.mix import MixEntry as MixEntry
+from tdmpc2.config.parts import PARTS as PARTS
 from tdmpc2.config.sizes import MODEL_SIZES as MODEL_SIZES
 from tdmpc2.config.sizes import check_bins as check_bins
 from tdmpc2.config.tables import CHANGEABLE as CHANGEABLE
@@ -32,4 +33,5 @@ from tdmpc2.config.tables import check_keys as check_keys
 from tdmpc2.config.tables import defaults as defaults
 from tdmpc2.config.tables import help_rows as help_rows
 from tdmpc2.config.tables import key_names as key_names
+from tdmpc2.config.teachers import TaskTeacher as TaskTeacher
 from tdmpc2.config.values import is_nothing as is_nothing

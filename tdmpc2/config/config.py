@@ -20,6 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from tdmpc2.config.distillation_keys import distillation_terms, uncached_targets
 from tdmpc2.config.keys import Keys
+from tdmpc2.config.parts import check_freeze
+from tdmpc2.config.sharing import check_sharing, stored_for
 from tdmpc2.config.sizes import budget, check_widths, model_widths
 from tdmpc2.config.tables import KEYS, WIDTHS, check_keys, plain
 from tdmpc2.config.values import check_value, convert, is_nothing
@@ -120,6 +122,17 @@ class Config(Keys):
         return tuple(task_id for task_id in self.task_ids for _ in range(self.num_envs))
 
     @property
+    def stored_for(self) -> dict[int, tuple[int, ...]]:
+        """Task id -> ids of the tasks that its episodes are stored for, its own first; others with ``share_body``."""
+        return stored_for({task_id: self.task_names[task_id] for task_id in self.task_ids}, self.share_body)
+
+    @property
+    def tuned_task(self) -> str | None:
+        """The one task that a model of many is fine-tuned to by acting; None in all other runs."""
+        tuned = self.mode == "online" and self.multitask and self.checkpoint is not None
+        return self.tasks[0] if tuned and self.tasks is not None and len(self.tasks) == 1 else None
+
+    @property
     def num_updates(self) -> int:
         """Updates of a run of ``steps``."""
         return self.steps if self.mode == "offline" else max(int(self.utd * self.steps), 1)
@@ -132,7 +145,8 @@ class Config(Keys):
     @property
     def run_dir(self) -> Path:
         """Directory of everything a run writes."""
-        return Path(self.work_dir) if self.work_dir else run_directory(self.task, self.seed, self.exp_name)
+        task = self.task if self.tuned_task is None else self.tuned_task
+        return Path(self.work_dir) if self.work_dir else run_directory(task, self.seed, self.exp_name)
 
     # -- copies -----------------------------------------------------------------------------------------------------
 
@@ -199,12 +213,20 @@ class Config(Keys):
             raise ValueError(f"obs=rgb learns one task, and task={self.task} is a set: name a task, or use obs=state")
         if self.obs == "rgb" and self.mode == "offline":
             raise ValueError("obs=rgb learns online: stored episodes hold states, no images. Leave out data_dir")
+        if self.demonstrations is not None:
+            self._check_demonstrations(self.demonstrations)
+        elif self.bc_coef:
+            raise ValueError(f"bc_coef={self.bc_coef:g} imitates demonstrations: name them as demonstrations=DIR")
         for name in self.tasks or ():
             if name not in self.task_names:
                 raise ValueError(f"tasks: '{name}' is not in task set '{self.task}'.{nearest(name, self.task_names)}")
         if self.tasks is not None and (not self.tasks or len(set(self.tasks)) < len(self.tasks)):
             raise ValueError(f"tasks={list(self.tasks)} must name at least one task, each once")
+        if self.share_body:
+            check_sharing(self, self.stored_for)
         check_widths({name: getattr(self, name) for name in WIDTHS}, self.model_size, self.task)
+        absent = ["termination"] * (not self.episodic) + ["task_embedding"] * (not self.multitask)
+        check_freeze(self.freeze, absent, self.checkpoint)
         if self.num_elites > self.num_samples or self.num_pi_trajs >= self.num_samples:
             raise ValueError(
                 f"num_samples={self.num_samples} must be at least num_elites={self.num_elites} "
@@ -225,8 +247,27 @@ class Config(Keys):
                 f"distillation_cache={self.distillation_cache} holds rewards and values, not what "
                 f"distillation_targets={', '.join(uncached)} needs: use distillation_cache=off"
             )
+        if self.teachers and self.distillation_cache != "off":
+            raise ValueError(
+                f"distillation_cache={self.distillation_cache} holds the outputs of one teacher: with teachers use off"
+            )
+        if stranger := next((entry.task for entry in self.teachers or () if entry.task not in self.task_names), None):
+            raise ValueError(
+                f"teachers: '{stranger}' is not a task of '{self.task}'.{nearest(stranger, self.task_names)}"
+            )
         if self.min_std > self.max_std:
             raise ValueError(f"min_std={self.min_std} must not exceed max_std={self.max_std}")
+
+    def _check_demonstrations(self, directory: str) -> None:
+        if self.mode == "offline":
+            raise ValueError(
+                f"demonstrations={directory} are shown to a run that learns online: to learn from stored episodes "
+                f"alone, name them as data_dir={directory}"
+            )
+        if self.obs == "rgb":
+            raise ValueError(f"obs=rgb: demonstrations={directory} hold states, no images. Leave out one of them")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size={self.batch_size} leaves no half of a batch for demonstrations={directory}")
 
 
 @cache

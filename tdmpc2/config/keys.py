@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from tdmpc2.config.facts import COMMANDS, MAY_CHANGE, ONE_START, PLAYING, RUN, key
 from tdmpc2.config.mix import MixEntry, parse_mix
+from tdmpc2.config.teachers import TaskTeacher, parse_teachers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,10 @@ class Keys:
         None, "weight of a loss at step t of the horizon is rho^t; null: 0.5, or 0.7 if episodic", at_least=0,
         at_most=1, follows="episodic",
     )  # fmt: skip
+    freeze: tuple[str, ...] = key(
+        (), "parts of the model that stay as in checkpoint: encoder, dynamics, reward, Q, policy, termination, "
+        "task_embedding", scope=RUN, decides=True,
+    )  # fmt: skip
     lr: float = key(3e-4, "learning rate", at_least=0)
     enc_lr_scale: float = key(0.3, "learning rate of the encoder, relative to lr", at_least=0)
     grad_clip_norm: float = key(20.0, "gradients are clipped to this norm", above=0)
@@ -97,13 +102,24 @@ class Keys:
         section="Learning online",
     )  # fmt: skip
     seed_steps: int = key(
-        None, "steps with random actions, before the first update; null: the most of 1000, 5 episodes, 1 of each "
-        "environment", at_least=0, follows="task", scope=RUN, decides=True,
+        None, "steps with random actions (from a checkpoint: its policy's), before the first update; null: the most "
+        "of 1000, 5 episodes, 1 of each environment", at_least=0, follows="task", scope=RUN, decides=True,
     )  # fmt: skip
     utd: float = key(1.0, "updates per step of an environment; may be a fraction", above=0, scope=RUN, decides=True)
     buffer_size: int = key(
         1_000_000, "rows of the replay buffer: steps, and one for each episode", at_least=1, scope=RUN, decides=True
     )
+    share_body: bool = key(
+        False, "tasks that are one body with different rewards learn from each other's steps", scope=RUN, decides=True
+    )
+    demonstrations: str | None = key(
+        None, "episode store or directory of chunk_*.pt files that half of each batch is drawn from; null: none",
+        path=True, scope=RUN, on_resume=MAY_CHANGE, decides=True,
+    )  # fmt: skip
+    bc_coef: float = key(
+        0.0, "coefficient of the policy's distance from the actions of the demonstrations; 0: none", at_least=0,
+        scope=RUN, decides=True,
+    )  # fmt: skip
     collect_num_samples: int | None = key(
         None, "num_samples while collecting; null: as in evaluations", at_least=2, scope=RUN, decides=True
     )
@@ -116,6 +132,10 @@ class Keys:
     distillation_targets: tuple[str, ...] = key(
         ("reward",), "what the student learns from its teacher: NAME or 'NAME WEIGHT'", section="Distillation"
     )
+    teachers: tuple[TaskTeacher, ...] | None = key(
+        None, "teachers of single tasks, {TASK: FILE, ...}; the others are not distilled. null: that of teacher_config",
+        parse=parse_teachers, scope=RUN, on_resume=MAY_CHANGE,
+    )  # fmt: skip
     distillation_weight: float = key(0.45, "coefficient of each target without a weight of its own", at_least=0)
     distillation_schedule: str = key(
         "constant", "factor on all distillation weights over training",

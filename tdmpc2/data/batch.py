@@ -21,6 +21,7 @@ class Batch(NamedTuple):
     teacher_reward: Tensor | None = None  # [1 to H, B, 1] float32, the teacher's reward of the same steps
     teacher_value: Tensor | None = None  # [1 to H, B, 1] float32, its value
     terminated: Tensor | None = None  # [H, B, 1] float32, 1 where a step ended its episode for good
+    demonstrated: Tensor | None = None  # [1, B, 1] float32, 1 where the policy is to imitate the slice's actions
 
     @classmethod
     def from_any(cls, batch: Any) -> Batch:
@@ -59,6 +60,7 @@ class Batch(NamedTuple):
             "action": (horizon, batch, cfg.action_dim),
             "reward": (horizon, batch, 1),
             "terminated": (horizon, batch, 1),
+            "demonstrated": (1, batch, 1),
         }
         for name, tensor in self._columns():
             if name.startswith("teacher_") and tensor.ndim == 3 and 1 <= len(tensor) <= horizon:
@@ -87,6 +89,12 @@ class Batch(NamedTuple):
         """Copy the batch to another device."""
         to_gpu = torch.device(device).type == "cuda"  # the other way, reading could begin before the copy has ended
         return self._replace(**{name: tensor.to(device, non_blocking=to_gpu) for name, tensor in self._columns()})
+
+    @classmethod
+    def joined(cls, first: Batch, second: Batch) -> Batch:
+        """Put the slices of two batches with the same columns side by side, those of the first before the others."""
+        parts = {name: (tensor, getattr(second, name)) for name, tensor in first._columns()}
+        return cls(**{name: torch.cat(pair, 0 if name == "task" else 1) for name, pair in parts.items()})
 
     def pin_memory(self) -> Batch:
         """Copy the batch into page-locked memory, from which a GPU copies without the CPU."""

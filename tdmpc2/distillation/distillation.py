@@ -24,6 +24,7 @@ from tdmpc2.distillation.targets import (
     TeacherOutputs,
     loss_name,
 )  # fmt: skip
+from tdmpc2.distillation.teachers import TaskTeachers
 from tdmpc2.nn.layers import Linear
 from tdmpc2.nn.world_model import Task, WorldModel
 
@@ -45,7 +46,8 @@ class Distillation:
 
     Args:
         cfg: the student.
-        teacher: the live teacher's world model; None: only the outputs that batches bring are distilled.
+        teacher: the live teacher's world model, or teachers of single tasks; None: only the outputs that batches bring
+            are distilled.
         device: the student's.
 
     Attributes:
@@ -53,12 +55,14 @@ class Distillation:
         pca: of ``next_state_pca``, set before the first update.
     """
 
-    def __init__(self, cfg: Config, teacher: WorldModel | None, device: torch.device) -> None:
-        self.cfg, self.teacher = cfg, teacher
+    def __init__(self, cfg: Config, teacher: WorldModel | TaskTeachers | None, device: torch.device) -> None:
+        self.cfg = cfg
+        self.task_teachers = teacher if isinstance(teacher, TaskTeachers) else None
+        self.teacher = None if isinstance(teacher, TaskTeachers) else teacher
         self.terms = cfg.distillation_terms
         self.projection: Linear | None = None
-        if teacher is not None and "next_state_linear" in self.terms:
-            self.projection = linear_projection(cfg.latent_dim, teacher.cfg.latent_dim, cfg.seed)
+        if self.teacher is not None and "next_state_linear" in self.terms:
+            self.projection = linear_projection(cfg.latent_dim, self.teacher.cfg.latent_dim, cfg.seed)
             if device.type != "cpu":
                 self.projection.to(device)
         self.pca: PCA | None = None
@@ -96,6 +100,9 @@ class Distillation:
         outputs = TeacherOutputs()
         if missing and self.teacher is not None:
             outputs = teacher_outputs(self.teacher, missing, batch.obs, batch.action, task)
+        elif missing and self.task_teachers is not None:
+            assert task is None or isinstance(task, Tensor)
+            outputs = self.task_teachers.outputs(missing, batch.obs, batch.action, task)
         elif missing and given:
             raise ValueError(
                 f"distillation_targets={', '.join(missing)}: there is no teacher, and the batch has only "

@@ -1,6 +1,7 @@
 """The loss of each distillation target: pure functions of the student's and the teacher's outputs.
 
-H horizon, B batch, A action, D_S and D_T latent sizes of student and teacher, K bins, Q heads.
+``mask`` is 1 for the rows that have a teacher and 0 for the others, [B, 1]; None: all have one. H horizon, B batch,
+A action, D_S and D_T latent sizes of student and teacher, K bins, Q heads.
 """
 
 from __future__ import annotations
@@ -14,17 +15,28 @@ from tdmpc2.nn.layers import Linear
 from tdmpc2.nn.math import decode, soft_cross_entropy
 
 
-def reward_loss(student_logits: Tensor, teacher_value: Tensor, bins: Tensor) -> Tensor:
+def of_taught(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """Keep the losses of rows that have a teacher and set the others to 0, [..., B, 1].
+
+    Their mean is still over all B rows: a row counts as much whichever other rows are in its batch, and the losses of
+    several processes average to that of the whole batch.
+    """
+    return rows if mask is None else rows * mask
+
+
+def reward_loss(student_logits: Tensor, teacher_value: Tensor, bins: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean squared error of decoded rewards, in raw reward units.
 
     Args:
         student_logits: the student's reward logits of the first step, [B, K].
         teacher_value: the teacher's decoded reward, [B, 1].
     """
-    return (decode(student_logits, bins) - teacher_value).square().mean()
+    return of_taught((decode(student_logits, bins) - teacher_value).square(), mask).mean()
 
 
-def reward_horizon_loss(student_logits: Tensor, teacher_value: Tensor, bins: Tensor, rho: Tensor) -> Tensor:
+def reward_horizon_loss(
+    student_logits: Tensor, teacher_value: Tensor, bins: Tensor, rho: Tensor, mask: Tensor | None = None
+) -> Tensor:
     """``1/H sum_t rho^t MSE_t`` of decoded rewards, in raw reward units, normalised like the reward loss.
 
     Args:
@@ -41,10 +53,12 @@ def reward_horizon_loss(student_logits: Tensor, teacher_value: Tensor, bins: Ten
             f"teacher_reward has {len(teacher_value)}"
         )
     error = decode(student_logits, bins) - teacher_value[: len(student_logits)]
-    return (rho * error.square().mean((1, 2))).mean()
+    return (rho * of_taught(error.square(), mask).mean((1, 2))).mean()
 
 
-def reward_logits_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+def reward_logits_loss(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float, mask: Tensor | None = None
+) -> Tensor:
     """``T^2 CE(softmax(teacher / T), softmax(student / T))`` (Hinton et al. 2015), mean over the batch.
 
     T^2 keeps the size of the gradient at any temperature. The least the loss can be is T^2 times the teacher's entropy.
@@ -54,7 +68,8 @@ def reward_logits_loss(student_logits: Tensor, teacher_logits: Tensor, temperatu
         teacher_logits: the teacher's, on the same bins, [B, K].
     """
     target = torch.softmax(teacher_logits / temperature, -1)
-    return -(target * torch.log_softmax(student_logits / temperature, -1)).sum(-1).mean() * temperature**2
+    cross_entropy = (target * torch.log_softmax(student_logits / temperature, -1)).sum(-1, keepdim=True)
+    return -of_taught(cross_entropy, mask).mean() * temperature**2
 
 
 def next_state_linear_loss(z: Tensor, teacher_z: Tensor, projection: Linear) -> Tensor:
@@ -83,17 +98,19 @@ def next_state_pca_loss(z: Tensor, teacher_z: Tensor, pca: PCA, group: int) -> T
     return F.mse_loss(z, pca.project(teacher_z, group))
 
 
-def value_loss(q_logits: Tensor, teacher_value: Tensor, bins: Tensor) -> Tensor:
+def value_loss(q_logits: Tensor, teacher_value: Tensor, bins: Tensor, mask: Tensor | None = None) -> Tensor:
     """Cross-entropy with the two-hot of the teacher's value, mean over heads and batch, as in the value loss.
 
     Args:
         q_logits: logits of all the student's heads at the first step, [Q, B, K].
         teacher_value: the teacher's decoded value of the same observation and action, [B, 1].
     """
-    return soft_cross_entropy(q_logits, teacher_value, bins).mean()
+    return of_taught(soft_cross_entropy(q_logits, teacher_value, bins), mask).mean()
 
 
-def policy_loss(mean: Tensor, log_std: Tensor, teacher_mean: Tensor, teacher_log_std: Tensor) -> Tensor:
+def policy_loss(
+    mean: Tensor, log_std: Tensor, teacher_mean: Tensor, teacher_log_std: Tensor, mask: Tensor | None = None
+) -> Tensor:
     """``KL(teacher || student)`` of the Gaussians before tanh, summed over action dimensions, mean over the batch.
 
     Both are zero on dimensions that a task does not have, and those add nothing. tanh is the same for both and would
@@ -107,4 +124,4 @@ def policy_loss(mean: Tensor, log_std: Tensor, teacher_mean: Tensor, teacher_log
     """
     scaled = ((teacher_mean - mean) / log_std.exp()).square()
     ratio = torch.exp(2 * (teacher_log_std - log_std))
-    return (log_std - teacher_log_std + (ratio + scaled - 1) / 2).sum(-1).mean()
+    return of_taught((log_std - teacher_log_std + (ratio + scaled - 1) / 2).sum(-1, keepdim=True), mask).mean()

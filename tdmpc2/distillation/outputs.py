@@ -27,16 +27,23 @@ def check_teacher(student: Config, teacher: Config) -> None:
             f"({len(student.task_specs)} tasks), teacher task={teacher.task} ({len(teacher.task_specs)} tasks)"
             f"{'; first difference at ' + first if first else ''}. Use a teacher of the student's task set"
         )
-    bins = [(cfg.num_bins, cfg.vmin, cfg.vmax) for cfg in (student, teacher)]
-    if "reward_logits" in student.distillation_terms and bins[0] != bins[1]:
-        raise ValueError(
-            f"distillation_targets=reward_logits needs a teacher with the student's bins, but (num_bins, vmin, vmax) "
-            f"are {bins[0]} and the teacher's {bins[1]}: use the target reward, or the teacher's bins"
-        )
+    if student.obs != teacher.obs:
+        raise ValueError(f"Teacher and student observe different things: obs={teacher.obs} and obs={student.obs}")
+    check_bins_of(student, teacher, "the teacher's")
     if "next_state_pca" in student.distillation_terms and teacher.latent_dim < student.latent_dim:
         raise ValueError(
             f"distillation_targets=next_state_pca needs a teacher with latent_dim of at least {student.latent_dim}, "
             f"the student's, but it is {teacher.latent_dim}: use next_state_linear"
+        )
+
+
+def check_bins_of(student: Config, teacher: Config, whose: str) -> None:
+    """Raise ``ValueError`` if ``reward_logits`` is distilled and the teacher's bins are not the student's."""
+    bins = [(cfg.num_bins, cfg.vmin, cfg.vmax) for cfg in (student, teacher)]
+    if "reward_logits" in student.distillation_terms and bins[0] != bins[1]:
+        raise ValueError(
+            f"distillation_targets=reward_logits needs a teacher with the student's bins, but (num_bins, vmin, vmax) "
+            f"are {bins[0]} and {whose} {bins[1]}: use the target reward, or the teacher's bins"
         )
 
 

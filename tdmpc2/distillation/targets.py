@@ -39,6 +39,7 @@ class TeacherOutputs(NamedTuple):
     value: Tensor | None = None  # decoded, the mean of all heads, [1 to H, B, 1]
     next_latent: Tensor | None = None  # encoding of the second observation, [B, D_T]
     policy: tuple[Tensor, Tensor] | None = None  # mean before tanh and log standard deviation, [B, A], first step
+    mask: Tensor | None = None  # 1 for rows whose task has a teacher, else 0, [B, 1]; None: all have one
 
 
 class Constants(NamedTuple):
@@ -77,20 +78,20 @@ TARGETS: dict[str, Target] = {
     "reward": Target(
         "squared error of decoded rewards at the first step: the reference's, and the default",
         needs="reward",
-        loss=lambda s, t, c: losses.reward_loss(s.reward_logits[0], t.reward[0], c.bins),
+        loss=lambda s, t, c: losses.reward_loss(s.reward_logits[0], t.reward[0], c.bins, t.mask),
         cached_as="reward",
     ),
     "reward_horizon": Target(
         "the same along the student's imagined trajectory, weighted with rho^t",
         needs="reward",
-        loss=lambda s, t, c: losses.reward_horizon_loss(s.reward_logits, t.reward, c.bins, c.rho),
+        loss=lambda s, t, c: losses.reward_horizon_loss(s.reward_logits, t.reward, c.bins, c.rho, t.mask),
         cached_as="reward",
         all_steps=True,
     ),
     "reward_logits": Target(
         "cross-entropy of the reward distributions at the first step, softened by a temperature",
         needs="reward_logits",
-        loss=lambda s, t, c: losses.reward_logits_loss(s.reward_logits[0], t.reward_logits, c.temperature),
+        loss=lambda s, t, c: losses.reward_logits_loss(s.reward_logits[0], t.reward_logits, c.temperature, t.mask),
     ),
     "next_state_linear": Target(
         "squared error of a trained linear map of the student's first predicted latent to the teacher's latent",
@@ -105,13 +106,13 @@ TARGETS: dict[str, Target] = {
     "value": Target(
         "cross-entropy of all Q heads at the first step with the teacher's decoded value",
         needs="value",
-        loss=lambda s, t, c: losses.value_loss(s.q_logits[:, 0], t.value[0], c.bins),
+        loss=lambda s, t, c: losses.value_loss(s.q_logits[:, 0], t.value[0], c.bins, t.mask),
         cached_as="value",
     ),
     "policy": Target(
         "divergence of the Gaussian policies at the first step; the only one that trains the policy prior",
         needs="policy",
-        loss=lambda s, t, c: losses.policy_loss(s.mean, s.log_std, *t.policy),
+        loss=lambda s, t, c: losses.policy_loss(s.mean, s.log_std, t.policy[0], t.policy[1], t.mask),
         trains="policy",
     ),
 }

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
+from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.play.rollout import Actor
+from tdmpc2.player import observations
 
 
 def agent_actor(agent: TDMPC2, *, noise: bool, seed: int | None = None, mpc: bool | None = None) -> Actor:
@@ -28,6 +31,16 @@ def uniform_actions(cfg: Config, task_ids: np.ndarray, rng: np.random.Generator)
     """Draw uniform actions in [-1, 1] on each task's own dimensions, zero on the padding: [E, A] float32."""
     action = rng.uniform(-1, 1, (len(task_ids), cfg.action_dim)).astype(np.float32)
     return action * _used(cfg, task_ids)
+
+
+@torch.no_grad()
+def prior_actions(model: WorldModel, obs: np.ndarray, task_ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Sample the policy prior at observations [E, O] with numbers of a generator of the host: [E, A] float32."""
+    cfg, device = model.cfg, model.bins.device
+    eps = torch.from_numpy(rng.standard_normal((len(task_ids), cfg.action_dim), np.float32)).to(device)
+    context = model.context(torch.from_numpy(task_ids).to(device))
+    action, _ = model.pi(model.encode(observations(obs, cfg).to(device), context), context, eps)
+    return action.cpu().numpy()
 
 
 def random_actor(cfg: Config, seed: int) -> Actor:

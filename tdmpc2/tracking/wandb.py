@@ -192,7 +192,7 @@ def _run_options(
         "resume": "allow" if run_id else None,
         "name": f"{experiment}-{cfg.seed}",
         "group": experiment,
-        "tags": [cfg.task[:64], size, "from-scratch" if teacher is None else "distilled"],
+        "tags": [cfg.task[:64], size, "distilled" if teacher or cfg.teachers else "from-scratch"],
         "config": {"student": cfg.to_dict(), "teacher": None if teacher is None else teacher.to_dict()},
         "reinit": "finish_previous",
         "settings": wandb.Settings(**settings),

@@ -22,7 +22,6 @@ from time import monotonic
 from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.batches import Batches
@@ -38,7 +37,8 @@ from tdmpc2.training import run_dir, run_record
 from tdmpc2.training.guards import STOPPED, FiniteGuard, StopRequest, stop_on_signal
 from tdmpc2.training.resuming import Every, Resumed, Stateful, resume
 from tdmpc2.training.scoring import Evaluator, score, upload
-from tdmpc2.training.teacher import Teacher
+from tdmpc2.training.teacher import find_teacher
+from tdmpc2.training.tuning import load_start
 
 
 class Run:
@@ -46,9 +46,10 @@ class Run:
 
     Attributes:
         cfg: the student.
-        teacher: the teacher's file, if there is one.
-        live_teacher: the teacher as an agent, unless cached outputs take its place.
+        teacher: the teacher's file, or those of teachers of single tasks, if there are any.
+        live_teacher: the teacher as an agent, or agents by task, unless cached outputs take its place.
         agent: what is trained, with its state from the last time.
+        new_task: the task that is appended to those of the file that the run starts from, if one is.
         group: the processes that train together.
         resumed: where the run stands.
     """
@@ -112,12 +113,11 @@ class Run:
         self._threads = set_num_threads(cfg.num_threads)
         self._new_directory = not cfg.run_dir.exists()
 
-        self.teacher = Teacher.from_config(teacher_cfg)
+        self.teacher = find_teacher(cfg, teacher_cfg)
         live = self.teacher is not None and cfg.distillation_cache == "off"
         self.live_teacher = self.teacher.load(cfg.device) if self.teacher and live else None
         self.agent = TDMPC2(cfg, self.live_teacher, group)
-        if cfg.checkpoint is not None:
-            self.agent.load(load_file(cfg.checkpoint).model)
+        self.new_task = load_start(self.agent, cfg)
         checksum = self.teacher.sha256 if self.teacher else None
         found = group.from_main(lambda: resume(self.agent, cfg, checksum, data, self._evaluate_now)._asdict())
         self.resumed = Resumed(**found)
@@ -198,7 +198,7 @@ class Run:
         self._logger = self._stack.enter_context(
             Logger(
                 cfg if group.main else cfg.replace(save_csv=False, disable_wandb=True),
-                teacher=self.live_teacher.cfg if self.live_teacher else self._teacher_cfg,
+                teacher=self.agent.teacher.cfg if self.agent.teacher else self._teacher_cfg,
                 total_steps=cfg.steps,
                 start_step=resumed.step,
                 begun_before=begun_before,

@@ -15,7 +15,7 @@ from tdmpc2.play.evaluation import evaluate
 from tdmpc2.support.mapped_files import UnchangedFile, name_bus_errors
 from tdmpc2.training.loop import Run
 from tdmpc2.training.preflight import dry_run, preflight
-from tdmpc2.training.teacher import add_targets, fit_pca
+from tdmpc2.training.teacher import Teacher, add_targets, fit_pca
 
 
 def train(cfg: Config, teacher_cfg: Config | None) -> Path:
@@ -54,6 +54,7 @@ def _learn(run: Run) -> None:
     with group.main_first():
         data, lazy_targets = open_data(cfg, agent.device, data_device), None
         if run.teacher and not run.live_teacher:
+            assert isinstance(run.teacher, Teacher)  # Config refuses a cache for several
             data, lazy_targets = add_targets(data, run.teacher, cfg, agent.device)
     if data_record(cfg.data_dir, cfg.task) != run.resumed.record["data"]:
         raise ValueError(f"The files in data_dir={cfg.data_dir} were replaced while they were read: start again")
@@ -80,7 +81,7 @@ def _learn(run: Run) -> None:
     def describe_batch(step: int) -> str:
         return f"Its batch has {_episodes(data, rows(step))} of {cfg.data_dir}"
 
-    notes = pca_line, _reward_warning(cfg, draw(run.resumed.step + 1))
+    notes = data.note, pca_line, _reward_warning(cfg, draw(run.resumed.step + 1))
     run.start(f"{len(sampler):,} episodes on {data.place}", *notes, describe_batch=describe_batch)
     for step, batch in run.batches(draw, data.ahead):
         if lazy_targets:
@@ -97,6 +98,6 @@ def _reward_warning(cfg: Config, batch: Batch) -> str:
 def _episodes(data: Data, rows: Tensor) -> str:
     """Name the episodes that rows [H+1, B] are of, by their numbers in the files."""
     dataset = data.sampler.dataset
-    episodes = (rows[0] // (dataset.episode_length + 1)).unique()
+    episodes = dataset.episode_of(rows[0]).unique().cpu()
     numbers = (episodes if dataset.numbers is None else dataset.numbers[episodes]).tolist()
     return f"{len(numbers)} episodes: {', '.join(map(str, numbers[:8]))}{', ...' if len(numbers) > 8 else ''}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
@@ -15,7 +15,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config, check_bins, check_memory, training_parts
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.chunks import Layout, chunk_paths
-from tdmpc2.data.placement import choose_place, data_bytes, data_record
+from tdmpc2.data.placement import choose_place, data_bytes, data_problems, data_record
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.data.store.importer import RATE, find_store
 from tdmpc2.distillation.outputs import teacher_columns
@@ -27,8 +27,10 @@ from tdmpc2.play.rollout import check_playable
 from tdmpc2.support.files import check_free_disk, free_disk
 from tdmpc2.support.runtime import available_memory, resolve_device, set_num_threads
 from tdmpc2.training import run_record
+from tdmpc2.training.demonstrations import demonstrations_problems
 from tdmpc2.training.state_file import read_state
-from tdmpc2.training.teacher import Teacher
+from tdmpc2.training.teacher import Teacher, Teachers, find_teacher
+from tdmpc2.training.tuning import load_start
 
 _CACHE_BATCH = 4096  # rows a teacher takes at a time
 
@@ -47,15 +49,19 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
     online = cfg.mode == "online"
     try:
         if online:
+            problems += demonstrations_problems(cfg)
             check_playable(cfg)
         else:
             data_record(cfg.data_dir, cfg.task)
+            problems += [f"data: {problem}" for problem in data_problems(cfg)]
     except ValueError as error:
         problems.append(f"{'environment' if online else 'data'}: {error}")
-    if online and cfg.buffer_size <= (longest := max(cfg.task_specs[i].episode_length for i in cfg.task_ids)):
-        problems.append(f"buffer_size={cfg.buffer_size:,} does not hold the {longest + 1:,} rows of one episode")
-    if cfg.episodic and not online:
-        problems.append("episodic=true: stored episodes do not say which of them terminated, mode=online does")
+    if online:
+        lengths = {task_id: cfg.task_specs[task_id].episode_length + 1 for task_id in cfg.task_ids}
+        rows, tasks = max((len(ids) * lengths[task_id], len(ids)) for task_id, ids in cfg.stored_for.items())
+        if cfg.buffer_size < rows:
+            each = f", stored for {tasks} tasks" if tasks > 1 else ""
+            problems.append(f"buffer_size={cfg.buffer_size:,} does not hold the {rows:,} rows of one episode{each}")
     if teacher is not None and (teacher.checkpoint is None or not Path(teacher.checkpoint).exists()):
         problems.append(
             f"teacher: teacher_config.checkpoint={teacher.checkpoint} does not exist. Name a file, download the "
@@ -63,6 +69,11 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
             "with `python train.py teacher_config=null model_size=5 exp_name=teacher` "
             "and add teacher_config.checkpoint=logs/mt30/1/teacher/model.pt, or train without: teacher_config=null"
         )
+    problems += [
+        f"teacher of {entry.task}: teachers names {entry.checkpoint}, which does not exist"
+        for entry in cfg.teachers or ()
+        if not Path(entry.checkpoint).exists()
+    ]
     if cfg.checkpoint is not None and not Path(cfg.checkpoint).exists():
         problems.append(f"weights to start from: checkpoint={cfg.checkpoint} does not exist")
     if cfg.eval_freq and (online or cfg.eval_freq <= cfg.steps):
@@ -110,15 +121,17 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
     """
     preflight(cfg, teacher_cfg)
     threads = set_num_threads(cfg.num_threads)
-    teacher = Teacher.from_config(teacher_cfg)
+    teacher = find_teacher(cfg, teacher_cfg)
     run_record.check(cfg, teacher.sha256 if teacher else None, data_record(cfg.data_dir, cfg.task))
     live_teacher = teacher.load(cfg.device) if teacher else None
     agent = TDMPC2(cfg, live_teacher if cfg.distillation_cache == "off" else None)
+    load_start(agent, cfg)
     check_disk(agent, cfg)
     start = _begun(agent, cfg)
     steps = max(cfg.steps - start, 0)
     data_line, size, imported = _data(cfg, agent.device)
-    before, before_s, before_bytes = _preparation(cfg, live_teacher, size, imported)
+    cached = None if isinstance(live_teacher, dict) else live_teacher
+    before, before_s, before_bytes = _preparation(cfg, cached, size, imported)
     update_s = _update_seconds(agent, cfg, compiled=processes == 1)
     evaluations, evaluations_s = _evaluations(agent, cfg, start)
     return [
@@ -222,11 +235,14 @@ def _preparation(cfg: Config, live_teacher: TDMPC2 | None, size: int, imported: 
     return lines, seconds, disk
 
 
-def teacher_line(teacher: Teacher | None, live_teacher: TDMPC2 | None, cfg: Config) -> str:
+def teacher_line(
+    teacher: Teacher | Teachers | None, live_teacher: TDMPC2 | Mapping[str, TDMPC2] | None, cfg: Config
+) -> str:
     """Say which teacher a run has and when it is asked."""
     if teacher is None or live_teacher is None:
         return "none"
-    count = sum(p.numel() for p in live_teacher.model.parameters())
+    agents = live_teacher.values() if isinstance(live_teacher, Mapping) else [live_teacher]
+    count = sum(p.numel() for model in {agent.model for agent in agents} for p in model.parameters())
     cache = {"off": "asked in every update", "lazy": "asked for rows that are new", "full": "asked once, before"}
     return f"{teacher.path}, {count:,} parameters, {cache[cfg.distillation_cache]}"
 

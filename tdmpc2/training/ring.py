@@ -22,11 +22,25 @@ class RingPlan(NamedTuple):
     place: str  # cuda, memory or disk
 
 
+def sharing_in_words(cfg: Config) -> str:
+    """Say for how many tasks a step is stored, as the end of a line; nothing where it is for its own alone."""
+    counts = _stored(cfg)
+    mean = sum(counts) / len(counts)
+    average = " on average" if min(counts) < max(counts) else ""
+    return f", each step stored for {mean:.3g} tasks{average}" if mean > 1 else ""
+
+
+def _stored(cfg: Config) -> list[int]:
+    """Count the tasks that a step of each environment is stored for."""
+    return [len(cfg.stored_for[task_id]) for task_id in cfg.envs]
+
+
 def plan_ring(cfg: Config, device: torch.device) -> RingPlan:
     """Choose size and place of a run's replay buffer: the GPU, memory, or a file in the run's directory.
 
     Args:
-        cfg: ``buffer_size``, ``data_device``. No more rows are taken than the run can fill.
+        cfg: ``buffer_size``, ``data_device``. No more rows are taken than the run can fill, an episode counting for
+            each task that it is stored for.
         device: the device that trains.
 
     Raises:
@@ -34,7 +48,8 @@ def plan_ring(cfg: Config, device: torch.device) -> RingPlan:
     """
     images = cfg.obs == "rgb"
     row_format = FrameFormat(IMAGES, cfg.action_dim) if images else RowFormat(cfg.obs_dim, cfg.action_dim)
-    capacity = min(cfg.buffer_size, 2 * (cfg.steps + len(cfg.envs)))  # an episode has a row more than steps
+    steps = (cfg.steps + len(cfg.envs)) * sum(_stored(cfg)) // len(cfg.envs)
+    capacity = min(cfg.buffer_size, 2 * steps)  # an episode has a row more than steps
     size = capacity * 4 * row_format.words
     place = choose_place(cfg.data_device, device, size)
     if cfg.save_agent:

@@ -90,7 +90,8 @@ def _check_same(cfg: Config, refused: Mapping[str, str]) -> None:
     """Refuse to continue a run with differences that would make another run of it."""
     if not refused:
         return
-    texts = [text + (f" [data_dir={cfg.data_dir}]" if key == "data" else "") for key, text in refused.items()]
+    data = "data_dir" if cfg.mode == "offline" else "demonstrations"
+    texts = [text + (f" [{data}={getattr(cfg, data)}]" if key == "data" else "") for key, text in refused.items()]
     other = "with other data" if refused.keys() == {"data"} else "of another configuration"
     raise ValueError(
         f"{cfg.run_dir} holds a run {other} ({'; '.join(texts)}): "

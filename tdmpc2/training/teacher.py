@@ -1,7 +1,9 @@
-"""The teacher of a run: live, or as outputs that were computed once."""
+"""The teachers of a run: one or one for each task, live, or as outputs that were computed once."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,12 @@ class Teacher:
     Attributes:
         path: the file.
         sha256: its checksum.
-        cfg: the configuration that names it.
+        task: what it plays, for files that do not say it themselves.
     """
 
     path: Path
     sha256: str
-    cfg: Config
+    task: str | None = None
 
     @classmethod
     def from_config(cls, cfg: Config | None) -> Teacher | None:
@@ -43,7 +45,7 @@ class Teacher:
         if cfg is None or cfg.checkpoint is None:
             return None
         path = Path(cfg.checkpoint)
-        return cls(path, file_sha256(path), cfg)
+        return cls(path, file_sha256(path), None if cfg.multitask else cfg.task)
 
     def load(self, device: str | torch.device) -> TDMPC2:
         """Load the agent, in fp32 and without gradients.
@@ -51,9 +53,7 @@ class Teacher:
         Raises:
             ValueError: unreadable file, or not the one any more whose checksum is recorded.
         """
-        task: dict[str, Any] = {}
-        if not self.cfg.multitask:  # files of other code bases do not name it
-            task["task"] = self.cfg.task
+        task: dict[str, Any] = {} if self.task is None else {"task": self.task}
         file = load_file(self.path, identify=True)
         if file.sha256 != self.sha256:
             raise ValueError(
@@ -63,6 +63,59 @@ class Teacher:
         agent = load_agent(file, device=str(device), precision="fp32", **task)
         agent.model.requires_grad_(False)
         return agent
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """The files of teachers of single tasks; :meth:`load` makes them frozen agents.
+
+    Attributes:
+        files: by the task that each teaches.
+    """
+
+    files: Mapping[str, Teacher]
+
+    @property
+    def path(self) -> str:
+        """The files in words."""
+        return ", ".join(f"{teacher.path} of {task}" for task, teacher in self.files.items())
+
+    @property
+    def sha256(self) -> str:
+        """A checksum of who teaches what, wherever the files lie."""
+        lines = sorted(f"{task} {teacher.sha256}" for task, teacher in self.files.items())
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def load(self, device: str | torch.device) -> dict[str, TDMPC2]:
+        """Load the agent of each task as :meth:`Teacher.load` does; a file that teaches several tasks is loaded once.
+
+        Raises:
+            ValueError: unreadable file, or one that does not know its task.
+        """
+        agents: dict[str, TDMPC2] = {}
+        for teacher in self.files.values():
+            if teacher.sha256 not in agents:
+                agents[teacher.sha256] = teacher.load(device)
+        return {task: agents[teacher.sha256] for task, teacher in self.files.items()}
+
+
+def find_teacher(cfg: Config, teacher_cfg: Config | None) -> Teacher | Teachers | None:
+    """Look up the teacher or teachers that a run names, if it names any.
+
+    Raises:
+        ValueError: a file cannot be read, or teachers are named twice.
+    """
+    teacher = Teacher.from_config(teacher_cfg)
+    if not cfg.teachers:
+        return teacher
+    if teacher is not None:
+        raise ValueError(
+            f"teachers={cfg.teachers[0].task}: ... beside teacher_config.checkpoint={teacher.path}: leave out one of "
+            "them; a file of many tasks may stand behind several tasks of teachers"
+        )
+    files = {entry.task: Path(entry.checkpoint) for entry in cfg.teachers}
+    checksums = {path: file_sha256(path) for path in set(files.values())}
+    return Teachers({task: Teacher(path, checksums[path], task) for task, path in files.items()})
 
 
 def add_targets(data: Data, teacher: Teacher, cfg: Config, device: torch.device) -> tuple[Data, LazyTargets | None]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from tdmpc2.agent import TDMPC2
 from tdmpc2.commands.train import main
 from tdmpc2.config import Config
 
@@ -54,3 +55,46 @@ def test_train_command_online_has_a_teacher_only_if_one_is_named(
     main(line.split())
     ((_, _, teacher),) = trained
     assert (teacher and teacher.checkpoint) == checkpoint
+
+
+@pytest.mark.parametrize("words", [
+    ["teachers={walker-walk: a.pt, walker-run: b/c-1.pt}"],
+    ["teachers=[walker-walk a.pt, walker-run b/c-1.pt]"],
+    ["teachers=walker-walk a.pt,walker-run b/c-1.pt"],
+    ["--teachers", "{walker-walk: a.pt, walker-run: b/c-1.pt}"],
+])  # fmt: skip
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_train_command_reads_teachers_of_tasks(trained: list[Any], words: list[str], mode: str) -> None:
+    """The teacher that the configuration files name for offline training then has no part."""
+    main([*words, f"mode={mode}"])
+    ((how, cfg, teacher),) = trained
+    assert (how, teacher) == (mode, None)
+    assert [(entry.task, entry.checkpoint) for entry in cfg.teachers] == [
+        ("walker-run", "b/c-1.pt"), ("walker-walk", "a.pt"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "keys"), [
+    ("task=walker-walk", {"model_size": 5, "num_q": 5, "tasks": ("walker-walk",)}),  # as the file has them
+    ("task=walker-walk model_size=1", {"model_size": 1, "num_q": 2}),  # refused when the weights are loaded
+    ("task=walker-walk freeze=encoder,Q seed_steps=10", {"freeze": ("encoder", "Q"), "seed_steps": 10}),
+    ("task=walker-run mode=online", {"tasks": ("walker-run",), "mode": "online", "policy_loss": "tdmpc2"}),
+    ("task=walker-flip", {"tasks": ("walker-flip",), "num_tasks": 31}),  # appended to the 30
+    ("mode=online tasks=[walker-run,walker-walk]", {"tasks": ("walker-run", "walker-walk"), "num_q": 5}),
+])  # fmt: skip
+def test_train_command_from_a_file_of_many_tasks_takes_what_the_file_decides(
+    trained: list[Any], line: str, keys: dict[str, Any], many: Path
+) -> None:
+    main([*line.split(), f"checkpoint={many}"])
+    ((how, cfg, teacher),) = trained
+    assert (how, cfg.task, teacher) == ("online", "mt30", None)
+    assert {key: len(cfg.task_specs) if key == "num_tasks" else getattr(cfg, key) for key in keys} == keys
+    if len(cfg.tasks) == 1:
+        assert cfg.run_dir == Path("logs", cfg.tasks[0], "1", "default")
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("many") / "mt30.pt"
+    TDMPC2(Config(model_size=5)).save(path)
+    return path

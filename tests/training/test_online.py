@@ -25,7 +25,7 @@ from tdmpc2.training.guards import STOPPED
 from tdmpc2.training.online import train_online
 from tdmpc2.training.schedule import Schedule
 from tests.helpers.agents import make_teacher
-from tests.helpers.online import config, interrupt
+from tests.helpers.online import assert_same, config, interrupt
 from tests.helpers.runs import rows, weights
 from tests.helpers.toy_envs import FALLS, FALLS_AT, STANDS, STANDS_FOR, ToyEnv
 
@@ -135,18 +135,6 @@ def undisturbed(
     keys = {"save_freq": 10, **VARIANTS[request.param]}
     directory = tmp_path_factory.mktemp("undisturbed")
     return keys, train_online(config(directory, **keys), None).parent
-
-
-def assert_same(one: Path, two: Path) -> None:
-    """Two runs left the same weights, logs and buffers."""
-    first, second = (torch.load(run / "state.pt", weights_only=True) for run in (one, two))
-    assert all(torch.equal(tensor, second["weights"][name]) for name, tensor in first["weights"].items())
-    assert first["parts"]["learner"] == second["parts"]["learner"]
-    one_player, two_player = (state["parts"]["explorer"] for state in (first, second))
-    for name in ("begun", "running", "ended", "player"):
-        assert str(one_player[name]) == str(two_player[name]), name
-    for name in ("train.csv", "episodes.csv"):
-        assert (one / name).read_bytes() == (two / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("stop_at", [14, 22, 35])

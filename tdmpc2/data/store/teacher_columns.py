@@ -150,8 +150,13 @@ def open_targets(store: EpisodeStore, teacher_sha256: str, teacher_name: str, na
         name: which column, ``reward`` or ``value``.
 
     Raises:
-        ValueError: no room on the disk, or a damaged column.
+        ValueError: no room on the disk, a damaged column, or episodes that have lengths of their own.
     """
+    if store.meta.rows is not None:
+        raise ValueError(
+            f"{store.path}: a teacher's outputs are kept for episodes of one length, and these have lengths of their "
+            "own: train with distillation_cache=off"
+        )
     path = store.path / "targets" / _name(teacher_sha256, store.checksum)
     if not all((path / f"{name}{ending}").exists() for ending in (".npy", ".check.npy")):
         meta = {"teacher": teacher_name, "teacher_sha256": teacher_sha256, "data_checksum": store.checksum}

@@ -73,7 +73,7 @@ def _header(facts: dict[str, Any]) -> list[str]:
         "dtype": facts["dtype"],
         "episodes": f"{facts['episodes']:,}",
         "rows": f"{facts['rows']:,}",
-        "episode length": f"{facts['episode_length']:,} steps",
+        "episode length": _lengths(facts),
         "observation, action": f"{facts['obs_dim']}, {facts['action_dim']} (padded)",
         "bytes on disk": f"{facts['bytes']:,}",
         "bytes free there": f"{facts['bytes_free']:,}",
@@ -97,6 +97,16 @@ def _header(facts: dict[str, Any]) -> list[str]:
         "else RAM if they do, else read from disk as needed"
     )
     return [f"{label:22}{text}" for label, text in lines.items()]
+
+
+def _lengths(facts: dict[str, Any]) -> str:
+    if facts["shortest"] == facts["episode_length"] and not facts["terminated"]:
+        return f"{facts['episode_length']:,} steps"
+    mean = facts["rows"] / facts["episodes"] - 1
+    return (
+        f"{facts['shortest']:,} to {facts['episode_length']:,} steps, {mean:,.1f} on average; {facts['terminated']:,} "
+        f"episodes terminated"
+    )
 
 
 def _table(facts: dict[str, Any]) -> list[str]:
