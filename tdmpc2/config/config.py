@@ -127,6 +127,11 @@ class Config(Keys):
         return self.tasks[0] if tuned and self.tasks is not None and len(self.tasks) == 1 else None
 
     @property
+    def run_task(self) -> str:
+        """The task that a run is named after."""
+        return self.tuned_task or self.task
+
+    @property
     def num_updates(self) -> int:
         """Updates of a run of ``steps``."""
         return self.steps if self.mode == "offline" else max(int(self.utd * self.steps), 1)
@@ -145,11 +150,10 @@ class Config(Keys):
         if self.work_dir:
             return Path(self.work_dir)
         name = self.exp_name or "default"
-        task = self.task if self.tuned_task is None else self.tuned_task
-        as_typed = os.path.join("logs", task, str(self.seed), name)
+        as_typed = os.path.join("logs", self.run_task, str(self.seed), name)
         if os.path.exists(os.path.join(as_typed, "run.json")):
             return Path(as_typed)
-        return Path("logs", safe_name(task), str(self.seed), safe_name(name))
+        return Path("logs", safe_name(self.run_task), str(self.seed), safe_name(name))
 
     # -- copies -----------------------------------------------------------------------------------------------------
 
