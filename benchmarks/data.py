@@ -36,7 +36,8 @@ from tdmpc2.data.batches import Batches
 from tdmpc2.data.dataset import EpisodeDataset
 from tdmpc2.data.replay_buffer import replay_buffer, to_batch
 from tdmpc2.data.sampler import SliceSampler
-from tdmpc2.data.store.store import BLOCK, EpisodeStore, StoreFile, StoreMeta, header
+from tdmpc2.data.store.meta import BLOCK, StoreFile, StoreMeta
+from tdmpc2.data.store.store import EpisodeStore, header
 from tdmpc2.tasks import MT30, lookup
 from tdmpc2.tracking.progress import Progress
 
@@ -142,7 +143,7 @@ def measure_torchrl(root: Path, written: int, repeats: int) -> dict[str, float]:
     median_ms(lambda _: through.sample(), repeats)
     own.step = 0
     result["replay_buffer_ms"] = median_ms(partial(sampled, through), repeats)
-    rows = len(dataset) * (dataset.episode_length + 1)
+    rows = int((dataset.lengths + 1).sum())
     for name, cached, count in (("uncached", False, 5), ("cached", True, repeats)):
         gc.collect()
         sampler = TorchrlSliceSampler(traj_key="episode", slice_len=H + 1, cache_values=cached)

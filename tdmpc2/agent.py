@@ -31,6 +31,7 @@ from tdmpc2.nn.layers import num_parameters
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.noise import UpdateNoise, draw_update_noise
 from tdmpc2.player import Array, Player, TaskLike
+from tdmpc2.support.draws import load_generator
 from tdmpc2.support.runtime import available_memory, can_compile, resolve_device
 
 #: Rows of batches that a run must have to be worth compiling: 20 000 updates of 256.
@@ -344,14 +345,18 @@ class TDMPC2:
         for name in ("optim", "pi_optim"):  # their settings are the configuration's, whatever a file says
             optimiser: torch.optim.Optimizer = getattr(self, name)
             groups = optimiser.state_dict()["param_groups"]
-            optimiser.load_state_dict({"state": state[name]["state"], "param_groups": groups})
+            moments = {
+                index: {key: _own(tensor) for key, tensor in entry.items()}
+                for index, entry in state[name]["state"].items()
+            }
+            optimiser.load_state_dict({"state": moments, "param_groups": groups})
         self.scale = state["scale"].to(self.device)
         if "distillation" in state:  # older files have none, and need none
             self.distillation.load_state(state["distillation"])
         self._update_compiled = state.get("compiled", False)  # older runs were not
         generator = state["generator"].cpu()
         if generator.shape == self.generator.get_state().shape:
-            self.generator.set_state(generator)
+            load_generator(self.generator, generator)
         else:
             self.generator.manual_seed(int.from_bytes(generator.numpy().tobytes()[:7], "little"))
 
@@ -364,6 +369,11 @@ class TDMPC2:
     def _require_fp32(self, purpose: str) -> None:
         if self.precision != "fp32":
             raise ValueError(f"This agent was loaded to act in {self.precision}: use precision='fp32' to {purpose}")
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Copy a view: small tensors of a file share a storage, which another process would be sent with each of them."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
 def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:

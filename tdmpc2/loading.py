@@ -9,7 +9,7 @@ from typing import Any
 
 from tdmpc2.acceleration.cpu.networks import unsupported
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoints import layouts
+from tdmpc2.checkpoints import sizes
 from tdmpc2.checkpoints.files import Checkpoint, load_file, naming
 from tdmpc2.config import RUN_KEYS, Config, parse_cfg
 from tdmpc2.envs.modules import import_module_of
@@ -51,7 +51,7 @@ def load_agent(
     file = source if isinstance(source, Checkpoint) else load_file(source)
     cfg = config_of(file, device=device, precision=precision, compile=compile, **overrides)
     with naming(file.origin):
-        layouts.check_sizes(file.model, cfg)  # before a model of these sizes takes its memory
+        sizes.check_sizes(file.model, cfg)  # before a model of these sizes takes its memory
         agent = TDMPC2(cfg)
         agent.model.load_state_dict(file.model)
     kernels = agent.cfg.mpc and agent.cfg.compile != "false" and not unsupported(agent.cfg)
@@ -76,7 +76,7 @@ def config_of(file: Checkpoint, **overrides: Any) -> Config:
         raise ValueError(f"task={task} must be one name; tasks=[...] chooses some of a task set")
     if file.config is None:
         with naming(file.origin):
-            cfg = layouts.infer_config(file.model, task)
+            cfg = sizes.infer_config(file.model, task)
     else:
         keys = {key: value for key, value in file.config.items() if key not in RUN_KEYS}
         with naming(file.origin):

@@ -18,6 +18,7 @@ from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.config import Config
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.planner import Iteration, Plan, draw_noise, predicted_return
+from tdmpc2.support.draws import load_generator
 from tdmpc2.support.text import shown
 
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -104,7 +105,7 @@ class Player:
         self._ids = None if ids is None else ids.to(device)
         generator = state["generator"].cpu()
         if generator.shape == self.generator.get_state().shape:
-            self.generator.set_state(generator)
+            load_generator(self.generator, generator)
 
     @torch.no_grad()
     def act(

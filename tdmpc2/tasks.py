@@ -147,6 +147,31 @@ MT30: tuple[str, ...] = tuple(
 MT80: tuple[str, ...] = MT30 + tuple(spec.name for spec in _META_WORLD)
 TASK_SETS: dict[str, tuple[str, ...]] = {"mt30": MT30, "mt80": MT80}
 
+#: Tasks that are one body with different rewards, a line each. From the same seed and under the same actions all tasks
+#: of a line have the same first state, the same observations bit for bit and no terminations. So tasks of one model
+#: are apart where first states differ (the pole of cartpole begins upright or hanging, the ball of cup-spin in the
+#: cup) or observations do (finger-turn observes its distance from a target of another size). Reacher's targets differ
+#: in size as well, but there only the reward depends on it.
+BODIES: tuple[tuple[str, ...], ...] = tuple(
+    tuple(line.split())
+    for line in (
+        "walker-stand walker-walk walker-run walker-walk-backwards walker-run-backwards walker-arabesque "
+        "walker-lie-down walker-legs-up walker-headstand walker-flip walker-backflip",
+        "cheetah-run cheetah-run-backwards cheetah-run-front cheetah-run-back cheetah-jump cheetah-stand-front "
+        "cheetah-stand-back cheetah-lie-down cheetah-legs-up cheetah-flip cheetah-flip-backwards",
+        "hopper-stand hopper-hop hopper-hop-backwards hopper-flip hopper-flip-backwards",
+        "reacher-easy reacher-hard",
+        "reacher-three-easy reacher-three-hard",
+        "reacher-four-easy reacher-four-hard",
+        "pendulum-swingup pendulum-spin",
+        "cartpole-balance cartpole-balance-sparse",
+        "cartpole-swingup cartpole-swingup-sparse",
+        "dog-stand dog-walk dog-trot dog-run",
+        "humanoid-stand humanoid-walk humanoid-run",
+        "quadruped-walk quadruped-run",
+    )
+)
+
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint for an error message: `` Did you mean 'x'?`` or an empty string."""
@@ -157,6 +182,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def task_names(task: str) -> tuple[str, ...]:
     """The tasks of a task set in id order; a single task is a set of one."""
     return TASK_SETS.get(task, (task,))
+
+
+def body_of(name: str) -> tuple[str, ...]:
+    """The tasks that are one body with a task (:data:`BODIES`), itself among them."""
+    return next((body for body in BODIES if name in body), (name,))
 
 
 def lookup(name: str) -> TaskSpec:

@@ -18,8 +18,13 @@ REPO = Path(__file__).resolve().parent.parent
 PAGES = sorted((REPO / "docs").glob("*.md"))
 GROUPS = ("student_config", "teacher_config")
 HYDRA = {"hydra/launcher", "hydra.launcher.tasks_per_node", "hydra.launcher.gpus_per_node"}
-#: Keys that make sense beside others only: images are of one task, and what stays is that of a file.
-NEEDED = {"obs": {"task": "walker-walk"}, "freeze": {"checkpoint": "model.pt"}}
+#: With which other keys a key is tried: images are of one task, sharing is by acting, and what stays is that of a file.
+NEEDED: dict[str, dict[str, str]] = {
+    "freeze": {"checkpoint": "model.pt"},
+    "obs": {"task": "walker-walk"},
+    "share_body": {"mode": "online"},
+    "tasks": {"task": "mt80"},
+}
 #: Pages that a command writes and git does not hold.
 GENERATED = {"configuration.md"}
 PYTHON = {

@@ -21,6 +21,7 @@ from tdmpc2.support.private_folder import foreign_entry, make_private, why_not_p
 
 #: Variables that name the caches of torch.compile; Triton's lies inside the first one unless it is set.
 VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+_PREPARED: set[tuple[str, ...]] = set()  # choices of folders that have been looked through in this process
 _log = logging.getLogger("tdmpc2")
 
 
@@ -34,17 +35,26 @@ def use_private_cache() -> None:
     """Make torch.compile keep what it builds in a folder that only this user can use.
 
     Call it before anything is compiled. A folder that the user has named is used if it is such a folder; else one line
-    says why it is not, and this process has one for itself. Child processes inherit the choice.
+    says why it is not, and this process has one for itself. Child processes inherit the choice. The folders are looked
+    through once in a process, however many functions it compiles.
     """
-    if not _named():
-        os.environ[VARIABLES[0]] = _usable(compile_cache, "")
+    if _chosen() in _PREPARED:
+        return
+    by_default = not _named()
     for name in VARIABLES:
-        if named := os.environ.get(name):
+        if by_default and name == VARIABLES[0]:
+            os.environ[name] = _usable(compile_cache, "")
+        elif named := os.environ.get(name):
             os.environ[name] = _usable(lambda named=named: Path(named), f"{name}=")  # type: ignore[misc]
     folder = Path(os.environ[VARIABLES[0]])
     _move_headers(folder)
     for path in delete_unfinished(folder):
         _log.warning("Deleted %s, which a process that was killed had left half written: it is compiled again", path)
+    _PREPARED.add(_chosen())
+
+
+def _chosen() -> tuple[str, ...]:
+    return tuple(os.environ.get(name, "") for name in VARIABLES)
 
 
 def _named() -> str:

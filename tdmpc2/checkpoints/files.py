@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from tdmpc2.checkpoints import layouts
+from tdmpc2.checkpoints.packing import pack
 from tdmpc2.checkpoints.reading import check_tensor, is_plain, read_identified
 from tdmpc2.checkpoints.reading import file_sha256 as file_sha256
 from tdmpc2.checkpoints.reading import read_file as read_file
+from tdmpc2.checkpoints.sizes import infer_sizes, log_std_bounds, size_keys, task_set
 from tdmpc2.checkpoints.values import check_finite
 from tdmpc2.config import Config
 from tdmpc2.support.files import replacing
@@ -76,17 +78,23 @@ class Checkpoint:
         if self.config and self.config.get("task_specs"):
             with naming(self.origin):
                 return read_specs(self.config["task_specs"])
-        known = layouts.task_set(layouts.infer_sizes(self.model)["num_tasks"])
+        known = task_set(infer_sizes(self.model)["num_tasks"])
         return tuple(lookup(name) for name in TASK_SETS[known]) if known else ()
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
-def save_file(path: str | os.PathLike[str], payload: Mapping[str, Any], *, overwrite: bool) -> None:
+def save_file(
+    path: str | os.PathLike[str], payload: Mapping[str, Any], *, overwrite: bool, packed: Sequence[str] = ()
+) -> None:
     """Write a dict so that ``path`` is at every moment either the old or the complete new file.
 
-    Tensors are stored as CPU tensors; ``format`` is added.
+    Args:
+        path: the file.
+        payload: tensors, which are stored as CPU tensors, and plain values; ``format`` is added.
+        overwrite: replace a file that is there.
+        packed: entries whose small tensors are stored together, see :func:`tdmpc2.checkpoints.packing.pack`.
 
     Raises:
         ValueError: the file exists and ``overwrite`` is false, an entry is neither a tensor nor plain, a weight is not
@@ -95,6 +103,7 @@ def save_file(path: str | os.PathLike[str], payload: Mapping[str, Any], *, overw
     if isinstance(payload.get("model"), Mapping):
         check_finite(payload["model"], f"What {path} would hold")
     plain = _plain({"format": FORMAT, **payload}, "payload")
+    plain |= pack({name: plain[name] for name in packed})
     with replacing(path, overwrite=overwrite) as temporary, open(temporary, "wb") as file, _checksums_on():
         torch.save(plain, file)  # given a name, torch would store it and hide what the disk says
 
@@ -237,8 +246,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _describe(checkpoint: Checkpoint) -> dict[str, str]:
     tensors = layouts.rename(checkpoint.model)
-    sizes = layouts.infer_sizes(checkpoint.model)
-    model_size = layouts.size_keys(sizes)["model_size"]
+    sizes = infer_sizes(checkpoint.model)
+    model_size = size_keys(sizes)["model_size"]
     widths = ", ".join(f"{key} {value}" for key, value in sizes.items() if key != "num_tasks")
     names = [spec.name for spec in checkpoint.task_specs]
     total = online = 0
@@ -283,7 +292,7 @@ def _convert(checkpoint: Checkpoint, layout: str) -> dict[str, Any]:
     if layout == "b":
         config = checkpoint.config or {}
         low, high = (config.get(key, getattr(Config, key)) for key in ("log_std_min", "log_std_max"))
-        bounds = layouts.log_std_bounds(checkpoint.model) or (float(low), float(high) - float(low))
+        bounds = log_std_bounds(checkpoint.model) or (float(low), float(high) - float(low))
         model = layouts.to_layout_b(model, _action_masks(checkpoint), *bounds)
     kept = {"config": checkpoint.config, "step": checkpoint.step, **checkpoint.extra}
     return {"model": model, **{key: value for key, value in kept.items() if value is not None}}
@@ -291,7 +300,7 @@ def _convert(checkpoint: Checkpoint, layout: str) -> dict[str, Any]:
 
 def _action_masks(checkpoint: Checkpoint) -> Tensor | None:
     """[num_tasks, A], 1 for the actions a task has; ``None`` for a single-task model."""
-    sizes = layouts.infer_sizes(checkpoint.model)
+    sizes = infer_sizes(checkpoint.model)
     if not sizes["num_tasks"] or "_action_masks" in checkpoint.model:
         return checkpoint.model.get("_action_masks")
     if not checkpoint.task_specs:

@@ -7,8 +7,8 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -27,6 +27,7 @@ _MOST_DIMENSIONS = 8
 _PIECE = 1 << 23  # bytes hashed at a time
 #: Bytes of a file that are worth threads; in a smaller one they would only wait for the interpreter's lock.
 _THREADS_FROM = 1 << 26
+_Result = Callable[[], Any]  # waits for what was started, and returns or raises what it did
 
 
 def read_file(path: str | os.PathLike[str]) -> Any:
@@ -38,6 +39,17 @@ def read_file(path: str | os.PathLike[str]) -> Any:
         ValueError: no such file, damaged, not a checkpoint, or a pickle that asks for more than tensors.
     """
     return _read(path, identify=False)[0]
+
+
+def read_outline(path: str | os.PathLike[str]) -> Any:
+    """Read and check a file as :func:`read_file` does, but keep no values of tensors: they are on the meta device.
+
+    That takes half the time, and no memory.
+
+    Raises:
+        ValueError: see there.
+    """
+    return _read(path, identify=False, device="meta")[0]
 
 
 def read_identified(path: str | os.PathLike[str]) -> tuple[Any, str]:
@@ -59,43 +71,58 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         return _sha256(file)
 
 
-def _read(path: str | os.PathLike[str], identify: bool) -> tuple[Any, str]:
+def _read(path: str | os.PathLike[str], identify: bool, device: str = "cpu") -> tuple[Any, str]:
     path = Path(path).expanduser()
     with _open(path) as file:
         before = os.fstat(file.fileno())
-        size = before.st_size
-        with ThreadPoolExecutor(2) as pool:
-
-            def start(function: Any, *arguments: Any) -> Future[Any]:
-                future = pool.submit(function, *arguments)
-                if size < _THREADS_FROM or not hasattr(os, "preadv"):  # without it they share the file's position
-                    future.exception()
-                return future
-
-            checked: Future[None] | None = None
-            with _explaining(path, size):
-                if is_archive(file):
-                    checked = start(check_records, path, file, read_directory(path, file))
-            hashed = start(_sha256, file) if identify else None
-            try:
-                with _explaining(path, size):
-                    file.seek(0)
-                    content = _load(file)
-            except ValueError:
-                if checked is not None:
-                    checked.result()  # damage explains what torch does not understand
-                raise
-            with _explaining(path, size):
-                if checked is not None:
-                    checked.result()
-                digest = hashed.result() if hashed is not None else ""
+        # Without preadv they would share the file's position.
+        with _beside(before.st_size >= _THREADS_FROM and hasattr(os, "preadv")) as start:
+            content, digest = _checked(path, file, before.st_size, identify, device, start)
         after = os.fstat(file.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise ValueError(f"{path} was changed while it was read: wait for whoever writes it, and load it again")
     for keys, tensor in _tensors(content):
-        if not is_plain(tensor):
+        if not is_plain(tensor, device):
             check_tensor(_place(path, keys), tensor)
     return content, digest
+
+
+def _checked(
+    path: Path, file: BufferedReader, size: int, identify: bool, device: str, start: Callable[..., _Result]
+) -> tuple[Any, str]:
+    """Load an open file, while its checksums are compared and its SHA-256 is computed."""
+    checked: _Result | None = None
+    with _explaining(path, size):
+        if is_archive(file):
+            checked = start(check_records, path, file, read_directory(path, file))
+        hashed = start(_sha256, file) if identify else None
+    try:
+        with _explaining(path, size):
+            file.seek(0)
+            content = _load(file, device)
+    except ValueError:
+        if checked is not None:
+            checked()  # damage explains what torch does not understand
+        raise
+    with _explaining(path, size):
+        if checked is not None:
+            checked()
+        return content, hashed() if hashed is not None else ""
+
+
+@contextmanager
+def _beside(threads: bool) -> Iterator[Callable[..., _Result]]:
+    """Yield what calls a function, in a thread or at once, and returns what waits for its result."""
+
+    def at_once(function: Callable[..., Any], *arguments: Any) -> _Result:
+        result = function(*arguments)
+        return lambda: result
+
+    if not threads:
+        yield at_once
+        return
+    with ThreadPoolExecutor(2) as pool:
+        yield lambda function, *arguments: pool.submit(function, *arguments).result
 
 
 @contextmanager
@@ -120,13 +147,13 @@ def _open(path: Path) -> Iterator[BufferedReader]:
         yield file
 
 
-def _load(file: BufferedReader) -> Any:
+def _load(file: BufferedReader, device: str) -> Any:
     with warnings.catch_warnings():
         # The published int8 files hold quantised tensors, which torch announces to drop; before it raises for bytes
         # that are no checkpoint it warns of their pickle protocol.
         noise = "TypedStorage is deprecated|torch.quantize_per_tensor|Detected pickle protocol"
         warnings.filterwarnings("ignore", message=noise)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location=device, weights_only=True)
 
 
 @contextmanager
@@ -171,11 +198,11 @@ def _sha256(file: BufferedReader) -> str:
 # -- tensors ----------------------------------------------------------------------------------------------------------
 
 
-def is_plain(tensor: Tensor) -> bool:
-    """Tell at once of an ordinary tensor in memory that nothing is wrong with its form."""
+def is_plain(tensor: Tensor, device: str = "cpu") -> bool:
+    """Tell at once of an ordinary tensor on a device, in memory by default, that nothing is wrong with its form."""
     return (
         tensor.layout == torch.strided
-        and tensor.device.type == "cpu"
+        and tensor.device.type == device
         and not tensor.is_nested
         and tensor.ndim <= _MOST_DIMENSIONS
         and tensor.is_contiguous()  # then there is room for all its values

@@ -13,7 +13,7 @@ from pathlib import Path
 from tdmpc2.commands.options import Option
 from tdmpc2.commands.plain import Verb, read_verb
 from tdmpc2.support.cli import one_line_errors
-from tdmpc2.support.output import plain_line
+from tdmpc2.support.text import escaped
 
 _FILE = Option("file", "checkpoint of any layout and precision", required=True, bare=True, aliases=("checkpoint",))
 VERBS = {
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoint = load_file(values["file"], identify=verb == "inspect")
     if verb == "inspect":
         for label, text in describe(checkpoint).items():
-            print(plain_line(f"{label:22}{text}"))
+            print(escaped(f"{label:22}{text}"))
         return
     layout, out = values["layout"], values["out"]
     save_file(out, convert(checkpoint, layout), overwrite=values["overwrite"])

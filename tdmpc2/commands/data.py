@@ -1,8 +1,9 @@
-"""Look at offline data, check it, and convert between its forms.
+"""Look at offline data, check it, convert between its forms, and make it of what a run has played.
 
 tdmpc2 data inspect data/mt30
 tdmpc2 data verify data/mt30
 tdmpc2 data convert data/a data/b data/merged tasks=walker-walk,walker-run dtype=float16
+tdmpc2 data from-run logs/walker-walk/1/default data/played
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tdmpc2.commands.options import Option
 from tdmpc2.commands.plain import Verb, read_verb
 from tdmpc2.support.cli import one_line_errors
-from tdmpc2.support.output import plain_line
+from tdmpc2.support.text import escaped
+
+if TYPE_CHECKING:
+    from tdmpc2.data.store.store import EpisodeStore
 
 _DIRECTORY = Option("dir", "an episode store or a directory of chunk files", required=True, bare=True)
 _TASK = Option("task", "task set of chunk files; by default what collect.json says, or mt30")
@@ -31,6 +35,14 @@ VERBS = {
         ),
     ),
     "verify": Verb("checksums of all data, and that every used value is finite", (_DIRECTORY, _TASK)),
+    "from-run": Verb(
+        "the replay buffer that a run which learns online has saved, as a store",
+        (
+            Option("run", "directory of the run", kind=Path, required=True, bare=True),
+            Option("out", "directory to make; it must not exist", kind=Path, required=True, bare=True),
+            Option("dtype", "of observations and actions", "float32", choices=("float32", "float16")),
+        ),
+    ),
     "convert": Verb(
         "merge, thin out or compact data into a store, or write chunk files",
         (
@@ -51,7 +63,7 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; exits with code 1 if ``verify`` finds damage."""
     verb, values = read_verb("data", __doc__, argv, VERBS)
-    {"inspect": _inspect, "verify": _verify, "convert": _convert}[verb](values)
+    {"inspect": _inspect, "verify": _verify, "from-run": _from_run, "convert": _convert}[verb](values)
 
 
 def _inspect(values: dict[str, Any]) -> None:
@@ -68,7 +80,7 @@ def _verify(values: dict[str, Any]) -> None:
 
     result = verify(values["dir"], values["task"])
     for problem in result.problems:
-        print(plain_line(problem))
+        print(escaped(problem))
     amount = f"{result.files:,} files, {result.episodes:,} episodes"
     count = len(result.problems)
     print(f"{amount}: {count:,} problem{'s' * (count > 1)}" if count else f"{amount}: good")
@@ -98,5 +110,15 @@ def _convert(values: dict[str, Any]) -> None:
         tasks=values["tasks"],
         max_per_task=values["max_episodes_per_task"],
     )
+    _print_store(out, store)
+
+
+def _from_run(values: dict[str, Any]) -> None:
+    from tdmpc2.training.saved_replay import replay_to_store
+
+    _print_store(values["out"], replay_to_store(values["run"], values["out"], values["dtype"]))
+
+
+def _print_store(out: Path, store: EpisodeStore) -> None:
     size = store.meta.files["rows.npy"].bytes
     print(f"{out}: episode store, {store.meta.dtype}, {store.meta.episodes:,} episodes, {size:,} bytes")

@@ -70,7 +70,7 @@ def examine() -> list[Finding]:
     """Look at everything. Where required packages are broken, what is built on them is left out."""
     findings = list(packages())
     if not any(finding.status == BROKEN for finding in findings):
-        for area in (processor, accelerators, rendering):
+        for area in (processor, accelerators, environments, rendering):
             findings += _safely(area)
     return [*findings, *optional_packages(), *places()]
 
@@ -160,6 +160,23 @@ def rendering() -> Iterator[Finding]:
             remedy = f"apt-get install {_RENDERING[name]}" if name in _RENDERING and not working else ""
             instead = f"; {working[0]} is used instead" if working else ""
             yield Finding("Rendering", name, MISSING, f"does not work here{instead}", remedy)
+
+
+def environments() -> Iterator[Finding]:
+    """The families of environments, and the tasks of each that have a name of their own."""
+    from tdmpc2.envs.registry import FAMILIES, INSTALL_ALL, family_of
+    from tdmpc2.tasks import TASKS
+
+    for family in FAMILIES:
+        count = sum(family_of(name) is family for name in TASKS)
+        named = f"{count} named tasks{family.more}" if count else f"no named tasks{family.more}"
+        if not family.make:
+            yield Finding("Environments", family.name, MISSING, "not supported yet", family.remedy)
+        elif not family.installed:
+            yield Finding("Environments", family.name, MISSING, f"{named}: {family.needs} not installed", INSTALL_ALL)
+        else:
+            package = f", {family.needs} {metadata.version(family.needs)}" if family.needs else ""
+            yield Finding("Environments", family.name, OK, f"{named}{package}{family.note and f'; {family.note}'}")
 
 
 def optional_packages() -> Iterator[Finding]:

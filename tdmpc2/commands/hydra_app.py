@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -23,8 +23,9 @@ from omegaconf.errors import OmegaConfBaseException
 from tdmpc2.commands.completion import complete
 from tdmpc2.commands.overrides import parse, read_line
 from tdmpc2.commands.pages import Row, Section, page, show, wants_help
-from tdmpc2.config import RUN_KEYS, defaults, help_rows
+from tdmpc2.config import RUN_KEYS, defaults, help_rows, run_directory
 from tdmpc2.support.cli import is_expected, one_line, one_line_errors
+from tdmpc2.support.files import read_json
 from tdmpc2.support.names import LONGEST, safe_name
 
 #: Hydra changes no directory and leaves no files; a multirun's own record goes beside the runs.
@@ -35,7 +36,7 @@ _HYDRA = (
     "hydra/job_logging=none",
     "hydra/hydra_logging=none",
 )
-_PLAIN_SWEEP = re.compile(r"[\w.]+=[\w.+/-]+(,[\w.]+=[\w.+/-]+)*", re.ASCII)
+_PLAIN_SWEEP = re.compile(r"[\w.]+=[\w.+-]+(,[\w.]+=[\w.+-]+)*", re.ASCII)
 _NOTE = (
     "Hydra's options: --multirun (-m) runs once for each of key=a,b; --cfg job prints the whole configuration; "
     "-sc install=bash prints what completes keys with the tab key; --hydra-help lists the rest."
@@ -183,14 +184,14 @@ def load_keys(cfg: DictConfig) -> dict[str, Any]:
 def sweep_name() -> str | None:
     """In a multirun, a directory name made of the run's swept overrides; otherwise None.
 
-    Values of plain letters, and paths, can be read in it; of others and of long ones there is a hash as well, so that
-    no two runs share a name.
+    Values of plain letters can be read in it; of others, such as paths, and of long ones there is a hash as well, so
+    that no two runs share a name.
     """
     swept = _swept()
     if swept is None:
         return None
     if _PLAIN_SWEEP.fullmatch(swept) and len(swept) <= LONGEST:
-        return re.sub(r"[,/]", "-", swept).replace("=", "_")
+        return swept.replace(",", "-").replace("=", "_")
     return safe_name(swept).replace("--", "-") if swept else "default"
 
 
@@ -213,8 +214,24 @@ def composed(cfg: DictConfig) -> dict[str, Any]:
     values = {str(key): value for key, value in plain.items()}
     if values.get("exp_name") is None and (swept := _swept()) is not None:
         older = _name_in_older_versions(swept)
-        begun = os.path.exists(
-            os.path.join("logs", str(values.get("task")), str(values.get("seed")), older, "run.json")
-        )
-        values["exp_name"] = older if begun else sweep_name()
+        directory = run_directory(str(values.get("task")), int(values.get("seed") or 0), older)
+        values["exp_name"] = older if _has_run_of(directory / "run.json", swept, values) else sweep_name()
     return values
+
+
+def _has_run_of(path: Path, swept: str, values: Mapping[str, Any]) -> bool:
+    """Tell if a run was begun with the swept values: names of older versions are also those of other values."""
+    if not path.exists():
+        return False
+    try:
+        recorded = read_json(path)
+    except ValueError:
+        return True  # opening the run says what is wrong with it
+    keys = [key for key in re.findall(r"(?:^|,)([\w.@]+)=", swept) if key in values and key in recorded]
+    return all(_same_value(recorded[key], values[key]) for key in keys)
+
+
+def _same_value(recorded: Any, value: Any) -> bool:
+    if isinstance(recorded, str) and isinstance(value, str):
+        return recorded == value or os.path.abspath(recorded) == os.path.abspath(os.path.expanduser(value))
+    return str(recorded) == str(value)

@@ -7,6 +7,7 @@ from tdmpc2.config.config import completed as completed
 from tdmpc2.config.config import from_record as from_record
 from tdmpc2.config.config import has_teacher as has_teacher
 from tdmpc2.config.config import parse_cfg as parse_cfg
+from tdmpc2.config.config import run_directory as run_directory
 from tdmpc2.config.distillation_keys import distillation_terms as distillation_terms
 from tdmpc2.config.facts import COMMANDS as COMMANDS
 from tdmpc2.config.facts import Key as Key

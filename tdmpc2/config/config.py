@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from tdmpc2.config.distillation_keys import distillation_terms, uncached_targets
 from tdmpc2.config.keys import Keys
 from tdmpc2.config.parts import check_freeze
+from tdmpc2.config.sharing import check_sharing, stored_for
 from tdmpc2.config.sizes import budget, check_widths, model_widths
 from tdmpc2.config.tables import KEYS, WIDTHS, check_keys, plain
 from tdmpc2.config.values import check_value, convert, is_nothing
@@ -121,6 +122,11 @@ class Config(Keys):
         return tuple(task_id for task_id in self.task_ids for _ in range(self.num_envs))
 
     @property
+    def stored_for(self) -> dict[int, tuple[int, ...]]:
+        """Task id -> ids of the tasks that its episodes are stored for, its own first; others with ``share_body``."""
+        return stored_for({task_id: self.task_names[task_id] for task_id in self.task_ids}, self.share_body)
+
+    @property
     def tuned_task(self) -> str | None:
         """The one task that a model of many is fine-tuned to by acting; None in all other runs."""
         tuned = self.mode == "online" and self.multitask and self.checkpoint is not None
@@ -143,17 +149,8 @@ class Config(Keys):
 
     @property
     def run_dir(self) -> Path:
-        """Directory of everything a run writes.
-
-        Names are made safe for every system; a run that an older version began under the name as it is stays there.
-        """
-        if self.work_dir:
-            return Path(self.work_dir)
-        name = self.exp_name or "default"
-        as_typed = os.path.join("logs", self.run_task, str(self.seed), name)
-        if os.path.exists(os.path.join(as_typed, "run.json")):
-            return Path(as_typed)
-        return Path("logs", safe_name(self.run_task), str(self.seed), safe_name(name))
+        """Directory of everything a run writes."""
+        return Path(self.work_dir) if self.work_dir else run_directory(self.run_task, self.seed, self.exp_name)
 
     # -- copies -----------------------------------------------------------------------------------------------------
 
@@ -220,11 +217,15 @@ class Config(Keys):
             raise ValueError(f"obs=rgb learns one task, and task={self.task} is a set: name a task, or use obs=state")
         if self.obs == "rgb" and self.mode == "offline":
             raise ValueError("obs=rgb learns online: stored episodes hold states, no images. Leave out data_dir")
+        if self.demonstrations is not None:
+            self._check_demonstrations(self.demonstrations)
         for name in self.tasks or ():
             if name not in self.task_names:
                 raise ValueError(f"tasks: '{name}' is not in task set '{self.task}'.{nearest(name, self.task_names)}")
         if self.tasks is not None and (not self.tasks or len(set(self.tasks)) < len(self.tasks)):
             raise ValueError(f"tasks={list(self.tasks)} must name at least one task, each once")
+        if self.share_body:
+            check_sharing(self, self.stored_for)
         check_widths({name: getattr(self, name) for name in WIDTHS}, self.model_size, self.task)
         absent = ["termination"] * (not self.episodic) + ["task_embedding"] * (not self.multitask)
         check_freeze(self.freeze, absent, self.checkpoint)
@@ -258,6 +259,17 @@ class Config(Keys):
             )
         if self.min_std > self.max_std:
             raise ValueError(f"min_std={self.min_std} must not exceed max_std={self.max_std}")
+
+    def _check_demonstrations(self, directory: str) -> None:
+        if self.mode == "offline":
+            raise ValueError(
+                f"demonstrations={directory} are shown to a run that learns online: to learn from stored episodes "
+                f"alone, name them as data_dir={directory}"
+            )
+        if self.obs == "rgb":
+            raise ValueError(f"obs=rgb: demonstrations={directory} hold states, no images. Leave out one of them")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size={self.batch_size} leaves no half of a batch for demonstrations={directory}")
 
 
 @cache
@@ -340,3 +352,15 @@ def has_teacher(value: Any) -> bool:
             f"a teacher's file is named by teacher_config.checkpoint={value}"
         )
     return True
+
+
+def run_directory(task: str, seed: int, exp_name: str | None) -> Path:
+    """Choose the directory of a run that names none: ``logs/<task>/<seed>/<exp_name>``.
+
+    Names are made safe for every system; a run that an older version began under the name as it is stays there.
+    """
+    name = exp_name or "default"
+    as_typed = os.path.join("logs", task, str(seed), name)
+    if os.path.exists(os.path.join(as_typed, "run.json")):
+        return Path(as_typed)
+    return Path("logs", safe_name(task), str(seed), safe_name(name))

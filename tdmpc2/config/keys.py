@@ -109,6 +109,13 @@ class Keys:
     buffer_size: int = key(
         1_000_000, "rows of the replay buffer: steps, and one for each episode", at_least=1, scope=RUN, decides=True
     )
+    share_body: bool = key(
+        False, "tasks that are one body with different rewards learn from each other's steps", scope=RUN, decides=True
+    )
+    demonstrations: str | None = key(
+        None, "episode store or directory of chunk_*.pt files that half of each batch is drawn from; null: none",
+        path=True, scope=RUN, on_resume=MAY_CHANGE, decides=True,
+    )  # fmt: skip
     collect_num_samples: int | None = key(
         None, "num_samples while collecting; null: as in evaluations", at_least=2, scope=RUN, decides=True
     )

@@ -5,6 +5,7 @@ They are lower bounds: what is refused could not have worked, and names the keys
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from tdmpc2.config.config import Config
@@ -25,19 +26,34 @@ def model_parts(cfg: Config) -> list[Part]:
     """Weights of the model, target heads included."""
     inputs = cfg.latent_dim + cfg.action_dim + cfg.task_dim
     wide = cfg.mlp_dim * cfg.mlp_dim
-    encoder = (cfg.obs_dim + cfg.task_dim) * cfg.enc_dim + cfg.enc_dim * cfg.latent_dim
-    encoder += max(cfg.num_enc_layers - 2, 0) * cfg.enc_dim * cfg.enc_dim
     trunk = inputs * cfg.mlp_dim + wide
     others = trunk + cfg.mlp_dim * cfg.latent_dim  # dynamics
     others += trunk + cfg.mlp_dim * cfg.num_bins  # reward
     others += (cfg.latent_dim + cfg.task_dim) * cfg.mlp_dim + wide + cfg.mlp_dim * 2 * cfg.action_dim  # policy
+    if cfg.episodic:
+        others += (cfg.latent_dim + cfg.task_dim) * cfg.mlp_dim + wide + cfg.mlp_dim  # termination
     heads = 2 * cfg.num_q * (trunk + cfg.mlp_dim * cfg.num_bins)
     return [
-        Part("the encoder", _FLOAT * encoder, ("obs_dim", "enc_dim", "num_enc_layers", "latent_dim")),
+        _pixel_encoder(cfg) if cfg.obs == "rgb" else _state_encoder(cfg),
         Part("the networks", _FLOAT * others, ("mlp_dim", "latent_dim", "num_bins")),
         Part("the Q heads", _FLOAT * heads, ("num_q", "mlp_dim", "latent_dim", "num_bins")),
         Part("the task embedding", _FLOAT * len(cfg.task_specs) * cfg.task_dim, ("task_dim",)),
     ]
+
+
+def _state_encoder(cfg: Config) -> Part:
+    weights = (cfg.obs_dim + cfg.task_dim) * cfg.enc_dim + cfg.enc_dim * cfg.latent_dim
+    weights += max(cfg.num_enc_layers - 2, 0) * cfg.enc_dim * cfg.enc_dim
+    return Part("the encoder", _FLOAT * weights, ("obs_dim", "enc_dim", "num_enc_layers", "latent_dim"))
+
+
+def _pixel_encoder(cfg: Config) -> Part:
+    """Count the weights of four convolutions of 7, 5, 3 and 3 pixels, and of the map to the latent size."""
+    width = cfg.num_channels
+    features = 16 * width
+    weights = 49 * cfg.obs_shape[0] * width + (25 + 9 + 9) * width * width
+    weights += features * cfg.latent_dim if features != cfg.latent_dim else 0
+    return Part("the encoder of images", _FLOAT * weights, ("num_channels", "latent_dim"))
 
 
 def plan_parts(cfg: Config) -> list[Part]:
@@ -49,10 +65,15 @@ def plan_parts(cfg: Config) -> list[Part]:
 
 def batch_parts(cfg: Config) -> list[Part]:
     """A batch and the predictions of it that an update keeps for its gradients."""
-    row = cfg.obs_dim + cfg.action_dim + 2
-    kept = cfg.latent_dim + 2 * cfg.mlp_dim + cfg.num_bins * (1 + cfg.num_q)
+    row = cfg.action_dim + 2 + (0 if cfg.obs == "rgb" else cfg.obs_dim)
+    kept = cfg.latent_dim + 2 * cfg.mlp_dim + cfg.num_bins * (1 + cfg.num_q) + cfg.episodic * 2 * cfg.mlp_dim
     size = _FLOAT * cfg.batch_size * ((cfg.horizon + 1) * row + cfg.horizon * kept)
-    return [Part("a batch and its gradients", size, ("batch_size", "horizon", "mlp_dim", "num_bins", "num_q"))]
+    parts = [Part("a batch and its gradients", size, ("batch_size", "horizon", "mlp_dim", "num_bins", "num_q"))]
+    if cfg.obs == "rgb":  # bytes, and the float32 output of the first convolution, 29 x 29 for each channel
+        image = math.prod(cfg.obs_shape) + _FLOAT * 29 * 29 * cfg.num_channels
+        images = cfg.batch_size * (cfg.horizon + 1) * image
+        parts.append(Part("the images of a batch", images, ("batch_size", "horizon", "num_channels")))
+    return parts
 
 
 def training_parts(cfg: Config) -> list[Part]:

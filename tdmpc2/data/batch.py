@@ -88,6 +88,12 @@ class Batch(NamedTuple):
         to_gpu = torch.device(device).type == "cuda"  # the other way, reading could begin before the copy has ended
         return self._replace(**{name: tensor.to(device, non_blocking=to_gpu) for name, tensor in self._columns()})
 
+    @classmethod
+    def joined(cls, first: Batch, second: Batch) -> Batch:
+        """Put the slices of two batches with the same columns side by side, the first one's first."""
+        parts = {name: (tensor, getattr(second, name)) for name, tensor in first._columns()}
+        return cls(**{name: torch.cat(pair, 0 if name == "task" else 1) for name, pair in parts.items()})
+
     def pin_memory(self) -> Batch:
         """Copy the batch into page-locked memory, from which a GPU copies without the CPU."""
         return self._replace(**{name: tensor.pin_memory() for name, tensor in self._columns()})

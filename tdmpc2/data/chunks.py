@@ -2,7 +2,8 @@
 
 A chunk is a pickled ``TensorDict`` of batch shape [N, L + 1], N episodes of L steps. Row t of an episode holds the
 observation after step t and the action and reward that led to it. Row 0 holds the first observation; its action and
-reward are filler (NaN in files written here, anything in published ones) and are never used.
+reward are filler (NaN in files written here, anything in published ones) and are never used. Episodes of other lengths,
+and those that terminate, are in files of another form (:mod:`tdmpc2.data.unequal`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from tdmpc2.support.text import cut
 from tdmpc2.tasks import TaskSpec
 
 DTYPES = {"obs": torch.float32, "action": torch.float32, "reward": torch.float32, "task": torch.int32}
+#: The same of a file whose episodes have lengths of their own.
+UNEQUAL_DTYPES = {**DTYPES, "episode": torch.int32, "terminated": torch.bool}
 _TASK_DTYPES = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)  # what others may have written
 
 # Names that files of tensordict 0.2 up to now contain, under the paths they had in the version that wrote them.
@@ -53,6 +56,7 @@ class Layout(NamedTuple):
     obs_dim: int  # O, padded
     action_dim: int  # A, padded
     num_tasks: int
+    longest: int  # most steps of an episode, where episodes have lengths of their own
 
     @classmethod
     def of(cls, specs: Sequence[TaskSpec]) -> Layout:
@@ -62,6 +66,7 @@ class Layout(NamedTuple):
             obs_dim=max(spec.obs_dim for spec in specs),
             action_dim=max(spec.action_dim for spec in specs),
             num_tasks=len(specs),
+            longest=max(spec.episode_length for spec in specs),
         )
 
 
@@ -100,7 +105,8 @@ def read_chunk(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Returns:
         obs [N, L+1, O], action [N, L+1, A] and reward [N, L+1] in float32, task [N, L+1] in int32 or the integers that
-        the file has: :func:`episode_tasks` converts them.
+        the file has: :func:`episode_tasks` converts them. Where episodes have lengths of their own, [R, ...] instead of
+        [N, L+1, ...], and the fields episode and terminated.
 
     Raises:
         ValueError: unreadable, truncated or shorter than it says, holds anything but tensors, or has other fields,
@@ -202,18 +208,37 @@ def write_chunk(path: str | os.PathLike[str], obs: Tensor, action: Tensor, rewar
     for name in ("action", "reward"):
         if not chunk[name][:, 0].isnan().all():
             raise ValueError(f"{path}: row 0 of {name} must be NaN, no step led to it")
+    _save(path, chunk)
+
+
+def save_chunk(path: Path, chunk: Mapping[str, Tensor], first_rows: Tensor) -> None:
+    """Write checked fields [R, ...] as :func:`write_chunk` does.
+
+    Raises:
+        ValueError: the file exists, its name is another, a first row of an episode is not filler, or the disk refused.
+    """
+    if not _NAME.fullmatch(path.name):
+        raise ValueError(f"{path} is not named chunk_<number>.pt and would not be found again")
+    for name in ("action", "reward"):
+        if not chunk[name][first_rows].isnan().all():
+            raise ValueError(f"{path}: row 0 of {name} must be NaN, no step led to it")
+    _save(path, chunk)
+
+
+def _save(path: Path, chunk: Mapping[str, Tensor]) -> None:
     with replacing(path, overwrite=False) as temporary, open(temporary, "wb") as file:
-        torch.save(TensorDict({k: _own_storage(v) for k, v in chunk.items()}, batch_size=reward.shape), file)
+        torch.save(TensorDict({k: _own_storage(v) for k, v in chunk.items()}, batch_size=chunk["reward"].shape), file)
 
 
 # -- checks: each raises a ValueError that names the file and, for values, the episode and row ------------------------
 
 
 def check_fields(path: Path, chunk: Mapping[str, Any]) -> None:
-    """Require exactly obs, action, reward and task, with their types and consistent shapes."""
-    if set(chunk) != set(DTYPES):
-        raise ValueError(f"{path} has the fields {', '.join(sorted(chunk))}; a chunk has {', '.join(DTYPES)}")
-    for name, dtype in DTYPES.items():
+    """Require exactly obs, action, reward and task, with their types and consistent shapes, or the unequal form's."""
+    form = UNEQUAL_DTYPES if "episode" in chunk else DTYPES
+    if set(chunk) != set(form):
+        raise ValueError(f"{path} has the fields {', '.join(sorted(chunk))}; a chunk has {', '.join(form)}")
+    for name, dtype in form.items():
         allowed = _TASK_DTYPES if name == "task" else (dtype,)
         value = chunk[name]
         if type(value) is not Tensor or value.layout != torch.strided or value.dtype not in allowed:
@@ -221,17 +246,17 @@ def check_fields(path: Path, chunk: Mapping[str, Any]) -> None:
             if isinstance(value, Tensor) and value.layout != torch.strided:
                 found = f"{value.layout}, which is not stored in full: save it with .to_dense()"
             raise ValueError(f"{path}: {name} is {found}, expected {dtype}")
-    shapes = {name: tuple(chunk[name].shape) for name in DTYPES}
+    shapes = {name: tuple(chunk[name].shape) for name in form}
+    rows, dims = ("[R", 1) if form is UNEQUAL_DTYPES else ("[N, L+1", 2)
     batch = shapes["reward"]
-    dims = {name: len(shape) for name, shape in shapes.items()}
     if (
-        dims != {"obs": 3, "action": 3, "reward": 2, "task": 2}
-        or any(shape[:2] != batch for shape in shapes.values())
-        or batch[0] < 1
-        or batch[1] < 2
+        any(len(shape) != dims + (name in ("obs", "action")) for name, shape in shapes.items())
+        or any(shape[:dims] != batch for shape in shapes.values())
+        or min(batch) < 1
+        or batch[-1] < 2
     ):
         raise ValueError(
-            f"{path} has shapes {shapes}; expected obs [N, L+1, O], action [N, L+1, A], reward [N, L+1], task [N, L+1] "
+            f"{path} has shapes {shapes}; expected obs {rows}, O], action {rows}, A], reward {rows}], task {rows}] "
             "with at least one episode of one step"
         )
 
@@ -259,11 +284,12 @@ def check_sizes(path: Path, chunk: Mapping[str, Tensor], records: Sequence[Recor
 
 
 def check_layout(path: Path, chunk: Mapping[str, Tensor], layout: Layout) -> None:
-    """Require the sizes of a task set."""
+    """Require the sizes of a task set; lengths that are those of the episodes' own are checked with their index."""
+    length = layout.rows - 1 if "episode" in chunk else chunk["reward"].shape[1] - 1
     for what, found, expected in (
-        ("episodes of length", chunk["reward"].shape[1] - 1, layout.rows - 1),
-        ("observations of size", chunk["obs"].shape[2], layout.obs_dim),
-        ("actions of size", chunk["action"].shape[2], layout.action_dim),
+        ("episodes of length", length, layout.rows - 1),
+        ("observations of size", chunk["obs"].shape[-1], layout.obs_dim),
+        ("actions of size", chunk["action"].shape[-1], layout.action_dim),
     ):
         if found != expected:
             raise ValueError(f"{path} has {what} {found}, but the task set has {expected}. Is it data of another task?")

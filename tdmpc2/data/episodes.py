@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from tdmpc2.data.chunks import Layout, write_chunk
+from tdmpc2.data.chunks import Layout
 from tdmpc2.data.collect_record import Record
+from tdmpc2.data.unequal import Recorded, write_recorded
 from tdmpc2.envs import task_spec
 from tdmpc2.support.files import locked
 from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest
@@ -27,6 +28,7 @@ def write_episodes(
     episodes: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]],
     *,
     task_set: str | None = None,
+    terminated: Sequence[bool] | None = None,
 ) -> Path:
     """Add episodes of a task to a data directory, as one more chunk file that training reads.
 
@@ -43,10 +45,12 @@ def write_episodes(
     Args:
         data_dir: directory of the data, made if need be.
         task: task of the episodes: of the table (``walker-walk``), or a Gymnasium id (``my_tasks:Robot-v0``), which
-            says how large observations and actions are and how many steps T an episode has.
+            says how large observations and actions are and how many steps T an episode has at most.
         episodes: for each episode obs [T+1, O], action [T, A] in [-1, 1] and reward [T], of any number type. ``obs[t]``
             is what ``action[t]`` was chosen from, ``reward[t]`` and ``obs[t + 1]`` what it led to.
         task_set: ``mt30`` or ``mt80``, to add to data of many tasks; by default the data is of this task alone.
+        terminated: for each episode whether its last step ended it for good, as a fall does, and not merely a time
+            limit or the end of a recording; by default none. ``episodic=true`` learns from it.
 
     Returns:
         The new file.
@@ -60,23 +64,26 @@ def write_episodes(
     spec, layout = specs[task_id], Layout.of(specs)
     if not len(episodes):
         raise ValueError(f"no episodes of '{task}' to write: give at least one (obs, action, reward)")
-    obs = torch.zeros(len(episodes), layout.rows, layout.obs_dim, dtype=torch.float32)
-    action = torch.zeros(len(episodes), layout.rows, layout.action_dim, dtype=torch.float32)
-    reward = torch.zeros(len(episodes), layout.rows, dtype=torch.float32)
-    for number, episode in enumerate(episodes):
-        arrays = _check_episode(f"episodes[{number}]", episode, spec)
-        steps = layout.rows - 1  # less than the episode's in a set where other tasks are shorter
-        obs[number, :, : spec.obs_dim] = torch.from_numpy(arrays[0][: steps + 1])
-        action[number, 1:, : spec.action_dim] = torch.from_numpy(arrays[1][:steps])
-        reward[number, 1:] = torch.from_numpy(arrays[2][:steps])
-    action[:, 0] = reward[:, 0] = torch.nan  # no step led to the first observation
+    ends = [False] * len(episodes) if terminated is None else [bool(end) for end in terminated]
+    if len(ends) != len(episodes):
+        raise ValueError(f"terminated has {len(ends)} entries for {len(episodes)} episodes: give one for each")
+    recorded = []
+    for number, (episode, end) in enumerate(zip(episodes, ends, strict=True)):
+        obs, action, reward = map(torch.from_numpy, _check_episode(f"episodes[{number}]", episode, spec))
+        steps = min(len(reward), layout.rows - 1)  # less than the episode's in a set where other tasks are shorter
+        rows = torch.zeros(steps + 1, layout.obs_dim), torch.zeros(steps + 1, layout.action_dim), torch.zeros(steps + 1)
+        rows[0][:, : spec.obs_dim] = obs[: steps + 1]
+        rows[1][1:, : spec.action_dim] = action[:steps]
+        rows[2][1:] = reward[:steps]
+        rows[1][0] = rows[2][0] = torch.nan  # no step led to the first observation
+        recorded.append(Recorded(*rows, terminated=end and steps == len(reward)))
     root = Path(data_dir).expanduser()
     with locked(
         root / "collect.lock", f"Another process has held {root}/collect.lock for a minute: try again", wait=60
     ):
         record = Record.read(root, name, specs)
         path = root / f"chunk_{record.next_number()}.pt"
-        write_chunk(path, obs, action, reward, torch.full((len(episodes),), task_id))
+        write_recorded(path, recorded, task_id, layout.rows - 1)
         record.write()
     return path
 
@@ -100,16 +107,16 @@ def _check_episode(origin: str, episode: Any, spec: TaskSpec) -> tuple[Floats, F
     obs, action, reward = (
         _floats(f"{origin}: {name}", part) for name, part in zip(("obs", "action", "reward"), episode, strict=True)
     )
-    if action.ndim and len(action) != spec.episode_length:
+    steps = len(action) if action.ndim else spec.episode_length
+    if not 1 <= steps <= spec.episode_length:
         raise ValueError(
-            f"{origin} has {len(action)} actions, but episodes of '{spec.name}' have {spec.episode_length} steps, and "
-            "data needs episodes of one length: cut longer ones, or register the environment with another "
-            "max_episode_steps"
+            f"{origin} has {steps} actions, but episodes of '{spec.name}' have 1 to {spec.episode_length} steps: cut "
+            "longer ones, or register the environment with another max_episode_steps"
         )
     expected = {
-        "obs": (obs, (spec.episode_length + 1, spec.obs_dim)),
-        "action": (action, (spec.episode_length, spec.action_dim)),
-        "reward": (reward, (spec.episode_length,)),
+        "obs": (obs, (steps + 1, spec.obs_dim)),
+        "action": (action, (steps, spec.action_dim)),
+        "reward": (reward, (steps,)),
     }
     for name, (values, shape) in expected.items():
         if values.shape != shape:

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from tdmpc2.config import Config
-from tdmpc2.data.chunks import chunk_paths
+from tdmpc2.data.chunks import Layout, chunk_paths, read_chunk
 from tdmpc2.data.dataset import EpisodeDataset, select_episodes, select_from_chunks
+from tdmpc2.data.index import EpisodeIndex
 from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.data.source import OTHER_TASKS, chunk_tasks
 from tdmpc2.data.store.importer import check_replaceable, clean_leftovers, ensure_store, find_store
+from tdmpc2.data.store.meta import StoreMeta
 from tdmpc2.data.store.selection import check_tasks, chunk_fingerprints
-from tdmpc2.data.store.store import EpisodeStore, StoreMeta
+from tdmpc2.data.store.store import EpisodeStore
+from tdmpc2.data.unequal import chunk_index, is_unequal
 from tdmpc2.support.runtime import available_memory
 from tdmpc2.tracking.progress import Progress
 
@@ -34,7 +37,8 @@ class Data(NamedTuple):
     place: str  # cuda, cpu or disk
     ahead: int  # batches to draw ahead
     store: EpisodeStore | None  # None: chunk files, read into memory
-    episodes: Tensor  # [n] numbers in the store of the episodes that are drawn from
+    episodes: Tensor  # [n] numbers in the store of the episodes of the run
+    note: str = ""  # a line on episodes that are too short to be drawn from
 
 
 def choose_place(data_device: str, device: torch.device, size: int) -> str:
@@ -88,12 +92,13 @@ def data_bytes(cfg: Config) -> int:
     """
     store = _find(cfg.data_dir)
     if store is not None:
-        return len(_select(store, cfg)) * store.meta.episode_bytes
+        return store.index.take(_select(store, cfg)).num_rows * store.meta.row_format.record.itemsize
     if cfg.tasks is None and cfg.max_episodes_per_task is None:
         return sum(path.stat().st_size for path in chunk_paths(cfg.data_dir))
     with _naming_the_subset(cfg):
-        *_, kept = select_from_chunks(cfg.data_dir, cfg.task_specs, cfg.task_ids, cfg.max_episodes_per_task)
-    return len(kept) * StoreMeta(cfg.task, cfg.task_specs, len(kept)).episode_bytes
+        _, indices, kept = select_from_chunks(cfg.data_dir, cfg.task_specs, cfg.task_ids, cfg.max_episodes_per_task)
+    row = StoreMeta(cfg.task, cfg.task_specs, len(kept)).row_format.record.itemsize
+    return EpisodeIndex.joined(indices).take(kept).num_rows * row
 
 
 def open_data(cfg: Config, device: torch.device, place: str | None = None) -> Data:
@@ -117,13 +122,49 @@ def open_data(cfg: Config, device: torch.device, place: str | None = None) -> Da
             store = ensure_store(cfg.data_dir, cfg.task, cfg.task_specs)
     else:
         clean_leftovers(cfg.data_dir)
-    episodes, drawn = _select(store, cfg), None
+    episodes, own = _select(store, cfg), None
     if place == "disk":
-        dataset, drawn = EpisodeDataset.map(store), episodes
+        dataset, own = EpisodeDataset.map(store, cfg.episodic), episodes
     else:
         with Progress(len(episodes), "Loading", unit="episodes") as bar:
-            dataset = EpisodeDataset.read(store, episodes, device if place == "cuda" else "cpu", bar.update)
-    return Data(_sampler(cfg, dataset, drawn), place, _ahead(place, device), store, episodes)
+            where = device if place == "cuda" else "cpu"
+            dataset = EpisodeDataset.read(store, episodes, where, bar.update, cfg.episodic)
+    sampler, note = _sampler(cfg, dataset, own)
+    return Data(sampler, place, _ahead(place, device), store, episodes, note)
+
+
+def data_problems(cfg: Config, demonstrations: bool = False) -> list[str]:
+    """Look for what the episodes of ``data_dir`` cannot be used for; only the index of those that need one is read.
+
+    Args:
+        cfg: ``episodic``, ``distillation_cache`` and the tasks.
+        demonstrations: they are shown to a run that learns online; then it is no matter if none terminated.
+
+    Returns:
+        One line for each problem.
+
+    Raises:
+        ValueError: damaged data.
+    """
+    store = _find(cfg.data_dir)
+    if store is not None:
+        found = [store.index] if store.meta.rows is not None else []
+    else:
+        layout = Layout.of(cfg.task_specs)
+        paths = [path for path in chunk_paths(cfg.data_dir, cfg.task) if is_unequal(read_chunk(path))]
+        found = [chunk_index(path, layout) for path in paths]
+    ended = sum(int((index.terminated & torch.isin(index.task, torch.tensor(cfg.task_ids))).sum()) for index in found)
+    problems = []
+    if ended and not cfg.episodic:
+        problems.append(f"{ended:,} episodes terminated, which episodic=false does not learn from: set episodic=true")
+    if not ended and cfg.episodic and not demonstrations:
+        problems.append("episodic=true: none of the stored episodes terminated: set episodic=false")
+    if found and cfg.distillation_cache != "off":
+        problems.append(
+            f"distillation_cache={cfg.distillation_cache} is for episodes of one length, and these have lengths of "
+            "their own: use distillation_cache=off"
+        )
+    return problems
 
 
 def data_record(data_dir: str, task: str = "mt30") -> dict[str, str]:
@@ -179,12 +220,29 @@ def _read_chunks(cfg: Config, device: torch.device, place: str) -> Data:
             device if place == "cuda" else "cpu",
             bar.update,
             cfg.max_episodes_per_task,
+            cfg.episodic,
         )
-    return Data(_sampler(cfg, dataset), place, _ahead(place, device), None, torch.arange(len(dataset)))
+    sampler, note = _sampler(cfg, dataset)
+    return Data(sampler, place, _ahead(place, device), None, torch.arange(len(dataset)), note)
 
 
-def _sampler(cfg: Config, dataset: EpisodeDataset, episodes: Tensor | None = None) -> SliceSampler[EpisodeDataset]:
-    return SliceSampler(dataset, episodes, cfg.task_balance, horizon=cfg.horizon, seed=cfg.seed)
+def _sampler(
+    cfg: Config, dataset: EpisodeDataset, own: Tensor | None = None
+) -> tuple[SliceSampler[EpisodeDataset], str]:
+    """Sample the run's own episodes that a slice fits into, and say in a line if there are others."""
+    lengths = dataset.lengths if own is None else dataset.lengths[own]
+    short = int((lengths < cfg.horizon).sum())
+    note = ""
+    if short == len(lengths):
+        raise ValueError(
+            f"None of the {short:,} episodes in data_dir={cfg.data_dir} has the {cfg.horizon} steps that a slice "
+            "takes: set horizon lower"
+        )
+    if short:
+        long = (lengths >= cfg.horizon).nonzero().squeeze(1)
+        own = long if own is None else own[long]
+        note = f"{short:,} of {len(lengths):,} episodes have less than horizon={cfg.horizon} steps: none is drawn"
+    return SliceSampler(dataset, own, cfg.task_balance, horizon=cfg.horizon, seed=cfg.seed), note
 
 
 def _ahead(place: str, device: torch.device) -> int:

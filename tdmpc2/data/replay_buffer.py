@@ -44,9 +44,9 @@ def replay_buffer(
         if sampler.horizon != horizon:
             raise ValueError(f"horizon={horizon}, but the sampler draws slices of horizon={sampler.horizon}")
     elif isinstance(dataset, EpisodeDataset):
-        length = dataset.episode_length + 1
-        columns["task"] = dataset.task.int().repeat_interleave(length)
-        columns["episode"] = torch.arange(len(dataset), dtype=torch.int32).repeat_interleave(length)
+        counts = dataset.lengths + 1
+        columns["task"] = dataset.task.int().repeat_interleave(counts.to(dataset.task.device))
+        columns["episode"] = torch.arange(len(dataset), dtype=torch.int32).repeat_interleave(counts)
     else:
         raise ValueError("A ring is sampled with its own sampler: others would draw rows that are overwritten")
     storage = TensorStorage(TensorDict(columns, batch_size=[len(columns["reward"])]))

@@ -78,30 +78,14 @@ class SavedRing:
         Raises:
             ValueError: the state or a file of it is damaged, or a file is missing or another one.
         """
-        origin = f"{self._directory.parent / 'state.pt'}: replay"
-        state = check_entries(origin, state, _STATE, _REMEDY)
-        self._files = [check_entries(f"{origin}: files", file, _FILE, _REMEDY) for file in state["files"]]
+        self._files, dropped = listed_files(f"{self._directory.parent / 'state.pt'}: replay", state)
         self._next = state["next"]
-        self.ring.skip(state["dropped"])
+        self.ring.skip(dropped)
         for file in self._files:
-            for number, episode in enumerate(self._read(file), file["first"]):
-                if number >= state["dropped"]:
+            episodes = read_episodes(self._directory, file, self.ring.row_format.words)
+            for number, episode in enumerate(episodes, file["first"]):
+                if number >= dropped:
                     self.ring.add_rows(episode)
-
-    def _read(self, file: Mapping[str, Any]) -> list[RingEpisode]:
-        path = self._directory / file["name"]
-        if not path.exists():
-            raise ValueError(f"{path} is missing. {_REMEDY}")
-        content, checksum = read_identified(path)
-        if checksum != file["sha256"]:
-            raise ValueError(f"{path} is not the file that was saved with the run. {_REMEDY}")
-        content = check_entries(str(path), content, _CONTENT, _REMEDY)
-        lengths, words = content["rows_of"].tolist(), self.ring.row_format.words
-        fits = content["rows"].shape == (sum(lengths), words) and len(lengths) == file["last"] - file["first"]
-        if not fits or min(lengths, default=2) < 2:
-            raise ValueError(f"{path} has rows of another form than this run's. {_REMEDY}")
-        parts = zip(content["rows"].split(lengths), content["task"].tolist(), content["terminated"], strict=True)
-        return [RingEpisode(rows, task, bool(terminated)) for rows, task, terminated in parts]
 
     def _write(self, first: int) -> dict[str, Any]:
         ring = self.ring
@@ -116,3 +100,37 @@ class SavedRing:
         save_file(path, payload, overwrite=True)
         self._next += 1
         return {"name": path.name, "sha256": file_sha256(path), "first": first, "last": ring.num_added}
+
+
+def listed_files(origin: str, state: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
+    """Read from the state of a :class:`SavedRing` which files belong to it.
+
+    Returns:
+        Name, sha256 and first to last - 1 of the episodes of each file, and the number of the oldest that is alive.
+
+    Raises:
+        ValueError: the state, which is from ``origin``, is damaged.
+    """
+    state = check_entries(origin, state, _STATE, _REMEDY)
+    return [check_entries(f"{origin}: files", file, _FILE, _REMEDY) for file in state["files"]], state["dropped"]
+
+
+def read_episodes(directory: Path, file: Mapping[str, Any], words: int) -> list[RingEpisode]:
+    """Read the episodes of a file that :func:`listed_files` names, whose records have ``words`` words.
+
+    Raises:
+        ValueError: it is missing, damaged, or another file than the one that was saved.
+    """
+    path = directory / file["name"]
+    if not path.exists():
+        raise ValueError(f"{path} is missing. {_REMEDY}")
+    content, checksum = read_identified(path)
+    if checksum != file["sha256"]:
+        raise ValueError(f"{path} is not the file that was saved with the run. {_REMEDY}")
+    content = check_entries(str(path), content, _CONTENT, _REMEDY)
+    lengths = content["rows_of"].tolist()
+    numbers = {len(lengths), len(content["task"]), len(content["terminated"]), file["last"] - file["first"]}
+    if content["rows"].shape != (sum(lengths), words) or len(numbers) > 1 or min(lengths, default=2) < 2:
+        raise ValueError(f"{path} has rows of another form than this run's. {_REMEDY}")
+    parts = zip(content["rows"].split(lengths), content["task"].tolist(), content["terminated"], strict=True)
+    return [RingEpisode(rows, task, bool(terminated)) for rows, task, terminated in parts]

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 from tdmpc2.config import parse_cfg
 from tdmpc2.data.chunks import Layout
-from tdmpc2.data.store.selection import Part, Selection
-from tdmpc2.data.store.store import TASK, StoreMeta
+from tdmpc2.data.index import EpisodeIndex
+from tdmpc2.data.store.meta import TASK, StoreMeta
+from tdmpc2.data.store.parts import Part
+from tdmpc2.data.store.selection import Selection
 from tdmpc2.support.entries import check_entries
 from tdmpc2.support.reading import load_json
 from tdmpc2.support.text import cut
@@ -54,9 +53,9 @@ class Source:
         return Layout.of(self.specs)
 
     @property
-    def task_ids(self) -> Tensor:
-        """Task id of each episode, [N] int64."""
-        return torch.cat([part.task for part in self.parts])
+    def index(self) -> EpisodeIndex:
+        """Task, length and end of each episode."""
+        return EpisodeIndex.joined([part.index for part in self.parts])
 
 
 def find_form(data_dir: str | os.PathLike[str]) -> tuple[Path, str]:
@@ -171,5 +170,5 @@ def tasks_present(data_dir: str | os.PathLike[str], task: str | None = None) -> 
         ValueError: see :func:`open_source`.
     """
     source = open_source(data_dir, task)
-    ids, counts = source.task_ids.unique(return_counts=True)
+    ids, counts = source.index.task.unique(return_counts=True)
     return {source.specs[index].name: count for index, count in zip(ids.tolist(), counts.tolist(), strict=True)}

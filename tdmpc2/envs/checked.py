@@ -64,6 +64,9 @@ class CheckedEnv(gymnasium.Wrapper[Observation, Action, Observation, Action]):
             reward = float(number)
         if not abs(reward) <= _LARGEST:
             raise EnvironmentFault(f"{self._at()}: the reward is {reward}; {_UNSTABLE}")
+        for task, other in info.get("task_rewards", {}).items():  # of other tasks of the same body
+            if not abs(other) <= _LARGEST:
+                raise EnvironmentFault(f"{self._at()}: the reward for {task} is {other}; {_UNSTABLE}")
         return self._checked(obs), reward, terminated, truncated, info
 
     def render(self) -> Any:

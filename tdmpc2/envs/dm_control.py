@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -11,10 +13,10 @@ from numpy.typing import NDArray
 
 from tdmpc2.envs import quadruped
 from tdmpc2.envs.custom_tasks import CUSTOM_TASKS, load
-from tdmpc2.envs.headless import suite
+from tdmpc2.envs.headless import control, suite
 from tdmpc2.envs.rendering import Renderer, context_module
 from tdmpc2.envs.wrappers import Action, Env, Info, Observation, sizes
-from tdmpc2.tasks import TASK_SETS, TASKS, TaskSpec, nearest
+from tdmpc2.tasks import BODIES, TASK_SETS, TASKS, TaskSpec, nearest
 
 _ALIASES = {"cup": "ball_in_cup", "pointmass": "point_mass"}
 _PAIRS = {f"{domain}_{task}": (domain, task) for domain, task in (*suite.ALL_TASKS, *CUSTOM_TASKS)}
@@ -67,6 +69,8 @@ class DMControlEnv(gymnasium.Env[Observation, Action]):
     The task's random stream starts at ``seed`` and decides first states only. ``reset(seed=s)`` starts it again at s,
     as in a new environment; ``reset()`` goes on to its next episode.
 
+    After :meth:`score_also`, ``info["task_rewards"]`` of a step holds the rewards of other tasks of the same body.
+
     Args:
         task: name as in ``tdmpc2.tasks``, or any task of dm_control's suite.
         seed: start of the random stream and of ``action_space``; None takes it from the operating system.
@@ -84,6 +88,7 @@ class DMControlEnv(gymnasium.Env[Observation, Action]):
         if render_mode is not None:
             context_module()  # fails here rather than at the first frame
         self.render_mode = render_mode
+        self._name = task
         self._domain, self._task_name = resolve(task)
         self._load(seed)
         self._substeps = round(self._env.control_timestep() / self.physics.timestep())
@@ -100,15 +105,26 @@ class DMControlEnv(gymnasium.Env[Observation, Action]):
         self._camera = min(2 if self._domain == "quadruped" else 0, self.physics.model.ncam - 1)
         self._renderers: dict[int, Renderer] = {}  # by size of the frame
         self._running = False
+        self._others: dict[str, Callable[[Any], float]] = {}
 
     def _load(self, seed: int | None) -> None:
-        if (self._domain, self._task_name) in CUSTOM_TASKS:
-            self._env = load(self._domain, self._task_name, seed)
-        else:
-            self._env = suite.load(self._domain, self._task_name, task_kwargs={"random": seed})
+        self._env = _loaded(self._domain, self._task_name, seed)
         self.physics, self.task = self._env.physics, self._env.task
-        if self._domain == "quadruped":
-            quadruped.repair(self.physics, self._task_name)
+
+    def score_also(self, tasks: Sequence[str]) -> None:
+        """Score every step for other tasks as well, from the state that it leads to and without another simulation.
+
+        ``info["task_rewards"]`` of a step then has the reward that each of them pays in its own environment.
+
+        Raises:
+            ValueError: one of them is not of this body.
+        """
+        own = self._domain, self._task_name
+        body = next((pairs for names in BODIES if own in (pairs := [resolve(name) for name in names])), [own])
+        for task in tasks:
+            if resolve(task) not in body:
+                raise ValueError(f"'{self._name}' cannot be scored as '{task}': they are not one body.")
+        self._others = {task: _reward_of(*resolve(task)) for task in tasks}
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Observation, Info]:
         super().reset(seed=seed)
@@ -134,18 +150,21 @@ class DMControlEnv(gymnasium.Env[Observation, Action]):
         if np.shape(action) != self.action_space.shape:
             raise ValueError(f"Action of shape {np.shape(action)}; this task takes {self.action_space.shape}.")
         native = self._low + self._half_range * (np.asarray(action, np.float64) + 1)
-        reward = 0.0
+        reward, others = 0.0, dict.fromkeys(self._others, 0.0)
         # The body of dm_control's Environment.step, without computing the observation between the two control steps.
         for _ in range(_ACTION_REPEAT):
             self.task.before_step(native, self.physics)
             self.physics.step(self._substeps)
             self.task.after_step(self.physics)
             reward += float(self.task.get_reward(self.physics))
+            for name, paid in self._others.items():
+                others[name] += float(paid(self.physics))
             self._running = self.task.get_termination(self.physics) is None
             if not self._running:
                 break
         obs = _flat(self.task.get_observation(self.physics))
-        return obs, reward, not self._running, False, {"success": 0.0}
+        info = {"success": 0.0, "task_rewards": others} if others else {"success": 0.0}
+        return obs, reward, not self._running, False, info
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
         """Draw the current state as RGB [384, 384, 3], seen by the task's own camera; None without ``render_mode``."""
@@ -161,6 +180,37 @@ class DMControlEnv(gymnasium.Env[Observation, Action]):
         for renderer in self._renderers.values():
             renderer.close()
         self._renderers.clear()
+
+
+def _loaded(domain: str, task: str, seed: int | None) -> control.Environment:
+    if (domain, task) in CUSTOM_TASKS:
+        env = load(domain, task, seed)
+    else:
+        env = suite.load(domain, task, task_kwargs={"random": seed})
+    if domain == "quadruped":
+        quadruped.repair(env.physics, task)
+    return env
+
+
+@cache
+def _reward_of(domain: str, task: str) -> Callable[[Any], float]:
+    """Make the reward of a task a function of any physics of its body."""
+    env = _loaded(domain, task, None)
+    env.reset()  # some tasks measure their body at the start of an episode, and all of a body find the same
+    if domain != "reacher":
+        return cast(Callable[[Any], float], env.task.get_reward)
+    return partial(_with_target, env.physics.named.model.geom_size["target", 0].item(), env.task)
+
+
+def _with_target(radius: float, task: suite.base.Task, physics: Any) -> float:
+    """Score with a target of the task's own size, which nothing but the reward and a picture depends on."""
+    sizes = physics.named.model.geom_size
+    own = sizes["target", 0]
+    sizes["target", 0] = radius
+    try:
+        return float(task.get_reward(physics))
+    finally:
+        sizes["target", 0] = own
 
 
 def _flat(observation: dict[str, Any]) -> Observation:

@@ -10,19 +10,21 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
+from gymnasium.wrappers import TimeLimit
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as SIMULATORS
 from numpy.typing import NDArray
 
 from tdmpc2.envs.rendering import Renderer, context_module
-from tdmpc2.envs.wrappers import Action, Info, Observation
+from tdmpc2.envs.wrappers import Action, Env, Info, Observation
+from tdmpc2.tasks import lookup
 
 _ACTION_REPEAT = 2
 _CAMERA, _CAMERA_POSITION, _FRAME_SIZE = "corner2", (0.75, 0.075, 0.7), 384
 
 
-def make(task: str, seed: int | None = None, render_mode: str | None = None) -> MetaWorldEnv:
-    """Build a task, such as ``mw-reach``."""
-    return MetaWorldEnv(task, seed, render_mode)
+def make(task: str, seed: int | None = None, render_mode: str | None = None) -> Env:
+    """Build a task, such as ``mw-reach``, with its time limit."""
+    return TimeLimit(MetaWorldEnv(task, seed, render_mode), lookup(task).episode_length)
 
 
 class MetaWorldEnv(gymnasium.Env[Observation, Action]):
@@ -55,7 +57,7 @@ class MetaWorldEnv(gymnasium.Env[Observation, Action]):
         if render_mode is not None:
             context_module()  # fails here rather than at the first frame
         self.render_mode = render_mode
-        self._build = SIMULATORS[simulator]
+        self._build: Any = SIMULATORS[simulator]
         self._renderers: dict[int, Renderer] = {}  # by size of the frame
         self._load(seed)
         self.observation_space = Box(-np.inf, np.inf, (39,), np.float32)

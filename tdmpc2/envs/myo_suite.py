@@ -10,10 +10,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
+from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
 from tdmpc2.envs.rendering import Renderer, context_module
-from tdmpc2.envs.wrappers import Action, Info, Observation
+from tdmpc2.envs.wrappers import Action, Env, Info, Observation
+from tdmpc2.tasks import lookup
 
 _IDS = {
     f"myo-{name}{suffix}": f"myoHand{hand}{start}-v0"
@@ -29,9 +31,9 @@ _IDS = {
 _CAMERA, _FRAME_SIZE = "hand_side_inter", 384
 
 
-def make(task: str, seed: int | None = None, render_mode: str | None = None) -> MyoSuiteEnv:
-    """Build a task, such as ``myo-reach``."""
-    return MyoSuiteEnv(task, seed, render_mode)
+def make(task: str, seed: int | None = None, render_mode: str | None = None) -> Env:
+    """Build a task, such as ``myo-reach``, with its time limit."""
+    return TimeLimit(MyoSuiteEnv(task, seed, render_mode), lookup(task).episode_length)
 
 
 class MyoSuiteEnv(gymnasium.Env[Observation, Action]):

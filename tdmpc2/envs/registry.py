@@ -55,6 +55,8 @@ class Family:
         tells_success: every episode says if it was a success; elsewhere it is one only where an environment reports it.
         renewable: ``reset(seed=s)`` of a used environment equals a new one built with seed s.
         needs: package that it needs, as Python imports it; empty: none but this one's own.
+        more: tasks it has beside those of the table, for people.
+        note: what is to be known of its installation.
         remedy: what to do instead, where none can be built here.
     """
 
@@ -68,7 +70,14 @@ class Family:
     tells_success: bool = False
     renewable: bool = False
     needs: str = ""
+    more: str = ""
+    note: str = ""
     remedy: str = ""
+
+    @property
+    def installed(self) -> bool:
+        """Tell if the package that it needs is there; nothing is imported."""
+        return not self.needs or find_spec(self.needs) is not None
 
     def build(
         self, name: str, seed: int | None, render_mode: str | None, obs: str = "state"
@@ -102,7 +111,7 @@ class Family:
             raise ValueError(f"Task '{name}': {self.name} environments are not supported yet. {self.remedy}.{hint}")
         if name not in TASKS and not self.spec:
             raise ValueError(f"Unknown task '{name}': {self.name} has no such task.{nearest(name, TASKS)}")
-        if self.needs and find_spec(self.needs) is None:
+        if not self.installed:
             raise ValueError(f"Task '{name}' needs {self.name}, which is not installed: {INSTALL_ALL}")
         if self.resolve and name not in TASKS:
             _function(self.resolve)(name)
@@ -119,6 +128,7 @@ FAMILIES = (
         spec="tdmpc2.envs.gymnasium_env:spec",
         resolve="tdmpc2.envs.modules:check_imported",
         score="return",
+        more=", and every registered id",
     ),
     Family(
         "Meta-World",
@@ -139,6 +149,7 @@ FAMILIES = (
         tells_success=True,
         renewable=True,
         needs="myosuite",
+        note="`pip check` names its pins, which are known: these versions are tested together",
     ),
     Family(
         "ManiSkill",
@@ -154,6 +165,7 @@ FAMILIES = (
         spec="tdmpc2.envs.dm_control:spec",
         resolve="tdmpc2.envs.dm_control:resolve",
         entry_point="tdmpc2.envs.dm_control:DMControlEnv",
+        more=", and every other of dm_control's suite",
         renewable=True,
     ),
 )

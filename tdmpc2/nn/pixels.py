@@ -47,7 +47,7 @@ class PixelEncoder(nn.ModuleDict):
             images: uint8 [..., C, 64, 64].
             shift: of each image, see :func:`random_shift`; none outside training.
         """
-        rows, images = images.shape[:-3], images.flatten(0, -4)  # [N, C, 64, 64]
+        rows, images = images.shape[:-3], images.reshape(-1, *images.shape[-3:])  # [N, C, 64, 64]
         if shift is not None:
             images = shift_images(images, shift.reshape(-1, 2))
         x = images.to(self["2"].weight.dtype) / 255 - 0.5  # type: ignore[arg-type]

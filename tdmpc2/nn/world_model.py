@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tdmpc2.checkpoints import layouts
+from tdmpc2.checkpoints import layouts, sizes
 from tdmpc2.config import Config
 from tdmpc2.nn.layers import MLP, Linear, QEnsemble, mlp, simnorm
 from tdmpc2.nn.math import bin_centres, bounded_log_std, decode, squashed_gaussian_stats
@@ -154,7 +154,7 @@ class WorldModel(nn.Module):
         """
         state = layouts.to_layout_a(state_dict)
         if strict:
-            layouts.check_state(state, self.state_dict(), "the state dict")
+            sizes.check_state(state, self.state_dict(), "the state dict")
         return super().load_state_dict(state, strict=strict, assign=assign)
 
     def networks(self) -> list[Network]:

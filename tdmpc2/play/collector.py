@@ -16,14 +16,17 @@ import torch
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
-from tdmpc2.data.chunks import Layout, read_chunk, write_chunk
+from tdmpc2.data.chunks import Layout
 from tdmpc2.data.collect_record import Collection, Record
 from tdmpc2.data.reward_range import beyond_bins
+from tdmpc2.data.store.parts import Part
+from tdmpc2.data.unequal import Recorded, chunk_index, write_recorded
 from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.loading import load_agent
 from tdmpc2.play.mixture import BehaviourPolicy, load_policies, mixture_entries, policy_from_agent, split
 from tdmpc2.play.rollout import Actor, Episode, Floats, Job, check_playable, play
 from tdmpc2.support.files import check_free_disk, delete_leftovers, locked
+from tdmpc2.tasks import TaskSpec
 from tdmpc2.tracking.progress import Progress, open_console, print_line
 
 _OVERHEAD = 4096  # bytes of a chunk file besides its arrays, at most
@@ -91,8 +94,9 @@ def collect(
     ``collect.json`` in the directory records every collection's settings and numbers. The same settings continue an
     unfinished collection, whose files then are those of an undisturbed run, and leave a finished one as it is; other
     settings, such as another seed, add a collection. Existing files stay. Several processes can collect into one
-    directory, each a collection of its own. Where episode lengths differ (MT80), long episodes are cut to the shortest,
-    as the chunk format needs.
+    directory, each a collection of its own. Where the tasks' episode lengths differ (MT80), long episodes are cut to
+    the shortest, as the published form of chunk files needs. A file with an episode that ended earlier, or terminated,
+    has the other form (:mod:`tdmpc2.data.unequal`).
 
     Args:
         cfg: tasks, ``seed``, ``episodes_per_task``, ``episodes_per_file``; without an agent, ``mix``.
@@ -105,47 +109,23 @@ def collect(
         All files of the collection.
 
     Raises:
-        ValueError: the disk is too small or refused, an episode ended early, which the chunk format cannot hold, the
-            directory holds another task set, the collection was begun on another kind of machine (see
+        ValueError: the disk is too small or refused, the directory holds another task set, the collection was begun on
+            another kind of machine (see
             :meth:`~tdmpc2.data.collect_record.Collection.check_computing`), or another process is at work on it.
     """
-    if agent is None and cfg.mix is not None:
-        keys = {key: getattr(cfg, key) for key in ("device", "precision", "compile", "num_threads", "seed")}
-        agent = load_policies(
-            mixture_entries(cfg.mix, None, cfg.mpc), lambda file, mpc: load_agent(file, mpc=mpc, **keys)
-        )
-    policies = [policy_from_agent(agent)] if agent is None or isinstance(agent, TDMPC2) else list(agent)
-    for policy in policies:
-        if policy.agent is not None and policy.agent.cfg.task_specs != cfg.task_specs:
-            raise ValueError(f"{policy.entry} plays task={policy.agent.cfg.task}, not task={cfg.task}")
+    policies = _policies(cfg, agent)
     check_playable(cfg)
     shards = list_shards(cfg, policies)
     sizes = [_largest_batch(policy, index, shards) for index, policy in enumerate(policies)]
     _compile(cfg, policies, shards)
     computing = _computing(policies, sizes)
-    words = [f"{policy.entry.share:.3g} {policy.entry}" for policy in policies]
-    settings = {
-        "tasks": [cfg.task_specs[i].name for i in cfg.task_ids],
-        "seed": cfg.seed,
-        "episodes_per_task": cfg.episodes_per_task,
-        "episodes_per_file": cfg.episodes_per_file,
-        "sources": [policy.settings() for policy in policies],
-    }
     data_dir = Path(data_dir).expanduser()
-    busy = f"Another process has held {data_dir}/collect.lock for a minute: try again"
-    with locked(data_dir / "collect.lock", busy, wait=60):
-        record = Record.read(data_dir, cfg.task, cfg.task_specs)
-        collection = record.find(settings)
-        new = collection is None
-        if collection is None:
-            collection = Collection(record.next_number(), len(shards), settings, computing, words)
-            _check_disk(cfg, data_dir, shards)
-            record.add(collection)
+    collection, record, new = _registered(cfg, policies, data_dir, shards, computing)
     shards = list_shards(cfg, policies, collection.first)
     collection_lock = data_dir / f"collect_{collection.first}.lock"
     running = f"{data_dir}: another process is collecting these episodes (collect.json, files from {shards[0].name} on)"
     with locked(collection_lock, running):
-        missing = [shard for shard in shards if not _is_there(data_dir, shard)]
+        missing = [shard for shard in shards if not _is_there(data_dir, cfg.task_specs, shard)]
         if missing and not new:
             collection.check_computing(computing, record.path)
             _check_disk(cfg, data_dir, missing)
@@ -158,13 +138,55 @@ def collect(
     return [data_dir / shard.name for shard in shards]
 
 
+def _policies(cfg: Config, agent: TDMPC2 | Sequence[BehaviourPolicy] | None) -> list[BehaviourPolicy]:
+    """List the behaviour policies of a collection, those of ``cfg.mix`` loaded; each has to play its tasks."""
+    if agent is None and cfg.mix is not None:
+        keys = {key: getattr(cfg, key) for key in ("device", "precision", "compile", "num_threads", "seed")}
+        agent = load_policies(
+            mixture_entries(cfg.mix, None, cfg.mpc), lambda file, mpc: load_agent(file, mpc=mpc, **keys)
+        )
+    policies = [policy_from_agent(agent)] if agent is None or isinstance(agent, TDMPC2) else list(agent)
+    for policy in policies:
+        if policy.agent is not None and policy.agent.cfg.task_specs != cfg.task_specs:
+            raise ValueError(f"{policy.entry} plays task={policy.agent.cfg.task}, not task={cfg.task}")
+    return policies
+
+
+def _registered(
+    cfg: Config,
+    policies: Sequence[BehaviourPolicy],
+    data_dir: Path,
+    shards: Sequence[Shard],
+    computing: dict[str, object],
+) -> tuple[Collection, Record, bool]:
+    """Find the collection in the directory's record, or add it there; True if it is new."""
+    settings = {
+        "tasks": [cfg.task_specs[i].name for i in cfg.task_ids],
+        "seed": cfg.seed,
+        "episodes_per_task": cfg.episodes_per_task,
+        "episodes_per_file": cfg.episodes_per_file,
+        "sources": [policy.settings() for policy in policies],
+    }
+    busy = f"Another process has held {data_dir}/collect.lock for a minute: try again"
+    with locked(data_dir / "collect.lock", busy, wait=60):
+        record = Record.read(data_dir, cfg.task, cfg.task_specs)
+        if (known := record.find(settings)) is not None:
+            return known, record, False
+        words = [f"{policy.entry.share:.3g} {policy.entry}" for policy in policies]
+        collection = Collection(record.next_number(), len(shards), settings, computing, words)
+        _check_disk(cfg, data_dir, shards)
+        record.add(collection)
+        return collection, record, True
+
+
 def episode_returns(paths: Sequence[Path], cfg: Config) -> dict[str, np.ndarray]:
     """Read the returns [n] of all episodes in chunk files, by task."""
     returns_of: dict[str, list[np.ndarray]] = {cfg.task_specs[i].name: [] for i in cfg.task_ids}
     for path in paths:
-        chunk = read_chunk(path)
-        returns = chunk["reward"][:, 1:].double().sum(1).numpy()
-        returns_of[cfg.task_specs[int(chunk["task"][0, 0])].name].append(returns)
+        part = Part.of_chunk(path, Layout.of(cfg.task_specs))
+        rewards = part.read(torch.arange(len(part.index)))["reward"]
+        name = cfg.task_specs[int(part.index.task[0])].name
+        returns_of[name].append(rewards[:, 1:].double().sum(1).numpy())
     return {name: np.concatenate(parts) for name, parts in returns_of.items() if parts}
 
 
@@ -198,24 +220,20 @@ def _play(
                     raise ValueError(
                         f"{fault}. The same command plays this episode again: another seed than {cfg.seed} plays others"
                     ) from fault
-                if short := next((e for e in played if len(e.reward) != length + 1), None):
-                    raise ValueError(
-                        f"An episode of {shard.task} ended after {len(short.reward) - 1} of {length} steps "
-                        f"(seed {short.job.seed}); offline data needs episodes of equal length: "
-                        "wrap the environment so that it goes on until its limit, for example with reward 0"
-                    )
                 episodes += played
-            obs, action, reward = (
-                torch.from_numpy(np.stack([getattr(episode, column) for episode in episodes]))
-                for column in ("obs", "action", "reward")
-            )
-            task = torch.full((len(episodes),), shard.task_id)
-            write_chunk(data_dir / shard.name, obs, action, reward, task)
+                bar.update(len(played) * length - sum(len(episode.reward) - 1 for episode in played))  # never to come
+            write_recorded(data_dir / shard.name, list(map(_recorded, episodes)), shard.task_id, length)
+            reward = np.concatenate([episode.reward for episode in episodes])
             if line := "" if shard.task in warned else beyond_bins(cfg, reward, shard.task):
                 print_line(open_console(None), line)
                 warned.add(shard.task)
             if report:
                 report(shard, np.array([e.episode_return for e in episodes]))
+
+
+def _recorded(episode: Episode) -> Recorded:
+    obs, action, reward = (torch.from_numpy(part) for part in (episode.obs, episode.action, episode.reward))
+    return Recorded(obs, action, reward, episode.terminated)
 
 
 def _padded(actor: Actor, size: int) -> Actor:
@@ -268,7 +286,7 @@ def _computing(policies: Sequence[BehaviourPolicy], sizes: Sequence[int]) -> dic
     }
 
 
-def _is_there(data_dir: Path, shard: Shard) -> bool:
+def _is_there(data_dir: Path, specs: Sequence[TaskSpec], shard: Shard) -> bool:
     """Tell if a file has been collected.
 
     Raises:
@@ -277,8 +295,8 @@ def _is_there(data_dir: Path, shard: Shard) -> bool:
     path = data_dir / shard.name
     if not path.exists():
         return False
-    chunk = read_chunk(path)
-    episodes, task_id = len(chunk["task"]), int(chunk["task"][0, 0])
+    index = chunk_index(path, Layout.of(specs))
+    episodes, task_id = len(index), int(index.task[0])
     if (episodes, task_id) != (shard.episodes, shard.task_id):
         raise ValueError(
             f"{path} holds {episodes} episodes of task {task_id}, but collect.json plans {shard.episodes} of task "

@@ -84,6 +84,7 @@ def evaluate(
     quiet: bool = False,
     film: Callable[[str, Frames], None] | None = None,
     keep: Callable[[Evaluation], None] | None = None,
+    each_step: Callable[[], None] | None = None,
 ) -> Evaluation:
     """Play ``eval_episodes`` episodes of each of the agent's tasks, noise-free unless ``eval_noise``.
 
@@ -100,6 +101,7 @@ def evaluate(
         film: called with the task's name and the frames of each task's first episode, if ``save_video``, in the process
             that played it.
         keep: called after every batch of episodes with what this process has played so far.
+        each_step: called after every step of a batch; what it raises ends the evaluation.
 
     Raises:
         EnvironmentFault: see :func:`~tdmpc2.play.rollout.play`; in all processes if in one.
@@ -110,7 +112,7 @@ def evaluate(
     group = agent.group
     episodes, fault = [], None
     try:
-        episodes = _own_episodes(agent, cfg, quiet, film, keep)
+        episodes = _own_episodes(agent, cfg, quiet, film, keep, each_step)
     except ValueError as error:
         if group.world_size == 1:
             raise
@@ -131,6 +133,7 @@ def _own_episodes(
     quiet: bool,
     film: Callable[[str, Frames], None] | None,
     keep: Callable[[Evaluation], None] | None,
+    each_step: Callable[[], None] | None,
 ) -> list[Episode]:
     """Play this process's share of the episodes."""
     group = agent.group
@@ -143,7 +146,7 @@ def _own_episodes(
     with contextlib.nullcontext() if quiet else Progress(steps, "Evaluating") as bar:
         for first in range(0, len(jobs), size):
             text = _last_result(cfg, episodes)
-            on_step = partial(_advance, bar, text) if bar else None
+            on_step = partial(_advance, bar, text, each_step)
             batch = jobs[first : first + size]
             filmed = [i for i, job in enumerate(batch) if film and cfg.save_video and job.seed == cfg.eval_seed]
             played = play(cfg, actor, batch, render=filmed, on_step=on_step)
@@ -189,8 +192,11 @@ def _rank_seed(seed: int, rank: int) -> int:
     return (seed + rank * 0x9E3779B9) % 2**32
 
 
-def _advance(bar: Progress, text: str, num_envs: int) -> None:
-    bar.update(num_envs, text)
+def _advance(bar: Progress | None, text: str, each_step: Callable[[], None] | None, num_envs: int) -> None:
+    if bar:
+        bar.update(num_envs, text)
+    if each_step:
+        each_step()
 
 
 def _last_result(cfg: Config, episodes: Sequence[Episode]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,7 +48,22 @@ class _Running:
     seed: int
     obs: list[Floats]  # one more than actions
     action: list[Floats] = field(default_factory=list)
-    reward: list[float] = field(default_factory=list)
+    rewards: list[tuple[float, ...]] = field(default_factory=list)  # for its task, then for others of the body
+
+
+class _Outcome(NamedTuple):
+    """The outcome of a step of one environment."""
+
+    obs: Floats
+    rewards: tuple[float, ...]  # for its task, then for others of the body
+    terminated: bool
+    truncated: bool
+    success: float
+
+    @property
+    def ends(self) -> bool:
+        """Tell whether the episode is over."""
+        return self.terminated or self.truncated
 
 
 class Explorer:
@@ -56,6 +71,8 @@ class Explorer:
 
     Every episode has a seed of its own, which follows from the run's, the environment and the number of the episode. So
     a running episode is saved as its seed and actions: when the run is continued, it is played again.
+
+    With ``share_body`` every step is scored for all tasks of the run that are one body with the one that is played.
 
     Args:
         cfg: names the tasks (``cfg.envs``), and says how to plan while collecting.
@@ -72,6 +89,8 @@ class Explorer:
     def __init__(self, cfg: Config, agent: TDMPC2) -> None:
         self._cfg, self._model = cfg, agent.model
         self.task_ids = np.array(cfg.envs)
+        self._stored_for = [cfg.stored_for[task_id] for task_id in cfg.envs]
+        self._others = [[cfg.task_specs[task_id].name for task_id in ids[1:]] for ids in self._stored_for]
         self.notes: list[str] = []
         samples = cfg.collect_num_samples or cfg.num_samples
         budget = {"num_samples": samples, "iterations": cfg.collect_iterations or cfg.iterations}
@@ -91,7 +110,7 @@ class Explorer:
     # -- one turn -----------------------------------------------------------------------------------------------------
 
     def take_ended(self) -> list[Episode]:
-        """Hand over the episodes that have ended since the last call."""
+        """Hand over the episodes that have ended since the last call, each for every task that it is stored for."""
         ended, self._ended = self._ended, []
         return ended
 
@@ -127,7 +146,7 @@ class Explorer:
         return self._player.act(obs, starts, task=task, eval_mode=False)
 
     def step(self, actions: Floats) -> list[Episode]:
-        """Take a step in every environment; returns the episodes that end with it.
+        """Take a step in every environment; returns the episodes that end with it, each for the task it was played for.
 
         Raises:
             EnvironmentFailed: naming task, environment, seed and step. The steps of this turn then count as not taken,
@@ -141,9 +160,9 @@ class Explorer:
                 self._running[i] = None
                 self._player.load_state(self._before)
                 raise
-        return [e for i, outcome in enumerate(outcomes) if (e := self._record(i, actions[i], *outcome)) is not None]
+        return [e for i, outcome in enumerate(outcomes) if (e := self._record(i, actions[i], outcome)) is not None]
 
-    def _outcome(self, i: int, action: Floats) -> tuple[Floats, float, bool, bool, float]:
+    def _outcome(self, i: int, action: Floats) -> _Outcome:
         running = self._episode(i)
         with self._numbering(i):
             obs, reward, terminated, truncated, info = self._envs[i].step(action)
@@ -154,31 +173,34 @@ class Explorer:
                 "episodic=false does not learn from: set episodic=true (and exp_name, for a run of its own), or wrap "
                 "the environment so that it goes on until its time limit"
             )
-        return obs, float(reward), bool(terminated), bool(truncated), float(info["success"])
+        rewards = (float(reward), *(info["task_rewards"][name] for name in self._others[i]))
+        return _Outcome(obs, rewards, bool(terminated), bool(truncated), float(info["success"]))
 
-    def _record(
-        self, i: int, action: Floats, obs: Floats, reward: float, terminated: bool, truncated: bool, success: float
-    ) -> Episode | None:
+    def _record(self, i: int, action: Floats, outcome: _Outcome) -> Episode | None:
         running = self._episode(i)
-        running.obs.append(obs)
+        running.obs.append(outcome.obs)
         running.action.append(action)
-        running.reward.append(reward)
-        if not (terminated or truncated):
+        running.rewards.append(outcome.rewards)
+        if not outcome.ends:
             return None
         none = np.full((1, self._cfg.action_dim), np.nan, np.float32)
-        episode = Episode(
-            Job(int(self.task_ids[i]), running.seed),
-            np.stack(running.obs),
-            np.concatenate([none, running.action]),
-            np.array([np.nan, *running.reward], np.float32),
-            float(np.sum(running.reward)),
-            success,
-            terminated,
-            [],
-        )
+        obs, actions = np.stack(running.obs), np.concatenate([none, running.action])
+        episodes = [
+            Episode(
+                Job(task_id, running.seed),
+                obs,
+                actions,
+                np.array([np.nan, *rewards], np.float32),
+                float(np.sum(rewards)),
+                outcome.success,
+                outcome.terminated,
+                [],
+            )
+            for task_id, rewards in zip(self._stored_for[i], zip(*running.rewards, strict=True), strict=True)
+        ]
         self._running[i] = None
-        self._ended.append(episode)
-        return episode
+        self._ended += episodes
+        return episodes[0]
 
     def _episode(self, i: int) -> _Running:
         running = self._running[i]
@@ -190,6 +212,9 @@ class Explorer:
     def _build(self, i: int) -> Env:
         cfg, spec = self._cfg, self._cfg.task_specs[self.task_ids[i]]
         env = build_env(spec.name, self._seed(i, 0), obs=cfg.obs)
+        if others := self._others[i]:
+            body: Any = env.unwrapped
+            body.score_also(others)
         return PadEnv(env, cfg.obs_dim, cfg.action_dim) if cfg.obs == "state" else env
 
     def _seed(self, i: int, episode: int) -> int:
@@ -283,10 +308,10 @@ class Explorer:
         if not np.array_equal(running.obs[0], obs[0]):
             return False
         for t, action in enumerate(saved["action"].numpy()):
-            found, received, terminated, truncated, success = self._outcome(i, action)
-            if terminated or truncated or received != reward[t] or not np.array_equal(found, obs[t + 1]):
+            outcome = self._outcome(i, action)
+            if outcome.ends or outcome.rewards[0] != reward[t] or not np.array_equal(outcome.obs, obs[t + 1]):
                 return False
-            self._record(i, action, found, received, terminated, truncated, success)
+            self._record(i, action, outcome)
         return True
 
 
@@ -295,7 +320,7 @@ def _saved(running: _Running, action_dim: int) -> dict[str, Any]:
         "seed": running.seed,
         "obs": torch.from_numpy(np.stack(running.obs)),
         "action": torch.from_numpy(np.array(running.action, np.float32).reshape(len(running.action), action_dim)),
-        "reward": torch.tensor(running.reward, dtype=torch.float64),
+        "reward": torch.tensor([rewards[0] for rewards in running.rewards], dtype=torch.float64),
     }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -111,67 +112,87 @@ def play(
         EnvironmentFault: an environment raised an error, or returned what is not finite; with task, seed and step.
         ValueError: the agent's action or plan is not finite; with task, seed and step.
     """
+    task_ids = np.array([job.task_id for job in jobs])
+    longest = max(cfg.task_specs[job.task_id].episode_length for job in jobs)
+    recording = _Recording(cfg, jobs, min(longest, max_steps or longest))
+    with _environments(cfg, jobs, "rgb_array" if render else None, pool) as envs:
+        current: Floats = envs.reset(seed=[job.seed for job in jobs])[0]
+        recording.begin(current)
+        for t in range(1, recording.longest + 1):
+            for i in render:
+                if recording.playing[i]:
+                    recording.frames[i].append(np.asarray(envs.envs[i].render()))
+            action = _act(actor, current, t, task_ids, cfg, jobs)
+            outcome: tuple[Any, ...] = envs.step(action)
+            current, reward, terminated, truncated, info = outcome
+            if on_step:
+                on_step(int(recording.playing.sum()))
+            recording.add(t, current, action, reward, terminated, info["success"])
+            done = terminated | truncated
+            recording.playing &= ~done
+            if not recording.playing.any():
+                break
+            if done.any():  # what has finished is restarted only to keep step() valid; its rows are cut off at the end
+                current, _ = envs.reset(options={"reset_mask": done})
+    return recording.episodes()
+
+
+@contextmanager
+def _environments(cfg: Config, jobs: Sequence[Job], render_mode: str | None, pool: EnvPool | None) -> Iterator[Any]:
+    """Yield the environments of all jobs: those of a pool, or new ones, which are closed afterwards."""
     from tdmpc2.envs.vector import make_vec_env
 
-    specs = [cfg.task_specs[job.task_id] for job in jobs]
-    task_ids = np.array([job.task_id for job in jobs])
-    longest = max(spec.episode_length for spec in specs)
-    longest = min(longest, max_steps or longest)
-    num_envs = len(jobs)
-    images = cfg.obs == "rgb"
-    shape = (longest + 1, num_envs, *cfg.obs_shape)
-    obs: Floats = np.zeros(shape, np.uint8) if images else np.full(shape, np.nan, np.float32)
-    action = np.full((longest + 1, num_envs, cfg.action_dim), np.nan, np.float32)
-    reward = np.full((longest + 1, num_envs), np.nan)
-    success, terminated = np.zeros(num_envs), np.zeros(num_envs, bool)
-    length = np.zeros(num_envs, int)
-    frames: list[Frames] = [[] for _ in jobs]
-
-    if pool is None:
-        mode = "rgb_array" if render else None
-        envs = make_vec_env(
-            specs, [job.seed for job in jobs], cfg.obs_dim, cfg.action_dim, obs=cfg.obs, render_mode=mode
-        )
-    else:
-        envs = pool.make(specs)
+    specs, seeds = [cfg.task_specs[job.task_id] for job in jobs], [job.seed for job in jobs]
+    if pool is not None:
+        yield pool.make(specs)
+        return
+    envs = make_vec_env(specs, seeds, cfg.obs_dim, cfg.action_dim, obs=cfg.obs, render_mode=render_mode)
     try:
-        current: Floats = envs.reset(seed=[job.seed for job in jobs])[0]
-        obs[0] = current
-        playing = np.ones(num_envs, bool)
-        for t in range(1, longest + 1):
-            for i in render:
-                if playing[i]:
-                    frames[i].append(np.asarray(envs.envs[i].render()))
-            acting = _act(actor, current, t, task_ids, cfg, jobs)
-            outcome: tuple[Any, ...] = envs.step(acting)
-            current, reward[t], ended, truncated, info = outcome
-            obs[t], action[t] = current, acting
-            success[playing], terminated[playing] = info["success"][playing], ended[playing]
-            length[playing] = t
-            if on_step:
-                on_step(int(playing.sum()))
-            done = ended | truncated
-            playing &= ~done
-            if not playing.any():
-                break
-            if done.any():  # what has finished is restarted only to keep step() valid; its rows are cut off below
-                current, _ = envs.reset(options={"reset_mask": done})
+        yield envs
     finally:
-        if pool is None:
-            envs.close()
-    return [
-        Episode(
-            job,
-            obs[: n + 1, i],
-            action[: n + 1, i],
-            reward[: n + 1, i].astype(np.float32),
-            float(reward[1 : n + 1, i].sum()),
-            float(success[i]),
-            bool(terminated[i]),
-            frames[i],
-        )
-        for i, (job, n) in enumerate(zip(jobs, length, strict=True))
-    ]
+        envs.close()
+
+
+class _Recording:
+    """The steps of episodes that are played side by side, as many as the longest has; each is cut at its own end."""
+
+    def __init__(self, cfg: Config, jobs: Sequence[Job], longest: int) -> None:
+        self.longest, self._jobs, num_envs = longest, jobs, len(jobs)
+        self.playing = np.ones(num_envs, bool)
+        self.frames: list[Frames] = [[] for _ in jobs]
+        shape = (longest + 1, num_envs, *cfg.obs_shape)
+        self._obs: Floats = np.zeros(shape, np.uint8) if cfg.obs == "rgb" else np.full(shape, np.nan, np.float32)
+        self._action = np.full((longest + 1, num_envs, cfg.action_dim), np.nan, np.float32)
+        self._reward = np.full((longest + 1, num_envs), np.nan)
+        self._success, self._terminated = np.zeros(num_envs), np.zeros(num_envs, bool)
+        self._length = np.zeros(num_envs, int)
+
+    def begin(self, obs: Floats) -> None:
+        """Record the first observations, [E, O]."""
+        self._obs[0] = obs
+
+    def add(self, t: int, obs: Floats, action: Floats, reward: Floats, terminated: Any, success: Any) -> None:
+        """Record step ``t``, from 1; of episodes that have ended before, nothing that counts."""
+        self._obs[t], self._action[t], self._reward[t] = obs, action, reward
+        playing = self.playing
+        self._success[playing], self._terminated[playing] = success[playing], terminated[playing]
+        self._length[playing] = t
+
+    def episodes(self) -> list[Episode]:
+        """Return all episodes, each up to its own last step."""
+        return [
+            Episode(
+                job,
+                self._obs[: n + 1, i],
+                self._action[: n + 1, i],
+                self._reward[: n + 1, i].astype(np.float32),
+                float(self._reward[1 : n + 1, i].sum()),
+                float(self._success[i]),
+                bool(self._terminated[i]),
+                self.frames[i],
+            )
+            for i, (job, n) in enumerate(zip(self._jobs, self._length, strict=True))
+        ]
 
 
 def _act(actor: Actor, obs: Floats, step: int, task_ids: NDArray[np.int64], cfg: Config, jobs: Sequence[Job]) -> Floats:

@@ -12,7 +12,7 @@ from rich import get_console
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoints.files import load_file, save_file
+from tdmpc2.checkpoints.files import Checkpoint, load_file, save_file
 from tdmpc2.config import check_keys
 from tdmpc2.loading import config_of, load_agent
 from tdmpc2.play.rollout import check_playable
@@ -61,36 +61,22 @@ def quantize(
     if any(path.exists() for path in report_files.values()):  # otherwise an earlier call may have been interrupted
         copies.check_free([*targets.values(), *report_files.values()], force)
     config = {"config": copies.own_config(checkpoint, task)}
-    # What mixed will be is not known yet, but what cannot be fp16 cannot be mixed.
-    payloads = {name: copies.payload(checkpoint, RECIPES.get(name, RECIPES["fp16"]), task) for name in names}
-    for name in names:
-        if name not in targets:
-            copies.check_stored(checkpoint, name)
+    payloads = _payloads(checkpoint, names, targets, task)
     _kept(targets, payloads, force, unknown=("mixed",))
     full = copies.full_payload(checkpoint, task)
     copies.check_others(others, checkpoint, config_of(load_file(full | config)), targets.values())
     agent, inputs = _agent_with_inputs(full | config, settings, data, count)
+
     found: list[calibration.Sensitivity] = []
     mixed: frozenset[str] = frozenset()
     if "mixed" in targets:
         found = calibration.sensitivities(agent.model, inputs)
         recipe = calibration.mixed_recipe(found, limit_db)
         mixed, payloads["mixed"] = recipe.int8, copies.payload(checkpoint, recipe, task)
-    kept = _kept(targets, payloads, force)
+    _write(source, targets, payloads, force)
 
     candidates = [measuring.Candidate("fp32", full | config, copies.serialised_bytes(full))]
-    for name in names:
-        path = targets.get(name, source)
-        if name not in targets:
-            print(f"{name}: not written, {source} itself has that name; --out DIR writes it elsewhere")
-        elif name in kept:
-            print(f"kept {path}, which is what would be written")
-        else:
-            save_file(path, payloads[name], overwrite=force)
-            print(f"wrote {path}")
-        unnamed = payloads[name]["config"] is None  # its one task would have to be named
-        content = {**payloads[name], **config} if unnamed else path
-        candidates.append(measuring.Candidate(name, content, path.stat().st_size))
+    candidates += [_candidate(name, targets.get(name, source), payloads[name], config) for name in names]
     candidates += _others(others, ("fp32", *names), config)
     rows = measuring.measure(candidates, inputs, settings)
     modules = {name: module_errors(checkpoint.model, payloads[name]["model"]) for name in targets}
@@ -98,6 +84,36 @@ def quantize(
     for cells in reports.tables(report):
         get_console().print(terminal_table(cells))
     print("\n".join(reports.write_report(report, report_files)))
+
+
+def _payloads(
+    checkpoint: Checkpoint, names: Sequence[str], targets: Mapping[str, Path], task: str | None
+) -> dict[str, Any]:
+    """Make the content of each copy; of a name that is the source's own, check that the source is such a copy."""
+    for name in names:
+        if name not in targets:
+            copies.check_stored(checkpoint, name)
+    # What mixed will be is not known yet, but what cannot be fp16 cannot be mixed.
+    return {name: copies.payload(checkpoint, RECIPES.get(name, RECIPES["fp16"]), task) for name in names}
+
+
+def _write(source: Path, targets: Mapping[str, Path], payloads: Mapping[str, Any], force: bool) -> None:
+    """Write the copies but for those that are there as they would be written, and say what became of each."""
+    kept = _kept(targets, payloads, force)
+    for name, payload in payloads.items():
+        if name not in targets:
+            print(f"{name}: not written, {source} itself has that name; --out DIR writes it elsewhere")
+        elif name in kept:
+            print(f"kept {targets[name]}, which is what would be written")
+        else:
+            save_file(targets[name], payload, overwrite=force)
+            print(f"wrote {targets[name]}")
+
+
+def _candidate(name: str, path: Path, payload: dict[str, Any], config: dict[str, Any]) -> measuring.Candidate:
+    """Describe a copy that has been written; ``config`` is for one whose task would have to be named."""
+    content = {**payload, **config} if payload["config"] is None else path
+    return measuring.Candidate(name, content, path.stat().st_size)
 
 
 def _kept(

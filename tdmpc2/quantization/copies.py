@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from tdmpc2.checkpoints import layouts
 from tdmpc2.checkpoints.files import FORMAT, Checkpoint, load_file, precision_of
+from tdmpc2.checkpoints.sizes import infer_sizes, size_keys
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.loading import config_of
 from tdmpc2.quantization.recipes import RECIPES, Recipe, deployable, quantize_state
@@ -79,7 +79,7 @@ def check_others(paths: Sequence[Path], checkpoint: Checkpoint, cfg: Config, tar
             raise ValueError(f"--compare {path} would be replaced: --out DIR writes elsewhere")
         if any(path.samefile(before) for before in paths[:index]):
             raise ValueError(f"--compare {path} is named twice")
-        if layouts.infer_sizes(other.model) != layouts.infer_sizes(checkpoint.model):
+        if infer_sizes(other.model) != infer_sizes(checkpoint.model):
             raise ValueError(f"--compare {path}: not the same model as {checkpoint.origin}, its sizes differ")
         if other.config is None:
             continue
@@ -118,13 +118,13 @@ def own_config(checkpoint: Checkpoint, task: str | None = None) -> dict[str, Any
     Raises:
         ValueError: the file has an unknown number of tasks and no configuration, or other sizes than its task.
     """
-    sizes = layouts.infer_sizes(checkpoint.model)
+    sizes = infer_sizes(checkpoint.model)
     if checkpoint.config is None and not sizes["num_tasks"] and task is not None:
         return config_of(checkpoint, task=task).to_dict()
     if checkpoint.config is not None or sizes["num_tasks"]:
         return checkpoint.config or config_of(checkpoint).to_dict()
     unnamed = TaskSpec(_UNNAMED, sizes["obs_dim"], sizes["action_dim"])
-    widths = {"num_bins": sizes["num_bins"], **layouts.size_keys(sizes)}
+    widths = {"num_bins": sizes["num_bins"], **size_keys(sizes)}
     return parse_cfg({"task": unnamed.name, "task_specs": (unnamed,), **widths}).to_dict()
 
 

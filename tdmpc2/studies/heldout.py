@@ -110,7 +110,7 @@ def shared_tasks(cfg: Config, data_dir: str, wanted: Sequence[str] = ()) -> tupl
     """
     _, form = find_form(data_dir)
     source = open_source(data_dir, cfg.task if form == CHUNKS else None)
-    of_data = {source.specs[index].name for index in source.task_ids.unique().tolist()}
+    of_data = {source.specs[index].name for index in source.index.task.unique().tolist()}
     of_model = [cfg.task_specs[index].name for index in sorted(cfg.task_ids)]
     _check_known(wanted, of_model)
     if absent := [name for name in wanted if name not in of_data]:

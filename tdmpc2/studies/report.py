@@ -15,8 +15,8 @@ from tdmpc2.studies.runs import Study
 from tdmpc2.studies.summary import rows_of
 from tdmpc2.support.files import directory_locked, json_text, write_text
 from tdmpc2.support.intervals import Interval
-from tdmpc2.support.output import plain_line
 from tdmpc2.support.tables import markdown_table
+from tdmpc2.support.text import escaped
 
 _CAPTION = """\
 Score: of the last evaluation, mean over runs that differ only in their seed; the normalised score, or the mean return
@@ -109,7 +109,7 @@ def markdown(study: Study, rows: Sequence[dict[str, Any]], figures: Sequence[str
         lines = [[str(run.path), f"{run.step:,}", f"{run.config['steps']:,}"] for run in study.unfinished]
         parts += ["## Unfinished, not in the table", markdown_table(["run", "step", "of"], lines)]
     if study.left_out:
-        parts += ["## Left out", "\n".join(f"- {plain_line(line)}" for line in study.left_out)]
+        parts += ["## Left out", "\n".join(f"- {escaped(line)}" for line in study.left_out)]
     return "\n\n".join(parts) + "\n"
 
 

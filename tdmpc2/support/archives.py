@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 _LOCAL_HEADER = 30  # bytes before a record's name
 _PIECE = 1 << 20  # bytes read at a time: they stay in the CPU's cache for the checksum
-_PARALLEL = 1 << 22  # bytes that are worth a second thread
+_PARALLEL = 1 << 26  # bytes that are worth a second thread: each record costs waiting for the interpreter's lock
 _MOST_RECORDS = 1_000_000
 
 

@@ -1,8 +1,10 @@
-"""Random numbers that are a pure function of what they are for, so that a continued run needs no saved generator."""
+"""Random numbers of a run that may be continued: a pure function of what they are for, or from a saved state."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 def numbered_generator(seed: int, step: int, stream: int = 0) -> np.random.Generator:
@@ -18,3 +20,13 @@ def numbered_generator(seed: int, step: int, stream: int = 0) -> np.random.Gener
     """
     key, counter = np.array([seed, stream], dtype=np.uint64), np.array([0, 0, 0, step], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def load_generator(generator: torch.Generator, state: Tensor) -> None:
+    """Continue a generator from a saved state, uint8 [N].
+
+    Raises:
+        RuntimeError: it is not the state of such a generator.
+    """
+    # A copy: torch reads beyond the end of a view that does not begin where its storage does.
+    generator.set_state(torch.clone(state.cpu(), memory_format=torch.contiguous_format))

@@ -7,6 +7,8 @@ import os
 import re
 import sys
 
+from tdmpc2.support.text import escaped
+
 #: Lines of a message that belong to it: they begin with two spaces, as in the list of what a run lacks.
 _CONTINUED = re.compile(r"\n(?!  )")
 
@@ -40,15 +42,9 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def plain_line(text: str) -> str:
-    """Escape what is not printable in a text that is part of one line, line breaks among them."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def printable(text: str) -> str:
     """Escape what is not printable, so that a text from a file commands no terminal.
 
     Line breaks stay where the next line begins with two spaces; others would let a file write lines of ours.
     """
-    kept = _CONTINUED.sub(r"\\n", text)
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in kept)
+    return escaped(_CONTINUED.sub(r"\\n", text), keep="\n\t")

@@ -10,7 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from tdmpc2.support.output import plain_line
+from tdmpc2.support.text import escaped
 
 _FEW_COLUMNS = 7
 _HEADING = 7  # letters of a line
@@ -28,8 +28,8 @@ class Cells(NamedTuple):
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True) -> str:
     """Write a Markdown table; columns of numbers, all but the first, are aligned to the right."""
     ruler = ["---", *["---:" if numbers else "---"] * (len(headings) - 1)]
-    escaped = ([plain_line(cell).replace("|", "\\|") for cell in line] for line in (headings, ruler, *rows))
-    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+    lines = ([escaped(cell).replace("|", "\\|") for cell in line] for line in (headings, ruler, *rows))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def terminal_table(cells: Cells) -> Table:
@@ -45,8 +45,8 @@ def terminal_table(cells: Cells) -> Table:
         whole = not any(" " in row[index] for row in cells.rows)
         table.add_column(lines, justify="right" if index else "left", overflow="fold", no_wrap=whole)
     for row in cells.rows:
-        table.add_row(*(Text(plain_line(cell)) for cell in row))  # a text, in which [...] is no style
+        table.add_row(*(Text(escaped(cell)) for cell in row))  # a text, in which [...] is no style
     if cells.total is not None:
         table.add_section()
-        table.add_row(*(Text(plain_line(cell)) for cell in cells.total))
+        table.add_row(*(Text(escaped(cell)) for cell in cells.total))
     return table

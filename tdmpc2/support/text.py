@@ -30,4 +30,9 @@ def cut(text: str, longest: int = 3 * _LONGEST) -> str:
     if len(text) > longest:
         tail = longest // 3
         text = f"{text[: longest - tail - 5]} ... {text[-tail:]}"
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    return escaped(text)
+
+
+def escaped(text: str, keep: str = "") -> str:
+    """Write characters that are not printable as Python does, line breaks among them, but for those to keep."""
+    return "".join(letter if letter.isprintable() or letter in keep else ascii(letter)[1:-1] for letter in text)

@@ -367,5 +367,11 @@ class Run:
         raise SystemExit(STOPPED)
 
     def _evaluate(self, step: int) -> None:
+        def leave_if_told() -> None:
+            if self._stop:
+                self._end(step)
+
+        # Several processes gather their results together, so that none of them may leave on its own.
+        each_step = leave_if_told if self.group.world_size == 1 else None
         with self._logger.pause():
-            score(self._play, self.agent, self.cfg, self._logger, step)
+            score(self._play, self.agent, self.cfg, self._logger, step, each_step)

@@ -81,7 +81,7 @@ def _learn(run: Run) -> None:
     def describe_batch(step: int) -> str:
         return f"Its batch has {_episodes(data, rows(step))} of {cfg.data_dir}"
 
-    notes = pca_line, _reward_warning(cfg, draw(run.resumed.step + 1))
+    notes = data.note, pca_line, _reward_warning(cfg, draw(run.resumed.step + 1))
     run.start(f"{len(sampler):,} episodes on {data.place}", *notes, describe_batch=describe_batch)
     for step, batch in run.batches(draw, data.ahead):
         if lazy_targets:
@@ -98,6 +98,6 @@ def _reward_warning(cfg: Config, batch: Batch) -> str:
 def _episodes(data: Data, rows: Tensor) -> str:
     """Name the episodes that rows [H+1, B] are of, by their numbers in the files."""
     dataset = data.sampler.dataset
-    episodes = (rows[0] // (dataset.episode_length + 1)).unique()
+    episodes = dataset.episode_of(rows[0]).unique().cpu()
     numbers = (episodes if dataset.numbers is None else dataset.numbers[episodes]).tolist()
     return f"{len(numbers)} episodes: {', '.join(map(str, numbers[:8]))}{', ...' if len(numbers) > 8 else ''}"

@@ -19,15 +19,17 @@ from tdmpc2.play.rollout import Episode
 from tdmpc2.support.entries import check_entries, flag, record, whole
 from tdmpc2.tracking.progress import Progress
 from tdmpc2.training.activity import Clock
+from tdmpc2.training.demonstrations import Batches, demonstrations_record
 from tdmpc2.training.loop import Run
 from tdmpc2.training.new_task import NewTask
 from tdmpc2.training.online_estimate import dry_run_online
 from tdmpc2.training.preflight import preflight
-from tdmpc2.training.ring import make_ring
+from tdmpc2.training.ring import make_ring, sharing_in_words
 from tdmpc2.training.schedule import Schedule
 from tdmpc2.training.teacher import fit_pca
 
 _LEARNER = {"done": whole(), "owed": whole(), "interrupted": flag(), "metrics": record()}
+_MOST_SHORT = 100  # episodes in a row that may be too short to learn from
 _BURST = 100  # updates in a row that are worth a progress bar
 
 
@@ -53,7 +55,8 @@ def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
             print(*dry_run_online(cfg, teacher_cfg), sep="\n")
             return cfg.run_dir / "model.pt"
         preflight(cfg, teacher_cfg)
-        with Run.open(cfg, teacher_cfg, group, evaluate, stride=len(cfg.envs), evaluate_first=True) as run:
+        shown = demonstrations_record(cfg)
+        with Run.open(cfg, teacher_cfg, group, evaluate, shown, stride=len(cfg.envs), evaluate_first=True) as run:
             if not run.finished(cut_short(run.resumed.parts)):
                 with Explorer(cfg, run.agent) as explorer:
                     _learn(run, explorer)
@@ -62,7 +65,8 @@ def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
 
 def _learn(run: Run, explorer: Explorer) -> None:
     cfg, schedule, replay = run.cfg, Schedule.of(run.cfg), make_ring(run.cfg, run.agent.device)
-    learner, new_task = Learner(run, replay), NewTask(run, replay)
+    batches = Batches.of(cfg, replay, run.agent.device, run.resumed.record["data"])
+    learner, new_task = Learner(run, replay, batches), NewTask(run, replay)
     run.attach("replay", SavedRing(replay, cfg.run_dir / "replay"))
     run.attach("explorer", explorer)
     run.attach("learner", learner)
@@ -70,8 +74,9 @@ def _learn(run: Run, explorer: Explorer) -> None:
         run.attach("new_task", new_task)
     clock = Clock(learner.done)
     environments = f"{len(cfg.envs)} environments" if len(cfg.envs) > 1 else "1 environment"
+    environments += sharing_in_words(cfg)
     source = f"{environments}, a buffer of {replay.capacity:,} rows on {replay.rows.device}"
-    run.start(source, *explorer.notes, explorer.compile_planner(), activity=clock.activity)
+    run.start(source, *batches.notes, *explorer.notes, explorer.compile_planner(), activity=clock.activity)
     for step in run.steps(again=learner.interrupted):
         if not learner.interrupted:
             with saving_before(step, run):
@@ -101,6 +106,7 @@ class Learner:
     Args:
         run: whose agent learns.
         replay: what it learns from.
+        batches: drawn from it, and from demonstrations if there are any.
 
     Attributes:
         done: updates made.
@@ -110,8 +116,8 @@ class Learner:
         metrics: of the last update; where there are fewer updates than steps, most steps have none of their own.
     """
 
-    def __init__(self, run: Run, replay: ReplayRing) -> None:
-        self._run, self._replay = run, replay
+    def __init__(self, run: Run, replay: ReplayRing, batches: Batches) -> None:
+        self._run, self._replay, self._batches = run, replay, batches
         self.done = self.owed = 0
         self.interrupted = False
         self.metrics: Mapping[str, Tensor] = {}
@@ -137,9 +143,9 @@ class Learner:
             The metrics of the last update so far; None before the first one, and where a signal ended them early.
 
         Raises:
-            ValueError: there are episodes, but all of them are too short.
+            ValueError: there are :data:`_MOST_SHORT` episodes, and all of them are too short.
         """
-        cfg, replay = self._run.cfg, self._replay
+        replay = self._replay
         self.interrupted = False
         if not self.owed or not self._ready():
             return self.metrics or None
@@ -148,8 +154,7 @@ class Learner:
         many = self.owed >= _BURST
         with Progress(self.owed, "Learning from the seed steps", unit="updates") if many else nullcontext() as bar:
             while self.owed and not self.interrupted:
-                batch = replay.sampler.draw(self.done, cfg.batch_size, cfg.horizon, cfg.seed)
-                self.metrics = self._run.update(batch.to(self._run.agent.device))
+                self.metrics = self._run.update(self._batches.draw(self.done))
                 self.done += 1
                 self.owed -= 1
                 self.interrupted = self._run.stopping and self.owed > 0
@@ -159,12 +164,12 @@ class Learner:
 
     def _ready(self) -> bool:
         replay = self._replay
-        if len(replay) and not len(replay.sampler):
+        if replay.num_added >= _MOST_SHORT and not len(replay.sampler):
             raise ValueError(
                 f"None of the {replay.num_added:,} episodes so far has the {replay.horizon} steps that a slice takes: "
                 "set horizon lower, or have the environment's episodes last longer"
             )
-        return len(replay) > 0
+        return len(replay.sampler) > 0
 
     def state(self) -> Mapping[str, Any]:
         """Say where the updates stand."""

@@ -12,6 +12,7 @@ from tdmpc2.play.explorer import Explorer
 from tdmpc2.support.files import free_disk
 from tdmpc2.support.runtime import available_memory, set_num_threads
 from tdmpc2.training import run_record
+from tdmpc2.training.demonstrations import demonstrations_bytes, demonstrations_record
 from tdmpc2.training.preflight import (
     check_disk,
     checkpoint_bytes,
@@ -22,7 +23,7 @@ from tdmpc2.training.preflight import (
     random_batch,
     teacher_line,
 )
-from tdmpc2.training.ring import make_ring
+from tdmpc2.training.ring import plan_ring, sharing_in_words
 from tdmpc2.training.teacher import find_teacher
 from tdmpc2.training.tuning import load_start
 
@@ -43,12 +44,12 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
     preflight(cfg, teacher_cfg)
     threads = set_num_threads(cfg.num_threads)
     teacher = find_teacher(cfg, teacher_cfg)
-    run_record.check(cfg, teacher.sha256 if teacher else None)
+    run_record.check(cfg, teacher.sha256 if teacher else None, demonstrations_record(cfg))
     live_teacher = teacher.load(cfg.device) if teacher else None
     agent = TDMPC2(cfg, live_teacher)
     load_start(agent, cfg)
     check_disk(agent, cfg)
-    ring = make_ring(cfg, agent.device)
+    ring = plan_ring(cfg, agent.device)
     with Explorer(cfg, agent) as explorer:
         explorer.begin()
         actions = explorer.act(0, random=True)
@@ -68,7 +69,7 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
         f"run         {cfg.run_dir}",
         f"student     {parameters:,} parameters on {agent.device}, {threads} threads",
         "teacher     " + teacher_line(teacher, live_teacher, cfg),
-        f"environments {len(cfg.envs)}, {turns:,} turns",
+        f"environments {len(cfg.envs)}, {turns:,} turns" + sharing_in_words(cfg),
         *(f"{name:<11} {n:,} x {1e3 * s:.1f} ms = {clock_text(n * s)}" for name, (n, s) in parts.items()),
     ]
     total = sum(count * seconds for count, seconds in parts.values())
@@ -78,7 +79,10 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
         once = num_steps(cfg) * median_seconds(lambda: agent.act(obs, t0=True, eval_mode=True, task=task), agent.device)
         total += evaluations * once
         lines.append(f"evaluation  {evaluations} x {num_steps(cfg):,} plans, at most {clock_text(evaluations * once)}")
-    rows = ring.rows.nbytes
+    if cfg.demonstrations:
+        size = demonstrations_bytes(cfg) / 1e9
+        lines.append(f"demonstrations {cfg.demonstrations}, {size:.2f} GB beside the buffer, half of each batch")
+    rows = ring.bytes
     model = parameters * 4 * 4 + sum(tensor.nbytes for tensor in agent.model.state_dict().values())
     needed = checkpoint_bytes(agent, cfg) + rows * cfg.save_agent
     return [

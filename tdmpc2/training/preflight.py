@@ -15,7 +15,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config, check_bins, check_memory, training_parts
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.chunks import Layout, chunk_paths
-from tdmpc2.data.placement import choose_place, data_bytes, data_record
+from tdmpc2.data.placement import choose_place, data_bytes, data_problems, data_record
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.data.store.importer import RATE, find_store
 from tdmpc2.distillation.outputs import teacher_columns
@@ -27,6 +27,7 @@ from tdmpc2.play.rollout import check_playable
 from tdmpc2.support.files import check_free_disk, free_disk
 from tdmpc2.support.runtime import available_memory, resolve_device, set_num_threads
 from tdmpc2.training import run_record
+from tdmpc2.training.demonstrations import demonstrations_problems
 from tdmpc2.training.state_file import read_state
 from tdmpc2.training.teacher import Teacher, Teachers, find_teacher
 from tdmpc2.training.tuning import load_start
@@ -48,15 +49,19 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
     online = cfg.mode == "online"
     try:
         if online:
+            problems += demonstrations_problems(cfg)
             check_playable(cfg)
         else:
             data_record(cfg.data_dir, cfg.task)
+            problems += [f"data: {problem}" for problem in data_problems(cfg)]
     except ValueError as error:
         problems.append(f"{'environment' if online else 'data'}: {error}")
-    if online and cfg.buffer_size <= (longest := max(cfg.task_specs[i].episode_length for i in cfg.task_ids)):
-        problems.append(f"buffer_size={cfg.buffer_size:,} does not hold the {longest + 1:,} rows of one episode")
-    if cfg.episodic and not online:
-        problems.append("episodic=true: stored episodes do not say which of them terminated, mode=online does")
+    if online:
+        lengths = {task_id: cfg.task_specs[task_id].episode_length + 1 for task_id in cfg.task_ids}
+        rows, tasks = max((len(ids) * lengths[task_id], len(ids)) for task_id, ids in cfg.stored_for.items())
+        if cfg.buffer_size < rows:
+            each = f", stored for {tasks} tasks" if tasks > 1 else ""
+            problems.append(f"buffer_size={cfg.buffer_size:,} does not hold the {rows:,} rows of one episode{each}")
     if teacher is not None and (teacher.checkpoint is None or not Path(teacher.checkpoint).exists()):
         problems.append(
             f"teacher: teacher_config.checkpoint={teacher.checkpoint} does not exist. Name a file, download the "
@@ -122,57 +127,73 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
     agent = TDMPC2(cfg, live_teacher if cfg.distillation_cache == "off" else None)
     load_start(agent, cfg)
     check_disk(agent, cfg)
-    state = cfg.run_dir / "state.pt"
-    start = 0
-    if state.exists():
-        saved = read_state(state, agent)
-        start = saved.step
-        agent.load_training_state(saved.training)  # it says whether the update is compiled
+    start = _begun(agent, cfg)
     steps = max(cfg.steps - start, 0)
     data_line, size, imported = _data(cfg, agent.device)
     cached = None if isinstance(live_teacher, dict) else live_teacher
     before, before_s, before_bytes = _preparation(cfg, cached, size, imported)
-
-    batch = random_batch(cfg, agent.device)
-    if processes == 1 and (line := agent.compile_update()):
-        print(line, flush=True)
-    update_s = median_seconds(lambda: agent.update(batch), agent.device)
-    parameters = num_parameters(agent.model)
-    lines = [
+    update_s = _update_seconds(agent, cfg, compiled=processes == 1)
+    evaluations, evaluations_s = _evaluations(agent, cfg, start)
+    return [
         f"run         {cfg.run_dir}, " + (f"continues at step {start:,}" if start else "new"),
-        f"student     {parameters:,} parameters on {agent.device}, {threads} threads",
+        f"student     {num_parameters(agent.model):,} parameters on {agent.device}, {threads} threads",
         "teacher     " + teacher_line(teacher, live_teacher, cfg),
         data_line,
         *before,
         f"updates     {steps:,} x {1e3 * update_s:.1f} ms = {clock_text(steps * update_s)}",
+        *evaluations,
+        *_room(agent, cfg, 0 if data_line.endswith("disk") else size, before_bytes),
+        f"in all      about {clock_text(before_s + steps * update_s + evaluations_s)}",
     ]
-    total = before_s + steps * update_s
-    evaluations = cfg.steps // cfg.eval_freq - start // cfg.eval_freq if cfg.eval_freq else 0
-    if evaluations:
-        if line := agent.compile_planner(num_steps(cfg)):
-            print(line, flush=True)
-        num_envs = side_by_side(cfg, cfg.eval_episodes * len(cfg.task_ids), agent)
-        obs, ids = np.zeros((num_envs, cfg.obs_dim), np.float32), np.arange(num_envs) % len(cfg.task_specs)
-        plan_s = median_seconds(lambda: agent.act(obs, t0=True, eval_mode=True, task=ids), agent.device) / num_envs
-        once = num_steps(cfg) * plan_s
-        total += evaluations * once
-        lines.append(
-            f"evaluation  {evaluations} x {num_steps(cfg):,} plans x {1e3 * plan_s:.1f} ms = "
-            f"{clock_text(evaluations * once)} (without simulation)"
-        )
-    in_memory = 0 if data_line.endswith("disk") else size
-    memory = in_memory + parameters * 4 * 4 + sum(t.nbytes for t in agent.model.state_dict().values())
-    if agent.device.type == "cuda":
-        memory = in_memory + torch.cuda.max_memory_allocated(agent.device)
-    free_memory = available_memory(agent.device)
-    needed, free = checkpoint_bytes(agent, cfg), free_disk(cfg.run_dir)
-    beside = f"; {before_bytes / 1e9:.2f} GB beside the data, {free_disk(Path(cfg.data_dir)) / 1e9:.1f} GB free"
+
+
+def _begun(agent: TDMPC2, cfg: Config) -> int:
+    """Return the step that the run would go on from, and let the agent train as it did: compiled or not."""
+    state = cfg.run_dir / "state.pt"
+    if not state.exists():
+        return 0
+    saved = read_state(state, agent)
+    agent.load_training_state(saved.training)
+    return saved.step
+
+
+def _update_seconds(agent: TDMPC2, cfg: Config, compiled: bool) -> float:
+    batch = random_batch(cfg, agent.device)
+    if compiled and (line := agent.compile_update()):
+        print(line, flush=True)
+    return median_seconds(lambda: agent.update(batch), agent.device)
+
+
+def _evaluations(agent: TDMPC2, cfg: Config, start: int) -> tuple[list[str], float]:
+    """Estimate the evaluations after step ``start``: a line if there are any, and seconds."""
+    count = cfg.steps // cfg.eval_freq - start // cfg.eval_freq if cfg.eval_freq else 0
+    if not count:
+        return [], 0.0
+    if line := agent.compile_planner(num_steps(cfg)):
+        print(line, flush=True)
+    num_envs = side_by_side(cfg, cfg.eval_episodes * len(cfg.task_ids), agent)
+    obs, ids = np.zeros((num_envs, cfg.obs_dim), np.float32), np.arange(num_envs) % len(cfg.task_specs)
+    plan_s = median_seconds(lambda: agent.act(obs, t0=True, eval_mode=True, task=ids), agent.device) / num_envs
+    seconds = count * num_steps(cfg) * plan_s
     return [
-        *lines,
-        f"memory      about {memory / 1e9:.2f} GB with data and optimisers, {free_memory / 1e9:.1f} GB free",
+        f"evaluation  {count} x {num_steps(cfg):,} plans x {1e3 * plan_s:.1f} ms = "
+        f"{clock_text(seconds)} (without simulation)"
+    ], seconds
+
+
+def _room(agent: TDMPC2, cfg: Config, data_in_memory: int, beside_data: int) -> list[str]:
+    """Say how many bytes the run takes in memory and on disk, and how many are free."""
+    memory = data_in_memory + num_parameters(agent.model) * 4 * 4
+    memory += sum(tensor.nbytes for tensor in agent.model.state_dict().values())
+    if agent.device.type == "cuda":
+        memory = data_in_memory + torch.cuda.max_memory_allocated(agent.device)
+    needed, free = checkpoint_bytes(agent, cfg), free_disk(cfg.run_dir)
+    beside = f"; {beside_data / 1e9:.2f} GB beside the data, {free_disk(Path(cfg.data_dir)) / 1e9:.1f} GB free"
+    return [
+        f"memory      about {memory / 1e9:.2f} GB with data and optimisers, "
+        f"{available_memory(agent.device) / 1e9:.1f} GB free",
         f"disk        {needed / 1e9:.2f} GB for checkpoints, {free / 1e9:.1f} GB free"
-        + (beside if before_bytes else ""),
-        f"in all      about {clock_text(total)}",
+        + (beside if beside_data else ""),
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from tdmpc2.config import IMAGES, Config
@@ -11,11 +13,34 @@ from tdmpc2.data.rows import FrameFormat, RowFormat
 from tdmpc2.support.files import check_free_disk
 
 
-def make_ring(cfg: Config, device: torch.device) -> ReplayRing:
-    """Make the replay buffer of a run where it fits: on the GPU, in memory, or mapped from the run's directory.
+class RingPlan(NamedTuple):
+    """Size and place of a replay buffer, before anything is allocated."""
+
+    row_format: RowFormat | FrameFormat
+    capacity: int  # rows
+    bytes: int
+    place: str  # cuda, memory or disk
+
+
+def sharing_in_words(cfg: Config) -> str:
+    """Say for how many tasks a step is stored, as the end of a line; nothing where it is for its own alone."""
+    counts = _stored(cfg)
+    mean = sum(counts) / len(counts)
+    average = " on average" if min(counts) < max(counts) else ""
+    return f", each step stored for {mean:.3g} tasks{average}" if mean > 1 else ""
+
+
+def _stored(cfg: Config) -> list[int]:
+    """Count the tasks that a step of each environment is stored for."""
+    return [len(cfg.stored_for[task_id]) for task_id in cfg.envs]
+
+
+def plan_ring(cfg: Config, device: torch.device) -> RingPlan:
+    """Choose size and place of a run's replay buffer: the GPU, memory, or a file in the run's directory.
 
     Args:
-        cfg: ``buffer_size``, ``data_device``, ``task_balance``. No more rows are taken than the run can fill.
+        cfg: ``buffer_size``, ``data_device``. No more rows are taken than the run can fill, an episode counting for
+            each task that it is stored for.
         device: the device that trains.
 
     Raises:
@@ -23,20 +48,31 @@ def make_ring(cfg: Config, device: torch.device) -> ReplayRing:
     """
     images = cfg.obs == "rgb"
     row_format = FrameFormat(IMAGES, cfg.action_dim) if images else RowFormat(cfg.obs_dim, cfg.action_dim)
-    capacity = min(cfg.buffer_size, 2 * (cfg.steps + len(cfg.envs)))  # an episode has a row more than steps
+    steps = (cfg.steps + len(cfg.envs)) * sum(_stored(cfg)) // len(cfg.envs)
+    capacity = min(cfg.buffer_size, 2 * steps)  # an episode has a row more than steps
     size = capacity * 4 * row_format.words
     place = choose_place(cfg.data_device, device, size)
     if cfg.save_agent:
         saved = sum(path.stat().st_size for path in (cfg.run_dir / "replay").glob("episodes_*.pt"))
         needed = max(size - saved, 0) + size * (place == "disk")
         check_free_disk(cfg.run_dir, needed, "set buffer_size lower")
+    return RingPlan(row_format, capacity, size, place)
+
+
+def make_ring(cfg: Config, device: torch.device) -> ReplayRing:
+    """Make the replay buffer of a run where :func:`plan_ring` has it.
+
+    Raises:
+        ValueError: there is no room for it.
+    """
+    plan = plan_ring(cfg, device)
     return ReplayRing(
-        row_format,
-        capacity,
+        plan.row_format,
+        plan.capacity,
         cfg.horizon,
         balance=cfg.task_balance,
         seed=cfg.seed,
-        device=device if place == "cuda" else "cpu",
+        device=device if plan.place == "cuda" else "cpu",
         terminations=cfg.episodic,
-        file=cfg.run_dir / "replay" / "rows" if place == "disk" else None,
+        file=cfg.run_dir / "replay" / "rows" if plan.place == "disk" else None,
     )

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoints.files import read_file, save_file
+from tdmpc2.checkpoints.files import save_file
+from tdmpc2.checkpoints.reading import read_outline
 from tdmpc2.support import files
 from tdmpc2.support.files import replacing
 from tdmpc2.training.evaluations import read_scores, write_scores
@@ -114,7 +115,7 @@ def save(
         "wall_seconds": wall_seconds,
         "parts": dict(parts or {}),
     }
-    save_file(run_dir / "state.pt", state, overwrite=True)
+    save_file(run_dir / "state.pt", state, overwrite=True, packed=("weights", "training"))  # it is read as a whole
     agent.save(run_dir / "model.pt", step=step, overwrite=True)
     if keep_last > 1:
         with replacing(run_dir / f"model_{step}.pt") as temporary:
@@ -167,7 +168,7 @@ def record_score(agent: TDMPC2, run_dir: Path, step: int, score: float, label: s
 
 def _step_of(path: Path) -> int | None:
     try:
-        content = read_file(path)
+        content = read_outline(path)
     except ValueError:  # missing or damaged
         return None
     return content.get("step") if isinstance(content, dict) else None

@@ -36,48 +36,67 @@ def check(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] | Non
             weights that cannot be continued and would be overwritten.
     """
     directory = cfg.run_dir
-    path = directory / "run.json"
-    now = {**cfg.to_dict(), "teacher_sha256": teacher_sha256, "data": data}
-    record: dict[str, Any] = json.loads(
-        json.dumps({key: value for key, value in now.items() if key not in ONE_START_KEYS})
-    )
+    record = _record_of(cfg, teacher_sha256, data)
     if cfg.resume == "must" and not (directory / "state.pt").exists():
         raise ValueError(f"resume=must, but {directory} has no state.pt to continue from: resume=auto starts a new run")
-    if not path.exists():
-        if (directory / "rows.npy").exists():
-            raise ValueError(f"{directory} is an episode store: set work_dir to another directory, or leave it out")
-        if directory.exists() and any(directory.glob("*.pt")):
-            raise ValueError(
-                f"{directory} holds checkpoints but no run.json: set exp_name to start a new run beside it"
-            )
+    if not (directory / "run.json").exists():
+        _check_new(directory)
         return record, ""
     if cfg.resume == "never":
         raise ValueError(f"resume=never, but {directory} holds a run: set exp_name, or move the directory away")
-    try:
-        recorded = read_record(path)
-    except ValueError as error:
-        raise ValueError(f"{error}: set exp_name to start a new run") from error
-    differing = {
-        key: _difference(key, recorded.get(key), record.get(key))
-        for key in sorted((recorded.keys() | record.keys()) - ONE_START_KEYS)
-        if recorded.get(key) != record.get(key)
-    }
+    differing = _differences(directory / "run.json", record)
     # These schedules end at ``steps``: with others, the updates so far would have been others.
     fixed = {"steps"} if teacher_sha256 and cfg.distillation_schedule in ("linear", "cosine") else set()
-    if refused := {key: text for key, text in differing.items() if key not in CHANGEABLE - fixed}:
-        if "data" in refused:
-            refused["data"] += f" [data_dir={cfg.data_dir}]"
-        other = "with other data" if refused.keys() == {"data"} else "of another configuration"
-        raise ValueError(
-            f"{directory} holds a run {other} ({'; '.join(refused.values())}): "
-            "set exp_name to start a new run, or move the directory away"
-        )
+    _check_same(cfg, {key: text for key, text in differing.items() if key not in CHANGEABLE - fixed})
     if (directory / "model.pt").exists() and not (directory / "state.pt").exists():
         raise ValueError(
             f"{directory} has model.pt but no state.pt to continue from: set exp_name to start a new run, "
             "with checkpoint=<that model.pt> if it is to start from those weights"
         )
     return record, f"Continuing with other settings: {'; '.join(differing.values())}" if differing else ""
+
+
+def _record_of(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] | None) -> dict[str, Any]:
+    """Return the record of a run as it is read back: without keys of a single start, lists in place of tuples."""
+    entries = {**cfg.to_dict(), "teacher_sha256": teacher_sha256, "data": data}
+    record: dict[str, Any] = json.loads(
+        json.dumps({key: value for key, value in entries.items() if key not in ONE_START_KEYS})
+    )
+    return record
+
+
+def _check_new(directory: Path) -> None:
+    """Refuse a directory that no run has claimed but that holds files a run would replace."""
+    if (directory / "rows.npy").exists():
+        raise ValueError(f"{directory} is an episode store: set work_dir to another directory, or leave it out")
+    if directory.exists() and any(directory.glob("*.pt")):
+        raise ValueError(f"{directory} holds checkpoints but no run.json: set exp_name to start a new run beside it")
+
+
+def _differences(path: Path, record: Mapping[str, Any]) -> dict[str, str]:
+    """Compare the record on disk with the one of now: what differs, in words, by key."""
+    try:
+        recorded = read_record(path)
+    except ValueError as error:
+        raise ValueError(f"{error}: set exp_name to start a new run") from error
+    return {
+        key: _difference(key, recorded.get(key), record.get(key))
+        for key in sorted((recorded.keys() | record.keys()) - ONE_START_KEYS)
+        if recorded.get(key) != record.get(key)
+    }
+
+
+def _check_same(cfg: Config, refused: Mapping[str, str]) -> None:
+    """Refuse to continue a run with differences that would make another run of it."""
+    if not refused:
+        return
+    data = "data_dir" if cfg.mode == "offline" else "demonstrations"
+    texts = [text + (f" [{data}={getattr(cfg, data)}]" if key == "data" else "") for key, text in refused.items()]
+    other = "with other data" if refused.keys() == {"data"} else "of another configuration"
+    raise ValueError(
+        f"{cfg.run_dir} holds a run {other} ({'; '.join(texts)}): "
+        "set exp_name to start a new run, or move the directory away"
+    )
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -20,11 +20,26 @@ from tdmpc2.training import run_dir
 Evaluator = Callable[..., Evaluation]
 
 
-def score(evaluate: Evaluator, agent: TDMPC2, cfg: Config, logger: Logger, step: int) -> None:
+def score(
+    evaluate: Evaluator,
+    agent: TDMPC2,
+    cfg: Config,
+    logger: Logger,
+    step: int,
+    each_step: Callable[[], None] | None = None,
+) -> None:
     """Evaluate the agent, log the result, and keep its weights as ``best.pt`` if no earlier score is as high.
 
     The score is recorded last, so that a run that ends before makes the evaluation again. Where an environment has a
     fault, the line says which, and there is no score.
+
+    Args:
+        evaluate: plays the agent.
+        agent: who is evaluated.
+        cfg: of the run.
+        logger: takes the results.
+        step: of the run.
+        each_step: called after every step that is played; what it raises ends the evaluation.
     """
     videos = cfg.run_dir / "videos"
 
@@ -34,7 +49,7 @@ def score(evaluate: Evaluator, agent: TDMPC2, cfg: Config, logger: Logger, step:
     if line := agent.compile_planner(num_steps(cfg)):
         logger.message(line)
     try:
-        result = evaluate(agent, cfg, film=film)
+        result = evaluate(agent, cfg, film=film, each_step=each_step)
     except EnvironmentFault as fault:  # which says nothing about the training, so that goes on
         logger.message(f"Evaluation at step {step:,} has no score: {fault}")
         if cfg.save_agent and agent.group.main:

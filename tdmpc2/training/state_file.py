@@ -12,6 +12,7 @@ from torch import Tensor
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import FORMAT
 from tdmpc2.checkpoints.reading import read_file
+from tdmpc2.support.draws import load_generator
 from tdmpc2.support.entries import Entry, check_entries, flag, nothing_or, number, record, text, whole
 from tdmpc2.support.text import shown
 
@@ -168,7 +169,7 @@ def _wrong_generator(value: Tensor, generator: torch.Generator) -> str:
         return f"is a tensor of shape {list(value.shape)}, {value.dtype}, expected the bytes of a generator"
     if value.shape == generator.get_state().shape:
         try:
-            torch.Generator(generator.device).set_state(value.cpu())
+            load_generator(torch.Generator(generator.device), value)
         except (RuntimeError, TypeError) as error:
             return f"is not the state of a generator ({shown(str(error))})"
     return ""

@@ -12,6 +12,7 @@ from torch import Tensor
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints import layouts
 from tdmpc2.checkpoints.files import Checkpoint, load_file, naming, precision_of
+from tdmpc2.checkpoints.sizes import infer_sizes
 from tdmpc2.config import WIDTHS, Config, is_nothing, parse_cfg
 from tdmpc2.loading import config_of
 from tdmpc2.tasks import TASK_SETS, TaskSpec
@@ -43,7 +44,7 @@ def keys_from_checkpoint(keys: Mapping[str, Any], typed: Collection[str]) -> dic
         return dict(keys)  # a missing file is found before the run, with whatever else is missing
     file = load_file(os.path.expanduser(str(path)))
     with naming(file.origin):
-        of_many = bool(layouts.infer_sizes(file.model)["num_tasks"])
+        of_many = bool(infer_sizes(file.model)["num_tasks"])
     new = dict(keys)
     tuned: dict[str, Any] = {}
     if of_many and keys.get("task") not in (None, *TASK_SETS):

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tdmpc2.checkpoints.layouts import check_state, infer_config, infer_sizes, size_keys, to_layout_b
+from tdmpc2.checkpoints.layouts import to_layout_b
+from tdmpc2.checkpoints.sizes import check_state, infer_config, infer_sizes, size_keys
 from tdmpc2.config import MODEL_SIZES, Config
 from tdmpc2.nn.world_model import WorldModel
 from tests.helpers.layouts import meta_a, state_a

@@ -13,7 +13,8 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictParams
 from torch import Tensor, nn
 
-from tdmpc2.checkpoints.layouts import check_state, infer_sizes, layout_of, rename, to_layout_a, to_layout_b
+from tdmpc2.checkpoints.layouts import layout_of, rename, to_layout_a, to_layout_b
+from tdmpc2.checkpoints.sizes import check_state, infer_sizes
 from tdmpc2.config import Config
 from tdmpc2.nn.world_model import WorldModel
 from tests.helpers.layouts import PARTS, assert_same_tensors, meta_a, quantised, sizes_drawn, state_a, state_c

@@ -9,7 +9,7 @@ import torch
 
 import tdmpc2
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoints.layouts import infer_config
+from tdmpc2.checkpoints.sizes import infer_config
 from tdmpc2.config import Config
 
 SMALL = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tdmpc2.checkpoints import layouts
+from tdmpc2.checkpoints import layouts, sizes
 from tdmpc2.checkpoints.files import file_sha256, load_file, precision_of
 from tdmpc2.config import Config
 from tdmpc2.nn.world_model import WorldModel
@@ -23,7 +23,7 @@ def test_load_file_of_published_file_reads_weights_and_sizes(kind: str) -> None:
     read = load_file(path)
     assert precision_of(read.model) == kind
     assert layouts.layout_of(read.model) == "a"
-    assert layouts.infer_config(read.model) == Config(task="mt30", model_size=1)
+    assert sizes.infer_config(read.model) == Config(task="mt30", model_size=1)
     assert [spec.name for spec in read.task_specs][-1] == "pendulum-spin"
     state = layouts.to_layout_a(read.model)
     assert len(state) == 61
@@ -36,6 +36,6 @@ def test_load_file_of_published_file_reads_weights_and_sizes(kind: str) -> None:
             want = golden[f"{kind}/param_abssum/{name}"]
             assert tensor.double().abs().sum().item() == pytest.approx(want, rel=1e-9, abs=1e-6)
     model = WorldModel(Config(task="mt30", model_size=1))
-    layouts.check_state(state, model.state_dict(), read.origin)
+    sizes.check_state(state, model.state_dict(), read.origin)
     model.load_state_dict(read.model)
     assert_same(dict(model.state_dict()), state)

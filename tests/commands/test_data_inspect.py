@@ -252,7 +252,7 @@ def test_inspect_with_damaged_record_is_refused(tmp_path: Path, run_data: Any) -
 def test_inspect_of_store_without_chunk_files_reads_it(tmp_path: Path, run_data: Any) -> None:
     write_store(tmp_path / "d" / "store", episodes())
     assert facts_of(run_data, tmp_path / "d")["path"] == str(tmp_path / "d" / "store")
-    assert source.open_source(tmp_path / "d").task_ids.tolist() == TASKS
+    assert source.open_source(tmp_path / "d").index.task.tolist() == TASKS
     assert len(source.open_source(tmp_path / "d").specs) == len(ALL)
 
 

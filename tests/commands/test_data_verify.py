@@ -12,7 +12,7 @@ import torch
 
 from tdmpc2.data.chunks import write_chunk
 from tdmpc2.data.store.importer import import_episodes
-from tdmpc2.data.store.store import StoreMeta
+from tdmpc2.data.store.meta import StoreMeta
 from tdmpc2.data.store.teacher_columns import open_targets
 from tdmpc2.data.tools import verify
 from tests.helpers.data import SPECS, L

@@ -25,6 +25,11 @@ _ONLINE = """
     num_elites=4 num_pi_trajs=4 iterations=1 device=cpu num_threads=1 compile=false batch_size=16 work_dir=run
     num_envs=2 seed_steps=40 steps=300 buffer_size=100 log_freq=10 save_freq=20 eval_freq=150 eval_episodes=1
 """
+#: Simulators with episodes of 500 steps, two of which are stored for two tasks each.
+_SHARE_BODY = """
+    task=mt30 mode=online tasks=[pendulum-swingup,pendulum-spin] share_body=true task_balance=tasks task_dim=8
+    num_envs=1 mpc=false utd=0.05 seed_steps=1000 steps=2400 buffer_size=3500 log_freq=100 save_freq=300 eval_freq=0
+"""
 
 
 _WIDTHS = "model_size=null enc_dim=16 mlp_dim=16 latent_dim=16".split()  # which a file decides
@@ -142,6 +147,7 @@ SCENARIOS = {
         _many_tasks,
         _script("train", "checkpoint=many.pt", "freeze=encoder", *(w for w in _ONLINE.split() if w not in _WIDTHS)),
     ),
+    "share_body": Scenario(lambda directory: None, _script("train", *_ONLINE.split(), *_SHARE_BODY.split())),
     "collect": Scenario(
         _agent,
         _script(

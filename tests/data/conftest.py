@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from torch import Tensor
 
-from tdmpc2.data.store.selection import Part
+from tdmpc2.data.store.parts import Part
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def test_dataset_load_joins_chunks_in_numerical_order(tmp_path: Path) -> None:
     for name in ("obs", "action", "reward"):
         assert torch.equal(getattr(dataset, name).nan_to_num(-1), expected[name].nan_to_num(-1))
     assert dataset.task.tolist() == [0, 1, 0, 1, 0, 1]
-    assert (len(dataset), dataset.episode_length) == (6, L)
+    assert dataset.lengths.tolist() == [L] * 6
     assert calls == [2, 2, 2]
 
 
@@ -79,9 +79,9 @@ def test_dataset_load_of_large_finite_values_works(tmp_path: Path) -> None:
 
 
 def test_layout_of_task_set_has_its_sizes() -> None:
-    assert Layout.of(Config(task="mt30").task_specs) == (501, 24, 6, 30)
-    assert Layout.of(Config(task="mt80").task_specs) == (101, 39, 6, 80)
-    assert Layout.of(Config(task="walker-walk").task_specs) == (501, 24, 6, 1)
+    assert Layout.of(Config(task="mt30").task_specs) == (501, 24, 6, 30, 500)
+    assert Layout.of(Config(task="mt80").task_specs) == (101, 39, 6, 80, 500)
+    assert Layout.of(Config(task="walker-walk").task_specs) == (501, 24, 6, 1, 500)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux memory accounting")

@@ -17,12 +17,15 @@ from hypothesis import strategies as st
 
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import Layout, write_chunk
+from tdmpc2.data.index import EpisodeIndex
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.data.store import selection
 from tdmpc2.data.store.export import export_chunks
 from tdmpc2.data.store.importer import import_episodes
-from tdmpc2.data.store.selection import Part, chunk_fingerprints
-from tdmpc2.data.store.store import EpisodeStore, StoreMeta
+from tdmpc2.data.store.meta import StoreMeta
+from tdmpc2.data.store.parts import Part
+from tdmpc2.data.store.selection import chunk_fingerprints
+from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.tasks import TaskSpec
 from tests.helpers.data import SPECS, L, fields, save_raw
 from tests.helpers.reference import REPO
@@ -131,7 +134,7 @@ def test_import_to_float16_of_large_values_is_refused(tmp_path: Path, name: str,
 def test_import_of_mt80_layout_gives_the_obvious_bytes(tmp_path: Path) -> None:
     specs = Config(task="mt80").task_specs
     layout = Layout.of(specs)
-    assert layout == (101, 39, 6, 80)
+    assert layout == (101, 39, 6, 80, 500)
     data = fields([79, 3, 3, 50], length=100, obs_dim=39, action_dim=6)
     write_chunk(tmp_path / "chunk_0.pt", **data)
     for dtype in ("float32", "float16"):
@@ -159,11 +162,13 @@ def test_import_reads_rows_piece_by_piece(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_import_of_many_files_finds_pieces_quickly() -> None:
     number = 6900
-    parts = [Part(Path("chunk_0.pt"), torch.zeros(100, dtype=torch.int64)) for _ in range(number)]
+    task = torch.zeros(100, dtype=torch.int64)
+    parts = [Part(Path("chunk_0.pt"), EpisodeIndex.equal(task, L), content=None) for _ in range(number)]
     kept = torch.arange(0, 100 * number, 2)
     meta = StoreMeta("three", SPECS, len(kept))
     begin = time.perf_counter()
-    found = list(selection.Selection(meta, parts, kept, torch.zeros_like(kept), [], "").pieces(0, 256))
+    index = EpisodeIndex.equal(torch.zeros_like(kept), L)
+    found = list(selection.Selection(meta, parts, kept, index, [], "").pieces(0, 256))
     assert time.perf_counter() - begin < 4  # 0.1 s; a comparison of each block with each file takes 12 s
     offsets = {id(part): 100 * index for index, part in enumerate(parts)}
     assert torch.equal(torch.cat([episodes + offsets[id(part)] for part, episodes in found]), kept)

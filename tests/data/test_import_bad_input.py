@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tdmpc2.data import unequal
 from tdmpc2.data.chunks import write_chunk
-from tdmpc2.data.store import selection
 from tdmpc2.data.store.importer import import_episodes
 from tdmpc2.tasks import TaskSpec
 from tests.helpers.data import BAD_FIELDS, BAD_LAYOUTS, BAD_VALUES, SPECS, L, fields, save_raw
@@ -37,7 +37,7 @@ def test_import_of_other_task_set_is_refused(tmp_path: Path, case: str) -> None:
 
 
 def test_import_of_bad_value_names_file_and_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "_TASK_PIECE", 4)
+    monkeypatch.setattr(unequal, "_TASK_PIECE", 4)
     make_chunks(tmp_path / "chunks", [TASKS])
     data = fields(TASKS)
     data["reward"][5, 3] = torch.nan

@@ -21,7 +21,7 @@ SLOW_IMPORT = """
 import sys, time
 from pathlib import Path
 from tdmpc2.data.store.importer import import_episodes
-from tdmpc2.data.store.selection import Part
+from tdmpc2.data.store.parts import Part
 from tests.helpers.data import SPECS
 root, read = Path(sys.argv[1]), Part.read
 def wait(self, episodes):

@@ -16,7 +16,8 @@ import torch
 from tdmpc2.data.chunks import write_chunk
 from tdmpc2.data.dataset import EpisodeDataset
 from tdmpc2.data.store.importer import import_episodes
-from tdmpc2.data.store.store import BLOCK, EpisodeStore, StoreMeta
+from tdmpc2.data.store.meta import BLOCK, StoreMeta
+from tdmpc2.data.store.store import EpisodeStore
 from tests.helpers.data import SPECS, L, fields
 
 TASKS = [0, 1, 2, 2, 1]
@@ -140,7 +141,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"task id is 1 in episode 1, but .* names 1 tasks",
     ),
     "no format": (lambda root: (root / "meta.json").write_text("{}"), r"meta\.json is damaged.*format"),
-    "newer": (_edit(format=2), r"meta\.json has format 2, this version reads 1: update tdmpc2-opt"),
+    "newer": (_edit(format=3), r"meta\.json has format 3, this version reads 1 and 2: update tdmpc2-opt"),
+    "other form": (_edit(format=2), r"meta\.json is damaged.*rows is missing"),
+    "rows of another form": (_edit(rows=35), r"meta\.json is damaged.*rows is not of its format"),
     "newer key": (_edit(codec="zstd"), r"meta\.json is damaged.*codec"),
     "not json": (_truncate("meta.json", -3), r"meta\.json is damaged"),
     "not text": (_overwrite("meta.json", 5, b"\xff\xfe"), r"meta\.json is damaged"),

@@ -116,7 +116,8 @@ def _change(part: int, index: tuple[int, ...], value: float) -> list[np.ndarray]
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "not three": ([np.zeros(3)] * 2, r"episodes\[1\] must be \(obs, action, reward\)"),
-    "short": (episode(steps=5), r"episodes\[1\] has 5 actions, but episodes of '.*Stands-v0' have 7 steps"),
+    "long": (episode(steps=8), r"episodes\[1\] has 8 actions, but episodes of '.*Stands-v0' have 1 to 7 steps"),
+    "no step": (episode(steps=0), r"episodes\[1\] has 0 actions"),
     "obs as many as actions": (
         [np.zeros((T, OBS)), np.zeros((T, A)), np.zeros(T)],
         r"obs has shape \(7, 4\), expected \(8, 4\).*one more than actions",
@@ -144,6 +145,20 @@ def test_wrong_episode_is_refused_and_nothing_written(tmp_path: Path, case: str)
 def test_rounding_above_one_is_cut(tmp_path: Path) -> None:
     write_episodes(tmp_path, STANDS, [_change(1, (0, 0), 1 + 1e-6)])
     assert read_chunk(tmp_path / "chunk_0.pt")["action"][0, 1, 0] == 1
+
+
+def test_episodes_that_end_early_are_kept_with_their_ends(tmp_path: Path) -> None:
+    """Logs of a robot that falls, or whose recording was stopped: no two have one length."""
+    logs = [episode(0, 3), episode(1), episode(2, 5)]
+    write_episodes(tmp_path, STANDS, logs, terminated=[True, False, False])
+    cfg = parse_cfg({"task": STANDS})
+    data = EpisodeDataset.load(tmp_path, cfg.task_specs, cfg.task_ids, terminations=True)
+    assert data.lengths.tolist() == [3, T, 5]
+    assert data.terminated is not None
+    assert data.terminated.tolist() == [True, False, False]
+    np.testing.assert_array_equal(data.obs[-6:], logs[2][0].astype(np.float32))
+    with pytest.raises(ValueError, match="terminated has 1 entries for 3 episodes"):
+        write_episodes(tmp_path, STANDS, logs, terminated=[True])
 
 
 def test_no_episodes_are_refused(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tdmpc2.config import Config
 from tdmpc2.data.dataset import EpisodeDataset
-from tdmpc2.data.store.store import EpisodeStore, StoreFile, StoreMeta, header
+from tdmpc2.data.store.meta import StoreFile, StoreMeta
+from tdmpc2.data.store.store import EpisodeStore, header
 from tdmpc2.tasks import TaskSpec
 
 L = 6

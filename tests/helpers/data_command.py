@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdmpc2.data.store.store import StoreFile, StoreMeta, header
+from tdmpc2.data.store.meta import StoreFile, StoreMeta
+from tdmpc2.data.store.store import header
 from tests.helpers.data import SPECS, L, save_raw
 
 TASKS = [0, 0, 1, 0, 1, 0, 0, 1, 1]  # and none of task 2

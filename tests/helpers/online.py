@@ -1,4 +1,4 @@
-"""Tiny runs that learn online, and stopping them in a certain step."""
+"""Tiny runs that learn online, stopping them in a certain step, and comparing what they left."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.play.explorer import Explorer
@@ -34,3 +35,15 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[], None
         return original(self, number, **kwargs)
 
     monkeypatch.setattr(Explorer, "act", act)
+
+
+def assert_same(one: Path, two: Path) -> None:
+    """Two runs left the same weights, logs and buffers."""
+    first, second = (torch.load(run / "state.pt", weights_only=True) for run in (one, two))
+    assert all(torch.equal(tensor, second["weights"][name]) for name, tensor in first["weights"].items())
+    assert first["parts"]["learner"] == second["parts"]["learner"]
+    one_player, two_player = (state["parts"]["explorer"] for state in (first, second))
+    for name in ("begun", "running", "ended", "player"):
+        assert str(one_player[name]) == str(two_player[name]), name
+    for name in ("train.csv", "episodes.csv"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name

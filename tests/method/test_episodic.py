@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from tdmpc2 import losses, planner
 from tdmpc2.acceleration.cpu.networks import PackedNetworks, unsupported
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoints.layouts import infer_config
+from tdmpc2.checkpoints.sizes import infer_config
 from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.loading import load_agent

@@ -51,3 +51,11 @@ def test_pixel_encoder_of_other_sizes_has_a_projection(size: int, latent: int) -
     z = encoder(torch.randint(256, (2, 3, 9, 64, 64), dtype=torch.uint8))
     assert z.shape == (2, 3, latent)
     torch.testing.assert_close(z.unflatten(-1, (-1, 8)).sum(-1), torch.ones(2, 3, latent // 8))
+
+
+@pytest.mark.parametrize("rows", [(), (1,), (2, 3)])
+def test_pixel_encoder_keeps_the_rows_of_its_images(rows: tuple[int, ...]) -> None:
+    """A single image without any dimension of rows was a RuntimeError of torch."""
+    model = WorldModel(Config(task="cup-catch", obs="rgb", model_size=1), torch.Generator().manual_seed(1))
+    images = torch.randint(256, (*rows, 9, 64, 64), dtype=torch.uint8)
+    assert model.encode(images).shape == (*rows, 128)

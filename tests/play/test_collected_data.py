@@ -7,14 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tdmpc2.agent import TDMPC2
+from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config, parse_cfg
-from tdmpc2.data.chunks import read_chunk
-from tdmpc2.play.collector import collect
-from tests.helpers.playing import by_hand
+from tdmpc2.data.chunks import Layout, read_chunk
+from tdmpc2.data.store.parts import Part
+from tdmpc2.data.tools.convert import to_store
+from tdmpc2.data.tools.verify import verify
+from tdmpc2.play.collector import collect, episode_returns
+from tdmpc2.training.offline import train
+from tests.helpers.playing import SMALL_AGENT, by_hand
 from tests.helpers.runs import TASKS, TINY, snapshot
-from tests.helpers.toy_envs import FALLS, STANDS, STANDS_FOR
+from tests.helpers.toy_envs import FALLS, FALLS_AT, STANDS, STANDS_FOR
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -68,10 +74,41 @@ def test_collect_with_agent_adds_noise(tmp_path: Path) -> None:
     assert read_chunk(first)["action"][:, 1:].abs().max() <= 1
 
 
-def test_collect_of_episodes_ending_early_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"ended after 3 of 9 steps \(seed \d+\)"):
-        collect(parse_cfg({"task": FALLS, "episodes_per_task": 2}), None, tmp_path / "data")
-    assert not list((tmp_path / "data").glob("*chunk*"))
+def test_collect_of_episodes_that_terminate_keeps_their_ends(tmp_path: Path) -> None:
+    """A terminating environment was refused: the data held episodes of one length only."""
+    cfg = parse_cfg({"task": FALLS, "episodes_per_task": 5, "episodes_per_file": 3})
+    paths = collect(cfg, None, tmp_path / "data")
+    part = Part.of_chunk(paths[0], Layout.of(cfg.task_specs))
+    assert part.index.lengths.tolist() == [FALLS_AT] * 3
+    assert part.index.terminated.tolist() == [True] * 3
+    assert part.read(torch.arange(3))["obs"][:, -1, 1].tolist() == [FALLS_AT] * 3
+    first = [path.read_bytes() for path in paths]
+    paths[0].unlink()
+    assert collect(cfg, None, tmp_path / "data") == paths  # continued
+    assert [path.read_bytes() for path in paths] == first
+    assert not verify(tmp_path / "data").problems
+    assert {name: len(returns) for name, returns in episode_returns(paths, cfg).items()} == {FALLS: 5}
+
+
+def test_collect_of_inverted_pendulum_and_training_on_it(tmp_path: Path) -> None:
+    """Gymnasium's own environment, whose random episodes have some ten steps of a thousand."""
+    task = "InvertedPendulum-v5"
+    data_dir = tmp_path / "data"
+    collect(parse_cfg({"task": task, "episodes_per_task": 12}), None, data_dir)
+    store = to_store([str(data_dir)], tmp_path / "store")
+    assert store.index.terminated.all()
+    assert len(store.index.lengths.unique()) > 1
+    assert store.meta.files["rows.npy"].bytes < 60_000  # no room is taken for the thousand steps
+    train(
+        parse_cfg(
+            {
+                **SMALL_AGENT, "task": task, "data_dir": str(store.path), "episodic": True, "horizon": 2, "steps": 3,
+                "batch_size": 4, "eval_freq": 0, "work_dir": str(tmp_path / "run"), "compile": "false", "num_q": 2,
+            }
+        ),
+        None,
+    )  # fmt: skip
+    assert "_termination.2.weight" in load_file(tmp_path / "run" / "model.pt").model
 
 
 def test_collect_of_long_mt80_task_is_cut(tmp_path: Path) -> None:

@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256
-from tdmpc2.config import Config, MixEntry, parse_cfg
+from tdmpc2.config import Config, MixEntry
 from tdmpc2.data.chunks import read_chunk
 from tdmpc2.envs import make_env
 from tdmpc2.envs.vector import EnvPool
 from tdmpc2.loading import load_agent
 from tdmpc2.play.actors import noisy_actor
 from tdmpc2.play.collector import Shard, collect, list_shards, num_envs
-from tdmpc2.play.mixture import BehaviourPolicy, load_policies, policy_from_agent, split
+from tdmpc2.play.mixture import load_policies, policy_from_agent, split
 from tdmpc2.play.rollout import Job, play
 from tdmpc2.tasks import MT30
 from tests.helpers.playing import SIZES, chunks, policies, toy
-from tests.helpers.toy_envs import FALLS, STANDS
+from tests.helpers.toy_envs import STANDS
 
 # Plans
 
@@ -224,21 +224,3 @@ def test_collect_compiled_planner_sees_one_batch_size(monkeypatch: pytest.Monkey
     collect(cfg, agent, tmp_path / "compiled")
     assert set(sizes) == {4}
     assert len(read_chunk(tmp_path / "compiled" / "chunk_1.pt")["obs"]) == 2
-
-
-def test_collect_stops_at_first_early_end(tmp_path: Path) -> None:
-    steps: list[int] = []
-    cfg = parse_cfg({"task": FALLS, "episodes_per_task": 50})
-    original = policy_from_agent(None).actor(cfg, 1)
-
-    class Watched(BehaviourPolicy):
-        def actor(self, cfg: Config, seed: int) -> Any:
-            def act(obs: np.ndarray, t0: np.ndarray, task_ids: np.ndarray) -> np.ndarray:
-                steps.append(len(obs))
-                return original(obs, t0, task_ids)
-
-            return act
-
-    with pytest.raises(ValueError, match="ended after 3 of 9 steps"):
-        collect(cfg, [Watched(MixEntry(1.0, "random"))], tmp_path / "data")
-    assert len(steps) == 3

@@ -123,3 +123,17 @@ def test_side_by_side_fills_memory_and_cores(device: str, kind: str, num_jobs: i
 def test_num_steps_counts_all_episodes(agent: TDMPC2) -> None:
     assert num_steps(agent.cfg) == 3 * STANDS_FOR
     assert num_steps(Config(task="mt80", tasks=("cup-spin", "mw-reach"), eval_episodes=2)) == 2 * (500 + 100)
+
+
+def test_evaluate_ends_at_the_step_that_raises(agent: TDMPC2) -> None:
+    """A run that is told to stop does not play the rest of the evaluation."""
+    steps: list[int] = []
+
+    def stop_at_the_third() -> None:
+        steps.append(len(steps))
+        if len(steps) == 3:
+            raise SystemExit(75)
+
+    with pytest.raises(SystemExit):
+        evaluate(agent, agent.cfg.replace(mpc=False), quiet=True, each_step=stop_at_the_third)
+    assert steps == [0, 1, 2]

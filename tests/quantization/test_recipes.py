@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor
 from torch.testing import assert_close
 
-from tdmpc2.checkpoints import layouts
+from tdmpc2.checkpoints import layouts, sizes
 from tdmpc2.checkpoints.files import precision_of
 from tdmpc2.config import Config
 from tdmpc2.loading import load_agent
@@ -131,7 +131,7 @@ def test_recipe_stores_its_dtypes(tiny_cfg: Config, name: str) -> None:
     assert all(stored[f"{key}.scale"].dtype == torch.float32 for key in int8)
     assert precision_of(stored) == name.removesuffix("-weight-only")
     assert recipe.entry()["activations"] == ("float" if name == "int8-weight-only" else "int8")
-    layouts.check_state(layouts.to_layout_a(stored), state, name)
+    sizes.check_state(layouts.to_layout_a(stored), state, name)
 
 
 def test_quantize_of_any_full_precision_form_is_equal(tiny_cfg: Config) -> None:

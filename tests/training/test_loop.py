@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +143,27 @@ A, B, STORE, OTHER = {"chunk_0.pt": "1-a"}, {"chunk_0.pt": "1-b"}, {"checksum": 
 def test_describe_other_data_says_what_differs(recorded: dict[str, str], now: dict[str, str], words: str) -> None:
     """The message on other data printed checksums."""
     assert describe_other_data(recorded, now) == words
+
+
+def test_run_told_to_stop_in_an_evaluation_leaves_after_the_step(
+    online: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A queue sends SIGTERM and, half a minute later, SIGKILL; an evaluation of many tasks takes longer than that."""
+    steps = []
+
+    def told_to_stop(agent: TDMPC2, cfg: Config, *, each_step: Callable[[], None], **_: Any) -> Evaluation:
+        for number in range(1000):
+            steps.append(number)
+            if number == 3:
+                signal.raise_signal(signal.SIGTERM)
+            each_step()
+        return evaluate(agent, cfg)
+
+    with pytest.raises(SystemExit) as ended:
+        learn_online(online, play=told_to_stop)
+    assert ended.value.code == STOPPED
+    assert steps == [0, 1, 2, 3]
+    assert "Stopped by SIGTERM at step 12, everything is saved" in capsys.readouterr().out
+    assert torch.load(online.run_dir / "state.pt", weights_only=True)["step"] == 12
+    learn_online(online)
+    assert [row["step"] for row in rows(online.run_dir / "eval.csv")] == [12, 21, 30]

@@ -25,9 +25,9 @@ from tdmpc2.training.guards import STOPPED
 from tdmpc2.training.online import train_online
 from tdmpc2.training.schedule import Schedule
 from tests.helpers.agents import make_teacher
-from tests.helpers.online import config, interrupt
+from tests.helpers.online import assert_same, config, interrupt
 from tests.helpers.runs import rows, weights
-from tests.helpers.toy_envs import FALLS, FALLS_AT, STANDS, STANDS_FOR
+from tests.helpers.toy_envs import FALLS, FALLS_AT, STANDS, STANDS_FOR, ToyEnv
 
 # -- order of events --------------------------------------------------------------------------------------------------
 
@@ -135,18 +135,6 @@ def undisturbed(
     keys = {"save_freq": 10, **VARIANTS[request.param]}
     directory = tmp_path_factory.mktemp("undisturbed")
     return keys, train_online(config(directory, **keys), None).parent
-
-
-def assert_same(one: Path, two: Path) -> None:
-    """Two runs left the same weights, logs and buffers."""
-    first, second = (torch.load(run / "state.pt", weights_only=True) for run in (one, two))
-    assert all(torch.equal(tensor, second["weights"][name]) for name, tensor in first["weights"].items())
-    assert first["parts"]["learner"] == second["parts"]["learner"]
-    one_player, two_player = (state["parts"]["explorer"] for state in (first, second))
-    for name in ("begun", "running", "ended", "player"):
-        assert str(one_player[name]) == str(two_player[name]), name
-    for name in ("train.csv", "episodes.csv"):
-        assert (one / name).read_bytes() == (two / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("stop_at", [14, 22, 35])
@@ -324,11 +312,29 @@ def test_online_run_with_a_teacher_is_distilled(tmp_path: Path) -> None:
 
 
 def test_online_short_episodes_are_stored_counted_and_said_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(online, "_MOST_SHORT", 6)
     with pytest.raises(ValueError, match="None of the 6 episodes so far has the 4 steps that a slice takes"):
         train_online(config(tmp_path, FALLS, episodic=True, horizon=4), None)
     assert capsys.readouterr().out.count("had 3 steps, less than horizon=4: such episodes are stored and counted") == 1
+
+
+def test_online_run_whose_first_episodes_are_too_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A walker that falls at once in its first episodes ended the run, though later ones would have been longer."""
+    step = ToyEnv.step
+    episodes = 0
+
+    def falls_early_at_first(self: ToyEnv, action: Any) -> Any:
+        nonlocal episodes
+        episodes += self.t == 0
+        self.falls_at = 3 if episodes <= 3 else 9
+        return step(self, action)
+
+    monkeypatch.setattr(ToyEnv, "step", falls_early_at_first)
+    cfg = config(tmp_path, FALLS, episodic=True, horizon=4, eval_freq=0)
+    train_online(cfg, None)
+    assert rows(cfg.run_dir / "train.csv")[-1]["step"] == cfg.steps
 
 
 @pytest.mark.slow
@@ -357,3 +363,13 @@ def test_online_dry_run_estimates_and_writes_nothing(tmp_path: Path, capsys: pyt
                  r"memory .* a buffer of 94 rows", r"disk ", r"in all +about 0:00:\d\d"):  # fmt: skip
         assert re.search(rf"^{line}", text, re.MULTILINE), line
     assert not list(tmp_path.iterdir())
+
+
+def test_online_dry_run_allocates_no_replay_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A buffer that is to fill most of the memory took minutes to make, only to say how large it would be."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the replay buffer was made")
+
+    monkeypatch.setattr("tdmpc2.training.ring.ReplayRing", refuse)
+    train_online(config(tmp_path, FALLS, dry_run=True, eval_freq=0, episodic=True), None)

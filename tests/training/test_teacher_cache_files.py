@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from tdmpc2.data.dataset import EpisodeDataset
 from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.data.store.teacher_columns import open_targets, verify_targets
+from tdmpc2.support.mapped_files import FileChangedError
 from tdmpc2.training import teacher_cache as module
 from tdmpc2.training.teacher_cache import LazyTargets, compute_all
 from tests.helpers.agents import make_teacher
@@ -49,6 +51,24 @@ def test_cache_of_chosen_episodes_fills_only_them(store: EpisodeStore, teacher: 
     compute_all(targets, teacher)
     assert targets.complete()
     assert torch.equal(targets.values[chosen][:, 1:], written[:, 1:])
+
+
+@pytest.mark.parametrize("file", ["reward.npy", "reward.check.npy"])
+@pytest.mark.parametrize("use", ["take", "put", "column", "complete"])
+def test_cache_cut_while_it_is_mapped_is_refused(store: EpisodeStore, teacher: TDMPC2, file: str, use: str) -> None:
+    """Another program cut a file of the cache during a run, which then ended by SIGBUS without a word."""
+    targets = empty(store)
+    compute_all(targets, teacher)
+    os.truncate(targets.path / file, 200)
+    rows = torch.tensor([1, len(targets.values.view(-1)) - 1])
+    calls = {
+        "take": lambda: targets.take(rows),
+        "put": lambda: targets.put(rows, torch.zeros(2)),
+        "column": targets.column,
+        "complete": targets.complete,
+    }
+    with pytest.raises(FileChangedError, match=rf"{re.escape(file)} was cut from [\d,]+ to 200 bytes\. Delete"):
+        calls[use]()
 
 
 def test_cache_of_other_teacher_or_data_is_separate(store: EpisodeStore, tiny_cfg: Config, tmp_path: Path) -> None:

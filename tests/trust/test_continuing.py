@@ -6,7 +6,9 @@ import io
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,6 +111,25 @@ def test_script_listens_before_its_slow_imports(script: str) -> None:
 
     text = (REPO / f"{script}.py").read_text()
     assert text.index("signal.SIG_DFL") < text.index("from tdmpc2")
+
+
+def test_console_script_interrupted_while_it_is_imported_is_one_line(tmp_path: Path) -> None:
+    """The package takes a second to import, in which Ctrl-C was a traceback of forty lines."""
+    from tests.helpers.reference import REPO
+
+    (tmp_path / "tdmpc2").mkdir()
+    (tmp_path / "tdmpc2" / "__init__.py").write_text("raise KeyboardInterrupt\n")
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(REPO)!r}]; import tdmpc2_start; tdmpc2_start.main()"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130
+    assert done.stderr == "Stopped by Ctrl-C\n"
+
+
+def test_console_script_starts_where_interruptions_are_handled() -> None:
+    from tests.helpers.reference import REPO
+
+    scripts = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"tdmpc2": "tdmpc2_start:main"}
 
 
 # -- one process in a directory ---------------------------------------------------------------------------------------

@@ -43,8 +43,8 @@ def _replaced_after_loading(monkeypatch: pytest.MonkeyPatch, path: Path, other: 
     """Another program puts another file under the name as soon as it has been read."""
     load = reading._load
 
-    def load_and_replace(file: Any) -> Any:
-        content = load(file)
+    def load_and_replace(file: Any, device: str) -> Any:
+        content = load(file, device)
         shutil.copy(other, path.with_suffix(".new"))
         os.replace(path.with_suffix(".new"), path)
         return content
@@ -71,8 +71,8 @@ def test_file_that_is_written_to_while_it_is_read_is_refused(
     path = Path(shutil.copy(models[0], tmp_path / "x.pt"))
     load = reading._load
 
-    def load_and_append(file: Any) -> Any:
-        content = load(file)
+    def load_and_append(file: Any, device: str) -> Any:
+        content = load(file, device)
         with open(path, "ab") as own:
             own.write(b"more")
         return content

@@ -40,6 +40,23 @@ def test_estimate_of_a_model_is_a_close_lower_bound(size: int, task: str) -> Non
     assert 0.95 * real <= estimated <= real
 
 
+@pytest.mark.parametrize("size", [1, 5])
+@pytest.mark.parametrize("keys", [{"obs": "rgb"}, {"episodic": True}, {"obs": "rgb", "episodic": True}])
+def test_estimate_of_a_model_of_images_or_terminations_is_a_close_lower_bound(size: int, keys: dict[str, Any]) -> None:
+    """The encoder of images was counted as one of states, and the termination head not at all."""
+    cfg = Config(task="walker-walk", model_size=size, device="cpu", **keys)
+    real = sum(4 * p.numel() for p in WorldModel(cfg, torch.Generator().manual_seed(0)).state_dict().values())
+    estimated = sum(part.bytes for part in model_parts(cfg))
+    assert 0.97 * real <= estimated <= real
+
+
+def test_training_on_images_that_no_machine_holds_is_refused_by_its_key() -> None:
+    """What a batch of images takes is mostly the first layer of their encoder."""
+    cfg = Config(task="walker-walk", obs="rgb", batch_size=2**16, device="cpu")
+    with pytest.raises(ValueError, match=r"batch_size=65536.*the images of a batch alone would take"):
+        check_memory(cfg, training_parts(cfg), 2**34)
+
+
 @pytest.mark.parametrize(
     ("keys", "named"),
     [

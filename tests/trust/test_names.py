@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,13 +96,45 @@ def sweep(monkeypatch: pytest.MonkeyPatch, dirname: str) -> None:
     [
         ("student_config.distillation_weight=0.25", "distillation_weight_0.25"),
         ("student_config.lr=0.1,student_config.batch_size=64", "lr_0.1-batch_size_64"),
-        ("student_config.data_dir=more/data,student_config.seed=1", "data_dir_more-data-seed_1"),
         ("", "default"),
     ],
 )
 def test_sweep_name_of_plain_values_is_as_before(monkeypatch: pytest.MonkeyPatch, dirname: str, name: str) -> None:
     sweep(monkeypatch, dirname)
     assert hydra_app.sweep_name() == name
+
+
+def test_sweep_over_paths_that_were_cleaned_alike_has_a_directory_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second run of data_dir=a/b,a-b was refused as another configuration of the first, or continued it."""
+    from omegaconf import OmegaConf
+
+    monkeypatch.chdir(tmp_path)
+    names = []
+    for value in ("a-b", "a/b"):
+        sweep(monkeypatch, f"student_config.data_dir={value}")
+        cfg = OmegaConf.create({"task": "mt30", "seed": 1, "exp_name": None, "data_dir": value})
+        names.append(str(hydra_app.composed(cfg)["exp_name"]))
+        directory = Config(exp_name=names[-1], seed=1, task="mt30").run_dir
+        directory.mkdir(parents=True)
+        (directory / "run.json").write_text(json.dumps({"data_dir": value}))
+    assert names[0] == "data_dir_a-b"
+    assert re.fullmatch(r"data_dir_a_b-[0-9a-f]{8}", names[1])
+
+
+def test_sweep_over_paths_that_an_older_version_began_is_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from omegaconf import OmegaConf
+
+    monkeypatch.chdir(tmp_path)
+    sweep(monkeypatch, "student_config.data_dir=a/b")
+    directory = tmp_path / "logs" / "mt30" / "1" / "data_dir_a-b"
+    directory.mkdir(parents=True)
+    (directory / "run.json").write_text(json.dumps({"data_dir": str(tmp_path / "a" / "b")}))
+    cfg = OmegaConf.create({"task": "mt30", "seed": 1, "exp_name": None, "data_dir": "a/b"})
+    assert hydra_app.composed(cfg)["exp_name"] == "data_dir_a-b"
 
 
 def test_sweep_names_of_other_values_are_safe_and_distinct(monkeypatch: pytest.MonkeyPatch) -> None:

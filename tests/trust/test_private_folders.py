@@ -270,6 +270,7 @@ def variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "")  # remembered, to be put back
         monkeypatch.delenv(name)
     monkeypatch.setattr(compile_cache, "_move_headers", lambda folder: None)
+    monkeypatch.setattr(compile_cache, "_PREPARED", set())
 
 
 def test_compile_cache_lies_in_the_users_own_cache(cache_home: Path, variables: None) -> None:
@@ -278,6 +279,17 @@ def test_compile_cache_lies_in_the_users_own_cache(cache_home: Path, variables: 
     folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     assert folder == cache_home / "tdmpc2" / "torchinductor"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_compile_cache_is_looked_through_once(
+    cache_home: Path, variables: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache of thousands of files was walked for every function that was compiled."""
+    walks: list[Path] = []
+    monkeypatch.setattr(compile_cache, "foreign_entry", lambda folder: walks.append(folder) or "")
+    for _ in range(3):
+        compile_cache.use_private_cache()
+    assert walks == [cache_home / "tdmpc2" / "torchinductor"]
 
 
 def test_compile_cache_that_torch_named_is_not_taken_for_the_users(cache_home: Path, variables: None) -> None:

@@ -16,8 +16,9 @@ from tdmpc2.config import Config
 from tdmpc2.data.chunks import read_chunk
 from tdmpc2.data.collect_record import Record
 from tdmpc2.data.source import chunk_tasks
+from tdmpc2.data.store.meta import StoreMeta
 from tdmpc2.data.store.selection import chunk_fingerprints
-from tdmpc2.data.store.store import EpisodeStore, StoreMeta
+from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.data.tools.verify import verify
 from tdmpc2.studies.runs import read_run
 from tdmpc2.support.csv_files import read_csv

@@ -123,6 +123,21 @@ def test_state_with_wrong_entry_is_refused_before_anything_is_loaded(
     assert all(torch.equal(a, b) for a, b in zip(before, agent.model.state_dict().values(), strict=True))
 
 
+@pytest.mark.parametrize("layout", ["in a larger storage", "every second byte"])
+def test_state_with_generator_that_is_a_view_is_read(cfg: Config, saved: Path, tmp_path: Path, layout: str) -> None:
+    """Another program may store tensors together; torch itself dies by a signal at a generator's state in the middle
+    of a storage."""
+    content = read_file(saved)
+    state = content["training"]["generator"]
+    larger = torch.zeros(2 * len(state), dtype=torch.uint8)
+    content["training"]["generator"] = larger[len(state) :] if layout == "in a larger storage" else larger[::2]
+    content["training"]["generator"].copy_(state)
+    torch.save(content, tmp_path / "state.pt")
+    agent = TDMPC2(cfg)
+    run_dir.restore(agent, tmp_path)
+    assert torch.equal(agent.generator.get_state(), state)
+
+
 @pytest.mark.parametrize("values", ["negative", "nan"])
 def test_state_with_impossible_moment_is_refused(cfg: Config, saved: Path, tmp_path: Path, values: str) -> None:
     content = read_file(saved)

@@ -15,6 +15,7 @@ from tdmpc2.data.collect_record import Record
 from tdmpc2.data.source import chunk_tasks
 from tdmpc2.data.store.selection import check_outside
 from tdmpc2.data.store.store import EpisodeStore
+from tdmpc2.data.unequal import is_unequal, unequal_fields, write_unequal
 from tdmpc2.support.files import check_free_disk, delete_leftovers
 from tdmpc2.tracking.progress import Progress
 
@@ -61,7 +62,7 @@ def export_chunks(
             verify(torch.arange(first, first + count))
             chunk = _read(store, first, count)
             if not path.exists():
-                write_chunk(path, **chunk)
+                (write_unequal if is_unequal(chunk) else write_chunk)(path, **chunk)
             elif not _same(read_chunk(path), chunk):
                 last = first + count - 1
                 raise ValueError(f"{path} exists and does not hold episodes {first} to {last} of {store.path}")
@@ -71,9 +72,10 @@ def export_chunks(
 
 
 def _check_disk(store: EpisodeStore, root: Path, episodes_per_file: int, missing: list[Path]) -> None:
-    layout = store.meta.layout
-    episode = layout.rows * 4 * (layout.obs_dim + layout.action_dim + 2)  # reward and task
-    needed = episode * min(len(missing) * episodes_per_file, store.meta.episodes)
+    layout, counts = store.meta.layout, store.index.counts
+    row = 4 * (layout.obs_dim + layout.action_dim + 2 + 2 * (store.meta.rows is not None))  # reward, task and the like
+    largest = max(int(part.sum()) for part in counts.split(episodes_per_file))
+    needed = row * min(len(missing) * largest, int(counts.sum()))
     check_free_disk(root, needed, "name another disk")
 
 
@@ -87,18 +89,28 @@ def _write_record(store: EpisodeStore, root: Path) -> None:
 
 
 def _read(store: EpisodeStore, first: int, count: int) -> dict[str, Tensor]:
-    meta, layout = store.meta, store.meta.layout
-    obs = torch.empty(count, layout.rows, layout.obs_dim, dtype=torch.float32)
-    action = torch.empty(count, layout.rows, layout.action_dim, dtype=torch.float32)
-    reward = torch.empty(count, layout.rows, dtype=torch.float32)
+    meta, index = store.meta, store.index.take(torch.arange(first, first + count))
+    shape = (count, meta.layout.rows) if meta.rows is None else (index.num_rows,)
+    obs = torch.empty(*shape, meta.layout.obs_dim, dtype=torch.float32)
+    action = torch.empty(*shape, meta.layout.action_dim, dtype=torch.float32)
+    reward = torch.empty(shape, dtype=torch.float32)
+    done = 0
     for start in range(0, count, _PIECE):
-        piece = slice(start, min(start + _PIECE, count))
-        parts = meta.row_format.split(store.read(first + start, piece.stop - start))
-        obs[piece], action[piece], reward[piece] = parts
+        rows = store.read(first + start, min(_PIECE, count - start))
+        piece = slice(done, done + len(rows))
+        obs[piece], action[piece], reward[piece] = meta.row_format.split(rows)
+        done += len(rows)
+    if meta.rows is not None:
+        action[index.first_rows] = reward[index.first_rows] = torch.nan
+        return {"obs": obs, "action": action, "reward": reward, **unequal_fields(index)}
     action[:, 0] = reward[:, 0] = torch.nan
-    task = store.task[first : first + count].to(torch.int32)
-    return {"obs": obs, "action": action, "reward": reward, "task": task[:, None].expand(-1, layout.rows)}
+    return {"obs": obs, "action": action, "reward": reward, "task": index.task.int()[:, None].expand_as(reward)}
 
 
 def _same(chunk: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return all(torch.equal(chunk[name].view(torch.int32), other[name].view(torch.int32)) for name in other)
+    def bits(values: Tensor) -> Tensor:
+        return values.contiguous().view(torch.uint8)
+
+    return chunk.keys() == other.keys() and all(
+        chunk[name].shape == other[name].shape and torch.equal(bits(chunk[name]), bits(other[name])) for name in other
+    )

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from tdmpc2.data.chunks import check_finite
 from tdmpc2.data.rows import RowFormat
+from tdmpc2.data.store.meta import BLOCK, StoreMeta
 from tdmpc2.data.store.selection import Selection, check_outside, check_tasks, chunk_fingerprints, is_store
-from tdmpc2.data.store.store import BLOCK, EpisodeStore, StoreMeta
+from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.data.store.writer import (
     StoreWriter,
     beside,
@@ -59,9 +60,10 @@ def import_episodes(
 ) -> EpisodeStore:
     """Write the episodes of some directories into a new store; every row that is used is checked on the way.
 
-    Equal episodes give equal bytes. Row 0 of action and reward becomes NaN. After a kill, a call with the same
-    arguments and unchanged files continues with the first unfinished block. Where another process is making the same
-    store, it is waited for.
+    Equal episodes give equal bytes. Row 0 of action and reward becomes NaN. Only where an episode has another length
+    than the task set's, or terminated, does the store have format 2, see :mod:`tdmpc2.data.store.store`. After a kill,
+    a call with the same arguments and unchanged files continues with the first unfinished block. Where another process
+    is making the same store, it is waited for.
 
     Args:
         sources: directories of chunk files, or stores; their episodes follow one another.
@@ -83,10 +85,19 @@ def import_episodes(
     for source in (Path(source).expanduser() for source in sources):
         if is_store(source):
             check_outside(out, source if (source / "meta.json").exists() else source / "store")
-    if out.exists() and not (out / "journal").exists():
-        raise ValueError(_exists(out))
-    selection = Selection.of(sources, task, specs, dtype, task_ids, max_per_task, block)
-    return _import(selection, out, replaces=None, quiet=quiet)
+    _check_new(out)
+    return _import(Selection.of(sources, task, specs, dtype, task_ids, max_per_task, block), out, None, quiet)
+
+
+def import_selection(selection: Selection, out: Path, quiet: bool = False) -> EpisodeStore:
+    """Write selected episodes into a new store, as :func:`import_episodes` does.
+
+    Raises:
+        ValueError: see there.
+    """
+    out = _target(out.expanduser())
+    _check_new(out)
+    return _import(selection, out, None, quiet)
 
 
 def find_store(data_dir: str | os.PathLike[str]) -> EpisodeStore | None:
@@ -165,7 +176,7 @@ def _import(selection: Selection, out: Path, replaces: Path | None, quiet: bool)
             "data_dir, or train from memory with data_device=cpu"
         )
     with locked(out, quiet, advice=advice):
-        writer = StoreWriter(out, selection.meta, selection.task, origins)
+        writer = StoreWriter(out, selection.meta, selection.index, origins)
         if out.exists():
             if writer.is_finished():  # made while this process waited, or by one that was killed at the last moment
                 clean(out, replaces is not None)
@@ -174,7 +185,7 @@ def _import(selection: Selection, out: Path, replaces: Path | None, quiet: bool)
                 raise ValueError(_exists(out))
             check_replaceable(out, replaces)
         missing = selection.meta.episodes - writer.first_episode
-        _check_disk(out, selection, writer, missing * selection.meta.episode_bytes, quiet)
+        _check_disk(out, selection, writer, quiet)
         try:
             with writer:
                 with nullcontext() if quiet else Progress(missing, "Importing", unit="episodes") as bar:
@@ -199,7 +210,8 @@ def _import(selection: Selection, out: Path, replaces: Path | None, quiet: bool)
 
 def _copy(selection: Selection, writer: StoreWriter, bar: Progress | None) -> None:
     """Read, check and convert here, hash and write in a thread; compare with the source's checksums in another."""
-    ring = buffers(selection.meta, _PIECE, 3)
+    ring = buffers(selection.meta, _PIECE, 3, int(selection.index.counts.max()))
+    first = writer.first_episode
     waiting: deque[Future[None]] = deque()
     buffer = cycle(ring)
     pieces = selection.pieces(writer.first_episode, _READ * len(ring[0]))
@@ -218,7 +230,9 @@ def _copy(selection: Selection, writer: StoreWriter, bar: Progress | None) -> No
                         records = next(buffer)[: len(own)]
                         within = slice(own[0], own[-1] + 1)
                         _fill(records, selection.meta.row_format, part.path, data, episodes, within)
-                        waiting.append(thread.submit(writer.write, records))
+                        lengths = selection.index.lengths[first : first + len(own)]
+                        waiting.append(thread.submit(writer.write, records, lengths))
+                        first += len(own)
                         if bar:
                             bar.update(len(own))
                     del data  # before the next
@@ -236,6 +250,7 @@ def _fill(
     obs, action, reward = row_format.split(records)
     action[:, 0] = torch.nan
     reward[:, 0] = torch.nan
+    width = data["reward"].shape[1]  # of the longest of these episodes
     for name, first_row, target in (("obs", 0, obs), ("action", 1, action), ("reward", 1, reward)):
         values = data[name][:, first_row:]
         limit = torch.finfo(target.dtype).max
@@ -245,10 +260,10 @@ def _fill(
                 f"{path}: {name} is {values[episode, row, entry].item():g} in episode {int(episodes[episode])}, "
                 f"row {row + first_row}; float16 holds at most {limit:,.0f}. Import it as float32"
             )
-        target[:, first_row:].copy_(values)
+        target[:, first_row:width].copy_(values)
 
 
-def _check_disk(out: Path, selection: Selection, writer: StoreWriter, size: int, quiet: bool) -> None:
+def _check_disk(out: Path, selection: Selection, writer: StoreWriter, quiet: bool) -> None:
     free = free_disk(out.parent)
     if not writer.finished and writer.partial.exists():  # it is deleted first
         free += disk_bytes(writer.partial / "rows.npy")
@@ -261,7 +276,8 @@ def _check_disk(out: Path, selection: Selection, writer: StoreWriter, size: int,
             f"Replacing {out}: {targets / 1e9:,.2f} GB of teachers' targets in it are deleted once the new one is "
             "complete"
         )
-    meta, num_tasks = selection.meta, len(selection.task.unique())
+    meta, num_tasks = selection.meta, len(selection.index.task.unique())
+    size = int(selection.index.counts[writer.first_episode :].sum()) * meta.row_format.record.itemsize
     if writer.finished:
         say(f"Continuing: {writer.first_episode:,} of {meta.episodes:,} episodes are in {writer.partial}")
     elif writer.partial.exists():
@@ -291,6 +307,11 @@ def check_replaceable(out: Path, root: Path) -> None:
             f"{root} holds chunk files and a store that {reason}. It may hold other episodes: move it away, or name "
             f"{out} as data_dir"
         )
+
+
+def _check_new(out: Path) -> None:
+    if out.exists() and not (out / "journal").exists():
+        raise ValueError(_exists(out))
 
 
 def _exists(out: Path) -> str:

@@ -7,8 +7,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,67 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdmpc2.data.chunks import (
-    Layout,
-    check_layout,
-    chunk_checksums,
-    chunk_paths,
-    episode_tasks,
-    read_chunk,
-    unreadable,
-)
+from tdmpc2.data.chunks import Layout, chunk_paths, unreadable
 from tdmpc2.data.dataset import select_episodes
+from tdmpc2.data.index import EpisodeIndex
 from tdmpc2.data.rows import DTYPES
-from tdmpc2.data.store.store import BLOCK, EpisodeStore, StoreMeta
+from tdmpc2.data.store.meta import BLOCK, StoreMeta
+from tdmpc2.data.store.parts import Part
+from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.support.reading import open_regular
 from tdmpc2.tasks import TaskSpec
-
-_TASK_PIECE = 1 << 16  # episodes whose task ids are read at a time: 131 MB of MT30
-
-
-@dataclass(frozen=True)
-class Part:
-    """Episodes of one file.
-
-    Attributes:
-        path: a chunk file, or the rows of a store.
-        task: task id of each episode, [n] int64.
-        store: the store, if it is one.
-    """
-
-    path: Path
-    task: Tensor
-    store: EpisodeStore | None = None
-
-    def read(self, episodes: Tensor) -> dict[str, Tensor]:
-        """Obs [n, L+1, O], action [n, L+1, A] and reward [n, L+1] of some episodes, [n] int64, ascending; float32."""
-        first, count = int(episodes[0]), len(episodes)
-        contiguous = int(episodes[-1]) - first + 1 == count
-        names = ("obs", "action", "reward")
-        if self.store is None:
-            chunk = read_chunk(self.path)
-            return {name: chunk[name][first : first + count] if contiguous else chunk[name][episodes] for name in names}
-        read = self.store.read
-        rows = read(first, count) if contiguous else torch.cat([read(int(episode), 1) for episode in episodes])
-        values = self.store.meta.row_format.split(rows)
-        return {name: value.float() for name, value in zip(names, values, strict=True)}
-
-    @contextmanager
-    def verifying(self) -> Iterator[Callable[[Tensor], None]]:
-        """Give a function that compares with the recorded checksums what some episodes [n] are read from.
-
-        Episodes come in ascending order. Of a chunk file everything has been read at the end of the block, since its
-        checksums are of whole arrays; of a store the blocks that have one of the episodes.
-
-        Raises:
-            ValueError: damage, at one of the calls or at the end.
-        """
-        if self.store is not None:
-            yield self.store.verifier()
-            return
-        with chunk_checksums(self.path) as sums:
-            yield lambda episodes: sums.advance((int(episodes[-1]) + 1) / len(self.task))
-            sums.finish()
 
 
 @dataclass(frozen=True)
@@ -88,7 +35,7 @@ class Selection:
         meta: of the store to be, without ``files``.
         parts: where they are read from.
         kept: their numbers among the episodes of all parts, [N] int64, ascending.
-        task: their task ids, [N] int64.
+        index: task, length and end of each, in that order.
         files: every file that is read.
         label: the directories, for messages.
     """
@@ -96,7 +43,7 @@ class Selection:
     meta: StoreMeta
     parts: list[Part]
     kept: Tensor
-    task: Tensor
+    index: EpisodeIndex
     files: list[Path]
     label: str
 
@@ -136,14 +83,15 @@ class Selection:
                 store = EpisodeStore.open(root if (root / "meta.json").exists() else root / "store")
                 check_tasks(*expected, str(store.path), store.meta.tasks)
                 expected = str(store.path), store.meta.tasks
-                parts.append(Part(store.path / "rows.npy", store.task, store))
+                parts.append(Part.of_store(store))
                 files += [store.path / name for name in ("meta.json", *store.meta.files)]
                 contents.append(store.checksum)
             else:
                 files += (paths := chunk_paths(root))
-                parts += [Part(path, _chunk_tasks(path, Layout.of(specs))) for path in paths]
+                parts += [Part.of_chunk(path, Layout.of(specs)) for path in paths]
                 contents.append(chunk_fingerprints(root))
-        ids = torch.cat([part.task for part in parts])
+        index = EpisodeIndex.joined([part.index for part in parts])
+        ids = index.task
         kept = torch.arange(len(ids))
         if task_ids is not None or max_per_task is not None:
             wanted = sorted(set(ids.unique().tolist() if task_ids is None else task_ids))
@@ -151,8 +99,10 @@ class Selection:
         everything = len(roots) == 1 and len(kept) == len(ids)
         source = contents[0] if everything and isinstance(contents[0], dict) else {}
         taken = _digest(contents, kept)
-        meta = StoreMeta(task, tuple(specs), len(kept), dtype, source=source, block=block, selection=taken)
-        return cls(meta, parts, kept, ids[kept], files, label)
+        index = index.take(kept)
+        rows = None if index.is_equal(Layout.of(specs).rows - 1) else index.num_rows
+        meta = StoreMeta(task, tuple(specs), len(kept), dtype, source=source, block=block, selection=taken, rows=rows)
+        return cls(meta, parts, kept, index, files, label)
 
     def origins(self) -> list[str]:
         """Compute for each block a SHA-256 that changes with its files and the episodes taken of them."""
@@ -181,12 +131,12 @@ class Selection:
         cuts = torch.searchsorted(episodes, ends).tolist()
         for number, begin, end in zip(range(first, last + 1), [0, *cuts], cuts, strict=False):
             if begin < end:
-                yield number, episodes[begin:end] - (self._ends[number] - len(self.parts[number].task))
+                yield number, episodes[begin:end] - (self._ends[number] - len(self.parts[number].index))
 
     @cached_property
     def _ends(self) -> Tensor:
         """The number of the episode after the last of each part."""
-        return torch.tensor([len(part.task) for part in self.parts]).cumsum(0)
+        return torch.tensor([len(part.index) for part in self.parts]).cumsum(0)
 
 
 def _digest(plain: Any, *episodes: Tensor) -> str:
@@ -194,16 +144,6 @@ def _digest(plain: Any, *episodes: Tensor) -> str:
     for numbers in episodes:
         digest.update(hashlib.sha256(numbers.numpy().tobytes()).digest())
     return digest.hexdigest()
-
-
-def _chunk_tasks(path: Path, layout: Layout) -> Tensor:
-    chunk = read_chunk(path)
-    check_layout(path, chunk, layout)
-    ids = []
-    for first in range(0, len(chunk["task"]), _TASK_PIECE):
-        chunk = read_chunk(path)
-        ids.append(episode_tasks(path, chunk["task"][first : first + _TASK_PIECE], layout.num_tasks, first))
-    return torch.cat(ids)
 
 
 def check_outside(out: Path, source: Path) -> None:

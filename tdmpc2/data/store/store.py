@@ -3,7 +3,13 @@
 rows.npy    [N, L+1] records of obs, action and reward (:mod:`tdmpc2.data.rows`); row 0 holds the first observation,
             row t what the t-th step led to. Numpy alone reads it: ``np.load("rows.npy", mmap_mode="r")["obs"]``.
 task.npy    [N] task id of each episode
-meta.json   version, task names and sizes in id order, number and length of episodes, bytes and checksums of both files
+meta.json   version, task names and sizes in id order, number of episodes, bytes and checksums of the other files
+
+That is format 1, of episodes of one length that end at their time limit. Format 2 holds any others; in it the rows of
+the episodes lie one after another, [R], and there are two more files::
+
+    length.npy      [N] steps of each episode, one less than its rows
+    terminated.npy  [N] 1 where the last step ended the episode for good, 0 where its time limit did
 """
 
 from __future__ import annotations
@@ -14,8 +20,8 @@ import math
 import mmap
 import os
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO, FileIO
 from pathlib import Path
@@ -25,124 +31,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdmpc2.data.chunks import Layout
-from tdmpc2.data.rows import DTYPES, RowFormat
-from tdmpc2.support.entries import SHA256, check_entries, list_of, one_of, record, table_of, text, whole
-from tdmpc2.support.reading import load_json, open_regular
-from tdmpc2.support.text import cut, shown
-from tdmpc2.tasks import TaskSpec, read_specs
+from tdmpc2.data.index import EpisodeIndex
+from tdmpc2.data.store.meta import AGAIN, StoreMeta
+from tdmpc2.support.reading import open_regular
 
-FORMAT = 1
-BLOCK = 4096  # episodes under one checksum: 254 MB of MT30
-_AGAIN = "Import or download it again"
 _PIECE = 64  # episodes hashed at a time: 4 MB of MT30
-
-
-@dataclass(frozen=True)
-class StoreFile:
-    """Size and content of one file: SHA-256 of the data after the ``.npy`` header, one for each block of episodes."""
-
-    bytes: int
-    sha256: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sha256", tuple(self.sha256))
-
-
-#: Name of a task or task set in a file.
-TASK = text(r"(?s).{1,300}", "the name of a task or task set")
-_COUNT = whole(1, 2**31 - 1)
-#: Entries of ``meta.json``, and of each of its files.
-_META = {
-    "format": one_of((FORMAT,)),
-    "task": TASK,
-    "tasks": list_of(record(), least=1),
-    "episodes": _COUNT,
-    "dtype": one_of(tuple(DTYPES)),
-    "files": table_of(record()),
-    "source": table_of(text()).optional,
-    "block": _COUNT.optional,
-    "selection": text().optional,
-}
-_FILE = {"bytes": whole(), "sha256": list_of(SHA256)}
-
-
-class _OtherFormat(ValueError):
-    """A store of another version of the format."""
-
-
-@dataclass(frozen=True)
-class StoreMeta:
-    """Content of ``meta.json``.
-
-    Attributes:
-        task: name of the task set.
-        tasks: its tasks in id order.
-        episodes: N.
-        dtype: of observation and action.
-        files: per file name.
-        source: names and fingerprints of the chunk files it was imported from, see
-            :func:`tdmpc2.data.store.selection.chunk_fingerprints`; empty if it was not.
-        selection: SHA-256 of the content of all it was imported from and of the numbers of the episodes taken.
-        block: episodes under one checksum.
-    """
-
-    task: str
-    tasks: tuple[TaskSpec, ...]
-    episodes: int
-    dtype: str = "float32"
-    files: dict[str, StoreFile] = field(default_factory=dict)
-    source: dict[str, str] = field(default_factory=dict)
-    block: int = BLOCK
-    selection: str = ""
-
-    @property
-    def layout(self) -> Layout:
-        """Rows per episode and padded sizes."""
-        return Layout.of(self.tasks)
-
-    @property
-    def row_format(self) -> RowFormat:
-        """The record of a row."""
-        return RowFormat(self.layout.obs_dim, self.layout.action_dim, self.dtype)
-
-    @property
-    def episode_bytes(self) -> int:
-        """Bytes of one episode."""
-        return self.layout.rows * self.row_format.record.itemsize
-
-    def to_json(self) -> str:
-        """Write the text of ``meta.json``."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
-
-    @classmethod
-    def read(cls, path: Path) -> StoreMeta:
-        """Read ``meta.json``.
-
-        Raises:
-            ValueError: missing, damaged or of a newer version.
-        """
-        try:
-            plain = load_json(path)
-            version = plain.get("format") if isinstance(plain, dict) else None
-            if type(version) is int and version != FORMAT:
-                raise _OtherFormat(
-                    f"{path} has format {shown(version)}, this version reads {FORMAT}: update tdmpc2-opt"
-                )
-            plain = check_entries("it", plain, _META)
-            del plain["format"]
-            plain["tasks"] = read_specs(plain["tasks"])
-            for name, file in plain["files"].items():
-                plain["files"][name] = StoreFile(**check_entries(f"the entry of {name}", file, _FILE))
-            meta = cls(**plain)
-            _check_sizes(meta)
-            return meta
-        except _OtherFormat as error:
-            raise ValueError(str(error)) from error
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{path} is damaged or not of an episode store [{type(error).__name__}: {cut(str(error))}]. {_AGAIN}"
-            ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,15 +45,16 @@ class EpisodeStore:
     Attributes:
         path: its directory.
         meta: what it holds.
-        rows: [N, L+1, W] int32 records, mapped read-only: writing to them ends the process.
-        task: [N] int64.
+        rows: [N, L+1, W] int32 records, or [R, W] where episodes have lengths of their own; mapped read-only: writing
+            to them ends the process.
+        index: task, length and end of each episode.
         file: ``rows.npy``, kept open: another store may come under its name.
     """
 
     path: Path
     meta: StoreMeta
     rows: Tensor
-    task: Tensor
+    index: EpisodeIndex
     file: FileIO = field(repr=False)
 
     @classmethod
@@ -172,27 +66,17 @@ class EpisodeStore:
         """
         root = Path(path).expanduser()
         meta = StoreMeta.read(root / "meta.json")
-        shape, record = (meta.episodes, meta.layout.rows), meta.row_format.record
-        mapped, offset, file = _map(root / "rows.npy", shape, record, meta.files["rows.npy"].bytes)
+        mapped, offset, file = _map(root / "rows.npy", meta.shape, meta.row_format.record, meta.files["rows.npy"].bytes)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
-            rows = torch.frombuffer(mapped, dtype=torch.int32, offset=offset).view(*shape, meta.row_format.words)
-        ids, start, _ = _map(root / "task.npy", shape[:1], np.dtype("<i4"), meta.files["task.npy"].bytes)
-        task = np.frombuffer(ids[start:], np.dtype("<i4"))
-        if len(bad := np.flatnonzero((task < 0) | (task >= len(meta.tasks)))):
-            raise ValueError(
-                f"{root / 'task.npy'}: the task id is {task[bad[0]]} in episode {bad[0]}, but {root / 'meta.json'} "
-                f"names {len(meta.tasks)} tasks. {_AGAIN}"
-            )
-        for number, recorded in enumerate(meta.files["task.npy"].sha256):
-            own = task[number * meta.block : (number + 1) * meta.block]
-            if (found := hashlib.sha256(own.data).hexdigest()) != recorded:
-                first = number * meta.block
-                raise ValueError(
-                    f"{root / 'task.npy'}, episodes {first}-{first + len(own) - 1}: checksum {found[:16]} instead of "
-                    f"{recorded[:16]}. {_AGAIN}"
-                )
-        return cls(root, meta, rows, torch.from_numpy(task.astype(np.int64)), file)
+            rows = torch.frombuffer(mapped, dtype=torch.int32, offset=offset).view(*meta.shape, meta.row_format.words)
+        columns = {name: _read_column(root / name, meta) for name in meta.columns}
+        return cls(root, meta, rows, read_index(root, meta, columns), file)
+
+    @property
+    def task(self) -> Tensor:
+        """Task id of each episode, [N] int64."""
+        return self.index.task
 
     @cached_property
     def checksum(self) -> str:
@@ -225,27 +109,32 @@ class EpisodeStore:
         if (found := digest.hexdigest()) != recorded:
             raise ValueError(
                 f"{self.path / 'rows.npy'}, episodes {first}-{first + count - 1}: checksum {found[:16]} instead of "
-                f"{recorded[:16]}. {_AGAIN}"
+                f"{recorded[:16]}. {AGAIN}"
             )
 
     def read(self, first: int, count: int) -> Tensor:
-        """Read episodes ``first`` to ``first + count - 1`` into memory, [count, L+1, W], in one sequential read.
+        """Read episodes ``first`` to ``first + count - 1`` into memory in one sequential read.
+
+        Returns:
+            [count, L+1, W], or where episodes have lengths of their own [r, W], one after another.
 
         Raises:
             ValueError: the disk refused, or the file was cut.
         """
-        size = self.rows[0].numel()
-        offset = self.meta.files["rows.npy"].bytes - 4 * self.rows.numel() + 4 * first * size
-        values = np.empty(count * size, np.int32)
+        words = self.rows.shape[-1]
+        offset = (
+            self.meta.files["rows.npy"].bytes - 4 * self.rows.numel() + 4 * words * int(self.index.first_rows[first])
+        )
+        values = np.empty(int(self.index.counts[first : first + count].sum()) * words, np.int32)
         rest = values.data.cast("B")
         try:
             while rest:
                 if not (done := _read_at(self.file, rest, offset)):
-                    raise ValueError(f"{self.path / 'rows.npy'} has become shorter. {_AGAIN}")
+                    raise ValueError(f"{self.path / 'rows.npy'} has become shorter. {AGAIN}")
                 offset, rest = offset + done, rest[done:]
         except OSError as error:
-            raise ValueError(f"{self.path / 'rows.npy'} cannot be read: {error}. {_AGAIN}") from error
-        return torch.from_numpy(values.reshape(count, *self.rows.shape[1:]))
+            raise ValueError(f"{self.path / 'rows.npy'} cannot be read: {error}. {AGAIN}") from error
+        return torch.from_numpy(values.reshape(-1, *self.rows.shape[1:]))
 
 
 def header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
@@ -257,15 +146,61 @@ def header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     return text.getvalue()
 
 
-def _check_sizes(meta: StoreMeta) -> None:
-    """Require that the numbers of a ``meta.json`` fit one another."""
-    if set(meta.files) != {"rows.npy", "task.npy"}:
-        raise ValueError("files are not rows.npy and task.npy")
-    blocks = -(-meta.episodes // meta.block)
-    for name, file in meta.files.items():
-        if len(file.sha256) != blocks:
-            raise ValueError(f"{name} has {len(file.sha256)} checksums, but the episodes make {blocks} blocks")
-    meta.layout  # noqa: B018, refuses what is no task set
+def _read_column(path: Path, meta: StoreMeta) -> np.ndarray:
+    """Read a file with a number for each episode, and compare it with its checksums."""
+    dtype, file = meta.columns[path.name], meta.files[path.name]
+    mapped, start, _ = _map(path, (meta.episodes,), dtype, file.bytes)
+    values = np.frombuffer(mapped[start:], dtype)
+    if path.name == "task.npy":  # which says more than a checksum: it may be of other tasks
+        check_column(path, values, meta)
+    for number, recorded in enumerate(file.sha256):
+        first = number * meta.block
+        own = values[first : first + meta.block]
+        if (found := hashlib.sha256(own.data).hexdigest()) != recorded:
+            raise ValueError(
+                f"{path}, episodes {first}-{first + len(own) - 1}: checksum {found[:16]} instead of {recorded[:16]}. "
+                f"{AGAIN}"
+            )
+    return values
+
+
+def check_column(path: Path, values: np.ndarray, meta: StoreMeta, first: int = 0) -> None:
+    """Require numbers that a file with one for each episode can hold; messages count episodes from ``first``.
+
+    Raises:
+        ValueError: a task that is not of the set, a length that no task has, or what is neither terminated nor not.
+    """
+    low, high, words = {
+        "task.npy": (0, len(meta.tasks) - 1, "the task id"),
+        "length.npy": (1, meta.layout.longest, "the number of steps"),
+        "terminated.npy": (0, 1, "the mark of termination"),
+    }[path.name]
+    if len(bad := np.flatnonzero((values < low) | (values > high))):
+        limits = f"names {len(meta.tasks)} tasks" if path.name == "task.npy" else f"allows {low} to {high}"
+        raise ValueError(
+            f"{path}: {words} is {values[bad[0]]} in episode {first + bad[0]}, but {path.with_name('meta.json')} "
+            f"{limits}. {AGAIN}"
+        )
+
+
+def read_index(root: Path, meta: StoreMeta, columns: Mapping[str, np.ndarray]) -> EpisodeIndex:
+    """Make the index of a store from its files with a number for each episode.
+
+    Raises:
+        ValueError: see :func:`check_column`; or the lengths do not add up to the rows that there are.
+    """
+    for name, values in columns.items():
+        check_column(root / name, values, meta)
+    task = torch.from_numpy(columns["task.npy"].astype(np.int64))
+    if meta.rows is None:
+        return EpisodeIndex.equal(task, meta.layout.rows - 1)
+    lengths = torch.from_numpy(columns["length.npy"].astype(np.int64))
+    index = EpisodeIndex(task, lengths, torch.from_numpy(columns["terminated.npy"].astype(bool)))
+    if index.num_rows != meta.rows:
+        raise ValueError(
+            f"{root / 'length.npy'} is of {index.num_rows:,} rows, but {root / 'meta.json'} has {meta.rows:,}. {AGAIN}"
+        )
+    return index
 
 
 def _read_at(file: FileIO, buffer: memoryview, offset: int) -> int:
@@ -283,12 +218,12 @@ def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype, size: int) -> tupl
         file = cast(FileIO, open_regular(path).detach())  # it stays open
         found = os.fstat(file.fileno()).st_size
         if found != size:
-            raise ValueError(f"{path} has {found:,} bytes instead of {size:,}. {_AGAIN}")
+            raise ValueError(f"{path} has {found:,} bytes instead of {size:,}. {AGAIN}")
         if file.read(len(start)) != start or size != len(start) + math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{path} does not hold {shape} of {dtype} as its meta.json says. {_AGAIN}")
+            raise ValueError(f"{path} does not hold {shape} of {dtype} as its meta.json says. {AGAIN}")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}. {_AGAIN}") from error
+        raise ValueError(f"{path} cannot be read: {error}. {AGAIN}") from error
     if hasattr(mmap, "MADV_RANDOM"):  # slices are far apart: reading ahead would read 30 times as much
         mapped.madvise(mmap.MADV_RANDOM)
     return mapped, len(start), file

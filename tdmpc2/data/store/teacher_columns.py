@@ -29,6 +29,7 @@ from torch import Tensor
 from tdmpc2.data.store.store import EpisodeStore, header
 from tdmpc2.support.entries import SHA256, check_entries, text, whole
 from tdmpc2.support.files import check_free_disk, locked, replacing, write_text
+from tdmpc2.support.mapped_files import FileChangedError
 from tdmpc2.support.reading import load_json, open_regular
 from tdmpc2.support.text import cut, shown
 
@@ -76,7 +77,12 @@ class TeacherTargets:
         return torch.cat([block[:, 1:].isnan().any(1) for block in self._blocks(episodes)])
 
     def take(self, index: Tensor) -> Tensor:
-        """Read the numbers of rows [...] of the store, NaN where there is none or a damaged one."""
+        """Read the numbers of rows [...] of the store, NaN where there is none or a damaged one.
+
+        Raises:
+            FileChangedError: a file has been cut: reading a page that it no longer has would end the process.
+        """
+        self._check_sizes()
         values = self.values.view(-1)[index]
         return values.masked_fill(self.checks.view(-1)[index] != check_numbers(values), torch.nan)
 
@@ -106,9 +112,20 @@ class TeacherTargets:
             done += len(block)
         return column
 
+    def _check_sizes(self) -> None:
+        for file, dtype in ((self.file, _DTYPE), (self.check_file, _CHECK)):
+            size = _layout(self.store, dtype)[2]
+            try:
+                found = file.stat().st_size
+            except OSError:
+                continue  # what was deleted stays mapped
+            if found < size:
+                raise FileChangedError(f"{file} was cut from {size:,} to {found:,} bytes. {_again(self.path)}")
+
     def _blocks(self, episodes: Tensor | None) -> Iterator[Tensor]:
         """Yield copies of some episodes at a time, NaN where a number is missing or damaged."""
         for own in (torch.arange(len(self.values)) if episodes is None else episodes.cpu()).split(_BLOCK):
+            self._check_sizes()
             values = self.values[own]
             yield values.masked_fill(self.checks[own] != check_numbers(values), torch.nan)
 
@@ -133,8 +150,13 @@ def open_targets(store: EpisodeStore, teacher_sha256: str, teacher_name: str, na
         name: which column, ``reward`` or ``value``.
 
     Raises:
-        ValueError: no room on the disk, or a damaged column.
+        ValueError: no room on the disk, a damaged column, or episodes that have lengths of their own.
     """
+    if store.meta.rows is not None:
+        raise ValueError(
+            f"{store.path}: a teacher's outputs are kept for episodes of one length, and these have lengths of their "
+            "own: train with distillation_cache=off"
+        )
     path = store.path / "targets" / _name(teacher_sha256, store.checksum)
     if not all((path / f"{name}{ending}").exists() for ending in (".npy", ".check.npy")):
         meta = {"teacher": teacher_name, "teacher_sha256": teacher_sha256, "data_checksum": store.checksum}

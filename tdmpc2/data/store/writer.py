@@ -21,19 +21,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tdmpc2.data.store.store import EpisodeStore, StoreFile, StoreMeta, header
+from tdmpc2.data.index import EpisodeIndex, used_rows
+from tdmpc2.data.store.meta import COLUMNS, UNEQUAL, StoreFile, StoreMeta
+from tdmpc2.data.store.store import EpisodeStore, header
 from tdmpc2.support import files
 from tdmpc2.support.files import delete_leftovers, replacing, write_text
 from tdmpc2.support.reading import read_text
 from tdmpc2.tracking.progress import open_console, print_line
 
 _MARK = "replaced-by-import"  # in a store that may be deleted as soon as its successor is complete
-_OWN = {"rows.npy", "task.npy", "meta.json", "journal", "targets", _MARK}  # nothing else is ever deleted
+_OWN = {"rows.npy", *COLUMNS[UNEQUAL], "meta.json", "journal", "targets", _MARK}  # nothing else is ever deleted
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _LINE = re.compile(r"[0-9a-f]{64} [0-9a-f]{64}")
 
@@ -46,20 +49,20 @@ class StoreWriter:
     Args:
         out: directory of the store.
         meta: what it is to hold, without ``files``.
-        task: task id of each episode, [N].
+        index: task, length and end of each episode.
         origins: SHA-256 of what each block is made from; it continues with the first that differs from before.
 
     Attributes:
         finished: SHA-256 of the blocks that are already there.
     """
 
-    def __init__(self, out: Path, meta: StoreMeta, task: Tensor, origins: Sequence[str]) -> None:
-        self.out, self.meta, self._task, self._origins = out, meta, task.numpy().astype("<i4"), origins
-        self._form = json.dumps([asdict(spec) for spec in meta.tasks] + [meta.episodes, meta.dtype, meta.block])
+    def __init__(self, out: Path, meta: StoreMeta, index: EpisodeIndex, origins: Sequence[str]) -> None:
+        self.out, self.meta, self._index, self._origins = out, meta, index, origins
+        form: list[Any] = [asdict(spec) for spec in meta.tasks] + [meta.episodes, meta.dtype, meta.block]
+        self._form = json.dumps(form if meta.rows is None else [*form, meta.rows])
         self.partial = beside(out, "partial")
-        self._shape = (meta.episodes, meta.layout.rows)
-        self._header = header(self._shape, meta.row_format.record)
-        self._size = len(self._header) + meta.episodes * meta.episode_bytes
+        self._header = header(meta.shape, meta.row_format.record)
+        self._size = len(self._header) + index.num_rows * meta.row_format.record.itemsize
         self.finished = self._read_journal()
         self._hash, self._in_block, self._intact = hashlib.sha256(), 0, True
         self._thread = ThreadPoolExecutor(1)
@@ -73,7 +76,7 @@ class StoreWriter:
     def bytes_to_reserve(self) -> int:
         """Bytes of disk that are still to be taken."""
         there = disk_bytes(self._rows) if self.finished else 0
-        return max(self._size + 8 * self.meta.episodes - there, 0)
+        return max(self._size + 8 * len(self.meta.columns) * self.meta.episodes - there, 0)
 
     def __enter__(self) -> StoreWriter:
         """Reserve the disk space and open the files.
@@ -94,7 +97,8 @@ class StoreWriter:
             try:
                 reserve(self._file.fileno(), self._size)
                 self._file.write(self._header)
-                self._file.seek(len(self._header) + self.first_episode * self.meta.episode_bytes)
+                done = int(self._index.counts[: self.first_episode].sum())
+                self._file.seek(len(self._header) + done * self.meta.row_format.record.itemsize)
                 os.fsync(self._file.fileno())
                 _sync_directory(self.partial)
                 self._journal = open(self._journal_path, "a", encoding="utf-8")
@@ -112,17 +116,22 @@ class StoreWriter:
         self._file.close()
         self._journal.close()
 
-    def write(self, records: Tensor) -> None:
-        """Append episodes [n, L+1, W] int32, hashing and writing them at the same time.
+    def write(self, records: Tensor, lengths: Tensor) -> None:
+        """Append episodes [n, longest + 1, W] int32, hashing and writing them at the same time.
 
         A block's last episode must also be the last of a call.
+
+        Args:
+            records: rows beyond the end of an episode are not written.
+            lengths: steps of each episode, [n].
 
         Raises:
             OSError: the disk refused. What was finished stays, and nothing more can be written.
         """
         assert self._intact
         self._intact = False  # a block with a gap must never be recorded
-        values = records.numpy().data.cast("B")
+        rows = records if self.meta.rows is None else records[used_rows(lengths, records.shape[1])]
+        values = rows.numpy().data.cast("B")
         hashing = self._thread.submit(self._hash.update, values)
         begin, rest = self._file.tell(), values
         while rest:
@@ -150,17 +159,16 @@ class StoreWriter:
             OSError, ValueError: the disk refused, or ``out`` exists and is not to be replaced.
         """
         assert self.first_episode == self.meta.episodes
-        task_header, block = header(self._shape[:1], self._task.dtype), self.meta.block
-        blocks = [self._task[first : first + block].tobytes() for first in range(0, len(self._task), block)]
         self._check_partial()
-        with replacing(self.partial / "task.npy") as temporary:
-            temporary.write_bytes(task_header + b"".join(blocks))
-        files = {
-            "rows.npy": StoreFile(self._size, tuple(self.finished)),
-            "task.npy": StoreFile(
-                len(task_header) + self._task.nbytes, tuple(hashlib.sha256(values).hexdigest() for values in blocks)
-            ),
-        }
+        files = {"rows.npy": StoreFile(self._size, tuple(self.finished))}
+        block = self.meta.block
+        for name, values in self._columns().items():
+            start = header(values.shape, values.dtype)
+            blocks = [values[first : first + block].tobytes() for first in range(0, len(values), block)]
+            with replacing(self.partial / name) as temporary:
+                temporary.write_bytes(start + b"".join(blocks))
+            sums = tuple(hashlib.sha256(content).hexdigest() for content in blocks)
+            files[name] = StoreFile(len(start) + values.nbytes, sums)
         write_text(self.partial / "meta.json", replace(self.meta, files=files).to_json())
         _sync_directory(self.partial)
         self._check_partial()
@@ -172,6 +180,12 @@ class StoreWriter:
         _sync_directory(self.out.parent)
         clean(self.out, replaces)
 
+    def _columns(self) -> dict[str, np.ndarray]:
+        """Numbers of each episode, by the name of their file."""
+        index = self._index
+        values = {"task.npy": index.task, "length.npy": index.lengths, "terminated.npy": index.terminated}
+        return {name: values[name].numpy().astype(dtype) for name, dtype in self.meta.columns.items()}
+
     def _check_partial(self) -> None:
         """Raise unless the rows that were written are still where they were."""
         there = os.fstat(self._file.fileno())
@@ -181,7 +195,7 @@ class StoreWriter:
             found = None
         if found is None or (found.st_dev, found.st_ino) != (there.st_dev, there.st_ino):
             if found is None and self.partial.exists() and not foreign(self.partial):
-                for name in ("task.npy", "meta.json"):  # which this call may have written anew
+                for name in (*self.meta.columns, "meta.json"):  # which this call may have written anew
                     (self.partial / name).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     self.partial.rmdir()
@@ -197,7 +211,9 @@ class StoreWriter:
         if not (self.out / "meta.json").exists():
             return False
         store = EpisodeStore.open(self.out)
-        return replace(store.meta, files={}) == self.meta and np.array_equal(store.task.numpy(), self._task)
+        own, there = self._index, store.index
+        pairs = (own.task, there.task), (own.lengths, there.lengths), (own.terminated, there.terminated)
+        return replace(store.meta, files={}) == self.meta and all(torch.equal(*pair) for pair in pairs)
 
     @property
     def _rows(self) -> Path:
@@ -347,10 +363,10 @@ def say(text: str) -> None:
     print_line(open_console(None), text)
 
 
-def buffers(meta: StoreMeta, size: int, count: int) -> list[Tensor]:
-    """Make zeroed records [n, L+1, W] for about ``size`` bytes of episodes each."""
-    episodes = max(1, min(size // meta.episode_bytes, meta.block))
-    shape = (episodes, meta.layout.rows, meta.row_format.words)
+def buffers(meta: StoreMeta, size: int, count: int, rows: int) -> list[Tensor]:
+    """Make zeroed records [n, rows, W] for about ``size`` bytes of episodes each."""
+    episodes = max(1, min(size // (rows * meta.row_format.record.itemsize), meta.block))
+    shape = (episodes, rows, meta.row_format.words)
     return [torch.zeros(shape, dtype=torch.int32) for _ in range(count)]
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tdmpc2.data.chunks import Layout
+from tdmpc2.data.index import EpisodeIndex, used_rows
 from tdmpc2.data.placement import choose_place
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.data.source import FIRST_ROW, Source
@@ -46,6 +47,7 @@ class _Field(NamedTuple):
     first_row: int  # of the values in the episode
     values: Tensor  # [n, R, D]
     own: Tensor  # [n, D]: entries the episode's task has
+    used: Tensor  # [n, R]: rows the episode has
 
 
 class Audit:
@@ -90,23 +92,29 @@ class Audit:
         finite = returns.isfinite()
         return {i: returns[finite & (task == i)].numpy() for i in task.unique().tolist()}
 
-    def add(self, path: Path, episodes: Tensor, task: Tensor, block: dict[str, Tensor]) -> None:
+    def add(self, path: Path, episodes: Tensor, index: EpisodeIndex, block: dict[str, Tensor]) -> None:
         """Measure a block of n episodes.
 
         Args:
             path: file they are from.
             episodes: their numbers in it, [n].
-            task: their task ids, [n].
-            block: obs [n, L+1, O], action [n, L+1, A] and reward [n, L+1], float32.
+            index: task and length of each.
+            block: obs [n, L+1, O], action [n, L+1, A] and reward [n, L+1], float32; zeros follow the end of an episode.
         """
+        task = index.task
         self.episodes += len(episodes)
         self._task.append(task)
         self._returns.append(block["reward"][:, 1:].sum(1, dtype=torch.float64))
         filler = block["action"][:, 0].isnan().all(1) & block["reward"][:, 0].isnan()
         self.free_filler += int((~filler).sum())
+        used = used_rows(index.lengths, block["reward"].shape[1])
+        last = torch.minimum(torch.arange(used.shape[1]), index.lengths[:, None])[..., None]
         for name, first_row in FIRST_ROW.items():
-            values = block[name][:, first_row:].reshape(len(episodes), -1, self._own[name].shape[1])
-            field = _Field(path, episodes, name, first_row, values, self._own[name][task])
+            values = block[name].reshape(*used.shape, -1)
+            if not used.all():  # a last row again instead of zeros, which are no values of the episode
+                values = values.gather(1, last.expand_as(values))
+            values = values[:, first_row:]
+            field = _Field(path, episodes, name, first_row, values, self._own[name][task], used[:, first_row:])
             low, high = values.aminmax(dim=1)  # [n, D]; NaN where any value is
             bad = ~(low.isfinite() & high.isfinite())
             self._find(f"{name} not finite", field, bad, lambda v, own: ~v.isfinite())
@@ -130,7 +138,7 @@ class Audit:
         if not some.any():
             return
         values = field.values[some]
-        wrong = is_wrong(values, field.own[some, None])
+        wrong = is_wrong(values, field.own[some, None]) & field.used[some, :, None]
         finding = self.findings[kind]
         finding.values += int(wrong.sum())
         finding.episodes += int(wrong.any(2).any(1).sum())
@@ -145,17 +153,17 @@ class Audit:
 
 def audit(source: Source, sample: int | None = None) -> Audit:
     """Measure all episodes, or ``sample`` evenly spaced ones; progress goes to standard error."""
-    total = sum(len(part.task) for part in source.parts)
+    total = sum(len(part.index) for part in source.parts)
     count = total if sample is None else min(sample, total)
     chosen = torch.arange(count) * total // count
     result = Audit(source.specs)
     first = 0
     with Progress(count, "Inspecting", unit="episodes", stream=sys.stderr) as bar:
         for part in source.parts:
-            own = chosen[(chosen >= first) & (chosen < first + len(part.task))] - first
-            first += len(part.task)
+            own = chosen[(chosen >= first) & (chosen < first + len(part.index))] - first
+            first += len(part.index)
             for episodes in own.split(_BLOCK) if len(own) else ():
-                result.add(part.path, episodes, part.task[episodes], part.read(episodes))
+                result.add(part.path, episodes, part.index.take(episodes), part.read(episodes))
                 bar.update(len(episodes), part.path.name)
     return result
 
@@ -165,8 +173,8 @@ def audit(source: Source, sample: int | None = None) -> Audit:
 
 def describe(source: Source, measured: Audit) -> dict[str, Any]:
     """Gather what ``inspect`` prints as plain values; a range without a finite value is None."""
-    layout, task = source.layout, source.task_ids
-    counts = torch.bincount(task, minlength=layout.num_tasks).tolist()
+    layout, index = source.layout, source.index
+    counts = torch.bincount(index.task, minlength=layout.num_tasks).tolist()
     returns = measured.returns
     tasks = [
         {
@@ -183,9 +191,11 @@ def describe(source: Source, measured: Audit) -> dict[str, Any]:
         "form": source.form,
         "task": source.task,
         "dtype": source.dtype,
-        "episodes": len(task),
-        "rows": len(task) * layout.rows,
-        "episode_length": layout.rows - 1,
+        "episodes": len(index),
+        "rows": index.num_rows,
+        "episode_length": int(index.lengths.max()),
+        "shortest": int(index.lengths.min()),
+        "terminated": int(index.terminated.sum()),
         "obs_dim": layout.obs_dim,
         "action_dim": layout.action_dim,
         "bytes": sum(source.files.values()),
@@ -194,7 +204,7 @@ def describe(source: Source, measured: Audit) -> dict[str, Any]:
             {"name": name, "bytes": size, "episodes": _episodes_in(source, name)} for name, size in source.files.items()
         ],
         "store": str(store) if (store := source.path / "store").exists() else None,
-        "memory": _memory(layout, len(task)),
+        "memory": _memory(layout, index),
         "tasks": tasks,
         "audited_episodes": measured.episodes,
         "ranges": {name: _range(low.min(), high.max()) for name, (low, high) in measured.ranges.items()},
@@ -215,10 +225,10 @@ def _range(low: Tensor, high: Tensor) -> list[float] | None:
 
 
 def _episodes_in(source: Source, name: str) -> int | None:
-    return next((len(part.task) for part in source.parts if part.path.name == name), None)
+    return next((len(part.index) for part in source.parts if part.path.name == name), None)
 
 
-def _memory(layout: Layout, episodes: int) -> dict[str, Any]:
+def _memory(layout: Layout, index: EpisodeIndex) -> dict[str, Any]:
     """Compute what the episodes take in memory, what is free, and where ``data_device=auto`` would put them."""
     device = resolve_device("auto")
     free = {"cpu": available_memory(torch.device("cpu"))}
@@ -227,7 +237,7 @@ def _memory(layout: Layout, episodes: int) -> dict[str, Any]:
     facts: dict[str, Any] = {"free": free}
     for dtype in ("float32", "float16"):
         record = RowFormat(layout.obs_dim, layout.action_dim, dtype).record
-        size = episodes * (layout.rows * record.itemsize + 8)  # and the task id
+        size = index.num_rows * record.itemsize + len(index) * 8  # and the task id
         fits = [place for place in free if size <= free[place]]
         facts[dtype] = {"bytes": size, "fits": fits, "auto": choose_place("auto", device, size)}
     return facts

@@ -12,7 +12,7 @@ from tdmpc2.data.source import CHUNKS, open_source
 from tdmpc2.data.tools.audit import SAMPLE, audit, describe
 from tdmpc2.data.tools.figures import return_histograms
 from tdmpc2.support.figures import figure_class, was_drawn_here
-from tdmpc2.support.output import plain_line
+from tdmpc2.support.text import escaped
 
 _PLACES = {"cuda": "GPU memory", "cpu": "RAM", "disk": "disk"}
 
@@ -43,7 +43,7 @@ def print_overview(
         print(json.dumps({**facts, "figure": figure and str(figure)}, indent=1, allow_nan=False))
     else:
         parts = _header(facts), _table(facts), _findings(facts)
-        print("\n\n".join("\n".join(map(plain_line, part)) for part in parts))
+        print("\n\n".join("\n".join(map(escaped, part)) for part in parts))
     if figure:
         returns = {source.specs[index].name: values for index, values in measured.returns.items()}
         return_histograms(figure, returns, _title(facts))
@@ -73,7 +73,7 @@ def _header(facts: dict[str, Any]) -> list[str]:
         "dtype": facts["dtype"],
         "episodes": f"{facts['episodes']:,}",
         "rows": f"{facts['rows']:,}",
-        "episode length": f"{facts['episode_length']:,} steps",
+        "episode length": _lengths(facts),
         "observation, action": f"{facts['obs_dim']}, {facts['action_dim']} (padded)",
         "bytes on disk": f"{facts['bytes']:,}",
         "bytes free there": f"{facts['bytes_free']:,}",
@@ -97,6 +97,16 @@ def _header(facts: dict[str, Any]) -> list[str]:
         "else RAM if they do, else read from disk as needed"
     )
     return [f"{label:22}{text}" for label, text in lines.items()]
+
+
+def _lengths(facts: dict[str, Any]) -> str:
+    if facts["shortest"] == facts["episode_length"] and not facts["terminated"]:
+        return f"{facts['episode_length']:,} steps"
+    mean = facts["rows"] / facts["episodes"] - 1
+    return (
+        f"{facts['shortest']:,} to {facts['episode_length']:,} steps, {mean:,.1f} on average; {facts['terminated']:,} "
+        f"episodes terminated"
+    )
 
 
 def _table(facts: dict[str, Any]) -> list[str]:

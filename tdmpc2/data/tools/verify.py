@@ -6,11 +6,11 @@ All damage is gathered: a problem in one file or block does not hide those in ot
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +27,13 @@ from tdmpc2.data.chunks import (
     episode_tasks,
     read_chunk,
 )
+from tdmpc2.data.index import padded
 from tdmpc2.data.source import FIRST_ROW, STORE, chunk_tasks, find_form, naming_the_task_set
+from tdmpc2.data.store.meta import StoreMeta
 from tdmpc2.data.store.selection import chunk_fingerprints
-from tdmpc2.data.store.store import EpisodeStore, StoreMeta, header
+from tdmpc2.data.store.store import EpisodeStore, check_column, header, read_index
 from tdmpc2.data.store.teacher_columns import verify_targets
+from tdmpc2.data.unequal import chunk_episodes, chunk_index, count_not_finite, is_unequal
 from tdmpc2.support.reading import open_regular
 from tdmpc2.tracking.progress import Progress
 
@@ -102,87 +105,121 @@ def _megabytes(count: int) -> int:
 
 
 def _verify_store(root: Path, result: Verified) -> None:
-    result.files += 3
     try:
         meta = StoreMeta.read(root / "meta.json")
     except ValueError as error:
+        result.files += 3
         result.problems.append(str(error))
         return
+    result.files += 1 + len(meta.files)
     result.episodes += meta.episodes
     before = len(result.problems)
-    row_format, rows, count = meta.row_format, meta.layout.rows, meta.episodes
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in meta.columns}
 
-    def check_rows(data: np.ndarray, first: int, path: Path) -> None:
-        words = torch.from_numpy(data.view(np.int32)).view(-1, rows, row_format.words)
-        parts = dict(zip(FIRST_ROW, (part.float() for part in row_format.split(words)), strict=True))
-        check_finite(path, parts, range(first, first + len(words)))
-        check_actions(path, parts, range(first, first + len(words)))
-
-    def check_tasks(data: np.ndarray, first: int, path: Path) -> None:
-        ids = data.view("<i4")
-        if len(unknown := np.flatnonzero((ids < 0) | (ids >= len(meta.tasks)))):
-            raise ValueError(
-                f"{path}: the task id is {ids[unknown[0]]} in episode {first + unknown[0]}, but meta.json names "
-                f"{len(meta.tasks)} tasks"
-            )
+    def check_numbers(data: np.ndarray, first: int, path: Path) -> None:
+        values = data.view(meta.columns[path.name])
+        columns[path.name].append(values)
+        check_column(path, values, meta, first)
 
     with _Meter(sum(file.bytes for file in meta.files.values())) as meter:
-        for name, record, shape, check in (
-            ("rows.npy", row_format.record, (count, rows), check_rows),
-            ("task.npy", np.dtype("<i4"), (count,), check_tasks),
-        ):
+        found: list[str] = []
+        for name, dtype in meta.columns.items():
+            _verify_array(root / name, dtype, (meta.episodes,), check_numbers, _Array(meta, found, meter))
+        if meta.rows is None or not found:
             try:
-                size = record.itemsize * math.prod(shape[1:])
-                _verify_array(root / name, header(shape, record), meta, check, result, meter, size)
-            except OSError as error:
-                result.problems.append(f"{root / name} cannot be read: {error}")
-    if len(result.problems) == before and (columns := list((root / "targets").glob("[!.]*/"))):
-        result.files += 2 * len(columns)
+                counts = (
+                    torch.full((meta.episodes,), meta.layout.rows)
+                    if meta.rows is None
+                    else (
+                        read_index(root, meta, {name: np.concatenate(parts) for name, parts in columns.items()}).counts
+                    )
+                )
+                array = _Array(meta, result.problems, meter, counts)
+                _verify_array(root / "rows.npy", meta.row_format.record, meta.shape, _row_check(meta, counts), array)
+            except ValueError as error:
+                found.append(str(error))
+        else:
+            found.append(f"{root / 'rows.npy'} cannot be checked while the lengths of its episodes are not known")
+        result.problems += found
+    if len(result.problems) == before and (targets := list((root / "targets").glob("[!.]*/"))):
+        result.files += 2 * len(targets)
         result.problems += verify_targets(EpisodeStore.open(root))
 
 
+def _row_check(meta: StoreMeta, counts: Tensor) -> Callable[[np.ndarray, int, Path], None]:
+    """Make the check of some episodes' records."""
+
+    def check(data: np.ndarray, first: int, path: Path) -> None:
+        words = torch.from_numpy(data.view(np.int32)).view(-1, meta.row_format.words)
+        last = int(torch.searchsorted(counts[first:].cumsum(0), len(words))) + 1
+        table = padded(words, counts[first : first + last] - 1)
+        parts = dict(zip(FIRST_ROW, (part.float() for part in meta.row_format.split(table)), strict=True))
+        check_finite(path, parts, range(first, first + last))
+        check_actions(path, parts, range(first, first + last))
+
+    return check
+
+
+@dataclass
+class _Array:
+    """Where a check of an array stands."""
+
+    meta: StoreMeta
+    problems: list[str]
+    meter: _Meter
+    counts: Tensor | None = None  # entries of each episode, [N]; None: one
+
+
 def _verify_array(
+    path: Path, record: np.dtype, shape: tuple[int, ...], check: Callable[[np.ndarray, int, Path], None], array: _Array
+) -> None:
+    """Check one file of a store, block by block; ``check(data, first episode, path)`` raises for wrong values."""
+    try:
+        with open_regular(path) as file:
+            _verify_open(file, path, header(shape, record), record.itemsize, check, array)
+    except OSError as error:
+        array.problems.append(f"{path} cannot be read: {error}")
+
+
+def _verify_open(
+    file: BufferedReader,
     path: Path,
     start: bytes,
-    meta: StoreMeta,
-    check: Callable[[np.ndarray, int, Path], None],
-    result: Verified,
-    meter: _Meter,
     size: int,
+    check: Callable[[np.ndarray, int, Path], None],
+    array: _Array,
 ) -> None:
-    """Check one file of a store, block by block.
-
-    ``check(data, first episode, path)`` raises for wrong values; ``size`` is the bytes of an episode.
-    """
+    """Check an open file whose entries have ``size`` bytes."""
+    meta, problems = array.meta, array.problems
     expected = meta.files[path.name]
-    blocks = range(0, meta.episodes, meta.block)
-    with open_regular(path) as file:
-        if (there := os.fstat(file.fileno()).st_size) != expected.bytes:
-            result.problems.append(f"{path} has {there:,} bytes instead of {expected.bytes:,}")
-        if file.read(len(start)) != start or expected.bytes != len(start) + size * meta.episodes:
-            result.problems.append(f"{path} has a header that does not fit meta.json")
-            return
-        for first, recorded in zip(blocks, expected.sha256, strict=True):
-            end = min(first + meta.block, meta.episodes)
-            digest, wrong, cut = hashlib.sha256(), "", False
-            for episode in range(first, end, _EPISODES):
-                wanted = size * (min(episode + _EPISODES, end) - episode)
-                data = np.fromfile(file, np.uint8, wanted)
-                digest.update(data.data)
-                meter.add(len(data), path.name)
-                cut = cut or len(data) < wanted
-                if not wrong and not cut:
-                    try:
-                        check(data, episode, path)
-                    except ValueError as error:
-                        wrong = str(error)
-            where = f"{path}, episodes {first}-{end - 1}"
-            if cut:
-                result.problems.append(f"{where}: the file ends before their end")
-            elif (found := digest.hexdigest()) != recorded:
-                result.problems.append(f"{where}: checksum {found[:16]} instead of {recorded[:16]}")
-            elif wrong:
-                result.problems.append(f"{wrong} (episodes {first}-{end - 1} are as they were written)")
+    counts = torch.ones(meta.episodes, dtype=torch.int64) if array.counts is None else array.counts
+    ends = [0, *(size * counts.cumsum(0)).tolist()]  # bytes before each episode
+    if (there := os.fstat(file.fileno()).st_size) != expected.bytes:
+        problems.append(f"{path} has {there:,} bytes instead of {expected.bytes:,}")
+    if file.read(len(start)) != start or expected.bytes != len(start) + ends[-1]:
+        problems.append(f"{path} has a header that does not fit meta.json")
+        return
+    for first, recorded in zip(range(0, meta.episodes, meta.block), expected.sha256, strict=True):
+        end = min(first + meta.block, meta.episodes)
+        digest, wrong, cut = hashlib.sha256(), "", False
+        for episode in range(first, end, _EPISODES):
+            wanted = ends[min(episode + _EPISODES, end)] - ends[episode]
+            data = np.fromfile(file, np.uint8, wanted)
+            digest.update(data.data)
+            array.meter.add(len(data), path.name)
+            cut = cut or len(data) < wanted
+            if not wrong and not cut:
+                try:
+                    check(data, episode, path)
+                except ValueError as error:
+                    wrong = str(error)
+        where = f"{path}, episodes {first}-{end - 1}"
+        if cut:
+            problems.append(f"{where}: the file ends before their end")
+        elif (found := digest.hexdigest()) != recorded:
+            problems.append(f"{where}: checksum {found[:16]} instead of {recorded[:16]}")
+        elif wrong:
+            problems.append(f"{wrong} (episodes {first}-{end - 1} are as they were written)")
 
 
 def _made_of_other_files(root: Path) -> list[str]:
@@ -207,23 +244,30 @@ def _verify_chunk(path: Path, layout: Layout, result: Verified, meter: _Meter, t
         result.problems += _damaged_records(path, meter)
         with naming_the_task_set(path.parent, task):
             check_layout(path, chunk, layout)
+        index = chunk_index(path, layout) if is_unequal(chunk) else None
     except (ValueError, OSError) as error:
         result.problems.append(str(error))
         return
-    result.episodes += (count := len(chunk["reward"]))
+    count = len(chunk["reward"]) if index is None else len(index)
+    result.episodes += count
     changes, not_finite, affected, outside = "", "", 0, ""
     for first in range(0, count, _EPISODES):
         chunk = read_chunk(path)  # anew: the pages of a mapping that is kept count as this process's memory
-        block = {name: values[first : first + _EPISODES] for name, values in chunk.items()}
-        try:
-            episode_tasks(path, block["task"], layout.num_tasks, first)
-        except ValueError as error:
-            changes = changes or str(error)
+        if index is None:
+            block = {name: values[first : first + _EPISODES] for name, values in chunk.items()}
+            lengths = torch.full((len(block["reward"]),), layout.rows - 1)
+            try:
+                episode_tasks(path, block["task"], layout.num_tasks, first)
+            except ValueError as error:
+                changes = changes or str(error)
+        else:
+            own = torch.arange(first, min(first + _EPISODES, count))
+            block, lengths = chunk_episodes(chunk, index, own), index.lengths[own]
         try:
             check_finite(path, block, range(first, first + _EPISODES))
         except ValueError as error:
             not_finite = not_finite or str(error)
-            affected += _count_not_finite(block)
+            affected += count_not_finite(block, lengths)
         try:
             check_actions(path, block, range(first, first + _EPISODES))
         except ValueError as error:
@@ -238,8 +282,3 @@ def _damaged_records(path: Path, meter: _Meter) -> list[str]:
     """List the parts of a chunk file, which is a zip archive, that do not have their CRC-32."""
     with chunk_checksums(path) as checksums:
         return checksums.damaged(lambda count: meter.add(count, path.name))
-
-
-def _count_not_finite(block: dict[str, Tensor]) -> int:
-    bad = [(~block[name][:, row:].isfinite()).flatten(1).any(1) for name, row in FIRST_ROW.items()]
-    return int(torch.stack(bad).any(0).sum())

@@ -1,0 +1,48 @@
+"""Every named task of every installed family is a sound Gymnasium environment."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from tdmpc2.envs import make_env
+from tdmpc2.envs.registry import family_of
+from tdmpc2.tasks import TASKS
+
+OTHERS = [name for name in TASKS if family_of(name).name != "DMControl"]  # whose own tests play them all
+FEW = ["mw-reach", "mw-lever-pull", "myo-key-turn-hard", "mujoco-halfcheetah", "lunarlander-continuous"]
+
+
+def skip_unless_installed(name: str) -> None:
+    family = family_of(name)
+    if not family.installed:
+        pytest.skip(f"{family.name} is not installed: make setup EXTRAS=envs")
+    if name in ("bipedal-walker", "lunarlander-continuous"):
+        pytest.importorskip("Box2D", reason="Box2D is not installed: make setup EXTRAS=envs")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in OTHERS])
+def test_task_passes_gymnasiums_check_and_plays_an_episode(name: str) -> None:
+    skip_unless_installed(name)
+    env, spec = make_env(name, seed=3), TASKS[name]
+    assert env.observation_space.shape == (spec.obs_dim,)
+    assert env.action_space.shape == (spec.action_dim,)
+    if family_of(name).entry_point:  # the others are Gymnasium's own
+        with warnings.catch_warnings(action="ignore"):  # about spaces without bounds
+            check_env(env.unwrapped, skip_render_check=True)
+    env.action_space.seed(1)
+    first, _ = env.reset(seed=5)
+    over, steps, rewards = False, 0, []
+    while not over:
+        _, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        over, steps = terminated or truncated, steps + 1
+        rewards.append(reward)
+    assert terminated or steps == spec.episode_length
+    assert np.isfinite(rewards).all()
+    assert info["success"] in (0.0, 1.0)
+    np.testing.assert_array_equal(env.reset(seed=5)[0], first)
+    assert not np.array_equal(env.reset()[0], first) or name.startswith("myo-")  # fixed ones begin alike
+    env.close()

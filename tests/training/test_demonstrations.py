@@ -1,0 +1,149 @@
+"""Learning online with demonstrations: half of each batch comes from stored episodes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.config import Config, parse_cfg
+from tdmpc2.data.batch import Batch
+from tdmpc2.data.episodes import write_episodes
+from tdmpc2.data.tools.convert import to_store
+from tdmpc2.training.demonstrations import Batches, demonstrations_record
+from tdmpc2.training.online import train_online
+from tdmpc2.training.online_estimate import dry_run_online
+from tdmpc2.training.ring import make_ring
+from tests.helpers.online import config, interrupt
+from tests.helpers.runs import TASKS, TINY
+from tests.helpers.toy_envs import FALLS, STANDS, STANDS_FOR
+
+pytestmark = pytest.mark.usefixtures("own_folder")
+
+
+def demonstrate(
+    directory: Path, task: str = STANDS, ends: tuple[tuple[int, bool], ...] = ((7, False), (4, False))
+) -> str:
+    """Episodes whose observations are far from those of the environments."""
+    logs = [(np.full((n + 1, 4), 100.0 + n), np.zeros((n, 2)), np.ones(n)) for n, _ in ends]
+    write_episodes(directory, task, logs, terminated=[end for _, end in ends])
+    return str(directory)
+
+
+@pytest.mark.parametrize("place", ["auto", "disk"])
+def test_half_of_each_batch_is_of_the_demonstrations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    seen: list[Batch] = []
+    update = TDMPC2.update
+    monkeypatch.setattr(TDMPC2, "update", lambda self, batch: (seen.append(batch), update(self, batch))[1])
+    cfg = config(tmp_path, demonstrations=demonstrate(tmp_path / "shown"), batch_size=9, data_device=place)
+    train_online(cfg, None)
+    assert len(seen) == cfg.num_updates - 1
+    for batch in seen:
+        shown = batch.obs[..., 0] > 50
+        assert shown[:, :4].all()  # the smaller half
+        assert not shown[:, 4:].any()
+    lengths = torch.stack([batch.obs[0, :4, 0] for batch in seen])
+    assert set(lengths.unique().tolist()) == {104.0, 107.0}
+    assert "Half of each batch: 2 episodes of" in (cfg.run_dir / "train.log").read_text()
+
+
+def test_run_with_demonstrations_that_is_stopped_continues_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: dict[str, Any] = {"demonstrations": demonstrate(tmp_path / "shown", FALLS, ((3, True), (9, False)))}
+    keys |= {"task": FALLS, "episodic": True}
+    straight = train_online(config(tmp_path / "straight", **keys), None).parent
+    cfg = config(tmp_path, **keys)
+    interrupt(monkeypatch, 30, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        train_online(cfg, None)
+    monkeypatch.undo()
+    moved = shutil.move(cfg.demonstrations or "", tmp_path / "moved")  # which it may be
+    train_online(cfg.replace(demonstrations=str(moved)), None)
+    first, second = (torch.load(run / "state.pt", weights_only=True) for run in (straight, cfg.run_dir))
+    assert all(torch.equal(tensor, second["weights"][name]) for name, tensor in first["weights"].items())
+    assert first["parts"]["learner"] == second["parts"]["learner"]
+    assert (straight / "train.csv").read_bytes() == (cfg.run_dir / "train.csv").read_bytes()
+
+
+@pytest.mark.parametrize("other", ["others", "none"])
+def test_run_does_not_go_on_with_other_demonstrations(tmp_path: Path, other: str) -> None:
+    cfg = config(tmp_path, demonstrations=demonstrate(tmp_path / "shown"), steps=25)
+    train_online(cfg, None)
+    others = demonstrate(tmp_path / "others", ends=((5, False),)) if other == "others" else None
+    with pytest.raises(ValueError, match=r"holds a run with other data .*demonstrations="):
+        train_online(cfg.replace(demonstrations=others, steps=30), None)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no directory": ({"demonstrations": "nowhere"}, "demonstrations=.*nowhere: .*is not a directory"),
+    "another task": ({"task": FALLS}, "demonstrations=.*: .*holds .*Stands-v0"),
+    "terminations": (
+        {"demonstrations": "falls", "task": FALLS},
+        "demonstrations=.*1 episodes terminated, .*episodic=",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_demonstrations_that_do_not_fit_are_refused(tmp_path: Path, case: str) -> None:
+    keys, message = REFUSED[case]
+    shown = to_store([demonstrate(tmp_path / "shown")], tmp_path / "store").path
+    demonstrate(tmp_path / "falls", FALLS, ((3, True),))
+    name = keys.get("demonstrations")
+    cfg = config(tmp_path, **{**keys, "demonstrations": str(tmp_path / name if name else shown)})
+    for start in (train_online, dry_run_online):
+        with pytest.raises(ValueError, match=message):
+            start(cfg, None)
+    assert not cfg.run_dir.exists()
+
+
+@pytest.mark.parametrize(("keys", "message"), [
+    ({"mode": "offline"}, "demonstrations=x are shown to a run that learns online: .*data_dir=x"),
+    ({"obs": "rgb", "task": "cup-catch"}, "obs=rgb: demonstrations=x hold states, no images"),
+    ({"batch_size": 1}, "batch_size=1 leaves no half of a batch"),
+])  # fmt: skip
+def test_demonstrations_without_a_use_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_cfg({"task": STANDS, "mode": "online", "demonstrations": "x", **keys})
+
+
+def test_demonstrations_of_some_of_many_tasks_are_taken(data_dir: Path) -> None:
+    """There are seldom demonstrations of everything that a run is to learn."""
+    cfg = Config(
+        **{**TINY, "tasks": ("walker-walk", *TASKS), "mode": "online", "demonstrations": str(data_dir), "steps": 1000}
+    )
+    ring = make_ring(cfg.replace(save_agent=False), torch.device("cpu"))
+    ring.add(np.zeros((6, 24)), np.zeros((6, 6)), np.zeros(6), task=cfg.task_ids[0])
+    batches = Batches.of(cfg, ring, torch.device("cpu"), demonstrations_record(cfg))
+    task = batches.draw(0).task
+    assert set(task[:8].tolist()) <= set(cfg.task_ids[1:])
+    assert set(task[8:].tolist()) == {cfg.task_ids[0]}
+    with pytest.raises(ValueError, match="it has no episodes of the tasks of this run"):
+        Batches.of(cfg.replace(tasks=("cup-spin",)), ring, torch.device("cpu"), None)
+
+
+def test_estimate_of_a_run_names_its_demonstrations(tmp_path: Path) -> None:
+    cfg = config(tmp_path, demonstrations=demonstrate(tmp_path / "shown"))
+    assert any("shown, 0.00 GB beside the buffer, half of each batch" in line for line in dry_run_online(cfg, None))
+
+
+def test_run_of_an_older_version_goes_on_without_demonstrations(tmp_path: Path) -> None:
+    """Its record does not have the key."""
+    cfg = config(tmp_path, steps=25)
+    train_online(cfg, None)
+    path = cfg.run_dir / "run.json"
+    record = json.loads(path.read_text())
+    del record["demonstrations"]
+    path.write_text(json.dumps(record))
+    train_online(cfg.replace(steps=3 * STANDS_FOR + 8), None)
+    assert (cfg.run_dir / "train.csv").read_text().count("\n") > 1

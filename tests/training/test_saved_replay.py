@@ -1,0 +1,102 @@
+"""The replay buffer of a run as an episode store, and that store as data and as demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tdmpc2.commands.data import main as data_command
+from tdmpc2.config import Config
+from tdmpc2.data.dataset import EpisodeDataset
+from tdmpc2.data.store.store import EpisodeStore
+from tdmpc2.data.tools.verify import verify
+from tdmpc2.training.offline import train
+from tdmpc2.training.online import train_online
+from tdmpc2.training.run_dir import lock
+from tdmpc2.training.saved_replay import replay_to_store
+from tests.helpers.data_command import flip
+from tests.helpers.online import config
+from tests.helpers.toy_envs import FALLS, FALLS_AT, STANDS_FOR
+
+pytestmark = pytest.mark.usefixtures("own_folder")
+
+
+@pytest.fixture(scope="session")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run of an environment that terminates, whose buffer has dropped its oldest episodes."""
+    cfg = config(tmp_path_factory.mktemp("played"), FALLS, episodic=True, buffer_size=25, save_freq=9)
+    train_online(cfg, None)
+    return cfg
+
+
+def test_replay_buffer_becomes_a_store(played: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data_command(["from-run", str(played.run_dir), str(tmp_path / "store")])
+    assert f"{tmp_path}/store: episode store, float32, 6 episodes" in capsys.readouterr().out
+    store = EpisodeStore.open(tmp_path / "store")
+    assert not verify(store.path).problems
+    assert store.index.lengths.tolist() == [FALLS_AT] * 6  # the newest that 25 rows hold
+    assert store.index.terminated.all()
+    assert store.meta.tasks == played.task_specs
+    obs = EpisodeDataset.map(store).obs.view(6, FALLS_AT + 1, 4)
+    assert obs[:, :, 1].tolist() == [list(range(FALLS_AT + 1))] * 6
+    saved = torch.load(played.run_dir / "state.pt", weights_only=True)["parts"]["replay"]
+    last = torch.load(played.run_dir / "replay" / saved["files"][-1]["name"], weights_only=True)
+    assert torch.equal(store.read(5, 1)[:, :4], last["rows"][-FALLS_AT - 1 :, :4])
+
+
+def test_stored_replay_buffer_is_data_and_demonstrations(played: Config, tmp_path: Path) -> None:
+    """Online and offline are one world of data."""
+    store = replay_to_store(played.run_dir, tmp_path / "store", dtype="float16", quiet=True)
+    train(played.replace(mode="offline", data_dir=str(store.path), work_dir=str(tmp_path / "offline"), steps=2), None)
+    train_online(played.replace(demonstrations=str(store.path), work_dir=str(tmp_path / "again"), steps=25), None)
+    assert (tmp_path / "again" / "model.pt").exists()
+
+
+def test_episodes_that_never_terminate_give_a_store_of_the_former_format(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    train_online(cfg, None)
+    store = replay_to_store(cfg.run_dir, tmp_path / "store", quiet=True)
+    assert store.meta.format == 1
+    assert store.rows.shape[1] == STANDS_FOR + 1
+
+
+def _damaged(cfg: Config) -> None:
+    flip(next((cfg.run_dir / "replay").glob("episodes_*.pt")), -300)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], Callable[[Config], Any], str]] = {
+    "missing file": ({}, lambda cfg: next((cfg.run_dir / "replay").glob("episodes_*.pt")).unlink(), "is missing"),
+    "damaged file": ({}, _damaged, r"episodes_\d\.pt"),
+    "no state": ({}, lambda cfg: (cfg.run_dir / "state.pt").unlink(), r"state\.pt"),
+    "no run": ({}, lambda cfg: (cfg.run_dir / "run.json").unlink(), r"has no run\.json: name the directory of a run"),
+    "no episode yet": ({"steps": 5}, lambda cfg: None, "has saved no whole episode yet"),
+    "store is there": ({}, lambda cfg: (cfg.run_dir.parent / "store").mkdir(), "store exists: name another directory"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_run_without_a_buffer_to_store_is_refused_in_one_line(tmp_path: Path, case: str) -> None:
+    keys, damage, message = REFUSED[case]
+    cfg = config(tmp_path, **{"steps": 22, **keys})
+    train_online(cfg, None)
+    damage(cfg)
+    with pytest.raises(ValueError, match=message) as error:
+        replay_to_store(cfg.run_dir, tmp_path / "store", quiet=True)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "store" / "meta.json").exists()
+
+
+def test_run_that_is_going_on_is_not_read(played: Config, tmp_path: Path) -> None:
+    """Its next save may delete files that are being read."""
+    with lock(played.run_dir), pytest.raises(ValueError, match="Another process is training in"):
+        replay_to_store(played.run_dir, tmp_path / "store", quiet=True)
+
+
+def test_run_that_learned_offline_has_no_buffer(tmp_path: Path, cfg: Config) -> None:
+    train(cfg.replace(steps=1), None)
+    with pytest.raises(ValueError, match="learned offline and has no replay buffer: its data are in"):
+        replay_to_store(cfg.run_dir, tmp_path / "store", quiet=True)
