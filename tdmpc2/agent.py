@@ -182,21 +182,31 @@ class TDMPC2:
         self.optim.step()
         increment_version(self._model_params)  # which fused Adam does not; the packed networks go by it
 
-        stats |= self._update_policy(zs, all_ids, noise, teacher)
+        stats |= self._update_policy(zs, all_ids, noise, teacher, batch)
         if "Q" not in cfg.freeze:
             self.model.update_target(cfg.tau)
         return stats | self.distillation.advance(stats)
 
     def _update_policy(
-        self, zs: Tensor, all_ids: Tensor | None, noise: UpdateNoise, teacher: TeacherOutputs | None = None
+        self,
+        zs: Tensor,
+        all_ids: Tensor | None,
+        noise: UpdateNoise,
+        teacher: TeacherOutputs | None = None,
+        batch: Batch | None = None,
     ) -> dict[str, Tensor]:
         """Take one step of the policy prior on constant latents zs [H+1, B, D] (docs/algorithm.md, "Policy prior")."""
         with torch.no_grad():
             task = self._context(all_ids)  # anew: the embedding has been trained
         with self._autocast():
-            loss, self.scale, first_step = self._policy_loss(self.model, self.group, zs, task, noise, self.scale)
+            shown = (batch,) if batch is not None and batch.demonstrated is not None else ()
+            loss, self.scale, first_step, cloning = self._policy_loss(
+                self.model, self.group, zs, task, noise, self.scale, *shown
+            )
         distilled = self.distillation.losses(first_step, teacher, self.model)
         stats = {"pi_loss": loss.detach()}
+        if cloning is not None:
+            stats["bc_loss"] = cloning.detach()
         stats |= {f"{loss_name(target)}_loss": value.detach() for target, value in distilled.items()}
 
         if "policy" not in self.cfg.freeze:

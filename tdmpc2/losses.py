@@ -45,6 +45,7 @@ class PolicyLoss(NamedTuple):
     loss: Tensor  # 0-d
     scale: Tensor  # the new running range of values, 0-d
     first_step: StudentPolicy  # the policy at the first step, for its distillation
+    cloning: Tensor | None  # 0-d, unweighted; None without demonstrations to imitate
 
 
 def td_target(
@@ -126,11 +127,18 @@ def model_losses(
 
 
 def policy_loss(
-    model: WorldModel, group: ProcessGroup, zs: Tensor, task: TaskContext, noise: UpdateNoise, scale: Tensor
+    model: WorldModel,
+    group: ProcessGroup,
+    zs: Tensor,
+    task: TaskContext,
+    noise: UpdateNoise,
+    scale: Tensor,
+    batch: Batch | None = None,
 ) -> PolicyLoss:
     """Compute the loss of the policy prior on constant latents zs [H+1, B, D] (docs/algorithm.md, "Policy prior").
 
-    The Q weights and the task embedding are constants here, so no gradient is left in them for the next update.
+    The actions of a batch's demonstrations are imitated; without a batch, or demonstrations in it, none are. The Q
+    weights and the task embedding are constants here, so no gradient is left in them for the next update.
     """
     cfg = model.cfg
     action, info = model.pi(zs, task, noise.policy_eps)
@@ -140,4 +148,24 @@ def policy_loss(
     scale = updated_scale(scale, group.gather(value[0].detach()), cfg.tau)
     entropy = -info["log_prob"] if cfg.policy_loss == "opt" else info["scaled_entropy"]
     loss = -(model.rho * (cfg.entropy_coef * entropy + value / scale).mean((1, 2))).mean()
-    return PolicyLoss(loss, scale, StudentPolicy(info["presquash_mean"][0], info["log_std"][0]))
+    cloning = None
+    if batch is not None and batch.demonstrated is not None:
+        cloning = cloning_loss(model, action[:-1], batch.action, batch.demonstrated[0], task)
+        loss = loss + cfg.bc_coef * cloning
+    return PolicyLoss(loss, scale, StudentPolicy(info["presquash_mean"][0], info["log_std"][0]), cloning)
+
+
+def cloning_loss(model: WorldModel, action: Tensor, shown: Tensor, demonstrated: Tensor, task: TaskContext) -> Tensor:
+    """Compute how far the policy's actions are from those of demonstrations (docs/algorithm.md, "Policy prior").
+
+    Args:
+        model: has the weights of the steps.
+        action: the policy's samples, [H, B, A].
+        shown: actions of the data, [H, B, A].
+        demonstrated: 1 where the slice is of a demonstration, else 0, [B, 1]; at least one is.
+        task: of the rows; entries of an action that a task does not have do not count.
+    """
+    own = torch.ones_like(action[0]) if task.action_mask is None else task.action_mask  # [B, A]
+    error = ((action - shown) * own).square().sum(-1) / own.sum(-1)  # [H, B]
+    weight = demonstrated[:, 0] / demonstrated.sum()
+    return (model.rho[:-1] * (error * weight).sum(1)).mean()

@@ -219,6 +219,8 @@ class Config(Keys):
             raise ValueError("obs=rgb learns online: stored episodes hold states, no images. Leave out data_dir")
         if self.demonstrations is not None:
             self._check_demonstrations(self.demonstrations)
+        elif self.bc_coef:
+            raise ValueError(f"bc_coef={self.bc_coef:g} imitates demonstrations: name them as demonstrations=DIR")
         for name in self.tasks or ():
             if name not in self.task_names:
                 raise ValueError(f"tasks: '{name}' is not in task set '{self.task}'.{nearest(name, self.task_names)}")

@@ -116,6 +116,10 @@ class Keys:
         None, "episode store or directory of chunk_*.pt files that half of each batch is drawn from; null: none",
         path=True, scope=RUN, on_resume=MAY_CHANGE, decides=True,
     )  # fmt: skip
+    bc_coef: float = key(
+        0.0, "coefficient of the policy's distance from the actions of the demonstrations; 0: none", at_least=0,
+        scope=RUN, decides=True,
+    )  # fmt: skip
     collect_num_samples: int | None = key(
         None, "num_samples while collecting; null: as in evaluations", at_least=2, scope=RUN, decides=True
     )

@@ -21,6 +21,7 @@ class Batch(NamedTuple):
     teacher_reward: Tensor | None = None  # [1 to H, B, 1] float32, the teacher's reward of the same steps
     teacher_value: Tensor | None = None  # [1 to H, B, 1] float32, its value
     terminated: Tensor | None = None  # [H, B, 1] float32, 1 where a step ended its episode for good
+    demonstrated: Tensor | None = None  # [1, B, 1] float32, 1 where the policy is to imitate the slice's actions
 
     @classmethod
     def from_any(cls, batch: Any) -> Batch:
@@ -59,6 +60,7 @@ class Batch(NamedTuple):
             "action": (horizon, batch, cfg.action_dim),
             "reward": (horizon, batch, 1),
             "terminated": (horizon, batch, 1),
+            "demonstrated": (1, batch, 1),
         }
         for name, tensor in self._columns():
             if name.startswith("teacher_") and tensor.ndim == 3 and 1 <= len(tensor) <= horizon:
@@ -90,7 +92,7 @@ class Batch(NamedTuple):
 
     @classmethod
     def joined(cls, first: Batch, second: Batch) -> Batch:
-        """Put the slices of two batches with the same columns side by side, the first one's first."""
+        """Put the slices of two batches with the same columns side by side, those of the first before the others."""
         parts = {name: (tensor, getattr(second, name)) for name, tensor in first._columns()}
         return cls(**{name: torch.cat(pair, 0 if name == "task" else 1) for name, pair in parts.items()})
 

@@ -179,7 +179,7 @@ def measure(
             cfg = cfg.replace(tasks=shared_tasks(cfg, data_dir, tasks))
         else:
             _check_known(tasks, cfg.task_names)
-        key = str((cfg.task_specs, cfg.task_ids))
+        key = str((cfg.task_specs, cfg.task_ids, cfg.horizon, cfg.episodic))
         if key not in samplers:
             samplers[key] = open_data(cfg, agent.device).sampler
         drawn = list(heldout_batches(samplers[key], batches, batch_size, cfg.horizon, seed))

@@ -45,6 +45,7 @@ METRICS = (
     Metric("termination_loss", "train/termination_loss", "termination", "logits of the termination head against ends"),
     Metric("termination_rate", "train/termination_rate", "", "share of the slices that end in a termination"),
     Metric("termination_f1", "train/termination_f1", "", "F1 of predicting these"),
+    Metric("bc_loss", "train/bc_loss", "bc", "squared distance of the policy's actions from the demonstrations'"),
     Metric("pi_loss", "train/pi_loss", "pi", "the policy prior's: scaled values and entropy"),
     Metric("grad_norm", "train/grad_norm", "grad", "gradient norm of model and Q heads before clipping"),
     Metric("pi_grad_norm", "train/pi_grad_norm", "", "gradient norm of the policy prior before clipping"),

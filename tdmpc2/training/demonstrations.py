@@ -75,7 +75,11 @@ class Batches:
         others = self.demonstrations.sampler.draw(number, shown, cfg.horizon, cfg.seed + _OTHER_SEED)
         if self.file:
             self.file.check()  # what was read from another file is not learned from
-        return Batch.joined(others.to(self.device), own)
+        batch = Batch.joined(others.to(self.device), own)
+        if not cfg.bc_coef:
+            return batch
+        imitated = (torch.arange(cfg.batch_size, device=self.device) < shown).float()
+        return batch._replace(demonstrated=imitated[None, :, None])
 
 
 def demonstrations_record(cfg: Config) -> Mapping[str, str] | None:
@@ -107,7 +111,7 @@ def demonstrations_bytes(cfg: Config) -> int:
 def _as_data(cfg: Config) -> Config:
     """Describe the demonstrations as the data of a run; those of many tasks may lack some of them."""
     assert cfg.demonstrations is not None
-    keys = {"data_dir": cfg.demonstrations, "demonstrations": None, "max_episodes_per_task": None}
+    keys = {"data_dir": cfg.demonstrations, "demonstrations": None, "bc_coef": 0.0, "max_episodes_per_task": None}
     tasks = cfg.tasks
     if cfg.multitask:
         present = tasks_present(cfg.demonstrations)

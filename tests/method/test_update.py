@@ -180,6 +180,36 @@ def test_policy_loss_has_gradient_in_the_policy_only(tiny_cfg: Config) -> None:
         assert (old is None and p.grad is None) or torch.equal(old, p.grad)  # type: ignore[arg-type]
 
 
+def test_cloning_loss_is_the_formula(tiny_cfg: Config) -> None:
+    """Word for word: steps, demonstrations, and the actions that a task has."""
+    agent = TDMPC2(tiny_cfg)
+    model, batch = agent.model, random_batch(tiny_cfg, 0)
+    count = len(batch.task)
+    demonstrated = (torch.arange(count) % 3 == 0).float()[:, None]
+    action = torch.rand(tiny_cfg.horizon, count, tiny_cfg.action_dim) * 2 - 1
+    found = losses.cloning_loss(model, action, batch.action, demonstrated, model.context(batch.task))
+    expected = 0.0
+    for t in range(tiny_cfg.horizon):
+        for b in range(0, count, 3):
+            own = tiny_cfg.task_specs[int(batch.task[b])].action_dim
+            error = (action[t, b, :own] - batch.action[t, b, :own]).square().mean()
+            expected += tiny_cfg.rho**t * float(error) / len(range(0, count, 3)) / tiny_cfg.horizon
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_update_with_demonstrations_adds_the_cloning_loss_to_the_policy_alone(tiny_cfg: Config) -> None:
+    batch = random_batch(tiny_cfg, 0)
+    shown = batch._replace(demonstrated=torch.ones(1, len(batch.task), 1))
+    plain, cloning = TDMPC2(tiny_cfg), TDMPC2(tiny_cfg.replace(mode="online", demonstrations="x", bc_coef=2.0,
+        policy_loss=tiny_cfg.policy_loss))  # fmt: skip
+    one, other = plain.update(batch), cloning.update(shown)
+    assert_close(other["pi_loss"], one["pi_loss"] + 2 * other["bc_loss"])
+    assert torch.equal(one["total_loss"], other["total_loss"])
+    assert "bc_loss" not in one
+    with pytest.raises(ValueError, match="'demonstrated' has shape"):
+        cloning.update(batch._replace(demonstrated=torch.ones(len(batch.task))))
+
+
 def test_dropout_acts_in_training_losses_only(tiny_cfg: Config) -> None:
     agent = TDMPC2(tiny_cfg.replace(dropout=0.5))
     noise = agent._draw_update_noise(4096)

@@ -17,12 +17,13 @@ from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.episodes import write_episodes
 from tdmpc2.data.tools.convert import to_store
+from tdmpc2.loading import load_agent
 from tdmpc2.training.demonstrations import Batches, demonstrations_record
 from tdmpc2.training.online import train_online
 from tdmpc2.training.online_estimate import dry_run_online
 from tdmpc2.training.ring import make_ring
 from tests.helpers.online import config, interrupt
-from tests.helpers.runs import TASKS, TINY
+from tests.helpers.runs import TASKS, TINY, rows
 from tests.helpers.toy_envs import FALLS, STANDS, STANDS_FOR
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -111,6 +112,7 @@ def test_demonstrations_that_do_not_fit_are_refused(tmp_path: Path, case: str) -
     ({"mode": "offline"}, "demonstrations=x are shown to a run that learns online: .*data_dir=x"),
     ({"obs": "rgb", "task": "cup-catch"}, "obs=rgb: demonstrations=x hold states, no images"),
     ({"batch_size": 1}, "batch_size=1 leaves no half of a batch"),
+    ({"demonstrations": None, "bc_coef": 0.5}, "bc_coef=0.5 imitates demonstrations: name them as demonstrations=DIR"),
 ])  # fmt: skip
 def test_demonstrations_without_a_use_are_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -147,3 +149,24 @@ def test_run_of_an_older_version_goes_on_without_demonstrations(tmp_path: Path) 
     path.write_text(json.dumps(record))
     train_online(cfg.replace(steps=3 * STANDS_FOR + 8), None)
     assert (cfg.run_dir / "train.csv").read_text().count("\n") > 1
+
+
+def test_policy_imitates_demonstrations_and_not_its_own_actions(tmp_path: Path) -> None:
+    """Demonstrated actions are 0.9, the run's own ones random."""
+    obs, action = np.zeros((8, 4)), np.full((7, 2), 0.9)
+    write_episodes(tmp_path / "shown", STANDS, [(obs, action, np.zeros(7))])
+    keys: dict[str, Any] = {"demonstrations": str(tmp_path / "shown"), "log_freq": 1, "lr": 3e-3, "steps": 80}
+    cfg = config(tmp_path, bc_coef=30.0, **keys)
+    train_online(cfg, None)
+    log = rows(cfg.run_dir / "train.csv")
+    assert log[-1]["bc_loss"] < 0.2 * log[0]["bc_loss"]
+    plain = config(tmp_path / "plain", **keys)
+    train_online(plain, None)
+    assert "bc_loss" not in rows(plain.run_dir / "train.csv")[0]
+    acted, without = (policy_of(c) for c in (cfg, plain))
+    assert np.abs(acted - 0.9).max() < 0.2 < np.abs(without - 0.9).max()
+
+
+def policy_of(cfg: Config) -> np.ndarray:
+    agent = load_agent(cfg.run_dir / "model.pt", device="cpu", mpc=False, task=STANDS)
+    return agent.act(np.zeros(4, np.float32), eval_mode=True)
