@@ -133,6 +133,11 @@ class Config(Keys):
         return self.tasks[0] if tuned and self.tasks is not None and len(self.tasks) == 1 else None
 
     @property
+    def run_task(self) -> str:
+        """The task that a run is named after."""
+        return self.tuned_task or self.task
+
+    @property
     def num_updates(self) -> int:
         """Updates of a run of ``steps``."""
         return self.steps if self.mode == "offline" else max(int(self.utd * self.steps), 1)
@@ -145,8 +150,7 @@ class Config(Keys):
     @property
     def run_dir(self) -> Path:
         """Directory of everything a run writes."""
-        task = self.task if self.tuned_task is None else self.tuned_task
-        return Path(self.work_dir) if self.work_dir else run_directory(task, self.seed, self.exp_name)
+        return Path(self.work_dir) if self.work_dir else run_directory(self.run_task, self.seed, self.exp_name)
 
     # -- copies -----------------------------------------------------------------------------------------------------
 

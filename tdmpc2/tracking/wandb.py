@@ -182,7 +182,7 @@ def _run_options(
         settings["silent"] = True
     if not capture_console:  # a live line would arrive there as thousands of lines
         settings["console"] = "off"
-    experiment = safe_name(f"{cfg.task}-{cfg.exp_name or 'default'}", 100)
+    experiment = safe_name(f"{cfg.run_task}-{cfg.exp_name or 'default'}", 100)
     size = "custom-size" if cfg.model_size is None else f"{cfg.model_size}M"
     return {
         "project": cfg.wandb_project,
@@ -192,7 +192,7 @@ def _run_options(
         "resume": "allow" if run_id else None,
         "name": f"{experiment}-{cfg.seed}",
         "group": experiment,
-        "tags": [cfg.task[:64], size, "distilled" if teacher or cfg.teachers else "from-scratch"],
+        "tags": [cfg.run_task[:64], size, "distilled" if teacher or cfg.teachers else "from-scratch"],
         "config": {"student": cfg.to_dict(), "teacher": None if teacher is None else teacher.to_dict()},
         "reinit": "finish_previous",
         "settings": wandb.Settings(**settings),

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints import layouts
@@ -85,7 +86,7 @@ def load_start(agent: TDMPC2, cfg: Config) -> str | None:
     """Load the weights that a run starts from, if it names a file; optimisers and value scale stay new.
 
     Weights in half precision are widened. Those in int8 are refused: they are rounded to 255 steps, and the file that
-    they were made from is the better start.
+    they were made from is the better start. A termination head that the file lacks is the agent's own, new one.
 
     Args:
         agent: of the run's configuration.
@@ -112,8 +113,16 @@ def load_start(agent: TDMPC2, cfg: Config) -> str | None:
         if new is not None:
             rows = weights["_task_emb.weight"]
             weights["_task_emb.weight"] = torch.cat([rows, agent.model._task_emb.weight.detach()[len(rows) :].cpu()])
-        agent.load(weights)
+        agent.load(weights | _new_head(agent, weights))
     return new
+
+
+def _new_head(agent: TDMPC2, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take over the agent's own termination head where the tasks of the file do not terminate, and this one does."""
+    if not agent.cfg.episodic or any(name.startswith(f"{layouts.TERMINATION}.") for name in weights):
+        return {}
+    own = agent.model.state_dict().items()
+    return {name: tensor for name, tensor in own if name.startswith(f"{layouts.TERMINATION}.")}
 
 
 def _appended(cfg: Config, file: Checkpoint) -> str | None:

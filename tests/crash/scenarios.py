@@ -32,6 +32,9 @@ _SHARE_BODY = """
 """
 
 
+_WIDTHS = "model_size=null enc_dim=16 mlp_dim=16 latent_dim=16".split()  # which a file decides
+
+
 @dataclass(frozen=True)
 class Scenario:
     """A command that can be interrupted.
@@ -62,6 +65,13 @@ def _short_episodes(directory: Path) -> None:
     from tdmpc2.play.collector import collect
 
     collect(parse_cfg({"task": STANDS, "episodes_per_task": 30}), None, directory / "data")
+
+
+def _many_tasks(directory: Path) -> None:
+    """A tiny model of tasks that the one that is learned is not among."""
+    from tests.helpers.tuning import OTHERS, file_of_many
+
+    file_of_many(directory, OTHERS)
 
 
 def _agent(directory: Path) -> None:
@@ -133,6 +143,10 @@ SCENARIOS = {
         ),
     ),
     "online": Scenario(lambda directory: None, _script("train", *_ONLINE.split())),
+    "tune": Scenario(
+        _many_tasks,
+        _script("train", "checkpoint=many.pt", "freeze=encoder", *(w for w in _ONLINE.split() if w not in _WIDTHS)),
+    ),
     "share_body": Scenario(lambda directory: None, _script("train", *_ONLINE.split(), *_SHARE_BODY.split())),
     "collect": Scenario(
         _agent,

@@ -25,8 +25,9 @@ from tdmpc2.training.new_task import embedding_losses
 from tdmpc2.training.online import train_online
 from tdmpc2.training.tuning import keys_from_checkpoint, load_start
 from tests.helpers.online import interrupt
+from tests.helpers.reference import shared_file
 from tests.helpers.runs import weights
-from tests.helpers.toy_envs import STANDS, STANDS_FOR
+from tests.helpers.toy_envs import FALLS, STANDS, STANDS_FOR
 from tests.helpers.tuning import OTHERS, WIDE, file_of_many, tuned
 
 UNKNOWN = OTHERS  # tasks of a file that does not know STANDS
@@ -102,6 +103,14 @@ def test_freeze_without_a_file_is_refused() -> None:
 def test_missing_file_is_left_to_the_checks_before_the_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"weights to start from: checkpoint=.*gone\.pt does not exist"):
         train_online(tuned(tmp_path, tmp_path / "gone.pt"), None)
+
+
+def test_terminating_task_gets_a_head_that_the_file_lacks(tmp_path: Path, without: Path) -> None:
+    """A model of tasks that never terminate is tuned to one that does."""
+    cfg = tuned(tmp_path, without, FALLS, episodic=True, horizon=2, steps=24, utd=0.3)
+    assert (cfg.rho, cfg.discount_max) == (0.7, 0.995)  # the file's values are of its discounts
+    trained = weights(train_online(cfg, None))
+    assert (trained["_termination.2.weight"] != TDMPC2(cfg).model._termination[2].weight).any()
 
 
 # -- precision --------------------------------------------------------------------------------------------------------
@@ -294,3 +303,27 @@ def test_tuning_that_was_ended_continues_bit_for_bit(
 def test_keys_of_a_run_without_a_file_stay(tmp_path: Path) -> None:
     keys = {"task": STANDS, "checkpoint": None, "model_size": 5}
     assert keys_from_checkpoint(keys, ()) == keys
+
+
+@pytest.mark.slow
+def test_published_student_is_tuned_to_one_of_its_tasks_and_plays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command lines as they are typed, with a seed phase of one episode."""
+    from tdmpc2.commands.evaluate import main as evaluate_main
+    from tdmpc2.commands.train import main as train_main
+
+    student = shared_file("checkpoints/mt30_1M_steps_045dist_fp16.pt")
+    monkeypatch.chdir(tmp_path)
+    line = "task=walker-walk steps=560 seed_steps=510 utd=0.1 eval_freq=0 batch_size=32 device=cpu num_threads=1"
+    cheap = "num_samples=16 iterations=1 compile=false"
+    train_main([*line.split(), *cheap.split(), f"checkpoint={student}"])
+    model = Path("logs/walker-walk/1/default/model.pt")
+    assert load_file(model).step == 560
+    evaluate_main([str(model), "eval_episodes=1", "device=cpu", *cheap.split()])
+    assert "walker-walk" in capsys.readouterr().out
+    for kind in ("int8", "mixed"):
+        file = shared_file(f"checkpoints/mt30_1M_steps_045dist_{kind}.pt")
+        cfg = tuned(tmp_path / kind, file, "walker-walk")
+        with pytest.raises(ValueError, match=rf"its weights are quantised \({kind}\)"):
+            load_start(TDMPC2(cfg), cfg)
