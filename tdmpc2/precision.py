@@ -15,7 +15,7 @@ from tdmpc2.support.runtime import has_fast_bf16, has_fast_int8
 
 
 class Execution(NamedTuple):
-    """How a model's products are computed.
+    """Formats in which a model's products are computed.
 
     Attributes:
         name: ``fp32``, ``bf16``, ``fp16``, ``int8``, ``int8-weight-only`` or ``mixed``.

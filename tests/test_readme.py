@@ -1,4 +1,4 @@
-"""What the README tells a reader to type: the snippet runs, scripts, keys and values exist."""
+"""Commands of the README: the snippet runs, scripts, keys and values exist."""
 
 from __future__ import annotations
 

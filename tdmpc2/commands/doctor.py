@@ -188,7 +188,7 @@ def optional_packages() -> Iterator[Finding]:
 
 
 def places() -> Iterator[Finding]:
-    """Where caches lie, and how much disk is free there and here."""
+    """Name the folders of caches, and say how much disk is free there and here."""
     from tdmpc2.acceleration.compile_cache import compile_cache
     from tdmpc2.commands.hydra_app import yaml_directory
 

@@ -49,7 +49,7 @@ class RunFailed(CompactHydraException):
 
 @dataclass(frozen=True)
 class App:
-    """How the command line of one command is read.
+    """Command line of one command: its help, its configuration file and its groups.
 
     Attributes:
         name: of the command.

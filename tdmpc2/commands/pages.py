@@ -64,7 +64,7 @@ def show(text: str) -> None:
 
 
 def program_of(name: str) -> str:
-    """How the command was called: ``python train.py`` from a script of that name, else ``tdmpc2 train``."""
+    """Return the words the command was called by: ``python train.py`` from that script, else ``tdmpc2 train``."""
     return f"python {name}.py" if Path(sys.argv[0]).name == f"{name}.py" else f"tdmpc2 {name}"
 
 

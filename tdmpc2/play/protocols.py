@@ -1,4 +1,4 @@
-"""How evaluations were made, compared: what differs between them, and short distinct names for them."""
+"""Protocols of evaluations compared: the settings that differ between them, and short distinct names for them."""
 
 from __future__ import annotations
 

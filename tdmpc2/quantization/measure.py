@@ -37,7 +37,7 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure.
+    """Settings of a measurement.
 
     Attributes:
         device: where the models act.

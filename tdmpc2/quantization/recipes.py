@@ -40,7 +40,7 @@ VERSION = 1  # of what a recipe's name means, stored in its files
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a file stores a model, and what it asks to be computed in.
+    """Format of each matrix in a file, and the format that the file asks to be computed in.
 
     Attributes:
         name: suffix of the file name.

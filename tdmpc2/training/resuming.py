@@ -1,4 +1,4 @@
-"""Where a run stands when it is opened: its cadences, its parts, its state."""
+"""State of a run when it is opened: its cadences, its parts, its step."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Stateful(Protocol):
 
 
 class Resumed(NamedTuple):
-    """Where a run stands when it is opened; a new one is at step 0."""
+    """State of a run when it is opened; a new one is at step 0."""
 
     record: dict[str, Any]  # what run.json is to hold
     note: str = ""  # settings that differ from those so far, in one line

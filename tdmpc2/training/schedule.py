@@ -1,4 +1,4 @@
-"""When learning online acts at random and when it updates: docs/algorithm.md, "Learning online"."""
+"""Schedule of learning online, of random actions and of updates: docs/algorithm.md, "Learning online"."""
 
 from __future__ import annotations
 

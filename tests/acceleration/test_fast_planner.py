@@ -1,4 +1,4 @@
-"""How an agent plans: which way is chosen, and that every way is of its weights as they are."""
+"""Ways of planning: the one that is chosen, and that each follows the weights as they are."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def model(tiny_cfg: Config) -> WorldModel:
 
 
 def outputs(model: WorldModel) -> dict[str, Tensor]:
-    """What every network computes of some inputs, with dropout in the Q heads."""
+    """Compute every network of some inputs, with dropout in the Q heads."""
     cfg, generator = model.cfg, torch.Generator().manual_seed(1)
     obs, action = (torch.randn(5, size, generator=generator) for size in (cfg.obs_dim, cfg.action_dim))
     mask = (torch.rand(cfg.num_q, 5, cfg.mlp_dim, generator=generator) > 0.2) / 0.8

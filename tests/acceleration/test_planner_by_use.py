@@ -1,4 +1,4 @@
-"""How a loaded agent chooses its way of planning while it plans."""
+"""Ways of planning that a loaded agent chooses while it plans."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MISSING = "this processor is a toaster"
 
 @pytest.fixture
 def source(tiny_cfg: Config) -> dict[str, Any]:
-    """What a file of an agent of one task holds."""
+    """Return the content of a file of an agent of one task."""
     cfg = tiny_cfg.replace(task="cartpole-balance")
     return {"model": TDMPC2(cfg).model.state_dict(), "config": cfg.to_dict()}
 
@@ -152,6 +152,6 @@ def test_load_agent_goes_by_the_kernels_speed_only_where_it_will_plan_with_them(
 
 
 def test_an_agent_that_was_not_loaded_plans_plainly(tiny_cfg: Config, compiled: list[str]) -> None:
-    """What a run does must not depend on how often it was evaluated before."""
+    """A run must not depend on how often it was evaluated before."""
     agent = TDMPC2(tiny_cfg.replace(task="cartpole-balance"))
     assert plan(agent, 9) == "plain"

@@ -95,7 +95,7 @@ def test_read_outline_of_damaged_values_is_refused(tmp_path: Path, content: dict
 
 
 def test_restored_moments_are_no_views(tmp_path: Path) -> None:
-    """What several processes are sent of a continued run would hold all moments once for each of them."""
+    """Processes are sent the state of a continued run; each view would carry all moments with it."""
     agent = TDMPC2(Config(**TINY))
     for parameter in (parameter for group in agent.optim.param_groups for parameter in group["params"]):
         parameter.grad = torch.ones_like(parameter)

@@ -160,7 +160,7 @@ def test_train_again_stops_continues_or_is_refused(run: Run, cwd: Path) -> None:
 
 
 def test_train_multirun_makes_one_directory_per_run(run: Run, cwd: Path) -> None:
-    """What is swept names the runs; what all of them share does not."""
+    """Swept keys name the runs; keys that all of them share do not."""
     shared = f"{STUDENT} teacher_config.checkpoint=logs/mt30/1/teacher/model.pt student_config.steps=2"
     good(run(f"train.py --multirun {shared} student_config.distillation_weight=0,0.45", cwd))
     names = ("distillation_weight_0", "distillation_weight_0.45")

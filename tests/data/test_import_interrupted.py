@@ -155,7 +155,7 @@ def test_import_of_other_data_starts_afresh(
 
 
 def test_import_journal_is_written_after_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the rows reach the disk, the journal does not yet speak of their block."""
+    """The journal does not yet speak of a block when its rows reach the disk."""
     make_chunks(tmp_path / "chunks")
     journal = tmp_path / ".out.partial/journal"
     fsync, lines = os.fsync, []

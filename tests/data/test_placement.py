@@ -1,4 +1,4 @@
-"""Where data lies while training, in which form it is found, and that training does not depend on either."""
+"""Places and forms of data while training, neither of which training depends on."""
 
 from __future__ import annotations
 

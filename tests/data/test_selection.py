@@ -1,4 +1,4 @@
-"""Which episodes are drawn from, and how often: tasks, limits, balance."""
+"""Episodes that are drawn from, and their frequencies: tasks, limits, balance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers.data import SPECS, L, in_memory
 
 
 def uneven(data: EpisodeDataset, balance: str, count: int, episodes: torch.Tensor | None = None) -> np.ndarray:
-    """How often each episode was drawn, [N]."""
+    """Count how often each episode was drawn, [N]."""
     sampler = SliceSampler(data, episodes, balance)
     rows = torch.cat([sampler.rows(step, 100, 3, seed=1)[0] for step in range(count)])
     return np.bincount((rows // (L + 1)).numpy(), minlength=len(data))

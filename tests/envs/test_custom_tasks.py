@@ -38,7 +38,7 @@ def _tolerance(x: float, low: float, high: float, margin: float, v: float, shape
 
 
 class _Symbols(dict):
-    """What formulas may mention, read from the simulation; other words (bodies, shapes) mean themselves."""
+    """Words of formulas, read from the simulation; other words (bodies, shapes) mean themselves."""
 
     def __init__(self, physics: Any) -> None:
         data, model = physics.named.data, physics.named.model

@@ -8,7 +8,7 @@ LAUNCHED = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 
 
 def launched(rank: int, port: int) -> dict[str, str]:
-    """What torchrun would tell one of two processes."""
+    """Set the variables that torchrun sets for one of two processes."""
     return {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),

@@ -22,7 +22,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 @dataclass
 class OfflineRun:
-    """What one ``.wandb`` file says. Keys of nested items are joined with dots."""
+    """Content of one ``.wandb`` file. Keys of nested items are joined with dots."""
 
     run_id: str = ""
     project: str = ""

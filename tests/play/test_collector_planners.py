@@ -1,4 +1,4 @@
-"""How the agents of a mixture plan, and how they act without a plan."""
+"""Planners of the agents of a mixture, and their actions without a plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a command line ends: errors of use, Ctrl-C, a reader that has left."""
+"""Ends of a command line: errors of use, Ctrl-C, a reader that has left."""
 
 from __future__ import annotations
 

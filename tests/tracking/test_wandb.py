@@ -293,7 +293,7 @@ def test_wandb_offline_run_is_read_back(tmp_path: Path, monkeypatch: pytest.Monk
 def test_wandb_offline_run_of_train_has_its_metrics(
     cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What training sends: curves per task, the best checkpoint, and an alert when it diverges."""
+    """Training sends curves per task, the best checkpoint, and an alert when it diverges."""
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("DATA", "CACHE", "CONFIG"):

@@ -19,7 +19,7 @@ from tests.helpers.toy_envs import STANDS
 
 @pytest.fixture
 def older(tmp_path: Path) -> Path:
-    """What version 0.1.0 wrote for a Gymnasium task whose returns were 500 and 480."""
+    """Evaluations as version 0.1.0 wrote them for a Gymnasium task whose returns were 500 and 480."""
     (tmp_path / "evaluations.json").write_text(json.dumps({"10": 50.0, "20": 48}))
     (tmp_path / "eval.csv").write_text("step,normalized_score,low,high\n10,50.0,45.5,55\n20,48,,\n")
     return tmp_path

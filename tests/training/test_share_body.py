@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.ring import ReplayRing
 from tdmpc2.envs.checked import CheckedEnv
+from tdmpc2.envs.registry import build_env
 from tdmpc2.play import explorer
 from tdmpc2.tasks import MT30, lookup
 from tdmpc2.training.guards import STOPPED
@@ -63,11 +64,13 @@ class Stub(gymnasium.Env[Any, Any]):
         return np.array([self.start, self.t, *action, *np.zeros(16)], np.float32)
 
 
-@pytest.fixture(scope="module")
-def stubs() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(explorer, "build_env", lambda name, seed, obs: CheckedEnv(Stub(name), name, seed))
-        yield
+def stub(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(explorer, "build_env", lambda name, seed, obs: CheckedEnv(Stub(name), name, seed))
+
+
+@pytest.fixture
+def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub(monkeypatch)
 
 
 def shared(directory: Path, **keys: Any) -> Config:
@@ -114,6 +117,29 @@ def test_share_body_stores_an_episode_for_all_tasks_with_the_rewards_of_each(
     assert len(rows) == 8, "what was played is logged, once"
 
 
+def test_share_body_episodes_of_real_simulators_are_those_of_each_tasks_own(tmp_path: Path) -> None:
+    """Played again in its own environment with the stored actions, every stored episode is the same to the last bit."""
+    cfg = shared(tmp_path, tasks=["pendulum-swingup", "pendulum-spin"], task_specs=())
+    with explorer.Explorer(cfg, TDMPC2(cfg)) as played:
+        played.begin()
+        for step in range(500):
+            ended = played.step(played.act(step, random=True))
+        episodes = played.take_ended()
+    assert [episode.job.task_id for episode in ended] == list(cfg.task_ids)
+    assert len({episode.job for episode in episodes}) == 4
+    for episode in episodes:
+        env = build_env(cfg.task_names[episode.job.task_id], 1)
+        obs = [env.reset(seed=episode.job.seed)[0]]
+        rewards = []
+        for action in episode.action[1:]:
+            row, reward, *_ = env.step(action[:1])
+            obs.append(row)
+            rewards.append(reward)
+        np.testing.assert_array_equal(episode.obs[:, :3], obs)
+        np.testing.assert_array_equal(episode.reward[1:], np.float32(rewards))
+        assert episode.episode_return == np.sum(rewards)
+
+
 def test_share_body_makes_updates_by_steps_and_draws_tasks_uniformly(
     stubs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,15 +165,17 @@ def test_share_body_off_stores_an_episode_for_its_own_task(stubs: None, added: l
 
 
 @pytest.fixture(scope="module")
-def undisturbed(stubs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was never stopped, in a buffer that does not hold all of it."""
-    return train_online(shared(tmp_path_factory.mktemp("undisturbed"), buffer_size=150), None).parent
+    with pytest.MonkeyPatch.context() as patch:
+        stub(patch)
+        return train_online(shared(tmp_path_factory.mktemp("undisturbed"), buffer_size=150), None).parent
 
 
 @pytest.mark.parametrize("stop_at", [28, 44])
 @pytest.mark.parametrize("how", ["SIGTERM", "kill"])
 def test_share_body_run_continues_bit_for_bit(
-    undisturbed: Path, how: str, stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: Path, stubs: None, how: str, stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped where episodes have ended and are not stored yet, and in the middle of others."""
     cfg = shared(tmp_path, buffer_size=150)

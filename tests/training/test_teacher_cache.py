@@ -104,7 +104,7 @@ def test_cached_values_have_their_own_column(
 def test_cached_column_is_added_to_others(
     store: EpisodeStore, tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is there is neither made nor computed again, whole or in part, in full or lazily."""
+    """A column that is there is neither made nor computed again, whole or in part, in full or lazily."""
     teacher = make_valuer(tiny_cfg)
     (reward,) = open_columns(store, "reward")
     compute_all(reward, teacher, torch.tensor([0, 1, 4]), batch_rows=500)

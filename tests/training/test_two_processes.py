@@ -59,7 +59,7 @@ def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
 
 
 def close(path: Path, expected: Path, step: int) -> bool:
-    """Whether a checkpoint is of this step and as another one; rounding has grown since the first one."""
+    """Tell if a checkpoint is of this step and as another one; rounding has grown since the first one."""
     one, two = load_file(path), load_file(expected)
     return one.step == step and all(torch.allclose(x, two.model[name], 0, 1e-3) for name, x in one.model.items())
 

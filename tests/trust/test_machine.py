@@ -51,7 +51,7 @@ def test_estimate_of_a_model_of_images_or_terminations_is_a_close_lower_bound(si
 
 
 def test_training_on_images_that_no_machine_holds_is_refused_by_its_key() -> None:
-    """What a batch of images takes is mostly the first layer of their encoder."""
+    """A batch of images takes most of its memory in the first layer of their encoder."""
     cfg = Config(task="walker-walk", obs="rgb", batch_size=2**16, device="cpu")
     with pytest.raises(ValueError, match=r"batch_size=65536.*the images of a batch alone would take"):
         check_memory(cfg, training_parts(cfg), 2**34)

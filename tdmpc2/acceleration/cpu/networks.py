@@ -270,7 +270,7 @@ def _planned(model: WorldModel) -> list[Network]:
 
 
 def _versions(model: WorldModel) -> list[tuple[int, int]]:
-    """Where the packed weights lie and how often each was written: either changes with them."""
+    """Return the addresses of the packed weights and how often each was written: either changes with them."""
     return [(p.data_ptr(), p._version) for network in _planned(model) for p in network.module.parameters()]
 
 

@@ -1,4 +1,4 @@
-"""How fast the CPU kernels are in each number format on this machine.
+"""Speed of the CPU kernels in each number format on this machine.
 
 The CPU's flags do not tell which format is fastest: on a CPU with AMX, for example, torch is faster in bf16 than in
 float32, and the kernels are slower. So the kernels are timed once, on a small model, and the times are kept beside the
