@@ -27,6 +27,7 @@ from tdmpc2.data.tools.verify import verify
 from tdmpc2.data.unequal import write_unequal
 from tests.helpers.data import ALL, SPECS, L, fields, save_raw
 from tests.helpers.data_command import flip
+from tests.helpers.stores import make_chunks
 from tests.helpers.unequal import LENGTHS, TASKS, TERMINATED, index_of, unequal, write_parts
 
 COLUMNS = ("task.npy", "length.npy", "terminated.npy")
@@ -99,6 +100,18 @@ def test_equal_episodes_without_terminations_give_the_former_format(tmp_path: Pa
     meta = json.loads((there / "meta.json").read_text())
     assert meta["format"] == 1
     assert "rows" not in meta
+
+
+@pytest.mark.parametrize(("dtype", "checksum"), [
+    ("float32", "215a60829a42ef45e66804fa28db16ad4b96eedfab11ed15cbd0b720d71993f9"),
+    ("float16", "f1d6836d575b321b5bf11ddfd152bd73e49828cf810f3e51ab1aab3756895e18"),
+])  # fmt: skip
+def test_store_of_equal_episodes_is_that_of_the_version_before(tmp_path: Path, dtype: str, checksum: str) -> None:
+    """Checksums that commit 00f05a5, which knew format 1 only, gave to the stores it made of these files."""
+    chunks = make_chunks(tmp_path / "chunks")
+    assert (
+        import_episodes([chunks], tmp_path / "s", "three", SPECS, dtype=dtype, block=3, quiet=True).checksum == checksum
+    )
 
 
 def test_slices_stay_inside_episodes_and_end_where_they_terminate(store: EpisodeStore) -> None:

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 from tests.fuzz.mutations import VALUES
-from tests.fuzz.samples import EVALUATE, MODEL, MT30, ONLINE, RESUME, TOY, TRAIN
+from tests.fuzz.samples import EVALUATE, FALLEN, MODEL, MT30, ONLINE, RESUME, TOY, TRAIN
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Job:
 
 _MODELS = ("student.pt", "student_int8.pt", "toy.pt")
 _STORE = ("store/*.npy", "store/*.json")
+_FALLEN = ("fallstore/*.npy", "fallstore/*.json")
 _FRESH = "teacher_config=null steps=1 work_dir=new"
 
 JOBS: dict[str, Job] = {
@@ -84,6 +85,20 @@ JOBS: dict[str, Job] = {
     "train on a store": Job(
         _STORE, f"train {TRAIN} {_FRESH}".replace("data_dir=data", "data_dir=store"), ("store",), ("new/*", "store/.*")
     ),
+    "data verify terminating": Job(
+        _FALLEN, "data verify fallstore", ("fallstore",), refusals=(1, 2), weight=2, checked=True,
+    ),
+    "data convert terminating store": Job(
+        _FALLEN, "data convert fallstore new", ("fallstore",), ("new/*", ".new*"), 2, checked=True,
+    ),
+    "data convert terminating chunks": Job(("falls/*.pt",), "data convert falls new", ("falls",), ("new/*", ".new*")),
+    "train on terminating chunks": Job(
+        ("falls/*.pt", "falls/*.json"), f"train {FALLEN}", ("falls",), ("new/*", "falls/store/*"),
+    ),
+    "from-run": Job(
+        ("online/state.pt", "online/replay/*", "online/run.json"), "data from-run online new", ("online",),
+        ("new/*", ".new*", "online/.*"), 2,
+    ),
     "targets cache": Job(
         ("store/targets/*/*",),
         f"train {TRAIN} teacher_config.checkpoint=student.pt distillation_cache=full steps=1 work_dir=new".replace(
@@ -116,7 +131,8 @@ _WORDS = (
     "a" * 300,
 )  # fmt: skip
 _PLAIN = {
-    "data": ("inspect", "verify", "convert", "task=", "quick", "figure=", "json", "dtype=", "tasks=", "to=",
+    "data": ("inspect", "verify", "convert", "from-run", "run",
+             "task=", "quick", "figure=", "json", "dtype=", "tasks=", "to=",
              "max_episodes_per_task=", "episodes_per_file=", "data", "store", "new"),
     "checkpoint": ("inspect", "convert", "student.pt", "layout=", "out=", "overwrite", "toy.pt", "notes.txt"),
     "heldout": ("student.pt", "data=", "data=store", "teacher=", "tasks=", "batches=1", "batch_size=", "seed=",

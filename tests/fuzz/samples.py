@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tdmpc2.commands import run
-from tests.helpers.toy_envs import STANDS
+from tests.helpers.toy_envs import FALLS, STANDS
 
 MODEL = (
     "model_size=null enc_dim=8 mlp_dim=8 latent_dim=8 num_q=2 num_samples=8 num_elites=4 num_pi_trajs=2 "
@@ -15,6 +15,10 @@ MT30 = f"{MODEL} task_dim=4 tasks=[pendulum-spin,cartpole-balance]"
 TOY = f"{MODEL} task={STANDS}"
 TRAIN = f"{MT30} batch_size=8 log_freq=2 eval_freq=0 save_freq=5 data_dir=data work_dir=run"
 ONLINE = f"{TOY} seed_steps=14 batch_size=4 horizon=2 eval_freq=0 save_freq=10 log_freq=5 work_dir=online"
+FALLEN = (
+    f"{MODEL} task={FALLS} mode=offline episodic=true horizon=2 batch_size=4 eval_freq=0 steps=1 work_dir=new "
+    "teacher_config=null data_dir=falls"
+)
 RESUME = f"{TRAIN} steps=11 teacher_config=null"
 EVALUATE = f"eval_episodes=1 num_threads=1 device=cpu compile=false task={STANDS}"
 #: Files of the user's that lie in every directory and must never be touched.
@@ -25,7 +29,9 @@ def make(folder: Path) -> None:
     """Fill a folder with one file of every kind that is read. The working directory must be that folder."""
     command("collect", f"{MODEL} tasks=[pendulum-spin,cartpole-balance] episodes_per_task=2 data_dir=data")
     command("collect", f"{TOY} episodes_per_task=3 data_dir=toydata")
+    command("collect", f"{MODEL} task={FALLS} episodes_per_task=5 episodes_per_file=3 data_dir=falls")
     command("data", "convert data store")
+    command("data", "convert falls fallstore")
     command("train", f"{TRAIN} steps=10 teacher_config=null")
     (folder / "student.pt").write_bytes((folder / "run/model.pt").read_bytes())
     toy = f"{TOY} mode=offline batch_size=4 steps=3 eval_freq=0 data_dir=toydata work_dir=toyrun"
