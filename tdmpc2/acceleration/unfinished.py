@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from tdmpc2.support.reading import open_regular
 
 
 def delete_unfinished(cache: Path) -> list[Path]:
@@ -38,11 +41,10 @@ def _lock(cache: Path, library: Path) -> Path:
 def _is_whole(library: Path) -> bool:
     """Tell if the table that ends an ELF file is inside it; of other formats, if there is anything."""
     try:
-        with library.open("rb") as file:
-            header = file.read(64)
-        size = library.stat().st_size
+        with open_regular(library) as file:
+            header, size = file.read(64), os.fstat(file.fileno()).st_size
     except OSError:
-        return True  # another process deletes it
+        return True  # another process deletes it, or it is none that a linker wrote
     if len(header) < 64:
         return False
     if header[:5] != b"\x7fELF\x02":  # 64 bits

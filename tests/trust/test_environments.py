@@ -149,14 +149,13 @@ def test_action_that_is_none_is_refused(name: str, action: Any, message: str) ->
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        (Box(-3, 3, (2,), np.int32), "is Box of shape .2,. and type int32, but its numbers must be real"),
-        (Box(np.array([-1, 0.5]), np.array([1, 0.5]), dtype=np.float64), "dimension 1 is fixed at 0.5: leave it out"),
+        (Box(np.array([2, 0.5]), np.array([2, 0.5]), dtype=np.float64), "there is nothing to choose"),
         (Box(-1e300, 1e300, (1,), np.float64), "bounds that float32 cannot hold"),
         (Box(-1, 1, (0,), np.float32), "there is nothing to choose"),
     ],
 )
 def test_action_space_without_a_range_is_refused(monkeypatch: pytest.MonkeyPatch, space: Box, message: str) -> None:
-    """Rescaling an action dimension whose bounds are equal divides by zero."""
+    """Rescaling an action dimension whose bounds are equal divides by zero: with others, it is left out."""
     kind = type("Env", (FaultyEnv,), {"action_space": space})
     monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.registry))
     gymnasium.register("Odd-v0", kind, kwargs={"change": {}}, max_episode_steps=5, disable_env_checker=True)

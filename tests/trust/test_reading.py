@@ -178,7 +178,7 @@ def test_verify_of_data_with_named_pipe_reports_it(tmp_path: Path) -> None:
 OWN_WAY = {
     "support/reading.py", "support/runtime.py", "support/version.py", "commands/doctor.py", "tracking/console.py",
     "acceleration/cpu/library.py", "acceleration/cpu/speed.py", "distributed.py", "checkpoints/reading.py",
-    "data/chunks.py",
+    "data/chunks.py", "commands/yaml_files.py",
 }  # fmt: skip
 READING = re.compile(
     r"\.read_text\(|\.read_bytes\(|json\.load\(|np\.load\(|torch\.load\(|yaml\.|OmegaConf\.load|"
