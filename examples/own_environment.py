@@ -82,7 +82,8 @@ gymnasium.register("Puck-v0", entry_point=Puck, max_episode_steps=100)
 def main(directory: Path, *keys: str) -> None:
     """Train, then play and film: two commands that one could as well type."""
     run = directory / "run"
-    _command("train", f"task={TASK}", f"work_dir={run}", *_words(TRAINING), *keys)
+    typed = dict(key.split("=", 1) for key in keys)
+    _command("train", f"task={TASK}", f"work_dir={run}", *_words({**TRAINING, **typed}))
     played = directory / "played"
     _command("evaluate", f"checkpoint={run / 'model.pt'}", f"task={TASK}", f"work_dir={played}", *_words(EVALUATION))
 

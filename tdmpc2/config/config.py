@@ -259,6 +259,9 @@ class Config(Keys):
             raise ValueError(
                 f"teachers: '{stranger}' is not a task of '{self.task}'.{nearest(stranger, self.task_names)}"
             )
+        taught = {entry.task for entry in self.teachers or ()}
+        if taught and taught.isdisjoint(learned := [self.task_names[task_id] for task_id in self.task_ids]):
+            raise ValueError(f"teachers: the run learns {', '.join(learned)}, and none of {', '.join(sorted(taught))}")
         if self.min_std > self.max_std:
             raise ValueError(f"min_std={self.min_std} must not exceed max_std={self.max_std}")
 

@@ -221,7 +221,7 @@ def _play(
                         f"{fault}. The same command plays this episode again: another seed than {cfg.seed} plays others"
                     ) from fault
                 episodes += played
-                bar.update(len(played) * length - sum(len(episode.reward) - 1 for episode in played))  # never to come
+                bar.shorten(len(played) * length - sum(len(episode.reward) - 1 for episode in played))
             write_recorded(data_dir / shard.name, list(map(_recorded, episodes)), shard.task_id, length)
             reward = np.concatenate([episode.reward for episode in episodes])
             if line := "" if shard.task in warned else beyond_bins(cfg, reward, shard.task):

@@ -58,6 +58,13 @@ class Progress:
             self._task = self._bar.add_task(self._description, total=self._total, status="")
         return self
 
+    def shorten(self, n: int) -> None:
+        """Leave out ``n`` units of the total that turned out not to be needed."""
+        assert self._total is not None
+        self._total -= n
+        if self._bar:
+            attempt(self._console, partial(self._bar.update, self._task, total=self._total))
+
     def update(self, n: int = 1, text: str = "") -> None:
         """Count ``n`` more units as done; ``text`` says what was done last, such as a task and its return."""
         tenth = self._tenth()

@@ -19,12 +19,14 @@ class Clock:
 
     Args:
         updates: made in the run when it is started.
+        success: the tasks have a notion of it; else it is shown once an episode has been one.
 
     Attributes:
         updates: made so far.
     """
 
-    def __init__(self, updates: int) -> None:
+    def __init__(self, updates: int, success: bool = True) -> None:
+        self._success = success
         self.updates = self._counted = updates
         self._seconds = dict.fromkeys(_PARTS, 0.0)
         self._since = perf_counter()
@@ -43,6 +45,7 @@ class Clock:
         """Remember how the episodes went that have just ended."""
         if episodes:
             count = len(episodes)
+            self._success = self._success or any(e.success for e in episodes)
             self._last = sum(e.episode_return for e in episodes) / count, sum(e.success for e in episodes) / count
 
     def activity(self, paused: float) -> Activity:
@@ -56,6 +59,9 @@ class Clock:
         shares = {part: min(spent / seconds, 1.0) for part, spent in self._seconds.items()}
         rate = (self.updates - self._counted) / seconds
         self._counted, self._since, self._seconds = self.updates, now, dict.fromkeys(_PARTS, 0.0)
-        episode = [] if self._last is None else [f"return {self._last[0]:.4g}", f"success {self._last[1]:.2f}"]
-        spent = "  ".join(f"{part} {share:.0%}" for part, share in shares.items())
+        episode = [] if self._last is None else [f"return {self._last[0]:.4g}"]
+        if self._last is not None and self._success:
+            episode.append(f"success {self._last[1]:.2f}")
+        rest = max(1 - sum(shares.values()), 0.0)  # drawing batches, saving, logging
+        spent = "  ".join(f"{part} {share:.0%}" for part, share in {**shares, "other": rest}.items())
         return Activity({"updates_per_s": rate, **shares}, [*episode, f"{rate:,.1f} updates/s", spent])

@@ -306,9 +306,9 @@ class Run:
         self._save(step)
 
     def _headline(self, source: str) -> str:
-        parameters = num_parameters(self.agent.model)
+        frozen = f" that learn, beside {', '.join(self.cfg.freeze)}" if self.cfg.freeze else ""
         return (
-            f"{self.cfg.run_dir}: {parameters:,} parameters, {source}, "
+            f"{self.cfg.run_dir}: {num_parameters(self.agent.model):,} parameters{frozen}, {source}, "
             f"{f'teacher {self.teacher.path}' if self.teacher else 'no teacher'}, "
             f"{f'{self.group.world_size} processes on ' if self.group.world_size > 1 else ''}{self.agent.device}, "
             f"{self._threads} threads" + (f", continuing at step {self.resumed.step:,}" if self.resumed.step else "")

@@ -13,6 +13,7 @@ from tdmpc2.config import Config
 from tdmpc2.data.ring import ReplayRing
 from tdmpc2.data.ring_files import SavedRing
 from tdmpc2.distributed import process_group
+from tdmpc2.envs.registry import family_of
 from tdmpc2.play.evaluation import evaluate
 from tdmpc2.play.explorer import NEW_RUN, EnvironmentFailed, Explorer
 from tdmpc2.play.rollout import Episode
@@ -72,7 +73,7 @@ def _learn(run: Run, explorer: Explorer) -> None:
     run.attach("learner", learner)
     if run.new_task is not None:
         run.attach("new_task", new_task)
-    clock = Clock(learner.done)
+    clock = Clock(learner.done, any(family_of(cfg.task_names[i]).tells_success for i in cfg.task_ids))
     environments = f"{len(cfg.envs)} environments" if len(cfg.envs) > 1 else "1 environment"
     environments += sharing_in_words(cfg)
     source = f"{environments}, a buffer of {replay.capacity:,} rows on {replay.rows.device}"
@@ -98,6 +99,8 @@ def _learn(run: Run, explorer: Explorer) -> None:
         if step >= cfg.steps and not learner.interrupted:
             learner.store(step, explorer.take_ended())
         run.after_update(step, metrics)
+    if not learner.done:
+        run.message(f"No update was made: no episode ended within {cfg.steps:,} steps. Take more of them")
 
 
 class Learner:

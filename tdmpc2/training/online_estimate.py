@@ -69,7 +69,8 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
         f"run         {cfg.run_dir}",
         f"student     {parameters:,} parameters on {agent.device}, {threads} threads",
         "teacher     " + teacher_line(teacher, live_teacher, cfg),
-        f"environments {len(cfg.envs)}, {turns:,} turns" + sharing_in_words(cfg),
+        f"acting      {cfg.steps:,} steps in {len(cfg.envs)} environment{'s' * (len(cfg.envs) > 1)}"
+        + sharing_in_words(cfg),
         *(f"{name:<11} {n:,} x {1e3 * s:.1f} ms = {clock_text(n * s)}" for name, (n, s) in parts.items()),
     ]
     total = sum(count * seconds for count, seconds in parts.values())
@@ -81,7 +82,7 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
         lines.append(f"evaluation  {evaluations} x {num_steps(cfg):,} plans, at most {clock_text(evaluations * once)}")
     if cfg.demonstrations:
         size = demonstrations_bytes(cfg) / 1e9
-        lines.append(f"demonstrations {cfg.demonstrations}, {size:.2f} GB beside the buffer, half of each batch")
+        lines.append(f"shown       {cfg.demonstrations}, {size:.2f} GB beside the buffer, half of each batch")
     rows = ring.bytes
     model = parameters * 4 * 4 + sum(tensor.nbytes for tensor in agent.model.state_dict().values())
     needed = checkpoint_bytes(agent, cfg) + rows * cfg.save_agent

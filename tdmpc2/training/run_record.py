@@ -82,7 +82,7 @@ def _differences(path: Path, record: Mapping[str, Any]) -> dict[str, str]:
     return {
         key: _difference(key, recorded.get(key), record.get(key))
         for key in sorted((recorded.keys() | record.keys()) - ONE_START_KEYS)
-        if recorded.get(key) != record.get(key)
+        if recorded.get(key) != record.get(key) and key != "task_specs"  # they follow from the task
     }
 
 
@@ -125,6 +125,8 @@ def _difference(key: str, recorded: Any, now: Any) -> str:
     """Say how an entry of the record differs."""
     if key == "data" and isinstance(recorded, dict) and isinstance(now, dict):
         return f"data: {describe_other_data(recorded, now)}"
+    if key == "data":
+        return f"data: {'none' if recorded is None else 'some'} there, {'none' if now is None else 'some'} now"
     return f"{key}: {_brief(recorded)} there, {_brief(now)} now"
 
 

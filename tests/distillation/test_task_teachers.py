@@ -173,6 +173,7 @@ def test_teachers_may_be_written_in_many_ways(value: Any) -> None:
     ({"teachers": [3]}, r"teachers=\[3\] must be"),
     ({"teachers": {"walker-walk": ["a.pt"]}}, r"teachers=.* must be \{TASK: FILE"),
     ({"teachers": ["walker-walk a", "walker-walk b"]}, "'walker-walk' is there twice"),
+    ({"teachers": {"cup-spin": "a"}, "tasks": ("walker-walk",)}, "the run learns walker-walk, and none of cup-spin"),
     ({"teachers": {"walker-wallk": "a"}}, r"'walker-wallk' is not a task of 'mt30'\. Did you mean 'walker-walk'"),
     ({"teachers": {"walker-walk": "a"}, "distillation_cache": "full"}, "distillation_cache=full holds the outputs of"),
 ])  # fmt: skip

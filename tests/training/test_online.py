@@ -276,8 +276,15 @@ def test_online_run_logs_losses_speed_and_episodes(tmp_path: Path, capsys: pytes
     assert episodes[0] == "step,task,return,length,success,terminated"
     assert [line.split(",")[0] for line in episodes[1:]] == ["14", "14", "28", "28", "42", "42"]
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("step 30/45"))
-    for part in ("return ", "success 0.00", "updates/s", "it/s", "acting ", "environment ", "updating ", "ETA 0:"):
+    for part in ("return ", "updates/s", "it/s", "acting ", "environment ", "updating ", "other ", "ETA 0:"):
         assert part in line
+    assert "success" not in line  # which the task has no notion of
+
+
+def test_online_run_without_an_update_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run shorter than an episode ended with "Trained for ... steps" and random weights."""
+    train_online(config(tmp_path, steps=6, seed_steps=2), None)
+    assert "No update was made: no episode ended within 6 steps" in capsys.readouterr().out
 
 
 def test_online_terminations_reach_the_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

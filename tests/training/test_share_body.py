@@ -207,7 +207,9 @@ def test_share_body_estimate_counts_the_rows_of_all_tasks(
 ) -> None:
     train_online(shared(tmp_path, dry_run=True), None)
     text = capsys.readouterr().out
-    assert re.search(r"^environments 4, 14 turns, each step stored for 2.5 tasks on average$", text, re.MULTILINE)
+    assert re.search(
+        r"^acting      56 steps in 4 environments, each step stored for 2.5 tasks on average$", text, re.MULTILINE
+    )
     assert "a buffer of 300 rows" in text
 
 

@@ -74,7 +74,7 @@ def _header(facts: dict[str, Any]) -> list[str]:
         "episodes": f"{facts['episodes']:,}",
         "rows": f"{facts['rows']:,}",
         "episode length": _lengths(facts),
-        "observation, action": f"{facts['obs_dim']}, {facts['action_dim']} (padded)",
+        "observation, action": f"{facts['obs_dim']}, {facts['action_dim']}{' (padded)' * (len(facts['tasks']) > 1)}",
         "bytes on disk": f"{facts['bytes']:,}",
         "bytes free there": f"{facts['bytes_free']:,}",
     }
