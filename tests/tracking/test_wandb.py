@@ -206,9 +206,9 @@ def test_wandb_run_after_killed_service_is_recorded(tmp_path: Path, monkeypatch:
     """The runs of a process share a service process: one that was killed must not cost the runs after it."""
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
     lines = []
-    for name in ("killed", "later"):
+    for name, timeout in (("killed", "1"), ("later", "60")):  # the first waits for a process that is gone
+        monkeypatch.setenv("WANDB_FINISH_TIMEOUT", timeout)
         stream = io.StringIO()
         cfg = config(tmp_path / name, wandb_project="p", wandb_silent=True)
         with Logger(cfg, total_steps=2, stream=stream) as logger:
