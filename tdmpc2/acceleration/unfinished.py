@@ -45,7 +45,7 @@ def _is_whole(library: Path) -> bool:
             header, size = file.read(64), os.fstat(file.fileno()).st_size
     except OSError:
         return True  # another process deletes it, or it is none that a linker wrote
-    if len(header) < 64:
+    if len(header) < 64 or not any(header):  # GNU ld writes the header last
         return False
     if header[:5] != b"\x7fELF\x02":  # 64 bits
         return True

@@ -26,7 +26,11 @@ NAMED = {
     "mujoco-walker": Named("Walker2d-v4"),
     "mujoco-halfcheetah": Named("HalfCheetah-v4"),
     "bipedal-walker": Named("BipedalWalker-v3"),
-    "lunarlander-continuous": Named("LunarLander-v3", {"continuous": True}, solved=200.0),  # upstream: v2, removed
+    "lunarlander-continuous": Named(
+        "LunarLander-v3",
+        {"continuous": True, "max_episode_steps": 500},
+        solved=200.0,  # upstream: v2, removed since
+    ),
 }
 
 _FLATTEN = "wrap the environment in gymnasium.wrappers.FlattenObservation"

@@ -29,7 +29,8 @@ from tdmpc2.training.ring import make_ring, sharing_in_words
 from tdmpc2.training.schedule import Schedule
 from tdmpc2.training.teacher import fit_pca
 
-_LEARNER = {"done": whole(), "owed": whole(), "interrupted": flag(), "metrics": record()}
+#: The metrics are for the log alone: a run that was saved without them goes on.
+_LEARNER = {"done": whole(), "owed": whole(), "interrupted": flag(), "metrics": record().optional}
 _MOST_SHORT = 100  # episodes in a row that may be too short to learn from
 _BURST = 100  # updates in a row that are worth a progress bar
 
@@ -100,7 +101,10 @@ def _learn(run: Run, explorer: Explorer) -> None:
             learner.store(step, explorer.take_ended())
         run.after_update(step, metrics)
     if not learner.done:
-        run.message(f"No update was made: no episode ended within {cfg.steps:,} steps. Take more of them")
+        run.message(
+            f"No update was made: the first one needs more than seed_steps={cfg.seed_steps:,} steps, and an episode "
+            f"that ended before the last of the {cfg.steps:,}. Take more steps"
+        )
 
 
 class Learner:
@@ -187,7 +191,7 @@ class Learner:
         """
         state = check_entries(f"{self._run.cfg.run_dir / 'state.pt'}: learner", state, _LEARNER, NEW_RUN)
         self.done, self.owed, self.interrupted = state["done"], state["owed"], state["interrupted"]
-        self.metrics = state["metrics"]
+        self.metrics = state.get("metrics", {})
 
 
 def cut_short(parts: Mapping[str, Any]) -> bool:

@@ -82,7 +82,7 @@ def _differences(path: Path, record: Mapping[str, Any]) -> dict[str, str]:
     return {
         key: _difference(key, recorded.get(key), record.get(key))
         for key in sorted((recorded.keys() | record.keys()) - ONE_START_KEYS)
-        if recorded.get(key) != record.get(key) and key != "task_specs"  # they follow from the task
+        if recorded.get(key) != record.get(key)
     }
 
 
@@ -90,6 +90,8 @@ def _check_same(cfg: Config, refused: Mapping[str, str]) -> None:
     """Refuse to continue a run with differences that would make another run of it."""
     if not refused:
         return
+    if "task_specs" in refused and {"task", "tasks"} & refused.keys():  # they follow from those
+        refused = {key: text for key, text in refused.items() if key != "task_specs"}
     data = "data_dir" if cfg.mode == "offline" else "demonstrations"
     texts = [text + (f" [{data}={getattr(cfg, data)}]" if key == "data" else "") for key, text in refused.items()]
     other = "with other data" if refused.keys() == {"data"} else "of another configuration"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tdmpc2.envs import check_task, make_env, registry, task_spec
+from tdmpc2.envs.gymnasium_env import NAMED
 from tdmpc2.envs.registry import FAMILIES, family_of, score_label, score_rule
 from tdmpc2.tasks import TASKS, TaskSpec, lookup
 from tests.helpers.toy_envs import STANDS
@@ -114,3 +115,13 @@ def test_table_agrees_with_the_success_scores_of_task_files() -> None:
     assert {name for name in TASKS if TASKS[name].success_score} == {
         name for name in TASKS if family_of(name).score == "success"
     }
+
+
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_named_gymnasium_task_lasts_as_long_as_the_table_says(name: str) -> None:
+    """LunarLander-v3 has 1000 steps of its own, and TD-MPC2's has 500."""
+    if name in ("bipedal-walker", "lunarlander-continuous"):
+        pytest.importorskip("Box2D", reason="Box2D is not installed: make setup EXTRAS=envs")
+    env = make_env(name)
+    assert env.spec is not None
+    assert env.spec.max_episode_steps == TASKS[name].episode_length

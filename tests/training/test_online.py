@@ -284,7 +284,10 @@ def test_online_run_logs_losses_speed_and_episodes(tmp_path: Path, capsys: pytes
 def test_online_run_without_an_update_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run shorter than an episode ended with "Trained for ... steps" and random weights."""
     train_online(config(tmp_path, steps=6, seed_steps=2), None)
-    assert "No update was made: no episode ended within 6 steps" in capsys.readouterr().out
+    assert (
+        "No update was made: the first one needs more than seed_steps=2 steps, and an episode"
+        in capsys.readouterr().out
+    )
 
 
 def test_online_terminations_reach_the_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,3 +383,16 @@ def test_online_dry_run_allocates_no_replay_buffer(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr("tdmpc2.training.ring.ReplayRing", refuse)
     train_online(config(tmp_path, FALLS, dry_run=True, eval_freq=0, episodic=True), None)
+
+
+def test_online_run_saved_without_metrics_goes_on(tmp_path: Path) -> None:
+    """Runs of before they were saved; they are for the log alone."""
+    cfg = config(tmp_path)
+    train_online(cfg.replace(steps=30), None)
+    path = cfg.run_dir / "state.pt"
+    state = torch.load(path, weights_only=False)
+    parts = state.get("parts", state)
+    del parts["learner"]["metrics"]
+    torch.save(state, path)
+    train_online(cfg, None)
+    assert rows(cfg.run_dir / "train.csv")[-1]["step"] > 30
