@@ -20,7 +20,16 @@ from tests.helpers.forks import environment
 from tests.helpers.reference import REPO, shared_file
 
 pytestmark = pytest.mark.slow
-SOURCES = ("tdmpc2", "student_config", "generic.yaml", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md")
+SOURCES = (
+    "tdmpc2",
+    "student_config",
+    "generic.yaml",
+    "pyproject.toml",
+    "setup.py",
+    "tdmpc2_start.py",
+    "MANIFEST.in",
+    "README.md",
+)
 
 
 @pytest.fixture(scope="module")
