@@ -24,7 +24,7 @@ from benchmarks._harness import REPO, Run, make_parser, parse, report, take_turn
 from benchmarks._inputs import make_config
 from tdmpc2.agent import TDMPC2
 
-MINUTES = 0.5
+MINUTES = 0.375
 FULL_MINUTES = 2
 DISK_GB = 2
 

@@ -23,7 +23,7 @@ from benchmarks._harness import Run, make_parser, numbered, parse, report, take_
 from tdmpc2.config import Config
 from tdmpc2.tracking.logger import Logger
 
-MINUTES = 0.5
+MINUTES = 0.125
 FULL_MINUTES = 1
 DISK_GB = 0.3
 

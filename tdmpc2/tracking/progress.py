@@ -94,7 +94,7 @@ class Progress:
         elapsed = monotonic() - self._began
         rate = self._done / max(elapsed, 1e-9)
         ending = "done" if kind is None else "stopped"
-        amount = f"{self._done:,} {self._unit} in {_clock(elapsed)} ({rate:,.1f}/s)"
+        amount = f"{self._done:,} {self._unit} in {clock_text(elapsed)} ({rate:,.1f}/s)"
         print_line(self._console, f"{self._description}: {ending}, {amount}")
 
     def _tenth(self) -> int:
@@ -180,8 +180,9 @@ def attempt(console: Console, show: Callable[[], object], *, leave_with_reader: 
 
 def remaining(done: int, total: int, elapsed: float) -> str:
     """Estimate the time left at the mean pace so far, as h:mm:ss."""
-    return _clock(max(total - done, 0) * elapsed / done) if done > 0 else "?"
+    return clock_text(max(total - done, 0) * elapsed / done) if done > 0 else "?"
 
 
-def _clock(seconds: float) -> str:
+def clock_text(seconds: float) -> str:
+    """Write seconds as h:mm:ss."""
     return str(timedelta(seconds=round(seconds)))

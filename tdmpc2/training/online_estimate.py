@@ -11,12 +11,12 @@ from tdmpc2.play.evaluation import num_steps
 from tdmpc2.play.explorer import Explorer
 from tdmpc2.support.files import free_disk
 from tdmpc2.support.runtime import available_memory, set_num_threads
+from tdmpc2.tracking.progress import clock_text
 from tdmpc2.training import run_record
 from tdmpc2.training.demonstrations import demonstrations_bytes, demonstrations_record
 from tdmpc2.training.preflight import (
     check_disk,
     checkpoint_bytes,
-    clock_text,
     median_seconds,
     no_observations,
     preflight,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -26,6 +25,7 @@ from tdmpc2.play.results import check_video
 from tdmpc2.play.rollout import check_playable
 from tdmpc2.support.files import check_free_disk, free_disk
 from tdmpc2.support.runtime import available_memory, resolve_device, set_num_threads
+from tdmpc2.tracking.progress import clock_text
 from tdmpc2.training import run_record
 from tdmpc2.training.demonstrations import demonstrations_problems
 from tdmpc2.training.state_file import read_state
@@ -281,8 +281,3 @@ def median_seconds(function: Callable[[], object], device: torch.device, repeats
             torch.cuda.synchronize(device)
         seconds.append(perf_counter() - start)
     return median(seconds[2:])
-
-
-def clock_text(seconds: float) -> str:
-    """Write seconds as h:mm:ss."""
-    return str(timedelta(seconds=round(seconds)))
