@@ -11,7 +11,7 @@ comma := ,
 TOO_OLD := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.11 or newer is needed, \
 	$(PYTHON) is %d.%d: name another one, for example make setup PYTHON=python3.11" % v[:2])
 
-.PHONY: help setup test test-slow lint format type demo bench fuzz crash clean
+.PHONY: help setup test test-slow lint format type demo bench fuzz crash soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ fuzz: setup ## try damaged files and careless command lines: make fuzz ARGS="--m
 
 crash: setup ## kill commands at random moments and on full disks: make crash ARGS="--kills 100 --seed 1"
 	$(PY) -m tests.crash $(ARGS)
+
+soak: setup ## train for hours and watch memory and open files: make soak ARGS="offline --minutes 120 --figure memory.png"
+	$(PY) -m tests.soak $(ARGS)
 
 clean: ## remove caches and build products; .venv, data, logs and models stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
