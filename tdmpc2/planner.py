@@ -113,8 +113,11 @@ def plan(
         last = (iteration_fn or iteration)(model, z, task, mean, std, policy_actions, noise.of_iteration(i))
         mean, std = last.mean, last.std
 
-    elite = (last.score.log() + noise.elite).argmax(-1)  # [E]
-    action = last.elite_actions[torch.arange(len(z), device=z.device), 0, elite]  # [E, A]
+    if cfg.plan_action == "mean":
+        action = mean[:, 0]  # [E, A]
+    else:
+        elite = (last.score.log() + noise.elite).argmax(-1)  # [E]
+        action = last.elite_actions[torch.arange(len(z), device=z.device), 0, elite]  # [E, A]
     if not eval_mode:
         action = action + std[:, 0] * noise.action
     return Plan(action.clamp(-1, 1), mean, last)

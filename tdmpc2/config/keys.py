@@ -148,7 +148,7 @@ class Keys:
     )  # fmt: skip
 
     mpc: bool = key(
-        True, "false: act with the policy alone, without planning", on_resume=MAY_CHANGE,
+        True, "false: act with the policy alone, without planning; evaluations also know `both`", on_resume=MAY_CHANGE,
         commands=("train", *PLAYING), section="Planning",
     )  # fmt: skip
     iterations: int = key(
@@ -178,6 +178,10 @@ class Keys:
     max_std: float = key(
         2.0, "first and largest standard deviation of a plan", at_least=0, plans=True, on_resume=MAY_CHANGE,
         commands=("train", *PLAYING),
+    )  # fmt: skip
+    plan_action: str = key(
+        "sample", "what is executed of a plan: an elite drawn by its weight (sample), or the elites' weighted mean",
+        choices=("sample", "mean"), plans=True, on_resume=MAY_CHANGE, commands=("train", *PLAYING),
     )  # fmt: skip
     temperature: float = key(
         0.5, "how strongly better elites count more", at_least=0, plans=True, on_resume=MAY_CHANGE,
