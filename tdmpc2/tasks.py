@@ -6,7 +6,7 @@ A task's position in its task set is its id. MT30 and MT80 share the first 30 id
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -177,6 +177,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """A hint for an error message: `` Did you mean 'x'?`` or an empty string."""
     match = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def listed(names: Sequence[str]) -> str:
+    """List tasks for a message, the first four by name and the others by their number."""
+    more = len(names) - 4
+    return ", ".join(names) if more < 2 else f"{', '.join(names[:4])} and {more} others"
 
 
 def task_names(task: str) -> tuple[str, ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -157,7 +158,8 @@ def check_state(state: Mapping[str, Any], expected: Mapping[str, Tensor], origin
     if missing or unexpected or shapes:
         found = {"missing": missing, "unexpected": unexpected, "shapes": shapes}
         listing = "; ".join(f"{kind}: {some(names, 8)}" for kind, names in found.items() if names)
-        raise ValueError(f"{origin} does not fit the model. {_likely_fix(state, expected)} {listing}")
+        fix = _likely_fix(state, expected) or f"It is incomplete or another architecture: {listing}"
+        raise ValueError(f"{origin} does not fit the model. {fix}")
 
 
 def check_sizes(state: Mapping[str, Any], config: Config) -> None:
@@ -174,16 +176,15 @@ def check_sizes(state: Mapping[str, Any], config: Config) -> None:
 
 
 def _likely_fix(state: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """Say what to set where that explains the difference; nothing if the names and shapes have to."""
     heads = [any(name.startswith(f"{TERMINATION}.") for name in names) for names in (state, expected)]
     if heads[0] and not heads[1]:
         return "It was trained with episodic=true, which has a termination head this model does not have."
     if heads[1] and not heads[0]:
         return "It was trained with episodic=false and has no termination head, which this model has."
-    try:
-        file, model = infer_sizes(state), infer_sizes(expected)
-    except ValueError:
-        return "It is incomplete or another architecture."
-    return _fixes(file, model) or "It is incomplete or has extra tensors."
+    with contextlib.suppress(ValueError):
+        return _fixes(infer_sizes(state), infer_sizes(expected))
+    return ""
 
 
 def _fixes(file: Mapping[str, int], model: Mapping[str, int]) -> str:
@@ -202,10 +203,17 @@ def _fixes(file: Mapping[str, int], model: Mapping[str, int]) -> str:
     file_keys, model_keys = ({**size_keys(sizes), "num_bins": sizes["num_bins"]} for sizes in (file, model))
     settings = {key: value for key, value in file_keys.items() if model_keys.get(key) != value}
     if differing and settings:
-        listing = ", ".join(f"{key} {file[key]} instead of {model[key]}" for key in differing)
         remedy = " ".join(f"{key}={'null' if value is None else value}" for key, value in settings.items())
-        fixes.append(f"Its sizes differ ({listing}): set {remedy}.")
+        fixes.append(f"{_difference(file, model, differing)}: set {remedy}.")
     return " ".join(fixes)
+
+
+def _difference(file: Mapping[str, int], model: Mapping[str, int], differing: Sequence[str]) -> str:
+    """Name the model sizes where both have one, which says it all, or else the widths."""
+    own, here = (size_keys(sizes)["model_size"] for sizes in (file, model))
+    if own is not None and here is not None and own != here:
+        return f"It has model_size={own}, the model {here}"
+    return f"Its sizes differ ({', '.join(f'{key} {file[key]} instead of {model[key]}' for key in differing)})"
 
 
 def _tasks(sizes: Mapping[str, int]) -> str:

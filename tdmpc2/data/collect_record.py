@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tdmpc2.data.chunks import Layout, check_layout, read_chunk
+from tdmpc2.data.chunk_form import Layout, check_layout
+from tdmpc2.data.chunks import read_chunk
 from tdmpc2.support.entries import check_entries, list_of, record, text, whole
 from tdmpc2.support.files import delete_leftovers, write_text
 from tdmpc2.support.reading import load_json

@@ -14,8 +14,7 @@ from torch import Tensor
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.rows import FrameFormat, RowFormat
 from tdmpc2.data.sampler import SliceSampler
-from tdmpc2.data.store.writer import reserve
-from tdmpc2.support.files import size_text
+from tdmpc2.support.files import reserve, size_text
 
 
 class RingEpisode(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from torch import Tensor
 
 from tdmpc2.checkpoints.files import save_file
 from tdmpc2.checkpoints.reading import file_sha256, read_identified
+from tdmpc2.checkpoints.run_state import START_NEW, part_of
 from tdmpc2.data.ring import ReplayRing, RingEpisode
 from tdmpc2.support.entries import SHA256, Entry, check_entries, list_of, record, text, whole
 from tdmpc2.support.files import delete_leftovers
 
-_REMEDY = "The replay buffer of the run cannot be restored without it: set exp_name to start a new run"
+_REMEDY = f"The replay buffer of the run cannot be restored without it: {START_NEW}"
 _STATE = {"files": list_of(record()), "dropped": whole(), "next": whole()}
 #: Names cannot lead out of the directory.
 _FILE = {
@@ -50,10 +51,11 @@ class SavedRing:
     Args:
         ring: what is saved.
         directory: of the files; made when there is something to save.
+        task_ids: the tasks that episodes may be of; None: any.
     """
 
-    def __init__(self, ring: ReplayRing, directory: Path) -> None:
-        self.ring, self._directory = ring, directory
+    def __init__(self, ring: ReplayRing, directory: Path, task_ids: Collection[int] | None = None) -> None:
+        self.ring, self._directory, self._task_ids = ring, directory, task_ids
         self._files: list[dict[str, Any]] = []  # name, sha256, and the numbers first to last - 1 of its episodes
         self._next = 0  # number of the next file
         delete_leftovers(directory, "episodes_*.pt")
@@ -76,14 +78,19 @@ class SavedRing:
         """Fill the ring with the episodes of a former :meth:`state`.
 
         Raises:
-            ValueError: the state or a file of it is damaged, or a file is missing or another one.
+            ValueError: the state or a file of it is damaged, or a file is missing, another one or of other tasks.
         """
-        self._files, dropped = listed_files(f"{self._directory.parent / 'state.pt'}: replay", state)
+        self._files, dropped = listed_files(part_of(self._directory.parent, "replay"), state)
         self._next = state["next"]
         self.ring.skip(dropped)
         for file in self._files:
             episodes = read_episodes(self._directory, file, self.ring.row_format.words)
             for number, episode in enumerate(episodes, file["first"]):
+                if self._task_ids is not None and episode.task not in self._task_ids:
+                    raise ValueError(
+                        f"{self._directory / file['name']} has an episode of task id {episode.task}, which is none of "
+                        f"this run's ({', '.join(map(str, self._task_ids))}). {_REMEDY}"
+                    )
                 if number >= dropped:
                     self.ring.add_rows(episode)
 

@@ -16,7 +16,7 @@ import torch
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
-from tdmpc2.data.chunks import Layout
+from tdmpc2.data.chunk_form import Layout
 from tdmpc2.data.collect_record import Collection, Record
 from tdmpc2.data.reward_range import beyond_bins
 from tdmpc2.data.store.parts import Part

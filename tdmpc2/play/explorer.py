@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
+from tdmpc2.checkpoints.run_state import NEW_RUN, part_of
 from tdmpc2.config import Config
 from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.envs.registry import build_env
@@ -21,7 +22,6 @@ from tdmpc2.play.rollout import Episode, Floats, Job
 from tdmpc2.support.draws import numbered_generator
 from tdmpc2.support.entries import Entry, check_entries, flag, list_of, nothing_or, number, record, whole
 
-NEW_RUN = "The run cannot be continued from it: set exp_name to start a new run"
 _TENSOR = Entry(lambda v: isinstance(v, Tensor), "a tensor")
 _STATE = {
     "begun": list_of(whole()),
@@ -280,7 +280,7 @@ class Explorer:
                 )
 
     def _checked(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        cfg, origin = self._cfg, f"{self._cfg.run_dir / 'state.pt'}: explorer"
+        cfg, origin = self._cfg, part_of(self._cfg.run_dir, "explorer")
         state = check_entries(origin, state, _STATE, NEW_RUN)
         if len(state["begun"]) != len(self._envs) or len(state["running"]) != len(self._envs):
             raise ValueError(f"{origin} is of another number of environments than {len(self._envs)}. {NEW_RUN}")
@@ -292,6 +292,8 @@ class Explorer:
             lengths = len(saved["obs"]), len(saved["action"]) + short, len(saved["reward"]) + short
             if len(set(lengths)) > 1 or any(saved[name].shape[1:] != size for name, size in rows.items()):
                 raise ValueError(f"{origin}: an episode has rows of another form than this run's. {NEW_RUN}")
+        if strangers := {saved["task_id"] for saved in state["ended"]} - set(cfg.task_ids):
+            raise ValueError(f"{origin}: an episode is of task id {min(strangers)}, none of this run's. {NEW_RUN}")
         check_entries(f"{origin}: player", state["player"], _PLAYER_STATE, NEW_RUN)
         return state
 

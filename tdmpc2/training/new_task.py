@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
+from tdmpc2.checkpoints.run_state import NEW_RUN, part_of
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.ring import ReplayRing
 from tdmpc2.losses import model_losses
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.noise import draw_update_noise
-from tdmpc2.play.explorer import NEW_RUN
 from tdmpc2.support.entries import check_entries, flag
 from tdmpc2.training.loop import Run
 
@@ -68,7 +68,7 @@ class NewTask:
         Raises:
             ValueError: the entry is missing or no truth value.
         """
-        origin = f"{self._run.cfg.run_dir / 'state.pt'}: new_task"
+        origin = part_of(self._run.cfg.run_dir, "new_task")
         self.chosen = check_entries(origin, state, {"chosen": flag()}, NEW_RUN)["chosen"]
 
 

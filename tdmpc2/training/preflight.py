@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from tdmpc2.agent import TDMPC2
+from tdmpc2.checkpoints.run_state import state_path
 from tdmpc2.config import Config, check_bins, check_memory, training_parts
 from tdmpc2.data.batch import Batch
-from tdmpc2.data.chunks import Layout, chunk_paths
+from tdmpc2.data.chunk_form import Layout
+from tdmpc2.data.chunks import chunk_paths
 from tdmpc2.data.placement import choose_place, data_bytes, data_problems, data_record
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.data.store.importer import RATE, find_store
@@ -53,9 +55,9 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
             check_playable(cfg)
         else:
             data_record(cfg.data_dir, cfg.task)
-            problems += [f"data: {problem}" for problem in data_problems(cfg)]
+            problems += [f"data_dir={cfg.data_dir}: {problem}" for problem in data_problems(cfg)]
     except ValueError as error:
-        problems.append(f"{'environment' if online else 'data'}: {error}")
+        problems.append(f"{'environment' if online else 'data_dir'}: {error}")
     if online:
         lengths = {task_id: cfg.task_specs[task_id].episode_length + 1 for task_id in cfg.task_ids}
         rows, tasks = max((len(ids) * lengths[task_id], len(ids)) for task_id, ids in cfg.stored_for.items())
@@ -149,7 +151,7 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
 
 def _begun(agent: TDMPC2, cfg: Config) -> int:
     """Return the step that the run would go on from, and let the agent train as it did: compiled or not."""
-    state = cfg.run_dir / "state.pt"
+    state = state_path(cfg.run_dir)
     if not state.exists():
         return 0
     saved = read_state(state, agent)

@@ -325,7 +325,9 @@ def test_online_short_episodes_are_stored_counted_and_said_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(online, "_MOST_SHORT", 6)
-    with pytest.raises(ValueError, match="None of the 6 episodes so far has the 4 steps that a slice takes"):
+    with pytest.raises(
+        ValueError, match="None of the last 6 episodes has the 4 steps that a slice takes, nor any other in the buffer"
+    ):
         train_online(config(tmp_path, FALLS, episodic=True, horizon=4), None)
     assert capsys.readouterr().out.count("had 3 steps, less than horizon=4: such episodes are stored and counted") == 1
 

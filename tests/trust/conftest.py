@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 from tdmpc2.acceleration.cpu import library
 
 NOBODY = 65534
+Give = Callable[[Path], None]
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="builds a small library with g++")
 
 
 @pytest.fixture
-def foreign() -> Callable[[Path], None]:
+def foreign() -> Give:
     """Give a file to another user; only root can."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         pytest.skip("only root can give files to another user")
@@ -46,3 +49,11 @@ def build_library(path: Path, functions: tuple[str, ...], canary: Path | None = 
     source.write_text(text)
     subprocess.run(["g++", "-x", "c", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
     return path
+
+
+def compiler(folder: Path, body: str) -> str:
+    """A compiler that answers --version and then does this."""
+    path = folder / "compiler"
+    path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit\n{body}\n')
+    path.chmod(0o755)
+    return str(path)
