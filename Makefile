@@ -5,13 +5,14 @@ PYTHON ?= python3
 WORKERS ?= 2# processes that run the tests side by side
 EXTRAS ?=# more optional packages of pyproject.toml: make setup EXTRAS=envs adds all families of environments
 PY := .venv/bin/python
+OLDEST := .venv-oldest
 STAMP := .venv/.installed$(if $(EXTRAS),-$(EXTRAS))
 MYOSUITE := docker/myosuite.txt
 comma := ,
 TOO_OLD := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.11 or newer is needed, \
 	$(PYTHON) is %d.%d: name another one, for example make setup PYTHON=python3.11" % v[:2])
 
-.PHONY: help setup test test-slow lint format type demo bench fuzz crash soak clean
+.PHONY: help setup test test-slow test-oldest lint format type demo bench fuzz crash soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +30,13 @@ test: setup ## run the tests, without the slow ones
 
 test-slow: setup ## run the slow tests
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m slow $(ARGS)
+
+# Torch's oldest version comes from PyPI with CUDA libraries, 3 GB; 'make test-oldest WORKERS=4' uses more processes.
+test-oldest: ## run the tests in .venv-oldest, with the lowest versions that pyproject.toml allows
+	@test -x $(OLDEST)/bin/pip || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python tests/oldest.py > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install -c $(OLDEST)/constraints.txt -e '.[dev]'
+	$(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
 
 lint: setup ## check style and formatting
 	$(PY) -m ruff check .
