@@ -1,7 +1,6 @@
 """The configuration: one frozen, validated object whose keys are the command line's."""
 
 from tdmpc2.config.aliases import key_hint as key_hint
-from tdmpc2.config.config import IMAGES as IMAGES
 from tdmpc2.config.config import Config as Config
 from tdmpc2.config.config import completed as completed
 from tdmpc2.config.config import from_record as from_record
@@ -17,6 +16,7 @@ from tdmpc2.config.memory import model_parts as model_parts
 from tdmpc2.config.memory import plan_parts as plan_parts
 from tdmpc2.config.memory import training_parts as training_parts
 from tdmpc2.config.mix import MixEntry as MixEntry
+from tdmpc2.config.observing import STACKED as STACKED
 from tdmpc2.config.parts import PARTS as PARTS
 from tdmpc2.config.sizes import MODEL_SIZES as MODEL_SIZES
 from tdmpc2.config.sizes import check_bins as check_bins

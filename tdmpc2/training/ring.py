@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from tdmpc2.config import IMAGES, Config
+from tdmpc2.config import STACKED, Config
 from tdmpc2.data.placement import choose_place
 from tdmpc2.data.ring import ReplayRing
 from tdmpc2.data.rows import FrameFormat, RowFormat
@@ -35,6 +35,13 @@ def _stored(cfg: Config) -> list[int]:
     return [len(cfg.stored_for[task_id]) for task_id in cfg.envs]
 
 
+def row_format_of(cfg: Config) -> RowFormat | FrameFormat:
+    """Choose what a record of a run's replay buffer holds."""
+    if not cfg.observes_images:
+        return RowFormat(cfg.obs_dim, cfg.action_dim)
+    return FrameFormat(cfg.image_shape, cfg.action_dim, STACKED, cfg.obs_dim * cfg.observes_state)
+
+
 def plan_ring(cfg: Config, device: torch.device) -> RingPlan:
     """Choose size and place of a run's replay buffer: the GPU, memory, or a file in the run's directory.
 
@@ -46,8 +53,7 @@ def plan_ring(cfg: Config, device: torch.device) -> RingPlan:
     Raises:
         ValueError: there is no room for it.
     """
-    images = cfg.obs == "rgb"
-    row_format = FrameFormat(IMAGES, cfg.action_dim) if images else RowFormat(cfg.obs_dim, cfg.action_dim)
+    row_format = row_format_of(cfg)
     steps = (cfg.steps + len(cfg.envs)) * sum(_stored(cfg)) // len(cfg.envs)
     capacity = min(cfg.buffer_size, 2 * steps)  # an episode has a row more than steps
     size = capacity * 4 * row_format.words
