@@ -121,6 +121,7 @@ def close(one: Path, two: Path) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RUNS if name not in PLANNED])
 def test_online_run_of_two_processes_equals_that_of_one(both: tuple[Path, Path], name: str) -> None:
     """The same episodes in the same order, the same losses, the same weights, up to rounding."""
@@ -145,6 +146,7 @@ def state_of(directory: Path) -> dict[str, Any]:
     return torch.load(directory / "run" / "state.pt", weights_only=True)
 
 
+@pytest.mark.slow
 def test_planned_run_of_two_processes_plays_as_many_episodes(both: tuple[Path, Path]) -> None:
     """Rounding may turn a plan into another one, so what it leads to is not compared."""
     counts = [[len(rows_of(path / "plans" / "run" / file)) for file in ("episodes.csv", "train.csv")] for path in both]
@@ -153,6 +155,7 @@ def test_planned_run_of_two_processes_plays_as_many_episodes(both: tuple[Path, P
     assert [len(rows(path / "plans" / "run" / "eval.csv")) for path in both] == [2, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stopped", "failed"])
 def test_two_processes_go_on_after_one_was_told_to_stop_or_failed(both: tuple[Path, Path], name: str) -> None:
     """A stopped run ends with the bits of one that was not; a failed environment begins a new episode."""
@@ -165,6 +168,7 @@ def test_two_processes_go_on_after_one_was_told_to_stop_or_failed(both: tuple[Pa
         assert 28 <= torch.load(two / "stopped.pt", weights_only=True)["step"] < 46
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_with_what_two_have_left(both: tuple[Path, Path], tmp_path: Path) -> None:
     """Running episodes, plans and buffer are those of all environments, whoever played them."""
     shutil.copytree(both[1] / "policy" / "run", tmp_path / "run")
