@@ -27,6 +27,17 @@ class PlanNoise(NamedTuple):
     elite: Tensor  # [E, num_elites] Gumbel, for the choice of the executed elite
     action: Tensor  # [E, A] standard normal, for exploration
 
+    def for_envs(self, rows: slice) -> PlanNoise:
+        """Select the random numbers of some of the environments."""
+        return PlanNoise(
+            self.policy[:, rows].contiguous(),
+            self.samples[:, rows].contiguous(),
+            self.value[:, rows].contiguous(),
+            self.heads,
+            self.elite[rows],
+            self.action[rows],
+        )
+
     def of_iteration(self, i: int) -> IterationNoise:
         """Select the random numbers of iteration ``i``."""
         return IterationNoise(self.samples[i], self.value[i], self.heads[i])
