@@ -12,18 +12,24 @@ comma := ,
 TOO_OLD := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.11 or newer is needed, \
 	$(PYTHON) is %d.%d: name another one, for example make setup PYTHON=python3.11" % v[:2])
 
+KERNELS := tdmpc2/acceleration/cpu
+LIBRARY := $(KERNELS)/kernels.so
+
 .PHONY: help setup test test-slow test-oldest lint format type demo bench fuzz crash soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## make .venv with the versions of constraints.txt
+setup: $(STAMP) $(LIBRARY) ## make .venv with the versions of constraints.txt, and the CPU kernels
 
 $(STAMP): pyproject.toml constraints.txt $(MYOSUITE)
 	@test -x .venv/bin/pip || { $(PYTHON) -c '$(TOO_OLD)' && $(PYTHON) -m venv .venv; }
 	$(PY) -m pip install -c constraints.txt -e '.[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]'
 	$(if $(findstring envs,$(EXTRAS)),$(PY) -m pip install --no-deps -r $(MYOSUITE))
 	@touch $@
+
+$(LIBRARY): $(wildcard $(KERNELS)/*.h $(KERNELS)/*.cpp) $(KERNELS)/build.py | $(STAMP)
+	-$(PY) $(KERNELS)/build.py # without a compiler everything works, and plans more slowly
 
 test: setup ## run the tests, without the slow ones
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
@@ -65,5 +71,5 @@ soak: setup ## train for hours and watch memory and open files: make soak ARGS="
 	$(PY) -m tests.soak $(ARGS)
 
 clean: ## remove caches and build products; .venv, data, logs and models stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf build dist *.egg-info $(LIBRARY) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find . -path ./.venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
