@@ -32,8 +32,13 @@ constexpr Element elements[] = {FLOAT, FLOAT, BYTES, INTEGER};
 constexpr int panel_vectors = 4;
 constexpr Element elements[] = {FLOAT, FLOAT, INTEGER, INTEGER};
 #endif
-// Rows of a block: with 6 rows, panel_vectors * 6 sums, the weights and one input fill the registers.
-constexpr int height = 6, panel = panel_vectors * native_lanes;
+// Rows of a block: the sums, the weights and one input (g++ for ARM: all inputs) fill the registers.
+#if defined(__ARM_NEON)
+constexpr int height = 5;
+#else
+constexpr int height = 6;
+#endif
+constexpr int panel = panel_vectors * native_lanes;
 
 // sum += weight * x. Written out where one instruction does it, because g++ copies and spills the sums when it is given
 // the intrinsics.
