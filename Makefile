@@ -5,6 +5,7 @@ PYTHON ?= python3
 WORKERS ?= 2# processes that run the tests side by side
 EXTRAS ?=# more optional packages of pyproject.toml: make setup EXTRAS=envs adds all families of environments
 PY := .venv/bin/python
+OLDEST := .venv-oldest
 STAMP := .venv/.installed$(if $(EXTRAS),-$(EXTRAS))
 MYOSUITE := docker/myosuite.txt
 comma := ,
@@ -14,7 +15,7 @@ TOO_OLD := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.
 KERNELS := tdmpc2/acceleration/cpu
 LIBRARY := $(KERNELS)/kernels.so
 
-.PHONY: help setup test test-slow lint format type demo bench fuzz crash clean
+.PHONY: help setup test test-slow test-oldest lint format type demo bench fuzz crash soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +36,13 @@ test: setup ## run the tests, without the slow ones
 
 test-slow: setup ## run the slow tests
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m slow $(ARGS)
+
+# Torch's oldest version comes from PyPI with CUDA libraries, 3 GB; 'make test-oldest WORKERS=4' uses more processes.
+test-oldest: ## run the tests in .venv-oldest, with the lowest versions that pyproject.toml allows
+	@test -x $(OLDEST)/bin/pip || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python tests/oldest.py > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install -c $(OLDEST)/constraints.txt -e '.[dev]'
+	$(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
 
 lint: setup ## check style and formatting
 	$(PY) -m ruff check .
@@ -58,6 +66,9 @@ fuzz: setup ## try damaged files and careless command lines: make fuzz ARGS="--m
 
 crash: setup ## kill commands at random moments and on full disks: make crash ARGS="--kills 100 --seed 1"
 	$(PY) -m tests.crash $(ARGS)
+
+soak: setup ## train for hours and watch memory and open files: make soak ARGS="offline --minutes 120 --figure memory.png"
+	$(PY) -m tests.soak $(ARGS)
 
 clean: ## remove caches and build products; .venv, data, logs and models stay
 	rm -rf build dist *.egg-info $(LIBRARY) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tdmpc2.config import Config
+from tests.helpers.agents import small_config
 from tests.helpers.forks import ForkServer, fork_server
 from tests.helpers.reference import load_golden
 from tests.helpers.runs import TASKS, TINY
@@ -55,11 +56,7 @@ def published() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def tiny_cfg() -> Config:
-    """A model that trains and plans in milliseconds, MT30 padding and ids."""
-    return Config(
-        task="mt30", model_size=None, enc_dim=16, mlp_dim=16, latent_dim=16, task_dim=8, num_q=3, num_samples=16,
-        num_elites=4, num_pi_trajs=4, iterations=2, batch_size=8, device="cpu",
-    )  # fmt: skip
+    return small_config()
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ from tdmpc2.support.places import cache_dir
 from tdmpc2.support.private_folder import why_not_private
 from tdmpc2.support.version import DISTRIBUTION, source_tree, version
 
-OK, MISSING, BROKEN = "ok", "missing", "broken"
+OK, ABSENT, MISSING, BROKEN = "ok", "absent", "missing", "broken"
 OPTIONS = (Option("json", "print one JSON object", False, bool),)
 #: Backend -> the package of Debian and Ubuntu that brings it.
 _RENDERING = {"egl": "libegl1", "osmesa": "libosmesa6"}
@@ -41,7 +41,8 @@ class Finding(NamedTuple):
     Attributes:
         area: heading it stands under.
         name: of the thing.
-        status: ``ok``; ``missing``, one can do without; or ``broken``, every command needs it.
+        status: ``ok``; ``absent``, and nothing is to be done about it; ``missing``, one can do without it and the
+            remedy brings it; or ``broken``, every command needs it.
         detail: what was found.
         remedy: what to do about it; empty if nothing is to be done.
     """
@@ -150,10 +151,10 @@ def accelerators() -> Iterator[Finding]:
         built = f"PyTorch {torch.__version__} cannot use the GPU of this machine"
         yield Finding(area, "cuda", MISSING, built, "install a CUDA build of torch: https://pytorch.org/get-started")
     else:
-        yield Finding(area, "cuda", MISSING, "no GPU: everything runs on the CPU")
+        yield Finding(area, "cuda", ABSENT, "no GPU: everything runs on the CPU")
     if sys.platform == "darwin":
         works = torch.backends.mps.is_available()
-        yield Finding(area, "mps", OK if works else MISSING, "available" if works else "not available")
+        yield Finding(area, "mps", OK if works else ABSENT, "available" if works else "not available")
 
 
 def rendering() -> Iterator[Finding]:
@@ -164,10 +165,11 @@ def rendering() -> Iterator[Finding]:
     for name in backends():
         if name in working:
             yield Finding("Rendering", name, OK, "draws frames")
+        elif working:
+            yield Finding("Rendering", name, ABSENT, f"does not work here; {working[0]} is used instead")
         else:
-            remedy = f"apt-get install {_RENDERING[name]}" if name in _RENDERING and not working else ""
-            instead = f"; {working[0]} is used instead" if working else ""
-            yield Finding("Rendering", name, MISSING, f"does not work here{instead}", remedy)
+            remedy = f"apt-get install {_RENDERING[name]}" if name in _RENDERING else "install a driver for the display"
+            yield Finding("Rendering", name, MISSING, "does not work here", remedy)
 
 
 def environments() -> Iterator[Finding]:
@@ -179,7 +181,7 @@ def environments() -> Iterator[Finding]:
         count = sum(family_of(name) is family for name in TASKS)
         named = f"{count} named tasks{family.more}" if count else f"no named tasks{family.more}"
         if not family.make:
-            yield Finding("Environments", family.name, MISSING, "not supported yet", family.remedy)
+            yield Finding("Environments", family.name, ABSENT, "not supported yet", family.remedy)
         elif not family.installed:
             yield Finding("Environments", family.name, MISSING, f"{named}: {family.needs} not installed", INSTALL_ALL)
         else:
@@ -230,7 +232,7 @@ def _lines(findings: Sequence[Finding]) -> Iterator[str]:
         if finding.area != heading:
             yield f"{'' if not heading else chr(10)}{finding.area}"
             heading = finding.area
-        sign = {OK: " ", MISSING: "-", BROKEN: "!"}[finding.status]
+        sign = {OK: " ", ABSENT: " ", MISSING: "-", BROKEN: "!"}[finding.status]
         remedy = f"  ->  {finding.remedy}" if finding.remedy else ""
         yield f" {sign} {finding.name:20}{finding.detail}{remedy}"
     count = {status: sum(finding.status == status for finding in findings) for status in (MISSING, BROKEN)}

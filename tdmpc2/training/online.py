@@ -9,18 +9,20 @@ from typing import Any
 
 from torch import Tensor
 
+from tdmpc2.checkpoints.run_state import NEW_RUN, part_of
 from tdmpc2.config import Config
 from tdmpc2.data.ring import ReplayRing
 from tdmpc2.data.ring_files import SavedRing
 from tdmpc2.distributed import process_group
 from tdmpc2.envs.registry import family_of
 from tdmpc2.play.evaluation import evaluate
-from tdmpc2.play.explorer import NEW_RUN, EnvironmentFailed, Explorer
+from tdmpc2.play.explorer import EnvironmentFailed, Explorer
 from tdmpc2.play.rollout import Episode
 from tdmpc2.support.entries import check_entries, flag, record, whole
 from tdmpc2.tracking.progress import Progress
 from tdmpc2.training.activity import Clock
 from tdmpc2.training.demonstrations import Batches, demonstrations_record
+from tdmpc2.training.divergence import diagnose_stored
 from tdmpc2.training.loop import Run
 from tdmpc2.training.new_task import NewTask
 from tdmpc2.training.online_estimate import dry_run_online
@@ -29,14 +31,19 @@ from tdmpc2.training.ring import make_ring, sharing_in_words
 from tdmpc2.training.schedule import Schedule
 from tdmpc2.training.teacher import fit_pca
 
-#: The metrics are for the log alone: a run that was saved without them goes on.
-_LEARNER = {"done": whole(), "owed": whole(), "interrupted": flag(), "metrics": record().optional}
-_MOST_SHORT = 100  # episodes in a row that may be too short to learn from
+#: Metrics are for the log alone, and the count of short episodes for a message: a run saved without them goes on.
+_LEARNER = {
+    "done": whole(), "owed": whole(), "interrupted": flag(), "metrics": record().optional, "short": whole().optional
+}  # fmt: skip
+_MOST_SHORT = 100  # played episodes in a row that may be too short to learn from
 _BURST = 100  # updates in a row that are worth a progress bar
 
 
 def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
     """Learn by acting for ``cfg.steps`` steps, continuing the run in ``cfg.run_dir`` if there is one.
+
+    Started by torchrun, the processes share the environments and each batch, and every one holds the whole buffer. How
+    many they are changes nothing but rounding, which planning can turn into another action.
 
     Args:
         cfg: the student.
@@ -51,34 +58,35 @@ def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
         SystemExit: with code :data:`~tdmpc2.training.guards.STOPPED` after SIGTERM or SIGINT, when all is saved.
     """
     with process_group(cfg.device) as group:
-        if group.world_size > 1:
-            raise ValueError(f"mode=online trains in one process, not in {group.world_size}: start it without torchrun")
         if cfg.dry_run:
-            print(*dry_run_online(cfg, teacher_cfg), sep="\n")
+            if group.main:
+                print(*dry_run_online(cfg, teacher_cfg), sep="\n")
             return cfg.run_dir / "model.pt"
         preflight(cfg, teacher_cfg)
         shown = demonstrations_record(cfg)
         with Run.open(cfg, teacher_cfg, group, evaluate, shown, stride=len(cfg.envs), evaluate_first=True) as run:
             if not run.finished(cut_short(run.resumed.parts)):
-                with Explorer(cfg, run.agent) as explorer:
+                with Explorer(cfg, run.agent, group) as explorer:
                     _learn(run, explorer)
             return run.model_path
 
 
 def _learn(run: Run, explorer: Explorer) -> None:
-    cfg, schedule, replay = run.cfg, Schedule.of(run.cfg), make_ring(run.cfg, run.agent.device)
-    batches = Batches.of(cfg, replay, run.agent.device, run.resumed.record["data"])
+    cfg, schedule, replay = run.cfg, Schedule.of(run.cfg), make_ring(run.cfg, run.agent.device, run.group)
+    batches = Batches.of(cfg, replay, run.agent.device, run.resumed.record["data"], run.group)
     learner, new_task = Learner(run, replay, batches), NewTask(run, replay)
-    run.attach("replay", SavedRing(replay, cfg.run_dir / "replay"))
+    run.attach("replay", SavedRing(replay, cfg.run_dir / "replay", cfg.task_ids, run.group))
     run.attach("explorer", explorer)
     run.attach("learner", learner)
     if run.new_task is not None:
         run.attach("new_task", new_task)
+    has_policy = cfg.checkpoint is not None and not run.resumed.record.get("random_seed_steps")
     clock = Clock(learner.done, any(family_of(cfg.task_names[i]).tells_success for i in cfg.task_ids))
     environments = f"{len(cfg.envs)} environments" if len(cfg.envs) > 1 else "1 environment"
     environments += sharing_in_words(cfg)
     source = f"{environments}, a buffer of {replay.capacity:,} rows on {replay.rows.device}"
-    run.start(source, *batches.notes, *explorer.notes, explorer.compile_planner(), activity=clock.activity)
+    notes = *batches.notes, *explorer.notes, explorer.compile_planner()
+    run.start(source, *notes, diagnose=diagnose_stored(cfg.demonstrations), activity=clock.activity)
     for step in run.steps(again=learner.interrupted):
         if not learner.interrupted:
             with saving_before(step, run):
@@ -88,7 +96,7 @@ def _learn(run: Run, explorer: Explorer) -> None:
                     explorer.begin()
                 with clock("acting"):
                     random = schedule.is_random(step) or not new_task.chosen
-                    actions = explorer.act(step, random=random, prior=cfg.checkpoint is not None and new_task.chosen)
+                    actions = explorer.act(step, random=random, prior=has_policy and new_task.chosen)
                 with clock("environment"):
                     ended = explorer.step(actions)
             clock.played(ended)
@@ -121,20 +129,25 @@ class Learner:
             episode to learn from.
         interrupted: the last step was cut short; its updates are to be made before the next one.
         metrics: of the last update; where there are fewer updates than steps, most steps have none of their own.
+        short: played episodes in a row that were too short to be drawn from.
     """
 
     def __init__(self, run: Run, replay: ReplayRing, batches: Batches) -> None:
         self._run, self._replay, self._batches = run, replay, batches
-        self.done = self.owed = 0
+        self.done = self.owed = self.short = 0
         self.interrupted = False
         self.metrics: Mapping[str, Tensor] = {}
         self._said_short = False
+        self._last_seed: int | None = None
 
     def store(self, step: int, episodes: Sequence[Episode]) -> None:
         """Add episodes to the buffer; the first one that is too short to be drawn from is named."""
         for episode in episodes:
             job, name = episode.job, self._run.cfg.task_specs[episode.job.task_id].name
             self._replay.add(episode.obs, episode.action, episode.reward, job.task_id, episode.terminated)
+            if job.seed != self._last_seed:  # the same one, scored for another task of its body, follows it
+                self.short = self.short + 1 if len(episode.reward) - 1 < self._replay.horizon else 0
+                self._last_seed = job.seed
             if self._replay.num_short and not self._said_short:
                 self._said_short = True
                 self._run.message(
@@ -150,7 +163,7 @@ class Learner:
             The metrics of the last update so far; None before the first one, and where a signal ended them early.
 
         Raises:
-            ValueError: there are :data:`_MOST_SHORT` episodes, and all of them are too short.
+            ValueError: there is none to learn from, and the last :data:`_MOST_SHORT` that were played were too short.
         """
         replay = self._replay
         self.interrupted = False
@@ -164,24 +177,27 @@ class Learner:
                 self.metrics = self._run.update(self._batches.draw(self.done))
                 self.done += 1
                 self.owed -= 1
-                self.interrupted = self._run.stopping and self.owed > 0
+                self.interrupted = self.owed > 0 and self._run.told_to_stop(self.done)
                 if bar:
                     bar.update()
         return None if self.interrupted else self.metrics
 
     def _ready(self) -> bool:
         replay = self._replay
-        if replay.num_added >= _MOST_SHORT and not len(replay.sampler):
+        if self.short >= _MOST_SHORT and not len(replay.sampler):
             raise ValueError(
-                f"None of the {replay.num_added:,} episodes so far has the {replay.horizon} steps that a slice takes: "
-                "set horizon lower, or have the environment's episodes last longer"
+                f"None of the last {self.short:,} episodes has the {replay.horizon} steps that a slice takes, nor any "
+                "other in the buffer: set horizon lower, or have the environment's episodes last longer"
             )
         return len(replay.sampler) > 0
 
     def state(self) -> Mapping[str, Any]:
         """Say where the updates stand."""
         metrics = {name: value.cpu() for name, value in self.metrics.items()}
-        return {"done": self.done, "owed": self.owed, "interrupted": self.interrupted, "metrics": metrics}
+        return {
+            "done": self.done, "owed": self.owed, "interrupted": self.interrupted, "metrics": metrics,
+            "short": self.short,
+        }  # fmt: skip
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state`.
@@ -189,9 +205,9 @@ class Learner:
         Raises:
             ValueError: an entry is missing or no such number.
         """
-        state = check_entries(f"{self._run.cfg.run_dir / 'state.pt'}: learner", state, _LEARNER, NEW_RUN)
+        state = check_entries(part_of(self._run.cfg.run_dir, "learner"), state, _LEARNER, NEW_RUN)
         self.done, self.owed, self.interrupted = state["done"], state["owed"], state["interrupted"]
-        self.metrics = state.get("metrics", {})
+        self.metrics, self.short = state.get("metrics", {}), state.get("short", 0)
 
 
 def cut_short(parts: Mapping[str, Any]) -> bool:

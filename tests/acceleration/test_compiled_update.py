@@ -122,7 +122,7 @@ def test_train_continued_with_other_update_precision_is_refused(cfg: Config) -> 
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that takes no time."""
-    monkeypatch.setattr("tdmpc2.agent.can_compile", lambda device: True)
+    monkeypatch.setattr("tdmpc2.acceleration.compiled_update.can_compile", lambda device: True)
     monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *args: function(*args))
 
 
@@ -169,7 +169,7 @@ def test_compiled_losses_with_other_batch_size_run_eagerly(tiny_cfg: Config, mon
 def test_update_not_compiled_logs_one_line_with_the_reason(tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = tiny_cfg.replace(compile="true")
     assert "several processes" in TDMPC2(cfg, group=ProcessGroup(0, 2)).compile_update()
-    monkeypatch.setattr("tdmpc2.agent.can_compile", lambda device: False)
+    monkeypatch.setattr("tdmpc2.acceleration.compiled_update.can_compile", lambda device: False)
     agent = TDMPC2(cfg)
     assert agent.compile_update() == "Training without compilation: no compiler for cpu found"
     assert not agent.update_compiled

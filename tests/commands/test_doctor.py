@@ -11,7 +11,7 @@ import torch
 
 from tdmpc2.acceleration.cpu import library
 from tdmpc2.commands import doctor
-from tdmpc2.commands.doctor import BROKEN, MISSING, OK, Finding
+from tdmpc2.commands.doctor import ABSENT, BROKEN, MISSING, OK, Finding
 from tdmpc2.envs import rendering
 from tdmpc2.support.extras import EXTRAS
 from tests.helpers.cpu_kernels import needs_library
@@ -74,12 +74,26 @@ def test_optional_packages_have_a_remedy(monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(found[name].status == OK for name in EXTRAS if name != "video")
 
 
-@pytest.mark.parametrize(("working", "remedies"), [(["egl"], ["", ""]), ([], ["libegl1", "libosmesa6"])])
-def test_rendering_needs_one_backend(working: list[str], remedies: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("working", "statuses", "remedies"),
+    [(["egl"], [OK, ABSENT], ["", ""]), ([], [MISSING, MISSING], ["libegl1", "libosmesa6"])],
+)
+def test_rendering_needs_one_backend(
+    working: list[str], statuses: list[str], remedies: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rendering, "backends", lambda: ("egl", "osmesa"))
     monkeypatch.setattr(rendering, "backend_works", working.__contains__)
     found = list(doctor.rendering())
     assert [finding.remedy.removeprefix("apt-get install ") for finding in found] == remedies
+    assert [finding.status for finding in found] == statuses
+
+
+def test_missing_counts_only_what_can_be_got(capsys: pytest.CaptureFixture[str]) -> None:
+    """A machine without a GPU, and a family of environments that nobody can install, were counted as missing."""
+    doctor.main(["--json"])
+    findings = [Finding(**finding) for finding in json.loads(capsys.readouterr().out)["findings"]]
+    assert all(finding.remedy for finding in findings if finding.status == MISSING)
+    assert by_name(findings)["ManiSkill"].status == ABSENT
 
 
 def test_area_that_fails_is_itself_a_finding() -> None:

@@ -226,7 +226,7 @@ def test_scripts_without_files_say_what_is_missing(tmp_path: Path) -> None:
     assert outcome.out == ""
     first, data, teacher = outcome.err.splitlines()
     assert first.startswith("error: training cannot start, something is missing")
-    assert re.search(r"data: data_dir=data/mt30 .*`python collect\.py .*nicklashansen/tdmpc2", data)
+    assert re.search(r"data_dir: data/mt30 .*`python collect\.py .*nicklashansen/tdmpc2", data)
     assert re.search(r"teacher: teacher_config\.checkpoint=models/mt30-317M\.pt .*teacher_config=null", teacher)
     assert not list(tmp_path.iterdir())
 

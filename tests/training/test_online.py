@@ -27,7 +27,7 @@ from tdmpc2.training.schedule import Schedule
 from tests.helpers.agents import make_teacher
 from tests.helpers.online import assert_same, config, interrupt
 from tests.helpers.runs import rows, weights
-from tests.helpers.toy_envs import FALLS, FALLS_AT, STANDS, STANDS_FOR, ToyEnv
+from tests.helpers.toy_envs import FALLS, FALLS_AT, SEES, STANDS, STANDS_FOR, ToyEnv
 
 # -- order of events --------------------------------------------------------------------------------------------------
 
@@ -124,6 +124,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "several": {"num_envs": 2, "utd": 0.7, "collect_num_samples": 8, "buffer_size": 33},
     "policy": {"mpc": False},
     "images": {"obs": "rgb", "horizon": 2},
+    "images and numbers": {"task": SEES, "obs": "rgb+state", "horizon": 2},
 }
 
 
@@ -325,7 +326,9 @@ def test_online_short_episodes_are_stored_counted_and_said_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(online, "_MOST_SHORT", 6)
-    with pytest.raises(ValueError, match="None of the 6 episodes so far has the 4 steps that a slice takes"):
+    with pytest.raises(
+        ValueError, match="None of the last 6 episodes has the 4 steps that a slice takes, nor any other in the buffer"
+    ):
         train_online(config(tmp_path, FALLS, episodic=True, horizon=4), None)
     assert capsys.readouterr().out.count("had 3 steps, less than horizon=4: such episodes are stored and counted") == 1
 

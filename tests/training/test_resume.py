@@ -224,7 +224,7 @@ def test_dry_run_estimates_and_writes_nothing(cfg: Config, capsys: pytest.Captur
 
 
 def test_dry_run_refuses_what_the_run_would(cfg: Config) -> None:
-    with pytest.raises(ValueError, match=r"training cannot start.*\n  data: data_dir=nowhere"):
+    with pytest.raises(ValueError, match=r"training cannot start.*\n  data_dir: nowhere is not a directory"):
         train(cfg.replace(dry_run=True, data_dir="nowhere"), None)
 
 
