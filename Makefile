@@ -11,7 +11,7 @@ comma := ,
 TOO_OLD := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.11 or newer is needed, \
 	$(PYTHON) is %d.%d: name another one, for example make setup PYTHON=python3.11" % v[:2])
 
-.PHONY: help setup test test-slow lint format type demo bench fuzz crash clean
+.PHONY: help setup test test-slow test-all lint format type demo bench fuzz crash clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: setup ## run the tests, without the slow ones
 
 test-slow: setup ## run the slow tests
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m slow $(ARGS)
+
+test-all: setup ## run all of them, those files first that take long
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --slow-files-first $(ARGS)
 
 lint: setup ## check style and formatting
 	$(PY) -m ruff check .
