@@ -266,7 +266,12 @@ class TDMPC2:
         return self._player.act(obs, t0, task=task, eval_mode=eval_mode)
 
     def player(
-        self, num_envs: int | None = None, seed: int | None = None, mpc: bool | None = None, **budget: Any
+        self,
+        num_envs: int | None = None,
+        seed: int | None = None,
+        mpc: bool | None = None,
+        among: tuple[slice, int] | None = None,
+        **budget: Any,
     ) -> Player:
         """Make a player: the plans of one group of environments and their random numbers.
 
@@ -275,6 +280,7 @@ class TDMPC2:
             seed: of its exploration and planning noise; by default each player of the agent has one of its own, which
                 follows from ``cfg.seed`` and the number of players made before.
             mpc: act by planning, or with the policy prior; by default as the configuration says.
+            among: rows of its environments among those of several processes, and the number of these.
             budget: planning keys in place of the configuration's, such as ``num_samples=64``; it then plans with a
                 planner of its own.
         """
@@ -286,7 +292,7 @@ class TDMPC2:
         if budget:
             model = model.with_settings(self.cfg.replace(**budget))
             planner = FastPlanner(model)
-        return Player(model, planner, generator, num_envs, self.cfg.mpc if mpc is None else mpc)
+        return Player(model, planner, generator, num_envs, self.cfg.mpc if mpc is None else mpc, among)
 
     def compile_planner(self, num_plans: int = 1_000_000) -> str:
         """Plan in the fastest way there is, if ``cfg.compile`` says so; ``auto``: if it is worth it for so many plans.

@@ -20,8 +20,8 @@ def infer_sizes(state: Mapping[str, Any]) -> dict[str, int]:
 
     Returns:
         ``enc_dim, num_enc_layers, mlp_dim, latent_dim, num_q, task_dim, num_bins, obs_dim, action_dim, num_tasks``;
-        the last and ``task_dim`` are 0 for a single-task model. A model of images has ``num_channels`` in the place of
-        ``enc_dim, num_enc_layers`` and ``obs_dim``.
+        the last and ``task_dim`` are 0 for a single-task model. A model of images has ``num_channels``, in the place of
+        ``enc_dim, num_enc_layers`` and ``obs_dim`` if it observes nothing else.
 
     Raises:
         ValueError: unknown layout, or a tensor that tells a size is missing.
@@ -39,12 +39,14 @@ def infer_sizes(state: Mapping[str, Any]) -> dict[str, int]:
         return tensors[name].shape
 
     num_tasks, task_dim = shape("_task_emb.weight") if "_task_emb.weight" in tensors else (0, 0)
+    encoder, observes = {}, {}
     if PIXELS in tensors:
-        encoder, observes = {"num_channels": shape(PIXELS, 4)[0]}, {}
-    else:
+        encoder["num_channels"] = shape(PIXELS, 4)[0]
+    if PIXELS not in tensors or any(name.startswith(f"{STATE_ENCODER}.") for name in tensors):
         enc_dim, encoder_input = shape(f"{STATE_ENCODER}.0.weight")
         layers = sum(bool(re.fullmatch(r"_encoder\.state\.\d+\.weight", name)) for name in tensors)
-        encoder, observes = {"enc_dim": enc_dim, "num_enc_layers": layers}, {"obs_dim": encoder_input - task_dim}
+        encoder |= {"enc_dim": enc_dim, "num_enc_layers": layers}
+        observes = {"obs_dim": encoder_input - task_dim}
     sizes = {
         **encoder,
         "mlp_dim": shape("_dynamics.0.weight")[0],
@@ -107,6 +109,7 @@ def infer_config(state: Mapping[str, Any], task: str | None = None) -> Config:
     """
     sizes = infer_sizes(state)
     seen = f"observations of {sizes['obs_dim']}" if "obs_dim" in sizes else "images"
+    seen = f"images, {seen}" if _observed(sizes) == "rgb+state" else seen
     needs = f"{seen} and actions of {sizes['action_dim']} entries"
     own = task_set(sizes["num_tasks"])
     if sizes["num_tasks"] and own is None:
@@ -124,7 +127,7 @@ def infer_config(state: Mapping[str, Any], task: str | None = None) -> Config:
         raise ValueError(f"The file holds a single-task model with {needs}, and {given}: name its task{example}")
     keys: dict[str, Any] = {"task": own or task, "num_bins": sizes["num_bins"], **size_keys(sizes)}
     if "num_channels" in sizes:
-        keys |= {"obs": "rgb", "num_channels": sizes["num_channels"]}
+        keys |= {"obs": _observed(sizes), "num_channels": sizes["num_channels"]}
     keys["episodic"] = any(name.startswith(f"{TERMINATION}.") for name in state)
     if bounds := log_std_bounds(state):
         keys |= {"log_std_min": bounds[0], "log_std_max": sum(bounds)}
@@ -190,8 +193,8 @@ def _likely_fix(state: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
 def _fixes(file: Mapping[str, int], model: Mapping[str, int]) -> str:
     """Say in which sizes a file and a model differ and what to set; nothing if they do not."""
     fixes = []
-    if ("num_channels" in file) != ("num_channels" in model):
-        return f"It was trained with obs={'rgb' if 'num_channels' in file else 'state'}: set that."
+    if _observed(file) != _observed(model):
+        return f"It was trained with obs={_observed(file)}: set that."
     if file["num_tasks"] != model["num_tasks"]:
         task = task_set(file["num_tasks"])
         remedy = "name its one task" if not file["num_tasks"] else f"set task={task}" if task else "use its task set"
@@ -214,6 +217,13 @@ def _difference(file: Mapping[str, int], model: Mapping[str, int], differing: Se
     if own is not None and here is not None and own != here:
         return f"It has model_size={own}, the model {here}"
     return f"Its sizes differ ({', '.join(f'{key} {file[key]} instead of {model[key]}' for key in differing)})"
+
+
+def _observed(sizes: Mapping[str, int]) -> str:
+    """Name what a model of these sizes observes, as the key ``obs`` does."""
+    if "num_channels" not in sizes:
+        return "state"
+    return "rgb+state" if "obs_dim" in sizes else "rgb"
 
 
 def _tasks(sizes: Mapping[str, int]) -> str:

@@ -3,7 +3,7 @@
 tdmpc2 doctor
 tdmpc2 doctor --json
 
-The first call builds the CPU kernels where that is possible, which takes some seconds. The exit code is 1 if something
+The exit code is 1 if something
 is broken that every command needs, and 0 if only things are missing that one can do without.
 """
 
@@ -107,20 +107,13 @@ def processor() -> Iterator[Finding]:
     import psutil
     import torch
 
-    from tdmpc2.acceleration.cpu import library
-    from tdmpc2.support.runtime import can_compile, has_fast_bf16, has_fast_int8, usable_cores
+    from tdmpc2.support.runtime import can_compile, has_fast_bf16, has_fast_int8, processor_name, usable_cores
 
     area, cpu = "Processor", torch.device("cpu")
     memory = psutil.virtual_memory()
-    yield Finding(area, "processor", OK, f"{_processor_name()}, {usable_cores()} cores for this process")
+    yield Finding(area, "processor", OK, f"{processor_name()}, {usable_cores()} cores for this process")
     yield Finding(area, "memory", OK, f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f} GB")
-    why = library.reason()
-    if not why:
-        yield Finding(area, "CPU kernels", OK, "built and loaded")
-    elif "compiler" in why:
-        yield Finding(area, "CPU kernels", MISSING, why, "apt-get install g++")
-    else:
-        yield Finding(area, "CPU kernels", ABSENT, f"{why}: planning uses torch.compile or plain PyTorch instead")
+    yield _kernels(area)
     compiles = can_compile(cpu)
     yield Finding(
         area,
@@ -131,6 +124,17 @@ def processor() -> Iterator[Finding]:
     )
     for name, fast in (("bf16", has_fast_bf16(cpu)), ("int8", has_fast_int8(cpu))):
         yield Finding(area, name, OK, "fast here" if fast else "no instructions for it: other formats are used")
+
+
+def _kernels(area: str) -> Finding:
+    """The variant of the CPU kernels in use, and the others."""
+    from tdmpc2.acceleration.cpu import library
+
+    if why := library.reason():
+        return Finding(area, "CPU kernels", MISSING, why, "planning uses torch.compile or plain PyTorch instead")
+    used = library.load().name
+    others = [variant.name for variant in library.variants() if variant.runs_here and variant.name != used]
+    return Finding(area, "CPU kernels", OK, f"{used} ({library.VARIABLE} chooses another: {', '.join(others)})")
 
 
 def accelerators() -> Iterator[Finding]:
@@ -199,7 +203,7 @@ def places() -> Iterator[Finding]:
     from tdmpc2.commands.hydra_app import yaml_directory
 
     yield Finding("Places", "configuration files", OK, str(yaml_directory()))
-    for name, place in (("CPU kernels", cache_dir()), ("torch.compile", compile_cache()), ("here", Path.cwd())):
+    for name, place in (("cache", cache_dir()), ("torch.compile", compile_cache()), ("here", Path.cwd())):
         parent = next(folder for folder in (place, *place.parents) if folder.exists())
         free, writable = shutil.disk_usage(parent).free, os.access(parent, os.W_OK)
         detail = f"{place}, {free / 1e9:.1f} GB free" + ("" if writable else ", not writable")
@@ -234,10 +238,3 @@ def _lines(findings: Sequence[Finding]) -> Iterator[str]:
     count = {status: sum(finding.status == status for finding in findings) for status in (MISSING, BROKEN)}
     yield ""
     yield f"{count[BROKEN]} broken (!), {count[MISSING]} missing that one can do without (-)"
-
-
-def _processor_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())

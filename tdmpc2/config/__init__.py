@@ -1,7 +1,6 @@
 """The configuration: one frozen, validated object whose keys are the command line's."""
 
 from tdmpc2.config.aliases import key_hint as key_hint
-from tdmpc2.config.config import IMAGES as IMAGES
 from tdmpc2.config.config import Config as Config
 from tdmpc2.config.distillation_keys import distillation_terms as distillation_terms
 from tdmpc2.config.facts import COMMANDS as COMMANDS
@@ -12,6 +11,7 @@ from tdmpc2.config.memory import model_parts as model_parts
 from tdmpc2.config.memory import plan_parts as plan_parts
 from tdmpc2.config.memory import training_parts as training_parts
 from tdmpc2.config.mix import MixEntry as MixEntry
+from tdmpc2.config.observing import STACKED as STACKED
 from tdmpc2.config.parts import PARTS as PARTS
 from tdmpc2.config.reading import completed as completed
 from tdmpc2.config.reading import from_record as from_record

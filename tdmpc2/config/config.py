@@ -7,6 +7,7 @@ property, so nothing is ever written to a configuration once it is made.
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 
 from tdmpc2.config.distillation_keys import distillation_terms, uncached_targets
 from tdmpc2.config.keys import Keys
+from tdmpc2.config.observing import check_observations, stacked_shape
 from tdmpc2.config.parts import check_freeze
 from tdmpc2.config.run_directory import holds_run, run_directory
 from tdmpc2.config.sharing import check_sharing, stored_for
@@ -23,8 +25,6 @@ from tdmpc2.config.sizes import budget, check_widths, model_widths
 from tdmpc2.config.tables import KEYS, WIDTHS, check_keys, plain
 from tdmpc2.config.values import check_value, convert, is_nothing
 from tdmpc2.tasks import TASK_SETS, TaskSpec, listed, lookup, nearest, read_specs, task_names
-
-IMAGES = (9, 64, 64)  # three frames of three colours, oldest first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +81,26 @@ class Config(Keys):
         return max(spec.obs_dim for spec in self.task_specs)
 
     @property
+    def observes_images(self) -> bool:
+        """True if observations have images, alone (``rgb``) or beside the state (``rgb+state``)."""
+        return self.obs != "state"
+
+    @property
+    def observes_state(self) -> bool:
+        """True if observations have the state, alone (``state``) or beside images (``rgb+state``)."""
+        return self.obs != "rgb"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of the newest images side by side, (9, 64, 64) where the environment draws them."""
+        return stacked_shape(self.task_specs[0])
+
+    @property
     def obs_shape(self) -> tuple[int, ...]:
-        """Shape of an observation: [O], or the newest images side by side [9, 64, 64]."""
-        return IMAGES if self.obs == "rgb" else (self.obs_dim,)
+        """Shape of an observation: [O], the newest images side by side, or the bytes of state and images."""
+        if self.obs == "rgb+state":
+            return (4 * self.obs_dim + math.prod(self.image_shape),)
+        return self.image_shape if self.obs == "rgb" else (self.obs_dim,)
 
     @property
     def action_dim(self) -> int:
@@ -158,7 +175,7 @@ class Config(Keys):
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict of strings, numbers, lists and None; ``Config(**d)`` is the inverse."""
         values = {name: plain(value) for name, value in dataclasses.asdict(self).items()}
-        values["task_specs"] = [dict(spec) for spec in values["task_specs"]]
+        values["task_specs"] = [spec.plain() for spec in self.task_specs]
         return values
 
     def replace(self, **changes: Any) -> Config:
@@ -214,10 +231,7 @@ class Config(Keys):
                 f"distillation_cache={self.distillation_cache} belongs to stored episodes, and mode=online has none: "
                 "use distillation_cache=off"
             )
-        if self.obs == "rgb" and self.multitask:
-            raise ValueError(f"obs=rgb learns one task, and task={self.task} is a set: name a task, or use obs=state")
-        if self.obs == "rgb" and self.mode == "offline":
-            raise ValueError("obs=rgb learns online: stored episodes hold states, no images. Leave out data_dir")
+        check_observations(self)
         if self.demonstrations is not None:
             self._check_demonstrations(self.demonstrations)
         elif self.bc_coef:
@@ -275,8 +289,10 @@ class Config(Keys):
                 f"demonstrations={directory} are shown to a run that learns online: to learn from stored episodes "
                 f"alone, name them as data_dir={directory}"
             )
-        if self.obs == "rgb":
-            raise ValueError(f"obs=rgb: demonstrations={directory} hold states, no images. Leave out one of them")
+        if self.observes_images:
+            raise ValueError(
+                f"obs={self.obs}: demonstrations={directory} hold states, no images. Leave out one of them"
+            )
         if self.batch_size < 2:
             raise ValueError(f"batch_size={self.batch_size} leaves no half of a batch for demonstrations={directory}")
 

@@ -31,8 +31,8 @@ class Keys:
         choices=("auto", "offline", "online"), scope=RUN, follows="task", decides=True,
     )  # fmt: skip
     obs: str = key(
-        "state", "what is observed: the task's state, or 64x64 images of it (rgb)", choices=("state", "rgb"),
-        commands=COMMANDS,
+        "state", "what is observed: the task's state, images (rgb), or both side by side (rgb+state)",
+        choices=("state", "rgb", "rgb+state"), commands=COMMANDS,
     )  # fmt: skip
     seed: int = key(
         1, "random seed of everything but evaluations", at_least=0, at_most=2**31 - 1, scope=RUN, commands=COMMANDS
@@ -152,7 +152,7 @@ class Keys:
     )  # fmt: skip
 
     mpc: bool = key(
-        True, "false: act with the policy alone, without planning", on_resume=MAY_CHANGE,
+        True, "false: act with the policy alone, without planning; evaluations also know `both`", on_resume=MAY_CHANGE,
         commands=("train", *PLAYING), section="Planning",
     )  # fmt: skip
     iterations: int = key(
@@ -183,6 +183,10 @@ class Keys:
         2.0, "first and largest standard deviation of a plan", at_least=0, plans=True, on_resume=MAY_CHANGE,
         commands=("train", *PLAYING),
     )  # fmt: skip
+    plan_action: str = key(
+        "sample", "what is executed of a plan: an elite drawn by its weight (sample), or the elites' weighted mean",
+        choices=("sample", "mean"), plans=True, on_resume=MAY_CHANGE, commands=("train", *PLAYING),
+    )  # fmt: skip
     temperature: float = key(
         0.5, "how strongly better elites count more", at_least=0, plans=True, on_resume=MAY_CHANGE,
         commands=("train", *PLAYING),
@@ -199,7 +203,7 @@ class Keys:
     task_dim: int = key(None, "size of the task embedding", at_least=0, sensible=2**16, follows="model_size")
     dropout: float = key(0.01, "dropout of the Q heads while training", at_least=0, at_most=0.999)
     simnorm_dim: int = key(8, "size of the groups the latent state is normalised in", at_least=1)
-    num_channels: int = key(32, "channels of the encoder of images (obs=rgb)", at_least=1, sensible=2**16)
+    num_channels: int = key(32, "channels of the encoder of images (obs=rgb, rgb+state)", at_least=1, sensible=2**16)
     num_bins: int = key(101, "bins that rewards and values are regressed on", at_least=2, sensible=2**20)
     vmin: float = key(-10.0, "lowest bin, in symlog space")
     vmax: float = key(10.0, "highest bin, in symlog space")

@@ -91,7 +91,7 @@ class Record:
             ValueError: damaged, of a newer version, or the directory holds data of another task set or a store.
         """
         path = data_dir / "collect.json"
-        tasks = [dataclasses.asdict(spec) for spec in specs]
+        tasks = [spec.plain() for spec in specs]
         if (data_dir / "meta.json").exists():
             raise ValueError(f"data_dir={data_dir} is an episode store: collect into another directory, then import it")
         if not path.exists():

@@ -109,7 +109,7 @@ class ReplayRing:
         """Store an episode of T steps, dropping the oldest ones where there is no room.
 
         Args:
-            obs: [T+1, O], padded; images uint8 [T+1, C, height, width].
+            obs: [T+1, O], padded; images uint8 [T+1, C, height, width]; both as bytes, uint8 [T+1, P].
             action: [T+1, A], padded; row 0 is filler.
             reward: [T+1]; row 0 is filler.
             task: its id.
@@ -204,6 +204,9 @@ class ReplayRing:
         obs, action, reward = self.row_format.split(records)
         if isinstance(self.row_format, FrameFormat):
             obs = self._stacked(numbers, self.row_format)
+            if self.row_format.state_dim:
+                state = self.row_format.states(records).contiguous().view(torch.uint8)
+                obs = torch.cat([state, obs.flatten(2)], -1)
         else:
             obs = obs.float().contiguous()
         return Batch(

@@ -14,6 +14,7 @@ from torch import Tensor
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.run_state import NEW_RUN, part_of
 from tdmpc2.config import Config
+from tdmpc2.distributed import ProcessGroup
 from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.envs.registry import build_env
 from tdmpc2.envs.wrappers import Env, PadEnv
@@ -74,34 +75,48 @@ class Explorer:
 
     With ``share_body`` every step is scored for all tasks of the run that are one body with the one that is played.
 
+    Several processes play their own part of the environments each, and tell one another which episodes have ended.
+    Random numbers are drawn for all environments everywhere, so that the split changes nothing but rounding.
+
     Args:
         cfg: names the tasks (``cfg.envs``), and says how to plan while collecting.
         agent: acts with exploration noise, through a player that is the explorer's alone.
+        group: the processes that play together.
 
     Attributes:
         task_ids: of each environment, [E].
+        own: the rows of this process's environments; all E without others.
         notes: lines about a continued run.
 
     Raises:
-        ValueError: a task has no environment here.
+        ValueError: a task has no environment here, or there are fewer environments than processes.
     """
 
-    def __init__(self, cfg: Config, agent: TDMPC2) -> None:
-        self._cfg, self._model = cfg, agent.model
+    def __init__(self, cfg: Config, agent: TDMPC2, group: ProcessGroup | None = None) -> None:
+        self._cfg, self._model, self._group = cfg, agent.model, group or ProcessGroup()
         self.task_ids = np.array(cfg.envs)
+        count, processes = len(self.task_ids), self._group.world_size
+        if count < processes:
+            raise ValueError(
+                f"num_envs={cfg.num_envs}: {count} environments in all cannot be split over {processes} processes: set "
+                f"num_envs={-(-processes * cfg.num_envs // count)}, or start fewer processes"
+            )
+        self.own = self._group.part(count)
+        self._rows = range(count)[self.own]
         self._stored_for = [cfg.stored_for[task_id] for task_id in cfg.envs]
         self._others = [[cfg.task_specs[task_id].name for task_id in ids[1:]] for ids in self._stored_for]
         self.notes: list[str] = []
         samples = cfg.collect_num_samples or cfg.num_samples
         budget = {"num_samples": samples, "iterations": cfg.collect_iterations or cfg.iterations}
         seed = int(np.random.SeedSequence((cfg.seed, _PLAYER)).generate_state(1)[0])
-        self._player = agent.player(len(self.task_ids), seed, None, **budget)
+        among = (self.own, count) if processes > 1 else None
+        self._player = agent.player(len(self._rows), seed, None, among, **budget)
         self._planned_for = cfg.steps // len(self.task_ids)
         self._begun = [0] * len(self.task_ids)  # episodes of each environment
         self._running: list[_Running | None] = [None] * len(self.task_ids)  # None: an episode is to begin
         self._ended: list[Episode] = []
         self._before = self._player.state()
-        self._envs = [self._build(i) for i in range(len(self.task_ids))]
+        self._envs = {i: self._build(i) for i in self._rows}
 
     def compile_planner(self) -> str:
         """Plan in the fastest way, if it is worth it for the run; returns one line about it, or nothing."""
@@ -110,7 +125,10 @@ class Explorer:
     # -- one turn -----------------------------------------------------------------------------------------------------
 
     def take_ended(self) -> list[Episode]:
-        """Hand over the episodes that have ended since the last call, each for every task that it is stored for."""
+        """Hand over the episodes that have ended since the last call, each for every task that it is stored for.
+
+        They are those of all processes, in the order of their environments.
+        """
         ended, self._ended = self._ended, []
         return ended
 
@@ -120,14 +138,15 @@ class Explorer:
         Raises:
             EnvironmentFailed: naming task, environment and seed.
         """
-        for i, running in enumerate(self._running):
-            if running is None:
-                seed = self._seed(i, self._begun[i])
-                self._begun[i] += 1  # before a reset that fails: the next one is of another episode
-                self._running[i] = self._reset(i, seed)
+        with self._failing_together():
+            for i in self._rows:
+                if self._running[i] is None:
+                    seed = self._seed(i, self._begun[i])
+                    self._begun[i] += 1  # before a reset that fails: the next one is of another episode
+                    self._running[i] = self._reset(i, seed)
 
     def act(self, step: int, *, random: bool, prior: bool = False) -> Floats:
-        """Choose the actions of all environments, [E, A].
+        """Choose the actions of this process's environments, [E, A].
 
         Args:
             step: number of the turn, which random actions are a function of.
@@ -135,32 +154,49 @@ class Explorer:
             prior: random actions are samples of the policy prior instead.
         """
         self._before = self._player.state()
+        generator = numbered_generator(self._cfg.seed, step, _RANDOM_ACTIONS)
         if random and not prior:
-            return uniform_actions(self._cfg, self.task_ids, numbered_generator(self._cfg.seed, step, _RANDOM_ACTIONS))
-        obs = np.stack([self._episode(i).obs[-1] for i in range(len(self._envs))])
+            return uniform_actions(self._cfg, self.task_ids, generator)[self.own]
+        obs = np.stack([self._episode(i).obs[-1] for i in self._rows])
         if random:
-            generator = numbered_generator(self._cfg.seed, step, _RANDOM_ACTIONS)
-            return prior_actions(self._model, obs, self.task_ids, generator)
-        starts = np.array([not self._episode(i).action for i in range(len(self._envs))])
-        task = self.task_ids if self._cfg.multitask else None
+            return prior_actions(self._model, obs, self.task_ids, generator, self.own)
+        starts = np.array([not self._episode(i).action for i in self._rows])
+        task = self.task_ids[self.own] if self._cfg.multitask else None
         return self._player.act(obs, starts, task=task, eval_mode=False)
 
     def step(self, actions: Floats) -> list[Episode]:
         """Take a step in every environment; returns the episodes that end with it, each for the task it was played for.
 
+        Args:
+            actions: of this process's environments, [E, A].
+
+        Returns:
+            Episodes of all processes, in the order of their environments.
+
         Raises:
-            EnvironmentFailed: naming task, environment, seed and step. The steps of this turn then count as not taken,
-                and a new episode is to begin in that environment.
+            EnvironmentFailed: naming task, environment, seed and step, in all processes. The steps of this turn then
+                count as not taken, and a new episode is to begin in that environment.
         """
         outcomes = []
-        for i in range(len(self._envs)):
-            try:
-                outcomes.append(self._outcome(i, actions[i]))
-            except EnvironmentFailed:
-                self._running[i] = None
-                self._player.load_state(self._before)
-                raise
-        return [e for i, outcome in enumerate(outcomes) if (e := self._record(i, actions[i], outcome)) is not None]
+        try:
+            with self._failing_together():
+                for i, action in zip(self._rows, actions, strict=True):
+                    try:
+                        outcomes.append(self._outcome(i, action))
+                    except EnvironmentFailed:
+                        self._running[i] = None
+                        raise
+        except EnvironmentFailed:
+            self._player.load_state(self._before)
+            raise
+        ended = [
+            episodes
+            for i, action, outcome in zip(self._rows, actions, outcomes, strict=True)
+            if (episodes := self._record(i, action, outcome))
+        ]
+        everywhere = [episodes for those in self._group.collect(ended) for episodes in those]
+        self._ended += [episode for episodes in everywhere for episode in episodes]
+        return [episodes[0] for episodes in everywhere]
 
     def _outcome(self, i: int, action: Floats) -> _Outcome:
         running = self._episode(i)
@@ -176,13 +212,14 @@ class Explorer:
         rewards = (float(reward), *(info["task_rewards"][name] for name in self._others[i]))
         return _Outcome(obs, rewards, bool(terminated), bool(truncated), float(info["success"]))
 
-    def _record(self, i: int, action: Floats, outcome: _Outcome) -> Episode | None:
+    def _record(self, i: int, action: Floats, outcome: _Outcome) -> list[Episode]:
+        """Note a step; returns the episode that ends with it for each task that it is stored for, if one does."""
         running = self._episode(i)
         running.obs.append(outcome.obs)
         running.action.append(action)
         running.rewards.append(outcome.rewards)
         if not outcome.ends:
-            return None
+            return []
         none = np.full((1, self._cfg.action_dim), np.nan, np.float32)
         obs, actions = np.stack(running.obs), np.concatenate([none, running.action])
         episodes = [
@@ -199,8 +236,7 @@ class Explorer:
             for task_id, rewards in zip(self._stored_for[i], zip(*running.rewards, strict=True), strict=True)
         ]
         self._running[i] = None
-        self._ended += episodes
-        return episodes[0]
+        return episodes
 
     def _episode(self, i: int) -> _Running:
         running = self._running[i]
@@ -215,7 +251,7 @@ class Explorer:
         if others := self._others[i]:
             body: Any = env.unwrapped
             body.score_also(others)
-        return PadEnv(env, cfg.obs_dim, cfg.action_dim) if cfg.obs == "state" else env
+        return env if cfg.observes_images else PadEnv(env, cfg.obs_dim, cfg.action_dim)
 
     def _seed(self, i: int, episode: int) -> int:
         return int(np.random.SeedSequence((self._cfg.seed, i, episode)).generate_state(1)[0] >> 1)
@@ -231,8 +267,19 @@ class Explorer:
         try:
             yield
         except EnvironmentFault as error:
-            number = f"environment {i + 1} of {len(self._envs)}"
+            number = f"environment {i + 1} of {len(self.task_ids)}"
             raise EnvironmentFailed(f"{number}: {error}") from error
+
+    @contextlib.contextmanager
+    def _failing_together(self) -> Iterator[None]:
+        """Raise in all processes what fails in one, so that none goes on alone."""
+        failure = ""
+        try:
+            yield
+        except EnvironmentFailed as error:
+            failure = str(error)
+        if first := next(filter(None, self._group.collect(failure)), ""):
+            raise EnvironmentFailed(first)
 
     def __enter__(self) -> Explorer:
         return self
@@ -242,20 +289,28 @@ class Explorer:
 
     def close(self) -> None:
         """Close the environments."""
-        for env in self._envs:
+        for env in self._envs.values():
             env.close()
 
     # -- saved with the run -------------------------------------------------------------------------------------------
 
     def state(self) -> Mapping[str, Any]:
-        """Collect what the next turn depends on: the running episodes and the player's state."""
+        """Collect what the next turn depends on: the running episodes and the player's state, of all processes."""
+        own = [(r, self._begun[i]) for i, r in zip(self._rows, self._running[self.own], strict=True)]
+        everywhere = [pair for pairs in self._group.collect(own) for pair in pairs]
         return {
-            "begun": list(self._begun),
-            "running": [r if r is None else _saved(r, self._cfg.action_dim) for r in self._running],
+            "begun": [begun for _, begun in everywhere],
+            "running": [r if r is None else _saved(r, self._cfg.action_dim) for r, _ in everywhere],
             "ended": [_saved_episode(episode) for episode in self._ended],
-            "player": self._player.state(),
+            "player": self._player_state(),
             "planned_for": self._planned_for,
         }
+
+    def _player_state(self) -> dict[str, Any]:
+        """Join the plans of all processes; their random numbers stand alike."""
+        states = self._group.collect({name: value.cpu() for name, value in self._player.state().items()})
+        joined = {name: torch.cat([state[name] for state in states]) for name in states[0] if name != "generator"}
+        return {"generator": states[0]["generator"], **joined}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state`, playing the running episodes again.
@@ -269,21 +324,25 @@ class Explorer:
         self._begun = list(state["begun"])
         self._ended = [_loaded_episode(episode) for episode in state["ended"]]
         self._planned_for = state["planned_for"]  # whether to compile must not depend on how often a run was continued
-        self._player.load_state(state["player"])
-        for i, saved in enumerate(state["running"]):
+        player = state["player"]
+        self._player.load_state({name: x if name == "generator" else x[self.own] for name, x in player.items()})
+        notes = []
+        for i in self._rows:
+            saved = state["running"][i]
             if saved is not None and not self._play_again(i, saved):
                 self._running[i] = None
                 task = self._cfg.task_specs[self.task_ids[i]].name
-                self.notes.append(
+                notes.append(
                     f"{task} (environment {i + 1}) does not repeat its episodes, so its running one is dropped and the "
                     "run is not bit for bit what it would have been"
                 )
+        self.notes += [note for those in self._group.collect(notes) for note in those]
 
     def _checked(self, state: Mapping[str, Any]) -> dict[str, Any]:
         cfg, origin = self._cfg, part_of(self._cfg.run_dir, "explorer")
         state = check_entries(origin, state, _STATE, NEW_RUN)
-        if len(state["begun"]) != len(self._envs) or len(state["running"]) != len(self._envs):
-            raise ValueError(f"{origin} is of another number of environments than {len(self._envs)}. {NEW_RUN}")
+        if {len(state["begun"]), len(state["running"])} != {len(self.task_ids)}:
+            raise ValueError(f"{origin} is of another number of environments than {len(self.task_ids)}. {NEW_RUN}")
         rows = {"obs": cfg.obs_shape, "action": (cfg.action_dim,)}
         for saved in [*filter(None, state["running"]), *state["ended"]]:
             entries = _RUNNING if "task_id" not in saved else _ENDED
@@ -294,7 +353,9 @@ class Explorer:
                 raise ValueError(f"{origin}: an episode has rows of another form than this run's. {NEW_RUN}")
         if strangers := {saved["task_id"] for saved in state["ended"]} - set(cfg.task_ids):
             raise ValueError(f"{origin}: an episode is of task id {min(strangers)}, none of this run's. {NEW_RUN}")
-        check_entries(f"{origin}: player", state["player"], _PLAYER_STATE, NEW_RUN)
+        player = check_entries(f"{origin}: player", state["player"], _PLAYER_STATE, NEW_RUN)
+        if any(len(player[name]) != len(self.task_ids) for name in player if name != "generator"):
+            raise ValueError(f"{origin}: player is of another number of environments. {NEW_RUN}")
         return state
 
     def _play_again(self, i: int, saved: Mapping[str, Any]) -> bool:

@@ -39,6 +39,8 @@ from tdmpc2.training.scoring import Evaluator, score, upload
 from tdmpc2.training.teacher import find_teacher
 from tdmpc2.training.tuning import load_start
 
+_ASK_OTHERS = 10  # steps, or updates, between two questions of several processes whether one was told to stop
+
 
 class Run:
     """A training run: its agent, and the cadence of logging, saving, evaluating and stopping.
@@ -108,7 +110,8 @@ class Run:
         self._log_now = Every(cfg.log_freq, stride)
         self._save_now = Every(cfg.save_freq, stride)
         self._evaluate_now = Every(cfg.eval_freq, stride, evaluate_first)
-        self._ask_others = Every(10, stride)  # whether one of several processes was told to stop
+        self._stopping = False  # all processes know that they are to
+        self._ask_others = Every(_ASK_OTHERS, stride)  # whether one of several processes was told to stop
         self._threads = set_num_threads(cfg.num_threads)
         self._new_directory = not cfg.run_dir.exists()
 
@@ -147,7 +150,7 @@ class Run:
     def attach(self, name: str, part: Stateful) -> None:
         """Save and continue a part with the run; one that was saved is brought to where it was.
 
-        The main process saves the state of its own part; all processes continue from that.
+        All processes give the state of their part, the main one saves its own; all continue from that.
 
         Raises:
             ValueError: what was saved is not a state of this part.
@@ -197,10 +200,16 @@ class Run:
         for line in filter(None, (resumed.note, *notes, self.agent.compile_update())):
             self._logger.message(line)
 
-    @property
-    def stopping(self) -> bool:
-        """True once the run was told to stop, which it does after the step: long ones may end early."""
-        return bool(self._stop)
+    def told_to_stop(self, number: int) -> bool:
+        """Tell whether the run was told to stop, which it does after the step: long ones may end early.
+
+        Args:
+            number: of the update that was made; several processes ask one another after every tenth.
+        """
+        if self.group.world_size > 1 and number % _ASK_OTHERS:
+            return self._stopping
+        self._stopping = self._stopping or any(self.group.collect(bool(self._stop)))
+        return self._stopping
 
     def steps(self, again: bool = False) -> Iterator[int]:
         """Yield the number of each step to take, from 1; first of all the evaluation that is due is made.
@@ -294,8 +303,8 @@ class Run:
     def _told_to_stop(self, step: int) -> bool:
         """Tell whether this process, or now and then whether another one, was told to stop."""
         if self.group.world_size > 1 and not self._ask_others.due(step):
-            return False
-        return any(self.group.collect(bool(self._stop)))
+            return self._stopping
+        return self.told_to_stop(0)
 
     def _log(self, step: int, metrics: Mapping[str, Tensor]) -> None:
         waited = self._batches.take_wait(self._logger.paused) if self._batches else None
@@ -312,18 +321,20 @@ class Run:
         raise ValueError(text)
 
     def _save(self, step: int) -> None:
-        if not (self.cfg.save_agent and self.group.main):
+        if not self.cfg.save_agent:
             return
         with self._logger.pause():
-            run_dir.save(
-                self.agent,
-                self.cfg.run_dir,
-                step,
-                self._logger.run_id,
-                self.cfg.keep_last,
-                wall_seconds=self._logger.wall_seconds,
-                parts={name: part.state() for name, part in self._parts.items()},
-            )
+            parts = {name: part.state() for name, part in self._parts.items()}  # together: one may be spread over all
+            if self.group.main:
+                run_dir.save(
+                    self.agent,
+                    self.cfg.run_dir,
+                    step,
+                    self._logger.run_id,
+                    self.cfg.keep_last,
+                    wall_seconds=self._logger.wall_seconds,
+                    parts=parts,
+                )
         self._saved = step
 
     def _save_before(self, step: int) -> None:

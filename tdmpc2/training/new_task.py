@@ -44,7 +44,7 @@ class NewTask:
         model, new = run.agent.model, len(cfg.task_specs) - 1
         rows = embeddings(model)
         batch = self._replay.sampler.draw(0, _SLICES, cfg.horizon, cfg.seed).to(run.agent.device)
-        losses = embedding_losses(run.agent, batch).tolist()
+        losses = run.group.from_main(lambda: embedding_losses(run.agent, batch).tolist())
         nearest = min(range(new), key=losses.__getitem__)
         start = nearest if losses[nearest] <= losses[new] else new
         with torch.no_grad():

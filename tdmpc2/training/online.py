@@ -42,6 +42,9 @@ _BURST = 100  # updates in a row that are worth a progress bar
 def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
     """Learn by acting for ``cfg.steps`` steps, continuing the run in ``cfg.run_dir`` if there is one.
 
+    Started by torchrun, the processes share the environments and each batch, and every one holds the whole buffer. How
+    many they are changes nothing but rounding, which planning can turn into another action.
+
     Args:
         cfg: the student.
         teacher_cfg: names the teacher's checkpoint; its architecture is the file's own.
@@ -55,25 +58,24 @@ def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
         SystemExit: with code :data:`~tdmpc2.training.guards.STOPPED` after SIGTERM or SIGINT, when all is saved.
     """
     with process_group(cfg.device) as group:
-        if group.world_size > 1:
-            raise ValueError(f"mode=online trains in one process, not in {group.world_size}: start it without torchrun")
         if cfg.dry_run:
-            print(*dry_run_online(cfg, teacher_cfg), sep="\n")
+            if group.main:
+                print(*dry_run_online(cfg, teacher_cfg), sep="\n")
             return cfg.run_dir / "model.pt"
         preflight(cfg, teacher_cfg)
         shown = demonstrations_record(cfg)
         with Run.open(cfg, teacher_cfg, group, evaluate, shown, stride=len(cfg.envs), evaluate_first=True) as run:
             if not run.finished(cut_short(run.resumed.parts)):
-                with Explorer(cfg, run.agent) as explorer:
+                with Explorer(cfg, run.agent, group) as explorer:
                     _learn(run, explorer)
             return run.model_path
 
 
 def _learn(run: Run, explorer: Explorer) -> None:
-    cfg, schedule, replay = run.cfg, Schedule.of(run.cfg), make_ring(run.cfg, run.agent.device)
-    batches = Batches.of(cfg, replay, run.agent.device, run.resumed.record["data"])
+    cfg, schedule, replay = run.cfg, Schedule.of(run.cfg), make_ring(run.cfg, run.agent.device, run.group)
+    batches = Batches.of(cfg, replay, run.agent.device, run.resumed.record["data"], run.group)
     learner, new_task = Learner(run, replay, batches), NewTask(run, replay)
-    run.attach("replay", SavedRing(replay, cfg.run_dir / "replay", cfg.task_ids))
+    run.attach("replay", SavedRing(replay, cfg.run_dir / "replay", cfg.task_ids, run.group))
     run.attach("explorer", explorer)
     run.attach("learner", learner)
     if run.new_task is not None:
@@ -175,7 +177,7 @@ class Learner:
                 self.metrics = self._run.update(self._batches.draw(self.done))
                 self.done += 1
                 self.owed -= 1
-                self.interrupted = self._run.stopping and self.owed > 0
+                self.interrupted = self.owed > 0 and self._run.told_to_stop(self.done)
                 if bar:
                     bar.update()
         return None if self.interrupted else self.metrics

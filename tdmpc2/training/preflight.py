@@ -251,7 +251,7 @@ def teacher_line(
 
 def no_observations(cfg: Config, num_envs: int) -> np.ndarray:
     """Make observations that are zero, [E, O] or images, to time an action with."""
-    return np.zeros((num_envs, *cfg.obs_shape), np.uint8 if cfg.obs == "rgb" else np.float32)
+    return np.zeros((num_envs, *cfg.obs_shape), np.uint8 if cfg.observes_images else np.float32)
 
 
 def random_batch(cfg: Config, device: torch.device) -> Batch:
@@ -259,8 +259,10 @@ def random_batch(cfg: Config, device: torch.device) -> Batch:
     horizon, size = cfg.horizon, cfg.batch_size
     generator = torch.Generator().manual_seed(cfg.seed)
     shape = (horizon + 1, size, *cfg.obs_shape)
-    if cfg.obs == "rgb":
+    if cfg.observes_images:
         obs = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+        if cfg.observes_state:
+            obs[..., : 4 * cfg.obs_dim] = 0  # the bytes of its numbers, which have to be finite
     else:
         obs = torch.randn(shape, dtype=torch.float32, generator=generator)
     batch = Batch(

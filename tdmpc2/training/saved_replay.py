@@ -53,8 +53,10 @@ def replay_to_store(run: Path, out: Path, dtype: str = "float32", quiet: bool = 
     cfg = from_record(run_record.read_record(run / "run.json"))
     if cfg.mode != "online":
         raise ValueError(f"{run} learned offline and has no replay buffer: its data are in {cfg.data_dir}")
-    if cfg.obs == "rgb":
-        raise ValueError(f"{run} learned from images (obs=rgb), which episode stores do not hold: keep the run itself")
+    if cfg.observes_images:
+        raise ValueError(
+            f"{run} learned from images (obs={cfg.obs}), which episode stores do not hold: keep the run itself"
+        )
     with run_dir.lock(run):
         return import_selection(_select(run, cfg, dtype), out, quiet=quiet)
 

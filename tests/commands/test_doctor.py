@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tdmpc2.acceleration.cpu import library
 from tdmpc2.commands import doctor
 from tdmpc2.commands.doctor import ABSENT, BROKEN, MISSING, OK, Finding
 from tdmpc2.envs import rendering
 from tdmpc2.support.extras import EXTRAS
+from tests.helpers.cpu_kernels import needs_library
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:
@@ -102,7 +104,22 @@ def test_area_that_fails_is_itself_a_finding() -> None:
     assert (finding.status, finding.detail) == (BROKEN, "RuntimeError: driver and library versions differ")
 
 
-def test_kernels_place_is_where_they_are_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_is_where_it_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (finding,) = (finding for finding in doctor.places() if finding.name == "CPU kernels")
+    (finding,) = (finding for finding in doctor.places() if finding.name == "cache")
     assert finding.detail.startswith(f"{tmp_path / 'cache' / 'tdmpc2'}, ")
+
+
+@needs_library
+def test_kernels_in_use_are_named_with_those_one_can_choose() -> None:
+    finding = by_name(list(doctor.processor()))["CPU kernels"]
+    used = library.load().name
+    assert (finding.status, finding.detail.partition(" ")[0]) == (OK, used)
+    others = [found.name for found in library.variants() if found.runs_here and found.name != used]
+    assert finding.detail.endswith(f"(TDMPC2_KERNELS chooses another: {', '.join(others)})")
+
+
+def test_kernels_that_are_not_there_have_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "_load", lambda: (None, "out of cheese"))
+    finding = by_name(list(doctor.processor()))["CPU kernels"]
+    assert (finding.status, finding.detail) == (MISSING, "out of cheese")

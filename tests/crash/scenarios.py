@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.helpers.reference import REPO
-from tests.helpers.toy_envs import STANDS
+from tests.helpers.toy_envs import FALLS, STANDS
 
 TINY: dict[str, Any] = {"model_size": None, "enc_dim": 16, "mlp_dim": 16, "latent_dim": 16, "task_dim": 8}
 _TRAIN = """
@@ -30,6 +30,12 @@ _SHARE_BODY = """
     task=mt30 mode=online tasks=[pendulum-swingup,pendulum-spin] share_body=true task_balance=tasks task_dim=8
     num_envs=1 mpc=false utd=0.05 seed_steps=1000 steps=2400 buffer_size=3500 log_freq=100 save_freq=300 eval_freq=0
 """
+
+
+#: Steps of a file and of the run, half and half, of episodes that fall.
+_SHOWN = f"task={FALLS} episodic=true demonstrations=data bc_coef=0.5 steps=200 eval_freq=0"
+_IMAGES = "obs=rgb num_channels=2 steps=100 eval_freq=0 save_freq=10"
+_TEACHERS = ("pendulum-spin", "walker-walk")
 
 
 _WIDTHS = "model_size=null enc_dim=16 mlp_dim=16 latent_dim=16".split()  # which a file decides
@@ -93,6 +99,39 @@ def _store_and_teacher(directory: Path, episodes: int = 200, **widths: Any) -> N
     make_teacher(cfg).save(directory / "teacher.pt")
 
 
+def _logs(directory: Path) -> None:
+    """Episodes of other lengths, some of which fell."""
+    from tests.helpers.unequal import write_logs
+
+    write_logs(directory / "data")
+
+
+def _many_logs(directory: Path) -> None:
+    """Chunk files with 6,000 episodes of 1 to 9 steps."""
+    from tests.helpers.unequal import write_logs
+
+    for seed in range(2):
+        write_logs(directory / "data", ends=[(1 + step % 9, step % 4 == 0) for step in range(3000)], seed=seed)
+
+
+def _played(directory: Path) -> None:
+    """A run that has played some hundred episodes."""
+    from tdmpc2.training.online import train_online
+    from tests.helpers.online import config
+
+    train_online(config(directory, FALLS, episodic=True, seed_steps=3000, steps=3001, save_freq=300), None)
+
+
+def _store_and_teachers(directory: Path) -> None:
+    """Random episodes of MT30, and random teachers of two tasks of it."""
+    from tdmpc2.config import parse_cfg
+    from tests.helpers.agents import make_teacher
+
+    _store_and_teacher(directory, episodes=30, **TINY)
+    for task in _TEACHERS:
+        make_teacher(parse_cfg({**TINY, "task": task, "device": "cpu"})).save(directory / f"{task}.pt")
+
+
 def _chunks(directory: Path) -> None:
     """Two chunk files of 40 MB in all."""
     from tdmpc2.data.chunks import write_chunk
@@ -142,11 +181,34 @@ SCENARIOS = {
             "student_config.distillation_targets=[reward, policy 0.2, next_state_linear 0.1]",
         ),
     ),
+    "cache": Scenario(
+        partial(_store_and_teacher, episodes=60, **TINY),
+        _script(
+            "train",
+            "teacher_config.checkpoint=teacher.pt",
+            *_TRAIN.split(),
+            "student_config.steps=60",
+            "student_config.eval_freq=0",
+            "student_config.distillation_cache=full",
+        ),
+    ),
+    "teachers": Scenario(
+        _store_and_teachers,
+        _script(
+            "train",
+            "student_config.teachers=[" + ",".join(f"{task} {task}.pt" for task in _TEACHERS) + "]",
+            *_TRAIN.split(),
+            "student_config.steps=100",
+            "student_config.eval_freq=0",
+        ),
+    ),
     "online": Scenario(lambda directory: None, _script("train", *_ONLINE.split())),
     "tune": Scenario(
         _many_tasks,
         _script("train", "checkpoint=many.pt", "freeze=encoder", *(w for w in _ONLINE.split() if w not in _WIDTHS)),
     ),
+    "shown": Scenario(_logs, _script("train", *_ONLINE.split(), *_SHOWN.split())),
+    "images": Scenario(lambda directory: None, _script("train", *_ONLINE.split(), *_IMAGES.split())),
     "share_body": Scenario(lambda directory: None, _script("train", *_ONLINE.split(), *_SHARE_BODY.split())),
     "collect": Scenario(
         _agent,
@@ -158,6 +220,8 @@ SCENARIOS = {
     ),
     "import": Scenario(_chunks, (sys.executable, "-c", _IMPORT)),
     "convert": Scenario(_chunks, _module("tdmpc2.data", "convert", "data", "store"), ended="exists"),
+    "unequal": Scenario(_many_logs, _module("tdmpc2.data", "convert", "data", "store"), ended="exists"),
+    "from-run": Scenario(_played, _module("tdmpc2.data", "from-run", "run", "store"), ended="exists"),
     "targets": Scenario(
         _store_and_teacher,
         _module("tdmpc2.data.targets", "data", "teacher.pt", "--device", "cpu", "--batch-rows", "1500"),

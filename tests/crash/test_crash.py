@@ -33,7 +33,10 @@ def scripted(text: str, ended: str = "") -> Scenario:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["train", "online", "share_body", "tune", "collect", "import", "targets"])
+@pytest.mark.parametrize(
+    "name",
+    ["train", "cache", "online", "shown", "share_body", "tune", "collect", "import", "from-run", "targets"],
+)
 def test_command_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path, forks: ForkServer, name: str) -> None:
     """Forks begin at their work; ``make crash`` starts each command from nothing."""
     (tally,) = crash([name], kills=2, seed=1, root=tmp_path, runner=in_forks(forks))

@@ -25,9 +25,12 @@ def anything(rng: random.Random) -> Any:
     """Draw a value of any type, arrays included."""
     kind = rng.randrange(5)
     if kind == 0:
-        return rng.choice(VALUES[:7])(rng)
+        return rng.choice(VALUES[:8])(rng)
     if kind == 1:
-        return rng.choice(("walker-walk", "cpu", "auto", "toy.pt", "student.pt", "tests.helpers.toy_envs:Stands-v0", 1))
+        return rng.choice(
+            ("walker-walk", "cpu", "auto", "toy.pt", "student.pt", "tests.helpers.toy_envs:Stands-v0", "mt30", 1,
+             "Pendulum-v1", "Hopper-v5", "mw-drawer-open", "myo-pose", "gymnasium:Pendulum-v1", "mw-", "ALE/Pong-v5")
+        )  # fmt: skip
     shape = tuple(rng.choice((0, 1, 2, 4, 24, 128)) for _ in range(rng.randrange(4)))
     array = np.asarray(np.random.default_rng(rng.randrange(2**32)).normal(size=shape))
     array = array.astype(rng.choice((np.float32, np.float64, np.int64, np.uint8, bool)))
@@ -99,4 +102,14 @@ def _update(rng: random.Random) -> None:
     assert all(torch.isfinite(value).all() for value in metrics.values()), f"the metrics are {metrics}"
 
 
-CALLS: tuple[Callable[[random.Random], None], ...] = (_load, _config, _parse, _env, _act, _batched, _update)
+def _write(rng: random.Random) -> None:
+    from tdmpc2.data.episodes import write_episodes
+
+    episode = np.zeros((6, 4)), np.zeros((5, 2)), np.zeros(5)
+    parts = _some(rng, obs=episode[0], action=episode[1], reward=episode[2])
+    episodes = anything(rng) if rng.random() < 0.2 else [episode, tuple(parts.values())]
+    right = {"task": "tests.helpers.toy_envs:Stands-v0", "task_set": None, "terminated": [True, False]}
+    write_episodes("new", episodes=episodes, **(_some(rng, **right) if rng.random() < 0.3 else right))
+
+
+CALLS: tuple[Callable[[random.Random], None], ...] = (_load, _config, _parse, _env, _act, _batched, _update, _write)

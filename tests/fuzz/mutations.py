@@ -25,6 +25,7 @@ VALUES: tuple[Callable[[random.Random], Any], ...] = (
     lambda rng: rng.choice(
         ("", "x", "nan", "-1", "1e400", "../../etc/passwd", "/dev/zero", "os:x-v0", "\x1b[31mred\x07")
     ),
+    lambda rng: rng.choice(("Hopper-v5", "mw-drawer-open", "myo-pose", "pendulum-spin", "mt80", "encoder")),
     lambda rng: rng.choice(("walker-walk", "ünï\u202ecode", "a" * 300, "${oc.env:HOME}", "\udc80", "line\nline")),
     lambda rng: rng.choice(([], {}, [[]], [None], {"a": {}}, [1, 2, 3], ["a", 5], {"walker-walk": float("nan")})),
     lambda rng: _nested(rng.choice((50, 2000, 100_000))),

@@ -100,7 +100,7 @@ def in_child(function: Callable[[], None], folder: Path, output: Path) -> int | 
             for kind, limit in ((resource.RLIMIT_AS, _size() + MEMORY), (resource.RLIMIT_FSIZE, 2**29)):
                 resource.setrlimit(kind, (limit, limit))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            code = _exit_code(function)
+            code = exit_code(function)
             sys.stdout.flush()
             sys.stderr.flush()
         finally:
@@ -120,7 +120,8 @@ def _size() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
-def _exit_code(function: Callable[[], None]) -> int:
+def exit_code(function: Callable[[], None]) -> int:
+    """Call a function as a program would; its exit code."""
     try:
         function()
     except SystemExit as error:
@@ -153,8 +154,10 @@ def run_command(words: list[str]) -> None:
         main(words)
 
 
-def weights(path: Path) -> str:
-    """Hash the weights in a checkpoint."""
+def content(path: Path) -> str:
+    """Hash the weights in a checkpoint, or the bytes of another file."""
+    if path.suffix != ".pt":
+        return hashlib.sha1(path.read_bytes()).hexdigest()
     model = load_file(path).model
     digest = hashlib.sha1()
     for name in sorted(model):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tdmpc2.agent import TDMPC2
 from tdmpc2.commands import run
+from tdmpc2.config import parse_cfg
 from tests.helpers.toy_envs import FALLS, STANDS
+from tests.helpers.tuning import file_of_many
+from tests.helpers.unequal import write_logs
 
 MODEL = (
     "model_size=null enc_dim=8 mlp_dim=8 latent_dim=8 num_q=2 num_samples=8 num_elites=4 num_pi_trajs=2 "
@@ -14,11 +18,24 @@ MODEL = (
 MT30 = f"{MODEL} task_dim=4 tasks=[pendulum-spin,cartpole-balance]"
 TOY = f"{MODEL} task={STANDS}"
 TRAIN = f"{MT30} batch_size=8 log_freq=2 eval_freq=0 save_freq=5 data_dir=data work_dir=run"
-ONLINE = f"{TOY} seed_steps=14 batch_size=4 horizon=2 eval_freq=0 save_freq=10 log_freq=5 work_dir=online"
-FALLEN = (
-    f"{MODEL} task={FALLS} mode=offline episodic=true horizon=2 batch_size=4 eval_freq=0 steps=1 work_dir=new "
-    "teacher_config=null data_dir=falls"
+PLAIN = "save_csv=false"  # no figure, which takes longer than all the rest
+ONLINE = f"{TOY} seed_steps=14 batch_size=4 horizon=2 eval_freq=0 save_freq=10 log_freq=5 work_dir=online {PLAIN}"
+FALLING = f"{MODEL} task={FALLS} episodic=true horizon=2 batch_size=4 eval_freq=0 save_freq=10 log_freq=5 {PLAIN}"
+FALLEN = f"{FALLING} mode=offline steps=1 work_dir=new teacher_config=null"
+SHOWN = f"{FALLING} seed_steps=14 demonstrations=falls bc_coef=0.5"
+TAUGHT = f"{TRAIN} {PLAIN} teacher_config=null teachers={{pendulum-spin:spin.pt}}".replace(
+    "work_dir=run", "work_dir=taught"
 )
+TUNED = (  # its widths are those of the file
+    f"task={STANDS} checkpoint=many.pt freeze=[encoder] num_samples=8 num_elites=4 num_pi_trajs=2 iterations=1 "
+    f"num_threads=1 device=cpu compile=false seed_steps=14 batch_size=4 eval_freq=0 save_freq=10 log_freq=5 {PLAIN}"
+)
+SHARED = (  # episodes of 500 steps, each of which is stored for both tasks
+    f"{MODEL} task=mt30 mode=online tasks=[pendulum-swingup,pendulum-spin] share_body=true task_balance=tasks "
+    "task_dim=4 num_envs=1 mpc=false seed_steps=500 utd=0.01 batch_size=4 eval_freq=0 save_freq=500 log_freq=100 "
+    f"work_dir=shared {PLAIN}"
+)
+SEEN = f"{ONLINE} obs=rgb num_channels=2".replace("work_dir=online", "work_dir=seen")
 RESUME = f"{TRAIN} steps=11 teacher_config=null"
 EVALUATE = f"eval_episodes=1 num_threads=1 device=cpu compile=false task={STANDS}"
 #: Files of the user's that lie in every directory and must never be touched.
@@ -29,7 +46,8 @@ def make(folder: Path) -> None:
     """Fill a folder with one file of every kind that is read. The working directory must be that folder."""
     command("collect", f"{MODEL} tasks=[pendulum-spin,cartpole-balance] episodes_per_task=2 data_dir=data")
     command("collect", f"{TOY} episodes_per_task=3 data_dir=toydata")
-    command("collect", f"{MODEL} task={FALLS} episodes_per_task=5 episodes_per_file=3 data_dir=falls")
+    command("collect", f"{MODEL} task={FALLS} episodes_per_task=2 data_dir=falls")
+    write_logs(folder / "falls")  # of other lengths
     command("data", "convert data store")
     command("data", "convert falls fallstore")
     command("train", f"{TRAIN} steps=10 teacher_config=null")
@@ -38,7 +56,15 @@ def make(folder: Path) -> None:
     command("train", f"{toy} teacher_config=null")
     for name in ("toy.pt", "other.pt"):
         (folder / name).write_bytes((folder / "toyrun/model.pt").read_bytes())
+    parse = dict(word.split("=", 1) for word in MODEL.split())
+    TDMPC2(parse_cfg({**parse, "model_size": None, "task": "pendulum-spin"})).save(folder / "spin.pt")
+    file_of_many(folder)
     command("train", f"{ONLINE} steps=30")
+    command("train", f"{SHOWN} work_dir=shown steps=20")
+    command("train", f"{TAUGHT} steps=10")
+    command("train", f"{TUNED} work_dir=tuned steps=30")
+    command("train", f"{SHARED} steps=1010")
+    command("train", f"{SEEN} steps=20")
     command("quantize", "checkpoint=student.pt plans=2 recipes=int8 repeats=1")
     command("targets", "store student.pt")
     command("evaluate", f"checkpoint=toy.pt {EVALUATE} work_dir=results")

@@ -61,12 +61,14 @@ def supervise(options: argparse.Namespace, scratch: Path) -> int:
     for worker in workers:
         worker.start()
     table: dict[str, Counter[str]] = {}
+    seconds: Counter[str] = Counter()
     known: set[tuple[str, ...]] = set()
     said = begun
     while any(worker.is_alive() for worker in workers) or not results.empty():
         with contextlib.suppress(queue.Empty):
-            name, level, outcome, detail, words, kept = results.get(timeout=1)
+            name, level, outcome, detail, words, kept, took = results.get(timeout=1)
             table.setdefault(f"{name} ({level})", Counter())[outcome] += 1
+            seconds[f"{name} ({level})"] += took
             signature = (name, outcome, re.sub(r"[0-9]+|'.*?'", "#", detail)[:80])
             if outcome in FAULTS and signature not in known:
                 known.add(signature)
@@ -74,7 +76,7 @@ def supervise(options: argparse.Namespace, scratch: Path) -> int:
         if time.monotonic() - said > 10:
             said = time.monotonic()
             _say(table, begun, min(end, begun + 1e9))
-    faults = _print(table, time.monotonic() - begun)
+    faults = _print(table, seconds, time.monotonic() - begun)
     if broken := sum(worker.exitcode != 0 for worker in workers):
         print(f"{broken} of {len(workers)} processes broke off: a fault of this tool, see above")
     return faults + broken
@@ -91,21 +93,13 @@ def _make(template: Path) -> None:
 
 def work(seed: int, index: int, workers: int, share: int, only: str, scratch: Path, end: float, results: Any) -> None:
     """Try inputs one after the other until the time is over."""
-    import torch
+    from tests.fuzz.warm import warm
 
-    import tdmpc2.commands.hydra_app
-    import tdmpc2.data.tools
-    import tdmpc2.envs.dm_control
-    import tdmpc2.envs.vector
-    import tdmpc2.play.collector
-    import tdmpc2.play.evaluation
-    import tdmpc2.studies.report
-    import tdmpc2.training.offline  # noqa: F401
+    warm(scratch / "template", scratch / f"warm{index}")
     from tests.fuzz.jobs import JOBS, Job, random_line
     from tests.fuzz.mutations import mutate
-    from tests.fuzz.runner import Result, attempt, prepare, weights
+    from tests.fuzz.runner import Result, attempt, content, prepare
 
-    torch.set_num_threads(1)
     template, seen = scratch / "template", set()
     names = [name for name in (*JOBS, "command line", "call") if re.search(only, name)]
     shares = [JOBS[name].weight if name in JOBS else 6.0 for name in names]
@@ -119,11 +113,11 @@ def work(seed: int, index: int, workers: int, share: int, only: str, scratch: Pa
             job = JOBS[name]
             files = sorted(path for pattern in job.files for path in template.glob(pattern) if path.is_file())
             file = rng.choice(files).relative_to(template)
-            level, content = mutate(rng, template / file)
+            level, changed = mutate(rng, template / file)
             words = job.command.replace("{file}", str(file)).split()
-            identity = hashlib.sha1(content).hexdigest()
+            identity = hashlib.sha1(changed).hexdigest()
         else:
-            level, content, file = "values", None, Path("student.pt")
+            level, changed, file = "values", None, Path("student.pt")
             words = random_line(rng) if name == "command line" else ["call", "random_call"]
             job = Job(
                 (),
@@ -136,31 +130,35 @@ def work(seed: int, index: int, workers: int, share: int, only: str, scratch: Pa
         if (name, str(file), identity) in seen:
             continue
         seen.add((name, str(file), identity))
-        prepare(job, template, folder, file, content)
+        began = sum(os.times()[:4])
+        prepare(job, template, folder, file, changed)
         result = attempt(words, folder, number, job.writes, job.refusals)
-        if result.outcome == "worked" and level == "bytes" and content != (template / file).read_bytes():
+        if result.outcome == "worked" and level == "bytes" and changed != (template / file).read_bytes():
             if job.checked and file.suffix == ".npy":
                 result = Result("wrong result", f"damage of {file} was not noticed")
-            elif job.same is not None and weights(folder / job.same) != _expected(name, file, template, scratch):
-                result = Result("wrong result", f"damage of {file} changed the weights in {job.same}")
+            elif job.same is None or file.suffix not in (".pt", ".npy"):
+                pass  # nothing to compare with, or text that may say something else
+            elif content(folder / job.same) != _expected(name, file, template, scratch):
+                result = Result("wrong result", f"damage of {file} changed what is in {job.same}")
         faulty = result.outcome in FAULTS
-        kept = {str(file): content} if faulty and content is not None else {}
-        results.put((name, level, result.outcome, result.detail, words if faulty else [], kept))
+        kept = {str(file): changed} if faulty and changed is not None else {}
+        took = sum(os.times()[:4]) - began  # seconds of processors, of forks as well
+        results.put((name, level, result.outcome, result.detail, words if faulty else [], kept, took))
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.cache
 def _expected(name: str, file: Path, template: Path, scratch: Path) -> str:
-    """Hash the weights that a job writes when nothing is damaged."""
+    """Hash what a job writes when nothing is damaged."""
     from tests.fuzz.jobs import JOBS
-    from tests.fuzz.runner import attempt, prepare, weights
+    from tests.fuzz.runner import attempt, content, prepare
 
     job, folder = JOBS[name], scratch / f"undamaged{os.getpid()}"
     prepare(job, template, folder, file, None)
     result = attempt(job.command.replace("{file}", str(file)).split(), folder, 0, job.writes, job.refusals)
     assert result.outcome == "worked", f"undamaged {file}: {name}: {result}"
     assert job.same is not None
-    digest = weights(folder / job.same)
+    digest = content(folder / job.same)
     shutil.rmtree(folder)
     return digest
 
@@ -183,16 +181,19 @@ def _say(table: dict[str, Counter[str]], begun: float, end: float) -> None:
     print(f"{total} inputs   {total / (now - begun):.1f}/s   {faults} faults   at most {left:.1f} min left", flush=True)
 
 
-def _print(table: dict[str, Counter[str]], seconds: float) -> int:
+def _print(table: dict[str, Counter[str]], took: Counter[str], seconds: float) -> int:
+    """Print a row for each kind of input, with the mean CPU time in milliseconds. Returns the number of faults."""
     from tests.fuzz.runner import OUTCOMES
 
     width = max((len(name) for name in table), default=10)
-    print(f"\n{'':{width}}  " + "  ".join(f"{outcome:>8}" for outcome in OUTCOMES))
+    print(f"\n{'':{width}}  " + "  ".join(f"{outcome:>8}" for outcome in OUTCOMES) + f"  {'CPU ms':>6}")
     sums: Counter[str] = Counter()
     for name in sorted(table):
         sums.update(table[name])
-        print(f"{name:{width}}  " + "  ".join(f"{table[name][o]:>{max(8, len(o))}}" for o in OUTCOMES))
+        counts = "  ".join(f"{table[name][o]:>{max(8, len(o))}}" for o in OUTCOMES)
+        print(f"{name:{width}}  {counts}  {1000 * took[name] / table[name].total():6.0f}")
     print(f"{'all':{width}}  " + "  ".join(f"{sums[o]:>{max(8, len(o))}}" for o in OUTCOMES))
     faults = sum(sums[fault] for fault in FAULTS)
-    print(f"{sums.total()} distinct inputs in {seconds / 60:.1f} min, {faults} faults")
+    each = took.total() / max(1, sums.total())
+    print(f"{sums.total()} distinct inputs in {seconds / 60:.1f} min, {each:.2f} s of CPU time each, {faults} faults")
     return faults

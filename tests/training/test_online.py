@@ -27,7 +27,7 @@ from tdmpc2.training.schedule import Schedule
 from tests.helpers.agents import make_teacher
 from tests.helpers.online import assert_same, config, interrupt
 from tests.helpers.runs import rows, weights
-from tests.helpers.toy_envs import FALLS, FALLS_AT, STANDS, STANDS_FOR, ToyEnv
+from tests.helpers.toy_envs import FALLS, FALLS_AT, SEES, STANDS, STANDS_FOR, ToyEnv
 
 # -- order of events --------------------------------------------------------------------------------------------------
 
@@ -124,6 +124,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "several": {"num_envs": 2, "utd": 0.7, "collect_num_samples": 8, "buffer_size": 33},
     "policy": {"mpc": False},
     "images": {"obs": "rgb", "horizon": 2},
+    "images and numbers": {"task": SEES, "obs": "rgb+state", "horizon": 2},
 }
 
 

@@ -18,11 +18,14 @@ import torch
 
 from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config
+from tdmpc2.training.guards import STOPPED
 from tdmpc2.training.offline import train
 from tests.helpers.distributed import LAUNCHED, free_port, launched
 from tests.helpers.forks import ForkServer
+from tests.helpers.online import SMALL
 from tests.helpers.reference import REPO
 from tests.helpers.runs import TINY, rows
+from tests.helpers.toy_envs import STANDS
 
 ENVIRONMENT = {**{k: v for k, v in os.environ.items() if k not in LAUNCHED}, "OMP_NUM_THREADS": "1"}
 
@@ -94,6 +97,17 @@ def test_torchrun_trains_the_same_and_one_process_goes_on(
 
 
 @pytest.mark.slow
+def test_torchrun_learns_online(tmp_path: Path) -> None:
+    run = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py")
+    keys = [f"{key}={'null' if value is None else value}" for key, value in SMALL.items()]
+    code, output = ends(start([*run, f"task={STANDS}", "num_envs=2", f"work_dir={tmp_path / 'run'}", *keys]), 240)
+    assert code == 0, output
+    assert output.count("2 environments, ") == output.count("2 processes on cpu") == 1
+    assert load_file(tmp_path / "run" / "model.pt").step == 46
+    assert sorted(path.name for path in (tmp_path / "run" / "replay").iterdir()) == ["episodes_0.pt"]
+
+
+@pytest.mark.slow
 def test_killed_process_ends_the_other(cfg: Config, forks: ForkServer) -> None:
     port, arguments = free_port(), [REPO / "train.py", *command(cfg, steps=100_000, save_freq=10)]
     jobs = [forks.start(arguments, REPO, launched(rank, port)) for rank in (0, 1)]
@@ -132,6 +146,26 @@ def test_sigterm_to_torchrun_stops_all_at_one_step(cfg: Config, tmp_path: Path) 
     train(cfg.replace(steps=100, save_freq=100_000), None)
     assert close(cfg.run_dir / "model.pt", straight, 100)
     assert [row["step"] for row in rows(cfg.run_dir / "train.csv")][-1] == 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [(0,), (1,), (0, 1)], ids=["main", "other", "both"])
+def test_sigterm_ends_all_processes_with_the_code_of_a_stop_and_saves_once(
+    cfg: Config, forks: ForkServer, told: tuple[int, ...]
+) -> None:
+    """A queue requeues a job by this code, and may tell any of its processes."""
+    arguments = [REPO / "train.py", *command(cfg, steps=100_000, save_freq=100_000, keep_last=5)]
+    port = free_port()
+    jobs = [forks.start(arguments, REPO, launched(rank, port)) for rank in (0, 1)]
+    jobs[0].wait_for("step 20/")
+    for rank in told:
+        jobs[rank].send_signal(signal.SIGTERM)
+    assert [job.wait() for job in jobs] == [STOPPED, STOPPED]
+    by = "SIGTERM" if 0 in told else "a signal to another process"
+    (step,) = re.findall(rf"Stopped by {by} at step (\d+), everything is saved", jobs[0].out.read_text())
+    assert [path.name for path in cfg.run_dir.glob("model_*.pt")] == [f"model_{step}.pt"]  # one for each time
+    assert torch.load(cfg.run_dir / "state.pt", weights_only=True)["step"] == int(step)
+    assert "error" not in "".join(job.err.read_text() for job in jobs)
 
 
 @pytest.mark.slow

@@ -1,16 +1,13 @@
-"""Fixtures of the tests of the promises: another user's hand, and libraries that tell when they are loaded."""
+"""Fixtures of the tests of the promises: another user's hand, and a cache."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from tdmpc2.acceleration.cpu import library
 
 NOBODY = 65534
 Give = Callable[[Path], None]
@@ -30,25 +27,12 @@ def foreign() -> Give:
 
 
 @pytest.fixture
-def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A cache of the test's own, with nothing loaded from it yet."""
+def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own."""
     home = tmp_path / "cache"
     home.mkdir(mode=0o700)
     monkeypatch.setenv("XDG_CACHE_HOME", str(home))
-    library._load.cache_clear()
-    yield home
-    library._load.cache_clear()
-
-
-def build_library(path: Path, functions: tuple[str, ...], canary: Path | None = None) -> Path:
-    """Build a small library with these functions; loading it writes the canary."""
-    source = path.with_suffix(".c")
-    text = "#include <stdio.h>\n" + "".join(f"int {name}(void) {{ return 7; }}\n" for name in functions)
-    if canary is not None:
-        text += f'__attribute__((constructor)) static void tell(void) {{ fclose(fopen("{canary}", "w")); }}\n'
-    source.write_text(text)
-    subprocess.run(["g++", "-x", "c", "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
-    return path
+    return home
 
 
 def compiler(folder: Path, body: str) -> str:

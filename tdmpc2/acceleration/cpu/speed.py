@@ -1,14 +1,15 @@
 """Speed of the CPU kernels in each number format on this machine.
 
 The CPU's flags do not tell which format is fastest: on a CPU with AMX, for example, torch is faster in bf16 than in
-float32, and the kernels are slower. So the kernels are timed once, on a small model, and the times are kept beside the
-library.
+float32, and the kernels are slower. So the kernels are timed once, on a small model, and the times are kept in the
+user's cache.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import json
 import math
 import time
@@ -23,7 +24,9 @@ from tdmpc2.acceleration.low_precision import set_precision
 from tdmpc2.config import Config
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.support.files import replacing
+from tdmpc2.support.places import cache_dir
 from tdmpc2.support.reading import load_json
+from tdmpc2.support.runtime import processor_name
 
 _FORMATS = ("fp32", "bf16", "int8")
 _TURNS = 7
@@ -35,10 +38,8 @@ def kernel_seconds() -> dict[str, float]:
     """Seconds for evaluating the samples of one iteration, by number format; empty where there are no kernels."""
     if library.reason():
         return {}
-    path = library.cached_path()
-    if path is None:
-        return _measure()
-    times = path.with_suffix(".json")
+    processor = hashlib.sha256(processor_name().encode()).hexdigest()[:8]  # homes are shared between machines
+    times = cache_dir() / f"kernels-{library.identity()}-{processor}.json"
     return _read(times) or _write(times, _measure())
 
 

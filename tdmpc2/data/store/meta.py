@@ -120,7 +120,7 @@ class StoreMeta:
 
     def to_json(self) -> str:
         """Write the text of ``meta.json``."""
-        plain = asdict(self)
+        plain = {**asdict(self), "tasks": [spec.plain() for spec in self.tasks]}
         if self.rows is None:
             del plain["rows"]
         return json.dumps({"format": self.format, **plain}, indent=1) + "\n"

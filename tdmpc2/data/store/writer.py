@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class StoreWriter:
 
     def __init__(self, out: Path, meta: StoreMeta, index: EpisodeIndex, origins: Sequence[str]) -> None:
         self.out, self.meta, self._index, self._origins = out, meta, index, origins
-        form: list[Any] = [asdict(spec) for spec in meta.tasks] + [meta.episodes, meta.dtype, meta.block]
+        form: list[Any] = [spec.plain() for spec in meta.tasks] + [meta.episodes, meta.dtype, meta.block]
         self._form = json.dumps(form if meta.rows is None else [*form, meta.rows])
         self.partial = beside(out, "partial")
         self._header = header(meta.shape, meta.row_format.record)
