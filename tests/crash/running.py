@@ -8,11 +8,12 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.helpers.forks import ForkServer, Job
 from tests.helpers.reference import REPO
 
 HANGS = 300.0  # seconds after which a command that takes a few is taken to hang
@@ -56,11 +57,14 @@ class Outcome:
     seconds: float
 
 
+Runner = Callable[[Sequence[str], Path, Kill | FullDisk | None], Outcome]
+
+
 def run(command: Sequence[str], directory: Path, disturbance: Kill | FullDisk | None = None) -> Outcome:
-    """Run a command in a directory, and disturb it."""
+    """Run a command in a directory, in a process of its own, and disturb it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), "PYTHONDONTWRITEBYTECODE": "1"}
     environment |= {"WANDB_MODE": "disabled", "OMP_WAIT_POLICY": "PASSIVE"}
-    before, start, began = _state(directory), time.monotonic(), None
+    before, start = _state(directory), time.monotonic()
     process = subprocess.Popen(
         command,
         cwd=directory,
@@ -73,7 +77,38 @@ def run(command: Sequence[str], directory: Path, disturbance: Kill | FullDisk | 
     printed: list[bytes] = []
     reader = threading.Thread(target=lambda: printed.append(process.stdout.read() if process.stdout else b""))
     reader.start()
-    killed = False
+    killed, began, end = _disturb(process, directory, before, disturbance)
+    reader.join()
+    output = b"".join(printed).decode(errors="replace")
+    return Outcome(None if killed else process.returncode, output, end - began, end - start)
+
+
+def in_forks(forks: ForkServer) -> Runner:
+    """Make a :func:`run` that forks a process which has everything imported, and so begins at its work.
+
+    A full disk is not for it: what a command prints goes to a file there, which the limit would reach as well.
+    """
+
+    def run_forked(command: Sequence[str], directory: Path, disturbance: Kill | FullDisk | None = None) -> Outcome:
+        if isinstance(disturbance, FullDisk):
+            return run(command, directory, disturbance)
+        before, start = _state(directory), time.monotonic()
+        job = forks.start(command[1:], directory, {"PYTHONDONTWRITEBYTECODE": "1"})
+        killed, began, end = _disturb(job, directory, before, disturbance)
+        output = job.out.read_text(errors="replace") + job.err.read_text(errors="replace")
+        return Outcome(None if killed else job.poll(), output, end - began, end - start)
+
+    return run_forked
+
+
+def _disturb(
+    process: subprocess.Popen[bytes] | Job, directory: Path, before: object, disturbance: Kill | FullDisk | None
+) -> tuple[bool, float, float]:
+    """Wait for a command that has just been started, or kill it; returns whether it was, and when it began and ended.
+
+    It begins when something in its directory is no longer as before; one that never does ends as it begins.
+    """
+    start, began, killed = time.monotonic(), None, False
     while process.poll() is None:
         now = time.monotonic()
         if began is None and _state(directory) != before:
@@ -88,10 +123,7 @@ def run(command: Sequence[str], directory: Path, disturbance: Kill | FullDisk | 
             break
         time.sleep(0.002)
     end = time.monotonic()
-    reader.join()
-    code = None if killed else process.returncode
-    output = b"".join(printed).decode(errors="replace")
-    return Outcome(code, output, 0.0 if began is None else end - began, end - start)
+    return killed, end if began is None else began, end
 
 
 def _limit(largest: int) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.crash.comparing import content, differences
-from tests.crash.running import FullDisk, Kill, Outcome, run
+from tests.crash.running import FullDisk, Kill, Outcome, Runner, run
 from tests.crash.scenarios import SCENARIOS, Scenario
 
 _MOST = 4  # disturbances in a round
@@ -36,8 +36,9 @@ class Tally:
 class Command:
     """One command with the files of its undisturbed run."""
 
-    def __init__(self, name: str, root: Path) -> None:
+    def __init__(self, name: str, root: Path, runner: Runner = run) -> None:
         self.scenario: Scenario = SCENARIOS[name]
+        self._run = runner
         self.tally = Tally(name)
         self._root, self._begun = root / name, 0
         self._prepared = self._root / "prepared"
@@ -45,7 +46,7 @@ class Command:
         self.scenario.prepare(self._prepared)
         undisturbed = self._root / "undisturbed"
         shutil.copytree(self._prepared, undisturbed)
-        outcome = run(self.scenario.command, undisturbed)
+        outcome = self._run(self.scenario.command, undisturbed, None)
         if outcome.code != 0:
             raise RuntimeError(f"{name} fails undisturbed:\n{outcome.output}")
         self.work, self.seconds = outcome.work, outcome.seconds
@@ -63,7 +64,7 @@ class Command:
         done: list[str] = []
         ended = False
         for disturbance in self._disturbances(draw, most_kills):
-            outcome = run(self.scenario.command, directory, disturbance)
+            outcome = self._run(self.scenario.command, directory, disturbance)
             tally.continued += bool(done)
             if outcome.code is None:
                 tally.kills += 1
@@ -79,7 +80,7 @@ class Command:
                 tally.problems.append(f"{name}: code {outcome.code} after {'; '.join(done)}: {_last(outcome)}")
         if not ended:
             tally.continued += bool(done)
-            if not self._is_good(run(self.scenario.command, directory), done):
+            if not self._is_good(self._run(self.scenario.command, directory, None), done):
                 return
         tally.rounds += 1
         if lines := differences(self._expected, content(directory)):
@@ -108,7 +109,9 @@ class Command:
         return good
 
 
-def crash(names: Sequence[str], kills: int, seed: int, root: Path, seconds: float = float("inf")) -> list[Tally]:
+def crash(
+    names: Sequence[str], kills: int, seed: int, root: Path, seconds: float = float("inf"), runner: Runner = run
+) -> list[Tally]:
     """Disturb commands in turn until there were so many kills in all, or the time is over.
 
     Args:
@@ -117,9 +120,10 @@ def crash(names: Sequence[str], kills: int, seed: int, root: Path, seconds: floa
         seed: of the moments and sizes.
         root: an empty directory; rounds with differences are left there.
         seconds: no round is begun after these.
+        runner: runs the commands.
     """
     end, draw = time.monotonic() + seconds, random.Random(seed)
-    commands = [Command(name, root) for name in names]
+    commands = [Command(name, root, runner) for name in names]
     while (left := kills - sum(command.tally.kills for command in commands)) > 0 and time.monotonic() < end:
         # Each command gets its turn, so that all have been killed about as often.
         min(commands, key=lambda command: command.tally.kills + command.tally.full_disks).round(draw, left)

@@ -11,9 +11,10 @@ import torch
 
 from tests.crash import session
 from tests.crash.comparing import content, differences
-from tests.crash.running import FullDisk, Kill, run
+from tests.crash.running import FullDisk, Kill, in_forks, run
 from tests.crash.scenarios import SCENARIOS, Scenario
 from tests.crash.session import crash, table
+from tests.helpers.forks import ForkServer
 
 #: Writes ten files in half a second; ``{}`` is what it does with one that is there.
 _WRITER = """
@@ -36,8 +37,9 @@ def scripted(text: str, ended: str = "") -> Scenario:
     "name",
     ["train", "cache", "online", "shown", "share_body", "tune", "collect", "import", "from-run", "targets"],
 )
-def test_command_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path, name: str) -> None:
-    (tally,) = crash([name], kills=2, seed=1, root=tmp_path)
+def test_command_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path, forks: ForkServer, name: str) -> None:
+    """Forks begin at their work; ``make crash`` starts each command from nothing."""
+    (tally,) = crash([name], kills=2, seed=1, root=tmp_path, runner=in_forks(forks))
     assert tally.problems == []
     assert tally.kills == 2
 
