@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.helpers.reference import REPO
-from tests.helpers.toy_envs import STANDS
+from tests.helpers.toy_envs import SEES, STANDS
 
 TINY: dict[str, Any] = {"model_size": None, "enc_dim": 16, "mlp_dim": 16, "latent_dim": 16, "task_dim": 8}
 _TRAIN = """
@@ -32,6 +32,14 @@ _SHARE_BODY = """
 """
 
 
+#: Images of three frames, 64 x 64, and those of two cameras beside five numbers.
+_IMAGES = "obs=rgb horizon=2 steps=160 eval_freq=0"
+_IMAGES_AND_NUMBERS = f"task={SEES} obs=rgb+state horizon=2 steps=160 eval_freq=0"
+#: Two tasks of episodes of 500 steps, each in an environment of its own.
+_MANY_TASKS = """
+    task=mt30 mode=online tasks=[pendulum-swingup,cartpole-balance] task_balance=tasks task_dim=8 num_envs=1 mpc=false
+    utd=0.05 seed_steps=1000 steps=2400 buffer_size=3500 log_freq=100 save_freq=300 eval_freq=0
+"""
 _WIDTHS = "model_size=null enc_dim=16 mlp_dim=16 latent_dim=16".split()  # which a file decides
 
 
@@ -65,6 +73,10 @@ def _short_episodes(directory: Path) -> None:
     from tdmpc2.play.collector import collect
 
     collect(parse_cfg({"task": STANDS, "episodes_per_task": 30}), None, directory / "data")
+
+
+def _nothing(directory: Path) -> None:
+    """Leave a directory as it is: the command needs nothing."""
 
 
 def _many_tasks(directory: Path) -> None:
@@ -142,12 +154,16 @@ SCENARIOS = {
             "student_config.distillation_targets=[reward, policy 0.2, next_state_linear 0.1]",
         ),
     ),
-    "online": Scenario(lambda directory: None, _script("train", *_ONLINE.split())),
+    "online": Scenario(_nothing, _script("train", *_ONLINE.split())),
+    "images": Scenario(_nothing, _script("train", *_ONLINE.split(), *_IMAGES.split())),
+    "both": Scenario(_nothing, _script("train", *_ONLINE.split(), *_IMAGES_AND_NUMBERS.split())),
+    "many": Scenario(_nothing, _script("train", *_ONLINE.split(), *_MANY_TASKS.split())),
+    "shown": Scenario(_short_episodes, _script("train", *_ONLINE.split(), "demonstrations=data", "bc_coef=1")),
     "tune": Scenario(
         _many_tasks,
         _script("train", "checkpoint=many.pt", "freeze=encoder", *(w for w in _ONLINE.split() if w not in _WIDTHS)),
     ),
-    "share_body": Scenario(lambda directory: None, _script("train", *_ONLINE.split(), *_SHARE_BODY.split())),
+    "share_body": Scenario(_nothing, _script("train", *_ONLINE.split(), *_SHARE_BODY.split())),
     "collect": Scenario(
         _agent,
         _script(
@@ -171,3 +187,5 @@ SCENARIOS = {
     ),
     "report": Scenario(_runs, _script("report", "logs", "--out", "report", "--force")),
 }
+#: Commands that learn online, for ``--commands online-all``.
+ONLINE = ("online", "images", "both", "many", "shown", "tune", "share_body")
