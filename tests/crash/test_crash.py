@@ -33,7 +33,18 @@ def scripted(text: str, ended: str = "") -> Scenario:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["train", "online", "both", "shown", "share_body", "tune", "collect", "import", "targets"]
+    "name",
+    [
+        "train",
+        "online",
+        "both",
+        "shown",
+        "share_body",
+        "tune",
+        "collect",
+        "import",
+        "targets",
+    ],
 )
 def test_command_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path, name: str) -> None:
     (tally,) = crash([name], kills=2, seed=1, root=tmp_path)
