@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -47,7 +46,7 @@ class Scenario:
 
     Attributes:
         prepare: puts what the command needs into a directory.
-        command: program and arguments; it runs in a copy of that directory.
+        command: what follows ``python``; it runs in a copy of that directory.
         ended: part of the one line that the command refuses to run again with once its work is done; empty: it simply
             finds that nothing is left to do, or does it again.
     """
@@ -58,11 +57,11 @@ class Scenario:
 
 
 def _script(name: str, *arguments: str) -> tuple[str, ...]:
-    return (sys.executable, str(REPO / f"{name}.py"), *arguments)
+    return (str(REPO / f"{name}.py"), *arguments)
 
 
 def _module(name: str, *arguments: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", name, *arguments)
+    return ("-m", name, *arguments)
 
 
 def _short_episodes(directory: Path) -> None:
@@ -119,7 +118,7 @@ def _played(directory: Path) -> None:
     from tdmpc2.training.online import train_online
     from tests.helpers.online import config
 
-    train_online(config(directory, FALLS, episodic=True, seed_steps=3000, steps=3001, save_freq=300), None)
+    train_online(config(directory, FALLS, episodic=True, seed_steps=3000, steps=3001, save_freq=300, utd=0.01), None)
 
 
 def _store_and_teachers(directory: Path) -> None:
@@ -218,7 +217,7 @@ SCENARIOS = {
             *"episodes_per_task=5 episodes_per_file=1 data_dir=data device=cpu num_threads=1".split(),
         ),
     ),
-    "import": Scenario(_chunks, (sys.executable, "-c", _IMPORT)),
+    "import": Scenario(_chunks, ("-c", _IMPORT)),
     "convert": Scenario(_chunks, _module("tdmpc2.data", "convert", "data", "store"), ended="exists"),
     "unequal": Scenario(_many_logs, _module("tdmpc2.data", "convert", "data", "store"), ended="exists"),
     "from-run": Scenario(_played, _module("tdmpc2.data", "from-run", "run", "store"), ended="exists"),

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.crash.comparing import content, differences
-from tests.crash.running import FullDisk, Kill, Outcome, Runner, run
+from tests.crash.running import FullDisk, Kill, Outcome, run
 from tests.crash.scenarios import SCENARIOS, Scenario
+from tests.helpers.forks import ForkServer, fork_server
 
 _MOST = 4  # disturbances in a round
 _FULL_DISKS, _FROM_START = 0.25, 0.2  # shares of the disturbances, and of the kills
@@ -36,9 +37,9 @@ class Tally:
 class Command:
     """One command with the files of its undisturbed run."""
 
-    def __init__(self, name: str, root: Path, runner: Runner = run) -> None:
+    def __init__(self, name: str, root: Path, server: ForkServer) -> None:
+        self._server = server
         self.scenario: Scenario = SCENARIOS[name]
-        self._run = runner
         self.tally = Tally(name)
         self._root, self._begun = root / name, 0
         self._prepared = self._root / "prepared"
@@ -46,7 +47,7 @@ class Command:
         self.scenario.prepare(self._prepared)
         undisturbed = self._root / "undisturbed"
         shutil.copytree(self._prepared, undisturbed)
-        outcome = self._run(self.scenario.command, undisturbed, None)
+        outcome = run(self._server, self.scenario.command, undisturbed)
         if outcome.code != 0:
             raise RuntimeError(f"{name} fails undisturbed:\n{outcome.output}")
         self.work, self.seconds = outcome.work, outcome.seconds
@@ -64,7 +65,7 @@ class Command:
         done: list[str] = []
         ended = False
         for disturbance in self._disturbances(draw, most_kills):
-            outcome = self._run(self.scenario.command, directory, disturbance)
+            outcome = run(self._server, self.scenario.command, directory, disturbance)
             tally.continued += bool(done)
             if outcome.code is None:
                 tally.kills += 1
@@ -80,7 +81,7 @@ class Command:
                 tally.problems.append(f"{name}: code {outcome.code} after {'; '.join(done)}: {_last(outcome)}")
         if not ended:
             tally.continued += bool(done)
-            if not self._is_good(self._run(self.scenario.command, directory, None), done):
+            if not self._is_good(run(self._server, self.scenario.command, directory), done):
                 return
         tally.rounds += 1
         if lines := differences(self._expected, content(directory)):
@@ -110,20 +111,20 @@ class Command:
 
 
 def crash(
-    names: Sequence[str], kills: int, seed: int, root: Path, seconds: float = float("inf"), runner: Runner = run
+    server: ForkServer, names: Sequence[str], kills: int, seed: int, root: Path, seconds: float = float("inf")
 ) -> list[Tally]:
     """Disturb commands in turn until there were so many kills in all, or the time is over.
 
     Args:
+        server: what the commands are forked from.
         names: of :data:`~tests.crash.scenarios.SCENARIOS`.
         kills: that many, and a full disk now and then.
         seed: of the moments and sizes.
         root: an empty directory; rounds with differences are left there.
         seconds: no round is begun after these.
-        runner: runs the commands.
     """
     end, draw = time.monotonic() + seconds, random.Random(seed)
-    commands = [Command(name, root, runner) for name in names]
+    commands = [Command(name, root, server) for name in names]
     while (left := kills - sum(command.tally.kills for command in commands)) > 0 and time.monotonic() < end:
         # Each command gets its turn, so that all have been killed about as often.
         min(commands, key=lambda command: command.tally.kills + command.tally.full_disks).round(draw, left)
@@ -143,7 +144,8 @@ def main() -> None:
     seed = random.SystemRandom().randrange(10**6) if args.seed is None else args.seed
     print(f"seed {seed}", flush=True)
     root = Path(tempfile.mkdtemp(prefix="tdmpc2-crash-"))
-    tallies = crash(args.commands.split(","), args.kills, seed, root, args.seconds)
+    with fork_server("matplotlib.figure") as server:
+        tallies = crash(server, args.commands.split(","), args.kills, seed, root, args.seconds)
     problems = [problem for tally in tallies for problem in tally.problems]
     print(table(tallies))
     print("\n".join(problems))

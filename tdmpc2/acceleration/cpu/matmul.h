@@ -32,10 +32,16 @@ constexpr Element elements[] = {FLOAT, FLOAT, BYTES, INTEGER};
 constexpr int panel_vectors = 4;
 constexpr Element elements[] = {FLOAT, FLOAT, INTEGER, INTEGER};
 #endif
-// Rows of a block: with 6 rows, panel_vectors * 6 sums, the weights and one input fill the registers.
-constexpr int height = 6, panel = panel_vectors * native_lanes;
+// Rows of a block: the sums, the weights and one input (g++ for ARM: all inputs) fill the registers.
+#if defined(__ARM_NEON)
+constexpr int height = 5;
+#else
+constexpr int height = 6;
+#endif
+constexpr int panel = panel_vectors * native_lanes;
 
-// sum += weight * x. Written out for AVX-512, because g++ copies and spills the sums when it is given the intrinsics.
+// sum += weight * x. Written out where one instruction does it, because g++ copies and spills the sums when it is given
+// the intrinsics.
 template <Element E>
 INLINE void multiply_add(Integers& sum, Integers weight, Integers x) {
 #if defined(__AVX512F__)
@@ -43,19 +49,24 @@ INLINE void multiply_add(Integers& sum, Integers weight, Integers x) {
     if constexpr (E == PAIR_OF_BF16) asm("vdpbf16ps %1, %2, %0" : "+v"(sum) : "v"(weight), "v"(x));
     if constexpr (E == BYTES) asm("vpdpbusd %1, %2, %0" : "+v"(sum) : "v"(weight), "v"(x));
     if constexpr (E == PAIR_OF_SHORTS) asm("vpdpwssd %1, %2, %0" : "+v"(sum) : "v"(weight), "v"(x));
-#else
-    if constexpr (E == FLOAT) sum = (Integers)fma((Vector)weight, (Vector)x, (Vector)sum);
-    if constexpr (E == INTEGER) sum += weight * x;
-#if defined(__AVX2__)
+#elif defined(__AVX2__)
+    if constexpr (E == FLOAT) asm("vfmadd231ps %1, %2, %0" : "+x"(sum) : "x"(weight), "x"(x));
     if constexpr (E == PAIR_OF_SHORTS) sum += (Integers)_mm256_madd_epi16((__m256i)weight, (__m256i)x);
-#elif defined(__ARM_FEATURE_DOTPROD)
-    if constexpr (E == BYTES) sum = vdotq_s32(sum, (int8x16_t)weight, (int8x16_t)x);
+#else
+    if constexpr (E == INTEGER) sum += weight * x;
+#if defined(TDMPC2_SCALAR) || !defined(__ARM_NEON)
+    if constexpr (E == FLOAT) sum = (Integers)fma((Vector)weight, (Vector)x, (Vector)sum);
+#else
+    if constexpr (E == FLOAT) asm("fmla %0.4s, %1.4s, %2.4s" : "+w"(sum) : "w"(weight), "w"(x));
+#if defined(__ARM_FEATURE_DOTPROD)
+    if constexpr (E == BYTES) asm("sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(weight), "w"(x));
+#endif
 #endif
 #endif
 }
 
 // Signed products of bytes take codes that are this much smaller, and sums begin with as many times the weights.
-#if defined(__ARM_FEATURE_DOTPROD) && !defined(__AVX2__)
+#if defined(__ARM_FEATURE_DOTPROD)
 constexpr int less = 128;
 #else
 constexpr int less = 0;

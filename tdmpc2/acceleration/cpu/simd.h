@@ -96,11 +96,10 @@ struct Ints {  // also masks: all bits of a lane, or none
 };
 
 template <class Result, class Of>
-INLINE Result each_part(Of of) {
-    Result result;
-#pragma GCC unroll 4
-    for (int i = 0; i < parts; i++) result.part[i] = of(i);
-    return result;
+INLINE Result each_part(Of of) {  // no loop: g++ would keep the result in memory
+    if constexpr (parts == 1) return {{of(0)}};
+    else if constexpr (parts == 2) return {{of(0), of(1)}};
+    else return {{of(0), of(1), of(2), of(3)}};
 }
 
 INLINE Floats splat(float x) {
@@ -148,13 +147,19 @@ struct BFloat16 {
     uint16_t bits;
 };
 
-INLINE Floats load(const float* from) { return load_as<Floats>(from); }
+INLINE Floats load(const float* from) {
+    return each_part<Floats>([&](int i)
+                                 __attribute__((always_inline)) { return load_as<Vector>(from + i * native_lanes); });
+}
 INLINE Floats load(const BFloat16* from) {
     return each_part<Floats>([&](int i) __attribute__((always_inline)) {
         return (Vector)(__builtin_convertvector(load_as<Shorts>(from + i * native_lanes), Unsigned) << 16);
     });
 }
-INLINE void store(float* to, Floats x) { store_as(to, x); }
+INLINE void store(float* to, Floats x) {
+#pragma GCC unroll 4
+    for (int i = 0; i < parts; i++) store_as(to + i * native_lanes, x.part[i]);
+}
 INLINE Unsigned bf16_bits(Vector x) {  // to nearest, half to even
     const Unsigned bits = (Unsigned)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     return x == x ? rounded : bits >> 16 | 0x40;
