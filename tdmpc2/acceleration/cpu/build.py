@@ -28,6 +28,7 @@ VARIANTS = {
     "x86_64": {
         "scalar": ("-DTDMPC2_SCALAR",),
         "avx2": ("-mavx2", "-mfma"),
+        "avxvnni": ("-mavx2", "-mfma", "-mavxvnni"),
         "avx512": ("-mavx2", "-mfma", *(f"-mavx512{name}" for name in "f bw dq vl vnni bf16".split())),
     },
     "aarch64": {
@@ -42,7 +43,7 @@ FLAGS = (
     "-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
     "-fno-trapping-math", "-Wall", "-Wno-psabi", "-Wno-ignored-attributes", "-Wno-unknown-pragmas",
 )  # fmt: skip
-_SECONDS = 600.0
+_SECONDS, _MOST_LINES = 600.0, 20
 
 
 def sources_id(folder: Path = FOLDER) -> str:
@@ -125,7 +126,7 @@ def _run(command: Sequence[str]) -> str:
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
         first = next((line for line in lines if "error" in line), lines[-1])
-        raise RuntimeError("\n".join([f"{command[0]}: {first}", *lines]))
+        raise RuntimeError("\n".join([f"{command[0]}: {first}", *lines[:_MOST_LINES]]))
     return done.stdout
 
 

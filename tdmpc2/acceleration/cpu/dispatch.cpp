@@ -5,6 +5,9 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -35,10 +38,13 @@ bool runs_here(const char* name) {
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (is("avx2")) return avx2;
+    unsigned more = 0, unused = 0;  // cpuid 7.1, which older compilers have no names for
+    __get_cpuid_count(7, 1, &more, &unused, &unused, &unused);
+    if (is("avxvnni")) return avx2 && more >> 4 & 1;
     if (is("avx512"))
         return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+               __builtin_cpu_supports("avx512vnni") && more >> 5 & 1;  // BF16
 #elif defined(__aarch64__)
     if (is("neon")) return true;
 #if defined(__linux__)

@@ -24,7 +24,11 @@ constexpr int panel_vectors = 4;
 constexpr Element elements[] = {FLOAT, PAIR_OF_BF16, BYTES, PAIR_OF_SHORTS};  // by format
 #elif defined(__AVX2__)
 constexpr int panel_vectors = 2;
+#if defined(__AVXVNNI__)
+constexpr Element elements[] = {FLOAT, FLOAT, BYTES, PAIR_OF_SHORTS};
+#else
 constexpr Element elements[] = {FLOAT, FLOAT, PAIR_OF_SHORTS, PAIR_OF_SHORTS};
+#endif
 #elif defined(__ARM_FEATURE_DOTPROD) && !defined(TDMPC2_SCALAR)
 constexpr int panel_vectors = 4;
 constexpr Element elements[] = {FLOAT, FLOAT, BYTES, INTEGER};
@@ -51,7 +55,12 @@ INLINE void multiply_add(Integers& sum, Integers weight, Integers x) {
     if constexpr (E == PAIR_OF_SHORTS) asm("vpdpwssd %1, %2, %0" : "+v"(sum) : "v"(weight), "v"(x));
 #elif defined(__AVX2__)
     if constexpr (E == FLOAT) asm("vfmadd231ps %1, %2, %0" : "+x"(sum) : "x"(weight), "x"(x));
+#if defined(__AVXVNNI__)
+    if constexpr (E == BYTES) asm("%{vex%} vpdpbusd %1, %2, %0" : "+x"(sum) : "x"(weight), "x"(x));
+    if constexpr (E == PAIR_OF_SHORTS) asm("%{vex%} vpdpwssd %1, %2, %0" : "+x"(sum) : "x"(weight), "x"(x));
+#else
     if constexpr (E == PAIR_OF_SHORTS) sum += (Integers)_mm256_madd_epi16((__m256i)weight, (__m256i)x);
+#endif
 #else
     if constexpr (E == INTEGER) sum += weight * x;
 #if defined(TDMPC2_SCALAR) || !defined(__ARM_NEON)

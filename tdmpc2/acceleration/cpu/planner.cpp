@@ -66,9 +66,9 @@ void normalise(const Layer& layer, float* row, const float* action, int action_d
         return select(mask, square(i), splat(0));
     };
     const float variance = sum(width, square, last_square) / float(width);
-    const Floats factor = splat(1 / __builtin_sqrtf(variance + 1e-5f));
+    const Floats factor = splat(1 / __builtin_sqrtf(variance + 1e-5f)), less = splat(0) - mean * factor;
     const auto affine = [&](int i) __attribute__((always_inline)) {
-        return fma((load(row + i) - mean) * factor, load(layer.gain + i), load(layer.shift + i));
+        return fma(fma(load(row + i), factor, less), load(layer.gain + i), load(layer.shift + i));
     };
     if (layer.activation == MISH)
         for (int i = 0; i < width; i += lanes) store(row + i, mish(affine(i)));

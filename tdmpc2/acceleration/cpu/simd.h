@@ -268,9 +268,8 @@ INLINE Floats exp(Floats x) {
 }
 
 INLINE Floats mish(Floats x) {  // x tanh(softplus(x)) with one exponential
-    const Floats e = exp(maximum(splat(lowest_exponent), minimum(splat(20), x)));
-    const Floats n = e * (e + splat(2));
-    return x * n / (n + splat(2));
+    const Floats e = exp(maximum(splat(lowest_exponent), minimum(splat(20), x))), more = e + splat(2);
+    return x * (e * more / fma(e, more, splat(2)));
 }
 
 INLINE Floats tanh(Floats x) {
@@ -280,8 +279,7 @@ INLINE Floats tanh(Floats x) {
 
 // sign(x) (e^|x| - 1), infinite where float32 overflows.
 INLINE float symexp(float x) {
-    const Floats log2e = splat(1.44269504f), y = minimum(splat(100), absolute(splat(x)));
-    const Floats half = exp(splat(0.5f) * y);
+    const Floats y = minimum(splat(100), absolute(splat(x))), half = exp(splat(0.5f) * y);
     return with_sign(fma(half, half, splat(-1)), splat(x)).part[0][0];
 }
 
