@@ -12,12 +12,15 @@ comma := ,
 TOO_OLD := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.11 or newer is needed, \
 	$(PYTHON) is %d.%d: name another one, for example make setup PYTHON=python3.11" % v[:2])
 
-.PHONY: help setup test test-slow test-oldest lint format type demo bench fuzz crash clean
+KERNELS := tdmpc2/acceleration/cpu
+LIBRARY := $(KERNELS)/kernels.so
+
+.PHONY: help setup test test-slow test-all test-oldest lint format type demo bench fuzz crash soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## make .venv with the versions of constraints.txt
+setup: $(STAMP) $(LIBRARY) ## make .venv with the versions of constraints.txt, and the CPU kernels
 
 $(STAMP): pyproject.toml constraints.txt $(MYOSUITE)
 	@test -x .venv/bin/pip || { $(PYTHON) -c '$(TOO_OLD)' && $(PYTHON) -m venv .venv; }
@@ -25,11 +28,17 @@ $(STAMP): pyproject.toml constraints.txt $(MYOSUITE)
 	$(if $(findstring envs,$(EXTRAS)),$(PY) -m pip install --no-deps -r $(MYOSUITE))
 	@touch $@
 
+$(LIBRARY): $(wildcard $(KERNELS)/*.h $(KERNELS)/*.cpp) $(KERNELS)/build.py | $(STAMP)
+	-$(PY) $(KERNELS)/build.py # without a compiler everything works, and plans more slowly
+
 test: setup ## run the tests, without the slow ones
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: setup ## run the slow tests
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m slow $(ARGS)
+
+test-all: setup ## run all of them, those files first that take long
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --slow-files-first $(ARGS)
 
 # Torch's oldest version comes from PyPI with CUDA libraries, 3 GB; 'make test-oldest WORKERS=4' uses more processes.
 test-oldest: ## run the tests in .venv-oldest, with the lowest versions that pyproject.toml allows
@@ -61,6 +70,9 @@ fuzz: setup ## try damaged files and careless command lines: make fuzz ARGS="--m
 crash: setup ## kill commands at random moments and on full disks: make crash ARGS="--kills 100 --seed 1"
 	$(PY) -m tests.crash $(ARGS)
 
+soak: setup ## train for hours and watch memory and open files: make soak ARGS="offline --minutes 120 --figure memory.png"
+	$(PY) -m tests.soak $(ARGS)
+
 clean: ## remove caches and build products; .venv, data, logs and models stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf build dist *.egg-info $(LIBRARY) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find . -path ./.venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -17,7 +17,7 @@ from benchmarks._harness import REPO
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
-from tdmpc2.data.chunks import Layout
+from tdmpc2.data.chunk_form import Layout
 
 #: Configuration under --quick.
 SMALL: dict[str, Any] = {

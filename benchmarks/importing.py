@@ -28,7 +28,8 @@ import numpy as np
 from benchmarks._harness import REPO, Timings, make_parser, parse, report
 from benchmarks._inputs import random_episodes
 from tdmpc2.config import Config
-from tdmpc2.data.chunks import Layout, write_chunk
+from tdmpc2.data.chunk_form import Layout
+from tdmpc2.data.chunks import write_chunk
 from tdmpc2.data.store.importer import import_episodes
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.tracking.progress import progress

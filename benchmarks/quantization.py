@@ -47,7 +47,7 @@ ERRORS = ("latent", "reward", "value", "policy")
 def fast_layer(layer: NormedLinear, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Return the fastest way to compute a layer here."""
     if device.type == "cpu" and not library.reason():
-        packed = PackedLayer(linear(layer, 1))
+        packed = PackedLayer(linear(layer))
         return lambda x: normed_linear(x, packed)
     return torch.compile(layer, dynamic=False) if can_compile(device) else layer
 

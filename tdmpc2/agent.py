@@ -5,13 +5,12 @@ H horizon, B batch, E environments, O observation, A action, D latent, K bins, Q
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 from torch.nn.utils import clip_grad_norm_
 
 from tdmpc2 import losses
@@ -28,14 +27,12 @@ from tdmpc2.distillation.targets import TeacherOutputs, loss_name
 from tdmpc2.distillation.teachers import TaskTeachers
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.nn.layers import num_parameters
+from tdmpc2.nn.optimisers import gradients, load_moments, model_optimiser, split_parameters, take_step
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.noise import UpdateNoise, draw_update_noise
 from tdmpc2.player import Array, Player, TaskLike
-from tdmpc2.support.draws import load_generator
-from tdmpc2.support.runtime import available_memory, can_compile, resolve_device
-
-#: Rows of batches that a run must have to be worth compiling: 20 000 updates of 256.
-_ROWS_WORTH_COMPILING = 5_120_000
+from tdmpc2.support.draws import continue_generator
+from tdmpc2.support.runtime import available_memory, resolve_device
 
 
 class TDMPC2:
@@ -56,10 +53,7 @@ class TDMPC2:
     teacher: TDMPC2 | None  # of all tasks; those of single tasks are the distillation's alone
 
     def __init__(
-        self,
-        cfg: Config,
-        teacher: TDMPC2 | Mapping[str, TDMPC2] | None = None,
-        group: ProcessGroup | None = None,
+        self, cfg: Config, teacher: TDMPC2 | Mapping[str, TDMPC2] | None = None, group: ProcessGroup | None = None
     ) -> None:
         self.cfg = cfg
         self.teacher = None if isinstance(teacher, Mapping) else teacher
@@ -77,26 +71,16 @@ class TDMPC2:
         if self.device.type != "cpu":
             self.model.to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(cfg.seed)
-        self.scale = torch.ones(
-            (), dtype=torch.float32, device=self.device
-        )  # running range of values: docs/algorithm.md, "Value scale"
-
-        encoder, policy = [list(m.parameters()) for m in (self.model._encoder, self.model._pi)]
-        others = [
-            p
-            for name, p in self.model.named_parameters()
-            if p.requires_grad and not name.startswith(("_encoder.", "_pi."))
-        ]
+        #: Running range of values: docs/algorithm.md, "Value scale".
+        self.scale = torch.ones((), dtype=torch.float32, device=self.device)
+        encoder, others, policy = split_parameters(self.model)
         self.distillation = Distillation(cfg, asked, self.device)
         if cfg.update_precision == "bf16":
             for module in filter(None, (self.model, self.distillation.projection)):
                 fast_layers.keep_products_only(module)
-        self._model_params = [*encoder, *others, *self.distillation.parameters]
-        self._policy_params = policy
-        groups: list[dict[str, Any]] = [{"params": encoder, "lr": cfg.lr * cfg.enc_lr_scale}, {"params": others}]
-        if self.distillation.parameters:
-            groups.append({"params": self.distillation.parameters})
-        self.optim = torch.optim.Adam(groups, lr=cfg.lr, fused=True)
+        more = self.distillation.parameters
+        self._model_params, self._policy_params = [*encoder, *others, *more], policy
+        self.optim = model_optimiser(encoder, others, more, lr=cfg.lr, enc_lr_scale=cfg.enc_lr_scale)
         self.pi_optim = torch.optim.Adam(policy, lr=cfg.lr, eps=1e-5, fused=True)
         for name in (module for part in cfg.freeze for module in PARTS[part]):
             self.model.get_submodule(name).requires_grad_(False)  # without a gradient Adam leaves them alone
@@ -177,10 +161,9 @@ class TDMPC2:
         if loss.termination is not None:
             stats |= {f"termination_{name}": value for name, value in loss.termination._asdict().items()}
         stats = {name: value.detach() for name, value in (*stats.items(), ("total_loss", total))}
-        self.group.average([*_gradients(self._model_params), *stats.values()])
+        self.group.average([*gradients(self._model_params), *stats.values()])
         stats["grad_norm"] = clip_grad_norm_(self._model_params, cfg.grad_clip_norm)
-        self.optim.step()
-        increment_version(self._model_params)  # which fused Adam does not; the packed networks go by it
+        take_step(self.optim, self._model_params)
 
         stats |= self._update_policy(zs, all_ids, noise, teacher, batch)
         if "Q" not in cfg.freeze:
@@ -211,10 +194,9 @@ class TDMPC2:
 
         if "policy" not in self.cfg.freeze:
             (loss + self.distillation.weighted(distilled)).backward()
-        self.group.average([*_gradients(self._policy_params), *stats.values()])
+        self.group.average([*gradients(self._policy_params), *stats.values()])
         stats["pi_grad_norm"] = clip_grad_norm_(self._policy_params, self.cfg.grad_clip_norm)
-        self.pi_optim.step()
-        increment_version(self._policy_params)
+        take_step(self.pi_optim, self._policy_params)
         self.pi_optim.zero_grad()
         return stats | {"pi_scale": self.scale}
 
@@ -231,14 +213,11 @@ class TDMPC2:
             One line about it, or nothing.
         """
         cfg = self.cfg
-        if self._update_compiled is None:
-            self._update_compiled = cfg.num_updates * cfg.batch_size >= _ROWS_WORTH_COMPILING
-        wanted = self._update_compiled if cfg.compile == "auto" else cfg.compile == "true"
-        # With several processes one would wait in the other's update for as long as that compiles.
-        self._update_compiled = wanted and self.group.world_size == 1 and can_compile(self.device)
+        wanted = compiled_update.is_wanted(cfg, self._update_compiled)
+        why_not = compiled_update.obstacle(self.device, self.group.world_size)
+        self._update_compiled = wanted and not why_not
         if not self._update_compiled:
-            why = "several processes" if self.group.world_size > 1 else f"no compiler for {self.device.type} found"
-            return f"Training without compilation: {why}" if wanted else ""
+            return f"Training without compilation: {why_not}" if wanted else ""
         self._model_losses, self._policy_loss = compiled_update.compiled(self.model, self.device)
         return "Compiling the update in its first step (one or two minutes; compile=false turns it off)"
 
@@ -287,7 +266,12 @@ class TDMPC2:
         return self._player.act(obs, t0, task=task, eval_mode=eval_mode)
 
     def player(
-        self, num_envs: int | None = None, seed: int | None = None, mpc: bool | None = None, **budget: Any
+        self,
+        num_envs: int | None = None,
+        seed: int | None = None,
+        mpc: bool | None = None,
+        among: tuple[slice, int] | None = None,
+        **budget: Any,
     ) -> Player:
         """Make a player: the plans of one group of environments and their random numbers.
 
@@ -296,6 +280,7 @@ class TDMPC2:
             seed: of its exploration and planning noise; by default each player of the agent has one of its own, which
                 follows from ``cfg.seed`` and the number of players made before.
             mpc: act by planning, or with the policy prior; by default as the configuration says.
+            among: rows of its environments among those of several processes, and the number of these.
             budget: planning keys in place of the configuration's, such as ``num_samples=64``; it then plans with a
                 planner of its own.
         """
@@ -307,7 +292,7 @@ class TDMPC2:
         if budget:
             model = model.with_settings(self.cfg.replace(**budget))
             planner = FastPlanner(model)
-        return Player(model, planner, generator, num_envs, self.cfg.mpc if mpc is None else mpc)
+        return Player(model, planner, generator, num_envs, self.cfg.mpc if mpc is None else mpc, among)
 
     def compile_planner(self, num_plans: int = 1_000_000) -> str:
         """Plan in the fastest way there is, if ``cfg.compile`` says so; ``auto``: if it is worth it for so many plans.
@@ -352,23 +337,13 @@ class TDMPC2:
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`training_state`; on another kind of device with other, but fixed, random draws."""
-        for name in ("optim", "pi_optim"):  # their settings are the configuration's, whatever a file says
-            optimiser: torch.optim.Optimizer = getattr(self, name)
-            groups = optimiser.state_dict()["param_groups"]
-            moments = {
-                index: {key: _own(tensor) for key, tensor in entry.items()}
-                for index, entry in state[name]["state"].items()
-            }
-            optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        load_moments(self.optim, state["optim"])
+        load_moments(self.pi_optim, state["pi_optim"])
         self.scale = state["scale"].to(self.device)
         if "distillation" in state:  # older files have none, and need none
             self.distillation.load_state(state["distillation"])
         self._update_compiled = state.get("compiled", False)  # older runs were not
-        generator = state["generator"].cpu()
-        if generator.shape == self.generator.get_state().shape:
-            load_generator(self.generator, generator)
-        else:
-            self.generator.manual_seed(int.from_bytes(generator.numpy().tobytes()[:7], "little"))
+        continue_generator(self.generator, state["generator"])
 
     def set_precision(self, name: str, format_of: Callable[[str], str], compute_dtype: torch.dtype) -> None:
         """Act in lower precision from now on, and train no more; see :class:`~tdmpc2.precision.Execution`."""
@@ -379,12 +354,3 @@ class TDMPC2:
     def _require_fp32(self, purpose: str) -> None:
         if self.precision != "fp32":
             raise ValueError(f"This agent was loaded to act in {self.precision}: use precision='fp32' to {purpose}")
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """Copy a view: small tensors of a file share a storage, which another process would be sent with each of them."""
-    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
-
-
-def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
-    return [p.grad for p in parameters if p.grad is not None]

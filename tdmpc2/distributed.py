@@ -65,6 +65,10 @@ class ProcessGroup:
             )
         return slice(self.rank * own, (self.rank + 1) * own)
 
+    def part(self, count: int) -> slice:
+        """Number the things that are this process's, of ``count`` that are split as evenly as they can be."""
+        return slice(self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size)
+
     def gather(self, x: Tensor) -> Tensor:
         """The rows of all processes, [B, ...] -> [N B, ...], without gradient."""
         if self.world_size == 1:

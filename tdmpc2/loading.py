@@ -14,7 +14,7 @@ from tdmpc2.checkpoints.files import Checkpoint, load_file, naming
 from tdmpc2.config import RUN_KEYS, Config, parse_cfg
 from tdmpc2.envs.modules import import_module_of
 from tdmpc2.precision import execution
-from tdmpc2.tasks import TASK_SETS, TASKS, nearest
+from tdmpc2.tasks import TASK_SETS, TASKS, listed, nearest
 
 _log = logging.getLogger("tdmpc2")
 
@@ -85,12 +85,19 @@ def config_of(file: Checkpoint, **overrides: Any) -> Config:
     if task is not None and task != cfg.task:
         if task not in cfg.task_names or task in TASK_SETS:
             raise ValueError(
-                f"task={task}: {file.origin} was trained on '{cfg.task}' ({len(cfg.task_names)} tasks)."
+                f"task={task}: {file.origin} was trained on '{cfg.task}' ({listed(cfg.task_names)})."
                 f"{nearest(task, (cfg.task, *cfg.task_names))}"
             )
         overrides.setdefault("tasks", (task,))
     elif task is not None and cfg.multitask:
         overrides.setdefault("tasks", None)
+    chosen = overrides.get("tasks")
+    strangers = [name for name in chosen if name not in cfg.task_names] if isinstance(chosen, (list, tuple)) else []
+    if strangers:
+        raise ValueError(
+            f"tasks: '{strangers[0]}' is none of the tasks of {file.origin} ({listed(cfg.task_names)})."
+            f"{nearest(str(strangers[0]), cfg.task_names)}"
+        )
     if task is not None:
         import_module_of(task)  # named by the user, unlike the tasks of the file
     return cfg.replace(**overrides)

@@ -150,22 +150,27 @@ def policy_loss(
     loss = -(model.rho * (cfg.entropy_coef * entropy + value / scale).mean((1, 2))).mean()
     cloning = None
     if batch is not None and batch.demonstrated is not None:
-        cloning = cloning_loss(model, action[:-1], batch.action, batch.demonstrated[0], task)
+        count = batch.demonstrated.sum()
+        group.average([count])  # of one process's rows, all may be demonstrations or none
+        cloning = cloning_loss(model, action[:-1], batch.action, batch.demonstrated[0], task, count)
         loss = loss + cfg.bc_coef * cloning
     return PolicyLoss(loss, scale, StudentPolicy(info["presquash_mean"][0], info["log_std"][0]), cloning)
 
 
-def cloning_loss(model: WorldModel, action: Tensor, shown: Tensor, demonstrated: Tensor, task: TaskContext) -> Tensor:
+def cloning_loss(
+    model: WorldModel, action: Tensor, shown: Tensor, demonstrated: Tensor, task: TaskContext, count: Tensor
+) -> Tensor:
     """Compute how far the policy's actions are from those of demonstrations (docs/algorithm.md, "Policy prior").
 
     Args:
         model: has the weights of the steps.
         action: the policy's samples, [H, B, A].
         shown: actions of the data, [H, B, A].
-        demonstrated: 1 where the slice is of a demonstration, else 0, [B, 1]; at least one is.
+        demonstrated: 1 where the slice is of a demonstration, else 0, [B, 1].
         task: of the rows; entries of an action that a task does not have do not count.
+        count: slices that are, 0-d; with several processes the mean of their counts.
     """
     own = torch.ones_like(action[0]) if task.action_mask is None else task.action_mask  # [B, A]
     error = ((action - shown) * own).square().sum(-1) / own.sum(-1)  # [H, B]
-    weight = demonstrated[:, 0] / demonstrated.sum()
+    weight = demonstrated[:, 0] / count
     return (model.rho[:-1] * (error * weight).sum(1)).mean()

@@ -54,7 +54,7 @@ def draw_update_noise(
         policy_heads=draw_heads(cfg.num_q, device, generator),
         value_dropout=dropout(cfg.num_q, cfg.horizon),
         policy_dropout=dropout(2, cfg.horizon + 1),
-        shift=random_shift((cfg.horizon + 1, batch_size), device, generator) if cfg.obs == "rgb" else None,
+        shift=random_shift((cfg.horizon + 1, batch_size), device, generator) if cfg.observes_images else None,
     )
 
 

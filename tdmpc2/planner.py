@@ -27,6 +27,17 @@ class PlanNoise(NamedTuple):
     elite: Tensor  # [E, num_elites] Gumbel, for the choice of the executed elite
     action: Tensor  # [E, A] standard normal, for exploration
 
+    def for_envs(self, rows: slice) -> PlanNoise:
+        """Select the random numbers of some of the environments."""
+        return PlanNoise(
+            self.policy[:, rows].contiguous(),
+            self.samples[:, rows].contiguous(),
+            self.value[:, rows].contiguous(),
+            self.heads,
+            self.elite[rows],
+            self.action[rows],
+        )
+
     def of_iteration(self, i: int) -> IterationNoise:
         """Select the random numbers of iteration ``i``."""
         return IterationNoise(self.samples[i], self.value[i], self.heads[i])
@@ -113,8 +124,11 @@ def plan(
         last = (iteration_fn or iteration)(model, z, task, mean, std, policy_actions, noise.of_iteration(i))
         mean, std = last.mean, last.std
 
-    elite = (last.score.log() + noise.elite).argmax(-1)  # [E]
-    action = last.elite_actions[torch.arange(len(z), device=z.device), 0, elite]  # [E, A]
+    if cfg.plan_action == "mean":
+        action = mean[:, 0]  # [E, A]
+    else:
+        elite = (last.score.log() + noise.elite).argmax(-1)  # [E]
+        action = last.elite_actions[torch.arange(len(z), device=z.device), 0, elite]  # [E, A]
     if not eval_mode:
         action = action + std[:, 0] * noise.action
     return Plan(action.clamp(-1, 1), mean, last)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.config import Config
+from tdmpc2.nn.pixels import split_observation
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.planner import Iteration, Plan, draw_noise, predicted_return
 from tdmpc2.support.draws import load_generator
@@ -57,6 +58,8 @@ class Player:
         generator: of planning and exploration noise, on the model's device.
         num_envs: E, if it is fixed.
         mpc: act by planning; by default as the configuration says.
+        among: the rows of its environments among those of all processes that play together, and how many these are: its
+            random numbers are then those that one player would draw for all of them.
     """
 
     def __init__(
@@ -66,7 +69,9 @@ class Player:
         generator: torch.Generator,
         num_envs: int | None = None,
         mpc: bool | None = None,
+        among: tuple[slice, int] | None = None,
     ) -> None:
+        self._among = among
         self.num_envs, self.generator = num_envs, generator
         self.mpc = model.cfg.mpc if mpc is None else mpc
         self.plan_mean: Tensor | None = None  # [E, H, A]
@@ -118,7 +123,7 @@ class Player:
 
         Args:
             obs: [O] or [E, O], zero-padded to the model's observation size; ``obs=rgb``: uint8, [9, 64, 64] or
-                [E, 9, 64, 64].
+                [E, 9, 64, 64]; ``obs=rgb+state``: the bytes of both, as ``make_env`` gives them.
             t0: True where an episode starts, one truth value or [E].
             task: id or name, one or [E]; needed by multi-task models.
             eval_mode: without exploration noise (policy prior: its mean).
@@ -142,7 +147,8 @@ class Player:
         ids = self._task_ids(task, num_envs)
         starts = _starts(t0, num_envs, device)
         if on_cpu:
-            self._require_finite(x.numpy(), ids, "the observation has values that are not finite")
+            numbers = split_observation(x, cfg.obs_dim, cfg.image_shape)[0] if cfg.obs == "rgb+state" else x
+            self._require_finite(numbers.numpy(), ids, "the observation has values that are not finite")
         context = model.context(ids)
         z = model.encode(x.to(device), context)
         if self.mpc:
@@ -151,8 +157,9 @@ class Player:
         elif eval_mode:
             action = model.policy_mean(z, context)
         else:
-            eps = torch.randn(num_envs, cfg.action_dim, device=device, dtype=torch.float32, generator=self.generator)
-            action = model.pi(z, context, eps)[0]
+            rows, count = self._among or (slice(None), num_envs)
+            eps = torch.randn(count, cfg.action_dim, device=device, dtype=torch.float32, generator=self.generator)
+            action = model.pi(z, context, eps[rows])[0]
         if on_cpu:
             action = action.cpu()
             if self.mpc:
@@ -208,7 +215,11 @@ class Player:
         elif ids is not None and self._ids is not None:
             t0 = t0 | self._other_task(ids, self._ids, t0)
         self._ids = None if ids is None else ids.clone()  # the caller may reuse its own tensor
-        noise = draw_noise(cfg, len(z), z.device, self.generator)
+        if self._among is None:
+            noise = draw_noise(cfg, len(z), z.device, self.generator)
+        else:
+            rows, count = self._among
+            noise = draw_noise(cfg, count, z.device, self.generator).for_envs(rows)
         prev_mean = torch.where(t0[:, None, None], 0.0, self.plan_mean)
         result = self._planner(z, context, prev_mean, noise, eval_mode=eval_mode)
         self.plan_mean = result.mean
@@ -251,16 +262,17 @@ def observations(obs: np.ndarray | Tensor, cfg: Config) -> Tensor:
     """Check observations and bring them to the form that networks take, where they are.
 
     Args:
-        obs: [O] or [E, O]; images uint8 [C, height, width] or [E, C, height, width].
+        obs: [O] or [E, O]; images uint8 [C, height, width] or [E, C, height, width]; both as bytes, uint8 [P] or
+            [E, P].
         cfg: of the model.
 
     Returns:
-        float32 [E, O], or uint8 [E, C, height, width].
+        float32 [E, O], or uint8 [E, C, height, width] or [E, P].
 
     Raises:
         ValueError: no array or tensor of real numbers, another shape, or none at all.
     """
-    images, size = cfg.obs == "rgb", ", ".join(map(str, cfg.obs_shape))
+    images, size = cfg.observes_images, ", ".join(map(str, cfg.obs_shape))
     kind = "np.uint8" if images else "np.float32"
     if not isinstance(obs, (np.ndarray, Tensor)):
         raise ValueError(

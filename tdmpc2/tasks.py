@@ -6,7 +6,7 @@ A task's position in its task set is its id. MT30 and MT80 share the first 30 id
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -21,6 +21,8 @@ class TaskSpec:
         action_dim: number of action entries, each in [-1, 1].
         episode_length: agent steps per episode (one agent step is two control steps in dm_control).
         success_score: score by success rate (Meta-World) instead of return / 10 (dm_control).
+        image: shape (channels, height, width) of the image that is part of its observation, beside which ``obs_dim``
+            counts the other numbers; None for environments that observe numbers alone.
     """
 
     name: str
@@ -28,8 +30,16 @@ class TaskSpec:
     action_dim: int
     episode_length: int = 500
     success_score: bool = False
+    image: tuple[int, int, int] | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """List the facts by name, as files hold them: those of before there were images, unless there is one."""
+        facts = {item.name: getattr(self, item.name) for item in fields(self)}
+        image = facts.pop("image")
+        return facts if image is None else {**facts, "image": list(image)}
 
 
+SMALLEST_IMAGE = 39  # pixels to a side that the convolutions of the encoder need
 _LARGEST = 2**20  # of an observation or action; far beyond any simulator
 
 
@@ -52,7 +62,7 @@ def _read_spec(index: int, plain: Any) -> TaskSpec:
         return plain
     if not isinstance(plain, Mapping):
         raise ValueError(f"task_specs[{index}] is a {type(plain).__name__}, expected the facts of a task by name")
-    facts = {"episode_length": 500, "success_score": False, **plain}
+    facts = {"episode_length": 500, "success_score": False, "image": None, **plain}
     known = [field.name for field in fields(TaskSpec)]
     if set(facts) != set(known):
         odd = sorted(map(str, set(facts) ^ set(known)))[0]
@@ -60,7 +70,9 @@ def _read_spec(index: int, plain: Any) -> TaskSpec:
     name = facts["name"]
     sound = {
         "name": isinstance(name, str) and 0 < len(name) <= 300 and name.isprintable(),
-        **{key: type(facts[key]) is int and 0 < facts[key] <= _LARGEST for key in ("obs_dim", "action_dim")},
+        "image": facts["image"] is None or _is_image_shape(facts["image"]),
+        "obs_dim": type(facts["obs_dim"]) is int and (facts["image"] is None) <= facts["obs_dim"] <= _LARGEST,
+        "action_dim": type(facts["action_dim"]) is int and 0 < facts["action_dim"] <= _LARGEST,
         "episode_length": type(facts["episode_length"]) is int and 0 < facts["episode_length"] < 2**31,
         "success_score": isinstance(facts["success_score"], bool),
     }
@@ -69,7 +81,12 @@ def _read_spec(index: int, plain: Any) -> TaskSpec:
         short = isinstance(value, (str, float)) or (isinstance(value, int) and abs(value) < 10**80)
         found = ascii(value)[:80] if short else f"a {type(value).__name__}"
         raise ValueError(f"task_specs[{index}]: {wrong[0]} is {found}, expected {_FACTS[wrong[0]]}")
-    return TaskSpec(**facts)
+    return TaskSpec(**{**facts, "image": None if facts["image"] is None else tuple(facts["image"])})
+
+
+def _is_image_shape(value: Any) -> bool:
+    sizes = value if isinstance(value, (list, tuple)) and len(value) == 3 else (0,)
+    return all(type(n) is int and 0 < n <= 4096 for n in sizes) and min(sizes[1:]) >= SMALLEST_IMAGE
 
 
 _FACTS = {
@@ -78,6 +95,7 @@ _FACTS = {
     "action_dim": f"a whole number from 1 to {_LARGEST:,}",
     "episode_length": "a whole number of steps, at least 1",
     "success_score": "true or false",
+    "image": f"channels, height and width, of at least {SMALLEST_IMAGE} pixels to a side",
 }
 
 
@@ -177,6 +195,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """A hint for an error message: `` Did you mean 'x'?`` or an empty string."""
     match = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def listed(names: Sequence[str]) -> str:
+    """List tasks for a message, the first four by name and the others by their number."""
+    more = len(names) - 4
+    return ", ".join(names) if more < 2 else f"{', '.join(names[:4])} and {more} others"
 
 
 def task_names(task: str) -> tuple[str, ...]:

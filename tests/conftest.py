@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,9 +12,21 @@ import pytest
 import torch
 
 from tdmpc2.config import Config
+from tests.helpers.agents import small_config
 from tests.helpers.forks import ForkServer, fork_server
 from tests.helpers.reference import load_golden
 from tests.helpers.runs import TASKS, TINY
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow-files-first", action="store_true", help="begin with the files that have slow tests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with long files where that is asked for, so that no process is left with one at the end."""
+    if config.getoption("--slow-files-first"):
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])  # stable: files without slow tests keep their order
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,11 +68,7 @@ def published() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def tiny_cfg() -> Config:
-    """A model that trains and plans in milliseconds, MT30 padding and ids."""
-    return Config(
-        task="mt30", model_size=None, enc_dim=16, mlp_dim=16, latent_dim=16, task_dim=8, num_q=3, num_samples=16,
-        num_elites=4, num_pi_trajs=4, iterations=2, batch_size=8, device="cpu",
-    )  # fmt: skip
+    return small_config()
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,10 @@ from tests.helpers.command_lines import accepted, command_of, script_of
 REPO = Path(__file__).resolve().parent.parent
 PAGES = sorted((REPO / "docs").glob("*.md"))
 GROUPS = ("student_config", "teacher_config")
-HYDRA = {"hydra/launcher", "hydra.launcher.tasks_per_node", "hydra.launcher.gpus_per_node"}
+HYDRA = {
+    "hydra/launcher", "hydra.launcher.tasks_per_node", "hydra.launcher.gpus_per_node", "hydra.launcher.n_jobs",
+    "hydra.launcher.ray.init.num_cpus", "hydra.launcher.ray.remote.num_cpus",
+}  # fmt: skip
 #: With which other keys a key is tried: images are of one task, sharing is by acting, and what stays is that of a file.
 NEEDED: dict[str, dict[str, str]] = {
     "freeze": {"checkpoint": "model.pt"},

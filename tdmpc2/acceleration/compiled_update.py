@@ -11,11 +11,33 @@ import torch
 
 from tdmpc2.acceleration import layers
 from tdmpc2.acceleration.compile_cache import use_private_cache
+from tdmpc2.config import Config
 from tdmpc2.losses import model_losses, policy_loss
 from tdmpc2.nn.world_model import WorldModel
+from tdmpc2.support.runtime import can_compile
 from tdmpc2.support.text import cut
 
 _log = logging.getLogger("tdmpc2")
+_ROWS_WORTH_COMPILING = 5_120_000  # 20 000 updates of 256
+
+
+def is_wanted(cfg: Config, begun: bool | None) -> bool:
+    """Tell if a run's update is to be compiled, as ``cfg.compile`` says; ``auto``: if the run is worth what that takes.
+
+    Args:
+        cfg: of the run.
+        begun: how the run was begun, and goes on; None: it is new.
+    """
+    if cfg.compile != "auto":
+        return cfg.compile == "true"
+    return cfg.num_updates * cfg.batch_size >= _ROWS_WORTH_COMPILING if begun is None else begun
+
+
+def obstacle(device: torch.device, processes: int) -> str:
+    """Say why an update cannot be compiled; nothing if it can."""
+    if processes > 1:
+        return "several processes"  # one would wait in the other's update for as long as that compiles
+    return "" if can_compile(device) else f"no compiler for {device.type} found"
 
 
 def compiled(

@@ -227,7 +227,9 @@ def precision_of(state: Mapping[str, Any]) -> str:
     formats = {name: "int8" if kind == "qint8" else kind for name, kind in formats_of(state).items()}
     if len(found := set(formats.values())) == 1:
         return found.pop()
-    formats.pop("_encoder.state.0.weight", None)  # sees raw observations, so an int8 file may keep it in fp16
+    for name in list(formats):  # what sees raw observations may stay in fp16 in an int8 file
+        if name == "_encoder.state.0.weight" or name.startswith(layouts.IMAGE_ENCODER):
+            del formats[name]
     return "int8" if set(formats.values()) == {"int8"} else "mixed"
 
 

@@ -17,6 +17,8 @@ from torch import Tensor
 
 #: The encoder of states, which models of images do not have.
 STATE_ENCODER = "_encoder.state"
+#: Beginning of the names in the encoder of images.
+IMAGE_ENCODER = "_encoder.rgb."
 #: The network that only models of ``episodic`` tasks have.
 TERMINATION = "_termination"
 #: The networks that act, by the name of their parameters in layout (a), with the parts of their input.
@@ -29,7 +31,7 @@ NETWORKS = {
     TERMINATION: ("latent", "task"),
 }
 #: The first convolution of a model of images.
-PIXELS = "_encoder.rgb.2.weight"
+PIXELS = f"{IMAGE_ENCODER}2.weight"
 _PARTS = ("weight", "bias", "ln.weight", "ln.bias")  # (a) numbers the head tensors 4 * layer + position here
 _GROUPS_B = ("_Qs.params", "_detach_Qs_params", "_target_Qs_params")
 _EXTRAS_B = ("_action_masks", "log_std_min", "log_std_dif")

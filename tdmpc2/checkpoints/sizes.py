@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ def infer_sizes(state: Mapping[str, Any]) -> dict[str, int]:
 
     Returns:
         ``enc_dim, num_enc_layers, mlp_dim, latent_dim, num_q, task_dim, num_bins, obs_dim, action_dim, num_tasks``;
-        the last and ``task_dim`` are 0 for a single-task model. A model of images has ``num_channels`` in the place of
-        ``enc_dim, num_enc_layers`` and ``obs_dim``.
+        the last and ``task_dim`` are 0 for a single-task model. A model of images has ``num_channels``, in the place of
+        ``enc_dim, num_enc_layers`` and ``obs_dim`` if it observes nothing else.
 
     Raises:
         ValueError: unknown layout, or a tensor that tells a size is missing.
@@ -38,12 +39,14 @@ def infer_sizes(state: Mapping[str, Any]) -> dict[str, int]:
         return tensors[name].shape
 
     num_tasks, task_dim = shape("_task_emb.weight") if "_task_emb.weight" in tensors else (0, 0)
+    encoder, observes = {}, {}
     if PIXELS in tensors:
-        encoder, observes = {"num_channels": shape(PIXELS, 4)[0]}, {}
-    else:
+        encoder["num_channels"] = shape(PIXELS, 4)[0]
+    if PIXELS not in tensors or any(name.startswith(f"{STATE_ENCODER}.") for name in tensors):
         enc_dim, encoder_input = shape(f"{STATE_ENCODER}.0.weight")
         layers = sum(bool(re.fullmatch(r"_encoder\.state\.\d+\.weight", name)) for name in tensors)
-        encoder, observes = {"enc_dim": enc_dim, "num_enc_layers": layers}, {"obs_dim": encoder_input - task_dim}
+        encoder |= {"enc_dim": enc_dim, "num_enc_layers": layers}
+        observes = {"obs_dim": encoder_input - task_dim}
     sizes = {
         **encoder,
         "mlp_dim": shape("_dynamics.0.weight")[0],
@@ -106,6 +109,7 @@ def infer_config(state: Mapping[str, Any], task: str | None = None) -> Config:
     """
     sizes = infer_sizes(state)
     seen = f"observations of {sizes['obs_dim']}" if "obs_dim" in sizes else "images"
+    seen = f"images, {seen}" if _observed(sizes) == "rgb+state" else seen
     needs = f"{seen} and actions of {sizes['action_dim']} entries"
     own = task_set(sizes["num_tasks"])
     if sizes["num_tasks"] and own is None:
@@ -123,7 +127,7 @@ def infer_config(state: Mapping[str, Any], task: str | None = None) -> Config:
         raise ValueError(f"The file holds a single-task model with {needs}, and {given}: name its task{example}")
     keys: dict[str, Any] = {"task": own or task, "num_bins": sizes["num_bins"], **size_keys(sizes)}
     if "num_channels" in sizes:
-        keys |= {"obs": "rgb", "num_channels": sizes["num_channels"]}
+        keys |= {"obs": _observed(sizes), "num_channels": sizes["num_channels"]}
     keys["episodic"] = any(name.startswith(f"{TERMINATION}.") for name in state)
     if bounds := log_std_bounds(state):
         keys |= {"log_std_min": bounds[0], "log_std_max": sum(bounds)}
@@ -157,7 +161,8 @@ def check_state(state: Mapping[str, Any], expected: Mapping[str, Tensor], origin
     if missing or unexpected or shapes:
         found = {"missing": missing, "unexpected": unexpected, "shapes": shapes}
         listing = "; ".join(f"{kind}: {some(names, 8)}" for kind, names in found.items() if names)
-        raise ValueError(f"{origin} does not fit the model. {_likely_fix(state, expected)} {listing}")
+        fix = _likely_fix(state, expected) or f"It is incomplete or another architecture: {listing}"
+        raise ValueError(f"{origin} does not fit the model. {fix}")
 
 
 def check_sizes(state: Mapping[str, Any], config: Config) -> None:
@@ -174,23 +179,22 @@ def check_sizes(state: Mapping[str, Any], config: Config) -> None:
 
 
 def _likely_fix(state: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """Say what to set where that explains the difference; nothing if the names and shapes have to."""
     heads = [any(name.startswith(f"{TERMINATION}.") for name in names) for names in (state, expected)]
     if heads[0] and not heads[1]:
         return "It was trained with episodic=true, which has a termination head this model does not have."
     if heads[1] and not heads[0]:
         return "It was trained with episodic=false and has no termination head, which this model has."
-    try:
-        file, model = infer_sizes(state), infer_sizes(expected)
-    except ValueError:
-        return "It is incomplete or another architecture."
-    return _fixes(file, model) or "It is incomplete or has extra tensors."
+    with contextlib.suppress(ValueError):
+        return _fixes(infer_sizes(state), infer_sizes(expected))
+    return ""
 
 
 def _fixes(file: Mapping[str, int], model: Mapping[str, int]) -> str:
     """Say in which sizes a file and a model differ and what to set; nothing if they do not."""
     fixes = []
-    if ("num_channels" in file) != ("num_channels" in model):
-        return f"It was trained with obs={'rgb' if 'num_channels' in file else 'state'}: set that."
+    if _observed(file) != _observed(model):
+        return f"It was trained with obs={_observed(file)}: set that."
     if file["num_tasks"] != model["num_tasks"]:
         task = task_set(file["num_tasks"])
         remedy = "name its one task" if not file["num_tasks"] else f"set task={task}" if task else "use its task set"
@@ -202,10 +206,24 @@ def _fixes(file: Mapping[str, int], model: Mapping[str, int]) -> str:
     file_keys, model_keys = ({**size_keys(sizes), "num_bins": sizes["num_bins"]} for sizes in (file, model))
     settings = {key: value for key, value in file_keys.items() if model_keys.get(key) != value}
     if differing and settings:
-        listing = ", ".join(f"{key} {file[key]} instead of {model[key]}" for key in differing)
         remedy = " ".join(f"{key}={'null' if value is None else value}" for key, value in settings.items())
-        fixes.append(f"Its sizes differ ({listing}): set {remedy}.")
+        fixes.append(f"{_difference(file, model, differing)}: set {remedy}.")
     return " ".join(fixes)
+
+
+def _difference(file: Mapping[str, int], model: Mapping[str, int], differing: Sequence[str]) -> str:
+    """Name the model sizes where both have one, which says it all, or else the widths."""
+    own, here = (size_keys(sizes)["model_size"] for sizes in (file, model))
+    if own is not None and here is not None and own != here:
+        return f"It has model_size={own}, the model {here}"
+    return f"Its sizes differ ({', '.join(f'{key} {file[key]} instead of {model[key]}' for key in differing)})"
+
+
+def _observed(sizes: Mapping[str, int]) -> str:
+    """Name what a model of these sizes observes, as the key ``obs`` does."""
+    if "num_channels" not in sizes:
+        return "state"
+    return "rgb+state" if "obs_dim" in sizes else "rgb"
 
 
 def _tasks(sizes: Mapping[str, int]) -> str:

@@ -3,7 +3,7 @@
 tdmpc2 doctor
 tdmpc2 doctor --json
 
-The first call builds the CPU kernels where that is possible, which takes some seconds. The exit code is 1 if something
+The exit code is 1 if something
 is broken that every command needs, and 0 if only things are missing that one can do without.
 """
 
@@ -28,7 +28,7 @@ from tdmpc2.support.places import cache_dir
 from tdmpc2.support.private_folder import why_not_private
 from tdmpc2.support.version import DISTRIBUTION, source_tree, version
 
-OK, MISSING, BROKEN = "ok", "missing", "broken"
+OK, ABSENT, MISSING, BROKEN = "ok", "absent", "missing", "broken"
 OPTIONS = (Option("json", "print one JSON object", False, bool),)
 #: Backend -> the package of Debian and Ubuntu that brings it.
 _RENDERING = {"egl": "libegl1", "osmesa": "libosmesa6"}
@@ -41,7 +41,8 @@ class Finding(NamedTuple):
     Attributes:
         area: heading it stands under.
         name: of the thing.
-        status: ``ok``; ``missing``, one can do without; or ``broken``, every command needs it.
+        status: ``ok``; ``absent``, and nothing is to be done about it; ``missing``, one can do without it and the
+            remedy brings it; or ``broken``, every command needs it.
         detail: what was found.
         remedy: what to do about it; empty if nothing is to be done.
     """
@@ -106,16 +107,14 @@ def processor() -> Iterator[Finding]:
     import psutil
     import torch
 
-    from tdmpc2.acceleration.cpu import library
-    from tdmpc2.support.runtime import can_compile, has_fast_bf16, has_fast_int8, usable_cores
+    from tdmpc2.support.runtime import can_compile, has_fast_bf16, has_fast_int8, processor_name, usable_cores
+    from tdmpc2_start import SPIN_COUNT
 
     area, cpu = "Processor", torch.device("cpu")
     memory = psutil.virtual_memory()
-    yield Finding(area, "processor", OK, f"{_processor_name()}, {usable_cores()} cores for this process")
+    yield Finding(area, "processor", OK, f"{processor_name()}, {usable_cores()} cores for this process")
     yield Finding(area, "memory", OK, f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f} GB")
-    why = library.reason()
-    remedy = "apt-get install g++" if "compiler" in why else "planning uses torch.compile or plain PyTorch instead"
-    yield Finding(area, "CPU kernels", MISSING if why else OK, why or "built and loaded", remedy if why else "")
+    yield _kernels(area)
     compiles = can_compile(cpu)
     yield Finding(
         area,
@@ -126,6 +125,23 @@ def processor() -> Iterator[Finding]:
     )
     for name, fast in (("bf16", has_fast_bf16(cpu)), ("int8", has_fast_int8(cpu))):
         yield Finding(area, name, OK, "fast here" if fast else "no instructions for it: other formats are used")
+    bounded = "commands let waiting threads sleep soon; for scripts of your own"
+    yield Finding(area, "threads", OK, f"{bounded}: export GOMP_SPINCOUNT={SPIN_COUNT}")
+
+
+def _kernels(area: str) -> Finding:
+    """The variant of the CPU kernels in use, and the others."""
+    from tdmpc2.acceleration.cpu import library
+
+    if why := library.reason():
+        if not library.is_built():
+            return Finding(
+                area, "CPU kernels", MISSING, why, "apt-get install g++, then make setup, or pip install again"
+            )
+        return Finding(area, "CPU kernels", ABSENT, f"{why}: planning uses torch.compile or plain PyTorch instead")
+    used = library.load().name
+    others = [variant.name for variant in library.variants() if variant.runs_here and variant.name != used]
+    return Finding(area, "CPU kernels", OK, f"{used} ({library.VARIABLE} chooses another: {', '.join(others)})")
 
 
 def accelerators() -> Iterator[Finding]:
@@ -142,10 +158,10 @@ def accelerators() -> Iterator[Finding]:
         built = f"PyTorch {torch.__version__} cannot use the GPU of this machine"
         yield Finding(area, "cuda", MISSING, built, "install a CUDA build of torch: https://pytorch.org/get-started")
     else:
-        yield Finding(area, "cuda", MISSING, "no GPU: everything runs on the CPU")
+        yield Finding(area, "cuda", ABSENT, "no GPU: everything runs on the CPU")
     if sys.platform == "darwin":
         works = torch.backends.mps.is_available()
-        yield Finding(area, "mps", OK if works else MISSING, "available" if works else "not available")
+        yield Finding(area, "mps", OK if works else ABSENT, "available" if works else "not available")
 
 
 def rendering() -> Iterator[Finding]:
@@ -156,10 +172,11 @@ def rendering() -> Iterator[Finding]:
     for name in backends():
         if name in working:
             yield Finding("Rendering", name, OK, "draws frames")
+        elif working:
+            yield Finding("Rendering", name, ABSENT, f"does not work here; {working[0]} is used instead")
         else:
-            remedy = f"apt-get install {_RENDERING[name]}" if name in _RENDERING and not working else ""
-            instead = f"; {working[0]} is used instead" if working else ""
-            yield Finding("Rendering", name, MISSING, f"does not work here{instead}", remedy)
+            remedy = f"apt-get install {_RENDERING[name]}" if name in _RENDERING else "install a driver for the display"
+            yield Finding("Rendering", name, MISSING, "does not work here", remedy)
 
 
 def environments() -> Iterator[Finding]:
@@ -171,7 +188,7 @@ def environments() -> Iterator[Finding]:
         count = sum(family_of(name) is family for name in TASKS)
         named = f"{count} named tasks{family.more}" if count else f"no named tasks{family.more}"
         if not family.make:
-            yield Finding("Environments", family.name, MISSING, "not supported yet", family.remedy)
+            yield Finding("Environments", family.name, ABSENT, "not supported yet", family.remedy)
         elif not family.installed:
             yield Finding("Environments", family.name, MISSING, f"{named}: {family.needs} not installed", INSTALL_ALL)
         else:
@@ -193,7 +210,7 @@ def places() -> Iterator[Finding]:
     from tdmpc2.commands.hydra_app import yaml_directory
 
     yield Finding("Places", "configuration files", OK, str(yaml_directory()))
-    for name, place in (("CPU kernels", cache_dir()), ("torch.compile", compile_cache()), ("here", Path.cwd())):
+    for name, place in (("cache", cache_dir()), ("torch.compile", compile_cache()), ("here", Path.cwd())):
         parent = next(folder for folder in (place, *place.parents) if folder.exists())
         free, writable = shutil.disk_usage(parent).free, os.access(parent, os.W_OK)
         detail = f"{place}, {free / 1e9:.1f} GB free" + ("" if writable else ", not writable")
@@ -222,16 +239,9 @@ def _lines(findings: Sequence[Finding]) -> Iterator[str]:
         if finding.area != heading:
             yield f"{'' if not heading else chr(10)}{finding.area}"
             heading = finding.area
-        sign = {OK: " ", MISSING: "-", BROKEN: "!"}[finding.status]
+        sign = {OK: " ", ABSENT: " ", MISSING: "-", BROKEN: "!"}[finding.status]
         remedy = f"  ->  {finding.remedy}" if finding.remedy else ""
         yield f" {sign} {finding.name:20}{finding.detail}{remedy}"
     count = {status: sum(finding.status == status for finding in findings) for status in (MISSING, BROKEN)}
     yield ""
     yield f"{count[BROKEN]} broken (!), {count[MISSING]} missing that one can do without (-)"
-
-
-def _processor_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())

@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from tdmpc2.commands.words import Word, depth, is_option, read
+from tdmpc2.commands.words import Word, depth, is_option, read, repeated_key
 from tdmpc2.config import Config, check_keys, is_nothing, key_hint, key_names
 from tdmpc2.tasks import nearest
 
@@ -162,6 +162,8 @@ def _override(word: Word, hints: Mapping[str, Any], groups: Sequence[str], many:
         return f"{key}=null"
     if _type_of(hint) is tuple and not many and "," in value and not value.startswith(("[", "'", '"')):
         value = f"[{value}]"
+    if (twice := repeated_key(value)) is not None:
+        raise ValueError(f"{word.key}={word.value}: '{twice}' is there twice: leave out one of them")
     quoted = f"{key}={_quoted(value)}"
     try:
         (parsed,) = parse([f"{key}={value}"])

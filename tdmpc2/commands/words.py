@@ -126,6 +126,29 @@ def depth(text: str) -> int:
     return count
 
 
+def repeated_key(text: str) -> str | None:
+    """Find a key that a mapping in a value has twice; Hydra keeps the last of them and says nothing."""
+    keys: list[set[str] | None] = []  # of each open bracket; None: it is no mapping
+    begin: int | None = 0  # of what may be a key
+    quote = ""
+    for place, character in enumerate(text):
+        if quote or character in "'\"":
+            quote = "" if character == quote else quote or character
+        elif character in _OPENING:
+            keys.append(set() if character == "{" else None)
+            begin = place + 1
+        elif character in _CLOSING:
+            del keys[-1:]
+        elif character == ",":
+            begin = place + 1
+        elif character == ":" and keys and (of_mapping := keys[-1]) is not None and begin is not None:
+            key, begin = text[begin:place].strip().strip("'\""), None
+            if key in of_mapping:
+                return key
+            of_mapping.add(key)
+    return None
+
+
 def _expanded(value: str) -> str:
     if value == "~":  # YAML's null, as in teacher_config=~
         return value

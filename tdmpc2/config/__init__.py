@@ -1,13 +1,7 @@
 """The configuration: one frozen, validated object whose keys are the command line's."""
 
 from tdmpc2.config.aliases import key_hint as key_hint
-from tdmpc2.config.config import IMAGES as IMAGES
 from tdmpc2.config.config import Config as Config
-from tdmpc2.config.config import completed as completed
-from tdmpc2.config.config import from_record as from_record
-from tdmpc2.config.config import has_teacher as has_teacher
-from tdmpc2.config.config import parse_cfg as parse_cfg
-from tdmpc2.config.config import run_directory as run_directory
 from tdmpc2.config.distillation_keys import distillation_terms as distillation_terms
 from tdmpc2.config.facts import COMMANDS as COMMANDS
 from tdmpc2.config.facts import Key as Key
@@ -17,7 +11,13 @@ from tdmpc2.config.memory import model_parts as model_parts
 from tdmpc2.config.memory import plan_parts as plan_parts
 from tdmpc2.config.memory import training_parts as training_parts
 from tdmpc2.config.mix import MixEntry as MixEntry
+from tdmpc2.config.observing import STACKED as STACKED
 from tdmpc2.config.parts import PARTS as PARTS
+from tdmpc2.config.reading import completed as completed
+from tdmpc2.config.reading import from_record as from_record
+from tdmpc2.config.reading import has_teacher as has_teacher
+from tdmpc2.config.reading import parse_cfg as parse_cfg
+from tdmpc2.config.run_directory import run_directory as run_directory
 from tdmpc2.config.sizes import MODEL_SIZES as MODEL_SIZES
 from tdmpc2.config.sizes import check_bins as check_bins
 from tdmpc2.config.tables import CHANGEABLE as CHANGEABLE

@@ -1,14 +1,13 @@
 """The one configuration object: flat, frozen, validated.
 
 :class:`Config` is the table of keys, converted and checked. What follows from the keys (sizes, tasks, directories) is a
-property, so nothing is ever written to a configuration after :func:`parse_cfg`.
+property, so nothing is ever written to a configuration once it is made.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
-import os
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,21 +15,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from tdmpc2.config.distillation_keys import distillation_terms, uncached_targets
 from tdmpc2.config.keys import Keys
+from tdmpc2.config.observing import check_observations, stacked_shape
 from tdmpc2.config.parts import check_freeze
+from tdmpc2.config.run_directory import holds_run, run_directory
 from tdmpc2.config.sharing import check_sharing, stored_for
 from tdmpc2.config.sizes import budget, check_widths, model_widths
 from tdmpc2.config.tables import KEYS, WIDTHS, check_keys, plain
 from tdmpc2.config.values import check_value, convert, is_nothing
-from tdmpc2.support.names import safe_name
-from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest, read_specs, task_names
-
-_log = logging.getLogger("tdmpc2")
-
-IMAGES = (9, 64, 64)  # three frames of three colours, oldest first
+from tdmpc2.tasks import TASK_SETS, TaskSpec, listed, lookup, nearest, read_specs, task_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +81,26 @@ class Config(Keys):
         return max(spec.obs_dim for spec in self.task_specs)
 
     @property
+    def observes_images(self) -> bool:
+        """True if observations have images, alone (``rgb``) or beside the state (``rgb+state``)."""
+        return self.obs != "state"
+
+    @property
+    def observes_state(self) -> bool:
+        """True if observations have the state, alone (``state``) or beside images (``rgb+state``)."""
+        return self.obs != "rgb"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of the newest images side by side, (9, 64, 64) where the environment draws them."""
+        return stacked_shape(self.task_specs[0])
+
+    @property
     def obs_shape(self) -> tuple[int, ...]:
-        """Shape of an observation: [O], or the newest images side by side [9, 64, 64]."""
-        return IMAGES if self.obs == "rgb" else (self.obs_dim,)
+        """Shape of an observation: [O], the newest images side by side, or the bytes of state and images."""
+        if self.obs == "rgb+state":
+            return (4 * self.obs_dim + math.prod(self.image_shape),)
+        return self.image_shape if self.obs == "rgb" else (self.obs_dim,)
 
     @property
     def action_dim(self) -> int:
@@ -149,15 +160,22 @@ class Config(Keys):
 
     @property
     def run_dir(self) -> Path:
-        """Directory of everything a run writes."""
-        return Path(self.work_dir) if self.work_dir else run_directory(self.run_task, self.seed, self.exp_name)
+        """Directory of everything a run writes; a run of one task of a set that is older stays where it began."""
+        if self.work_dir:
+            return Path(self.work_dir)
+        own = run_directory(self.run_task, self.seed, self.exp_name)
+        if self.tuned_task is None or (own / "run.json").exists():
+            return own
+        older = run_directory(self.task, self.seed, self.exp_name)  # which were named after the set
+        is_this = holds_run(older, mode=self.mode, tasks=[self.tuned_task], checkpoint=self.checkpoint)
+        return older if is_this else own
 
     # -- copies -----------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict of strings, numbers, lists and None; ``Config(**d)`` is the inverse."""
         values = {name: plain(value) for name, value in dataclasses.asdict(self).items()}
-        values["task_specs"] = [dict(spec) for spec in values["task_specs"]]
+        values["task_specs"] = [spec.plain() for spec in self.task_specs]
         return values
 
     def replace(self, **changes: Any) -> Config:
@@ -213,17 +231,17 @@ class Config(Keys):
                 f"distillation_cache={self.distillation_cache} belongs to stored episodes, and mode=online has none: "
                 "use distillation_cache=off"
             )
-        if self.obs == "rgb" and self.multitask:
-            raise ValueError(f"obs=rgb learns one task, and task={self.task} is a set: name a task, or use obs=state")
-        if self.obs == "rgb" and self.mode == "offline":
-            raise ValueError("obs=rgb learns online: stored episodes hold states, no images. Leave out data_dir")
+        check_observations(self)
         if self.demonstrations is not None:
             self._check_demonstrations(self.demonstrations)
         elif self.bc_coef:
             raise ValueError(f"bc_coef={self.bc_coef:g} imitates demonstrations: name them as demonstrations=DIR")
         for name in self.tasks or ():
             if name not in self.task_names:
-                raise ValueError(f"tasks: '{name}' is not in task set '{self.task}'.{nearest(name, self.task_names)}")
+                raise ValueError(
+                    f"tasks: '{name}' is not in task set '{self.task}' ({listed(self.task_names)})."
+                    f"{nearest(name, self.task_names)}"
+                )
         if self.tasks is not None and (not self.tasks or len(set(self.tasks)) < len(self.tasks)):
             raise ValueError(f"tasks={list(self.tasks)} must name at least one task, each once")
         if self.share_body:
@@ -271,8 +289,10 @@ class Config(Keys):
                 f"demonstrations={directory} are shown to a run that learns online: to learn from stored episodes "
                 f"alone, name them as data_dir={directory}"
             )
-        if self.obs == "rgb":
-            raise ValueError(f"obs=rgb: demonstrations={directory} hold states, no images. Leave out one of them")
+        if self.observes_images:
+            raise ValueError(
+                f"obs={self.obs}: demonstrations={directory} hold states, no images. Leave out one of them"
+            )
         if self.batch_size < 2:
             raise ValueError(f"batch_size={self.batch_size} leaves no half of a batch for demonstrations={directory}")
 
@@ -280,92 +300,3 @@ class Config(Keys):
 @cache
 def _hints() -> dict[str, Any]:
     return typing.get_type_hints(Keys)
-
-
-def parse_cfg(
-    cfg: DictConfig | Mapping[str, Any], origin: str = "the configuration", *, from_file: bool = False
-) -> Config:
-    """Resolve and validate a composed configuration. Builds no environment for tasks of the table.
-
-    Says in one line each which keys were given but have no effect. The module of a task that is named here is imported.
-
-    Args:
-        cfg: keys of :class:`Config`; missing keys take their defaults.
-        origin: where the keys came from, for error messages.
-        from_file: they are not the user's own words: no module is imported for them.
-
-    Raises:
-        ValueError: unknown key, wrong type or value out of range.
-    """
-    if not isinstance(cfg, (Mapping, DictConfig)):
-        raise ValueError(f"{origin} is {cfg!r:.60}, not a set of keys and their values")
-    resolved = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)
-    values: dict[str, Any] = {str(name): value for name, value in typing.cast(dict, resolved).items()}
-    check_keys((name for name in values if name != "task_specs"), origin)
-    task = convert(KEYS["task"], str, values.get("task", Config.task)).strip()
-    if task not in TASK_SETS and not values.get("task_specs"):
-        from gymnasium.error import UnregisteredEnv
-
-        from tdmpc2.envs import task_spec
-
-        try:
-            values["task_specs"] = (task_spec(task, from_file=from_file),)
-        except (UnregisteredEnv, ModuleNotFoundError, ValueError) as error:
-            raise ValueError(f"task={task} in {origin}: {error}") from error
-    config = Config(**{**values, "task": task})
-    for line in _without_effect(config, values):
-        _log.warning("%s: %s", origin, line)
-    return config
-
-
-def _without_effect(config: Config, given: Mapping[str, Any]) -> list[str]:
-    lines = []
-    if not config.multitask and given.get("task_dim"):
-        lines.append(f"task_dim={given['task_dim']} has no effect: the single task {config.task} needs no embedding")
-    return lines
-
-
-def from_record(record: Mapping[str, Any]) -> Config:
-    """Read the configuration in a run's ``run.json``, which may be older than some keys.
-
-    Raises:
-        ValueError: a value that is not allowed (any more).
-    """
-    return Config(**{name: value for name, value in record.items() if name in KEYS or name == "task_specs"})
-
-
-def completed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete a ``run.json`` with the keys that are newer than it; entries that are not keys stay as they are.
-
-    Raises:
-        ValueError: a value that is not allowed (any more).
-    """
-    return {**record, **from_record(record).to_dict()}
-
-
-def has_teacher(value: Any) -> bool:
-    """True if the composed ``teacher_config`` describes a teacher; false for ``null``, ``none`` and ``~``.
-
-    Raises:
-        ValueError: it is neither a set of keys nor one of these words.
-    """
-    if is_nothing(value):
-        return False
-    if not isinstance(value, (Mapping, DictConfig)):
-        raise ValueError(
-            f"teacher_config={value} is neither null (no teacher) nor a set of keys: "
-            f"a teacher's file is named by teacher_config.checkpoint={value}"
-        )
-    return True
-
-
-def run_directory(task: str, seed: int, exp_name: str | None) -> Path:
-    """Choose the directory of a run that names none: ``logs/<task>/<seed>/<exp_name>``.
-
-    Names are made safe for every system; a run that an older version began under the name as it is stays there.
-    """
-    name = exp_name or "default"
-    as_typed = os.path.join("logs", task, str(seed), name)
-    if os.path.exists(os.path.join(as_typed, "run.json")):
-        return Path(as_typed)
-    return Path("logs", safe_name(task), str(seed), safe_name(name))

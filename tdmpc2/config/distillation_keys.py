@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
+from tdmpc2.config.keys import MOST_COEF
 from tdmpc2.support.text import cut
 from tdmpc2.tasks import nearest
 
@@ -37,8 +37,8 @@ def distillation_terms(entries: Iterable[str], default_weight: float) -> dict[st
             (weight,) = (float(item) for item in rest) if rest else (default_weight,)
         except ValueError:
             raise ValueError(f"{where} is not 'NAME' or 'NAME WEIGHT', for example 'value 0.1'") from None
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"{where}: the weight {weight} must be at least 0")
+        if not 0 <= weight <= MOST_COEF:
+            raise ValueError(f"{where}: the weight {weight} must be between 0 and {MOST_COEF:g}")
         terms[name] = weight
     if not terms:
         raise ValueError("distillation_targets must name at least one target; teacher_config=null trains without")

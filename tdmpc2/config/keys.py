@@ -12,6 +12,8 @@ from tdmpc2.config.facts import COMMANDS, MAY_CHANGE, ONE_START, PLAYING, RUN, k
 from tdmpc2.config.mix import MixEntry, parse_mix
 from tdmpc2.config.teachers import TaskTeacher, parse_teachers
 
+MOST_COEF = 1e9  # of a term of the loss: squares of its gradients are still float32
+
 
 @dataclass(frozen=True, kw_only=True)
 class Keys:
@@ -29,8 +31,8 @@ class Keys:
         choices=("auto", "offline", "online"), scope=RUN, follows="task", decides=True,
     )  # fmt: skip
     obs: str = key(
-        "state", "what is observed: the task's state, or 64x64 images of it (rgb)", choices=("state", "rgb"),
-        commands=COMMANDS,
+        "state", "what is observed: the task's state, images (rgb), or both side by side (rgb+state)",
+        choices=("state", "rgb", "rgb+state"), commands=COMMANDS,
     )  # fmt: skip
     seed: int = key(
         1, "random seed of everything but evaluations", at_least=0, at_most=2**31 - 1, scope=RUN, commands=COMMANDS
@@ -70,9 +72,9 @@ class Keys:
         on_resume=MAY_CHANGE, decides=True, section="Training",
     )  # fmt: skip
     batch_size: int = key(256, "slices per update", at_least=1, sensible=2**24, scope=RUN, decides=True)
-    reward_coef: float = key(0.1, "coefficient of the reward loss", at_least=0)
-    value_coef: float = key(0.1, "coefficient of the value loss", at_least=0)
-    consistency_coef: float = key(20.0, "coefficient of the consistency loss", at_least=0)
+    reward_coef: float = key(0.1, "coefficient of the reward loss", at_least=0, sensible=MOST_COEF)
+    value_coef: float = key(0.1, "coefficient of the value loss", at_least=0, sensible=MOST_COEF)
+    consistency_coef: float = key(20.0, "coefficient of the consistency loss", at_least=0, sensible=MOST_COEF)
     rho: float = key(
         None, "weight of a loss at step t of the horizon is rho^t; null: 0.5, or 0.7 if episodic", at_least=0,
         at_most=1, follows="episodic",
@@ -95,7 +97,7 @@ class Keys:
         "auto", "entropy term of the policy: TD-MPC-Opt's or that of current TD-MPC2",
         choices=("auto", "opt", "tdmpc2"), follows="mode",
     )  # fmt: skip
-    entropy_coef: float = key(1e-4, "coefficient of the policy's entropy", at_least=0)
+    entropy_coef: float = key(1e-4, "coefficient of the policy's entropy", at_least=0, sensible=MOST_COEF)
 
     num_envs: int = key(
         1, "environments of each task that are stepped together", at_least=1, scope=RUN, decides=True,
@@ -118,7 +120,7 @@ class Keys:
     )  # fmt: skip
     bc_coef: float = key(
         0.0, "coefficient of the policy's distance from the actions of the demonstrations; 0: none", at_least=0,
-        scope=RUN, decides=True,
+        sensible=MOST_COEF, scope=RUN, decides=True,
     )  # fmt: skip
     collect_num_samples: int | None = key(
         None, "num_samples while collecting; null: as in evaluations", at_least=2, scope=RUN, decides=True
@@ -127,7 +129,7 @@ class Keys:
         None, "iterations while collecting; null: as in evaluations", at_least=1, scope=RUN, decides=True
     )
     episodic: bool = key(False, "episodes may terminate before their time limit: the model learns when")
-    termination_coef: float = key(1.0, "coefficient of the termination loss", at_least=0)
+    termination_coef: float = key(1.0, "coefficient of the termination loss", at_least=0, sensible=MOST_COEF)
 
     distillation_targets: tuple[str, ...] = key(
         ("reward",), "what the student learns from its teacher: NAME or 'NAME WEIGHT'", section="Distillation"
@@ -136,7 +138,9 @@ class Keys:
         None, "teachers of single tasks, {TASK: FILE, ...}; the others are not distilled. null: that of teacher_config",
         parse=parse_teachers, scope=RUN, on_resume=MAY_CHANGE,
     )  # fmt: skip
-    distillation_weight: float = key(0.45, "coefficient of each target without a weight of its own", at_least=0)
+    distillation_weight: float = key(
+        0.45, "coefficient of each target without a weight of its own", at_least=0, sensible=MOST_COEF
+    )
     distillation_schedule: str = key(
         "constant", "factor on all distillation weights over training",
         choices=("constant", "linear", "cosine", "gap"),
@@ -148,7 +152,7 @@ class Keys:
     )  # fmt: skip
 
     mpc: bool = key(
-        True, "false: act with the policy alone, without planning", on_resume=MAY_CHANGE,
+        True, "false: act with the policy alone, without planning; evaluations also know `both`", on_resume=MAY_CHANGE,
         commands=("train", *PLAYING), section="Planning",
     )  # fmt: skip
     iterations: int = key(
@@ -179,6 +183,10 @@ class Keys:
         2.0, "first and largest standard deviation of a plan", at_least=0, plans=True, on_resume=MAY_CHANGE,
         commands=("train", *PLAYING),
     )  # fmt: skip
+    plan_action: str = key(
+        "sample", "what is executed of a plan: an elite drawn by its weight (sample), or the elites' weighted mean",
+        choices=("sample", "mean"), plans=True, on_resume=MAY_CHANGE, commands=("train", *PLAYING),
+    )  # fmt: skip
     temperature: float = key(
         0.5, "how strongly better elites count more", at_least=0, plans=True, on_resume=MAY_CHANGE,
         commands=("train", *PLAYING),
@@ -195,7 +203,7 @@ class Keys:
     task_dim: int = key(None, "size of the task embedding", at_least=0, sensible=2**16, follows="model_size")
     dropout: float = key(0.01, "dropout of the Q heads while training", at_least=0, at_most=0.999)
     simnorm_dim: int = key(8, "size of the groups the latent state is normalised in", at_least=1)
-    num_channels: int = key(32, "channels of the encoder of images (obs=rgb)", at_least=1, sensible=2**16)
+    num_channels: int = key(32, "channels of the encoder of images (obs=rgb, rgb+state)", at_least=1, sensible=2**16)
     num_bins: int = key(101, "bins that rewards and values are regressed on", at_least=2, sensible=2**20)
     vmin: float = key(-10.0, "lowest bin, in symlog space")
     vmax: float = key(10.0, "highest bin, in symlog space")

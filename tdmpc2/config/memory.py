@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 from tdmpc2.config.config import Config
+from tdmpc2.nn.convolutions import places
 from tdmpc2.support.files import size_text
 
 _FLOAT = 4
@@ -34,7 +35,8 @@ def model_parts(cfg: Config) -> list[Part]:
         others += (cfg.latent_dim + cfg.task_dim) * cfg.mlp_dim + wide + cfg.mlp_dim  # termination
     heads = 2 * cfg.num_q * (trunk + cfg.mlp_dim * cfg.num_bins)
     return [
-        _pixel_encoder(cfg) if cfg.obs == "rgb" else _state_encoder(cfg),
+        *([_pixel_encoder(cfg)] if cfg.observes_images else []),
+        *([_state_encoder(cfg)] if cfg.observes_state else []),
         Part("the networks", _FLOAT * others, ("mlp_dim", "latent_dim", "num_bins")),
         Part("the Q heads", _FLOAT * heads, ("num_q", "mlp_dim", "latent_dim", "num_bins")),
         Part("the task embedding", _FLOAT * len(cfg.task_specs) * cfg.task_dim, ("task_dim",)),
@@ -49,10 +51,11 @@ def _state_encoder(cfg: Config) -> Part:
 
 def _pixel_encoder(cfg: Config) -> Part:
     """Count the weights of four convolutions of 7, 5, 3 and 3 pixels, and of the map to the latent size."""
+    channels, *sides = cfg.image_shape
     width = cfg.num_channels
-    features = 16 * width
-    weights = 49 * cfg.obs_shape[0] * width + (25 + 9 + 9) * width * width
-    weights += features * cfg.latent_dim if features != cfg.latent_dim else 0
+    features = width * math.prod(map(places, sides))
+    weights = 49 * channels * width + (25 + 9 + 9) * width * width
+    weights += features * cfg.latent_dim if features != cfg.latent_dim or cfg.observes_state else 0
     return Part("the encoder of images", _FLOAT * weights, ("num_channels", "latent_dim"))
 
 
@@ -65,12 +68,13 @@ def plan_parts(cfg: Config) -> list[Part]:
 
 def batch_parts(cfg: Config) -> list[Part]:
     """A batch and the predictions of it that an update keeps for its gradients."""
-    row = cfg.action_dim + 2 + (0 if cfg.obs == "rgb" else cfg.obs_dim)
+    row = cfg.action_dim + 2 + cfg.obs_dim * cfg.observes_state
     kept = cfg.latent_dim + 2 * cfg.mlp_dim + cfg.num_bins * (1 + cfg.num_q) + cfg.episodic * 2 * cfg.mlp_dim
     size = _FLOAT * cfg.batch_size * ((cfg.horizon + 1) * row + cfg.horizon * kept)
     parts = [Part("a batch and its gradients", size, ("batch_size", "horizon", "mlp_dim", "num_bins", "num_q"))]
-    if cfg.obs == "rgb":  # bytes, and the float32 output of the first convolution, 29 x 29 for each channel
-        image = math.prod(cfg.obs_shape) + _FLOAT * 29 * 29 * cfg.num_channels
+    if cfg.observes_images:  # bytes, and the float32 output of the first convolution, about a quarter of the places
+        channels, height, width = cfg.image_shape
+        image = channels * height * width + _FLOAT * ((height - 5) // 2) * ((width - 5) // 2) * cfg.num_channels
         images = cfg.batch_size * (cfg.horizon + 1) * image
         parts.append(Part("the images of a batch", images, ("batch_size", "horizon", "num_channels")))
     return parts

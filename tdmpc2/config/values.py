@@ -15,6 +15,7 @@ from tdmpc2.support.text import cut, shown
 from tdmpc2.tasks import nearest
 
 _ARITHMETIC = re.compile(r"\s*([-+]?[\d._]+(?:e[-+]?\d+)?)\s*([-+*/])\s*([\d._]+(?:e[-+]?\d+)?)\s*", re.IGNORECASE)
+_MOST_FLOAT = 1e30  # its products are still float32
 _NOTHING = ("none", "null", "~")
 
 
@@ -84,9 +85,10 @@ def check_value(key: Key, value: Any) -> None:
         raise ValueError(f"{key.name}={typed(value)} is not one of {', '.join(key.choices)}{hint and '.'}{hint}")
     if isinstance(value, (int, float)) and not key.allows(value):
         raise ValueError(f"{key.name}={typed(value)} must be {key.limits}")
-    if isinstance(value, (int, float)) and key.sensible is not None and abs(value) > key.sensible:
+    most = key.sensible or (_MOST_FLOAT if isinstance(value, float) else None)
+    if isinstance(value, (int, float)) and most is not None and abs(value) > most:
         sign = "-" if value < 0 else ""
-        bound = f"at {'least' if sign else 'most'} {sign}{key.sensible:,.0f}"
+        bound = f"at {'least' if sign else 'most'} {sign}{most:{',.0f' if most < 1e9 else 'g'}}"
         raise ValueError(f"{key.name}={typed(value)} must be {bound}: nothing computes with more")
 
 

@@ -69,7 +69,7 @@ class Batch(NamedTuple):
                 raise ValueError(
                     f"The batch's '{name}' is on {tensor.device}, the agent on {like.device}: use batch.to()"
                 )
-            dtype = torch.uint8 if name == "obs" and cfg.obs == "rgb" else like.dtype
+            dtype = torch.uint8 if name == "obs" and cfg.observes_images else like.dtype
             if name != "task" and tensor.dtype != dtype:
                 raise ValueError(f"The batch's '{name}' is {tensor.dtype}, expected {dtype}: convert it")
             if name != "task" and (not batch or tensor.shape != wanted.get(name)):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tdmpc2.data.chunks import Layout, check_layout, read_chunk
+from tdmpc2.data.chunk_form import Layout, check_layout
+from tdmpc2.data.chunks import read_chunk
 from tdmpc2.support.entries import check_entries, list_of, record, text, whole
 from tdmpc2.support.files import delete_leftovers, write_text
 from tdmpc2.support.reading import load_json
@@ -90,7 +91,7 @@ class Record:
             ValueError: damaged, of a newer version, or the directory holds data of another task set or a store.
         """
         path = data_dir / "collect.json"
-        tasks = [dataclasses.asdict(spec) for spec in specs]
+        tasks = [spec.plain() for spec in specs]
         if (data_dir / "meta.json").exists():
             raise ValueError(f"data_dir={data_dir} is an episode store: collect into another directory, then import it")
         if not path.exists():

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from tdmpc2.data.batch import Batch
-from tdmpc2.data.chunks import Layout, check_finite, chunk_checksums, chunk_paths, read_chunk
+from tdmpc2.data.chunk_form import Layout, check_finite
+from tdmpc2.data.chunks import chunk_checksums, chunk_paths, read_chunk
 from tdmpc2.data.index import EpisodeIndex, used_rows
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.data.store.store import EpisodeStore
@@ -294,8 +295,7 @@ def select_episodes(
     own = {task_id: (task == task_id).nonzero().squeeze(1) for task_id in task_ids}
     if missing := [specs[task_id].name for task_id, episodes in own.items() if not len(episodes)]:
         raise ValueError(
-            f"data_dir={origin} has no episodes of {','.join(missing)}: collect some, or name only tasks it has "
-            "(tasks=[...])"
+            f"{origin} has no episodes of {','.join(missing)}: collect some, or name only tasks it has (tasks=[...])"
         )
     if max_per_task is not None:
         for task_id, episodes in own.items():

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from tdmpc2.data.chunks import Layout
+from tdmpc2.data.chunk_form import Layout
 from tdmpc2.data.collect_record import Record
 from tdmpc2.data.unequal import Recorded, write_recorded
 from tdmpc2.envs import task_spec

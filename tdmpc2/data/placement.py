@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tdmpc2.config import Config
-from tdmpc2.data.chunks import Layout, chunk_paths, read_chunk
+from tdmpc2.data.chunk_form import Layout
+from tdmpc2.data.chunks import chunk_paths, read_chunk
 from tdmpc2.data.dataset import EpisodeDataset, select_episodes, select_from_chunks
 from tdmpc2.data.index import EpisodeIndex
 from tdmpc2.data.sampler import SliceSampler
@@ -235,7 +236,7 @@ def _sampler(
     note = ""
     if short == len(lengths):
         raise ValueError(
-            f"None of the {short:,} episodes in data_dir={cfg.data_dir} has the {cfg.horizon} steps that a slice "
+            f"None of the {short:,} episodes in {cfg.data_dir} has the {cfg.horizon} steps that a slice "
             "takes: set horizon lower"
         )
     if short:

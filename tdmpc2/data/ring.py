@@ -14,8 +14,7 @@ from torch import Tensor
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.rows import FrameFormat, RowFormat
 from tdmpc2.data.sampler import SliceSampler
-from tdmpc2.data.store.writer import reserve
-from tdmpc2.support.files import size_text
+from tdmpc2.support.files import reserve, size_text
 
 
 class RingEpisode(NamedTuple):
@@ -110,7 +109,7 @@ class ReplayRing:
         """Store an episode of T steps, dropping the oldest ones where there is no room.
 
         Args:
-            obs: [T+1, O], padded; images uint8 [T+1, C, height, width].
+            obs: [T+1, O], padded; images uint8 [T+1, C, height, width]; both as bytes, uint8 [T+1, P].
             action: [T+1, A], padded; row 0 is filler.
             reward: [T+1]; row 0 is filler.
             task: its id.
@@ -205,6 +204,9 @@ class ReplayRing:
         obs, action, reward = self.row_format.split(records)
         if isinstance(self.row_format, FrameFormat):
             obs = self._stacked(numbers, self.row_format)
+            if self.row_format.state_dim:
+                state = self.row_format.states(records).contiguous().view(torch.uint8)
+                obs = torch.cat([state, obs.flatten(2)], -1)
         else:
             obs = obs.float().contiguous()
         return Batch(

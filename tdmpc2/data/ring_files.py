@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from torch import Tensor
 
 from tdmpc2.checkpoints.files import save_file
 from tdmpc2.checkpoints.reading import file_sha256, read_identified
+from tdmpc2.checkpoints.run_state import START_NEW, part_of
 from tdmpc2.data.ring import ReplayRing, RingEpisode
+from tdmpc2.distributed import ProcessGroup
 from tdmpc2.support.entries import SHA256, Entry, check_entries, list_of, record, text, whole
 from tdmpc2.support.files import delete_leftovers
 
-_REMEDY = "The replay buffer of the run cannot be restored without it: set exp_name to start a new run"
+_REMEDY = f"The replay buffer of the run cannot be restored without it: {START_NEW}"
 _STATE = {"files": list_of(record()), "dropped": whole(), "next": whole()}
 #: Names cannot lead out of the directory.
 _FILE = {
@@ -50,17 +53,29 @@ class SavedRing:
     Args:
         ring: what is saved.
         directory: of the files; made when there is something to save.
+        task_ids: the tasks that episodes may be of; None: any.
+        group: processes whose rings hold the same; the main one writes and reads the files for all.
     """
 
-    def __init__(self, ring: ReplayRing, directory: Path) -> None:
-        self.ring, self._directory = ring, directory
+    def __init__(
+        self,
+        ring: ReplayRing,
+        directory: Path,
+        task_ids: Collection[int] | None = None,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        self.ring, self._directory, self._task_ids = ring, directory, task_ids
+        self._group = group or ProcessGroup()
         self._files: list[dict[str, Any]] = []  # name, sha256, and the numbers first to last - 1 of its episodes
         self._next = 0  # number of the next file
-        delete_leftovers(directory, "episodes_*.pt")
+        if self._group.main:
+            delete_leftovers(directory, "episodes_*.pt")
 
     def state(self) -> Mapping[str, Any]:
         """Write the new episodes to a file, and list all files whose episodes are still there."""
         ring = self.ring
+        if not self._group.main:
+            return {}
         listed = {file["name"] for file in self._files}  # by the state.pt that is on disk now
         self._files = [file for file in self._files if file["last"] > ring.num_dropped]
         first = max(self._files[-1]["last"] if self._files else 0, ring.num_dropped)
@@ -76,14 +91,19 @@ class SavedRing:
         """Fill the ring with the episodes of a former :meth:`state`.
 
         Raises:
-            ValueError: the state or a file of it is damaged, or a file is missing or another one.
+            ValueError: the state or a file of it is damaged, or a file is missing, another one or of other tasks.
         """
-        self._files, dropped = listed_files(f"{self._directory.parent / 'state.pt'}: replay", state)
+        self._files, dropped = listed_files(part_of(self._directory.parent, "replay"), state)
         self._next = state["next"]
         self.ring.skip(dropped)
         for file in self._files:
-            episodes = read_episodes(self._directory, file, self.ring.row_format.words)
-            for number, episode in enumerate(episodes, file["first"]):
+            content = self._group.from_main(partial(read_content, self._directory, file, self.ring.row_format.words))
+            for number, episode in enumerate(_episodes(content), file["first"]):
+                if self._task_ids is not None and episode.task not in self._task_ids:
+                    raise ValueError(
+                        f"{self._directory / file['name']} has an episode of task id {episode.task}, which is none of "
+                        f"this run's ({', '.join(map(str, self._task_ids))}). {_REMEDY}"
+                    )
                 if number >= dropped:
                     self.ring.add_rows(episode)
 
@@ -116,7 +136,12 @@ def listed_files(origin: str, state: Mapping[str, Any]) -> tuple[list[dict[str, 
 
 
 def read_episodes(directory: Path, file: Mapping[str, Any], words: int) -> list[RingEpisode]:
-    """Read the episodes of a file that :func:`listed_files` names, whose records have ``words`` words.
+    """Read the episodes of a file that :func:`listed_files` names, as :func:`read_content` does."""
+    return _episodes(read_content(directory, file, words))
+
+
+def read_content(directory: Path, file: Mapping[str, Any], words: int) -> dict[str, Any]:
+    """Read a file that :func:`listed_files` names, whose records have ``words`` words: all episodes end to end.
 
     Raises:
         ValueError: it is missing, damaged, or another file than the one that was saved.
@@ -132,5 +157,10 @@ def read_episodes(directory: Path, file: Mapping[str, Any], words: int) -> list[
     numbers = {len(lengths), len(content["task"]), len(content["terminated"]), file["last"] - file["first"]}
     if content["rows"].shape != (sum(lengths), words) or len(numbers) > 1 or min(lengths, default=2) < 2:
         raise ValueError(f"{path} has rows of another form than this run's. {_REMEDY}")
+    return content
+
+
+def _episodes(content: Mapping[str, Any]) -> list[RingEpisode]:
+    lengths = content["rows_of"].tolist()
     parts = zip(content["rows"].split(lengths), content["task"].tolist(), content["terminated"], strict=True)
     return [RingEpisode(rows, task, bool(terminated)) for rows, task, terminated in parts]

@@ -57,20 +57,23 @@ class RowFormat:
 
 @dataclass(frozen=True)
 class FrameFormat:
-    """Layout of a record of one frame, A + 1 numbers: of observations that are the newest frames side by side.
+    """Layout of a record of one frame, O + A + 1 numbers: of observations with the newest frames side by side.
 
     Each frame is stored once, though it is part of several observations: a batch puts them together again, and repeats
     the first frame of an episode where there are no older ones.
 
     Attributes:
-        shape: of an observation, (C, height, width).
+        shape: of the images of an observation, (C, height, width).
         action_dim: A.
         stacked: frames of an observation, oldest first.
+        state_dim: O, numbers that are observed beside the images: observations are then the bytes of both, the
+            numbers first, uint8 [4 O + C height width].
     """
 
     shape: tuple[int, int, int]
     action_dim: int
     stacked: int = 3
+    state_dim: int = 0
 
     @property
     def frame(self) -> tuple[int, int, int]:
@@ -86,20 +89,27 @@ class FrameFormat:
     @property
     def words(self) -> int:
         """Size W of a record in 32-bit words."""
-        return self.frame_words + self.action_dim + 1
+        return self.frame_words + self.state_dim + self.action_dim + 1
 
     def split(self, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """View parts of records [..., W] int32: frame uint8 [..., *frame], action [..., A] and reward [...] float32."""
-        numbers = words[..., self.frame_words :].view(torch.float32)
+        numbers = words[..., self.frame_words + self.state_dim :].view(torch.float32)
         return self.frames(words[..., : self.frame_words]), numbers[..., :-1], numbers[..., -1]
+
+    def states(self, words: Tensor) -> Tensor:
+        """View the numbers that were observed beside the frame, [..., O] float32."""
+        return words[..., self.frame_words : self.frame_words + self.state_dim].view(torch.float32)
 
     def frames(self, words: Tensor) -> Tensor:
         """View the frames in the first words of records, uint8 [..., *frame]."""
         return words.view(torch.uint8)[..., : math.prod(self.frame)].unflatten(-1, self.frame)
 
     def join(self, obs: Tensor, action: Tensor, reward: Tensor) -> Tensor:
-        """Join the newest frame of obs [..., C, height, width], action and reward to records [..., W]."""
+        """Join the newest frame of obs, what is observed beside it, action and reward to records [..., W]."""
         words = torch.zeros(*reward.shape, self.words, dtype=torch.int32, device=reward.device)
+        if self.state_dim:
+            self.states(words).copy_(obs[..., : 4 * self.state_dim].contiguous().view(torch.float32))
+            obs = obs[..., 4 * self.state_dim :].unflatten(-1, self.shape)
         newest = obs[..., -self.frame[0] :, :, :]
         for view, values in zip(self.split(words), (newest, action, reward), strict=True):
             view.copy_(values)

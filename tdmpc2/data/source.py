@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tdmpc2.config import parse_cfg
-from tdmpc2.data.chunks import Layout
+from tdmpc2.data.chunk_form import Layout
 from tdmpc2.data.index import EpisodeIndex
 from tdmpc2.data.store.meta import TASK, StoreMeta
 from tdmpc2.data.store.parts import Part

@@ -13,16 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tdmpc2.data.chunks import (
-    Layout,
-    check_fields,
-    check_finite,
-    check_layout,
-    episode_tasks,
-    read_chunk,
-    save_chunk,
-    write_chunk,
-)
+from tdmpc2.data.chunk_form import Layout, check_fields, check_finite, check_layout, episode_tasks
+from tdmpc2.data.chunks import read_chunk, save_chunk, write_chunk
 from tdmpc2.data.index import EpisodeIndex, padded, used_rows
 
 VALUES = ("obs", "action", "reward")

@@ -27,7 +27,8 @@ class CheckedEnv(gymnasium.Wrapper[Observation, Action, Observation, Action]):
     Every observation and reward is finite in float32, which is what networks compute with and data sets hold.
 
     Args:
-        env: with Box spaces and flat float32 observations, as a family builds it.
+        env: with Box spaces and flat float32 observations, as a family builds it, or a
+            :class:`~tdmpc2.envs.pixels.PixelEnv`.
         task: its name.
         seed: what it was built with.
     """
@@ -37,6 +38,7 @@ class CheckedEnv(gymnasium.Wrapper[Observation, Action, Observation, Action]):
         self._task, self._seed = task, seed
         self._episode, self._step = 0, 0
         self._rendered = False
+        self._state_dim = getattr(env, "state_dim", 0) if env.observation_space.dtype == np.uint8 else 0
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Observation, Info]:
         if seed is not None:
@@ -89,9 +91,10 @@ class CheckedEnv(gymnasium.Wrapper[Observation, Action, Observation, Action]):
                 f"{self._at()}: an observation of {obs.size} numbers, but its observation_space declares "
                 f"{int(np.prod(self.observation_space.shape or ()))}: make them agree"
             )
-        if not np.isfinite(obs).all():
-            bad = int(np.argmin(np.isfinite(obs)))
-            raise EnvironmentFault(f"{self._at()}: entry {bad} of the observation is {obs[bad]}; {_UNSTABLE}")
+        numbers = obs[: 4 * self._state_dim].view(np.float32) if self._state_dim else obs
+        if not np.isfinite(numbers).all():
+            bad = int(np.argmin(np.isfinite(numbers)))
+            raise EnvironmentFault(f"{self._at()}: entry {bad} of the observation is {numbers[bad]}; {_UNSTABLE}")
         return obs
 
     def _at(self) -> str:

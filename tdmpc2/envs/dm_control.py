@@ -9,19 +9,17 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
-from numpy.typing import NDArray
 
 from tdmpc2.envs import quadruped
 from tdmpc2.envs.custom_tasks import CUSTOM_TASKS, load
 from tdmpc2.envs.headless import control, suite
-from tdmpc2.envs.rendering import Renderer, context_module
+from tdmpc2.envs.rendering import RenderedEnv, View
 from tdmpc2.envs.wrappers import Action, Env, Info, Observation, sizes
 from tdmpc2.tasks import BODIES, TASK_SETS, TASKS, TaskSpec, nearest
 
 _ALIASES = {"cup": "ball_in_cup", "pointmass": "point_mass"}
 _PAIRS = {f"{domain}_{task}": (domain, task) for domain, task in (*suite.ALL_TASKS, *CUSTOM_TASKS)}
 _ACTION_REPEAT = 2
-_FRAME_SIZE = 384  # of pictures for people
 EPISODE_LENGTH = 500  # agent steps: all tasks of the suite last 1000 control steps
 
 
@@ -60,7 +58,7 @@ def spec(name: str) -> TaskSpec:
     return TaskSpec(name, *sizes(env), EPISODE_LENGTH)
 
 
-class DMControlEnv(gymnasium.Env[Observation, Action]):
+class DMControlEnv(RenderedEnv):
     """One dm_control task, without a time limit.
 
     Observation: the task's observations flattened and concatenated, float32 [obs_dim]. Action: [-1, 1]^action_dim,
@@ -80,14 +78,8 @@ class DMControlEnv(gymnasium.Env[Observation, Action]):
         ValueError: unknown task or render mode, or rendering without a working OpenGL backend.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
-
     def __init__(self, task: str, seed: int | None = None, render_mode: str | None = None) -> None:
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode={render_mode!r} of task '{task}' must be None or 'rgb_array'.")
-        if render_mode is not None:
-            context_module()  # fails here rather than at the first frame
-        self.render_mode = render_mode
+        super().__init__(task, render_mode)
         self._name = task
         self._domain, self._task_name = resolve(task)
         self._load(seed)
@@ -103,7 +95,6 @@ class DMControlEnv(gymnasium.Env[Observation, Action]):
         self.action_space = Box(-1.0, 1.0, actions.shape, np.float32, seed=seed)
 
         self._camera = min(2 if self._domain == "quadruped" else 0, self.physics.model.ncam - 1)
-        self._renderers: dict[int, Renderer] = {}  # by size of the frame
         self._running = False
         self._others: dict[str, Callable[[Any], float]] = {}
 
@@ -166,20 +157,8 @@ class DMControlEnv(gymnasium.Env[Observation, Action]):
         info = {"success": 0.0, "task_rewards": others} if others else {"success": 0.0}
         return obs, reward, not self._running, False, info
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
-        """Draw the current state as RGB [384, 384, 3], seen by the task's own camera; None without ``render_mode``."""
-        return None if self.render_mode is None else self.frame(_FRAME_SIZE)
-
-    def frame(self, size: int) -> NDArray[np.uint8]:
-        """Draw the current state as RGB [size, size, 3], seen by the task's own camera."""
-        if size not in self._renderers:
-            self._renderers[size] = Renderer(self.physics.model.ptr, self._camera, size, size)
-        return self._renderers[size].frame(self.physics.data.ptr)
-
-    def close(self) -> None:
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers.clear()
+    def view(self) -> View:
+        return View(self.physics.model.ptr, self.physics.data.ptr, self._camera)
 
 
 def _loaded(domain: str, task: str, seed: int | None) -> control.Environment:

@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
 from tdmpc2.envs.checked import EnvironmentFault, described
+from tdmpc2.envs.images import ImagesApart, has_images, is_image
 from tdmpc2.envs.wrappers import Env, FlatEnv, FreeActions, SuccessAbove, sizes
 from tdmpc2.tasks import TaskSpec
 
@@ -51,20 +52,23 @@ _CONTINUOUS = (
 def make(name: str, seed: int | None = None, render_mode: str | None = None) -> Env:
     """Call ``gymnasium.make`` and give flat float32 observations and actions in [-1, 1].
 
-    A dictionary of vectors is laid end to end in the order of its keys, which Gymnasium sorts. Whole numbers among the
-    actions are rounded to, and entries that can have one value only are left out.
+    A dictionary of vectors is laid end to end in the order of its keys, which Gymnasium sorts; images are taken apart
+    from it (:class:`~tdmpc2.envs.images.ImagesApart`). Whole numbers among the actions are rounded to, and entries that
+    can have one value only are left out.
 
     Raises:
-        ValueError: not registered, observations that are images or no Boxes, or actions that are not a bounded vector
-            of numbers.
+        ValueError: not registered, observations that are no Boxes or images that are not bytes, or actions that are not
+            a bounded vector of numbers.
         ModuleNotFoundError: the module that registers it, or one that it needs, is not installed.
         EnvironmentFault: building it raised an error.
     """
     env = _made(name, render_mode)
     try:
-        if _is_vectors(env.observation_space):
+        if has_images(env.observation_space):
+            env = ImagesApart(env, name)
+        elif _is_vectors(env.observation_space):
             env = gymnasium.wrappers.FlattenObservation(env)
-        _check_observations(name, env.observation_space)
+        _check_observations(name, env.observation_space, isinstance(env, ImagesApart))
         _check_actions(name, env.action_space)
     except ValueError:
         env.close()
@@ -85,10 +89,11 @@ def spec(name: str) -> TaskSpec:
     env = make(name)
     limit = env.spec.max_episode_steps if env.spec else None
     by_success = env.metadata.get("success_score", False) is True
+    image = env.get_wrapper_attr("image_shape") if env.has_wrapper_attr("image_shape") else None
     env.close()
     if limit is None:
         raise ValueError(f"'{name}' has no time limit: give gymnasium.register(...) its max_episode_steps.")
-    return TaskSpec(name, *sizes(env), limit, by_success)
+    return TaskSpec(name, *sizes(env), limit, by_success, image)
 
 
 def _made(name: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
@@ -108,18 +113,12 @@ def _made(name: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
         raise EnvironmentFault(f"{name}: building the environment raised {described(error)}") from error
 
 
-def _check_observations(name: str, space: Space[Any]) -> None:
+def _check_observations(name: str, space: Space[Any], images: bool) -> None:
     if not isinstance(space, Box):
         remedy = _OBSERVATION_REMEDIES.get(type(space), "wrap the environment in a gymnasium.ObservationWrapper")
         raise ValueError(f"The observation space of '{name}' is {space}, but must be a Box: {remedy}.")
-    if not np.prod(space.shape):
+    if not np.prod(space.shape) and not images:
         raise ValueError(f"The observation space of '{name}' is {_short(space)}, which has no numbers to learn from.")
-    if _is_image(space):
-        raise ValueError(
-            f"The observation space of '{name}' is images, {_short(space)}, and flattened images make poor "
-            "states. Choose a version of the environment that observes its state (if these numbers are one, "
-            f"{_FLATTEN}); give it a method frame(size), and obs=rgb learns from images."
-        )
 
 
 def _check_actions(name: str, space: Space[Any]) -> None:
@@ -150,22 +149,9 @@ def _is_vectors(space: Space[Any]) -> bool:
     if not isinstance(space, Dict):
         return False
     return all(
-        _is_vectors(entry)
-        or (isinstance(entry, Box) and np.issubdtype(entry.dtype, np.number) and not _is_image(entry))
+        _is_vectors(entry) or (isinstance(entry, Box) and np.issubdtype(entry.dtype, np.number) and not is_image(entry))
         for entry in space.values()
     )
-
-
-def _is_image(space: Box) -> bool:
-    """Tell images from states: bytes in two or more dimensions, or height, width and 1, 3 or 4 channels."""
-    shape = space.shape
-    if space.dtype == np.uint8:
-        return len(shape) >= 2
-    return len(shape) == 3 and any(channels in (1, 3, 4) and min(sides) >= 8 for channels, sides in _readings(shape))
-
-
-def _readings(shape: tuple[int, ...]) -> list[tuple[int, tuple[int, ...]]]:
-    return [(shape[-1], shape[:-1]), (shape[0], shape[1:])]
 
 
 def _short(space: Box) -> str:

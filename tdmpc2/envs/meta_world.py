@@ -14,12 +14,12 @@ from gymnasium.wrappers import TimeLimit
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as SIMULATORS
 from numpy.typing import NDArray
 
-from tdmpc2.envs.rendering import Renderer, context_module
+from tdmpc2.envs.rendering import RenderedEnv, View
 from tdmpc2.envs.wrappers import Action, Env, Info, Observation
 from tdmpc2.tasks import lookup
 
 _ACTION_REPEAT = 2
-_CAMERA, _CAMERA_POSITION, _FRAME_SIZE = "corner2", (0.75, 0.075, 0.7), 384
+_CAMERA, _CAMERA_POSITION = "corner2", (0.75, 0.075, 0.7)  # a corner of the table
 
 
 def make(task: str, seed: int | None = None, render_mode: str | None = None) -> Env:
@@ -27,7 +27,7 @@ def make(task: str, seed: int | None = None, render_mode: str | None = None) -> 
     return TimeLimit(MetaWorldEnv(task, seed, render_mode), lookup(task).episode_length)
 
 
-class MetaWorldEnv(gymnasium.Env[Observation, Action]):
+class MetaWorldEnv(RenderedEnv):
     """One Meta-World task, without a time limit; it never terminates.
 
     Observation: float32 [39], the goal included. Action: [-1, 1]^4, held for two steps of the simulator, whose rewards
@@ -49,16 +49,11 @@ class MetaWorldEnv(gymnasium.Env[Observation, Action]):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 40}  # noqa: RUF012
 
     def __init__(self, task: str, seed: int | None = None, render_mode: str | None = None) -> None:
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode={render_mode!r} of task '{task}' must be None or 'rgb_array'.")
+        super().__init__(task, render_mode)
         simulator = f"{task.removeprefix('mw-')}-v3-goal-observable"
         if simulator not in SIMULATORS:
             raise ValueError(f"Unknown task '{task}': Meta-World has no {simulator}.")
-        if render_mode is not None:
-            context_module()  # fails here rather than at the first frame
-        self.render_mode = render_mode
         self._build: Any = SIMULATORS[simulator]
-        self._renderers: dict[int, Renderer] = {}  # by size of the frame
         self._load(seed)
         self.observation_space = Box(-np.inf, np.inf, (39,), np.float32)
         self.action_space = Box(-1.0, 1.0, (4,), np.float32, seed=seed)
@@ -104,18 +99,9 @@ class MetaWorldEnv(gymnasium.Env[Observation, Action]):
         success = {"success": float(info["success"]), "success_ever": float(self._succeeded)}
         return np.asarray(obs, np.float32), reward, False, False, success
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
-        """Draw the current state as RGB [384, 384, 3]; None without ``render_mode``."""
-        return None if self.render_mode is None else self.frame(_FRAME_SIZE)
+    def view(self) -> View:
+        model = self._simulator.model
+        return View(model, self._simulator.data, model.camera(_CAMERA).id)
 
     def frame(self, size: int) -> NDArray[np.uint8]:
-        """Draw the current state as RGB [size, size, 3], seen from a corner of the table."""
-        model = self._simulator.model
-        if size not in self._renderers:
-            self._renderers[size] = Renderer(model, model.camera(_CAMERA).id, size, size)
-        return np.ascontiguousarray(self._renderers[size].frame(self._simulator.data)[::-1])  # the camera hangs
-
-    def close(self) -> None:
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers.clear()
+        return np.ascontiguousarray(super().frame(size)[::-1])  # the camera hangs

@@ -11,9 +11,8 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 from gymnasium.wrappers import TimeLimit
-from numpy.typing import NDArray
 
-from tdmpc2.envs.rendering import Renderer, context_module
+from tdmpc2.envs.rendering import RenderedEnv, View
 from tdmpc2.envs.wrappers import Action, Env, Info, Observation
 from tdmpc2.tasks import lookup
 
@@ -28,7 +27,7 @@ _IDS = {
     }.items()
     for suffix, start in {"": "Fixed", "-hard": "Random"}.items()
 }
-_CAMERA, _FRAME_SIZE = "hand_side_inter", 384
+_CAMERA = "hand_side_inter"
 
 
 def make(task: str, seed: int | None = None, render_mode: str | None = None) -> Env:
@@ -36,7 +35,7 @@ def make(task: str, seed: int | None = None, render_mode: str | None = None) -> 
     return TimeLimit(MyoSuiteEnv(task, seed, render_mode), lookup(task).episode_length)
 
 
-class MyoSuiteEnv(gymnasium.Env[Observation, Action]):
+class MyoSuiteEnv(RenderedEnv):
     """One MyoSuite task, without a time limit; as in TD-MPC2 it goes on where the simulator would terminate.
 
     Observation: float32. Action: [-1, 1]^39, one number for each muscle. ``info["success"]`` tells if the task is
@@ -54,15 +53,10 @@ class MyoSuiteEnv(gymnasium.Env[Observation, Action]):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
 
     def __init__(self, task: str, seed: int | None = None, render_mode: str | None = None) -> None:
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode={render_mode!r} of task '{task}' must be None or 'rgb_array'.")
+        super().__init__(task, render_mode)
         if task not in _IDS:
             raise ValueError(f"Unknown task '{task}': one of {', '.join(_IDS)}.")
-        if render_mode is not None:
-            context_module()  # fails here rather than at the first frame
-        self.render_mode = render_mode
         self._simulator = _simulator(_IDS[task])
-        self._renderers: dict[int, Renderer] = {}  # by size of the frame
         self._seed(seed)
         self.observation_space = Box(-np.inf, np.inf, self._simulator.observation_space.shape, np.float32)
         self.action_space = Box(-1.0, 1.0, self._simulator.action_space.shape, np.float32, seed=seed)
@@ -92,22 +86,9 @@ class MyoSuiteEnv(gymnasium.Env[Observation, Action]):
         obs, reward, _, _, info = self._simulator.step(np.asarray(action, np.float32))
         return np.asarray(obs, np.float32), float(reward), False, False, {"success": float(info["solved"])}
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
-        """Draw the current state as RGB [384, 384, 3]; None without ``render_mode``."""
-        return None if self.render_mode is None else self.frame(_FRAME_SIZE)
-
-    def frame(self, size: int) -> NDArray[np.uint8]:
-        """Draw the current state as RGB [size, size, 3], seen from beside the hand."""
+    def view(self) -> View:
         simulation = self._simulator.sim
-        if size not in self._renderers:
-            camera = simulation.model.camera(_CAMERA).id
-            self._renderers[size] = Renderer(simulation.model.ptr, camera, size, size)
-        return self._renderers[size].frame(simulation.data.ptr)
-
-    def close(self) -> None:
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers.clear()
+        return View(simulation.model.ptr, simulation.data.ptr, simulation.model.camera(_CAMERA).id)
 
 
 def _simulator(name: str) -> Any:

@@ -92,7 +92,10 @@ class Family:
         self.check(name)
         seed = checked_seed(seed)
         env: gymnasium.Env[Any, Any] = _function(self.make)(name, seed, render_mode)
-        return CheckedEnv(env if obs == "state" else _images(env, name), name, seed)
+        if obs == "state" and env.has_wrapper_attr("observed_image"):
+            env.close()
+            raise ValueError(env.get_wrapper_attr("as_state"))
+        return CheckedEnv(env if obs == "state" else _images(env, name, obs), name, seed)
 
     def measure(self, name: str) -> TaskSpec:
         """Read the facts of a task from its environment, which is built once for it.
@@ -222,14 +225,14 @@ def common_label(rules: Iterable[ScoreRule]) -> str:
     return next((rule.label for rule in rules if not rule.normalized), SCORE_RULES["return/10"].label)
 
 
-def _images(env: gymnasium.Env[Any, Any], task: str) -> gymnasium.Env[Any, Any]:
-    if not hasattr(env.unwrapped, "frame"):
+def _images(env: gymnasium.Env[Any, Any], task: str, obs: str) -> gymnasium.Env[Any, Any]:
+    if not (env.has_wrapper_attr("observed_image") or hasattr(env.unwrapped, "frame")):
         env.close()
         raise ValueError(
-            f"obs=rgb: task '{task}' draws no images: use obs=state, or give the environment a method frame(size) that "
-            "returns uint8 [size, size, 3]"
+            f"obs={obs}: task '{task}' draws no images: use obs=state, or give the environment a method frame(size) "
+            "that returns uint8 [size, size, 3]"
         )
-    return PixelEnv(env, size=64, stacked=3)
+    return PixelEnv(env, size=64, stacked=3, state=obs == "rgb+state")
 
 
 def _function(path: str) -> Callable[..., Any]:

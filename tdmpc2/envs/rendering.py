@@ -12,15 +12,18 @@ import importlib
 import os
 import sys
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc2.envs.headless import mujoco
+from tdmpc2.envs.wrappers import Action, Observation
 from tdmpc2.support.programs import run_program
 
 _PROBE_SECONDS = 60.0
+_FRAME_SIZE = 384  # of pictures for people
 
 _BACKENDS = {"linux": ("egl", "osmesa"), "darwin": ("cgl",), "win32": ("glfw",)}
 _PROBE = "import sys, importlib; c = importlib.import_module(sys.argv[1]).GLContext(64, 64); c.make_current(); c.free()"
@@ -107,6 +110,59 @@ class Renderer:
         """Frees the graphics memory and the OpenGL context; the renderer cannot be used afterwards."""
         self._release()
         atexit.unregister(self._release)
+
+
+class View(NamedTuple):
+    """A simulation as a picture of it needs it."""
+
+    model: mujoco.MjModel
+    data: mujoco.MjData
+    camera: int  # index; -1 is the free camera
+
+
+class RenderedEnv(gymnasium.Env[Observation, Action]):
+    """The pictures of an environment that MuJoCo simulates; a family of environments says only what there is to see.
+
+    A renderer is made when a frame of its size is first asked for, and belongs to the model that it was made for:
+    whoever builds another model calls :meth:`close` first.
+
+    Args:
+        task: name of the task, for the message.
+        render_mode: None or ``"rgb_array"``.
+
+    Raises:
+        ValueError: another render mode, or rendering without a working OpenGL backend.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(self, task: str, render_mode: str | None) -> None:
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode={render_mode!r} of task '{task}' must be None or 'rgb_array'.")
+        if render_mode is not None:
+            context_module()  # fails here rather than at the first frame
+        self.render_mode = render_mode
+        self._renderers: dict[int, Renderer] = {}  # by size of the frame
+
+    def view(self) -> View:
+        """Return what the pictures are of."""
+        raise NotImplementedError
+
+    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+        """Draw the current state as RGB [384, 384, 3], seen by the task's own camera; None without ``render_mode``."""
+        return None if self.render_mode is None else self.frame(_FRAME_SIZE)
+
+    def frame(self, size: int) -> NDArray[np.uint8]:
+        """Draw the current state as RGB [size, size, 3], seen by the task's own camera."""
+        model, data, camera = self.view()
+        if size not in self._renderers:
+            self._renderers[size] = Renderer(model, camera, size, size)
+        return self._renderers[size].frame(data)
+
+    def close(self) -> None:
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
 
 
 def _release(gl: Any, target: mujoco.MjrContext) -> None:

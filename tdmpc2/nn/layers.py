@@ -16,6 +16,11 @@ Activation = Callable[[Tensor], Tensor]
 mish = F.mish
 
 
+def identity(x: Tensor) -> Tensor:
+    """Leave everything as it is: the activation of a layer whose output is added to another's."""
+    return x
+
+
 def simnorm(x: Tensor, group: int = 8) -> Tensor:
     """Softmax within consecutive groups of the last axis, [..., D] -> [..., D]; D is a multiple of ``group``."""
     return torch.softmax(x.unflatten(-1, (-1, group)), -1).flatten(-2)

@@ -5,58 +5,78 @@ Parameter names are those of published checkpoints: the convolutions are layers 
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tdmpc2.nn.layers import Linear, simnorm
+from tdmpc2.nn.convolutions import KERNELS, places
+from tdmpc2.nn.layers import Activation, Linear, NormedLinear, identity, simnorm
 
 SHIFT = 3  # pixels an image is moved by at most
-_KERNELS = ((7, 2), (5, 2), (3, 2), (3, 1))  # size and stride of each convolution
-_FEATURES = 4 * 4  # places that are left of an image, for each channel
 
 
 class PixelEncoder(nn.ModuleDict):
-    """Four convolutions and SimNorm, uint8 images [..., C, 64, 64] -> [..., D].
+    """Four convolutions and SimNorm, uint8 images [..., C, height, width] -> [..., D].
 
     Their output is the latent state where it has its size, as in TD-MPC2; elsewhere a linear map, layer 10, brings it
     to that size, so that every model size can learn from images.
 
     Args:
-        channels: of an image, 3 for each stacked frame.
+        shape: of an image, (C, height, width); 3 channels for each stacked frame.
         width: channels of every convolution.
         latent_dim: D.
-        group: size of SimNorm's groups.
+        group: size of SimNorm's groups; 0: layer 10 is always there and ends in a LayerNorm instead, for an output that
+            is added to another encoder's.
     """
 
-    def __init__(self, channels: int, width: int, latent_dim: int, group: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], width: int, latent_dim: int, group: int) -> None:
+        channels, *sides = shape
         layers: dict[str, nn.Module] = {}
-        for index, (kernel, stride) in enumerate(_KERNELS):
+        for index, (kernel, stride) in enumerate(KERNELS):
             layers[str(2 + 2 * index)] = nn.Conv2d(width if index else channels, width, kernel, stride)
-        if (features := width * _FEATURES) != latent_dim:
+        features = width * math.prod(map(places, sides))
+        if not group:
+            layers["10"] = NormedLinear(features, latent_dim, identity)
+        elif features != latent_dim:
             layers["10"] = Linear(features, latent_dim)
         super().__init__(layers)
-        self.act = partial(simnorm, group=group)
+        self.act: Activation = partial(simnorm, group=group) if group else identity
 
     def forward(self, images: Tensor, shift: Tensor | None = None) -> Tensor:
         """Encode images.
 
         Args:
-            images: uint8 [..., C, 64, 64].
+            images: uint8 [..., C, height, width].
             shift: of each image, see :func:`random_shift`; none outside training.
         """
         rows, images = images.shape[:-3], images.reshape(-1, *images.shape[-3:])  # [N, C, 64, 64]
         if shift is not None:
             images = shift_images(images, shift.reshape(-1, 2))
         x = images.to(self["2"].weight.dtype) / 255 - 0.5  # type: ignore[arg-type]
-        first, *rest = (self[str(2 + 2 * index)] for index in range(len(_KERNELS)))
+        first, *rest = (self[str(2 + 2 * index)] for index in range(len(KERNELS)))
         x = first(x)
         for layer in rest:
             x = layer(F.relu(x))
         x = x.flatten(1)  # channel by channel
         return self.act(self["10"](x) if "10" in self else x).reshape(*rows, -1)
+
+
+def split_observation(obs: Tensor, obs_dim: int, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Take the bytes of an observation of state and images apart: ``obs=rgb+state``.
+
+    Args:
+        obs: uint8 [..., 4 O + C height width]: the state as float32, then the images.
+        obs_dim: O.
+        shape: of the images, (C, height, width).
+
+    Returns:
+        float32 state [..., O] and uint8 images [..., C, height, width].
+    """
+    state, images = obs.split([4 * obs_dim, math.prod(shape)], -1)
+    return state.contiguous().view(torch.float32), images.unflatten(-1, shape)
 
 
 def random_shift(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None = None) -> Tensor:

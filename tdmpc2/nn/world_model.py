@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from tdmpc2.checkpoints import layouts, sizes
 from tdmpc2.config import Config
-from tdmpc2.nn.layers import MLP, Linear, QEnsemble, mlp, simnorm
+from tdmpc2.nn.layers import MLP, Linear, QEnsemble, identity, mlp, simnorm
 from tdmpc2.nn.math import bin_centres, bounded_log_std, decode, squashed_gaussian_stats
-from tdmpc2.nn.pixels import PixelEncoder
+from tdmpc2.nn.pixels import PixelEncoder, split_observation
 
 
 class TaskContext(NamedTuple):
@@ -75,11 +75,13 @@ class WorldModel(nn.Module):
             self._task_emb = nn.Embedding(len(cfg.task_specs), task_dim, dtype=torch.float32)
         hidden = [cfg.enc_dim] * max(cfg.num_enc_layers - 1, 1)
         latent_norm = partial(simnorm, group=cfg.simnorm_dim)
+        both = cfg.observes_images and cfg.observes_state  # what is added goes through one SimNorm
         self._encoder = nn.ModuleDict()
-        if cfg.obs == "rgb":
-            self._encoder["rgb"] = PixelEncoder(cfg.obs_shape[0], cfg.num_channels, latent, cfg.simnorm_dim)
-        else:
-            self._encoder["state"] = mlp(cfg.obs_dim + task_dim, hidden, latent, latent_norm)
+        if cfg.observes_images:
+            group = 0 if both else cfg.simnorm_dim
+            self._encoder["rgb"] = PixelEncoder(cfg.image_shape, cfg.num_channels, latent, group)
+        if cfg.observes_state:
+            self._encoder["state"] = mlp(cfg.obs_dim + task_dim, hidden, latent, identity if both else latent_norm)
         joint = latent + task_dim + cfg.action_dim
         self._dynamics = mlp(joint, [width, width], latent, latent_norm)
         self._reward = mlp(joint, [width, width], bins)
@@ -165,7 +167,7 @@ class WorldModel(nn.Module):
         absent = set()
         if not self.cfg.episodic:
             absent.add(layouts.TERMINATION)
-        if self.cfg.obs == "rgb":
+        if not self.cfg.observes_state:
             absent.add(layouts.STATE_ENCODER)  # that of images stays as it is
         own = {name: inputs for name, inputs in layouts.NETWORKS.items() if name not in absent}
         return [Network(name, self.get_submodule(name), inputs) for name, inputs in own.items()]  # type: ignore[arg-type]
@@ -203,15 +205,19 @@ class WorldModel(nn.Module):
     # -- networks ---------------------------------------------------------------------------------------------------
 
     def encode(self, obs: Tensor, task: Task = None, shift: Tensor | None = None) -> Tensor:
-        """Encode observations, [..., O] or images [..., C, 64, 64] -> [..., D].
+        """Encode observations of ``cfg.obs_shape``, such as [..., O] or images [..., C, 64, 64] -> [..., D].
 
         Args:
-            obs: float states, or uint8 images.
+            obs: float states, uint8 images, or the bytes of both (:func:`~tdmpc2.nn.pixels.split_observation`).
             shift: of each image, [..., 2], in training only: :func:`~tdmpc2.nn.pixels.random_shift`.
         """
-        if self.cfg.obs == "rgb":
+        cfg = self.cfg
+        if not cfg.observes_images:
+            return self._encoder["state"](*_parts(obs, self.context(task).embedding))
+        if not cfg.observes_state:
             return self._encoder["rgb"](obs, shift)
-        return self._encoder["state"](*_parts(obs, self.context(task).embedding))
+        state, images = split_observation(obs, cfg.obs_dim, cfg.image_shape)
+        return simnorm(self._encoder["state"](state) + self._encoder["rgb"](images, shift), cfg.simnorm_dim)
 
     def next(self, z: Tensor, a: Tensor, task: Task = None) -> Tensor:
         """Predict the next latent, [..., D] and [..., A] -> [..., D]."""

@@ -34,11 +34,25 @@ def uniform_actions(cfg: Config, task_ids: np.ndarray, rng: np.random.Generator)
 
 
 @torch.no_grad()
-def prior_actions(model: WorldModel, obs: np.ndarray, task_ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Sample the policy prior at observations [E, O] with numbers of a generator of the host: [E, A] float32."""
+def prior_actions(
+    model: WorldModel,
+    obs: np.ndarray,
+    task_ids: np.ndarray,
+    rng: np.random.Generator,
+    own: slice = slice(None),
+) -> np.ndarray:
+    """Sample the policy prior at observations [E, O] with numbers of a generator of the host: [E, A] float32.
+
+    Args:
+        model: its policy prior acts.
+        obs: of the environments that ``own`` names.
+        task_ids: of all environments.
+        rng: draws for all of them.
+        own: those that act here.
+    """
     cfg, device = model.cfg, model.bins.device
-    eps = torch.from_numpy(rng.standard_normal((len(task_ids), cfg.action_dim), np.float32)).to(device)
-    context = model.context(torch.from_numpy(task_ids).to(device))
+    eps = torch.from_numpy(rng.standard_normal((len(task_ids), cfg.action_dim), np.float32)[own]).to(device)
+    context = model.context(torch.from_numpy(task_ids[own]).to(device))
     action, _ = model.pi(model.encode(observations(obs, cfg).to(device), context), context, eps)
     return action.cpu().numpy()
 

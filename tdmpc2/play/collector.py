@@ -16,13 +16,14 @@ import torch
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
-from tdmpc2.data.chunks import Layout
+from tdmpc2.data.chunk_form import Layout
 from tdmpc2.data.collect_record import Collection, Record
 from tdmpc2.data.reward_range import beyond_bins
 from tdmpc2.data.store.parts import Part
 from tdmpc2.data.unequal import Recorded, chunk_index, write_recorded
 from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.loading import load_agent
+from tdmpc2.nn.pixels import split_observation
 from tdmpc2.play.mixture import BehaviourPolicy, load_policies, mixture_entries, policy_from_agent, split
 from tdmpc2.play.rollout import Actor, Episode, Floats, Job, check_playable, play
 from tdmpc2.support.files import check_free_disk, delete_leftovers, locked
@@ -115,6 +116,7 @@ def collect(
     """
     policies = _policies(cfg, agent)
     check_playable(cfg)
+    _check_states(cfg)
     shards = list_shards(cfg, policies)
     sizes = [_largest_batch(policy, index, shards) for index, policy in enumerate(policies)]
     _compile(cfg, policies, shards)
@@ -203,7 +205,7 @@ def _play(
     length = Layout.of(cfg.task_specs).rows - 1
     total = sum(shard.episodes for shard in shards) * length
     warned: set[str] = set()
-    with Progress(total, "Collecting", unit="steps") as bar, EnvPool(cfg.obs_dim, cfg.action_dim) as pool:
+    with Progress(total, "Collecting", unit="steps") as bar, EnvPool(cfg.obs_dim, cfg.action_dim, cfg.obs) as pool:
         for shard in shards:
             policy, size = policies[shard.policy], sizes[shard.policy]
             draws, *seeds = np.random.SeedSequence((cfg.seed, shard.number)).generate_state(shard.episodes + 1).tolist()
@@ -222,7 +224,9 @@ def _play(
                     ) from fault
                 episodes += played
                 bar.shorten(len(played) * length - sum(len(episode.reward) - 1 for episode in played))
-            write_recorded(data_dir / shard.name, list(map(_recorded, episodes)), shard.task_id, length)
+            write_recorded(
+                data_dir / shard.name, [_recorded(episode, cfg) for episode in episodes], shard.task_id, length
+            )
             reward = np.concatenate([episode.reward for episode in episodes])
             if line := "" if shard.task in warned else beyond_bins(cfg, reward, shard.task):
                 print_line(open_console(None), line)
@@ -231,9 +235,20 @@ def _play(
                 report(shard, np.array([e.episode_return for e in episodes]))
 
 
-def _recorded(episode: Episode) -> Recorded:
+def _recorded(episode: Episode, cfg: Config) -> Recorded:
     obs, action, reward = (torch.from_numpy(part) for part in (episode.obs, episode.action, episode.reward))
+    if cfg.observes_images:
+        obs, _ = split_observation(obs, cfg.obs_dim, cfg.image_shape)
     return Recorded(obs, action, reward, episode.terminated)
+
+
+def _check_states(cfg: Config) -> None:
+    """Raise ``ValueError`` unless what is observed has the state, which is what is stored."""
+    if cfg.observes_images and (not cfg.observes_state or cfg.task_specs[0].image):
+        raise ValueError(
+            f"obs={cfg.obs}: stored episodes hold states, and {cfg.task} is seen in images here, which are none: play "
+            "it with evaluate, or learn from it online"
+        )
 
 
 def _padded(actor: Actor, size: int) -> Actor:

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from tdmpc2.config import Config
 from tdmpc2.envs.registry import ScoreRule, common_label, family_of, rule_of
 from tdmpc2.play.actors import agent_actor
 from tdmpc2.play.rollout import Episode, Frames, Job, check_playable, play
-from tdmpc2.support.intervals import Interval, bootstrap
+from tdmpc2.support.intervals import Interval, bootstrap, interquartile_mean, resampled_interval
 from tdmpc2.tracking.progress import Progress
 
 
@@ -50,6 +51,31 @@ class TaskResult:
         return self.success_score or family_of(self.task).tells_success or any(self.successes)
 
 
+class Aggregate(NamedTuple):
+    """A summary of the scores of many tasks, with its 95 % bootstrap interval (None with one episode per task)."""
+
+    name: str
+    value: float
+    interval: Interval | None
+
+
+def _interquartile_mean(scores: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    return interquartile_mean(np.concatenate(scores, -1))
+
+
+def _worst_mean(scores: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    means = np.stack([task.mean(-1) for task in scores], -1)  # [resamples, tasks]
+    return np.sort(means, -1)[:, :_WORST].mean(-1)
+
+
+_WORST = 5
+#: From the scores of each task, [resamples, episodes], to [resamples].
+_AGGREGATES = {
+    "interquartile mean": _interquartile_mean,
+    "mean of the five worst tasks": _worst_mean,
+}
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Results of all tasks."""
@@ -70,6 +96,17 @@ class Evaluation:
     def interval(self) -> Interval | None:
         """95 % bootstrap interval of the score; None with one episode per task."""
         return bootstrap([result.scores for result in self.tasks])
+
+    @property
+    def aggregates(self) -> tuple[Aggregate, ...]:
+        """Further summaries of the score over many tasks; none where there are too few for them to mean anything."""
+        scores = [result.scores for result in self.tasks]
+        if len(scores) <= _WORST:
+            return ()
+        return tuple(
+            Aggregate(name, float(of([s[None] for s in scores])[0]), resampled_interval(scores, of))
+            for name, of in _AGGREGATES.items()
+        )
 
     def metrics(self) -> dict[str, float]:
         """The score and, where there is one, its interval (``low``, ``high``), by the names they are logged under."""

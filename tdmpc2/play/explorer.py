@@ -4,51 +4,28 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
+from tdmpc2.distributed import ProcessGroup
 from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.envs.registry import build_env
 from tdmpc2.envs.wrappers import Env, PadEnv
 from tdmpc2.play.actors import prior_actions, uniform_actions
+from tdmpc2.play.explorer_state import Running, check_explorer, loaded_episode, saved_episode, saved_running
 from tdmpc2.play.rollout import Episode, Floats, Job
 from tdmpc2.support.draws import numbered_generator
-from tdmpc2.support.entries import Entry, check_entries, flag, list_of, nothing_or, number, record, whole
 
-NEW_RUN = "The run cannot be continued from it: set exp_name to start a new run"
-_TENSOR = Entry(lambda v: isinstance(v, Tensor), "a tensor")
-_STATE = {
-    "begun": list_of(whole()),
-    "running": list_of(nothing_or(record())),
-    "ended": list_of(record()),
-    "player": record(),
-    "planned_for": whole(),
-}
-_RUNNING = {"seed": whole(), "obs": _TENSOR, "action": _TENSOR, "reward": _TENSOR}
-_ENDED = {**_RUNNING, "task_id": whole(), "episode_return": number(), "success": number(), "terminated": flag()}
-_PLAYER_STATE = {"generator": _TENSOR, "plan_mean": _TENSOR.optional, "ids": _TENSOR.optional}
 _RANDOM_ACTIONS = 1  # stream of numbered_generator
 _PLAYER = 0x5EED  # what the seed of the player's draws is told apart by from those of environments
 
 
 class EnvironmentFailed(ValueError):
     """An environment raised, or returned what the agent cannot learn from; the message says what to do."""
-
-
-@dataclass
-class _Running:
-    """The running episode of one environment."""
-
-    seed: int
-    obs: list[Floats]  # one more than actions
-    action: list[Floats] = field(default_factory=list)
-    rewards: list[tuple[float, ...]] = field(default_factory=list)  # for its task, then for others of the body
 
 
 class _Outcome(NamedTuple):
@@ -74,34 +51,48 @@ class Explorer:
 
     With ``share_body`` every step is scored for all tasks of the run that are one body with the one that is played.
 
+    Several processes play their own part of the environments each, and tell one another which episodes have ended.
+    Random numbers are drawn for all environments everywhere, so that the split changes nothing but rounding.
+
     Args:
         cfg: names the tasks (``cfg.envs``), and says how to plan while collecting.
         agent: acts with exploration noise, through a player that is the explorer's alone.
+        group: the processes that play together.
 
     Attributes:
         task_ids: of each environment, [E].
+        own: the rows of this process's environments; all E without others.
         notes: lines about a continued run.
 
     Raises:
-        ValueError: a task has no environment here.
+        ValueError: a task has no environment here, or there are fewer environments than processes.
     """
 
-    def __init__(self, cfg: Config, agent: TDMPC2) -> None:
-        self._cfg, self._model = cfg, agent.model
+    def __init__(self, cfg: Config, agent: TDMPC2, group: ProcessGroup | None = None) -> None:
+        self._cfg, self._model, self._group = cfg, agent.model, group or ProcessGroup()
         self.task_ids = np.array(cfg.envs)
+        count, processes = len(self.task_ids), self._group.world_size
+        if count < processes:
+            raise ValueError(
+                f"num_envs={cfg.num_envs}: {count} environments in all cannot be split over {processes} processes: set "
+                f"num_envs={-(-processes * cfg.num_envs // count)}, or start fewer processes"
+            )
+        self.own = self._group.part(count)
+        self._rows = range(count)[self.own]
         self._stored_for = [cfg.stored_for[task_id] for task_id in cfg.envs]
         self._others = [[cfg.task_specs[task_id].name for task_id in ids[1:]] for ids in self._stored_for]
         self.notes: list[str] = []
         samples = cfg.collect_num_samples or cfg.num_samples
         budget = {"num_samples": samples, "iterations": cfg.collect_iterations or cfg.iterations}
         seed = int(np.random.SeedSequence((cfg.seed, _PLAYER)).generate_state(1)[0])
-        self._player = agent.player(len(self.task_ids), seed, None, **budget)
+        among = (self.own, count) if processes > 1 else None
+        self._player = agent.player(len(self._rows), seed, None, among, **budget)
         self._planned_for = cfg.steps // len(self.task_ids)
         self._begun = [0] * len(self.task_ids)  # episodes of each environment
-        self._running: list[_Running | None] = [None] * len(self.task_ids)  # None: an episode is to begin
+        self._running: list[Running | None] = [None] * len(self.task_ids)  # None: an episode is to begin
         self._ended: list[Episode] = []
         self._before = self._player.state()
-        self._envs = [self._build(i) for i in range(len(self.task_ids))]
+        self._envs = {i: self._build(i) for i in self._rows}
 
     def compile_planner(self) -> str:
         """Plan in the fastest way, if it is worth it for the run; returns one line about it, or nothing."""
@@ -110,7 +101,10 @@ class Explorer:
     # -- one turn -----------------------------------------------------------------------------------------------------
 
     def take_ended(self) -> list[Episode]:
-        """Hand over the episodes that have ended since the last call, each for every task that it is stored for."""
+        """Hand over the episodes that have ended since the last call, each for every task that it is stored for.
+
+        They are those of all processes, in the order of their environments.
+        """
         ended, self._ended = self._ended, []
         return ended
 
@@ -120,14 +114,15 @@ class Explorer:
         Raises:
             EnvironmentFailed: naming task, environment and seed.
         """
-        for i, running in enumerate(self._running):
-            if running is None:
-                seed = self._seed(i, self._begun[i])
-                self._begun[i] += 1  # before a reset that fails: the next one is of another episode
-                self._running[i] = self._reset(i, seed)
+        with self._failing_together():
+            for i in self._rows:
+                if self._running[i] is None:
+                    seed = self._seed(i, self._begun[i])
+                    self._begun[i] += 1  # before a reset that fails: the next one is of another episode
+                    self._running[i] = self._reset(i, seed)
 
     def act(self, step: int, *, random: bool, prior: bool = False) -> Floats:
-        """Choose the actions of all environments, [E, A].
+        """Choose the actions of this process's environments, [E, A].
 
         Args:
             step: number of the turn, which random actions are a function of.
@@ -135,32 +130,49 @@ class Explorer:
             prior: random actions are samples of the policy prior instead.
         """
         self._before = self._player.state()
+        generator = numbered_generator(self._cfg.seed, step, _RANDOM_ACTIONS)
         if random and not prior:
-            return uniform_actions(self._cfg, self.task_ids, numbered_generator(self._cfg.seed, step, _RANDOM_ACTIONS))
-        obs = np.stack([self._episode(i).obs[-1] for i in range(len(self._envs))])
+            return uniform_actions(self._cfg, self.task_ids, generator)[self.own]
+        obs = np.stack([self._episode(i).obs[-1] for i in self._rows])
         if random:
-            generator = numbered_generator(self._cfg.seed, step, _RANDOM_ACTIONS)
-            return prior_actions(self._model, obs, self.task_ids, generator)
-        starts = np.array([not self._episode(i).action for i in range(len(self._envs))])
-        task = self.task_ids if self._cfg.multitask else None
+            return prior_actions(self._model, obs, self.task_ids, generator, self.own)
+        starts = np.array([not self._episode(i).action for i in self._rows])
+        task = self.task_ids[self.own] if self._cfg.multitask else None
         return self._player.act(obs, starts, task=task, eval_mode=False)
 
     def step(self, actions: Floats) -> list[Episode]:
         """Take a step in every environment; returns the episodes that end with it, each for the task it was played for.
 
+        Args:
+            actions: of this process's environments, [E, A].
+
+        Returns:
+            Episodes of all processes, in the order of their environments.
+
         Raises:
-            EnvironmentFailed: naming task, environment, seed and step. The steps of this turn then count as not taken,
-                and a new episode is to begin in that environment.
+            EnvironmentFailed: naming task, environment, seed and step, in all processes. The steps of this turn then
+                count as not taken, and a new episode is to begin in that environment.
         """
         outcomes = []
-        for i in range(len(self._envs)):
-            try:
-                outcomes.append(self._outcome(i, actions[i]))
-            except EnvironmentFailed:
-                self._running[i] = None
-                self._player.load_state(self._before)
-                raise
-        return [e for i, outcome in enumerate(outcomes) if (e := self._record(i, actions[i], outcome)) is not None]
+        try:
+            with self._failing_together():
+                for i, action in zip(self._rows, actions, strict=True):
+                    try:
+                        outcomes.append(self._outcome(i, action))
+                    except EnvironmentFailed:
+                        self._running[i] = None
+                        raise
+        except EnvironmentFailed:
+            self._player.load_state(self._before)
+            raise
+        ended = [
+            episodes
+            for i, action, outcome in zip(self._rows, actions, outcomes, strict=True)
+            if (episodes := self._record(i, action, outcome))
+        ]
+        everywhere = [episodes for those in self._group.collect(ended) for episodes in those]
+        self._ended += [episode for episodes in everywhere for episode in episodes]
+        return [episodes[0] for episodes in everywhere]
 
     def _outcome(self, i: int, action: Floats) -> _Outcome:
         running = self._episode(i)
@@ -176,13 +188,14 @@ class Explorer:
         rewards = (float(reward), *(info["task_rewards"][name] for name in self._others[i]))
         return _Outcome(obs, rewards, bool(terminated), bool(truncated), float(info["success"]))
 
-    def _record(self, i: int, action: Floats, outcome: _Outcome) -> Episode | None:
+    def _record(self, i: int, action: Floats, outcome: _Outcome) -> list[Episode]:
+        """Note a step; returns the episode that ends with it for each task that it is stored for, if one does."""
         running = self._episode(i)
         running.obs.append(outcome.obs)
         running.action.append(action)
         running.rewards.append(outcome.rewards)
         if not outcome.ends:
-            return None
+            return []
         none = np.full((1, self._cfg.action_dim), np.nan, np.float32)
         obs, actions = np.stack(running.obs), np.concatenate([none, running.action])
         episodes = [
@@ -199,10 +212,9 @@ class Explorer:
             for task_id, rewards in zip(self._stored_for[i], zip(*running.rewards, strict=True), strict=True)
         ]
         self._running[i] = None
-        self._ended += episodes
-        return episodes[0]
+        return episodes
 
-    def _episode(self, i: int) -> _Running:
+    def _episode(self, i: int) -> Running:
         running = self._running[i]
         assert running is not None, "begin() comes before a turn"
         return running
@@ -215,15 +227,15 @@ class Explorer:
         if others := self._others[i]:
             body: Any = env.unwrapped
             body.score_also(others)
-        return PadEnv(env, cfg.obs_dim, cfg.action_dim) if cfg.obs == "state" else env
+        return env if cfg.observes_images else PadEnv(env, cfg.obs_dim, cfg.action_dim)
 
     def _seed(self, i: int, episode: int) -> int:
         return int(np.random.SeedSequence((self._cfg.seed, i, episode)).generate_state(1)[0] >> 1)
 
-    def _reset(self, i: int, seed: int) -> _Running:
+    def _reset(self, i: int, seed: int) -> Running:
         with self._numbering(i):
             obs, _ = self._envs[i].reset(seed=seed)
-        return _Running(seed, [obs])
+        return Running(seed, [obs])
 
     @contextlib.contextmanager
     def _numbering(self, i: int) -> Iterator[None]:
@@ -231,8 +243,19 @@ class Explorer:
         try:
             yield
         except EnvironmentFault as error:
-            number = f"environment {i + 1} of {len(self._envs)}"
+            number = f"environment {i + 1} of {len(self.task_ids)}"
             raise EnvironmentFailed(f"{number}: {error}") from error
+
+    @contextlib.contextmanager
+    def _failing_together(self) -> Iterator[None]:
+        """Raise in all processes what fails in one, so that none goes on alone."""
+        failure = ""
+        try:
+            yield
+        except EnvironmentFailed as error:
+            failure = str(error)
+        if first := next(filter(None, self._group.collect(failure)), ""):
+            raise EnvironmentFailed(first)
 
     def __enter__(self) -> Explorer:
         return self
@@ -242,20 +265,28 @@ class Explorer:
 
     def close(self) -> None:
         """Close the environments."""
-        for env in self._envs:
+        for env in self._envs.values():
             env.close()
 
     # -- saved with the run -------------------------------------------------------------------------------------------
 
     def state(self) -> Mapping[str, Any]:
-        """Collect what the next turn depends on: the running episodes and the player's state."""
+        """Collect what the next turn depends on: the running episodes and the player's state, of all processes."""
+        own = [(r, self._begun[i]) for i, r in zip(self._rows, self._running[self.own], strict=True)]
+        everywhere = [pair for pairs in self._group.collect(own) for pair in pairs]
         return {
-            "begun": list(self._begun),
-            "running": [r if r is None else _saved(r, self._cfg.action_dim) for r in self._running],
-            "ended": [_saved_episode(episode) for episode in self._ended],
-            "player": self._player.state(),
+            "begun": [begun for _, begun in everywhere],
+            "running": [r if r is None else saved_running(r, self._cfg.action_dim) for r, _ in everywhere],
+            "ended": [saved_episode(episode) for episode in self._ended],
+            "player": self._player_state(),
             "planned_for": self._planned_for,
         }
+
+    def _player_state(self) -> dict[str, Any]:
+        """Join the plans of all processes; their random numbers stand alike."""
+        states = self._group.collect({name: value.cpu() for name, value in self._player.state().items()})
+        joined = {name: torch.cat([state[name] for state in states]) for name in states[0] if name != "generator"}
+        return {"generator": states[0]["generator"], **joined}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state`, playing the running episodes again.
@@ -265,35 +296,23 @@ class Explorer:
         Raises:
             ValueError: an entry is missing or does not fit; the message names it.
         """
-        state = self._checked(state)
+        state = check_explorer(state, self._cfg, len(self.task_ids))
         self._begun = list(state["begun"])
-        self._ended = [_loaded_episode(episode) for episode in state["ended"]]
+        self._ended = [loaded_episode(episode) for episode in state["ended"]]
         self._planned_for = state["planned_for"]  # whether to compile must not depend on how often a run was continued
-        self._player.load_state(state["player"])
-        for i, saved in enumerate(state["running"]):
+        player = state["player"]
+        self._player.load_state({name: x if name == "generator" else x[self.own] for name, x in player.items()})
+        notes = []
+        for i in self._rows:
+            saved = state["running"][i]
             if saved is not None and not self._play_again(i, saved):
                 self._running[i] = None
                 task = self._cfg.task_specs[self.task_ids[i]].name
-                self.notes.append(
+                notes.append(
                     f"{task} (environment {i + 1}) does not repeat its episodes, so its running one is dropped and the "
                     "run is not bit for bit what it would have been"
                 )
-
-    def _checked(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        cfg, origin = self._cfg, f"{self._cfg.run_dir / 'state.pt'}: explorer"
-        state = check_entries(origin, state, _STATE, NEW_RUN)
-        if len(state["begun"]) != len(self._envs) or len(state["running"]) != len(self._envs):
-            raise ValueError(f"{origin} is of another number of environments than {len(self._envs)}. {NEW_RUN}")
-        rows = {"obs": cfg.obs_shape, "action": (cfg.action_dim,)}
-        for saved in [*filter(None, state["running"]), *state["ended"]]:
-            entries = _RUNNING if "task_id" not in saved else _ENDED
-            check_entries(f"{origin}: an episode", saved, entries, NEW_RUN)
-            short = int("task_id" not in saved)  # the first row of an ended episode holds filler, as it is stored
-            lengths = len(saved["obs"]), len(saved["action"]) + short, len(saved["reward"]) + short
-            if len(set(lengths)) > 1 or any(saved[name].shape[1:] != size for name, size in rows.items()):
-                raise ValueError(f"{origin}: an episode has rows of another form than this run's. {NEW_RUN}")
-        check_entries(f"{origin}: player", state["player"], _PLAYER_STATE, NEW_RUN)
-        return state
+        self.notes += [note for those in self._group.collect(notes) for note in those]
 
     def _play_again(self, i: int, saved: Mapping[str, Any]) -> bool:
         """Bring an environment to where it was in an episode; false if that leads somewhere else, or nowhere."""
@@ -313,24 +332,3 @@ class Explorer:
                 return False
             self._record(i, action, outcome)
         return True
-
-
-def _saved(running: _Running, action_dim: int) -> dict[str, Any]:
-    return {
-        "seed": running.seed,
-        "obs": torch.from_numpy(np.stack(running.obs)),
-        "action": torch.from_numpy(np.array(running.action, np.float32).reshape(len(running.action), action_dim)),
-        "reward": torch.tensor([rewards[0] for rewards in running.rewards], dtype=torch.float64),
-    }
-
-
-def _saved_episode(episode: Episode) -> dict[str, Any]:
-    arrays = {name: torch.from_numpy(getattr(episode, name)) for name in ("obs", "action", "reward")}
-    rest = {name: getattr(episode, name) for name in ("episode_return", "success", "terminated")}
-    return {"task_id": episode.job.task_id, "seed": episode.job.seed, **arrays, **rest}
-
-
-def _loaded_episode(saved: Mapping[str, Any]) -> Episode:
-    arrays = {name: saved[name].numpy() for name in ("obs", "action", "reward")}
-    rest = {name: saved[name] for name in ("episode_return", "success", "terminated")}
-    return Episode(Job(saved["task_id"], saved["seed"]), **arrays, **rest, frames=[])

@@ -15,7 +15,7 @@ import torch
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file
-from tdmpc2.config import PLANNER_KEYS, Config, MixEntry
+from tdmpc2.config import KEYS, PLANNER_KEYS, Config, MixEntry
 from tdmpc2.play.actors import agent_actor, noisy_actor, random_actor
 from tdmpc2.play.rollout import Actor
 
@@ -39,7 +39,10 @@ class BehaviourPolicy:
         if self.agent is not None:
             plain |= {"noise": self.entry.noise, "sha256": self.sha256}
         if self.agent is not None and self.mpc:
-            plain |= {"planner": {key: getattr(self.agent.cfg, key) for key in PLANNER_KEYS}}
+            planner = {key: getattr(self.agent.cfg, key) for key in PLANNER_KEYS}
+            if planner["plan_action"] == KEYS["plan_action"].default:  # records of older versions do not have it
+                del planner["plan_action"]
+            plain |= {"planner": planner}
         return plain
 
     def actor(self, cfg: Config, seed: int) -> Actor:

@@ -140,6 +140,7 @@ def write_results(directory: Path, result: Evaluation, protocol: dict[str, Any])
         "normalized_score": result.normalized_score,
         "score_label": result.score_label,
         "interval": result.interval,
+        "aggregates": {a.name: {"value": a.value, "interval": a.interval} for a in result.aggregates},
         "protocol": protocol,
         "versions": versions(),
         "tasks": tasks,

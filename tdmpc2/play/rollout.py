@@ -35,7 +35,7 @@ class Episode:
     """One played episode of T steps; row t >= 1 holds what led to observation t, row 0 of action and reward is NaN."""
 
     job: Job
-    obs: Floats  # [T+1, O]; of images uint8 [T+1, C, height, width]
+    obs: Floats  # [T+1, O]; with images uint8, [T+1, C, height, width] or the bytes of both [T+1, P]
     action: Floats  # [T+1, A]
     reward: Floats  # [T+1]
     episode_return: float  # summed in float64
@@ -161,7 +161,7 @@ class _Recording:
         self.playing = np.ones(num_envs, bool)
         self.frames: list[Frames] = [[] for _ in jobs]
         shape = (longest + 1, num_envs, *cfg.obs_shape)
-        self._obs: Floats = np.zeros(shape, np.uint8) if cfg.obs == "rgb" else np.full(shape, np.nan, np.float32)
+        self._obs: Floats = np.zeros(shape, np.uint8) if cfg.observes_images else np.full(shape, np.nan, np.float32)
         self._action = np.full((longest + 1, num_envs, cfg.action_dim), np.nan, np.float32)
         self._reward = np.full((longest + 1, num_envs), np.nan)
         self._success, self._terminated = np.zeros(num_envs), np.zeros(num_envs, bool)

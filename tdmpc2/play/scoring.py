@@ -10,6 +10,7 @@ from rich import get_console
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import Checkpoint, load_file
+from tdmpc2.config import Config
 from tdmpc2.loading import load_agent
 from tdmpc2.play import results
 from tdmpc2.play.evaluation import Evaluation, compare, evaluate, num_steps
@@ -19,30 +20,54 @@ from tdmpc2.support.intervals import format_interval
 from tdmpc2.support.names import safe_name
 from tdmpc2.support.runtime import set_num_threads
 
+#: Value of ``mpc`` that asks for both scores; only an evaluation knows it.
+BOTH = "both"
+
 
 def score_files(paths: Sequence[str], keys: Mapping[str, Any]) -> None:
     """Evaluate one file, or two and their difference; print the scores.
 
     Args:
         paths: one or two checkpoints.
-        keys: what they are loaded with, see :func:`tdmpc2.loading.load_agent`.
+        keys: what they are loaded with, see :func:`tdmpc2.loading.load_agent`; ``mpc`` may also be :data:`BOTH`: then
+            every file plays the same episodes with planning and by its policy alone.
 
     Raises:
         ValueError: a file that cannot be used, or two with different tasks. What is wrong with the second file is said
             before the first one plays.
     """
     files = [load_file(path, identify=True) for path in paths]
-    agents = [load_agent(file, **keys) for file in files]
-    if len({tuple(agent.cfg.task_specs[i].name for i in agent.cfg.task_ids) for agent in agents}) > 1:
+    both = keys.get("mpc") == BOTH
+    ways = [{**keys, "mpc": mpc} for mpc in (True, False)] if both else [keys]
+    agents = [[load_agent(file, **way) for file in files] for way in ways]  # [way][file]
+    if len({tuple(agent.cfg.task_specs[i].name for i in agent.cfg.task_ids) for agent in agents[0]}) > 1:
         raise ValueError(f"{' and '.join(paths)} have different tasks: choose common ones, as in tasks=[walker-walk]")
-    if agents[0].cfg.save_video:
+    if agents[0][0].cfg.save_video:
         results.video_writer()
-    scores = [score(file, agent) for file, agent in zip(files, agents, strict=True)]
-    if len(scores) == 2:
-        difference, interval = compare(*scores)
-        said = f"95 % interval {format_interval(interval)}" if interval else "no interval: one episode a task"
-        print(f"{paths[0]} minus {paths[1]}: {difference:+.2f} ({said})")
-    print(f"{scores[0].score_label.capitalize()}: {scores[0].normalized_score:.2f}")
+    scores = [[score(*pair) for pair in zip(files, way, strict=True)] for way in agents]
+    for way, result in zip(agents, scores, strict=True):
+        if len(result) == 2:
+            action = f", {_action(way[0].cfg)} each" if both else ""
+            _print_difference(f"{paths[0]} minus {paths[1]}{action}", *result)
+    for i, path in enumerate(paths if both else ()):
+        _print_difference(f"{path}: planner minus policy", scores[0][i], scores[1][i])
+    label = scores[0][0].score_label.capitalize()
+    if not both:
+        print(f"{label}: {scores[0][0].normalized_score:.2f}")
+        return
+    planned, alone = (way[0].normalized_score for way in scores)
+    share = f" ({alone / planned:.0%})" if planned > 0 else ""
+    print(f"{label}: {planned:.2f} with planning, {alone:.2f} by the policy alone{share}")
+
+
+def _print_difference(title: str, first: Evaluation, second: Evaluation) -> None:
+    difference, interval = compare(first, second)
+    said = f"95 % interval {format_interval(interval)}" if interval else "no interval: one episode a task"
+    print(f"{title}: {difference:+.2f} ({said})")
+
+
+def _action(cfg: Config) -> str:
+    return "planner" if cfg.mpc else "policy"
 
 
 def score(file: Checkpoint, agent: TDMPC2) -> Evaluation:
@@ -54,7 +79,7 @@ def score(file: Checkpoint, agent: TDMPC2) -> Evaluation:
     protocol = {
         "checkpoint": path,
         "sha256": file.sha256,
-        "action": "planner" if cfg.mpc else "policy",
+        "action": _action(cfg),
         "precision": agent.precision,
         "device": str(agent.device),
         "num_threads": set_num_threads(cfg.num_threads),
@@ -78,6 +103,8 @@ def score(file: Checkpoint, agent: TDMPC2) -> Evaluation:
         keep = partial(results.write_episodes, directory)
         result = evaluate(agent, cfg, film=film, keep=keep)
         get_console().print(results.table(result, name))
+        for a in result.aggregates:
+            print(f"{a.name.capitalize()}: {a.value:.2f} {format_interval(a.interval)}")
         if result.interval is None:
             print("-: no interval, which takes more than one episode a task (eval_episodes)")
         results.write_results(directory, result, protocol)

@@ -83,6 +83,8 @@ def played_inputs(model: WorldModel, count: int = COUNT, seed: int = 0) -> Input
         source += f"; {len(refused)} tasks left out: {reason}"
     if not rows:
         ids = np.resize(cfg.task_ids, count)
+        if cfg.observes_images:
+            raise ValueError(f"obs={cfg.obs}: {cfg.task} cannot be played here, and images cannot be made up: {reason}")
         obs = np.random.default_rng(seed).standard_normal((count, cfg.obs_dim), np.float32)
         rows = list(zip(obs, actors[1](obs, ids == ids, ids), ids, strict=True))
         source = f"{count} standard-normal rows, because no task could be played here: {reason}"
@@ -97,7 +99,7 @@ def _played(
     from tdmpc2.envs.vector import EnvPool
 
     rows: list[tuple[Floats, Floats, int]] = []
-    with EnvPool(cfg.obs_dim, cfg.action_dim) as pool:
+    with EnvPool(cfg.obs_dim, cfg.action_dim, cfg.obs) as pool:
         for number, actor in enumerate(actors, 1):
             while missing := number * count - len(rows):
                 job = Job(task_id, seed + 1000 * task_id + len(rows))  # tasks of one domain start alike
@@ -141,6 +143,10 @@ def stored_inputs(cfg: Config, data_dir: str, count: int = COUNT, seed: int = 0)
     Raises:
         ValueError: no data, damaged data, data of another task set, or a task without an episode.
     """
+    if cfg.observes_images:
+        raise ValueError(
+            f"obs={cfg.obs}: --data {data_dir} holds states, no images. Leave it out: inputs are then played"
+        )
     cfg = cfg.replace(data_dir=data_dir, task_balance="tasks", max_episodes_per_task=_EPISODES)
     place = "disk" if find_form(data_dir)[1] == STORE else "cpu"  # so few rows of a store are best left there
     batch = open_data(cfg, torch.device("cpu"), place).sampler.draw(0, count, 1, seed)

@@ -123,6 +123,8 @@ def own_config(checkpoint: Checkpoint, task: str | None = None) -> dict[str, Any
         return config_of(checkpoint, task=task).to_dict()
     if checkpoint.config is not None or sizes["num_tasks"]:
         return checkpoint.config or config_of(checkpoint).to_dict()
+    if "num_channels" in sizes:
+        return config_of(checkpoint).to_dict()  # refuses, and asks for the task: sizes do not tell those of images
     unnamed = TaskSpec(_UNNAMED, sizes["obs_dim"], sizes["action_dim"])
     widths = {"num_bins": sizes["num_bins"], **size_keys(sizes)}
     return parse_cfg({"task": unnamed.name, "task_specs": (unnamed,), **widths}).to_dict()

@@ -86,8 +86,15 @@ RECIPES: dict[str, Recipe] = {
 
 
 def is_matrix(name: str, tensor: Tensor) -> bool:
-    """True if a layout (a) tensor is a factor of a matrix product: [out, in], or [num_q, out, in] in the Q ensemble."""
-    return _module(name) != "task_emb" and tensor.ndim == (3 if _module(name) == "Qs" else 2)
+    """True if a layout (a) tensor is a factor of a matrix product: [out, in], or [num_q, out, in] in the Q ensemble.
+
+    The encoder of images counts as convolutions throughout: it is never int8.
+    """
+    return (
+        _module(name) != "task_emb"
+        and not name.startswith(layouts.IMAGE_ENCODER)
+        and tensor.ndim == (3 if _module(name) == "Qs" else 2)
+    )
 
 
 # -- conversion -------------------------------------------------------------------------------------------------------

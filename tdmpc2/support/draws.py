@@ -22,6 +22,15 @@ def numbered_generator(seed: int, step: int, stream: int = 0) -> np.random.Gener
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
+def continue_generator(generator: torch.Generator, state: Tensor) -> None:
+    """Continue from a saved state; from that of another kind of device with other, but fixed, numbers."""
+    state = state.cpu()
+    if state.shape == generator.get_state().shape:
+        load_generator(generator, state)
+    else:
+        generator.manual_seed(int.from_bytes(state.numpy().tobytes()[:7], "little"))
+
+
 def load_generator(generator: torch.Generator, state: Tensor) -> None:
     """Continue a generator from a saved state, uint8 [N].
 

@@ -25,6 +25,8 @@ EXTRAS = {
     "box2d": Extra("Gymnasium's Box2D tasks (BipedalWalker-v3 ...)", ("Box2D", "pygame"), ("Box2D", "pygame")),
     "robotics": Extra("the tasks of Gymnasium-Robotics", ("gymnasium-robotics",), ("gymnasium_robotics",)),
     "slurm": Extra("multiruns on a Slurm cluster", ("hydra-submitit-launcher",), ("submitit",)),
+    "joblib": Extra("multiruns side by side on one machine", ("hydra-joblib-launcher",), ("joblib",)),
+    "ray": Extra("multiruns on a Ray cluster", ("hydra-ray-launcher",), ("ray",)),
 }
 
 

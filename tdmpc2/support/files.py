@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -71,6 +72,37 @@ def delete_leftovers(directory: Path, name: str = "*") -> None:
     for temporary in directory.glob(f".{name}.*.tmp"):
         if _TEMPORARY.fullmatch(temporary.name) and not temporary.is_dir():  # others' files may end in .tmp as well
             temporary.unlink(missing_ok=True)
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Take ``size`` bytes of disk for a file, so that it cannot run out later; its content is kept.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    there = os.fstat(descriptor).st_size
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    except AttributeError:  # not on this system
+        pass
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+    zeros = bytes(1 << 20)
+    position = os.lseek(descriptor, 0, os.SEEK_CUR)
+    os.lseek(descriptor, there, os.SEEK_SET)
+    while there < size:
+        there += os.write(descriptor, zeros[: size - there])
+    os.lseek(descriptor, position, os.SEEK_SET)
+
+
+def disk_bytes(path: Path) -> int:
+    """Count the bytes of disk that a file takes; 0 if it is not there."""
+    if not path.exists():
+        return 0
+    stat = path.stat()
+    return 512 * stat.st_blocks if hasattr(stat, "st_blocks") else stat.st_size
 
 
 def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from scipy.special import stdtrit
 
 Interval = tuple[float, float]
 _RESAMPLES = 10_000
+_STATISTIC_RESAMPLES = 2_000  # each is kept whole, since a statistic may need all values at once
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
@@ -48,6 +49,33 @@ def bootstrap(samples: Sequence[NDArray[np.float64]], seed: int = 0) -> Interval
     rng = np.random.default_rng(seed)
     means = np.mean([rng.choice(sample, (_RESAMPLES, len(sample))).mean(1) for sample in samples], 0)
     low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def interquartile_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Compute the mean of the middle half of the values, [..., n] -> [...] (Agarwal et al. 2021, section 4.3).
+
+    A quarter of the values, rounded down, is left out at either end: single tasks that are solved or lost move it less
+    than the mean, and it needs fewer episodes than the median.
+    """
+    cut = values.shape[-1] // 4
+    return np.sort(values, -1)[..., cut : values.shape[-1] - cut].mean(-1)
+
+
+def resampled_interval(
+    samples: Sequence[NDArray[np.float64]], statistic: Callable[[list[NDArray[np.float64]]], NDArray[np.float64]]
+) -> Interval | None:
+    """Bootstrap interval of any statistic of several samples; None if one has only one value.
+
+    Args:
+        samples: values of each sample, each [n]; every sample is resampled on its own, always by the same draws.
+        statistic: from resampled samples, each [resamples, n], to [resamples].
+    """
+    if any(len(sample) < 2 for sample in samples):
+        return None
+    rng = np.random.default_rng(0)
+    drawn = [sample[rng.integers(len(sample), size=(_STATISTIC_RESAMPLES, len(sample)))] for sample in samples]
+    low, high = np.percentile(statistic(drawn), [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -60,23 +58,6 @@ def why_not_private(path: Path) -> str:
     return next((reason for folder in above if (reason := _why_replaceable(folder))), "")
 
 
-def why_not_own(path: Path) -> str:
-    """Say why a file in a private folder must not be loaded, in one line; empty if it may.
-
-    It is a regular file of this user's under one name, and nobody else can write to it.
-    """
-    facts = os.lstat(path)
-    if not stat.S_ISREG(facts.st_mode):
-        return f"{path} is not a regular file"
-    if not hasattr(os, "geteuid"):
-        return ""
-    if facts.st_uid != os.geteuid():
-        return f"{path} belongs to another user ({_owner(facts.st_uid)})"
-    if facts.st_nlink > 1:
-        return f"{path} has a second name, a hard link"
-    return f"other users can write to {path}" if facts.st_mode & _OTHERS_WRITE else ""
-
-
 def foreign_entry(folder: Path) -> str:
     """Find something below a folder that is not this user's own, that others can write to, or that is a link elsewhere.
 
@@ -97,19 +78,6 @@ def foreign_entry(folder: Path) -> str:
                 if not stat.S_ISLNK(facts.st_mode) and _others_write(facts):
                     return f"other users can write to {path}"
     return ""
-
-
-@contextlib.contextmanager
-def temporary_private_folder() -> Iterator[Path]:
-    """Make a private folder for as long as the block lasts.
-
-    Raises:
-        RuntimeError: other users could replace it, too.
-    """
-    with tempfile.TemporaryDirectory(prefix="tdmpc2-", ignore_cleanup_errors=True) as name:
-        if reason := why_not_private(Path(name)):
-            raise RuntimeError(reason)
-        yield Path(name)
 
 
 def _why_replaceable(folder: Path) -> str:

@@ -101,6 +101,14 @@ def usable_cores() -> int:
     return cores if limit == "max" else max(1, min(cores, round(int(limit) / int(period))))
 
 
+def processor_name() -> str:
+    """Name this machine's processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
 def available_memory(device: torch.device) -> int:
     """Count the bytes this process can still take on a device.
 

@@ -12,6 +12,7 @@ from tdmpc2.data.batch import Batch
 from tdmpc2.data.placement import Data, data_bytes, data_problems, data_record, open_data
 from tdmpc2.data.ring import ReplayRing
 from tdmpc2.data.source import tasks_present
+from tdmpc2.distributed import ProcessGroup
 from tdmpc2.support.mapped_files import UnchangedFile, name_bus_errors
 
 _OTHER_SEED = 2**32  # beyond the seeds of runs: slices of demonstrations are drawn independently of the buffer's
@@ -30,6 +31,7 @@ class Batches:
         demonstrations: open, if there are any.
         notes: lines about them.
         file: watches their file, if they are left on disk.
+        group: the processes that share each batch.
     """
 
     cfg: Config
@@ -38,9 +40,17 @@ class Batches:
     demonstrations: Data | None = None
     notes: tuple[str, ...] = ()
     file: UnchangedFile | None = None
+    group: ProcessGroup = ProcessGroup()  # noqa: RUF009
 
     @classmethod
-    def of(cls, cfg: Config, replay: ReplayRing, device: torch.device, record: Mapping[str, str] | None) -> Batches:
+    def of(
+        cls,
+        cfg: Config,
+        replay: ReplayRing,
+        device: torch.device,
+        record: Mapping[str, str] | None,
+        group: ProcessGroup = ProcessGroup(),  # noqa: B008
+    ) -> Batches:
         """Open the demonstrations of a run, if it has any.
 
         Args:
@@ -48,12 +58,13 @@ class Batches:
             replay: its buffer.
             device: where batches are to be.
             record: identity of the demonstrations when the run was opened.
+            group: the processes that share each batch.
 
         Raises:
             ValueError: damaged data, data of other tasks, or files that were replaced meanwhile.
         """
         if cfg.demonstrations is None:
-            return cls(cfg, replay, device)
+            return cls(cfg, replay, device, group=group)
         data = open_data(_as_data(cfg), device)
         if demonstrations_record(cfg) != record:
             raise ValueError(f"The files in demonstrations={cfg.demonstrations} were replaced meanwhile: start again")
@@ -63,22 +74,25 @@ class Batches:
             file = UnchangedFile(data.store.file.fileno(), path)
             name_bus_errors(path)
         line = f"Half of each batch: {len(data.sampler):,} episodes of {cfg.demonstrations}, on {data.place}"
-        return cls(cfg, replay, device, data, (line, *filter(None, [data.note])), file)
+        return cls(cfg, replay, device, data, (line, *filter(None, [data.note])), file, group)
 
     def draw(self, number: int) -> Batch:
-        """Draw the batch of update ``number``, counted from 0."""
-        cfg = self.cfg
+        """Draw this process's share of the batch of update ``number``, counted from 0."""
+        cfg, share = self.cfg, self.group.rows(self.cfg.batch_size)
         shown = cfg.batch_size // 2 if self.demonstrations else 0
-        own = self.replay.sampler.draw(number, cfg.batch_size - shown, cfg.horizon, cfg.seed).to(self.device)
-        if not self.demonstrations:
-            return own
-        others = self.demonstrations.sampler.draw(number, shown, cfg.horizon, cfg.seed + _OTHER_SEED)
-        if self.file:
-            self.file.check()  # what was read from another file is not learned from
-        batch = Batch.joined(others.to(self.device), own)
-        if not cfg.bc_coef:
+        rows = self.replay.sampler.rows(number, cfg.batch_size - shown, cfg.horizon, cfg.seed)
+        own = rows[:, max(share.start - shown, 0) : max(share.stop - shown, 0)]
+        parts = [self.replay.sampler.gather(own).to(self.device)] if own.shape[1] else []
+        if self.demonstrations and share.start < shown:
+            sampler = self.demonstrations.sampler
+            others = sampler.rows(number, shown, cfg.horizon, cfg.seed + _OTHER_SEED)
+            parts.insert(0, sampler.gather(others[:, share]).to(self.device))
+            if self.file:
+                self.file.check()  # what was read from another file is not learned from
+        batch = Batch.joined(*parts) if len(parts) > 1 else parts[0]
+        if not (self.demonstrations and cfg.bc_coef):
             return batch
-        imitated = (torch.arange(cfg.batch_size, device=self.device) < shown).float()
+        imitated = (torch.arange(cfg.batch_size, device=self.device)[share] < shown).float()
         return batch._replace(demonstrated=imitated[None, :, None])
 
 

@@ -26,19 +26,20 @@ from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.batches import Batches
 from tdmpc2.distributed import ProcessGroup
-from tdmpc2.nn.layers import num_parameters
 from tdmpc2.support.mapped_files import FileChangedError
-from tdmpc2.support.memory import is_out_of_memory
 from tdmpc2.support.runtime import set_num_threads
-from tdmpc2.support.text import cut
 from tdmpc2.tracking.logger import Logger
 from tdmpc2.tracking.pace import Activity
 from tdmpc2.training import run_dir, run_record
+from tdmpc2.training.divergence import Diagnosis, diverged
 from tdmpc2.training.guards import STOPPED, FiniteGuard, StopRequest, stop_on_signal
-from tdmpc2.training.resuming import Every, Resumed, Stateful, resume
+from tdmpc2.training.headline import headline
+from tdmpc2.training.resuming import Every, Resumed, Stateful, load_part, resume_together
 from tdmpc2.training.scoring import Evaluator, score, upload
 from tdmpc2.training.teacher import find_teacher
 from tdmpc2.training.tuning import load_start
+
+_ASK_OTHERS = 10  # steps, or updates, between two questions of several processes whether one was told to stop
 
 
 class Run:
@@ -109,7 +110,8 @@ class Run:
         self._log_now = Every(cfg.log_freq, stride)
         self._save_now = Every(cfg.save_freq, stride)
         self._evaluate_now = Every(cfg.eval_freq, stride, evaluate_first)
-        self._ask_others = Every(10, stride)  # whether one of several processes was told to stop
+        self._stopping = False  # all processes know that they are to
+        self._ask_others = Every(_ASK_OTHERS, stride)  # whether one of several processes was told to stop
         self._threads = set_num_threads(cfg.num_threads)
         self._new_directory = not cfg.run_dir.exists()
 
@@ -119,19 +121,14 @@ class Run:
         self.agent = TDMPC2(cfg, self.live_teacher, group)
         self.new_task = load_start(self.agent, cfg)
         checksum = self.teacher.sha256 if self.teacher else None
-        found = group.from_main(lambda: resume(self.agent, cfg, checksum, data, self._evaluate_now)._asdict())
-        self.resumed = Resumed(**found)
-        weights, state = group.from_main(lambda: (self.agent.model.state_dict(), self.agent.training_state()))
-        if not group.main:
-            self.agent.model.load_state_dict(weights)
-            self.agent.load_training_state(state)
+        self.resumed: Resumed = resume_together(group, self.agent, cfg, checksum, data, self._evaluate_now)
 
         self._parts: dict[str, Stateful] = {}
         self._guard = FiniteGuard(self.agent.device)
         self._step = self._saved = self.resumed.step
         self._updated = False
         self._batches: Batches | None = None
-        self._describe_batch: Callable[[int], str] | None = None
+        self._diagnose: Callable[[int], Diagnosis] | None = None
         self._activity: Callable[[float], Activity] | None = None
 
     @property
@@ -153,28 +150,20 @@ class Run:
     def attach(self, name: str, part: Stateful) -> None:
         """Save and continue a part with the run; one that was saved is brought to where it was.
 
-        The main process saves the state of its own part; all processes continue from that.
+        All processes give the state of their part, the main one saves its own; all continue from that.
 
         Raises:
             ValueError: what was saved is not a state of this part.
         """
         if name in self.resumed.parts:
-            try:
-                part.load_state(self.resumed.parts[name])
-            except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-                if is_out_of_memory(error):
-                    raise
-                raise ValueError(
-                    f"{self.cfg.run_dir / 'state.pt'}: the state of its part '{name}' is damaged "
-                    f"[{type(error).__name__}: {cut(str(error))}]. Set exp_name to start a new run"
-                ) from error
+            load_part(self.cfg.run_dir, name, part, self.resumed.parts[name])
         self._parts[name] = part
 
     def start(
         self,
         source: str,
         *notes: str,
-        describe_batch: Callable[[int], str] | None = None,
+        diagnose: Callable[[int], Diagnosis] | None = None,
         activity: Callable[[float], Activity] | None = None,
     ) -> None:
         """Claim the directory and open the log; from here on a signal saves before it stops.
@@ -182,12 +171,12 @@ class Run:
         Args:
             source: what the run learns from, for its first line.
             notes: more lines; empty ones are left out.
-            describe_batch: says of a step what its batch was, for the message of a run that diverged.
+            diagnose: says of a step what its batch was and what to do, for the message of a run that diverged.
             activity: says in every training line what the time since the last one was spent on; it is called with the
                 seconds of that time that do not count, such as those of an evaluation.
         """
         cfg, group, resumed = self.cfg, self.group, self.resumed
-        self._describe_batch, self._activity = describe_batch, activity
+        self._diagnose, self._activity = diagnose, activity
         self._stop.at_once = False
         # Where nothing has been saved since, it was killed; where nothing ever is, it may have come to its end.
         begun_before = cfg.save_agent and (cfg.run_dir / "run.json").exists()
@@ -207,14 +196,20 @@ class Run:
                 wall_seconds=resumed.wall_seconds,
             )
         )
-        self._logger.message(self._headline(source))
+        self._logger.message(headline(self.agent, self.teacher, source, self._threads, resumed.step))
         for line in filter(None, (resumed.note, *notes, self.agent.compile_update())):
             self._logger.message(line)
 
-    @property
-    def stopping(self) -> bool:
-        """True once the run was told to stop, which it does after the step: long ones may end early."""
-        return bool(self._stop)
+    def told_to_stop(self, number: int) -> bool:
+        """Tell whether the run was told to stop, which it does after the step: long ones may end early.
+
+        Args:
+            number: of the update that was made; several processes ask one another after every tenth.
+        """
+        if self.group.world_size > 1 and number % _ASK_OTHERS:
+            return self._stopping
+        self._stopping = self._stopping or any(self.group.collect(bool(self._stop)))
+        return self._stopping
 
     def steps(self, again: bool = False) -> Iterator[int]:
         """Yield the number of each step to take, from 1; first of all the evaluation that is due is made.
@@ -305,20 +300,11 @@ class Run:
         self._check_finite()
         self._save(step)
 
-    def _headline(self, source: str) -> str:
-        frozen = f" that learn, beside {', '.join(self.cfg.freeze)}" if self.cfg.freeze else ""
-        return (
-            f"{self.cfg.run_dir}: {num_parameters(self.agent.model):,} parameters{frozen}, {source}, "
-            f"{f'teacher {self.teacher.path}' if self.teacher else 'no teacher'}, "
-            f"{f'{self.group.world_size} processes on ' if self.group.world_size > 1 else ''}{self.agent.device}, "
-            f"{self._threads} threads" + (f", continuing at step {self.resumed.step:,}" if self.resumed.step else "")
-        )
-
     def _told_to_stop(self, step: int) -> bool:
         """Tell whether this process, or now and then whether another one, was told to stop."""
         if self.group.world_size > 1 and not self._ask_others.due(step):
-            return False
-        return any(self.group.collect(bool(self._stop)))
+            return self._stopping
+        return self.told_to_stop(0)
 
     def _log(self, step: int, metrics: Mapping[str, Tensor]) -> None:
         waited = self._batches.take_wait(self._logger.paused) if self._batches else None
@@ -329,28 +315,26 @@ class Run:
         bad = self._guard.first_bad_step()
         if bad is None:
             return
-        batch = f"{self._describe_batch(bad)}. " if self._describe_batch else ""
         good = f"{self.model_path} is of step {self._saved:,}, before it" if self._saved else "Nothing was saved before"
-        text = (
-            f"Training diverged: a loss or gradient is not finite at step {bad:,}. {batch}{good}. "
-            "A lower lr or grad_clip_norm may help"
-        )
+        text = diverged(bad, good, self._diagnose(bad) if self._diagnose else Diagnosis())
         self._logger.alert("Training diverged", text)
         raise ValueError(text)
 
     def _save(self, step: int) -> None:
-        if not (self.cfg.save_agent and self.group.main):
+        if not self.cfg.save_agent:
             return
         with self._logger.pause():
-            run_dir.save(
-                self.agent,
-                self.cfg.run_dir,
-                step,
-                self._logger.run_id,
-                self.cfg.keep_last,
-                wall_seconds=self._logger.wall_seconds,
-                parts={name: part.state() for name, part in self._parts.items()},
-            )
+            parts = {name: part.state() for name, part in self._parts.items()}  # together: one may be spread over all
+            if self.group.main:
+                run_dir.save(
+                    self.agent,
+                    self.cfg.run_dir,
+                    step,
+                    self._logger.run_id,
+                    self.cfg.keep_last,
+                    wall_seconds=self._logger.wall_seconds,
+                    parts=parts,
+                )
         self._saved = step
 
     def _save_before(self, step: int) -> None:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
+from tdmpc2.checkpoints.run_state import NEW_RUN, part_of
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.ring import ReplayRing
 from tdmpc2.losses import model_losses
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.noise import draw_update_noise
-from tdmpc2.play.explorer import NEW_RUN
 from tdmpc2.support.entries import check_entries, flag
 from tdmpc2.training.loop import Run
 
@@ -44,7 +44,7 @@ class NewTask:
         model, new = run.agent.model, len(cfg.task_specs) - 1
         rows = embeddings(model)
         batch = self._replay.sampler.draw(0, _SLICES, cfg.horizon, cfg.seed).to(run.agent.device)
-        losses = embedding_losses(run.agent, batch).tolist()
+        losses = run.group.from_main(lambda: embedding_losses(run.agent, batch).tolist())
         nearest = min(range(new), key=losses.__getitem__)
         start = nearest if losses[nearest] <= losses[new] else new
         with torch.no_grad():
@@ -68,7 +68,7 @@ class NewTask:
         Raises:
             ValueError: the entry is missing or no truth value.
         """
-        origin = f"{self._run.cfg.run_dir / 'state.pt'}: new_task"
+        origin = part_of(self._run.cfg.run_dir, "new_task")
         self.chosen = check_entries(origin, state, {"chosen": flag()}, NEW_RUN)["chosen"]
 
 

@@ -13,6 +13,7 @@ from tdmpc2.data.reward_range import beyond_bins
 from tdmpc2.distributed import process_group
 from tdmpc2.play.evaluation import evaluate
 from tdmpc2.support.mapped_files import UnchangedFile, name_bus_errors
+from tdmpc2.training.divergence import Diagnosis, diagnosis_of
 from tdmpc2.training.loop import Run
 from tdmpc2.training.preflight import dry_run, preflight
 from tdmpc2.training.teacher import Teacher, add_targets, fit_pca
@@ -78,11 +79,11 @@ def _learn(run: Run) -> None:
             watched.check()  # what was read meanwhile is not learned from
         return batch
 
-    def describe_batch(step: int) -> str:
-        return f"Its batch has {_episodes(data, rows(step))} of {cfg.data_dir}"
+    def diagnose(step: int) -> Diagnosis:
+        return diagnosis_of(f"Its batch has {_episodes(data, rows(step))} of {cfg.data_dir}", draw(step), cfg.data_dir)
 
     notes = data.note, pca_line, _reward_warning(cfg, draw(run.resumed.step + 1))
-    run.start(f"{len(sampler):,} episodes on {data.place}", *notes, describe_batch=describe_batch)
+    run.start(f"{len(sampler):,} episodes on {data.place}", *notes, diagnose=diagnose)
     for step, batch in run.batches(draw, data.ahead):
         if lazy_targets:
             batch = lazy_targets.fill(batch, rows(step)[:, share])

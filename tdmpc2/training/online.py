@@ -9,18 +9,20 @@ from typing import Any
 
 from torch import Tensor
 
+from tdmpc2.checkpoints.run_state import NEW_RUN, part_of
 from tdmpc2.config import Config
 from tdmpc2.data.ring import ReplayRing
 from tdmpc2.data.ring_files import SavedRing
 from tdmpc2.distributed import process_group
 from tdmpc2.envs.registry import family_of
 from tdmpc2.play.evaluation import evaluate
-from tdmpc2.play.explorer import NEW_RUN, EnvironmentFailed, Explorer
+from tdmpc2.play.explorer import EnvironmentFailed, Explorer
 from tdmpc2.play.rollout import Episode
 from tdmpc2.support.entries import check_entries, flag, record, whole
 from tdmpc2.tracking.progress import Progress
 from tdmpc2.training.activity import Clock
 from tdmpc2.training.demonstrations import Batches, demonstrations_record
+from tdmpc2.training.divergence import diagnose_stored
 from tdmpc2.training.loop import Run
 from tdmpc2.training.new_task import NewTask
 from tdmpc2.training.online_estimate import dry_run_online
@@ -29,14 +31,19 @@ from tdmpc2.training.ring import make_ring, sharing_in_words
 from tdmpc2.training.schedule import Schedule
 from tdmpc2.training.teacher import fit_pca
 
-#: The metrics are for the log alone: a run that was saved without them goes on.
-_LEARNER = {"done": whole(), "owed": whole(), "interrupted": flag(), "metrics": record().optional}
-_MOST_SHORT = 100  # episodes in a row that may be too short to learn from
+#: Metrics are for the log alone, and the count of short episodes for a message: a run saved without them goes on.
+_LEARNER = {
+    "done": whole(), "owed": whole(), "interrupted": flag(), "metrics": record().optional, "short": whole().optional
+}  # fmt: skip
+_MOST_SHORT = 100  # played episodes in a row that may be too short to learn from
 _BURST = 100  # updates in a row that are worth a progress bar
 
 
 def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
     """Learn by acting for ``cfg.steps`` steps, continuing the run in ``cfg.run_dir`` if there is one.
+
+    Started by torchrun, the processes share the environments and each batch, and every one holds the whole buffer. How
+    many they are changes nothing but rounding, which planning can turn into another action.
 
     Args:
         cfg: the student.
@@ -51,60 +58,91 @@ def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
         SystemExit: with code :data:`~tdmpc2.training.guards.STOPPED` after SIGTERM or SIGINT, when all is saved.
     """
     with process_group(cfg.device) as group:
-        if group.world_size > 1:
-            raise ValueError(f"mode=online trains in one process, not in {group.world_size}: start it without torchrun")
         if cfg.dry_run:
-            print(*dry_run_online(cfg, teacher_cfg), sep="\n")
+            if group.main:
+                print(*dry_run_online(cfg, teacher_cfg), sep="\n")
             return cfg.run_dir / "model.pt"
         preflight(cfg, teacher_cfg)
         shown = demonstrations_record(cfg)
         with Run.open(cfg, teacher_cfg, group, evaluate, shown, stride=len(cfg.envs), evaluate_first=True) as run:
             if not run.finished(cut_short(run.resumed.parts)):
-                with Explorer(cfg, run.agent) as explorer:
-                    _learn(run, explorer)
+                with Explorer(cfg, run.agent, group) as explorer:
+                    for _ in Loop(run, explorer).turns():
+                        pass
             return run.model_path
 
 
-def _learn(run: Run, explorer: Explorer) -> None:
-    cfg, schedule, replay = run.cfg, Schedule.of(run.cfg), make_ring(run.cfg, run.agent.device)
-    batches = Batches.of(cfg, replay, run.agent.device, run.resumed.record["data"])
-    learner, new_task = Learner(run, replay, batches), NewTask(run, replay)
-    run.attach("replay", SavedRing(replay, cfg.run_dir / "replay"))
-    run.attach("explorer", explorer)
-    run.attach("learner", learner)
-    if run.new_task is not None:
-        run.attach("new_task", new_task)
-    clock = Clock(learner.done, any(family_of(cfg.task_names[i]).tells_success for i in cfg.task_ids))
-    environments = f"{len(cfg.envs)} environments" if len(cfg.envs) > 1 else "1 environment"
-    environments += sharing_in_words(cfg)
-    source = f"{environments}, a buffer of {replay.capacity:,} rows on {replay.rows.device}"
-    run.start(source, *batches.notes, *explorer.notes, explorer.compile_planner(), activity=clock.activity)
-    for step in run.steps(again=learner.interrupted):
-        if not learner.interrupted:
-            with saving_before(step, run):
+class Loop:
+    """The loop of a run that learns online, with all that it needs.
+
+    Args:
+        run: is opened, and started here.
+        explorer: plays for it.
+
+    Attributes:
+        replay: the buffer.
+        batches: drawn from it.
+    """
+
+    def __init__(self, run: Run, explorer: Explorer) -> None:
+        cfg, device = run.cfg, run.agent.device
+        self._run, self._explorer, self._schedule = run, explorer, Schedule.of(cfg)
+        self.replay = make_ring(cfg, device, run.group)
+        self.batches = Batches.of(cfg, self.replay, device, run.resumed.record["data"], run.group)
+        self._learner, self._new_task = Learner(run, self.replay, self.batches), NewTask(run, self.replay)
+        run.attach("replay", SavedRing(self.replay, cfg.run_dir / "replay", cfg.task_ids, run.group))
+        run.attach("explorer", explorer)
+        run.attach("learner", self._learner)
+        if run.new_task is not None:
+            run.attach("new_task", self._new_task)
+        self._has_policy = cfg.checkpoint is not None and not run.resumed.record.get("random_seed_steps")
+        tells = any(family_of(cfg.task_names[i]).tells_success for i in cfg.task_ids)
+        self._clock = Clock(self._learner.done, tells)
+        environments = f"{len(cfg.envs)} environments" if len(cfg.envs) > 1 else "1 environment"
+        environments += sharing_in_words(cfg)
+        source = f"{environments}, a buffer of {self.replay.capacity:,} rows on {self.replay.rows.device}"
+        notes = *self.batches.notes, *explorer.notes, explorer.compile_planner()
+        run.start(source, *notes, diagnose=diagnose_stored(cfg.demonstrations), activity=self._clock.activity)
+
+    def turns(self) -> Iterator[int]:
+        """Take one turn after another until the run's end: a step in each environment, and the updates due.
+
+        Yields:
+            The number of the step that was taken.
+        """
+        run, cfg, learner, explorer, clock = self._run, self._run.cfg, self._learner, self._explorer, self._clock
+        for step in run.steps(again=learner.interrupted):
+            if not learner.interrupted:
+                with saving_before(step, run):
+                    learner.store(step, explorer.take_ended())
+                    self._new_task.choose()
+                    self._act(step)
+            with clock("updating"):
+                metrics = learner.update()
+            clock.updates = learner.done
+            if step >= cfg.steps and not learner.interrupted:
                 learner.store(step, explorer.take_ended())
-                new_task.choose()
-                with clock("environment"):
-                    explorer.begin()
-                with clock("acting"):
-                    random = schedule.is_random(step) or not new_task.chosen
-                    actions = explorer.act(step, random=random, prior=cfg.checkpoint is not None and new_task.chosen)
-                with clock("environment"):
-                    ended = explorer.step(actions)
-            clock.played(ended)
-            run.log_episodes(step, [_row(cfg, episode) for episode in ended])
-            learner.owed += schedule.updates_due(step)
-        with clock("updating"):
-            metrics = learner.update()
-        clock.updates = learner.done
-        if step >= cfg.steps and not learner.interrupted:
-            learner.store(step, explorer.take_ended())
-        run.after_update(step, metrics)
-    if not learner.done:
-        run.message(
-            f"No update was made: the first one needs more than seed_steps={cfg.seed_steps:,} steps, and an episode "
-            f"that ended before the last of the {cfg.steps:,}. Take more steps"
-        )
+            run.after_update(step, metrics)
+            yield step
+        if not learner.done:
+            run.message(
+                f"No update was made: the first one needs more than seed_steps={cfg.seed_steps:,} steps, and an "
+                f"episode that ended before the last of the {cfg.steps:,}. Take more steps"
+            )
+
+    def _act(self, step: int) -> None:
+        """Take a step in each environment."""
+        run, explorer, clock, chosen = self._run, self._explorer, self._clock, self._new_task.chosen
+        with clock("environment"):
+            explorer.begin()
+        with clock("acting"):
+            random = self._schedule.is_random(step) or not chosen
+            actions = explorer.act(step, random=random, prior=self._has_policy and chosen)
+        with clock("environment"):
+            ended = explorer.step(actions)
+        clock.played(ended)
+        run.log_episodes(step, [_row(run.cfg, episode) for episode in ended])
+        self._learner.owed += self._schedule.updates_due(step)
 
 
 class Learner:
@@ -121,20 +159,25 @@ class Learner:
             episode to learn from.
         interrupted: the last step was cut short; its updates are to be made before the next one.
         metrics: of the last update; where there are fewer updates than steps, most steps have none of their own.
+        short: played episodes in a row that were too short to be drawn from.
     """
 
     def __init__(self, run: Run, replay: ReplayRing, batches: Batches) -> None:
         self._run, self._replay, self._batches = run, replay, batches
-        self.done = self.owed = 0
+        self.done = self.owed = self.short = 0
         self.interrupted = False
         self.metrics: Mapping[str, Tensor] = {}
         self._said_short = False
+        self._last_seed: int | None = None
 
     def store(self, step: int, episodes: Sequence[Episode]) -> None:
         """Add episodes to the buffer; the first one that is too short to be drawn from is named."""
         for episode in episodes:
             job, name = episode.job, self._run.cfg.task_specs[episode.job.task_id].name
             self._replay.add(episode.obs, episode.action, episode.reward, job.task_id, episode.terminated)
+            if job.seed != self._last_seed:  # the same one, scored for another task of its body, follows it
+                self.short = self.short + 1 if len(episode.reward) - 1 < self._replay.horizon else 0
+                self._last_seed = job.seed
             if self._replay.num_short and not self._said_short:
                 self._said_short = True
                 self._run.message(
@@ -150,7 +193,7 @@ class Learner:
             The metrics of the last update so far; None before the first one, and where a signal ended them early.
 
         Raises:
-            ValueError: there are :data:`_MOST_SHORT` episodes, and all of them are too short.
+            ValueError: there is none to learn from, and the last :data:`_MOST_SHORT` that were played were too short.
         """
         replay = self._replay
         self.interrupted = False
@@ -164,24 +207,27 @@ class Learner:
                 self.metrics = self._run.update(self._batches.draw(self.done))
                 self.done += 1
                 self.owed -= 1
-                self.interrupted = self._run.stopping and self.owed > 0
+                self.interrupted = self.owed > 0 and self._run.told_to_stop(self.done)
                 if bar:
                     bar.update()
         return None if self.interrupted else self.metrics
 
     def _ready(self) -> bool:
         replay = self._replay
-        if replay.num_added >= _MOST_SHORT and not len(replay.sampler):
+        if self.short >= _MOST_SHORT and not len(replay.sampler):
             raise ValueError(
-                f"None of the {replay.num_added:,} episodes so far has the {replay.horizon} steps that a slice takes: "
-                "set horizon lower, or have the environment's episodes last longer"
+                f"None of the last {self.short:,} episodes has the {replay.horizon} steps that a slice takes, nor any "
+                "other in the buffer: set horizon lower, or have the environment's episodes last longer"
             )
         return len(replay.sampler) > 0
 
     def state(self) -> Mapping[str, Any]:
         """Say where the updates stand."""
         metrics = {name: value.cpu() for name, value in self.metrics.items()}
-        return {"done": self.done, "owed": self.owed, "interrupted": self.interrupted, "metrics": metrics}
+        return {
+            "done": self.done, "owed": self.owed, "interrupted": self.interrupted, "metrics": metrics,
+            "short": self.short,
+        }  # fmt: skip
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state`.
@@ -189,9 +235,9 @@ class Learner:
         Raises:
             ValueError: an entry is missing or no such number.
         """
-        state = check_entries(f"{self._run.cfg.run_dir / 'state.pt'}: learner", state, _LEARNER, NEW_RUN)
+        state = check_entries(part_of(self._run.cfg.run_dir, "learner"), state, _LEARNER, NEW_RUN)
         self.done, self.owed, self.interrupted = state["done"], state["owed"], state["interrupted"]
-        self.metrics = state.get("metrics", {})
+        self.metrics, self.short = state.get("metrics", {}), state.get("short", 0)
 
 
 def cut_short(parts: Mapping[str, Any]) -> bool:

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from tdmpc2.agent import TDMPC2
+from tdmpc2.checkpoints.run_state import state_path
 from tdmpc2.config import Config, check_bins, check_memory, training_parts
 from tdmpc2.data.batch import Batch
-from tdmpc2.data.chunks import Layout, chunk_paths
+from tdmpc2.data.chunk_form import Layout
+from tdmpc2.data.chunks import chunk_paths
 from tdmpc2.data.placement import choose_place, data_bytes, data_problems, data_record
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.data.store.importer import RATE, find_store
@@ -53,9 +55,9 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
             check_playable(cfg)
         else:
             data_record(cfg.data_dir, cfg.task)
-            problems += [f"data: {problem}" for problem in data_problems(cfg)]
+            problems += [f"data_dir={cfg.data_dir}: {problem}" for problem in data_problems(cfg)]
     except ValueError as error:
-        problems.append(f"{'environment' if online else 'data'}: {error}")
+        problems.append(f"{'environment' if online else 'data_dir'}: {error}")
     if online:
         lengths = {task_id: cfg.task_specs[task_id].episode_length + 1 for task_id in cfg.task_ids}
         rows, tasks = max((len(ids) * lengths[task_id], len(ids)) for task_id, ids in cfg.stored_for.items())
@@ -149,7 +151,7 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
 
 def _begun(agent: TDMPC2, cfg: Config) -> int:
     """Return the step that the run would go on from, and let the agent train as it did: compiled or not."""
-    state = cfg.run_dir / "state.pt"
+    state = state_path(cfg.run_dir)
     if not state.exists():
         return 0
     saved = read_state(state, agent)
@@ -249,7 +251,7 @@ def teacher_line(
 
 def no_observations(cfg: Config, num_envs: int) -> np.ndarray:
     """Make observations that are zero, [E, O] or images, to time an action with."""
-    return np.zeros((num_envs, *cfg.obs_shape), np.uint8 if cfg.obs == "rgb" else np.float32)
+    return np.zeros((num_envs, *cfg.obs_shape), np.uint8 if cfg.observes_images else np.float32)
 
 
 def random_batch(cfg: Config, device: torch.device) -> Batch:
@@ -257,8 +259,10 @@ def random_batch(cfg: Config, device: torch.device) -> Batch:
     horizon, size = cfg.horizon, cfg.batch_size
     generator = torch.Generator().manual_seed(cfg.seed)
     shape = (horizon + 1, size, *cfg.obs_shape)
-    if cfg.obs == "rgb":
+    if cfg.observes_images:
         obs = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+        if cfg.observes_state:
+            obs[..., : 4 * cfg.obs_dim] = 0  # the bytes of its numbers, which have to be finite
     else:
         obs = torch.randn(shape, dtype=torch.float32, generator=generator)
     batch = Batch(

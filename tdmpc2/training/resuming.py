@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from tdmpc2.agent import TDMPC2
+from tdmpc2.checkpoints.run_state import NEW_RUN, part_of
 from tdmpc2.config import Config
+from tdmpc2.distributed import ProcessGroup
 from tdmpc2.envs.registry import score_label
+from tdmpc2.support.memory import is_out_of_memory
+from tdmpc2.support.text import cut
 from tdmpc2.tracking.curves import wall_seconds
-from tdmpc2.training import run_dir, run_record
+from tdmpc2.training import run_record
 from tdmpc2.training.evaluations import read_scores, rename_score
 from tdmpc2.training.preflight import check_disk
+from tdmpc2.training.run_dir import restore
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def resume(
     """
     check_disk(agent, cfg)
     record, note = run_record.check(cfg, teacher_sha256, data)
-    saved = run_dir.restore(agent, cfg.run_dir)
+    saved = restore(agent, cfg.run_dir)
     label = score_label(cfg.task_specs[task_id] for task_id in cfg.task_ids)
     rename_score(cfg.run_dir, label)
     # A run that is killed before it saves begins anew, with its evaluation.
@@ -88,3 +94,44 @@ def resume(
     if seconds is None:  # nothing saved yet, or by a version that did not count
         seconds = wall_seconds(cfg.run_dir, saved.step)
     return Resumed(record, note, saved.step, saved.wandb_id, due, seconds, saved.parts)
+
+
+def resume_together(
+    group: ProcessGroup,
+    agent: TDMPC2,
+    cfg: Config,
+    teacher_sha256: str | None,
+    data: Mapping[str, str] | None,
+    evaluate: Every,
+) -> Resumed:
+    """Do as :func:`resume` in the main process, and bring the agents of all others to the same place.
+
+    Args:
+        group: the processes that train together.
+        agent, cfg, teacher_sha256, data, evaluate: as of :func:`resume`.
+
+    Raises:
+        ValueError: as :func:`resume`, in every process.
+    """
+    found = group.from_main(lambda: resume(agent, cfg, teacher_sha256, data, evaluate)._asdict())
+    weights, state = group.from_main(lambda: (agent.model.state_dict(), agent.training_state()))
+    if not group.main:
+        agent.model.load_state_dict(weights)
+        agent.load_training_state(state)
+    return Resumed(**found)
+
+
+def load_part(run_dir: Path, name: str, part: Stateful, state: Mapping[str, Any]) -> None:
+    """Bring a part of a run to where it was.
+
+    Raises:
+        ValueError: what was saved is not a state of this part.
+    """
+    try:
+        part.load_state(state)
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"{part_of(run_dir, name)} is damaged [{type(error).__name__}: {cut(str(error))}]. {NEW_RUN}"
+        ) from error

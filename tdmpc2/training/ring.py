@@ -6,11 +6,15 @@ from typing import NamedTuple
 
 import torch
 
-from tdmpc2.config import IMAGES, Config
+from tdmpc2.config import STACKED, Config
 from tdmpc2.data.placement import choose_place
 from tdmpc2.data.ring import ReplayRing
 from tdmpc2.data.rows import FrameFormat, RowFormat
+from tdmpc2.distributed import ProcessGroup
 from tdmpc2.support.files import check_free_disk
+from tdmpc2.support.runtime import local_processes
+
+_PLACES = ("cuda", "cpu", "disk")  # the slower one for all, where one process has no room
 
 
 class RingPlan(NamedTuple):
@@ -35,37 +39,47 @@ def _stored(cfg: Config) -> list[int]:
     return [len(cfg.stored_for[task_id]) for task_id in cfg.envs]
 
 
-def plan_ring(cfg: Config, device: torch.device) -> RingPlan:
+def row_format_of(cfg: Config) -> RowFormat | FrameFormat:
+    """Choose what a record of a run's replay buffer holds."""
+    if not cfg.observes_images:
+        return RowFormat(cfg.obs_dim, cfg.action_dim)
+    return FrameFormat(cfg.image_shape, cfg.action_dim, STACKED, cfg.obs_dim * cfg.observes_state)
+
+
+def plan_ring(cfg: Config, device: torch.device, group: ProcessGroup | None = None) -> RingPlan:
     """Choose size and place of a run's replay buffer: the GPU, memory, or a file in the run's directory.
 
     Args:
         cfg: ``buffer_size``, ``data_device``. No more rows are taken than the run can fill, an episode counting for
             each task that it is stored for.
         device: the device that trains.
+        group: the processes that train together, each of which has the whole buffer: what it saves is one's alone.
 
     Raises:
         ValueError: there is no room for it.
     """
-    images = cfg.obs == "rgb"
-    row_format = FrameFormat(IMAGES, cfg.action_dim) if images else RowFormat(cfg.obs_dim, cfg.action_dim)
+    group = group or ProcessGroup()
+    row_format = row_format_of(cfg)
     steps = (cfg.steps + len(cfg.envs)) * sum(_stored(cfg)) // len(cfg.envs)
     capacity = min(cfg.buffer_size, 2 * steps)  # an episode has a row more than steps
     size = capacity * 4 * row_format.words
-    place = choose_place(cfg.data_device, device, size)
-    if cfg.save_agent:
+    beside = local_processes() if group.world_size > 1 else 1  # on this machine
+    place = max(group.collect(choose_place(cfg.data_device, device, size * beside)), key=_PLACES.index)
+    if cfg.save_agent and group.main:
         saved = sum(path.stat().st_size for path in (cfg.run_dir / "replay").glob("episodes_*.pt"))
-        needed = max(size - saved, 0) + size * (place == "disk")
+        needed = max(size - saved, 0) + size * beside * (place == "disk")
         check_free_disk(cfg.run_dir, needed, "set buffer_size lower")
     return RingPlan(row_format, capacity, size, place)
 
 
-def make_ring(cfg: Config, device: torch.device) -> ReplayRing:
+def make_ring(cfg: Config, device: torch.device, group: ProcessGroup | None = None) -> ReplayRing:
     """Make the replay buffer of a run where :func:`plan_ring` has it.
 
     Raises:
         ValueError: there is no room for it.
     """
-    plan = plan_ring(cfg, device)
+    plan = plan_ring(cfg, device, group)
+    name = f"rows_{group.rank}" if group and group.world_size > 1 else "rows"
     return ReplayRing(
         plan.row_format,
         plan.capacity,
@@ -74,5 +88,5 @@ def make_ring(cfg: Config, device: torch.device) -> ReplayRing:
         seed=cfg.seed,
         device=device if plan.place == "cuda" else "cpu",
         terminations=cfg.episodic,
-        file=cfg.run_dir / "replay" / "rows" if plan.place == "disk" else None,
+        file=cfg.run_dir / "replay" / name if plan.place == "disk" else None,
     )

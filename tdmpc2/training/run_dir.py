@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import save_file
 from tdmpc2.checkpoints.reading import read_outline
+from tdmpc2.checkpoints.run_state import state_path
 from tdmpc2.support import files
 from tdmpc2.support.files import replacing
 from tdmpc2.training.evaluations import read_scores, write_scores
@@ -115,7 +116,7 @@ def save(
         "wall_seconds": wall_seconds,
         "parts": dict(parts or {}),
     }
-    save_file(run_dir / "state.pt", state, overwrite=True, packed=("weights", "training"))  # it is read as a whole
+    save_file(state_path(run_dir), state, overwrite=True, packed=("weights", "training"))  # it is read as a whole
     agent.save(run_dir / "model.pt", step=step, overwrite=True)
     if keep_last > 1:
         with replacing(run_dir / f"model_{step}.pt") as temporary:
@@ -134,7 +135,7 @@ def restore(agent: TDMPC2, run_dir: Path) -> Saved:
     Raises:
         ValueError: ``state.pt`` cannot be read, or does not fit the agent.
     """
-    path, model = run_dir / "state.pt", run_dir / "model.pt"
+    path, model = state_path(run_dir), run_dir / "model.pt"
     if not path.exists():
         return Saved()
     state = read_state(path, agent)

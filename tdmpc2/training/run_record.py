@@ -6,17 +6,23 @@ A run is continued only with what it began with; :func:`check` says what may cha
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from tdmpc2.config import CHANGEABLE, ONE_START_KEYS, Config, completed
-from tdmpc2.support.entries import SHA256, check_entries, nothing_or, table_of, text
+from tdmpc2.checkpoints.run_state import START_NEW, state_path
+from tdmpc2.config import CHANGEABLE, ONE_START_KEYS, Config, completed, from_record
+from tdmpc2.support.entries import SHA256, check_entries, flag, nothing_or, table_of, text
 from tdmpc2.support.files import read_json, write_text
 from tdmpc2.support.text import cut, shown
 
 #: Entries of the record that are not keys of the configuration, whose own table checks those.
-RECORD = {"teacher_sha256": nothing_or(SHA256).optional, "data": nothing_or(table_of(text())).optional}
+RECORD = {
+    "teacher_sha256": nothing_or(SHA256).optional,
+    "data": nothing_or(table_of(text())).optional,
+    #: In a run that older versions began from a checkpoint: its seed steps are random, not the checkpoint's policy.
+    "random_seed_steps": flag().optional,
+}
 
 
 def check(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] | None = None) -> tuple[dict[str, Any], str]:
@@ -37,20 +43,23 @@ def check(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] | Non
     """
     directory = cfg.run_dir
     record = _record_of(cfg, teacher_sha256, data)
-    if cfg.resume == "must" and not (directory / "state.pt").exists():
+    if cfg.resume == "must" and not state_path(directory).exists():
         raise ValueError(f"resume=must, but {directory} has no state.pt to continue from: resume=auto starts a new run")
     if not (directory / "run.json").exists():
         _check_new(directory)
         return record, ""
+    if _has_random_seed_steps(directory / "run.json"):
+        record["random_seed_steps"] = True
     if cfg.resume == "never":
         raise ValueError(f"resume=never, but {directory} holds a run: set exp_name, or move the directory away")
     differing = _differences(directory / "run.json", record)
     # These schedules end at ``steps``: with others, the updates so far would have been others.
     fixed = {"steps"} if teacher_sha256 and cfg.distillation_schedule in ("linear", "cosine") else set()
-    _check_same(cfg, {key: text for key, text in differing.items() if key not in CHANGEABLE - fixed})
-    if (directory / "model.pt").exists() and not (directory / "state.pt").exists():
+    if refused := {key: text for key, text in differing.items() if key not in CHANGEABLE - fixed}:
+        raise _another(cfg, {key: refused[key] for key in _chosen(cfg, directory / "run.json", refused)})
+    if (directory / "model.pt").exists() and not state_path(directory).exists():
         raise ValueError(
-            f"{directory} has model.pt but no state.pt to continue from: set exp_name to start a new run, "
+            f"{directory} has model.pt but no state.pt to continue from: {START_NEW}, "
             "with checkpoint=<that model.pt> if it is to start from those weights"
         )
     return record, f"Continuing with other settings: {'; '.join(differing.values())}" if differing else ""
@@ -65,12 +74,25 @@ def _record_of(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] 
     return record
 
 
+def _has_random_seed_steps(path: Path) -> bool:
+    """Tell if a run began from a checkpoint before there were fine-tuning, its keys and its policy in the seed steps.
+
+    The record goes on saying so, since the next start completes it by the keys that are newer than the run.
+    """
+    try:
+        recorded = read_json(path)
+    except ValueError:
+        return False  # said when it is compared
+    began_older = recorded.get("checkpoint") is not None and recorded.get("mode") == "online"
+    return recorded.get("random_seed_steps") is True or (began_older and "freeze" not in recorded)
+
+
 def _check_new(directory: Path) -> None:
     """Refuse a directory that no run has claimed but that holds files a run would replace."""
     if (directory / "rows.npy").exists():
         raise ValueError(f"{directory} is an episode store: set work_dir to another directory, or leave it out")
     if directory.exists() and any(directory.glob("*.pt")):
-        raise ValueError(f"{directory} holds checkpoints but no run.json: set exp_name to start a new run beside it")
+        raise ValueError(f"{directory} holds checkpoints but no run.json: {START_NEW} beside it")
 
 
 def _differences(path: Path, record: Mapping[str, Any]) -> dict[str, str]:
@@ -78,26 +100,32 @@ def _differences(path: Path, record: Mapping[str, Any]) -> dict[str, str]:
     try:
         recorded = read_record(path)
     except ValueError as error:
-        raise ValueError(f"{error}: set exp_name to start a new run") from error
+        raise ValueError(f"{error}: {START_NEW}") from error
     return {
         key: _difference(key, recorded.get(key), record.get(key))
-        for key in sorted((recorded.keys() | record.keys()) - ONE_START_KEYS)
+        for key in sorted((recorded.keys() | record.keys()) - ONE_START_KEYS - {"random_seed_steps"})
         if recorded.get(key) != record.get(key)
     }
 
 
-def _check_same(cfg: Config, refused: Mapping[str, str]) -> None:
-    """Refuse to continue a run with differences that would make another run of it."""
-    if not refused:
-        return
-    if "task_specs" in refused and {"task", "tasks"} & refused.keys():  # they follow from those
-        refused = {key: text for key, text in refused.items() if key != "task_specs"}
+def _chosen(cfg: Config, path: Path, refused: Collection[str]) -> list[str]:
+    """Leave out the keys that differ only because others do which they follow: they were not typed.
+
+    All stay where nothing else differs, as between versions with other defaults.
+    """
+    following = cfg.following() & from_record(read_record(path)).following()
+    if {"task", "tasks"} & set(refused):
+        following |= {"task_specs"}
+    return [key for key in refused if key not in following] or list(refused)
+
+
+def _another(cfg: Config, refused: Mapping[str, str]) -> ValueError:
+    """Say which differences would make another run of the one that is there."""
     data = "data_dir" if cfg.mode == "offline" else "demonstrations"
     texts = [text + (f" [{data}={getattr(cfg, data)}]" if key == "data" else "") for key, text in refused.items()]
     other = "with other data" if refused.keys() == {"data"} else "of another configuration"
-    raise ValueError(
-        f"{cfg.run_dir} holds a run {other} ({'; '.join(texts)}): "
-        "set exp_name to start a new run, or move the directory away"
+    return ValueError(
+        f"{cfg.run_dir} holds a run {other} ({'; '.join(texts)}): {START_NEW}, or move the directory away"
     )
 
 
@@ -134,7 +162,7 @@ def _difference(key: str, recorded: Any, now: Any) -> str:
 
 def _brief(value: Any) -> str:
     """A value without quotes, as it is typed; cut if it is long."""
-    return cut(value) if isinstance(value, str) else shown(value, 240)
+    return "null" if value is None else cut(value) if isinstance(value, str) else shown(value, 240)
 
 
 def share_episodes(data: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from tdmpc2.checkpoints.reading import read_file
+from tdmpc2.checkpoints.run_state import part_of, state_path
 from tdmpc2.config import Config, from_record
-from tdmpc2.data.chunks import Layout
+from tdmpc2.data.chunk_form import Layout
 from tdmpc2.data.index import EpisodeIndex, padded
 from tdmpc2.data.ring_files import listed_files, read_episodes
 from tdmpc2.data.rows import RowFormat
@@ -52,18 +53,20 @@ def replay_to_store(run: Path, out: Path, dtype: str = "float32", quiet: bool = 
     cfg = from_record(run_record.read_record(run / "run.json"))
     if cfg.mode != "online":
         raise ValueError(f"{run} learned offline and has no replay buffer: its data are in {cfg.data_dir}")
-    if cfg.obs == "rgb":
-        raise ValueError(f"{run} learned from images (obs=rgb), which episode stores do not hold: keep the run itself")
+    if cfg.observes_images:
+        raise ValueError(
+            f"{run} learned from images (obs={cfg.obs}), which episode stores do not hold: keep the run itself"
+        )
     with run_dir.lock(run):
         return import_selection(_select(run, cfg, dtype), out, quiet=quiet)
 
 
 def _select(run: Path, cfg: Config, dtype: str) -> Selection:
-    path, directory = run / "state.pt", run / "replay"
+    path, directory = state_path(run), run / "replay"
     parts_of_run = check_entries(str(path), read_file(path), STATE, _AGAIN).get("parts", {})
     if "replay" not in parts_of_run:
         raise ValueError(f"{path} holds no replay buffer. {_AGAIN}")
-    files, dropped = listed_files(f"{path}: replay", parts_of_run["replay"])
+    files, dropped = listed_files(part_of(run, "replay"), parts_of_run["replay"])
     row_format = RowFormat(cfg.obs_dim, cfg.action_dim)
     parts = [_part(directory, file, row_format) for file in files]
     numbers = torch.cat([torch.arange(file["first"], file["last"]) for file in files] or [torch.zeros(0).long()])

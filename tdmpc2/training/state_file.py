@@ -12,6 +12,7 @@ from torch import Tensor
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import FORMAT
 from tdmpc2.checkpoints.reading import read_file
+from tdmpc2.checkpoints.run_state import NEW_RUN
 from tdmpc2.support.draws import load_generator
 from tdmpc2.support.entries import Entry, check_entries, flag, nothing_or, number, record, text, whole
 from tdmpc2.support.text import shown
@@ -74,10 +75,7 @@ def read_state(path: Path, agent: TDMPC2) -> State:
     Raises:
         ValueError: it cannot be read, or an entry is missing or does not fit; the message names file, entry and remedy.
     """
-    remedy = (
-        f"Set exp_name to start a new run, with checkpoint={path.with_name('model.pt')} if it is to start from that "
-        "file's weights"
-    )
+    remedy = f"{NEW_RUN}, with checkpoint={path.with_name('model.pt')} if it is to start from that file's weights"
     content = check_entries(str(path), read_file(path), STATE, remedy)
     training = check_entries(f"{path}: training", content["training"], TRAINING, remedy)
     for origin, wrong in (

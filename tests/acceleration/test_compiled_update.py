@@ -26,7 +26,7 @@ from tdmpc2.training.offline import train
 from tests.helpers.agents import random_batch
 
 ALL_BUT_PCA = tuple(name for name in TARGETS if name != "next_state_pca")
-needs_library = pytest.mark.skipif(bool(library.reason(library.UPDATE)), reason=library.reason(library.UPDATE))
+needs_library = pytest.mark.skipif(bool(library.reason()), reason=library.reason())
 
 
 def compiled_by(agent: TDMPC2, backend: str) -> TDMPC2:
@@ -79,9 +79,9 @@ def test_update_with_fused_operator_differs_by_rounding_only(tiny_cfg: Config, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_compiled_run_continued_is_bitwise_equal(cfg: Config, tmp_path: Any, precision: str) -> None:
-    cfg = cfg.replace(compile="true", update_precision=precision)
+def test_compiled_run_continued_is_bitwise_equal(cfg: Config, tmp_path: Any) -> None:
+    """In bf16, since what is compiled for it is what fp32 has and the casts."""
+    cfg = cfg.replace(compile="true", update_precision="bf16")
     straight = load_file(train(cfg.replace(steps=10, work_dir=str(tmp_path / "straight")), None)).model
     train(cfg.replace(steps=5), None)
     continued = load_file(train(cfg.replace(steps=10), None)).model
@@ -122,7 +122,7 @@ def test_train_continued_with_other_update_precision_is_refused(cfg: Config) -> 
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that takes no time."""
-    monkeypatch.setattr("tdmpc2.agent.can_compile", lambda device: True)
+    monkeypatch.setattr("tdmpc2.acceleration.compiled_update.can_compile", lambda device: True)
     monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *args: function(*args))
 
 
@@ -169,7 +169,7 @@ def test_compiled_losses_with_other_batch_size_run_eagerly(tiny_cfg: Config, mon
 def test_update_not_compiled_logs_one_line_with_the_reason(tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = tiny_cfg.replace(compile="true")
     assert "several processes" in TDMPC2(cfg, group=ProcessGroup(0, 2)).compile_update()
-    monkeypatch.setattr("tdmpc2.agent.can_compile", lambda device: False)
+    monkeypatch.setattr("tdmpc2.acceleration.compiled_update.can_compile", lambda device: False)
     agent = TDMPC2(cfg)
     assert agent.compile_update() == "Training without compilation: no compiler for cpu found"
     assert not agent.update_compiled

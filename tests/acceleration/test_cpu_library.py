@@ -1,85 +1,170 @@
-"""Building and loading the library of CPU kernels."""
+"""The library of CPU kernels: building it, loading it, and choosing the variant for this processor."""
 
 from __future__ import annotations
 
-import multiprocessing
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tdmpc2.acceleration.cpu import library
+from tdmpc2.acceleration.cpu import build, library
+from tdmpc2.acceleration.cpu.library import Kernels, Variant
 from tests.helpers.cpu_kernels import needs_library
 
 
 @pytest.fixture
-def uncached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """A cache directory of the test's own, in which nothing is built."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def undecided() -> Iterator[None]:
+    """The variant is chosen anew in the test, and again after it."""
     library._load.cache_clear()
-    yield tmp_path / "tdmpc2"
+    yield
     library._load.cache_clear()
 
 
-@needs_library
-def test_library_built_by_several_processes_loads_in_all(uncached: Path) -> None:
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        paths = pool.map(library.build, [uncached] * 2, chunksize=1)
-    assert paths[0] == paths[1]
-    assert list(uncached.iterdir()) == [paths[0]]  # nothing temporary is left
-    built = paths[0].stat().st_mtime_ns
-    assert library.reason() == ""
-    assert paths[0].stat().st_mtime_ns == built
+class Named(Kernels):
+    """Functions of no use."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def variant(name: str, *, runs: bool = True, agrees: bool = True) -> Variant:
+    return Variant(name, Named(name), runs, lambda: agrees)
+
+
+def chosen(monkeypatch: pytest.MonkeyPatch, *variants: Variant, wanted: str = "") -> str:
+    """The name of the variant in use, or why there is none."""
+    monkeypatch.setattr(library, "variants", lambda: variants)
+    monkeypatch.setenv(library.VARIABLE, wanted)
+    library._load.cache_clear()
+    return library.reason() or library.load().name
+
+
+# -- choosing ---------------------------------------------------------------------------------------------------------
+
+SCALAR, AVX2, AVX512 = (variant(name) for name in ("scalar", "avx2", "avx512"))
+
+
+def test_fastest_variant_that_runs_here_is_chosen(undecided: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen(monkeypatch, SCALAR, AVX2, AVX512) == "avx512"
+    assert chosen(monkeypatch, SCALAR, AVX2, variant("avx512", runs=False)) == "avx2"
+
+
+def test_scalar_variant_is_chosen_by_name_alone(undecided: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that only it runs on is faster with PyTorch."""
+    old = SCALAR, variant("avx2", runs=False)
+    assert chosen(monkeypatch, *old) == "this processor has none of the instructions of avx2"
+    assert chosen(monkeypatch, *old, wanted="scalar") == "scalar"
+
+
+@pytest.mark.parametrize("wanted", ["avx512", "sse9"])
+def test_variant_that_is_not_there_gives_a_reason(
+    undecided: None, monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    why = chosen(monkeypatch, SCALAR, AVX2, variant("avx512", runs=False), wanted=wanted)
+    assert why == f"TDMPC2_KERNELS={wanted} is not among the variants that run here: scalar, avx2, off"
+
+
+def test_kernels_switched_off_are_not_even_loaded(undecided: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "variants", lambda: pytest.fail("loaded"))
+    monkeypatch.setenv(library.VARIABLE, "off")
+    assert library.reason() == "TDMPC2_KERNELS=off"
+    with pytest.raises(RuntimeError, match="CPU kernels are not available: TDMPC2_KERNELS=off"):
+        library.load()
+
+
+def test_variant_that_computes_something_else_is_refused(
+    undecided: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A miscompiled variant or a broken emulator must not decide how a robot moves."""
+    assert chosen(monkeypatch, SCALAR, AVX2, variant("avx512", agrees=False)) == "avx2"
+    assert caplog.messages == ["The avx512 kernels compute something else than the scalar ones here and are not used"]
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+def test_library_that_was_not_built_gives_a_reason(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="not built when tdmpc2 was installed"):
+        library.opened(tmp_path / build.LIBRARY)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage"])
+def test_library_that_is_none_gives_a_reason(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / build.LIBRARY
+    path.write_bytes(content)
+    with pytest.raises(RuntimeError, match=r"kernels.so.*make setup"):
+        library.opened(path)
 
 
 @needs_library
-@pytest.mark.parametrize("left", [0, 4000])
-def test_library_damaged_on_disk_is_built_anew(uncached: Path, left: int) -> None:
-    path = library.build(uncached, library.UPDATE)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:left])
-    assert library.build(uncached, library.UPDATE).read_bytes() == whole
+def test_library_of_other_sources_asks_for_make_setup(tmp_path: Path) -> None:
+    """A developer edited a source and would measure what was there before."""
+    for path in (*build.FOLDER.glob("*.h"), *build.FOLDER.glob("*.cpp"), build.FOLDER / "build.py", library._PATH):
+        shutil.copy(path, tmp_path)
+    assert library.opened(tmp_path / build.LIBRARY)
+    with (tmp_path / "planner.cpp").open("a") as file:
+        file.write("// edited\n")
+    with pytest.raises(RuntimeError, match="built from other sources than those beside it: make setup"):
+        library.opened(tmp_path / build.LIBRARY)
 
 
 @needs_library
-def test_library_loaded_adds_no_second_openmp_runtime() -> None:
+def test_library_loaded_adds_no_openmp_runtime() -> None:
     maps = Path("/proc/self/maps").read_text().split()
-    assert len({path for path in maps if "libgomp" in path or "libiomp" in path or "libomp" in path}) == 1
+    assert len({path for path in maps if "libgomp" in path or "libiomp" in path or "libomp" in path}) <= 1
+
+
+@needs_library
+@pytest.mark.parametrize("found", library.variants() if not library.reason() else [], ids=lambda found: found.name)
+def test_variant_of_the_library_agrees_with_the_scalar_one(found: Variant) -> None:
+    if not found.runs_here:
+        pytest.skip(f"this processor has no {found.name}")
+    assert found.agrees()
+
+
+# -- building ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("compiler", "expected"),
     [
-        ("no-such-compiler", "no C++ compiler: 'no-such-compiler' is not installed"),
+        ("no-such-compiler", "no C++ compiler: no-such-compiler is not installed"),
         ("{broken}", "error: out of cheese"),
         ("{silent}", "exit code 3"),
         ("'unbalanced", "CXX='unbalanced: No closing quotation"),
     ],
 )
-def test_library_with_broken_compiler_gives_a_reason(
-    uncached: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, expected: str
+def test_build_with_broken_compiler_gives_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, expected: str
 ) -> None:
-    monkeypatch.setattr(library, "cpu_flags", lambda: frozenset(library._INSTRUCTIONS))
     scripts = {
         "broken": "echo note; echo 'x.cpp:1: error: out of cheese'; echo 'compilation terminated.'; exit 1",
         "silent": "exit 3",
     }
     for name, body in scripts.items():
-        path = uncached.parent / name
-        path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit\n{{ {body}; }} >&2\n')
-        path.chmod(0o755)
-    monkeypatch.setenv("CXX", compiler.format(**{name: uncached.parent / name for name in scripts}))
-    assert expected in library.reason()
-    assert "\n" not in library.reason()
-    with pytest.raises(RuntimeError, match="CPU kernels are not available"):
-        library.load()
-    assert not list(uncached.glob("*"))
+        machine = '[ "$1" = -dumpmachine ] && echo x86_64-linux && exit'
+        (tmp_path / name).write_text(f"#!/bin/sh\n{machine}\n{{ {body}; }} >&2\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("CXX", compiler.format(**{name: tmp_path / name for name in scripts}))
+    with pytest.raises(RuntimeError) as raised:
+        build.build(tmp_path / "built" / build.LIBRARY)
+    assert expected in str(raised.value).splitlines()[0]
+    assert not (tmp_path / "built" / build.LIBRARY).exists()
 
 
-def test_library_unsupported_gives_a_reason(uncached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "cpu_flags", lambda: frozenset(library._INSTRUCTIONS) - {"avx512_bf16"})
-    assert "has no avx512_bf16" in library.reason()
-    library._load.cache_clear()
-    monkeypatch.setattr(library, "cpu_flags", lambda: frozenset(library._INSTRUCTIONS))
-    uncached.write_text("a file where the directory should be")
-    assert "exists" in library.reason() or "no C++ compiler" in library.reason()
+def test_build_leaves_out_variants_that_the_compiler_does_not_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compilers of some years ago know no BF16 instructions; the other variants are built all the same."""
+    script = tmp_path / "old"
+    script.write_text(
+        '#!/bin/sh\n[ "$1" = -dumpmachine ] && echo x86_64-linux && exit\n'
+        'case "$*" in *avx512*) exit 1;; esac\nfor last; do :; done\necho "$*" > "$last"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    target = tmp_path / "built" / build.LIBRARY
+    assert build.build(target) == ["scalar", "avx2", "avxvnni"]
+    assert target.read_text().startswith("-shared")
+    assert list(target.parent.iterdir()) == [target]  # nothing temporary is left

@@ -43,7 +43,7 @@ def test_fast_planner_is_chosen_where_it_pays(agent: TDMPC2, monkeypatch: pytest
     assert chosen(10**6, mpc=False, compile=True) == ("plain", "")
     if not library.reason():
         assert chosen(100) == chosen(1, compile=True) == ("kernels", "")
-    monkeypatch.setattr("tdmpc2.acceleration.cpu.library._load", lambda _: (None, "this processor is a toaster"))
+    monkeypatch.setattr("tdmpc2.acceleration.cpu.library._load", lambda: (None, "this processor is a toaster"))
     assert chosen(999) == ("plain", "")
     kind, line = chosen(1000)
     assert line.startswith("The CPU kernels are not available: this processor is a toaster. ")

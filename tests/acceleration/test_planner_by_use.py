@@ -36,7 +36,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(torch, "compile", compile_quickly)
     monkeypatch.setattr(fast_planner, "WORTH_COMPILING", 3)
     monkeypatch.setattr(fast_planner, "can_compile", lambda device: True)
-    monkeypatch.setattr("tdmpc2.acceleration.cpu.library._load", lambda _: (None, MISSING))
+    monkeypatch.setattr("tdmpc2.acceleration.cpu.library._load", lambda: (None, MISSING))
     return names
 
 

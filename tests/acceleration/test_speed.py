@@ -26,10 +26,10 @@ WITHOUT_AMX = {"fp32": 72.0, "bf16": 41.0, "int8": 35.0}
 @pytest.mark.parametrize(
     ("candidates", "seconds", "chosen"),
     [
-        (("bf16", "fp32"), WITH_AMX, "fp32"),
-        (("bf16", "fp32"), WITHOUT_AMX, "bf16"),
-        (("bf16", "fp32"), {"bf16": 1.05, "fp32": 1.0}, "bf16"),  # as fast, but for what timing disturbs
-        (("int8", "bf16"), {"int8": 3.0, "bf16": 1.0}, "bf16"),
+        (("fp32", "bf16"), WITH_AMX, "fp32"),
+        (("fp32", "bf16"), WITHOUT_AMX, "bf16"),
+        (("fp32", "bf16"), {"bf16": 0.95, "fp32": 1.0}, "fp32"),  # as fast, but for what timing disturbs
+        (("bf16", "int8"), {"int8": 3.0, "bf16": 1.0}, "bf16"),
     ],
 )
 def test_fastest_is_the_first_unless_another_is_clearly_faster(
@@ -53,16 +53,25 @@ def kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[st
 
     monkeypatch.setattr(speed, "PackedNetworks", Networks)
     monkeypatch.setattr(library, "reason", lambda: "")
-    monkeypatch.setattr(library, "build", lambda directory, sources: tmp_path / "planner-0-1.so")
+    monkeypatch.setattr(library, "identity", lambda: "0-avx2")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     speed.kernel_seconds.cache_clear()
     yield packed
     speed.kernel_seconds.cache_clear()
 
 
-def test_kernel_seconds_are_measured_once_and_kept_beside_the_library(kernels: list[str], tmp_path: Path) -> None:
+def times_file(home: Path) -> Path:
+    """Where the times of the processor at hand are kept."""
+    speed.kernel_seconds()
+    speed.kernel_seconds.cache_clear()
+    (path,) = (home / "tdmpc2").glob("kernels-0-avx2-*.json")
+    return path
+
+
+def test_kernel_seconds_are_measured_once_and_kept(kernels: list[str], tmp_path: Path) -> None:
     first = speed.kernel_seconds()
     assert kernels == ["torch.float32", "torch.bfloat16", "torch.int8"]
-    assert json.loads((tmp_path / "planner-0-1.json").read_text()) == first
+    assert json.loads(next((tmp_path / "tdmpc2").iterdir()).read_text()) == first
     speed.kernel_seconds.cache_clear()  # as another process
     assert speed.kernel_seconds() == first
     assert len(kernels) == 3
@@ -72,9 +81,9 @@ def test_kernel_seconds_are_measured_once_and_kept_beside_the_library(kernels: l
 def test_kernel_seconds_are_measured_anew_where_the_file_is_damaged(
     kernels: list[str], tmp_path: Path, content: str
 ) -> None:
-    (tmp_path / "planner-0-1.json").write_text(content)
+    times_file(tmp_path).write_text(content)
     assert speed.kernel_seconds().keys() == {"fp32", "bf16", "int8"}
-    assert len(kernels) == 3
+    assert len(kernels) == 6
 
 
 def test_kernel_seconds_without_kernels_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,22 +74,22 @@ def test_check_state_of_other_state_lists_differences() -> None:
 @pytest.mark.parametrize(
     ("file", "model", "fix"),
     [
-        (lambda: meta_a(1, "mt80"), lambda: meta_a(1, "mt30"), r"80 tasks \(mt80\), the model 30 .*: set task=mt80\. "),
-        (lambda: meta_a(19, "mt30"), lambda: meta_a(19, "mt80"), r"It has 30 tasks .*: set task=mt30\. shapes"),
+        (lambda: meta_a(1, "mt80"), lambda: meta_a(1, "mt30"), r"80 tasks \(mt80\), the model 30 .*: set task=mt80\.$"),
+        (lambda: meta_a(19, "mt30"), lambda: meta_a(19, "mt80"), r"It has 30 tasks .*: set task=mt30\.$"),
         (lambda: meta_a(1, "mt30"), lambda: meta_a(1, "walker-walk"), "the model a single task: set task=mt30"),
         (lambda: meta_a(1, "walker-walk"), lambda: meta_a(1, "mt30"), "It has a single task, the model 30"),
         (
             lambda: meta_a(5, "mt30"),
             lambda: meta_a(1, "mt30"),
-            r"latent_dim 512 instead of 128, num_q 5 instead of 2, .*set model_size=5\.",
+            r"does not fit the model\. It has model_size=5, the model 1: set model_size=5\.$",
         ),
         (
             lambda: {n: t[:2] if "Qs" in n else t for n, t in meta_a(5, "mt30").items()},
             lambda: meta_a(5, "mt30"),
             r"\(num_q 2 instead of 5\): set model_size=null enc_dim=256 .* num_q=2 task_dim=64\.",
         ),
-        (lambda: state_a(num_q=3), lambda: state_a(num_q=4), r"\(num_q 3 instead of 4\): set num_q=3\. shapes"),
-        (lambda: state_a(bins=9), lambda: state_a(bins=11), r"\(num_bins 9 instead of 11\): set num_bins=9\. shapes"),
+        (lambda: state_a(num_q=3), lambda: state_a(num_q=4), r"\(num_q 3 instead of 4\): set num_q=3\.$"),
+        (lambda: state_a(bins=9), lambda: state_a(bins=11), r"\(num_bins 9 instead of 11\): set num_bins=9\.$"),
         (lambda: state_a(tasks=0, obs=7), lambda: state_a(tasks=0), "have 7 and 3 entries, the model's 5 and 3: set"),
         (lambda: state_a() | {"_termination.0.bias": torch.zeros(1)}, state_a, "episodic=true"),
         (lambda: {"x": torch.zeros(1)}, state_a, "incomplete or another architecture"),

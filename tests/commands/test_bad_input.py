@@ -77,7 +77,7 @@ BAD_INPUT = [
     (f"{TAUGHT}=half.pt", "half.pt"),
     (f"{TAUGHT}=gone.pt", "teacher_config.checkpoint=gone.pt does not exist"),
     # data
-    (f"{TRAIN} student_config.data_dir=no_data", "data_dir=no_data has no chunk files"),
+    (f"{TRAIN} student_config.data_dir=no_data", "data_dir: no_data has no chunk files"),
     (f"{TRAIN} student_config.data_dir=half_data", "half_data/chunk_0.pt .* cannot be read as a chunk file"),
     (f"{TRAIN} student_config.data_dir=bomb_data", "bomb_data/chunk_0.pt"),
     (f"{TRAIN} student_config.tasks=[cup-spin]", "cup-spin"),

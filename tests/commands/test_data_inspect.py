@@ -22,17 +22,19 @@ from tests.helpers.reference import REPO
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("block", [1, 2, 256])
-def test_inspect_of_episodes_measures_them(
-    tmp_path: Path, run_data: Any, monkeypatch: pytest.MonkeyPatch, form: str, block: int
-) -> None:
-    monkeypatch.setattr(audit, "_BLOCK", block)
-    data = episodes()
-    facts = facts_of(run_data, write(tmp_path / "d", form, data))
+def test_inspect_says_what_the_data_are(tmp_path: Path, run_data: Any, form: str) -> None:
+    facts = facts_of(run_data, write(tmp_path / "d", form, episodes()))
     assert facts["form"] == {"chunks": "chunk files", "store": "episode store"}[form]
     assert (facts["task"], facts["dtype"]) == ("three", "float32")
     assert (facts["episodes"], facts["rows"], facts["episode_length"]) == (9, 9 * (L + 1), L)
     assert (facts["obs_dim"], facts["action_dim"]) == (4, 2)
+    assert [task["name"] for task in facts["tasks"]] == [spec.name for spec in SPECS]
+    assert [task["episodes"] for task in facts["tasks"]] == [5, 4, 0]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_inspect_says_what_the_data_take_on_disk_and_in_memory(tmp_path: Path, run_data: Any, form: str) -> None:
+    facts = facts_of(run_data, write(tmp_path / "d", form, episodes()))
     kept = {"chunks": ("chunk_*.pt",), "store": ("*.npy", "meta.json")}[form]
     assert facts["bytes"] == sum(path.stat().st_size for pattern in kept for path in (tmp_path / "d").glob(pattern))
     if form == "chunks":
@@ -42,25 +44,37 @@ def test_inspect_of_episodes_measures_them(
     assert memory["float16"]["bytes"] == 9 * ((L + 1) * (2 * 6 + 4) + 8)
     assert memory["float32"]["auto"] in memory["float32"]["fits"]  # so little fits everywhere
 
-    assert [task["name"] for task in facts["tasks"]] == [spec.name for spec in SPECS]
-    assert [task["episodes"] for task in facts["tasks"]] == [5, 4, 0]
-    assert facts["tasks"][2]["return"] is None
-    assert facts["tasks"][2]["obs"] is None
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("block", [1, 2, 256])
+def test_inspect_of_episodes_measures_them_task_by_task(
+    tmp_path: Path, run_data: Any, monkeypatch: pytest.MonkeyPatch, form: str, block: int
+) -> None:
+    """Episodes are read some at a time; how many must not matter to what is measured."""
+    monkeypatch.setattr(audit, "_BLOCK", block)
+    data = episodes()
+    facts = facts_of(run_data, write(tmp_path / "d", form, data))
     for index in (0, 1):
         own = [i for i, task in enumerate(TASKS) if task == index]
         returns = [sum(data["reward"][i, 1:].tolist()) for i in own]
         expected = {"mean": np.mean(returns), "min": min(returns), "max": max(returns), "median": np.median(returns)}
         expected |= {"p10": np.quantile(returns, 0.1), "p90": np.quantile(returns, 0.9)}
         assert facts["tasks"][index]["return"] == pytest.approx(expected, rel=1e-9)
-        obs = data["obs"][own][..., : SPECS[index].obs_dim]
-        action = data["action"][own][:, 1:, : SPECS[index].action_dim]
-        assert facts["tasks"][index]["obs"] == [obs.min().item(), obs.max().item()]
-        assert facts["tasks"][index]["action"] == [action.min().item(), action.max().item()]
-        reward = data["reward"][own][:, 1:]
-        assert facts["tasks"][index]["reward"] == [reward.min().item(), reward.max().item()]
+        ranges = {
+            "obs": data["obs"][own][..., : SPECS[index].obs_dim],
+            "action": data["action"][own][:, 1:, : SPECS[index].action_dim],
+            "reward": data["reward"][own][:, 1:],
+        }
+        for name, values in ranges.items():
+            assert facts["tasks"][index][name] == [values.min().item(), values.max().item()]
+    assert (facts["tasks"][2]["return"], facts["tasks"][2]["obs"]) == (None, None)
     assert facts["ranges"]["obs"] == [data["obs"].min().item(), data["obs"].max().item()]
-    assert facts["audited_episodes"] == 9
-    assert facts["filler_not_nan"] == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_inspect_of_good_episodes_finds_nothing(tmp_path: Path, run_data: Any, form: str) -> None:
+    facts = facts_of(run_data, write(tmp_path / "d", form, episodes()))
+    assert (facts["audited_episodes"], facts["filler_not_nan"]) == (9, 0)
     assert {name for name, finding in facts["findings"].items() if finding["values"]} == set()
 
 

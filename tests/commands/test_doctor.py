@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tdmpc2.acceleration.cpu import library
 from tdmpc2.commands import doctor
-from tdmpc2.commands.doctor import BROKEN, MISSING, OK, Finding
+from tdmpc2.commands.doctor import ABSENT, BROKEN, MISSING, OK, Finding
 from tdmpc2.envs import rendering
 from tdmpc2.support.extras import EXTRAS
+from tests.helpers.cpu_kernels import needs_library
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:
@@ -72,12 +74,26 @@ def test_optional_packages_have_a_remedy(monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(found[name].status == OK for name in EXTRAS if name != "video")
 
 
-@pytest.mark.parametrize(("working", "remedies"), [(["egl"], ["", ""]), ([], ["libegl1", "libosmesa6"])])
-def test_rendering_needs_one_backend(working: list[str], remedies: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("working", "statuses", "remedies"),
+    [(["egl"], [OK, ABSENT], ["", ""]), ([], [MISSING, MISSING], ["libegl1", "libosmesa6"])],
+)
+def test_rendering_needs_one_backend(
+    working: list[str], statuses: list[str], remedies: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rendering, "backends", lambda: ("egl", "osmesa"))
     monkeypatch.setattr(rendering, "backend_works", working.__contains__)
     found = list(doctor.rendering())
     assert [finding.remedy.removeprefix("apt-get install ") for finding in found] == remedies
+    assert [finding.status for finding in found] == statuses
+
+
+def test_missing_counts_only_what_can_be_got(capsys: pytest.CaptureFixture[str]) -> None:
+    """A machine without a GPU, and a family of environments that nobody can install, were counted as missing."""
+    doctor.main(["--json"])
+    findings = [Finding(**finding) for finding in json.loads(capsys.readouterr().out)["findings"]]
+    assert all(finding.remedy for finding in findings if finding.status == MISSING)
+    assert by_name(findings)["ManiSkill"].status == ABSENT
 
 
 def test_area_that_fails_is_itself_a_finding() -> None:
@@ -88,7 +104,29 @@ def test_area_that_fails_is_itself_a_finding() -> None:
     assert (finding.status, finding.detail) == (BROKEN, "RuntimeError: driver and library versions differ")
 
 
-def test_kernels_place_is_where_they_are_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_is_where_it_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (finding,) = (finding for finding in doctor.places() if finding.name == "CPU kernels")
+    (finding,) = (finding for finding in doctor.places() if finding.name == "cache")
     assert finding.detail.startswith(f"{tmp_path / 'cache' / 'tdmpc2'}, ")
+
+
+@needs_library
+def test_kernels_in_use_are_named_with_those_one_can_choose() -> None:
+    finding = by_name(list(doctor.processor()))["CPU kernels"]
+    used = library.load().name
+    assert (finding.status, finding.detail.partition(" ")[0]) == (OK, used)
+    others = [found.name for found in library.variants() if found.runs_here and found.name != used]
+    assert finding.detail.endswith(f"(TDMPC2_KERNELS chooses another: {', '.join(others)})")
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_kernels_that_are_not_there_have_a_reason_and_a_remedy_if_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, built: bool
+) -> None:
+    """Nobody can add instructions to a processor; a compiler can be installed."""
+    monkeypatch.setattr(library, "_load", lambda: (None, "out of cheese"))
+    monkeypatch.setattr(library, "is_built", lambda: built)
+    finding = by_name(list(doctor.processor()))["CPU kernels"]
+    assert finding.detail.startswith("out of cheese")
+    assert finding.status == (ABSENT if built else MISSING)
+    assert ("make setup" in finding.remedy) == (not built)

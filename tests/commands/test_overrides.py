@@ -116,6 +116,8 @@ def test_settings_of_hydra_pass() -> None:
         (["--cfg", "jub"], "invalid choice: 'jub'"),
         (["tasks=[a]]"], "tasks=.*brackets do not match"),
         (["tasks=[a,b"], "a bracket is not closed"),
+        (["teachers={a: x, a: y}"], "teachers={a: x, a: y}: 'a' is there twice: leave out one"),
+        (["mix=[{share: 1, kind: random, share: 2}]"], "'share' is there twice"),
         (["tasks=[a=b,c]"], "cannot be read: put texts with = .* in single quotes"),
     ],
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from tdmpc2.loading import load_agent
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.quantization.copies import NAMES, serialised_bytes, target_files
 from tdmpc2.quantization.recipes import OUTPUTS, RECIPES, deployable, quantize_state
+from tests.helpers.agents import small_config
 from tests.helpers.reference import shared_file
 
 DEFAULT = ("fp16", "int8", "mixed")
@@ -33,10 +36,14 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def model_file(tmp_path: Path, tiny_cfg: Config) -> Path:
+def model_file(tmp_path: Path) -> Path:
+    return make_model_file(tmp_path)
+
+
+def make_model_file(folder: Path) -> Path:
     """A full-precision file of one agent, whose measurement plays one task."""
-    path = tmp_path / "in" / "x.pt"
-    agent = TDMPC2(tiny_cfg.replace(tasks=("pendulum-spin",), mlp_dim=32, num_samples=32))
+    path = folder / "in" / "x.pt"
+    agent = TDMPC2(small_config(tasks=("pendulum-spin",), mlp_dim=32, num_samples=32))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for param in (agent.model._reward[2].weight, agent.model._Qs.params[8]):  # which are zero in a new model
@@ -70,62 +77,102 @@ def run_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str
     return err
 
 
-def test_quantize_writes_files_and_report_beside_the_checkpoint(
-    model_file: Path, tiny_cfg: Config, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = model_file.read_bytes()
-    run(model_file)
-    assert names(model_file.parent) == sorted(["x.pt", *(f"x_{name}.pt" for name in DEFAULT), *REPORT])
-    assert model_file.read_bytes() == before
-    full = load_file(model_file)
-    report = report_of(model_file.parent)
-    chosen = {row["matrix"] for row in report["sensitivity"] if row["in_mixed"]}
-    for name in DEFAULT:
-        path = model_file.with_name(f"x_{name}.pt")
-        file = load_file(path)
-        recipe = {"name": name, "version": 1, "activations": "int8"}
-        assert (file.step, file.config, file.format, file.extra) == (7, full.config, 1, {"recipe": recipe})
-        plain = torch.load(path, map_location="cpu")["model"]
-        TDMPC2(tiny_cfg.replace(mlp_dim=32)).load(path)
-        agent = load_agent(path, device="cpu", precision="fp32")
-        assert agent.act(np.zeros(24, np.float32), t0=True, eval_mode=True, task="walker-walk").shape == (6,)
-        if name == "mixed":
-            assert {key for key, tensor in plain.items() if tensor.dtype == torch.int8} == chosen
-        else:
-            for key, tensor in quantize_state(full.model, RECIPES[name]).items():
-                assert torch.equal(plain[key], tensor)
-                assert type(plain[key]) is Tensor
+class Quantised(NamedTuple):
+    """A file that was quantised with the default recipes."""
 
-    rows = {row["name"]: row for row in report["recipes"]}
-    assert list(rows) == ["fp32", *DEFAULT]
+    path: Path
+    before: bytes  # of the file
+    out: str  # of the command
+    report: dict[str, Any]
+
+    def row(self, name: str) -> dict[str, Any]:
+        return next(row for row in self.report["recipes"] if row["name"] == name)
+
+    def written(self, name: str) -> Path:
+        return self.path.with_name(f"x_{name}.pt")
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory: pytest.TempPathFactory) -> Quantised:
+    path = make_model_file(tmp_path_factory.mktemp("quantised"))
+    before, out = path.read_bytes(), io.StringIO()
+    with contextlib.redirect_stdout(out):
+        run(path)
+    return Quantised(path, before, out.getvalue(), report_of(path.parent))
+
+
+def test_quantize_writes_files_beside_the_checkpoint_and_leaves_it(quantised: Quantised) -> None:
+    assert names(quantised.path.parent) == sorted(["x.pt", *(f"x_{name}.pt" for name in DEFAULT), *REPORT])
+    assert quantised.path.read_bytes() == quantised.before
+
+
+@pytest.mark.parametrize("name", DEFAULT)
+def test_quantized_file_says_what_it_is(quantised: Quantised, name: str) -> None:
+    file, full = load_file(quantised.written(name)), load_file(quantised.path)
+    recipe = {"name": name, "version": 1, "activations": "int8"}
+    assert (file.step, file.config, file.format, file.extra) == (7, full.config, 1, {"recipe": recipe})
+
+
+@pytest.mark.parametrize("name", DEFAULT)
+def test_quantized_file_holds_what_its_recipe_makes(quantised: Quantised, name: str) -> None:
+    plain = torch.load(quantised.written(name), map_location="cpu")["model"]
+    if name == "mixed":
+        chosen = {row["matrix"] for row in quantised.report["sensitivity"] if row["in_mixed"]}
+        assert {key for key, tensor in plain.items() if tensor.dtype == torch.int8} == chosen
+        return
+    for key, tensor in quantize_state(load_file(quantised.path).model, RECIPES[name]).items():
+        assert torch.equal(plain[key], tensor)
+        assert type(plain[key]) is Tensor
+
+
+@pytest.mark.parametrize("name", DEFAULT)
+def test_quantized_file_loads_and_acts(quantised: Quantised, tiny_cfg: Config, name: str) -> None:
+    TDMPC2(tiny_cfg.replace(mlp_dim=32)).load(quantised.written(name))
+    agent = load_agent(quantised.written(name), device="cpu", precision="fp32")
+    assert agent.act(np.zeros(24, np.float32), t0=True, eval_mode=True, task="walker-walk").shape == (6,)
+
+
+def test_quantize_report_compares_with_the_full_file(quantised: Quantised) -> None:
+    full, row = load_file(quantised.path), quantised.row("fp32")
     base = serialised_bytes({"model": deployable(full.model), "config": full.config, "format": 1, "step": 7})
-    assert rows["fp32"]["file_bytes"] == base
-    assert rows["fp32"]["weight_bytes"] == 4 * sum(tensor.numel() for tensor in deployable(full.model).values())
-    assert rows["fp32"]["errors"] == dict.fromkeys(OUTPUTS)
-    assert rows["fp32"]["regret"] == 0
-    for name in DEFAULT:
-        row = rows[name]
-        assert row["file_bytes"] == model_file.with_name(f"x_{name}.pt").stat().st_size
-        assert row["size_ratio"] == row["file_bytes"] / base < 1
-        in_memory = row["weight_bytes"], rows["fp32"]["weight_bytes"]  # equal where the processor computes in float32
-        assert in_memory[0] == in_memory[1] if row["computes_in"] == "fp32" else in_memory[0] < in_memory[1]
-        assert all(-100 < error < -10 for error in row["errors"].values()), row
-        assert math.isfinite(row["regret"])
-        assert 0 < row["iteration_ms"] < row["plan_ms"]
-        assert "score" not in row
-        modules = report["modules"][name].values()
-        stored = load_file(model_file.with_name(f"x_{name}.pt")).model
-        assert sum(module["bytes"] for module in modules) == sum(tensor.nbytes for tensor in stored.values())
-        assert all(module["error_db"] < -40 for module in modules)
-    text = (model_file.parent / "x_quantization.md").read_text()
-    out = capsys.readouterr().out
-    for row in rows.values():
+    assert [row["name"] for row in quantised.report["recipes"]] == ["fp32", *DEFAULT]
+    assert row["file_bytes"] == base
+    assert row["weight_bytes"] == 4 * sum(tensor.numel() for tensor in deployable(full.model).values())
+    assert (row["errors"], row["regret"]) == (dict.fromkeys(OUTPUTS), 0)
+
+
+@pytest.mark.parametrize("name", DEFAULT)
+def test_quantize_report_measures_each_recipe(quantised: Quantised, name: str) -> None:
+    row, full = quantised.row(name), quantised.row("fp32")
+    assert row["file_bytes"] == quantised.written(name).stat().st_size
+    assert row["size_ratio"] == row["file_bytes"] / full["file_bytes"] < 1
+    if row["computes_in"] == "fp32":  # this processor has no instructions for it
+        assert row["weight_bytes"] == full["weight_bytes"]
+    else:
+        assert row["weight_bytes"] < full["weight_bytes"]
+    assert all(-100 < error < -10 for error in row["errors"].values()), row
+    assert math.isfinite(row["regret"])
+    assert 0 < row["iteration_ms"] < row["plan_ms"]
+    assert "score" not in row
+
+
+@pytest.mark.parametrize("name", DEFAULT)
+def test_quantize_report_lists_each_module(quantised: Quantised, name: str) -> None:
+    modules = quantised.report["modules"][name].values()
+    stored = load_file(quantised.written(name)).model
+    assert sum(module["bytes"] for module in modules) == sum(tensor.nbytes for tensor in stored.values())
+    assert all(module["error_db"] < -40 for module in modules)
+
+
+def test_quantize_prints_and_writes_its_tables(quantised: Quantised) -> None:
+    text = (quantised.path.parent / "x_quantization.md").read_text()
+    for row in quantised.report["recipes"]:
         assert f"| {row['name']} | {row['computes_in']} | {row['file_bytes']:,} | {row['size_ratio']:.1%} |" in text
-        assert f"{row['file_bytes']:,}" in out
+        assert f"{row['file_bytes']:,}" in quantised.out
     assert "40 rows of 1 tasks" in text
     assert "![Errors, sizes and regret](x_quantization.png)" in text
-    assert (model_file.parent / "x_quantization.png").read_bytes().startswith(b"\x89PNG")
-    assert "WARNING" not in out
+    assert (quantised.path.parent / "x_quantization.png").read_bytes().startswith(b"\x89PNG")
+    assert "WARNING" not in quantised.out
 
 
 def test_quantize_with_recipes_and_comparison_measures_both(model_file: Path, tmp_path: Path) -> None:

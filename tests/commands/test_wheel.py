@@ -33,19 +33,29 @@ SOURCES = (
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, because a build leaves files beside its sources."""
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources, because a build leaves files beside them."""
     source = tmp_path_factory.mktemp("source")
     for name in (*SOURCES, "LICENSE"):
         path = REPO / name
         if path.is_dir():
-            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__", "kernels.so"))
         else:
             shutil.copy(path, source / name)
-    out = tmp_path_factory.mktemp("wheel")
+    return source
+
+
+def built(source: Path, out: Path, **variables: str) -> Path:
+    """Build the wheel with these environment variables."""
+    shutil.rmtree(source / "build", ignore_errors=True)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", out, source]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, **variables})
     return next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(source, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +110,41 @@ def test_doctor_of_the_wheel_finds_nothing_broken(programs: Path, tmp_path: Path
     outcome = run(programs, "tdmpc2", "doctor", cwd=tmp_path)
     assert outcome.returncode == 0, outcome.stdout
     assert "site-packages" in outcome.stdout
+
+
+# -- kernels ----------------------------------------------------------------------------------------------------------
+
+KERNELS = "tdmpc2/acceleration/cpu/kernels.so"
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="builds the kernels with g++")
+
+
+@needs_compiler
+def test_wheel_brings_the_kernels_for_any_python(wheel: Path, programs: Path, tmp_path: Path) -> None:
+    """Users have no compiler; the wheel's own library is loaded, and nothing is built."""
+    assert wheel.name.partition("-py3-none-")[2].startswith(("linux_", "macosx_"))
+    code = (
+        "from tdmpc2.acceleration.cpu import library as l; "
+        "print(l.opened(l._PATH) is not None, [(v.name, v.agrees()) for v in l.variants() if v.runs_here])"
+    )
+    asked = run(programs, "python", "-c", code, cwd=tmp_path)
+    assert asked.stdout.startswith("True [('scalar', True)"), asked.stderr
+    assert "False" not in asked.stdout
+
+
+def test_wheel_without_a_compiler_is_pure_and_says_so(source: Path, tmp_path: Path) -> None:
+    pure = built(source, tmp_path, CXX="no-such-compiler")
+    assert pure.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(pure) as archive:
+        assert KERNELS not in archive.namelist()
+
+
+@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="needs aarch64-linux-gnu-g++")
+def test_wheel_of_a_cross_compiler_is_for_its_processor(source: Path, tmp_path: Path) -> None:
+    arm = built(source, tmp_path, CXX="aarch64-linux-gnu-g++")
+    assert arm.name.endswith("-py3-none-linux_aarch64.whl")
+    with zipfile.ZipFile(arm) as archive:
+        machine = archive.read(KERNELS)[18:20]  # of the ELF header
+    assert int.from_bytes(machine, "little") == 183  # EM_AARCH64
 
 
 def test_wheel_evaluates_the_published_student(programs: Path, tmp_path: Path) -> None:

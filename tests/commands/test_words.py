@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tdmpc2.commands.words import Word, items, listed, read
+from tdmpc2.commands.words import Word, items, listed, read, repeated_key
 
 
 @pytest.mark.parametrize("typed", [["steps=3"], ["--steps", "3"], ["--steps=3"]])
@@ -92,3 +92,22 @@ def test_listed_values_are_read_back() -> None:
     values = ["a", "with, comma", "x y"]
     assert items(listed(values)) == values
     assert items("a, b,'c,d'") == ["a", "b", "c,d"]
+
+
+@pytest.mark.parametrize(
+    ("text", "twice"),
+    [
+        ("{a: x, b: y}", None),
+        ("{a: x, a: x}", "a"),
+        ("{'a,b': x, c: 'a: y, c: z'}", None),
+        ("{'my:Task-v0': x, \"my:Task-v0\": y}", "my:Task-v0"),
+        ("[{a: 1}, {a: 2}]", None),
+        ("{a: {b: 1}, b: {a: 1}}", None),
+        ("{a: {b: 1, b: 2}}", "b"),
+        ("{a: C:/x, C: y}", None),
+        ("a: x, a: y", None),
+    ],
+)
+def test_repeated_key_is_found_within_one_mapping(text: str, twice: str | None) -> None:
+    """Of teachers={a: x, a: y} the last was taken, without a word."""
+    assert repeated_key(text) == twice

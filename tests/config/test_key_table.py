@@ -108,7 +108,8 @@ def test_tables_hold_the_keys_that_say_so() -> None:
     assert not UNDECISIVE & {"lr", "steps", "precision", "eval_seed", "task_balance", "checkpoint"}
     assert set(WIDTHS) == {"task_dim", *MODEL_SIZES[1]}
     assert PLANNER_KEYS == (
-        "iterations", "num_samples", "num_elites", "num_pi_trajs", "horizon", "min_std", "max_std", "temperature",
+        "iterations", "num_samples", "num_elites", "num_pi_trajs", "horizon", "min_std", "max_std",
+        "plan_action", "temperature",
     )  # fmt: skip
 
 

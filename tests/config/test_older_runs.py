@@ -60,7 +60,7 @@ def test_record_that_is_refused_today_names_the_reason(run: Config) -> None:
 
 def test_key_that_is_no_more_is_refused_with_its_name(run: Config) -> None:
     (run.run_dir / "run.json").write_text(json.dumps({**RECORD, "old_key": 3}))
-    with pytest.raises(ValueError, match=r"another configuration \(old_key: 3 there, None now\)"):
+    with pytest.raises(ValueError, match=r"another configuration \(old_key: 3 there, null now\)"):
         run_record.check(run, None, RECORD["data"])
 
 

@@ -139,3 +139,19 @@ def test_list_of_tasks_for_task_names_the_key_for_lists() -> None:
     """``task=[a]`` for ``tasks=[a]`` once ended in a traceback of evaluate.py."""
     with pytest.raises(ValueError, match=r"task=\['pendulum-spin'\] must be one value, not a list; tasks=\[...\]"):
         parse_cfg({"task": ["pendulum-spin"]})
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        *(({name: 1e300}, rf"{name}=1e\+300 must be at most 1e\+09: nothing computes with more")
+          for name in ("bc_coef", "reward_coef", "distillation_weight", "entropy_coef")),
+        ({"lr": 1e300}, r"lr=1e\+300 must be at most 1e\+30"),
+        ({"vmin": -1e300}, r"vmin=-1e\+300 must be at least -1e\+30"),
+        ({"distillation_targets": ["reward 1e300"]}, r"the weight 1e\+300 must be between 0 and 1e\+09"),
+    ],
+)  # fmt: skip
+def test_number_that_no_update_survives_is_refused(keys: dict[str, Any], message: str) -> None:
+    """The first update was not finite, and the learning rate was blamed."""
+    with pytest.raises(ValueError, match=message):
+        Config(**keys)

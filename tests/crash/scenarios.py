@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.helpers.reference import REPO
-from tests.helpers.toy_envs import FALLS, STANDS
+from tests.helpers.toy_envs import FALLS, SEES, STANDS
 
 TINY: dict[str, Any] = {"model_size": None, "enc_dim": 16, "mlp_dim": 16, "latent_dim": 16, "task_dim": 8}
 _TRAIN = """
@@ -33,10 +33,15 @@ _SHARE_BODY = """
 
 #: Steps of a file and of the run, half and half, of episodes that fall.
 _SHOWN = f"task={FALLS} episodic=true demonstrations=data bc_coef=0.5 steps=200 eval_freq=0"
-_IMAGES = "obs=rgb num_channels=2 steps=100 eval_freq=0 save_freq=10"
 _TEACHERS = ("pendulum-spin", "walker-walk")
-
-
+#: Images of three frames, 64 x 64, and those of two cameras beside five numbers.
+_IMAGES = "obs=rgb horizon=2 steps=160 eval_freq=0"
+_IMAGES_AND_NUMBERS = f"task={SEES} obs=rgb+state horizon=2 steps=160 eval_freq=0"
+#: Two tasks of episodes of 500 steps, each in an environment of its own.
+_MANY_TASKS = """
+    task=mt30 mode=online tasks=[pendulum-swingup,cartpole-balance] task_balance=tasks task_dim=8 num_envs=1 mpc=false
+    utd=0.05 seed_steps=1000 steps=2400 buffer_size=3500 log_freq=100 save_freq=300 eval_freq=0
+"""
 _WIDTHS = "model_size=null enc_dim=16 mlp_dim=16 latent_dim=16".split()  # which a file decides
 
 
@@ -70,6 +75,10 @@ def _short_episodes(directory: Path) -> None:
     from tdmpc2.play.collector import collect
 
     collect(parse_cfg({"task": STANDS, "episodes_per_task": 30}), None, directory / "data")
+
+
+def _nothing(directory: Path) -> None:
+    """Leave a directory as it is: the command needs nothing."""
 
 
 def _many_tasks(directory: Path) -> None:
@@ -201,14 +210,16 @@ SCENARIOS = {
             "student_config.eval_freq=0",
         ),
     ),
-    "online": Scenario(lambda directory: None, _script("train", *_ONLINE.split())),
+    "online": Scenario(_nothing, _script("train", *_ONLINE.split())),
+    "images": Scenario(_nothing, _script("train", *_ONLINE.split(), *_IMAGES.split())),
+    "both": Scenario(_nothing, _script("train", *_ONLINE.split(), *_IMAGES_AND_NUMBERS.split())),
+    "many": Scenario(_nothing, _script("train", *_ONLINE.split(), *_MANY_TASKS.split())),
     "tune": Scenario(
         _many_tasks,
         _script("train", "checkpoint=many.pt", "freeze=encoder", *(w for w in _ONLINE.split() if w not in _WIDTHS)),
     ),
     "shown": Scenario(_logs, _script("train", *_ONLINE.split(), *_SHOWN.split())),
-    "images": Scenario(lambda directory: None, _script("train", *_ONLINE.split(), *_IMAGES.split())),
-    "share_body": Scenario(lambda directory: None, _script("train", *_ONLINE.split(), *_SHARE_BODY.split())),
+    "share_body": Scenario(_nothing, _script("train", *_ONLINE.split(), *_SHARE_BODY.split())),
     "collect": Scenario(
         _agent,
         _script(
@@ -234,3 +245,5 @@ SCENARIOS = {
     ),
     "report": Scenario(_runs, _script("report", "logs", "--out", "report", "--force")),
 }
+#: Commands that learn online, for ``--commands online-all``.
+ONLINE = ("online", "images", "both", "many", "shown", "tune", "share_body")

@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.crash.comparing import content, differences
 from tests.crash.running import FullDisk, Kill, Outcome, run
-from tests.crash.scenarios import SCENARIOS, Scenario
+from tests.crash.scenarios import ONLINE, SCENARIOS, Scenario
 from tests.helpers.forks import ForkServer, fork_server
 
 _MOST = 4  # disturbances in a round
@@ -111,7 +111,13 @@ class Command:
 
 
 def crash(
-    server: ForkServer, names: Sequence[str], kills: int, seed: int, root: Path, seconds: float = float("inf")
+    server: ForkServer,
+    names: Sequence[str],
+    kills: int,
+    seed: int,
+    root: Path,
+    seconds: float = float("inf"),
+    each: bool = False,
 ) -> list[Tally]:
     """Disturb commands in turn until there were so many kills in all, or the time is over.
 
@@ -122,30 +128,40 @@ def crash(
         seed: of the moments and sizes.
         root: an empty directory; rounds with differences are left there.
         seconds: no round is begun after these.
+        each: kill every one of them so often.
     """
     end, draw = time.monotonic() + seconds, random.Random(seed)
     commands = [Command(name, root, server) for name in names]
-    while (left := kills - sum(command.tally.kills for command in commands)) > 0 and time.monotonic() < end:
+
+    def left(command: Command) -> int:
+        return kills - (command.tally.kills if each else sum(one.tally.kills for one in commands))
+
+    while (undone := [command for command in commands if left(command) > 0]) and time.monotonic() < end:
         # Each command gets its turn, so that all have been killed about as often.
-        min(commands, key=lambda command: command.tally.kills + command.tally.full_disks).round(draw, left)
+        chosen = min(undone, key=lambda command: command.tally.kills + command.tally.full_disks)
+        chosen.round(draw, left(chosen))
     return [command.tally for command in commands]
 
 
 def main() -> None:
     """Run the command line; exits with code 1 if anything differs."""
     parser = argparse.ArgumentParser(prog="python -m tests.crash", description=__doc__)
-    parser.add_argument("--kills", type=int, default=100, help="kills in all (default: 100)")
+    parser.add_argument("--kills", type=int, default=100, help="kills in all, or with --each of each (default: 100)")
+    parser.add_argument("--each", action="store_true", help="kill each command so often")
     parser.add_argument("--seconds", type=float, default=3600, help="time limit (default: 3600)")
-    parser.add_argument("--commands", default=",".join(SCENARIOS), help="which, by default %(default)s")
+    parser.add_argument(
+        "--commands", default=",".join(SCENARIOS), help="which; online-all is those that learn online (default: all)"
+    )
     parser.add_argument("--seed", type=int, default=None, help="of the kills; drawn and printed by default")
     args = parser.parse_args()
-    if unknown := [name for name in args.commands.split(",") if name not in SCENARIOS]:
+    names = args.commands.replace("online-all", ",".join(ONLINE)).split(",")
+    if unknown := [name for name in names if name not in SCENARIOS]:
         parser.error(f"--commands: {', '.join(unknown)} not among {', '.join(SCENARIOS)}")
     seed = random.SystemRandom().randrange(10**6) if args.seed is None else args.seed
     print(f"seed {seed}", flush=True)
     root = Path(tempfile.mkdtemp(prefix="tdmpc2-crash-"))
     with fork_server("matplotlib.figure") as server:
-        tallies = crash(server, args.commands.split(","), args.kills, seed, root, args.seconds)
+        tallies = crash(server, names, args.kills, seed, root, args.seconds, args.each)
     problems = [problem for tally in tallies for problem in tally.problems]
     print(table(tallies))
     print("\n".join(problems))

@@ -34,7 +34,7 @@ def scripted(text: str, ended: str = "") -> Scenario:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["train", "cache", "online", "shown", "share_body", "tune", "collect", "import", "from-run", "targets"],
+    ["train", "cache", "online", "both", "shown", "share_body", "tune", "collect", "import", "from-run", "targets"],
 )
 def test_command_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path, name: str, forks: ForkServer) -> None:
     (tally,) = crash(forks, [name], kills=2, seed=1, root=tmp_path)
@@ -61,6 +61,13 @@ def test_crash_notices_commands_that_do_not_go_on(
     assert tally.kills == 2
     assert bool(tally.problems) == bool(problem)
     assert problem in " ".join(tally.problems)
+
+
+def test_crash_kills_each_command_so_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: ForkServer) -> None:
+    for name in ("one", "two"):
+        monkeypatch.setitem(SCENARIOS, name, scripted(_WRITER.replace("KEEP", "continue")))
+    monkeypatch.setattr(session, "_FULL_DISKS", 0)
+    assert [tally.kills for tally in crash(forks, ["one", "two"], 2, 3, tmp_path, each=True)] == [2, 2]
 
 
 def test_crash_takes_a_refusal_for_the_end_only_where_that_is_its_line(

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 from torch import Tensor
 
-from tdmpc2.data import chunks
+from tdmpc2.data.chunk_form import DTYPES
 from tdmpc2.data.chunks import chunk_paths, read_chunk, write_chunk
 from tdmpc2.data.dataset import EpisodeDataset
 from tests.helpers.data import ALL, BAD_FIELDS, BAD_VALUES, SPECS, L, fields, save_raw
@@ -168,7 +168,7 @@ def test_read_chunk_of_damaged_pickle_is_a_clear_error(
         raw[position] = data.draw(st.integers(0, 255))
     path.write_bytes(raw)
     try:
-        assert read_chunk(path).keys() == chunks.DTYPES.keys()
+        assert read_chunk(path).keys() == DTYPES.keys()
     except ValueError as error:
         if str(path) not in str(error):
             raise

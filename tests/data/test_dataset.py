@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdmpc2.config import Config
-from tdmpc2.data.chunks import Layout, chunk_paths, write_chunk
+from tdmpc2.data.chunk_form import Layout
+from tdmpc2.data.chunks import chunk_paths, write_chunk
 from tdmpc2.data.dataset import EpisodeDataset
 from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.tasks import TaskSpec
@@ -113,7 +114,13 @@ def test_dataset_load_of_missing_data_says_what_is_expected(tmp_path: Path, ther
     root = tmp_path if there else tmp_path / "no"
     with pytest.raises(ValueError, match="has no chunk files" if there else "is not a directory") as error:
         EpisodeDataset.load(root, SPECS, ALL)
-    for part in (f"data_dir={root}", f"python collect.py data_dir={root}", "nicklashansen/tdmpc2", "mt30", "44 GB"):
+    for part in (
+        str(root),
+        f"python collect.py data_dir={root}",
+        "nicklashansen/tdmpc2",
+        "mt30",
+        "44 GB",
+    ):
         assert part in str(error.value)
 
 

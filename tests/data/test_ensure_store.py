@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tdmpc2.data.chunks import chunk_paths, write_chunk
-from tdmpc2.data.store import writer
+from tdmpc2.data.store import folders, writer
 from tdmpc2.data.store.importer import clean_leftovers, ensure_store, find_store, import_episodes
 from tdmpc2.data.store.selection import chunk_fingerprints
 from tdmpc2.data.store.store import EpisodeStore
@@ -146,7 +146,7 @@ def test_ensure_store_deletes_leftovers_of_a_kill(tmp_path: Path, monkeypatch: p
         patch.setattr(writer, "clean", lambda *_: None)
         whole = content(ensure_store(tmp_path, "three", SPECS).path)
     assert (tmp_path / ".store.replaced/rows.npy").exists()
-    with writer.locked(tmp_path / "store"):
+    with folders.locked(tmp_path / "store"):
         clean_leftovers(tmp_path)
     assert (tmp_path / ".store.replaced/rows.npy").exists()  # another process is writing there
     clean_leftovers(tmp_path / "store")

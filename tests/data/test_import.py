@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdmpc2.config import Config
-from tdmpc2.data.chunks import Layout, write_chunk
+from tdmpc2.data.chunk_form import Layout
+from tdmpc2.data.chunks import write_chunk
 from tdmpc2.data.index import EpisodeIndex
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.data.store import selection

@@ -48,10 +48,8 @@ episodes = st.lists(st.integers(1, 11), min_size=1, max_size=40)
 
 
 @settings(max_examples=150, deadline=None)
-@given(lengths=episodes, capacity=st.integers(12, 60), horizon=st.integers(1, 5), seed=st.integers(0, 2**31))
-def test_ring_keeps_the_newest_whole_episodes_and_draws_from_them_only(
-    lengths: list[int], capacity: int, horizon: int, seed: int
-) -> None:
+@given(lengths=episodes, capacity=st.integers(12, 60), horizon=st.integers(1, 5))
+def test_ring_keeps_the_newest_whole_episodes(lengths: list[int], capacity: int, horizon: int) -> None:
     """Episodes of any lengths, some over the seam, some too short for a slice, more than fit."""
     ring = filled(lengths, capacity, horizon)
     kept = newest_that_fit(lengths, capacity)
@@ -61,6 +59,16 @@ def test_ring_keeps_the_newest_whole_episodes_and_draws_from_them_only(
     drawn = [n for n in kept if lengths[n] >= horizon]
     assert ring.num_short == len(kept) - len(drawn)
     assert ring.lengths.tolist() == [lengths[n] for n in drawn]
+
+
+@settings(max_examples=150, deadline=None)
+@given(lengths=episodes, capacity=st.integers(12, 60), horizon=st.integers(1, 5), seed=st.integers(0, 2**31))
+def test_ring_draws_slices_of_whole_episodes_that_are_there(
+    lengths: list[int], capacity: int, horizon: int, seed: int
+) -> None:
+    """No slice runs over the end of an episode into another one, also where the rows of one lie over the seam."""
+    ring = filled(lengths, capacity, horizon)
+    drawn = [n for n in newest_that_fit(lengths, capacity) if lengths[n] >= horizon]
     if not drawn:
         return
     batch = ring.sampler.draw(0, 64, horizon, seed)
@@ -212,3 +220,11 @@ def test_saved_ring_refuses_a_state_that_leads_elsewhere(tmp_path: Path, entry: 
     damaged = {**state, "files": [{**state["files"][0], entry: value}]}
     with pytest.raises(ValueError, match=rf"state\.pt: replay: files: {entry} is .*, expected"):
         SavedRing(ReplayRing(FORMAT, 50, 3), tmp_path).load_state(damaged)
+
+
+def test_saved_ring_of_other_tasks_is_refused(tmp_path: Path) -> None:
+    """The episodes of another run's buffer have ids that mean other tasks here, or none."""
+    state = SavedRing(filled([9, 9, 9], 50), tmp_path).state()
+    SavedRing(ReplayRing(FORMAT, 50, 3), tmp_path, (0, 1, 2)).load_state(state)
+    with pytest.raises(ValueError, match=r"episodes_0\.pt has an episode of task id 2, which is none of .*\(0, 1\)"):
+        SavedRing(ReplayRing(FORMAT, 50, 3), tmp_path, (0, 1)).load_state(state)

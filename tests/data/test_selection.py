@@ -76,5 +76,5 @@ def test_selection_reaches_every_task_and_start() -> None:
 
 
 def test_selection_of_task_without_episode_is_refused() -> None:
-    with pytest.raises(ValueError, match="data_dir=there has no episodes of four-one: collect some"):
+    with pytest.raises(ValueError, match="there has no episodes of four-one: collect some"):
         select_episodes(torch.tensor([0, 2]), SPECS, (0, 1), "there")

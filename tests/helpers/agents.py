@@ -11,6 +11,15 @@ from tdmpc2.config import Config
 from tdmpc2.data.dataset import Batch
 
 
+def small_config(**keys: Any) -> Config:
+    """A model that trains and plans in milliseconds, MT30 padding and ids."""
+    small: dict[str, Any] = {
+        "task": "mt30", "model_size": None, "enc_dim": 16, "mlp_dim": 16, "latent_dim": 16, "task_dim": 8, "num_q": 3,
+        "num_samples": 16, "num_elites": 4, "num_pi_trajs": 4, "iterations": 2, "batch_size": 8, "device": "cpu",
+    }  # fmt: skip
+    return Config(**{**small, **keys})
+
+
 def random_batch(cfg: Config, seed: int, batch: int = 8) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     obs = torch.randn(cfg.horizon + 1, batch, cfg.obs_dim, generator=generator)

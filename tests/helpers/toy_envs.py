@@ -3,6 +3,8 @@
 ``tests.helpers.toy_envs:Falls-v0`` terminates, with success, at step 3 of at most 9;
 ``tests.helpers.toy_envs:Stands-v0`` is cut off at step 7. An observation tells the start state, the step and the last
 action; a frame's brightness tells the step. ``tests.helpers.toy_envs:Point-v0`` can be learned in seconds.
+``tests.helpers.toy_envs:Sees-v0`` observes two images and two vectors, and ``tests.helpers.toy_envs:Target-v0`` is the
+point with a target that only its image shows.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict
 
 FALLS, STANDS = "tests.helpers.toy_envs:Falls-v0", "tests.helpers.toy_envs:Stands-v0"
 FALLS_AT, STANDS_FOR = 3, 7
+SEES, SEES_FOR = "tests.helpers.toy_envs:Sees-v0", 7
+TARGET, TARGET_STEPS = "tests.helpers.toy_envs:Target-v0", 20
 POINT, POINT_STEPS = "tests.helpers.toy_envs:Point-v0", 20
 
 
@@ -83,3 +87,63 @@ class PointEnv(gymnasium.Env[Any, Any]):
 
 if "Point-v0" not in gymnasium.registry:
     gymnasium.register("Point-v0", PointEnv, max_episode_steps=POINT_STEPS)
+
+
+class SeeingEnv(gymnasium.Env[Any, Any]):
+    """Observes two cameras, one in grey, and two vectors; all of it tells the step."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
+    observation_space = Dict({
+        "wrist": Dict({"camera": Box(0, 255, (40, 44, 3), np.uint8), "angle": Box(-9, 9, (2,), np.float64)}),
+        "arm": Box(-9, 9, (3,), np.float32),
+        "above": Box(0, 255, (40, 44), np.uint8),
+    })  # fmt: skip
+    action_space = Box(-1, 1, (2,), np.float32)
+    bad: float | None = None
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t, self.start = 0, self.np_random.uniform()
+        return self._observed(np.zeros(2)), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        return self._observed(action), self.start + float(action[0]), False, False, {}
+
+    def _observed(self, action: Any) -> dict[str, Any]:
+        camera = np.full((40, 44, 3), [10 * self.t, 20 * self.t, 200], np.uint8)
+        angle = np.array([self.t, self.start if self.bad is None else self.bad])
+        above = np.full((40, 44), 5 * self.t, np.uint8)
+        arm = np.array([self.t, *action], np.float32)
+        return {"wrist": {"camera": camera, "angle": angle}, "arm": arm, "above": above}
+
+    def render(self) -> Any:
+        return np.full((48, 32, 3), 20 * self.t, np.uint8)
+
+
+class TargetEnv(PointEnv):
+    """The point of :class:`PointEnv`; its target, 0.5 or -0.5, is seen only: one half of the image is bright."""
+
+    observation_space = Dict({"point": Box(-2, 2, (1,), np.float32), "view": Box(0, 255, (40, 40, 3), np.uint8)})
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        obs, info = super().reset(seed=seed)
+        self.target = float(self.np_random.choice([-0.5, 0.5]))
+        return self._seen(obs), info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, *_ = super().step(action)
+        return self._seen(obs), max(1 - 2 * abs(self.x - self.target), 0.0), False, False, {}
+
+    def _seen(self, obs: Any) -> dict[str, Any]:
+        view = np.zeros((40, 40, 3), np.uint8)
+        view[:, slice(20, 40) if self.target > 0 else slice(20)] = 255
+        return {"point": obs, "view": view}
+
+
+for _name, _entry, _limit in (("Sees-v0", SeeingEnv, SEES_FOR), ("Target-v0", TargetEnv, TARGET_STEPS)):
+    if _name not in gymnasium.registry:
+        gymnasium.register(_name, _entry, max_episode_steps=_limit)

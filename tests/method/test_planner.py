@@ -56,6 +56,21 @@ def test_planner_policy_rollout_matches_recorded(model: WorldModel, g: dict[str,
         assert_close(actions[:, :, 1], actions[:, :, 0])
 
 
+def test_plan_mean_is_executed_if_asked_for(
+    model: WorldModel, g: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The elites' weighted mean of the first step, instead of one of them; the plan that is kept stays the same."""
+    cases, call = list(range(6)), 0
+    task = model.context(g["task"])
+    start = torch.zeros(6, CFG.horizon, CFG.action_dim)
+    sampled = planner.plan(model, g["z"][:, call], task, start, recorded_noise(g, cases, call), eval_mode=True)
+    monkeypatch.setattr(model, "cfg", CFG.replace(plan_action="mean"))
+    averaged = planner.plan(model, g["z"][:, call], task, start, recorded_noise(g, cases, call), eval_mode=True)
+    assert torch.equal(averaged.mean, sampled.mean)
+    assert torch.equal(averaged.action, averaged.mean[:, 0].clamp(-1, 1))
+    assert not torch.equal(averaged.action, sampled.action)
+
+
 def test_each_iteration_matches_recorded(model: WorldModel, g: dict[str, torch.Tensor]) -> None:
     """One iteration at a time from the recorded mean and std: values, elites, weights, refit."""
     task = model.context(g["task"]).unsqueeze(1)

@@ -187,7 +187,9 @@ def test_cloning_loss_is_the_formula(tiny_cfg: Config) -> None:
     count = len(batch.task)
     demonstrated = (torch.arange(count) % 3 == 0).float()[:, None]
     action = torch.rand(tiny_cfg.horizon, count, tiny_cfg.action_dim) * 2 - 1
-    found = losses.cloning_loss(model, action, batch.action, demonstrated, model.context(batch.task))
+    found = losses.cloning_loss(
+        model, action, batch.action, demonstrated, model.context(batch.task), demonstrated.sum()
+    )
     expected = 0.0
     for t in range(tiny_cfg.horizon):
         for b in range(0, count, 3):

@@ -12,7 +12,8 @@ import torch
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config, parse_cfg
-from tdmpc2.data.chunks import Layout, read_chunk
+from tdmpc2.data.chunk_form import Layout
+from tdmpc2.data.chunks import read_chunk
 from tdmpc2.data.store.parts import Part
 from tdmpc2.data.tools.convert import to_store
 from tdmpc2.data.tools.verify import verify

@@ -22,7 +22,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """No CPU kernels, and a compiler that takes no time."""
     monkeypatch.setattr(fast_planner, "can_compile", lambda device: True)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr("tdmpc2.acceleration.cpu.library._load", lambda _: (None, "no g++"))
+    monkeypatch.setattr("tdmpc2.acceleration.cpu.library._load", lambda: (None, "no g++"))
 
 
 def planners(cfg: Config, number: int) -> list[BehaviourPolicy]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +77,22 @@ def test_video_of_simulated_task_moves(tmp_path: Path) -> None:
     assert len(frames) == 40
     assert frames[0].shape == (384, 384, 3)
     assert np.abs(frames[0].astype(int) - frames[39]).max() > 50  # it moves
+
+
+def test_score_of_both_plays_the_same_episodes_with_and_without_planning(
+    agent: TDMPC2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    agent.save(tmp_path / "x.pt")
+    score_files(["x.pt"], {"mpc": "both", "eval_episodes": 2, "device": "cpu", "compile": "false"})
+    *_, difference, last = capsys.readouterr().out.splitlines()
+    folders = sorted(path.parent for path in tmp_path.rglob("results.json"))
+    found = [json.loads((folder / "results.json").read_text()) for folder in folders]
+    assert [result["protocol"]["action"] for result in found] == ["planner", "policy"]
+    planned, alone = (result["normalized_score"] for result in found)
+    assert planned != alone
+    assert difference.startswith(f"x.pt: planner minus policy: {planned - alone:+.2f} (95 % interval [")
+    assert last.startswith(f"Return: {planned:.2f} with planning, {alone:.2f} by the policy alone")
 
 
 def test_score_of_a_file_says_where_its_video_is(

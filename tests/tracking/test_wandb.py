@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
-import json
-import math
 import os
 import re
 import runpy
@@ -22,16 +19,11 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 
 import tdmpc2.tracking.logger
-from tdmpc2.agent import TDMPC2
-from tdmpc2.config import Config
-from tdmpc2.play.evaluation import Evaluation, TaskResult
 from tdmpc2.support.files import write_text
 from tdmpc2.tracking.logger import Logger
 from tdmpc2.tracking.wandb import WandbRun
-from tdmpc2.training import offline
 from tests.helpers.tracking import OFF, Terminal, config, text_rows
 from tests.helpers.wandb_reader import read_run
 
@@ -223,108 +215,6 @@ def test_wandb_run_after_killed_service_is_recorded(tmp_path: Path, monkeypatch:
     assert [line.partition(",")[0] for line, *_ in lines] == ["Weights & Biases: offline"] * 2
     (path,) = (tmp_path / "later" / "wandb").glob("offline-run-*/*.wandb")
     assert read_run(path).series("train/a") == [(1, 1.0)]
-
-
-def test_wandb_offline_run_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    for name in ("DATA", "CACHE", "CONFIG"):
-        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
-    cfg = config(tmp_path / "run", wandb_project="proj", wandb_silent=True, seed=7)
-    cfg = cfg.replace(teacher_score=40.5, control_score=18.93)
-    teacher = config(tmp_path, model_size=5)
-    checkpoint = tmp_path / "student.pt"
-    checkpoint.write_bytes(b"weights")
-    stream = io.StringIO()
-    with Logger(cfg, teacher=teacher, total_steps=40_000, stream=stream) as logger:
-        for step in range(100, 40_001, 100):  # enough records for several blocks of the file
-            metrics = {"total_loss": torch.tensor(1 / step), "distillation_loss": 3.0, "distillation_value_loss": 4.0}
-            logger.log(step, metrics, data_wait=0.25)
-        for step, value in ((20_000, 31.5), (40_000, 32.5)):
-            logger.log(step, {"score": value}, group="eval")
-            table = [["walker-walk", value], ["walker-run", None]]
-            logger.log_table(step, "eval/tasks", ["task", "score"], table, curve="score")
-        logger.save_artifact(checkpoint, "student", "model")
-        logger.save_artifact(checkpoint, "student", "model", ["step-40000", "best"])
-        logger.alert("Training diverged", "at step 7")
-        run_id = logger.run_id
-    with contextlib.suppress(ConnectionResetError):  # it has gone already
-        wandb.teardown()  # the service has written everything when it has gone
-    (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
-    assert f"Weights & Biases: offline, `wandb sync {path.parent}` uploads it" in stream.getvalue()
-
-    run = read_run(path)
-    assert path.stat().st_size > 2 * 32 * 1024
-    assert (run.run_id, run.project, run.exit_code) == (run_id, "proj", 0)
-    assert run.config["student"] == json.loads(json.dumps(cfg.to_dict()))
-    assert run.config["teacher"]["model_size"] == 5
-    assert set(run.tags) == {"walker-walk", "1M", "distilled"}
-    assert run.step_metrics == {"step": "", "*": "step"}
-    expected = [(step, torch.tensor(1 / step).item()) for step in range(100, 40_001, 100)]
-    assert run.series("train/total_loss") == expected
-    assert len(run.series("speed/it_per_s")) == 400
-    assert run.series("speed/data_wait")[-1] == (40_000, 0.25)
-    assert run.series("distill/reward_loss")[0] == (100, 3.0)
-    assert run.series("distill/value_loss")[0] == (100, 4.0)
-    assert not run.series("train/distillation_loss")
-    assert len(run.series("speed/wall_hours")) == 400
-    assert run.series("eval/score") == [(20_000, 31.5), (40_000, 32.5)]
-    assert run.series("eval/walker-walk") == [(20_000, 31.5), (40_000, 32.5)]
-    assert run.series("eval/teacher_score") == [(0, 40.5), (20_000, 40.5), (40_000, 40.5)]
-    assert run.series("eval/control_score") == [(0, 18.93), (20_000, 18.93), (40_000, 18.93)]
-    groups = {name.partition("/")[0] for row in run.history for name in row if "/" in name}
-    assert groups == {"train", "distill", "eval", "speed"}
-    columns = ["step", "total_loss", "distillation_loss", "distillation_value_loss"]
-    assert list(text_rows(tmp_path / "run" / "train.csv")[0]) == columns
-    (_, (step, table_path)) = run.series("eval/tasks.path")
-    found = json.loads((path.parent / "files" / table_path).read_text())
-    assert (step, found["columns"], found["data"]) == (
-        40_000,
-        ["task", "score"],
-        [["walker-walk", 32.5], ["walker-run", None]],
-    )
-    assert run.artifacts["student"] == "model"
-    own = [set(aliases) for name, aliases in run.aliases if name == "student"]
-    assert own == [{"latest"}, {"latest", "step-40000", "best"}]
-    assert ("model.pt",) in run.contents
-    assert run.alerts == [("Training diverged", "at step 7", "ERROR")]
-
-
-def test_wandb_offline_run_of_train_has_its_metrics(
-    cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Training sends curves per task, the best checkpoint, and an alert when it diverges."""
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    for name in ("DATA", "CACHE", "CONFIG"):
-        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
-    scores = iter((30.0, 20.0))
-
-    def scored(*_: Any, **__: Any) -> Evaluation:
-        return Evaluation((TaskResult("pendulum-spin", (1,), (10 * next(scores),), (0.0,), False),))
-
-    update, calls = TDMPC2.update, itertools.count(1)
-
-    def poisoned(self: TDMPC2, batch: Any) -> Any:
-        return update(self, batch._replace(obs=batch.obs * math.nan) if next(calls) == 23 else batch)
-
-    monkeypatch.setattr(offline, "evaluate", scored)
-    monkeypatch.setattr(TDMPC2, "update", poisoned)
-    cfg = cfg.replace(steps=30, eval_freq=10, save_freq=10, wandb_project="p", wandb_silent=True, exp_name="e")
-    with pytest.raises(ValueError, match="not finite at step 23") as error:
-        offline.train(cfg, None)
-    wandb.teardown()
-    (path,) = (cfg.run_dir / "wandb").glob("offline-run-*/*.wandb")
-    run = read_run(path)
-    assert run.exit_code == 1
-    assert run.alerts == [("Training diverged", str(error.value), "ERROR")]
-    assert run.series("eval/normalized_score") == [(10, 30.0), (20, 20.0)]
-    assert run.series("eval/pendulum-spin") == [(10, 300.0), (20, 200.0)]
-    own = [set(aliases) for name, aliases in run.aliases if name == "mt30-e"]
-    assert own == [{"latest", "step-10"}, {"latest", "step-10", "best"}, {"latest", "step-20"}]
-    assert [step for step, _ in run.series("train/total_loss")] == [5, 10, 15, 20, 25]
-    assert len(run.series("speed/it_per_s")) == len(run.series("speed/data_wait")) == 5
-    assert not list(cfg.run_dir.glob(".wandb-*"))
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import CHANGEABLE, Config
 from tdmpc2.data.chunks import read_chunk, write_chunk
 from tdmpc2.loading import load_agent
-from tdmpc2.training import run_dir
+from tdmpc2.training import run_dir, run_record
 from tdmpc2.training.offline import train
 from tests.helpers.runs import equal, rows, snapshot
 
@@ -196,7 +196,7 @@ def test_train_continued_with_other_configuration_is_refused(cfg: Config, change
 
 def test_train_continued_names_all_differing_keys(cfg: Config, trained_teacher: Config) -> None:
     train(cfg.replace(steps=1), None)
-    with pytest.raises(ValueError, match=r"lr: 0.0003 there, 0.1 now; rho: 0.5 there, 0.4 now; teacher_sha256: None"):
+    with pytest.raises(ValueError, match=r"lr: 0.0003 there, 0.1 now; rho: 0.5 there, 0.4 now; teacher_sha256: null"):
         train(cfg.replace(lr=0.1, rho=0.4), trained_teacher)
 
 
@@ -206,3 +206,16 @@ def test_train_over_checkpoint_without_record_is_refused(cfg: Config) -> None:
     with pytest.raises(ValueError, match=r"no run\.json"):
         train(cfg, None)
     assert snapshot(cfg.run_dir) == {"model.pt": b"precious"}
+
+
+def test_continuing_with_another_size_names_what_was_typed(cfg: Config) -> None:
+    """Seven widths that follow from the size hid the one key that had been typed."""
+    first = cfg.replace(model_size=1, steps=1)
+    first.run_dir.mkdir()
+    run_record.claim(first.run_dir, run_record.check(first, None)[0])
+    with pytest.raises(ValueError, match=r"of another configuration \(model_size: 1 there, 5 now\): set exp_name"):
+        run_record.check(first.replace(model_size=5), None)
+    with pytest.raises(
+        ValueError, match=r"\(horizon: 3 there, 2 now; model_size: 1 there, null now; num_q: 2 there, 3"
+    ):
+        run_record.check(first.replace(model_size=None, num_q=3, horizon=2), None)

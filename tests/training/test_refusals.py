@@ -68,7 +68,7 @@ def test_train_lists_everything_missing_at_once(cfg: Config, tmp_path: Path) -> 
         train(cfg.replace(**nowhere), Config(checkpoint=None))
     text = str(error.value)
     assert [line.split(":")[0].strip() for line in text.splitlines()[1:]] == [
-        "data", "teacher", "weights to start from",
+        "data_dir", "teacher", "weights to start from",
     ]  # fmt: skip
     assert "python collect.py" in text
     assert "teacher_config=null" in text

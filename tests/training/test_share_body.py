@@ -7,6 +7,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -21,9 +22,11 @@ from tdmpc2.data.ring import ReplayRing
 from tdmpc2.envs.checked import CheckedEnv
 from tdmpc2.envs.registry import build_env
 from tdmpc2.play import explorer
+from tdmpc2.play.rollout import Episode, Job
 from tdmpc2.tasks import MT30, lookup
+from tdmpc2.training.demonstrations import Batches
 from tdmpc2.training.guards import STOPPED
-from tdmpc2.training.online import train_online
+from tdmpc2.training.online import Learner, train_online
 from tdmpc2.training.ring import make_ring
 from tests.helpers.online import assert_same, config, interrupt
 
@@ -233,3 +236,24 @@ def test_share_body_buffer_too_small_for_all_tasks_of_an_episode_is_refused(tmp_
     """The ring would hold the episode for its last task only."""
     with pytest.raises(ValueError, match="buffer_size=23 does not hold the 24 rows of one episode, stored for 3 tasks"):
         train_online(shared(tmp_path, buffer_size=23), None)
+
+
+def test_share_body_counts_short_episodes_once(tmp_path: Path) -> None:
+    """Copies for other tasks of the body were counted, so that a third of the episodes ended the run."""
+    cfg = shared(tmp_path)
+    replay = make_ring(cfg.replace(horizon=3), torch.device("cpu"))
+    run: Any = SimpleNamespace(cfg=cfg, message=lambda text: None)
+    learner = Learner(run, replay, Batches(cfg, replay, torch.device("cpu")))
+
+    def play(seed: int, steps: int) -> None:
+        obs, action = np.zeros((steps + 1, 24), np.float32), np.zeros((steps + 1, 6), np.float32)
+        reward = np.zeros(steps + 1, np.float32)
+        copies = [Episode(Job(task, seed), obs, action, reward, 0.0, 0.0, False, []) for task in cfg.task_ids[1:]]
+        learner.store(seed, copies)
+
+    counts = []
+    for seed, steps in enumerate((2, 2, 7, 2)):
+        play(seed, steps)
+        counts.append(learner.short)
+    assert counts == [1, 2, 0, 1]
+    assert replay.num_added == 12

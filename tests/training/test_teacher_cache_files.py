@@ -282,7 +282,7 @@ def test_cache_command_fills_columns(
     assert content(targets).items() > before.items()
     torch.set_num_threads(1)
     for arguments, message in (
-        (["nowhere", str(path)], "data_dir=nowhere is not a directory"),
+        (["nowhere", str(path)], "nowhere is not a directory"),
         ([str(store.path), "nowhere.pt"], "nowhere.pt"),
     ):
         with pytest.raises(SystemExit):

@@ -22,8 +22,10 @@ from tdmpc2.training.guards import STOPPED
 from tdmpc2.training.offline import train
 from tests.helpers.distributed import LAUNCHED, free_port, launched
 from tests.helpers.forks import ForkServer
+from tests.helpers.online import SMALL
 from tests.helpers.reference import REPO
 from tests.helpers.runs import TINY, rows
+from tests.helpers.toy_envs import STANDS
 
 ENVIRONMENT = {**{k: v for k, v in os.environ.items() if k not in LAUNCHED}, "OMP_NUM_THREADS": "1"}
 
@@ -92,6 +94,17 @@ def test_torchrun_trains_the_same_and_one_process_goes_on(
     one, two = (load_file(path).model for path in (straight, cfg.run_dir / "model.pt"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, atol=2e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.slow
+def test_torchrun_learns_online(tmp_path: Path) -> None:
+    run = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py")
+    keys = [f"{key}={'null' if value is None else value}" for key, value in SMALL.items()]
+    code, output = ends(start([*run, f"task={STANDS}", "num_envs=2", f"work_dir={tmp_path / 'run'}", *keys]), 240)
+    assert code == 0, output
+    assert output.count("2 environments, ") == output.count("2 processes on cpu") == 1
+    assert load_file(tmp_path / "run" / "model.pt").step == 46
+    assert sorted(path.name for path in (tmp_path / "run" / "replay").iterdir()) == ["episodes_0.pt"]
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def test_copied_agent_with_compiled_update_gets_one_of_its_own(
 ) -> None:
     """Compiled code cannot be sent; the copy computes in the same way as the first, so it rounds alike."""
     agent = TDMPC2(tiny_cfg)
-    monkeypatch.setattr("tdmpc2.agent.can_compile", lambda device: True)
+    monkeypatch.setattr("tdmpc2.acceleration.compiled_update.can_compile", lambda device: True)
     models = []
 
     def compiled(model: Any, device: Any) -> tuple[Any, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -15,20 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
-from filelock import FileLock
 
-from tdmpc2.acceleration import compile_cache, compiled_update
-from tdmpc2.acceleration.cpu import library
-from tdmpc2.acceleration.unfinished import delete_unfinished
-from tdmpc2.support import programs, runtime
+from tdmpc2.support import programs
 from tdmpc2.support.places import cache_dir
-from tdmpc2.support.private_folder import foreign_entry, make_private, why_not_own, why_not_private
-from tests.trust.conftest import NOBODY, build_library
+from tdmpc2.support.private_folder import make_private, why_not_private
+from tests.trust.conftest import Give
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="users and modes are those of POSIX")
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="builds a small library with g++")
-Give = Callable[[Path], None]
 
 # -- the folder -------------------------------------------------------------------------------------------------------
 
@@ -110,113 +101,6 @@ def test_cache_dir_ignores_a_relative_path(monkeypatch: pytest.MonkeyPatch, valu
     assert cache_dir() == Path.home() / ".cache" / "tdmpc2"
 
 
-# -- libraries --------------------------------------------------------------------------------------------------------
-
-
-@needs_compiler
-@pytest.mark.parametrize("attack", ["chown", "mode", "link", "hard link"])
-def test_library_that_another_user_could_have_written_is_not_loaded(
-    cache_home: Path, tmp_path: Path, foreign: Give, attack: str
-) -> None:
-    canary, path = tmp_path / "canary", cache_home / "lib.so"
-    build_library(path, ("run",), canary)
-    if attack == "chown":
-        foreign(path)
-    elif attack == "mode":
-        path.chmod(0o777)
-    else:
-        path.rename(other := tmp_path / "other.so")
-        path.symlink_to(other) if attack == "link" else path.hardlink_to(other)
-    with pytest.raises(RuntimeError, match=r"another user|other users|not a regular file|second name"):
-        library.opened(path, ["run"])
-    assert not canary.exists()
-
-
-@needs_compiler
-def test_library_of_the_users_own_is_loaded(cache_home: Path) -> None:
-    assert library.opened(build_library(cache_home / "own.so", ("run",)), ["run"]).run() == 7
-
-
-@needs_compiler
-def test_library_without_its_functions_gives_a_reason(cache_home: Path) -> None:
-    """A compiler that links an empty library ended in an AttributeError at the first plan."""
-    path = build_library(cache_home / "empty.so", ("other",))
-    with pytest.raises(RuntimeError, match="has no function run"):
-        library.opened(path, ["run"])
-    assert not path.exists()
-
-
-@pytest.fixture
-def any_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A processor with all instructions, for what comes before the build."""
-    monkeypatch.setattr(library, "cpu_flags", lambda: frozenset(library._INSTRUCTIONS))
-
-
-def compiler(folder: Path, body: str) -> str:
-    """A compiler that answers --version and then does this."""
-    path = folder / "compiler"
-    path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit\n{body}\n')
-    path.chmod(0o755)
-    return str(path)
-
-
-def test_library_in_a_foreign_cache_is_built_for_this_process_alone(
-    cache_home: Path, tmp_path: Path, any_cpu: None, foreign: Give, monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
-    """The case of a planted folder: it is named, nothing in it is touched, and the library is built elsewhere."""
-    planted = cache_home / "tdmpc2"
-    planted.mkdir(mode=0o777)
-    foreign(planted)
-    places = []
-    monkeypatch.setattr(library, "build", lambda folder, sources: places.append(folder) or folder / "none.so")
-    assert "No such file" in library.reason()
-    assert places[0] != planted
-    assert not places[0].exists()
-    assert "belongs to another user" in caplog.text
-    assert library.cached_path() is None
-    assert not list(planted.iterdir())
-
-
-@needs_compiler
-def test_library_named_by_a_pipe_or_planted_file_is_passed_over(
-    cache_home: Path, tmp_path: Path, any_cpu: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A FIFO in the cache was waited for without end."""
-    good = build_library(tmp_path / "good.so", library.FUNCTIONS[library.UPDATE])
-    monkeypatch.setenv("CXX", compiler(tmp_path, f'for last; do :; done; cp {good} "$last"'))
-    folder = cache_home / "tdmpc2"
-    assert make_private(folder) == ""
-    first = library.build(folder, library.UPDATE)
-    name = first.name
-    first.unlink()
-    os.mkfifo(folder / f"{name.rpartition('-')[0]}-x.so")
-    os.mkfifo(folder / name)
-    assert library.build(folder, library.UPDATE).name == name
-    assert why_not_own(folder / name) == ""
-    assert library.opened(folder / name, library.FUNCTIONS[library.UPDATE]).norm_mish() == 7
-
-
-def test_library_with_a_compiler_that_hangs_gives_a_reason(
-    cache_home: Path, tmp_path: Path, any_cpu: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CXX", compiler(tmp_path, "sleep 600"))
-    monkeypatch.setattr(library, "_run", lambda command, seconds=0.3: programs.run_program(command, seconds).stdout)
-    assert "took more than 0.3 s" in library.reason()
-    assert not list((cache_home / "tdmpc2").iterdir())
-
-
-def test_build_abandoned_by_a_kill_is_deleted_when_it_is_old(cache_home: Path) -> None:
-    old, new, other = cache_home / "building-old", cache_home / "building-new", cache_home / "mine"
-    for folder in (old, new, other):
-        folder.mkdir()
-        (folder / "built.so").write_text("")
-    os.utime(old, (1, 1))
-    os.utime(other, (1, 1))
-    library.delete_abandoned(cache_home)
-    assert sorted(path.name for path in cache_home.iterdir()) == ["building-new", "mine"]
-
-
 # -- helper programs --------------------------------------------------------------------------------------------------
 
 
@@ -259,177 +143,3 @@ def test_program_ends_with_the_process_that_runs_it(tmp_path: Path) -> None:
 def test_program_result_has_code_and_output() -> None:
     done = programs.run_program(["sh", "-c", "echo out; echo err >&2; exit 3"], 20)
     assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
-
-
-# -- torch.compile ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in compile_cache.VARIABLES:
-        monkeypatch.setenv(name, "")  # remembered, to be put back
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(compile_cache, "_move_headers", lambda folder: None)
-    monkeypatch.setattr(compile_cache, "_PREPARED", set())
-
-
-def test_compile_cache_lies_in_the_users_own_cache(cache_home: Path, variables: None) -> None:
-    """By default torch takes a name in /tmp that anybody can make first."""
-    compile_cache.use_private_cache()
-    folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
-    assert folder == cache_home / "tdmpc2" / "torchinductor"
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-
-
-def test_compile_cache_is_looked_through_once(
-    cache_home: Path, variables: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A cache of thousands of files was walked for every function that was compiled."""
-    walks: list[Path] = []
-    monkeypatch.setattr(compile_cache, "foreign_entry", lambda folder: walks.append(folder) or "")
-    for _ in range(3):
-        compile_cache.use_private_cache()
-    assert walks == [cache_home / "tdmpc2" / "torchinductor"]
-
-
-def test_compile_cache_that_torch_named_is_not_taken_for_the_users(cache_home: Path, variables: None) -> None:
-    """torch sets its variable to the folder in /tmp as soon as its compiler is imported, and that was obeyed."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    assert cache_dir() == os.environ["TORCHINDUCTOR_CACHE_DIR"]
-    compile_cache.use_private_cache()
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(cache_home / "tdmpc2" / "torchinductor")
-
-
-@pytest.mark.parametrize("left", [slice(0), slice(100), slice(-1), None], ids=["empty", "begun", "cut", "no header"])
-def test_library_that_a_kill_left_unfinished_is_compiled_again(
-    cache_home: Path, variables: None, caplog: pytest.LogCaptureFixture, left: slice | None
-) -> None:
-    """A kill while the linker wrote left an empty library, or one that begins with zeros; neither can be loaded."""
-    whole = (Path(torch.__file__).parent / "lib" / "libtorch_global_deps.so").read_bytes()
-    folder = compile_cache.compile_cache() / "ab"
-    folder.mkdir(parents=True)
-    good, bad = folder / "cabc.main.so", folder / "cabd.main.so"
-    good.write_bytes(whole)
-    bad.write_bytes(bytes(64) + whole[64:] if left is None else whole[left])
-    cache_home.chmod(0o700)
-    compile_cache.use_private_cache()
-    assert good.exists()
-    assert not bad.exists()
-    assert f"Deleted {bad}" in caplog.text
-
-
-def test_library_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
-    """Another process links it at this moment: it holds torch's lock."""
-    library = tmp_path / "ab" / "cabc.main.so"
-    library.parent.mkdir()
-    library.write_bytes(b"")
-    (tmp_path / "locks").mkdir()
-    with FileLock(tmp_path / "locks" / "cabc.lock"):
-        assert delete_unfinished(tmp_path) == []
-    assert delete_unfinished(tmp_path) == [library]
-
-
-@pytest.mark.parametrize(("mode", "refused"), [(0o644, False), (0o664, False), (0o666, True), (0o646, True)])
-@pytest.mark.parametrize("kind", ["file", "folder"])
-def test_entry_of_a_cache_that_others_can_write_to_is_found(
-    tmp_path: Path, kind: str, mode: int, refused: bool
-) -> None:
-    """Files of mode 0666 in a folder of the right mode passed; group-writable ones are fine in one's own group."""
-    entry = tmp_path / "cache" / "entry"
-    entry.parent.mkdir(mode=0o700)
-    entry.write_text("code") if kind == "file" else entry.mkdir()
-    entry.chmod(mode | (0o111 if kind == "folder" else 0))
-    assert bool(foreign_entry(entry.parent)) == refused
-
-
-def test_entry_of_a_cache_that_another_group_can_write_to_is_found(tmp_path: Path, foreign: Give) -> None:
-    entry = tmp_path / "cache" / "entry"
-    entry.parent.mkdir(mode=0o700)
-    entry.write_text("code")
-    os.chown(entry, os.geteuid(), NOBODY)
-    entry.chmod(0o664)
-    assert "other users can write to" in foreign_entry(entry.parent)
-
-
-@pytest.mark.parametrize("name", compile_cache.VARIABLES)
-@pytest.mark.parametrize("attack", ["folder", "entry", "mode"])
-def test_compile_cache_that_others_can_change_is_not_used(
-    cache_home: Path, tmp_path: Path, variables: None, monkeypatch: pytest.MonkeyPatch, foreign: Give,
-    caplog: pytest.LogCaptureFixture, name: str, attack: str,
-) -> None:  # fmt: skip
-    """Pickles that another user put into the cache were executed at the second compilation."""
-    shared = tmp_path / "shared"
-    (shared / "fxgraph").mkdir(parents=True, mode=0o700)
-    shared.chmod(0o777 if attack == "mode" else 0o700)
-    if attack != "mode":
-        foreign(shared if attack == "folder" else shared / "fxgraph")
-    monkeypatch.setenv(name, str(shared))
-    compile_cache.use_private_cache()
-    used = Path(os.environ[name])
-    assert used != shared
-    assert why_not_private(used) == ""
-    assert f"{name}={shared}: torch.compile keeps nothing after this process" in caplog.text
-
-
-def test_compile_cache_named_by_the_user_is_used(
-    tmp_path: Path, cache_home: Path, variables: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
-    compile_cache.use_private_cache()
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "mine")
-
-
-def test_compile_cache_holds_the_compiled_headers_too(cache_home: Path) -> None:
-    """torch keeps them in the temporary directory whatever its variable says."""
-    from torch._inductor import codecache
-
-    before = codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR
-    try:
-        compile_cache._move_headers(cache_home)
-        assert codecache._HEADER_DIR.startswith(str(cache_home))
-    finally:
-        codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR = before
-
-
-# -- broken compilers -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "body", ["exit 1", "kill -SEGV $$", "exit 0", 'for last; do :; done; echo garbage > "$last"', "sleep 600"]
-)
-def test_compiler_that_does_not_work_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
-    """Evaluations ended in a traceback of torch's where the compiler was there and broken."""
-    monkeypatch.setattr(runtime, "_COMPILER_SECONDS", 0.5)
-    monkeypatch.setenv("CXX", compiler(tmp_path, body))
-    assert not runtime.has_cpp_compiler()
-
-
-@needs_compiler
-def test_compiler_that_works_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "g++")
-    monkeypatch.setattr(Path, "exists", lambda self: True)  # Python's headers, which are not the question here
-    assert runtime.has_cpp_compiler()
-
-
-def test_compilation_that_fails_goes_on_plainly_and_says_so_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def broken(function: object, **_: object) -> Callable[..., object]:
-        def fails(*_: object) -> object:
-            raise RuntimeError("No working C++ compiler found\n and more")
-
-        return fails
-
-    monkeypatch.setattr(torch, "compile", broken)
-    monkeypatch.setattr(compiled_update, "use_private_cache", lambda: None)
-
-    def double(x: torch.Tensor) -> torch.Tensor:
-        return 2 * x
-
-    fast = compiled_update.compiled_or_plain(double, "planning")
-    with caplog.at_level(logging.WARNING, "tdmpc2"):
-        assert [fast(torch.ones(1)).item() for _ in range(3)] == [2, 2, 2]
-    assert caplog.messages == [
-        "The compiler failed (RuntimeError: No working C++ compiler found): planning without compilation"
-    ]

@@ -1,187 +1,170 @@
-"""The C++ libraries of the kernels: built once per machine with g++, and kept in the user's cache.
+"""The C++ library of the kernels, built when the package is installed, and the variant of it that this process uses.
 
-A library is code of this process, so it is loaded only from a folder that belongs to this user alone
-(:mod:`tdmpc2.support.private_folder`); where the cache is no such folder, every process builds its own.
+The library holds one variant for each instruction set. The last that the processor can run and that computes what the
+scalar one does is used; ``TDMPC2_KERNELS`` names another, or ``off``. The scalar variant is for tests alone: PyTorch is
+faster.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import hashlib
 import logging
 import os
-import platform
-import shlex
-import shutil
-import tempfile
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import torch  # noqa: F401 - it brings the OpenMP runtime that the library then shares
+from tdmpc2.acceleration.cpu.build import FOLDER, LIBRARY, sources_id
 
-from tdmpc2.support.places import cache_dir
-from tdmpc2.support.private_folder import make_private, temporary_private_folder, why_not_own
-from tdmpc2.support.programs import run_program
-
+VARIABLE, OFF, SCALAR = "TDMPC2_KERNELS", "off", "scalar"
+_PATH = FOLDER / LIBRARY
 _log = logging.getLogger("tdmpc2")
 
-#: The files of each library; the last one is compiled.
-PLANNER, UPDATE = ("gemm.h", "planner.cpp"), ("norm_mish.cpp",)
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
-#: What each library must have.
-FUNCTIONS = {
-    PLANNER: ("normed_linear", "estimate_value", "policy_rollout"),
-    UPDATE: ("norm_mish", "norm_mish_backward"),
-}
-_BUILDING = "building-"
-_BUILD_SECONDS, _ANSWER_SECONDS, _ABANDONED_SECONDS = 60.0, 10.0, 24 * 3600
-_INSTRUCTIONS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16")
+
+class _Functions(ctypes.Structure):
+    """``Kernels`` of kernels.h."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("packed_bytes", ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int, ctypes.c_int, ctypes.c_int)),
+        *(
+            (name, ctypes.CFUNCTYPE(None))  # ctypes passes more arguments as they come
+            for name in "pack normed_linear estimate_value policy_rollout norm_mish norm_mish_backward".split()
+        ),
+    )
 
 
-def load(sources: tuple[str, ...] = PLANNER) -> ctypes.CDLL:
-    """Load the library of these files, built on first use.
+class Kernels:
+    """The functions of one variant, with the arguments of kernels.h.
+
+    Attributes:
+        name: of the variant.
+        packed_bytes, pack, normed_linear, estimate_value, policy_rollout, norm_mish, norm_mish_backward: functions.
+    """
+
+    packed_bytes: Callable[..., int]
+    pack: Callable[..., None]
+    normed_linear: Callable[..., None]
+    estimate_value: Callable[..., None]
+    policy_rollout: Callable[..., None]
+    norm_mish: Callable[..., None]
+    norm_mish_backward: Callable[..., None]
+
+    def __init__(self, functions: _Functions) -> None:
+        self.name = functions.name.decode()
+        for name, *_ in functions._fields_[1:]:
+            setattr(self, name, getattr(functions, name))
+
+
+class Variant(NamedTuple):
+    """One variant of the library.
+
+    Attributes:
+        name: of its instruction set.
+        kernels: its functions.
+        runs_here: whether this processor has the instructions.
+        agrees: tells whether it computes what the scalar one does, on a small layer in every format. Only if it runs.
+    """
+
+    name: str
+    kernels: Kernels
+    runs_here: bool
+    agrees: Callable[[], bool]
+
+
+def load() -> Kernels:
+    """Return the functions of the variant in use.
 
     Raises:
-        RuntimeError: it is not available here, with :func:`reason`.
+        RuntimeError: there is none, with :func:`reason`.
     """
-    library, why = _load(sources)
-    if library is None:
+    kernels, why = _load()
+    if kernels is None:
         raise RuntimeError(f"The CPU kernels are not available: {why}")
-    return library
+    return kernels
 
 
-def reason(sources: tuple[str, ...] = PLANNER) -> str:
-    """Say why the library is not available here, in one line; empty if it is. Builds it on first use."""
-    return _load(sources)[1]
+def reason() -> str:
+    """Say why there are no kernels here, in one line; empty if there are."""
+    return _load()[1]
+
+
+def is_built() -> bool:
+    """True if the library is there and of the sources beside it, whatever this processor makes of it."""
+    try:
+        opened(_PATH)
+    except RuntimeError:
+        return False
+    return True
+
+
+def identity() -> str:
+    """Name the build and the variant in use, for what is remembered about them."""
+    return f"{sources_id()}-{load().name}"
 
 
 @functools.cache
-def _load(sources: tuple[str, ...]) -> tuple[ctypes.CDLL | None, str]:
-    try:
-        _identity(sources)  # before a folder is made for it
-        with usable_folder() as folder:
-            return opened(build(folder, sources), FUNCTIONS[sources]), ""
-    except (OSError, RuntimeError) as error:
-        return None, " ".join(str(error).split())
-
-
-def cached_path(sources: tuple[str, ...] = PLANNER) -> Path | None:
-    """Find the library in the cache; None where it is built anew by every process."""
-    try:
-        return build(cache_dir(), sources) if not make_private(cache_dir()) else None
-    except (OSError, RuntimeError):
-        return None
-
-
-@contextlib.contextmanager
-def usable_folder() -> Iterator[Path]:
-    """Choose where the library is built and loaded from: the user's cache, or a folder for this process alone.
+def variants() -> tuple[Variant, ...]:
+    """List what the library holds, each faster than those before it.
 
     Raises:
-        OSError: the cache cannot be made.
-        RuntimeError: there is no home directory, or all places can be changed by other users.
+        RuntimeError: it is not there, or was built from other sources.
     """
-    if not (why := make_private(cache_dir())):
-        yield cache_dir()
-        return
-    _log.warning("The CPU kernels are built for this process alone and not kept, since %s", why)
-    with temporary_private_folder() as folder:
-        yield folder
+    library = opened(_PATH)
+    found: list[Variant] = []
+    while functions := library.tdmpc2_kernels(len(found)):
+        kernels, index = Kernels(functions.contents), len(found)
+        agrees = functools.partial(_is_true, library.tdmpc2_agrees, index)
+        found.append(Variant(kernels.name, kernels, _is_true(library.tdmpc2_runs_here, index), agrees))
+    return tuple(found)
 
 
-def opened(path: Path, functions: Iterable[str]) -> ctypes.CDLL:
-    """Load a library from a private folder.
-
-    Args:
-        path: the file.
-        functions: names that it must have.
+def opened(path: Path) -> ctypes.CDLL:
+    """Load the library, if it is that of the sources beside it.
 
     Raises:
-        RuntimeError: others could have written the file, or a function is missing.
-        OSError: it is no library.
+        RuntimeError: it cannot be loaded, or it is not, with what to do.
     """
-    if why := why_not_own(path):
-        raise RuntimeError(why)
-    library = ctypes.CDLL(str(path))
-    if absent := [name for name in functions if not hasattr(library, name)]:
-        path.unlink(missing_ok=True)
-        raise RuntimeError(f"{path} has no function {absent[0]}, so the compiler that built it does not work (CXX)")
+    if not path.is_file():
+        raise RuntimeError("they were not built when tdmpc2 was installed (install g++, then make setup or pip again)")
+    try:
+        library: Any = ctypes.CDLL(str(path))
+        library.tdmpc2_sources.restype = ctypes.c_char_p
+        library.tdmpc2_kernels.restype = ctypes.POINTER(_Functions)
+        built_from = library.tdmpc2_sources().decode()
+    except (OSError, AttributeError) as error:
+        raise RuntimeError(f"{' '.join(str(error).split())} (to build it again: make setup)") from error
+    if built_from != sources_id(path.parent):
+        raise RuntimeError(f"{path} was built from other sources than those beside it: make setup")
     return library
 
 
-def build(directory: Path, sources: tuple[str, ...] = PLANNER) -> Path:
-    """Build the library for this machine, or find it built.
-
-    Args:
-        directory: created if absent; several processes may build into it at once.
-        sources: :data:`PLANNER` or :data:`UPDATE`.
-
-    Raises:
-        RuntimeError: the CPU or the compiler will not do, in one line.
-        OSError: the directory cannot be written.
-    """
-    name, compiler = _identity(sources)
-    for path in directory.glob(f"{name}-*.so"):
-        if not why_not_own(path) and path.stem == f"{name}-{_sha256(path.read_bytes())}":  # a truncated one would kill
-            return path
-    directory.mkdir(parents=True, exist_ok=True)
-    delete_abandoned(directory)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=_BUILDING) as own:
-        built = Path(own) / "built.so"
-        _run([*compiler, *_FLAGS, str(_files(sources)[-1]), "-o", str(built)])
-        return built.replace(directory / f"{name}-{_sha256(built.read_bytes())}.so")
+def _is_true(function: Callable[[int], int], index: int) -> bool:
+    return bool(function(index))
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def cpu_flags() -> frozenset[str]:
-    """Read the instruction sets of an x86 CPU under Linux; none elsewhere."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
-
-
-def _identity(sources: tuple[str, ...]) -> tuple[str, list[str]]:
-    """Name of the library for this machine and compiler, and the compiler's command.
-
-    Raises:
-        RuntimeError: the CPU or the compiler will not do.
-    """
-    flags = cpu_flags()
-    if missing := [name for name in _INSTRUCTIONS if name not in flags]:
-        raise RuntimeError(f"this CPU ({platform.machine()}) has no {', '.join(missing)}")
+@functools.cache
+def _load() -> tuple[Kernels | None, str]:
+    """The variant to use, or why there is none."""
+    wanted = os.environ.get(VARIABLE, "").strip()
+    if wanted == OFF:
+        return None, f"{VARIABLE}={OFF}"
     try:
-        compiler = shlex.split(os.environ.get("CXX", "")) or ["g++"]
-    except ValueError as error:
-        raise RuntimeError(f"CXX={os.environ['CXX']}: {error}") from error
-    if shutil.which(compiler[0]) is None:
-        raise RuntimeError(f"no C++ compiler: '{compiler[0]}' is not installed (CXX names another)")
-    version = _run([*compiler, "--version"], _ANSWER_SECONDS)
-    files = _files(sources)
-    key = [*(file.read_text() for file in files), *_FLAGS, *compiler, version, *sorted(flags)]
-    return f"{files[-1].stem}-{_sha256(repr(key).encode())}", compiler
-
-
-def _files(sources: tuple[str, ...]) -> list[Path]:
-    return [Path(__file__).parent / name for name in sources]
-
-
-def delete_abandoned(directory: Path) -> None:
-    """Delete what builds left that were killed more than a day ago; older versions called it ``tmp...``."""
-    for folder in (*directory.glob(f"{_BUILDING}*"), *directory.glob("tmp????????")):
-        with contextlib.suppress(OSError):
-            if not folder.is_symlink() and time.time() - folder.lstat().st_mtime > _ABANDONED_SECONDS:
-                shutil.rmtree(folder)
-
-
-def _run(command: list[str], seconds: float = _BUILD_SECONDS) -> str:
-    result = run_program(command, seconds)
-    if result.returncode:
-        lines = (result.stderr or result.stdout).strip().splitlines() or [f"exit code {result.returncode}"]
-        raise RuntimeError(f"{command[0]}: {next((line for line in lines if 'error' in line), lines[-1])}")
-    return result.stdout
+        candidates = list(variants())
+    except RuntimeError as error:
+        return None, str(error)
+    usable = [variant for variant in candidates if variant.runs_here]
+    if wanted:
+        chosen = [variant for variant in usable if variant.name == wanted]
+        if not chosen:
+            names = ", ".join(variant.name for variant in usable)
+            return None, f"{VARIABLE}={wanted} is not among the variants that run here: {names}, {OFF}"
+        return chosen[0].kernels, ""
+    for variant in reversed(usable):
+        if variant.name == SCALAR:
+            break
+        if variant.agrees():
+            return variant.kernels, ""
+        _log.warning("The %s kernels compute something else than the scalar ones here and are not used", variant.name)
+    return None, f"this processor has none of the instructions of {', '.join(v.name for v in candidates[1:]) or 'any'}"

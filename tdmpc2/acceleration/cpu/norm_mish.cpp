@@ -1,63 +1,25 @@
 // Mish of LayerNorm in one pass over each row, and its gradient in one more: what a training update does between its
-// matrix products. Rows of x are [network, row, width] with any strides but that of the width; all else is contiguous.
-#include <immintrin.h>
-#include <omp.h>
+// matrix products. Rows of x are [network, row, width] with any strides but that of the width, which is a multiple of 16;
+// all else is contiguous. Results do not depend on the number of threads.
+#include "simd.h"
+#include "variant.h"
 
-#include <cmath>
-#include <cstdint>
-#include <type_traits>
-#include <vector>
-
-#ifdef __clang__
-#error "needs g++: clang would bring a second OpenMP runtime beside torch's"
-#endif
-
+namespace tdmpc2::TDMPC2_VARIANT {
 namespace {
 
-constexpr int lanes = 16;
+// e^x up to 20, where Mish is the identity.
+INLINE Floats exp_for(Floats x, float) { return exp(maximum(splat(lowest_exponent), minimum(x, splat(20)))); }
 
-struct BFloat16 {
-    uint16_t bits;
-};
-
-inline __m512 splat(float x) { return _mm512_set1_ps(x); }
-inline __m512 load(const float* p) { return _mm512_loadu_ps(p); }
-inline __m512 load(const BFloat16* p) {
-    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-inline void store(float* p, __m512 x) { _mm512_storeu_ps(p, x); }
-inline void store(BFloat16* p, __m512 x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x));
-}
-
-// Polynomials of e^r for |r| <= ln 2 / 2: that of Cephes' expf, and one with an error of 3e-6 for what becomes bf16.
-inline __m512 exp_polynomial(__m512 r, float) {
-    __m512 p = splat(1.9875691500e-4f);
-    for (const float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-        p = _mm512_fmadd_ps(p, r, splat(c));
-    return _mm512_fmadd_ps(p, r * r, r) + splat(1);
-}
-inline __m512 exp_polynomial(__m512 r, BFloat16) {
-    __m512 p = splat(4.145861e-2f);
-    for (const float c : {1.6790907e-1f, 5.0004359e-1f, 9.999634e-1f, 9.9999926e-1f})
-        p = _mm512_fmadd_ps(p, r, splat(c));
-    return p;
-}
-
-template <class T>
-inline __m512 exp(__m512 x) {  // up to 20, where Mish is the identity
-    x = _mm512_max_ps(splat(-88), _mm512_min_ps(x, splat(20)));
-    const __m512 n = _mm512_roundscale_ps(x * splat(1.44269504f), 0);
-    __m512 r = _mm512_fnmadd_ps(n, splat(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, splat(-2.12194440e-4f), r);
-    return _mm512_scalef_ps(exp_polynomial(r, T()), n);
-}
-
-inline __m512 reciprocal(__m512 x, BFloat16) { return _mm512_rcp14_ps(x); }
-inline __m512 reciprocal(__m512 x, float) {
-    const __m512 guess = _mm512_rcp14_ps(x);
-    return guess * _mm512_fnmadd_ps(x, guess, splat(2));
+// The same with an error of 3e-6, for what becomes bf16.
+INLINE Floats exp_for(Floats x, BFloat16) {
+    x = maximum(splat(lowest_exponent), minimum(x, splat(20)));
+    const Floats rounded = fma(x, splat(1.44269504f), splat(rounding));
+    const Floats r = fma(rounded - splat(rounding), splat(-0.693147181f), x);
+    Floats p = splat(4.145861e-2f);  // of e^r for |r| <= ln 2 / 2
+    constexpr float coefficients[] = {1.6790907e-1f, 5.0004359e-1f, 9.999634e-1f, 9.9999926e-1f};
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) p = fma(p, r, splat(coefficients[i]));
+    return p * power_of_two(bits(rounded), 0);
 }
 
 // What the networks have: all [network, width], and the factors of dropout [network, row, width], or null.
@@ -69,96 +31,112 @@ struct Shape {
     int64_t networks, rows, width, network_stride, row_stride, threads;  // strides of x, in elements
 };
 
-// Calls `of` with the network and the first of every two rows, or with a last one alone, shared among the threads: while
-// one row waits for a sum or a root there is work in the other.
-template <class Function>
-void for_rows(Shape s, Function of) {
-#pragma omp for collapse(2) schedule(static)
-    for (int64_t n = 0; n < s.networks; n++)
-        for (int64_t r = 0; r < s.rows; r += 2) {
-            if (r + 1 < s.rows)
-                of(std::integral_constant<int, 2>(), n, r);
-            else
-                of(std::integral_constant<int, 1>(), n, r);
-        }
+template <int N>
+struct Count {
+    static constexpr int value = N;
+};
+
+// The loop over rows in pieces, which threads share: as many whatever their number, for the sums over a piece's rows.
+constexpr int pieces = 16;
+
+template <class Work>
+void for_pieces(const Shape& s, Work work) {
+    for_each_item(int(s.threads), pieces, [](void* context, int i) { (*static_cast<Work*>(context))(i); }, &work);
+}
+
+// Calls `of` with the network and the first of every two rows of a piece, or with a last one alone: while one row waits
+// for a sum or a root there is work in the other.
+template <class Of>
+INLINE void for_rows(const Shape& s, int piece, Of of) {
+    const int64_t pairs = (s.rows + 1) / 2, all = s.networks * pairs;
+    for (int64_t i = all * piece / pieces; i < all * (piece + 1) / pieces; i++) {
+        const int64_t n = i / pairs, r = i % pairs * 2;
+        if (r + 1 < s.rows) of(Count<2>(), n, r);
+        else of(Count<1>(), n, r);
+    }
 }
 
 template <class T>
-inline __m512 input(const T* x, __m512 bias, const float* factors, int64_t i) {
-    const __m512 sum = load(x + i) + bias;
+INLINE Floats input(const T* x, Floats bias, const float* factors, int64_t i) {
+    const Floats sum = load(x + i) + bias;
     return factors ? sum * load(factors + i) : sum;
 }
 
 template <class T, int R>
-void forward_rows(const T* x, Weights w, T* out, float* mean, float* inverse_std, Shape s, int64_t n, int64_t r,
-                  float* row) {
+void forward_rows(const T* x, const Weights& w, T* out, float* mean, float* inverse_std, const Shape& s, int64_t n,
+                  int64_t r, float* row) {
     const int64_t index = n * s.rows + r, own = n * s.width;
     const T* xr = x + n * s.network_stride + r * s.row_stride;
     const float* factors = w.factors ? w.factors + index * s.width : nullptr;
-    __m512 sum[R] = {}, squares[R] = {}, m[R], f[R];
+    Floats sum[R], squares[R], m[R], f[R];
+    for (int k = 0; k < R; k++) sum[k] = squares[k] = splat(0);
     for (int64_t i = 0; i < s.width; i += lanes) {
-        const __m512 bias = load(w.bias + own + i);
+        const Floats bias = load(w.bias + own + i);
         for (int k = 0; k < R; k++) {
-            const __m512 v = input(xr + k * s.row_stride, bias, factors ? factors + k * s.width : nullptr, i);
+            const Floats v = input(xr + k * s.row_stride, bias, factors ? factors + k * s.width : nullptr, i);
             store(row + k * s.width + i, v);
             sum[k] = sum[k] + v;
         }
     }
-    for (int k = 0; k < R; k++) m[k] = splat(mean[index + k] = _mm512_reduce_add_ps(sum[k]) / s.width);
+    for (int k = 0; k < R; k++) m[k] = splat(mean[index + k] = reduce_add(sum[k]) / float(s.width));
     for (int64_t i = 0; i < s.width; i += lanes)
         for (int k = 0; k < R; k++) {
-            const __m512 v = load(row + k * s.width + i) - m[k];
-            squares[k] = _mm512_fmadd_ps(v, v, squares[k]);
+            const Floats v = load(row + k * s.width + i) - m[k];
+            squares[k] = fma(v, v, squares[k]);
         }
-    for (int k = 0; k < R; k++)
-        f[k] = splat(inverse_std[index + k] = 1 / std::sqrt(_mm512_reduce_add_ps(squares[k]) / s.width + 1e-5f));
+    for (int k = 0; k < R; k++) {
+        const float variance = reduce_add(squares[k]) / float(s.width);
+        f[k] = splat(inverse_std[index + k] = 1 / __builtin_sqrtf(variance + 1e-5f));
+    }
     for (int64_t i = 0; i < s.width; i += lanes) {
-        const __m512 gain = load(w.gain + own + i), shift = load(w.shift + own + i);
+        const Floats gain = load(w.gain + own + i), shift = load(w.shift + own + i);
         for (int k = 0; k < R; k++) {
-            const __m512 y = _mm512_fmadd_ps((load(row + k * s.width + i) - m[k]) * f[k], gain, shift);
-            const __m512 e = exp<T>(y), a = e * (e + splat(2));
-            store(out + (index + k) * s.width + i, y * (a * reciprocal(a + splat(2), T())));
+            const Floats y = fma((load(row + k * s.width + i) - m[k]) * f[k], gain, shift);
+            const Floats e = exp_for(y, T()), a = e * (e + splat(2));
+            store(out + (index + k) * s.width + i, y * a / (a + splat(2)));
         }
     }
 }
 
 template <class T>
-void forward(const T* x, Weights w, T* out, float* mean, float* inverse_std, Shape s) {
-#pragma omp parallel num_threads(s.threads)
-    {
-        std::vector<float> row(2 * s.width);
-        for_rows(s, [&](auto count, int64_t n, int64_t r) {
-            forward_rows<T, count>(x, w, out, mean, inverse_std, s, n, r, row.data());
+void forward(const T* x, const Weights& w, T* out, float* mean, float* inverse_std, const Shape& s) {
+    for_pieces(s, [&](int piece) {
+        auto* const row = static_cast<float*>(scratch(ITEM, 2 * s.width * sizeof(float)));
+        for_rows(s, piece, [&](auto count, int64_t n, int64_t r) {
+            forward_rows<T, count.value>(x, w, out, mean, inverse_std, s, n, r, row);
         });
-    }
+    });
 }
 
 // Adds to dbias, dgain and dshift, which follow one another with `all` numbers each.
 template <class T, int R>
-void backward_rows(const T* dout, const T* x, Weights w, const float* mean, const float* inverse_std, T* dx,
-                   float* dbias, Shape s, int64_t n, int64_t r, float* normed_row, float* row) {
+void backward_rows(const T* dout, const T* x, const Weights& w, const float* mean, const float* inverse_std, T* dx,
+                   float* dbias, const Shape& s, int64_t n, int64_t r, float* normed_row, float* row) {
     const int64_t index = n * s.rows + r, own = n * s.width, all = s.networks * s.width;
     const int64_t at = n * s.network_stride + r * s.row_stride;
     const float* factors = w.factors ? w.factors + index * s.width : nullptr;
     float *dgain = dbias + all, *dshift = dgain + all;
-    __m512 sum[R] = {}, products[R] = {}, m[R], f[R];
-    for (int k = 0; k < R; k++) m[k] = splat(mean[index + k]), f[k] = splat(inverse_std[index + k]);
+    Floats sum[R], products[R], m[R], f[R];
+    for (int k = 0; k < R; k++) {
+        sum[k] = products[k] = splat(0);
+        m[k] = splat(mean[index + k]), f[k] = splat(inverse_std[index + k]);
+    }
     for (int64_t i = 0; i < s.width; i += lanes) {
-        const __m512 bias = load(w.bias + own + i), gain = load(w.gain + own + i), shift = load(w.shift + own + i);
-        __m512 gains = load(dgain + own + i), shifts = load(dshift + own + i);
+        const Floats bias = load(w.bias + own + i), gain = load(w.gain + own + i), shift = load(w.shift + own + i);
+        Floats gains = load(dgain + own + i), shifts = load(dshift + own + i);
         for (int k = 0; k < R; k++) {
             const float* own_factors = factors ? factors + k * s.width : nullptr;
-            const __m512 normed = (input(x + at + k * s.row_stride, bias, own_factors, i) - m[k]) * f[k];
-            const __m512 y = _mm512_fmadd_ps(normed, gain, shift);
+            const Floats normed = (input(x + at + k * s.row_stride, bias, own_factors, i) - m[k]) * f[k];
+            const Floats y = fma(normed, gain, shift);
             // mish = y a / (a + 2) with a = e (e + 2), so its slope is a / (a + 2) + 4 y e (e + 1) / (a + 2)^2
-            const __m512 e = exp<T>(y), a = e * (e + splat(2));
-            const __m512 q = reciprocal(a + splat(2), T());
-            const __m512 slope = _mm512_fmadd_ps(splat(4) * y * e * q, (e + splat(1)) * q, a * q);
-            const __m512 dy = load(dout + (index + k) * s.width + i) * slope, d = dy * gain;
-            gains = _mm512_fmadd_ps(dy, normed, gains);
+            const Floats e = exp_for(y, T()), a = e * (e + splat(2));
+            const Floats q = splat(1) / (a + splat(2));
+            const Floats slope = fma(splat(4) * y * e * q, (e + splat(1)) * q, a * q);
+            const Floats dy = load(dout + (index + k) * s.width + i) * slope, d = dy * gain;
+            gains = fma(dy, normed, gains);
             shifts = shifts + dy;
             sum[k] = sum[k] + d;
-            products[k] = _mm512_fmadd_ps(d, normed, products[k]);
+            products[k] = fma(d, normed, products[k]);
             store(normed_row + k * s.width + i, normed);
             store(row + k * s.width + i, d);
         }
@@ -166,14 +144,14 @@ void backward_rows(const T* dout, const T* x, Weights w, const float* mean, cons
         store(dshift + own + i, shifts);
     }
     for (int k = 0; k < R; k++) {
-        sum[k] = splat(_mm512_reduce_add_ps(sum[k]) / s.width);
-        products[k] = splat(_mm512_reduce_add_ps(products[k]) / s.width);
+        sum[k] = splat(reduce_add(sum[k]) / float(s.width));
+        products[k] = splat(reduce_add(products[k]) / float(s.width));
     }
     for (int64_t i = 0; i < s.width; i += lanes) {
-        __m512 biases = load(dbias + own + i);
+        Floats biases = load(dbias + own + i);
         for (int k = 0; k < R; k++) {
-            const __m512 normed = load(normed_row + k * s.width + i);
-            __m512 d = f[k] * (load(row + k * s.width + i) - sum[k] - normed * products[k]);
+            const Floats normed = load(normed_row + k * s.width + i);
+            Floats d = f[k] * (load(row + k * s.width + i) - sum[k] - normed * products[k]);
             if (factors) d = d * load(factors + k * s.width + i);
             biases = biases + d;
             store(dx + at + k * s.row_stride + i, d);
@@ -184,27 +162,26 @@ void backward_rows(const T* dout, const T* x, Weights w, const float* mean, cons
 
 // dx has the strides of x; sums [3, network, width] are the gradients of bias, gain and shift.
 template <class T>
-void backward(const T* dout, const T* x, Weights w, const float* mean, const float* inverse_std, T* dx, float* sums,
-              Shape s) {
+void backward(const T* dout, const T* x, const Weights& w, const float* mean, const float* inverse_std, T* dx,
+              float* sums, const Shape& s) {
     const int64_t all = 3 * s.networks * s.width;
-    std::vector<float> partial(s.threads * all, 0.f);
-#pragma omp parallel num_threads(s.threads)
-    {
-        std::vector<float> normed_row(2 * s.width), row(2 * s.width);
-        float* mine = partial.data() + omp_get_thread_num() * all;
-        for_rows(s, [&](auto count, int64_t n, int64_t r) {
-            backward_rows<T, count>(dout, x, w, mean, inverse_std, dx, mine, s, n, r, normed_row.data(), row.data());
+    auto* const partial = static_cast<float*>(scratch(CALL, pieces * all * sizeof(float)));
+    for_pieces(s, [&](int piece) {
+        auto* const row = static_cast<float*>(scratch(ITEM, 4 * s.width * sizeof(float)));
+        float* mine = partial + piece * all;
+        std::memset(mine, 0, all * sizeof(float));
+        for_rows(s, piece, [&](auto count, int64_t n, int64_t r) {
+            backward_rows<T, count.value>(dout, x, w, mean, inverse_std, dx, mine, s, n, r, row, row + 2 * s.width);
         });
-    }
-    for (int64_t i = 0; i < all; i++) {
-        sums[i] = 0;
-        for (int64_t t = 0; t < s.threads; t++) sums[i] += partial[t * all + i];
+    });
+    for (int64_t i = 0; i < all; i += lanes) {
+        Floats total = load(partial + i);
+        for (int piece = 1; piece < pieces; piece++) total = total + load(partial + piece * all + i);
+        store(sums + i, total);
     }
 }
 
 }  // namespace
-
-extern "C" {
 
 void norm_mish(int bf16, const void* x, const float* bias, const float* gain, const float* shift, const float* factors,
                void* out, float* stats, int64_t networks, int64_t rows, int64_t width, int64_t network_stride,
@@ -232,4 +209,5 @@ void norm_mish_backward(int bf16, const void* dout, const void* x, const float* 
         backward(static_cast<const float*>(dout), static_cast<const float*>(x), w, stats, inverse_std,
                  static_cast<float*>(dx), sums, s);
 }
-}
+
+}  // namespace tdmpc2::TDMPC2_VARIANT

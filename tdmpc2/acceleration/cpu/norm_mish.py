@@ -14,8 +14,8 @@ _LANES = 16
 
 
 def fits(width: int) -> bool:
-    """True if the operator can be used on rows of this width, on this machine. It is built on first use."""
-    return width % _LANES == 0 and not library.reason(library.UPDATE)
+    """True if the operator can be used on rows of this width, on this machine."""
+    return width % _LANES == 0 and not library.reason()
 
 
 def _forward(x: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,8 @@ def norm_mish(x: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, factors: Ten
 def _call(name: str, x: Tensor, *arguments: int) -> None:
     """Pointers as integers, and numbers; the first says of what type x is."""
     assert x.dtype in (torch.float32, torch.bfloat16), x.dtype
-    library.load(library.UPDATE)[name](x.dtype == torch.bfloat16, *map(ctypes.c_int64, arguments))
+    function = getattr(library.load(), name)
+    function(x.dtype == torch.bfloat16, *map(ctypes.c_int64, arguments))
 
 
 def _weights(x: Tensor, *weights: Tensor | None) -> list[int]:

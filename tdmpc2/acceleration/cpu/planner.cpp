@@ -2,140 +2,127 @@
 //
 // All samples are independent, so a call is one parallel loop over tiles of samples, whose activations stay in the L2
 // cache. Everything but the products is float32. A row's result depends neither on its tile nor on the threads.
-#include <cmath>
-#include <limits>
+#include "matmul.h"
+#include "variant.h"
 
-#include "gemm.h"
-
-namespace tdmpc2 {
+namespace tdmpc2::TDMPC2_VARIANT {
 namespace {
 
-enum Activation : int32_t { NONE, MISH, SIMNORM };
-enum Network { DYNAMICS, REWARD, PI, HEADS };  // the Q heads are HEADS, HEADS + 1, ...
-
-struct Networks {
-    int32_t latent_dim, task_dim, action_dim, num_bins, simnorm_dim, num_layers;
-    float log_std_min, log_std_max;
-    const float* bins;
-    const Layer* layers;  // three of each network, the first with the parts of its input
-};
-
-inline __m512 splat(float x) { return _mm512_set1_ps(x); }
-
-// Relative error 1e-7 + |x| 2e-8; underflow as usual, NaN stays NaN. Not for infinities.
-inline __m512 exp(__m512 x) {
-    const __m512 log2e = splat(1.44269504f);
-    const __m512 n = _mm512_roundscale_ps(x * log2e, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 r = _mm512_fmsub_ps(x, log2e, n);
-    __m512 p = splat(1.3264713e-3f);  // minimax polynomial of 2^r on [-1/2, 1/2] that is 1 at 0
-    for (float c : {9.671523e-3f, 5.550734e-2f, 2.4022242e-1f, 6.93147e-1f, 1.0f}) p = _mm512_fmadd_ps(p, r, splat(c));
-    return _mm512_scalef_ps(p, n);
-}
-
-inline __m512 reciprocal(__m512 x) {
-    const __m512 r = _mm512_rcp14_ps(x);
-    return r * _mm512_fnmadd_ps(x, r, splat(2));
-}
-
-inline __m512 mish(__m512 x) {  // x tanh(softplus(x)) with one exponential
-    const __m512 e = exp(_mm512_min_ps(splat(20), x));
-    const __m512 n = e * (e + splat(2));
-    return x * n * reciprocal(n + splat(2));
-}
-
-inline __m512 tanh(__m512 x) {
-    const __m512 e = exp(_mm512_max_ps(splat(-88), splat(-2) * _mm512_abs_ps(x)));
-    const __m512 sign = _mm512_and_ps(x, splat(-0.0f));
-    return _mm512_or_ps((splat(1) - e) / (splat(1) + e), sign);
-}
-
-// Sum of term(first column, mask) over `width` columns; two sums hide the latency of an addition.
-template <class Term>
-inline float sum(int width, Term term) {
-    __m512 a = splat(0), b = a;
+// Sum of term(first column) over `width` columns, and of last(first column, mask) if lanes remain; two sums hide the
+// latency of an addition.
+template <class Term, class Last>
+INLINE float sum(int width, Term term, Last last) {
+    Floats a = splat(0), b = a;
     int i = 0;
-    for (; i + 2 * lanes <= width; i += 2 * lanes) a += term(i, first(lanes)), b += term(i + lanes, first(lanes));
-    for (; i < width; i += lanes) a += term(i, first(width - i));
-    return _mm512_reduce_add_ps(a + b);
+    for (; i + 2 * lanes <= width; i += 2 * lanes) a = a + term(i), b = b + term(i + lanes);
+    if (i + lanes <= width) a = a + term(i), i += lanes;
+    if (i < width) b = b + last(i, first(width - i));
+    return reduce_add(a + b);
 }
 
-// Combine all lanes of each group of 2, 4, 8 or 16; every lane gets its group's result.
-template <class Combine>
-inline __m512 within_groups(__m512 x, int group, Combine combine) {
-    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    for (int distance = 1; distance < group; distance *= 2)
-        x = combine(x, _mm512_permutexvar_ps(_mm512_xor_si512(lane, _mm512_set1_epi32(distance)), x));
-    return x;
+template <int Group>
+INLINE void simnorm_groups(float* row, int width) {
+    for (int i = 0; i < width; i += lanes) {
+        const Floats x = load(row + i);
+        const Floats high = within_groups(x, Group, [](Floats a, Floats b) __attribute__((always_inline)) {
+            return maximum(a, b);
+        });
+        const Floats e = exp(maximum(splat(lowest_exponent), x - high));
+        const Floats total = within_groups(e, Group, [](Floats a, Floats b) __attribute__((always_inline)) {
+            return a + b;
+        });
+        store(row + i, select(first(width - i), e / total, splat(0)));
+    }
 }
 
 void simnorm(float* row, int width, int group) {
-    for (int i = 0; i < width; i += lanes) {
-        const __m512 x = _mm512_load_ps(row + i);
-        const __m512 high = within_groups(x, group, [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); });
-        const __m512 e = exp(x - high);
-        const __m512 total = within_groups(e, group, [](__m512 a, __m512 b) { return a + b; });
-        _mm512_store_ps(row + i, _mm512_maskz_mul_ps(first(width - i), e, reciprocal(total)));
-    }
+    if (group == 8) return simnorm_groups<8>(row, width);
+    if (group == 1) return simnorm_groups<1>(row, width);
+    if (group == 2) return simnorm_groups<2>(row, width);
+    if (group == 4) return simnorm_groups<4>(row, width);
+    simnorm_groups<16>(row, width);
+}
+
+// LayerNorm and Mish of a row. Padding has weights, gain and shift zero, so it stays zero: masks are for the variance.
+void normalise(const Layer& layer, float* row, const float* action, int action_dim) {
+    const int width = layer.out, stride = round_up(width, padding);
+    const auto with_action = [&](int i) __attribute__((always_inline)) {
+        Floats x = load(row + i);
+        if (!action) return x;
+        for (int a = 0; a < action_dim; a++)
+            x = fma(splat(action[a]), load(layer.action + size_t(a) * stride + i), x);
+        store(row + i, x);
+        return x;
+    };
+    const auto last_action = [&](int i, Ints mask) __attribute__((always_inline)) {
+        return select(mask, with_action(i), splat(0));
+    };
+    const Floats mean = splat(sum(width, with_action, last_action) / float(width));
+    const auto square = [&](int i) __attribute__((always_inline)) {
+        const Floats x = load(row + i) - mean;
+        return x * x;
+    };
+    const auto last_square = [&](int i, Ints mask) __attribute__((always_inline)) {
+        return select(mask, square(i), splat(0));
+    };
+    const float variance = sum(width, square, last_square) / float(width);
+    const Floats factor = splat(1 / __builtin_sqrtf(variance + 1e-5f)), less = splat(0) - mean * factor;
+    const auto affine = [&](int i) __attribute__((always_inline)) {
+        return fma(fma(load(row + i), factor, less), load(layer.gain + i), load(layer.shift + i));
+    };
+    if (layer.activation == MISH)
+        for (int i = 0; i < width; i += lanes) store(row + i, mish(affine(i)));
+    else
+        for (int i = 0; i < width; i += lanes) store(row + i, affine(i));
 }
 
 // What follows the product: the action's part of a first layer, LayerNorm and the activation.
 void finish(const Layer& layer, const Rows& rows, int count, const float* actions, int action_dim, int simnorm_dim) {
-    const int width = layer.out, stride = round_up(width, panel);
     for (int r = 0; layer.gain && r < count; r++) {
-        float* row = rows.row(r);
-        const float* action = actions ? actions + size_t(r) * action_dim : nullptr;
-        const float mean = sum(width, [&](int i, __mmask16 mask) {
-            __m512 x = _mm512_load_ps(row + i);
-            for (int a = 0; action && a < action_dim; a++)
-                x = _mm512_fmadd_ps(splat(action[a]), _mm512_load_ps(layer.action + size_t(a) * stride + i), x);
-            _mm512_store_ps(row + i, x);
-            return _mm512_maskz_mov_ps(mask, x);
-        }) / width;
-        const float variance = sum(width, [&](int i, __mmask16 mask) {
-            const __m512 x = _mm512_maskz_sub_ps(mask, _mm512_load_ps(row + i), splat(mean));
-            return x * x;
-        }) / width;
-        const __m512 factor = splat(1 / std::sqrt(variance + 1e-5f));
-        for (int i = 0; i < width; i += lanes) {
-            const __m512 x = (_mm512_load_ps(row + i) - splat(mean)) * factor;
-            const __m512 y = _mm512_fmadd_ps(x, _mm512_load_ps(layer.gain + i), _mm512_load_ps(layer.shift + i));
-            _mm512_store_ps(row + i, layer.activation == MISH ? mish(y) : y);
-        }
-        if (layer.activation == SIMNORM) simnorm(row, width, simnorm_dim);
+        normalise(layer, rows.row(r), actions ? actions + size_t(r) * action_dim : nullptr, action_dim);
+        if (layer.activation == SIMNORM) simnorm(rows.row(r), layer.out, simnorm_dim);
     }
 }
 
 // Expected value of logits in raw units.
 float decode(const float* logits, const float* bins, int count) {
-    __m512 high = splat(logits[0]);
+    Floats high = splat(logits[0]);
     for (int i = 0; i < count; i += lanes)
-        high = _mm512_max_ps(high, _mm512_mask_load_ps(high, first(count - i), logits + i));
-    const __m512 highest = splat(_mm512_reduce_max_ps(high));
-    __m512 total = splat(0);
-    const float moment = sum(count, [&](int i, __mmask16 mask) {
-        const __m512 x = _mm512_max_ps(splat(-88), _mm512_load_ps(logits + i) - highest);
-        const __m512 e = _mm512_maskz_mov_ps(mask, exp(x));
-        total += e;
-        return e * _mm512_maskz_loadu_ps(mask, bins + i);
-    });
-    const float x = moment / _mm512_reduce_add_ps(total);
-    return std::copysign(std::expm1(std::abs(x)), x);
+        high = maximum(select(first(count - i), load(logits + i), splat(logits[0])), high);
+    const Floats highest = splat(reduce_max(high));
+    Floats total = splat(0), moment = total;
+    for (int i = 0; i < count; i += lanes) {
+        const Floats e = exp(maximum(splat(lowest_exponent), load(logits + i) - highest));
+        const Floats counted = select(first(count - i), e, splat(0));
+        total = total + counted, moment = fma(counted, load(bins + i), moment);
+    }
+    return symexp(reduce_add(moment) / reduce_add(total));
 }
 
 // What the samples of an environment share in a network's first layer: bias, task and, at the first step, the latent.
 void shared_part(const Networks& n, const Layer& layer, const float* z, const float* task, float* out) {
-    const int stride = round_up(layer.out, panel);
+    const int stride = round_up(layer.out, padding);
     std::memcpy(out, layer.bias, stride * sizeof(float));
     const auto add = [&](const float* weight, const float* x, int width) {
-        for (int j = 0; j < stride; j += lanes) {
-            __m512 total = _mm512_load_ps(out + j);
+        for (int j = 0; j < stride; j += padding) {
+            Floats total[padding / lanes];
+            for (int k = 0; k < padding / lanes; k++) total[k] = load(out + j + k * lanes);
             for (int i = 0; i < width; i++)
-                total = _mm512_fmadd_ps(splat(x[i]), _mm512_load_ps(weight + size_t(i) * stride + j), total);
-            _mm512_store_ps(out + j, total);
+                for (int k = 0; k < padding / lanes; k++)
+                    total[k] = fma(splat(x[i]), load(weight + size_t(i) * stride + j + k * lanes), total[k]);
+            for (int k = 0; k < padding / lanes; k++) store(out + j + k * lanes, total[k]);
         }
     };
     if (task) add(layer.task, task, n.task_dim);
     if (z) add(layer.latent, z, n.latent_dim);
+}
+
+INLINE int smaller(int a, int b) { return a < b ? a : b; }
+
+int hidden_width(const Networks& n) {
+    int widest = 0;
+    for (int i = 0; i < n.num_layers; i++) widest = n.layers[i].out > widest ? n.layers[i].out : widest;
+    return widest;
 }
 
 // Samples of a tile. Between 24 and 96 the time changes by less than 8 % for networks 384 to 4096 wide.
@@ -143,25 +130,16 @@ constexpr int tile_rows = 48;
 
 // The rows that one thread works on.
 struct Tile {
-    Tile(const Networks& n, int rows)
-        : n(n), latent(rows, n.latent_dim, code_bytes(n)), hidden(rows, hidden_width(n), code_bytes(n)),
-          action(size_t(rows) * n.action_dim) {}
-
-    static int hidden_width(const Networks& n) {
-        const auto narrower = [](const Layer& a, const Layer& b) { return a.out < b.out; };
-        return std::max_element(n.layers, n.layers + n.num_layers, narrower)->out;
-    }
-    static int code_bytes(const Networks& n) {
-        const auto less = [](const Layer& a, const Layer& b) { return a.format < b.format; };
-        return 4 / inputs_per_word(Format(std::min_element(n.layers, n.layers + n.num_layers, less)->format));
-    }
+    Tile(Arena& arena, const Networks& n, int rows, int width)
+        : n(n), latent(arena, rows, n.latent_dim), hidden(arena, rows, width),
+          action(arena.take<float>(size_t(rows) * n.action_dim)) {}
 
     // One network for `count` rows: from the latents (not at the first step: `shared` has them) into `out`.
     void run(int network, const float* shared, const float* actions, int count, bool first_step, const Rows& out) {
         const Layer* layer = n.layers + 3 * network;
         if (first_step) {
             for (int r = 0; r < count; r++)
-                std::memcpy(hidden.row(r), shared, round_up(layer->out, panel) * sizeof(float));
+                std::memcpy(hidden.row(r), shared, round_up(layer->out, padding) * sizeof(float));
         } else {
             if (encoded != layer->format) encode(latent, count, layer->in, Format(encoded = layer->format));
             product(*layer, latent, count, shared, hidden);
@@ -177,18 +155,17 @@ struct Tile {
     }
 
     // Actions of the policy prior from its network's output in `hidden`.
-    void sample(int count, const float* mask, const float* eps, float* out) {
+    void sample(int count, const float* mask, const float* eps, float* out) const {
         const int dim = n.action_dim;
+        const Floats span = splat(0.5f * (n.log_std_max - n.log_std_min));
         for (int r = 0; r < count; r++)
             for (int i = 0; i < dim; i += lanes) {
-                const __mmask16 columns = first(dim - i);
-                const __m512 active = mask ? _mm512_maskz_loadu_ps(columns, mask + i) : splat(1);
-                const __m512 mean = _mm512_maskz_loadu_ps(columns, hidden.row(r) + i) * active;
-                const __m512 raw = _mm512_maskz_loadu_ps(columns, hidden.row(r) + dim + i);
-                const __m512 span = splat(0.5f * (n.log_std_max - n.log_std_min));
-                const __m512 log_std = (splat(n.log_std_min) + span * (tanh(raw) + splat(1))) * active;
-                const __m512 noise = _mm512_maskz_loadu_ps(columns, eps + size_t(r) * dim + i) * active;
-                _mm512_mask_storeu_ps(out + size_t(r) * dim + i, columns, tanh(mean + noise * exp(log_std)));
+                const Floats active = mask ? load_first(mask + i, dim - i) : splat(1);
+                const Floats mean = load_first(hidden.row(r) + i, dim - i) * active;
+                const Floats raw = load_first(hidden.row(r) + dim + i, dim - i);
+                const Floats log_std = fma(span, tanh(raw) + splat(1), splat(n.log_std_min)) * active;
+                const Floats noise = load_first(eps + size_t(r) * dim + i, dim - i) * active;
+                store_first(out + size_t(r) * dim + i, tanh(fma(noise, exp(log_std), mean)), dim - i);
             }
     }
 
@@ -199,11 +176,17 @@ struct Tile {
 
     const Networks& n;
     const Rows latent, hidden;
-    const Buffer<float> action;
+    float* const action;
     int encoded = -1;  // format of the latents' codes
 };
 
-// One parallel loop over tiles of samples, after one over what the samples of an environment share.
+// Items [first, items) of a loop, on several threads; the work may be any callable.
+template <class Work>
+void parallel(int threads, int items, Work work) {
+    for_each_item(threads, items, [](void* context, int item) { (*static_cast<Work*>(context))(item); }, &work);
+}
+
+// A parallel loop over tiles of samples, after one over what the samples of an environment share.
 struct Job {
     const Networks& n;
     int num_envs, samples, threads;
@@ -215,73 +198,64 @@ struct Job {
     // is what the samples share in the network's first layer.
     template <class Work>
     void run(Work work) const {
-        const int width = round_up(Tile::hidden_width(n), panel);
-        const Buffer<float> parts(size_t(num_envs) * num_used * 2 * width);
+        const int widest = hidden_width(n), width = round_up(widest, padding);
+        auto* const parts = static_cast<float*>(scratch(CALL, size_t(num_envs) * num_used * 2 * width * sizeof(float)));
+        parallel(threads, num_envs * num_used * 2, [&](int i) {
+            const int env = i / (2 * num_used);
+            const Layer& layer = n.layers[3 * used[i / 2 % num_used]];
+            const float* latent = i % 2 ? z + size_t(env) * n.latent_dim : nullptr;
+            if (!latent || layer.latent)
+                shared_part(n, layer, latent, task ? task + size_t(env) * n.task_dim : nullptr,
+                            parts + size_t(i) * width);
+        });
         int tiles = round_up(samples, tile_rows) / tile_rows;
         while (tiles < samples && num_envs * tiles % threads) tiles++;  // equally many for each thread
         const int rows = (samples + tiles - 1) / tiles;
-#pragma omp parallel num_threads(threads)
-        {
-#pragma omp for schedule(dynamic)
-            for (int i = 0; i < num_envs * num_used * 2; i++) {
-                const int env = i / (2 * num_used);
-                const Layer& layer = n.layers[3 * used[i / 2 % num_used]];
-                const float* latent = i % 2 ? z + size_t(env) * n.latent_dim : nullptr;
-                if (!latent || layer.latent)
-                    shared_part(n, layer, latent, task ? task + size_t(env) * n.task_dim : nullptr,
-                                parts.data + size_t(i) * width);
-            }
-            Tile tile(n, rows);
-#pragma omp for schedule(dynamic)
-            for (int i = 0; i < num_envs * tiles; i++) {
-                const int env = i / tiles, start = i % tiles * rows, count = std::min(rows, samples - start);
-                const auto shared = [&](int network, bool with_latent) {
-                    const auto index = std::find(used, used + num_used, network) - used;
-                    return parts.data + (size_t(env * num_used + index) * 2 + with_latent) * width;
-                };
-                tile.encoded = -1;
-                if (count > 0) work(tile, env, start, count, shared);
-            }
-        }
+        parallel(threads, num_envs * tiles, [&](int i) {
+            const int env = i / tiles, start = i % tiles * rows, count = smaller(rows, samples - start);
+            if (count <= 0) return;
+            const auto shared = [&](int network, bool with_latent) {
+                int index = 0;
+                while (used[index] != network) index++;
+                return parts + (size_t(env * num_used + index) * 2 + with_latent) * width;
+            };
+            Arena size{nullptr};
+            Tile(size, n, rows, widest);
+            Arena arena{static_cast<char*>(scratch(ITEM, size.used))};
+            Tile tile(arena, n, rows, widest);
+            work(tile, env, start, count, shared);
+        });
     }
 };
 
-}  // namespace
-}  // namespace tdmpc2
-
-using namespace tdmpc2;
-
-extern "C" {
-
-// One layer without SimNorm: x [rows, in] -> out [rows, out], contiguous.
 void normed_linear(const Layer* layer, int rows, int threads, const float* x, float* out) {
-#pragma omp parallel num_threads(threads)
-    {
-        const Rows input(tile_rows, layer->in, 4), output(tile_rows, layer->out, 4);
-#pragma omp for schedule(dynamic)
-        for (int start = 0; start < rows; start += tile_rows) {
-            const int count = std::min(tile_rows, rows - start);
-            for (int r = 0; r < count; r++)
-                std::memcpy(input.row(r), x + size_t(start + r) * layer->in, layer->in * sizeof(float));
-            encode(input, count, layer->in, Format(layer->format));
-            product(*layer, input, count, layer->bias, output);
-            finish(*layer, output, count, nullptr, 0, 1);
-            for (int r = 0; r < count; r++)
-                std::memcpy(out + size_t(start + r) * layer->out, output.row(r), layer->out * sizeof(float));
-        }
-    }
+    parallel(threads, (rows + tile_rows - 1) / tile_rows, [&](int i) {
+        const int start = i * tile_rows, count = smaller(tile_rows, rows - start);
+        Arena size{nullptr};
+        Rows(size, count, layer->in), Rows(size, count, layer->out);
+        Arena arena{static_cast<char*>(scratch(ITEM, size.used))};
+        const Rows input(arena, count, layer->in), output(arena, count, layer->out);
+        for (int r = 0; r < count; r++)
+            std::memcpy(input.row(r), x + size_t(start + r) * layer->in, layer->in * sizeof(float));
+        encode(input, count, layer->in, Format(layer->format));
+        product(*layer, input, count, layer->bias, output);
+        finish(*layer, output, count, nullptr, 0, 1);
+        for (int r = 0; r < count; r++)
+            std::memcpy(out + size_t(start + r) * layer->out, output.row(r), layer->out * sizeof(float));
+    });
 }
 
-// Shapes as in tdmpc2/planner.py, all contiguous; task [E, T] and mask [E, A] may be null; out [E, S].
 void estimate_value(const Networks* n, int num_envs, int horizon, int samples, int num_heads, int threads,
                     const float* z, const float* task, const float* mask, const float* discount, const float* actions,
                     const float* eps, const int64_t* heads, float* out) {
-    const Buffer<int> used(HEADS + num_heads);
-    for (int i = 0; i < HEADS + num_heads; i++) used.data[i] = i < HEADS ? i : HEADS + int(heads[i - HEADS]);
-    const Job job{*n, num_envs, samples, threads, z, task, used.data, HEADS + num_heads};
+    constexpr int most = 256;  // heads
+    int used[HEADS + most];
+    num_heads = smaller(num_heads, most);
+    for (int i = 0; i < HEADS + num_heads; i++) used[i] = i < HEADS ? i : HEADS + int(heads[i - HEADS]);
+    const Job job{*n, num_envs, samples, threads, z, task, used, HEADS + num_heads};
     job.run([&](Tile& tile, int env, int start, int count, auto shared) {
         float* total = out + size_t(env) * samples + start;
-        std::fill_n(total, count, 0.0f);
+        for (int r = 0; r < count; r++) total[r] = 0;
         float weight = 1;
         for (int t = 0; t < horizon; t++, weight *= discount[env]) {
             const bool first_step = t == 0;
@@ -292,19 +266,20 @@ void estimate_value(const Networks* n, int num_envs, int horizon, int samples, i
         }
         tile.run(PI, shared(PI, false), nullptr, count, false, tile.hidden);
         tile.sample(count, mask ? mask + size_t(env) * n->action_dim : nullptr,
-                    eps + (size_t(env) * samples + start) * n->action_dim, tile.action.data);
+                    eps + (size_t(env) * samples + start) * n->action_dim, tile.action);
         for (int h = 0; h < num_heads; h++) {
-            const int head = used.data[HEADS + h];
-            tile.run(head, shared(head, false), tile.action.data, count, false, tile.hidden);
-            tile.add_decoded(count, weight / num_heads, total);
+            const int head = used[HEADS + h];
+            tile.run(head, shared(head, false), tile.action, count, false, tile.hidden);
+            tile.add_decoded(count, weight / float(num_heads), total);
         }
-        constexpr float largest = std::numeric_limits<float>::max();
-        for (int r = 0; r < count; r++)
-            total[r] = std::isnan(total[r]) ? 0 : std::clamp(total[r], -largest, largest);
+        constexpr float largest = 3.402823466e38f;
+        for (int r = 0; r < count; r++) {
+            const float x = total[r] < largest ? total[r] : total[r] == total[r] ? largest : 0;
+            total[r] = x > -largest ? x : -largest;
+        }
     });
 }
 
-// eps [H, E, P, A] -> out [E, H, P, A].
 void policy_rollout(const Networks* n, int num_envs, int horizon, int samples, int threads, const float* z,
                     const float* task, const float* mask, const float* eps, float* out) {
     const int used[] = {DYNAMICS, PI};
@@ -321,4 +296,14 @@ void policy_rollout(const Networks* n, int num_envs, int horizon, int samples, i
         }
     });
 }
-}
+
+}  // namespace
+
+#define TDMPC2_STRING(x) #x
+#define TDMPC2_NAME(x) TDMPC2_STRING(x)
+
+extern const Kernels kernels;
+const Kernels kernels = {TDMPC2_NAME(TDMPC2_VARIANT), packed_bytes, pack, normed_linear, estimate_value, policy_rollout,
+                         norm_mish, norm_mish_backward};
+
+}  // namespace tdmpc2::TDMPC2_VARIANT

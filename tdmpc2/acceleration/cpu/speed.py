@@ -1,14 +1,15 @@
 """Speed of the CPU kernels in each number format on this machine.
 
 The CPU's flags do not tell which format is fastest: on a CPU with AMX, for example, torch is faster in bf16 than in
-float32, and the kernels are slower. So the kernels are timed once, on a small model, and the times are kept beside the
-library.
+float32, and the kernels are slower. So the kernels are timed once, on a small model, and the times are kept in the
+user's cache.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import json
 import math
 import time
@@ -23,11 +24,13 @@ from tdmpc2.acceleration.low_precision import set_precision
 from tdmpc2.config import Config
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.support.files import replacing
+from tdmpc2.support.places import cache_dir
 from tdmpc2.support.reading import load_json
+from tdmpc2.support.runtime import processor_name
 
 _FORMATS = ("fp32", "bf16", "int8")
 _TURNS = 7
-_CLEARLY = 0.9  # of two formats as fast as each other, timing must not choose another one on every machine
+_CLEARLY = 0.9  # of two formats as fast as each other, the more exact one is taken, whatever disturbs the timing
 
 
 @functools.cache
@@ -35,15 +38,13 @@ def kernel_seconds() -> dict[str, float]:
     """Seconds for evaluating the samples of one iteration, by number format; empty where there are no kernels."""
     if library.reason():
         return {}
-    path = library.cached_path()
-    if path is None:
-        return _measure()
-    times = path.with_suffix(".json")
+    processor = hashlib.sha256(processor_name().encode()).hexdigest()[:8]  # homes are shared between machines
+    times = cache_dir() / f"kernels-{library.identity()}-{processor}.json"
     return _read(times) or _write(times, _measure())
 
 
 def fastest(candidates: tuple[str, ...], seconds: Mapping[str, float]) -> str:
-    """The first of some number formats, unless another one is clearly faster."""
+    """Choose the first of some number formats, the most exact one, unless another is clearly faster."""
     first, best = candidates[0], min(candidates, key=seconds.__getitem__)
     return best if seconds[best] < _CLEARLY * seconds[first] else first
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -83,7 +82,7 @@ def _write_record(store: EpisodeStore, root: Path) -> None:
     """Write ``collect.json`` without collections, since these files cannot be collected again."""
     path = root / "collect.json"
     if not path.exists():
-        Record(path, store.meta.task, [asdict(spec) for spec in store.meta.tasks], []).write()
+        Record(path, store.meta.task, [spec.plain() for spec in store.meta.tasks], []).write()
     elif chunk_tasks(root)[1] != store.meta.tasks:
         raise ValueError(f"{path} is of other tasks than {store.path}: name an empty directory")
 

@@ -19,25 +19,22 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from tdmpc2.data.chunks import check_finite
+from tdmpc2.data.chunk_form import check_finite
 from tdmpc2.data.rows import RowFormat
-from tdmpc2.data.store.meta import BLOCK, StoreMeta
-from tdmpc2.data.store.selection import Selection, check_outside, check_tasks, chunk_fingerprints, is_store
-from tdmpc2.data.store.store import EpisodeStore
-from tdmpc2.data.store.writer import (
-    StoreWriter,
+from tdmpc2.data.store.folders import (
     beside,
-    buffers,
     check_may_move_away,
     clean,
     discard,
-    disk_bytes,
     foreign,
     has_leftovers,
     locked,
-    say,
 )
-from tdmpc2.support.files import check_free_disk, free_disk
+from tdmpc2.data.store.meta import BLOCK, StoreMeta
+from tdmpc2.data.store.selection import Selection, check_outside, check_tasks, chunk_fingerprints, is_store
+from tdmpc2.data.store.store import EpisodeStore
+from tdmpc2.data.store.writer import StoreWriter, buffers, say
+from tdmpc2.support.files import check_free_disk, disk_bytes, free_disk
 from tdmpc2.tasks import TaskSpec
 from tdmpc2.tracking.progress import Progress
 

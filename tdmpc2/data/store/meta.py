@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tdmpc2.data.chunks import Layout
+from tdmpc2.data.chunk_form import Layout
 from tdmpc2.data.rows import DTYPES, RowFormat
 from tdmpc2.support.entries import SHA256, check_entries, list_of, one_of, record, table_of, text, whole
 from tdmpc2.support.reading import load_json
@@ -120,7 +120,7 @@ class StoreMeta:
 
     def to_json(self) -> str:
         """Write the text of ``meta.json``."""
-        plain = asdict(self)
+        plain = {**asdict(self), "tasks": [spec.plain() for spec in self.tasks]}
         if self.rows is None:
             del plain["rows"]
         return json.dumps({"format": self.format, **plain}, indent=1) + "\n"

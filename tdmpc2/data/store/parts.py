@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tdmpc2.data.chunks import Layout, chunk_checksums, read_chunk
+from tdmpc2.data.chunk_form import Layout
+from tdmpc2.data.chunks import chunk_checksums, read_chunk
 from tdmpc2.data.index import EpisodeIndex, padded
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.data.unequal import VALUES, chunk_episodes, chunk_index

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdmpc2.data.chunks import Layout, chunk_paths, unreadable
+from tdmpc2.data.chunk_form import Layout
+from tdmpc2.data.chunks import chunk_paths, unreadable
 from tdmpc2.data.dataset import select_episodes
 from tdmpc2.data.index import EpisodeIndex
 from tdmpc2.data.rows import DTYPES

@@ -1,25 +1,19 @@
 """Write an episode store block by block, and continue after a kill or a power cut.
 
-.<out>.lock       held by the one process that writes; it means nothing once that process has ended
-.<out>.partial/   rows.npy at its full size from the beginning, and
-                  journal: the form of the store, then for each block that is safely on disk its SHA-256 and what it
-                  was made from
-.<out>.replaced/  the store that <out> replaces, while it does; a file in it says so
+The rows are in ``.<out>.partial`` (:mod:`tdmpc2.data.store.folders`), at their full size from the beginning, beside a
+journal: the form of the store, then for each block that is safely on disk its SHA-256 and what it was made from.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +22,13 @@ import torch
 from torch import Tensor
 
 from tdmpc2.data.index import EpisodeIndex, used_rows
-from tdmpc2.data.store.meta import COLUMNS, UNEQUAL, StoreFile, StoreMeta
+from tdmpc2.data.store.folders import beside, clean, discard, foreign, move_away
+from tdmpc2.data.store.meta import StoreFile, StoreMeta
 from tdmpc2.data.store.store import EpisodeStore, header
-from tdmpc2.support import files
-from tdmpc2.support.files import delete_leftovers, replacing, write_text
+from tdmpc2.support.files import delete_leftovers, disk_bytes, replacing, reserve, write_text
 from tdmpc2.support.reading import read_text
 from tdmpc2.tracking.progress import open_console, print_line
 
-_MARK = "replaced-by-import"  # in a store that may be deleted as soon as its successor is complete
-_OWN = {"rows.npy", *COLUMNS[UNEQUAL], "meta.json", "journal", "targets", _MARK}  # nothing else is ever deleted
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _LINE = re.compile(r"[0-9a-f]{64} [0-9a-f]{64}")
 
 
@@ -58,7 +49,7 @@ class StoreWriter:
 
     def __init__(self, out: Path, meta: StoreMeta, index: EpisodeIndex, origins: Sequence[str]) -> None:
         self.out, self.meta, self._index, self._origins = out, meta, index, origins
-        form: list[Any] = [asdict(spec) for spec in meta.tasks] + [meta.episodes, meta.dtype, meta.block]
+        form: list[Any] = [spec.plain() for spec in meta.tasks] + [meta.episodes, meta.dtype, meta.block]
         self._form = json.dumps(form if meta.rows is None else [*form, meta.rows])
         self.partial = beside(out, "partial")
         self._header = header(meta.shape, meta.row_format.record)
@@ -175,7 +166,7 @@ class StoreWriter:
         if self.out.exists():
             if not replaces:
                 raise ValueError(f"{self.out} exists: move it away, and import again to put the finished store there")
-            _move_away(self.out)
+            move_away(self.out)
         os.rename(self.partial, self.out)
         _sync_directory(self.out.parent)
         clean(self.out, replaces)
@@ -236,126 +227,6 @@ class StoreWriter:
                 break
             finished.append(line[:64])
         return finished
-
-
-def beside(out: Path, ending: str) -> Path:
-    """Name the file ``.<out>.<ending>``."""
-    return out.with_name(f".{out.name}.{ending}")
-
-
-def locked(out: Path, quiet: bool = False, **advice: str) -> AbstractContextManager[None]:
-    """Hold ``.<out>.lock``; where another process does, print a line and wait (:func:`tdmpc2.support.files.locked`)."""
-    busy = "" if quiet else f"Another process is writing {out}: waiting for it"
-    return files.locked(beside(out, "lock"), busy, wait=None, **advice)
-
-
-def reserve(descriptor: int, size: int) -> None:
-    """Take ``size`` bytes of disk for a file, so that it cannot run out later; its content is kept.
-
-    Raises:
-        OSError: the disk refused.
-    """
-    there = os.fstat(descriptor).st_size
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-        return
-    except AttributeError:  # not on this system
-        pass
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-    zeros = bytes(1 << 20)
-    position = os.lseek(descriptor, 0, os.SEEK_CUR)
-    os.lseek(descriptor, there, os.SEEK_SET)
-    while there < size:
-        there += os.write(descriptor, zeros[: size - there])
-    os.lseek(descriptor, position, os.SEEK_SET)
-
-
-def disk_bytes(path: Path) -> int:
-    """Count the bytes of disk that a file takes; 0 if it is not there."""
-    if not path.exists():
-        return 0
-    stat = path.stat()
-    return 512 * stat.st_blocks if hasattr(stat, "st_blocks") else stat.st_size
-
-
-def discard(path: Path) -> None:
-    """Delete the directory of an unfinished import, if it is there.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    if not path.exists():
-        return
-    if other := foreign(path):
-        raise ValueError(f"{path} holds {other}, which is not of an episode store: move it away")
-    left = {entry.name for entry in path.iterdir() if not _TEMPORARY.fullmatch(entry.name)}
-    if left and "journal" not in left:
-        raise ValueError(f"{path} holds {min(left)}, but no journal of an import: move it away")
-    _delete(path, "journal")
-
-
-def foreign(path: Path) -> str | None:
-    """Find a file in a directory that no episode store has."""
-    names = {entry.name for entry in path.iterdir()} - _OWN
-    return min((name for name in names if not _TEMPORARY.fullmatch(name)), default=None)
-
-
-def clean(out: Path, replaces: bool) -> None:
-    """Delete what a kill at the last moment can leave of a finished store.
-
-    Args:
-        out: the store.
-        replaces: whether the store it replaced, if there is one, is deleted as well.
-    """
-    for name in ("journal", _MARK):
-        (out / name).unlink(missing_ok=True)
-    replaced = beside(out, "replaced")
-    if replaces and _is_replaced(replaced):
-        _delete(replaced, _MARK)
-
-
-def has_leftovers(out: Path) -> bool:
-    """Tell if :func:`clean` has something to do."""
-    return (out / "journal").exists() or (out / _MARK).exists() or _is_replaced(beside(out, "replaced"))
-
-
-def _move_away(out: Path) -> None:
-    if not any(out.iterdir()):
-        out.rmdir()
-        return
-    check_may_move_away(out)
-    replaced = beside(out, "replaced")
-    if replaced.exists():  # left by a kill
-        _delete(replaced, _MARK)
-    write_text(out / _MARK, "The store that replaces this one was complete.\n")
-    os.rename(out, replaced)
-
-
-def check_may_move_away(out: Path) -> None:
-    """Require that ``.<out>.replaced`` is free, or may be deleted.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    replaced = beside(out, "replaced")
-    if replaced.exists() and not _is_replaced(replaced):
-        raise ValueError(f"{replaced} is in the way, and was not put there by an import: move it away")
-
-
-def _is_replaced(path: Path) -> bool:
-    return path.is_dir() and ((path / _MARK).exists() or not any(path.iterdir()))
-
-
-def _delete(path: Path, last: str) -> None:
-    """Delete a directory, and last the file that says that it may be deleted: the next call can continue."""
-    for entry in path.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        elif entry.name != last:
-            entry.unlink()
-    shutil.rmtree(path)
 
 
 def say(text: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdmpc2.data.chunks import Layout
+from tdmpc2.data.chunk_form import Layout
 from tdmpc2.data.index import EpisodeIndex, used_rows
 from tdmpc2.data.placement import choose_place
 from tdmpc2.data.rows import RowFormat

@@ -17,16 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdmpc2.data.chunks import (
-    Layout,
-    check_actions,
-    check_finite,
-    check_layout,
-    chunk_checksums,
-    chunk_paths,
-    episode_tasks,
-    read_chunk,
-)
+from tdmpc2.data.chunk_form import Layout, check_actions, check_finite, check_layout, episode_tasks
+from tdmpc2.data.chunks import chunk_checksums, chunk_paths, read_chunk
 from tdmpc2.data.index import padded
 from tdmpc2.data.source import FIRST_ROW, STORE, chunk_tasks, find_form, naming_the_task_set
 from tdmpc2.data.store.meta import StoreMeta

@@ -1,0 +1,137 @@
+"""Build the library of the CPU kernels: one variant for each instruction set that the compiler knows, in one file.
+
+python tdmpc2/acceleration/cpu/build.py        # beside its sources, as an editable installation wants it
+
+`make setup` and `setup.py` call it, when nothing is installed yet: it needs the standard library alone. CXX names the
+compiler, and with it the processor: CXX=aarch64-linux-gnu-g++ builds for ARM.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+LIBRARY = "kernels.so"
+#: Compiled once, and once for every variant.
+SHARED, PER_VARIANT = ("dispatch.cpp", "threads.cpp"), ("planner.cpp", "norm_mish.cpp")
+#: Processor -> variant -> flags; each is faster than those before it. Names: ``runs_here`` of dispatch.cpp.
+VARIANTS = {
+    "x86_64": {
+        "scalar": ("-DTDMPC2_SCALAR",),
+        "avx2": ("-mavx2", "-mfma"),
+        "avxvnni": ("-mavx2", "-mfma", "-mavxvnni"),
+        "avx512": ("-mavx2", "-mfma", *(f"-mavx512{name}" for name in "f bw dq vl vnni bf16".split())),
+    },
+    "aarch64": {
+        "scalar": ("-DTDMPC2_SCALAR",),
+        "neon": (),
+        "dotprod": ("-march=armv8.2-a+dotprod",),
+    },
+}
+_SYNONYMS = {"amd64": "x86_64", "arm64": "aarch64"}
+#: Contraction would round differently on every instruction set; nothing here reads errno or floating-point exceptions.
+FLAGS = (
+    "-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
+    "-fno-trapping-math", "-Wall", "-Wno-psabi", "-Wno-ignored-attributes", "-Wno-unknown-pragmas",
+)  # fmt: skip
+_SECONDS, _MOST_LINES = 600.0, 20
+
+
+def sources_id(folder: Path = FOLDER) -> str:
+    """Hash of everything that the library is built from, this file included."""
+    files = sorted((*folder.glob("*.h"), *folder.glob("*.cpp"), folder / "build.py"))
+    content = b"".join(file.name.encode() + b"\0" + file.read_bytes() for file in files)
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def target_machine() -> str:
+    """Name the processor that the compiler compiles for.
+
+    Raises:
+        RuntimeError: there is no compiler, or it does not say.
+    """
+    machine = _run([*_compiler(), "-dumpmachine"]).partition("-")[0]
+    return _SYNONYMS.get(machine, machine)
+
+
+def build(target: Path, more: Sequence[str] = ()) -> list[str]:
+    """Build the library.
+
+    Args:
+        target: the file; it is there only when it is whole.
+        more: flags for all sources.
+
+    Returns:
+        Names of the variants in it.
+
+    Raises:
+        RuntimeError: there is no compiler, or it failed.
+    """
+    compiler, variants = _compiler(), VARIANTS.get(target_machine(), {"scalar": ("-DTDMPC2_SCALAR",)})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="building-") as own:
+        variants = {name: flags for name, flags in variants.items() if _knows([*compiler, *flags], own)}
+        names = " ".join(f"F({name})" for name in variants)
+        jobs = [(source, "", [f"-DTDMPC2_VARIANTS(F)={names}", f'-DTDMPC2_SOURCES="{sources_id()}"'])
+                for source in SHARED]  # fmt: skip
+        jobs += [(source, name, [f"-DTDMPC2_VARIANT={name}", *flags])
+                 for name, flags in variants.items() for source in PER_VARIANT]  # fmt: skip
+        objects = [str(Path(own, f"{name}{source}.o")) for source, name, _ in jobs]
+        commands = [[*compiler, *FLAGS, *flags, *more, "-c", str(FOLDER / source), "-o", made]
+                    for (source, _, flags), made in zip(jobs, objects, strict=True)]  # fmt: skip
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(_run, commands))
+        built = Path(own, LIBRARY)
+        _run([*compiler, "-shared", "-pthread", *objects, "-o", str(built)])
+        built.replace(target)
+    return list(variants)
+
+
+def _compiler() -> list[str]:
+    try:
+        named = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise RuntimeError(f"CXX={os.environ['CXX']}: {error}") from error
+    for command in [named] if named else [["g++"], ["clang++"], ["c++"]]:
+        if shutil.which(command[0]):
+            return command
+    raise RuntimeError(f"no C++ compiler: {named[0] if named else 'g++'} is not installed (CXX names another)")
+
+
+def _knows(command: Sequence[str], folder: str) -> bool:
+    """True if the compiler has these flags."""
+    try:
+        _run([*command, "-x", "c++", "-c", os.devnull, "-o", str(Path(folder, "flags.o"))])
+    except RuntimeError:
+        return False
+    return True
+
+
+def _run(command: Sequence[str]) -> str:
+    """Return the output of a command.
+
+    Raises:
+        RuntimeError: it failed; the message begins with the compiler's first error.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
+        first = next((line for line in lines if "error" in line), lines[-1])
+        raise RuntimeError("\n".join([f"{command[0]}: {first}", *lines[:_MOST_LINES]]))
+    return done.stdout
+
+
+if __name__ == "__main__":
+    try:
+        print(f"CPU kernels for {', '.join(build(FOLDER / LIBRARY))}")
+    except (OSError, RuntimeError, subprocess.TimeoutExpired) as failure:
+        sys.exit(f"The CPU kernels were not built: {failure}")

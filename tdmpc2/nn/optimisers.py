@@ -1,0 +1,61 @@
+"""Parameters as the two optimisers of an update take them, and the state that a continued run brings back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+
+
+class Parameters(NamedTuple):
+    """Trainable parameters of a world model, by how they are trained."""
+
+    encoder: list[nn.Parameter]  # with a learning rate of its own
+    others: list[nn.Parameter]
+    policy: list[nn.Parameter]  # by an optimiser of its own
+
+
+def split_parameters(model: nn.Module) -> Parameters:
+    """Divide the parameters of a world model among the optimisers; target heads are in none of them."""
+    parts = Parameters([], [], [])
+    for name, parameter in model.named_parameters():
+        if name.startswith("_encoder."):
+            parts.encoder.append(parameter)
+        elif name.startswith("_pi."):
+            parts.policy.append(parameter)
+        elif parameter.requires_grad:
+            parts.others.append(parameter)
+    return parts
+
+
+def model_optimiser(
+    encoder: Sequence[Tensor], others: Sequence[Tensor], more: Sequence[Tensor], *, lr: float, enc_lr_scale: float
+) -> torch.optim.Adam:
+    """Make the optimiser of everything but the policy; ``more`` are parameters of the distillation, if it has any."""
+    groups: list[dict[str, Any]] = [{"params": encoder, "lr": lr * enc_lr_scale}, {"params": others}]
+    return torch.optim.Adam([*groups, {"params": more}] if more else groups, lr=lr, fused=True)
+
+
+def take_step(optimiser: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> None:
+    """Take a step, and count it in the parameters' versions, which fused Adam does not; packed networks go by them."""
+    optimiser.step()
+    increment_version(parameters)
+
+
+def gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Collect the gradients of those that have one."""
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+def load_moments(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Bring an optimiser's moments to where they were; its settings stay the configuration's, whatever a file says."""
+    moments = {index: {key: _own(tensor) for key, tensor in entry.items()} for index, entry in state["state"].items()}
+    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Copy a view: small tensors of a file share a storage, which another process would be sent with each of them."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
