@@ -259,7 +259,9 @@ class WorldModel(nn.Module):
             "mean": torch.tanh(mean),
             "presquash_mean": mean,
             "log_std": log_std,
-            **stats._asdict(),
+            "log_prob": stats.log_prob,  # one by one: torch 2.6 compiles no _asdict
+            "entropy": stats.entropy,
+            "scaled_entropy": stats.scaled_entropy,
         }
 
     def policy_mean(self, z: Tensor, task: Task = None) -> Tensor:

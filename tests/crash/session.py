@@ -162,9 +162,8 @@ def main() -> None:
     root = Path(tempfile.mkdtemp(prefix="tdmpc2-crash-"))
     with fork_server("matplotlib.figure") as server:
         tallies = crash(server, names, args.kills, seed, root, args.seconds, args.each)
-    problems = [problem for tally in tallies for problem in tally.problems]
-    print(table(tallies))
-    print("\n".join(problems))
+        problems = [problem for tally in tallies for problem in tally.problems]
+        print(table(tallies), *problems, sep="\n", flush=True)
     if not problems:
         shutil.rmtree(root)
     sys.exit(1 if problems else 0)

@@ -162,4 +162,4 @@ def fork_server(*modules: str) -> Iterator[ForkServer]:
         yield ForkServer(process, Path(folder))
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(30) == 0
+        assert process.wait(300) == 0
