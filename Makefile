@@ -15,7 +15,7 @@ TOO_OLD := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.
 KERNELS := tdmpc2/acceleration/cpu
 LIBRARY := $(KERNELS)/kernels.so
 
-.PHONY: help setup test test-slow test-oldest lint format type demo bench fuzz crash soak clean
+.PHONY: help setup test test-slow test-all test-oldest lint format type demo bench fuzz crash soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test: setup ## run the tests, without the slow ones
 
 test-slow: setup ## run the slow tests
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m slow $(ARGS)
+
+test-all: setup ## run all of them, those files first that take long
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --slow-files-first $(ARGS)
 
 # Torch's oldest version comes from PyPI with CUDA libraries, 3 GB; 'make test-oldest WORKERS=4' uses more processes.
 test-oldest: ## run the tests in .venv-oldest, with the lowest versions that pyproject.toml allows

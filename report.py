@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
+from tdmpc2_start import prepare
 
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C while the rest is imported is no traceback
+prepare()  # before the slow imports
 
 from tdmpc2.commands.report import main
 

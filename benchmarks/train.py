@@ -8,10 +8,17 @@ turns, block by block, between one process with the whole batch on N threads, on
 (gloo) with a share of the batch and one thread each. Weights are random, since times do not depend on them. Results:
 `name` and `ms` of a step; `overhead` is time outside of updates over time inside; `over_threads` the median ratio of
 the times of blocks of the same turn to those on N threads, below 1 if faster.
+
+With --online it measures learning by acting instead: a step of the loop (a full plan, a step of the environment, an
+update) compiled, against the same on plain paths (compile=false), in turns, for each of --sizes; its three parts alone,
+whose sum is what the loop cannot be faster than (`overhead`: what it takes beside); a step of three walkers that share
+a body against three apart (`plain_ms`), and a save with a full buffer of --rows rows, as a share of the 10,000 steps
+between two. The first minutes compile.
 """
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import os
 import socket
@@ -27,7 +34,7 @@ import numpy as np
 import torch
 
 from benchmarks._harness import Run, make_parser, parse, report, take_turns, wait
-from benchmarks._inputs import make_config, random_episodes
+from benchmarks._inputs import SMALL, make_config, random_episodes
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.chunks import write_chunk
@@ -137,6 +144,32 @@ def processes(cfg: Config, number: int, repeats: int, block: int, limit: float |
     return [{"name": name, "ms": times.ms(name) / block, "over_threads": times.ratio(name, threads)} for name in cases]
 
 
+def online(args: argparse.Namespace) -> None:
+    """Measure learning by acting, and report it."""
+    from benchmarks import _online
+
+    small = {key: value for key, value in SMALL.items() if key != "tasks"} if args.quick else {}
+    turns = {"block": args.block, "repeats": args.repeats, "limit": args.limit}
+    keys = {"device": args.device, **small}
+    results = []
+    with tempfile.TemporaryDirectory() as directory:
+        for size in args.sizes[: 1 if args.quick else None]:
+            own = {"task": args.task, "model_size": size, **keys}
+            place = Path(directory, str(size))
+            results.append(_online.whole_and_parts(place, f"{args.task}, {size}M", **turns, **own))
+        walkers = ("walker-stand", "walker-walk", "walker-run")
+        place, first = Path(directory), {"model_size": args.sizes[0], **keys}
+        results.append(_online.sharing(place, walkers, **turns, **first))
+        cfg = _online.config(place, "any", False, task=args.task, **first)
+        results.append(_online.saving(cfg, place, args.rows, args.repeats, results[0]["fast_ms"]))
+    columns = [
+        ("a step", "name", ""), ("plain ms", "plain_ms", ".2f"), ("fast ms", "fast_ms", ".2f"),
+        ("speed up", "speedup", ".2f"), ("acting", "acting_ms", ".2f"), ("environ ment", "environment_ms", ".2f"),
+        ("updating", "updating_ms", ".2f"), ("over head", "overhead", ".1%"),
+    ]  # fmt: skip
+    report("train", args, results, columns)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, repeats=8, threads=1)
     parser.add_argument(
@@ -145,7 +178,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--block", type=int, default=5, help="steps of a block (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--processes", type=int, default=2, help="processes and threads, N (default: 2)")
-    args = parse(parser, argv, {"steps": 300}, steps=20, block=1)
+    parser.add_argument("--online", action="store_true", help="measure learning by acting (about ten minutes)")
+    parser.add_argument("--task", default="walker-walk", help="of --online (default: %(default)s)")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 5], help="of --online (default: 1 5)")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of --online (default: a million)")
+    args = parse(parser, argv, {"steps": 300}, steps=20, block=1, rows=3000)
+    if args.online:
+        online(args)
+        return
     cfg = make_config(args, batch_size=args.batch_size)
     with tempfile.TemporaryDirectory() as directory:
         results = overhead(cfg, args.steps, args.threads, Path(directory))

@@ -85,7 +85,8 @@ def main(directory: Path, *keys: str) -> None:
     typed = dict(key.split("=", 1) for key in keys)
     _command("train", f"task={TASK}", f"work_dir={run}", *_words({**TRAINING, **typed}))
     played = directory / "played"
-    _command("evaluate", f"checkpoint={run / 'model.pt'}", f"task={TASK}", f"work_dir={played}", *_words(EVALUATION))
+    keys = {name: typed.get(name, value) for name, value in EVALUATION.items()}
+    _command("evaluate", f"checkpoint={run / 'model.pt'}", f"task={TASK}", f"work_dir={played}", *_words(keys))
 
 
 def _words(keys: dict[str, Any]) -> list[str]:

@@ -73,15 +73,15 @@ def _fastest_float(stored: str, device: torch.device, seconds: Mapping[str, floa
     if stored == "fp32":
         return "fp32"
     if seconds:
-        return fastest(("bf16", "fp32"), seconds)
+        return fastest(("fp32", "bf16"), seconds)
     if stored != "bf16" and device.type == "cuda":
         return "fp16"
     return "bf16" if has_fast_bf16(device) else "fp32"
 
 
 def _int8_is_fast(floating: str, device: torch.device, seconds: Mapping[str, float]) -> bool:
-    """True if int8 products are not slower than a floating-point format's."""
-    return fastest(("int8", floating), seconds) == "int8" if seconds else has_fast_int8(device)
+    """True if int8 products are faster than a floating-point format's."""
+    return fastest((floating, "int8"), seconds) == "int8" if seconds else has_fast_int8(device)
 
 
 def _int8_format(file: Checkpoint) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,17 @@ from tests.helpers.agents import small_config
 from tests.helpers.forks import ForkServer, fork_server
 from tests.helpers.reference import load_golden
 from tests.helpers.runs import TASKS, TINY
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow-files-first", action="store_true", help="begin with the files that have slow tests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with long files where that is asked for, so that no process is left with one at the end."""
+    if config.getoption("--slow-files-first"):
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])  # stable: files without slow tests keep their order
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -108,6 +108,7 @@ def processor() -> Iterator[Finding]:
     import torch
 
     from tdmpc2.support.runtime import can_compile, has_fast_bf16, has_fast_int8, processor_name, usable_cores
+    from tdmpc2_start import SPIN_COUNT
 
     area, cpu = "Processor", torch.device("cpu")
     memory = psutil.virtual_memory()
@@ -124,6 +125,8 @@ def processor() -> Iterator[Finding]:
     )
     for name, fast in (("bf16", has_fast_bf16(cpu)), ("int8", has_fast_int8(cpu))):
         yield Finding(area, name, OK, "fast here" if fast else "no instructions for it: other formats are used")
+    bounded = "commands let waiting threads sleep soon; for scripts of your own"
+    yield Finding(area, "threads", OK, f"{bounded}: export GOMP_SPINCOUNT={SPIN_COUNT}")
 
 
 def _kernels(area: str) -> Finding:
@@ -131,7 +134,11 @@ def _kernels(area: str) -> Finding:
     from tdmpc2.acceleration.cpu import library
 
     if why := library.reason():
-        return Finding(area, "CPU kernels", MISSING, why, "planning uses torch.compile or plain PyTorch instead")
+        if not library.is_built():
+            return Finding(
+                area, "CPU kernels", MISSING, why, "apt-get install g++, then make setup, or pip install again"
+            )
+        return Finding(area, "CPU kernels", ABSENT, f"{why}: planning uses torch.compile or plain PyTorch instead")
     used = library.load().name
     others = [variant.name for variant in library.variants() if variant.runs_here and variant.name != used]
     return Finding(area, "CPU kernels", OK, f"{used} ({library.VARIABLE} chooses another: {', '.join(others)})")

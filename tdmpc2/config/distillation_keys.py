@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tdmpc2.config.keys import MOST_COEF
+from tdmpc2.support.text import cut
 from tdmpc2.tasks import nearest
 
 
@@ -26,9 +27,9 @@ def distillation_terms(entries: Iterable[str], default_weight: float) -> dict[st
     terms: dict[str, float] = {}
     for entry in entries:
         name, *rest = entry.split() or [""]
-        where = f"distillation_targets: '{entry}'"
+        where = f"distillation_targets: '{cut(entry, 80)}'"
         if name not in TARGETS:
-            subject = where if entry == name else f"distillation_targets: '{name}' in '{entry}'"
+            subject = where if entry == name else f"distillation_targets: '{cut(name, 40)}' in '{cut(entry, 80)}'"
             raise ValueError(f"{subject} is not one of {', '.join(TARGETS)}.{nearest(name, TARGETS)}")
         if name in terms:
             raise ValueError(f"{where}: '{name}' is there twice")

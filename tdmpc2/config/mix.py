@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from tdmpc2.support.text import cut, shown
 from tdmpc2.tasks import nearest
 
 KINDS = ("random", "policy", "planner")
@@ -61,7 +62,7 @@ def parse_mix(value: Any) -> tuple[MixEntry, ...]:
     if isinstance(value, str):
         value = value.split(",")
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f"mix={value!r} must be a list of entries: {_FORM}")
+        raise ValueError(f"mix={shown(value)} must be a list of entries: {_FORM}")
     if not value:
         raise ValueError("mix has no entries: give at least one, or null")
     return tuple(_entry(item) for item in value)
@@ -73,33 +74,35 @@ def _entry(item: Any) -> MixEntry:
     if isinstance(item, str):
         match = _TEXT.fullmatch(item.strip())
         if match is None:
-            raise ValueError(f"mix: '{item}' is not of the form {_FORM}")
-        return _checked(match.groupdict(), item.strip())
+            raise ValueError(f"mix: '{cut(item, 80)}' is not of the form {_FORM}")
+        return _checked(match.groupdict(), cut(item.strip(), 80))
     if not isinstance(item, Mapping):
-        raise ValueError(f"mix: {item!r} must be an entry of the form {_FORM}")
-    shown = "{" + ", ".join(f"{name}: {part}" for name, part in item.items()) + "}"
+        raise ValueError(f"mix: {shown(item)} must be an entry of the form {_FORM}")
+    text = cut("{" + ", ".join(f"{name}: {part}" for name, part in item.items()) + "}", 80)
     names = [field.name for field in fields(MixEntry)]
     if unknown := next((name for name in item if name not in names), None):
-        raise ValueError(f"mix: '{shown}': '{unknown}' is not one of {', '.join(names)}.{nearest(str(unknown), names)}")
+        raise ValueError(
+            f"mix: '{text}': '{cut(str(unknown), 40)}' is not one of {', '.join(names)}.{nearest(str(unknown), names)}"
+        )
     if absent := next((name for name in ("share", "kind") if item.get(name) is None), None):
-        raise ValueError(f"mix: '{shown}' has no {absent}, as in {{share: 0.3, kind: random}}")
-    return _checked(item, shown)
+        raise ValueError(f"mix: '{text}' has no {absent}, as in {{share: 0.3, kind: random}}")
+    return _checked(item, text)
 
 
-def _checked(parts: Mapping[str, Any], shown: str) -> MixEntry:
+def _checked(parts: Mapping[str, Any], text: str) -> MixEntry:
     kind, checkpoint = str(parts["kind"]), parts.get("checkpoint")
     if kind not in KINDS:
-        raise ValueError(f"mix: '{shown}': '{kind}' is not one of {', '.join(KINDS)}.{nearest(kind, KINDS)}")
+        raise ValueError(f"mix: '{text}': '{cut(kind, 40)}' is not one of {', '.join(KINDS)}.{nearest(kind, KINDS)}")
     share = _number(parts["share"])
     if not share:
-        raise ValueError(f"mix: the share in '{shown}' must be a positive number")
+        raise ValueError(f"mix: the share in '{text}' must be a positive number")
     noise = None if parts.get("noise") is None else _number(parts["noise"])
     if parts.get("noise") is not None and noise is None:
-        raise ValueError(f"mix: the noise in '{shown}' must be a number, 0 or more")
+        raise ValueError(f"mix: the noise in '{text}' must be a number, 0 or more")
     if kind == "random" and (checkpoint is not None or noise is not None):
-        raise ValueError(f"mix: '{shown}': random actions have neither a checkpoint nor noise")
+        raise ValueError(f"mix: '{text}': random actions have neither a checkpoint nor noise")
     if kind != "random" and checkpoint is None:
-        raise ValueError(f"mix: '{shown}' names no checkpoint: {_FORM}")
+        raise ValueError(f"mix: '{text}' names no checkpoint: {_FORM}")
     return MixEntry(share, kind, None if checkpoint is None else os.path.expanduser(str(checkpoint)), noise)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from tdmpc2.support.text import cut
 from tdmpc2.tasks import nearest
 
 #: Name -> modules of the world model. Target heads follow the Q heads, so they stay with them.
@@ -33,7 +34,7 @@ def check_freeze(names: Collection[str], absent: Iterable[str], checkpoint: str 
     for name in names:
         if name not in known:
             of = "not of this model, which has" if name in PARTS else "not one of"
-            raise ValueError(f"freeze: '{name}' is {of} {', '.join(known)}.{nearest(name, known)}")
+            raise ValueError(f"freeze: '{cut(name, 80)}' is {of} {', '.join(known)}.{nearest(name, known)}")
     if set(known) <= set(names):
         raise ValueError(f"freeze={','.join(names)} leaves nothing to train: leave out a part")
     if names and checkpoint is None:

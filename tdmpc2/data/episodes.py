@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from tdmpc2.data.chunk_form import Layout
 from tdmpc2.data.collect_record import Record
 from tdmpc2.data.unequal import Recorded, write_recorded
 from tdmpc2.envs import task_spec
 from tdmpc2.support.files import locked
+from tdmpc2.support.text import shown
 from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest
 
 Floats = NDArray[np.float32]
@@ -62,9 +64,10 @@ def write_episodes(
     """
     name, specs, task_id = _task_set(task, task_set)
     spec, layout = specs[task_id], Layout.of(specs)
-    if not len(episodes):
+    episodes = _entries("episodes", episodes)
+    if not episodes:
         raise ValueError(f"no episodes of '{task}' to write: give at least one (obs, action, reward)")
-    ends = [False] * len(episodes) if terminated is None else [bool(end) for end in terminated]
+    ends = [False] * len(episodes) if terminated is None else _ends(terminated)
     if len(ends) != len(episodes):
         raise ValueError(f"terminated has {len(ends)} entries for {len(episodes)} episodes: give one for each")
     recorded = []
@@ -88,8 +91,28 @@ def write_episodes(
     return path
 
 
+def _entries(argument: str, values: Any) -> list[Any]:
+    try:
+        return list(values)
+    except TypeError:
+        raise ValueError(f"{argument} is {shown(values)}, expected a list with an entry for each episode") from None
+
+
+def _ends(terminated: Any) -> list[bool]:
+    """Read which episodes ended for good, from Python's truth values, numpy's or torch's."""
+    ends = _entries("terminated", terminated)
+    for number, end in enumerate(ends):
+        is_number = isinstance(end, (bool, int, np.bool_, np.integer, Tensor)) and np.ndim(end) == 0
+        if not is_number or end not in (0, 1):
+            raise ValueError(f"terminated[{number}] is {shown(end)}, expected True or False")
+    return [bool(end) for end in ends]
+
+
 def _task_set(task: str, task_set: str | None) -> tuple[str, tuple[TaskSpec, ...], int]:
     """Name and tasks of the set that the data is of, and the position of a task in it."""
+    for argument, name in (("task", task), ("task_set", "" if task_set is None else task_set)):
+        if not isinstance(name, str):
+            raise ValueError(f"{argument}={shown(name)} must be a name")
     if task_set is None:
         return task, (task_spec(task),), 0
     if task_set not in TASK_SETS:

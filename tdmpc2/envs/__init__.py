@@ -79,6 +79,8 @@ def task_spec(name: str, *, from_file: bool = False) -> TaskSpec:
     Raises:
         ValueError: unknown task, no time limit, or spaces that are not Boxes.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"task={name!r:.60} must be a name")
     if name in TASKS:
         return TASKS[name]
     if not from_file:

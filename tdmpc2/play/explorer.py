@@ -4,52 +4,28 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
-from tdmpc2.checkpoints.run_state import NEW_RUN, part_of
 from tdmpc2.config import Config
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.envs.registry import build_env
 from tdmpc2.envs.wrappers import Env, PadEnv
 from tdmpc2.play.actors import prior_actions, uniform_actions
+from tdmpc2.play.explorer_state import Running, check_explorer, loaded_episode, saved_episode, saved_running
 from tdmpc2.play.rollout import Episode, Floats, Job
 from tdmpc2.support.draws import numbered_generator
-from tdmpc2.support.entries import Entry, check_entries, flag, list_of, nothing_or, number, record, whole
 
-_TENSOR = Entry(lambda v: isinstance(v, Tensor), "a tensor")
-_STATE = {
-    "begun": list_of(whole()),
-    "running": list_of(nothing_or(record())),
-    "ended": list_of(record()),
-    "player": record(),
-    "planned_for": whole(),
-}
-_RUNNING = {"seed": whole(), "obs": _TENSOR, "action": _TENSOR, "reward": _TENSOR}
-_ENDED = {**_RUNNING, "task_id": whole(), "episode_return": number(), "success": number(), "terminated": flag()}
-_PLAYER_STATE = {"generator": _TENSOR, "plan_mean": _TENSOR.optional, "ids": _TENSOR.optional}
 _RANDOM_ACTIONS = 1  # stream of numbered_generator
 _PLAYER = 0x5EED  # what the seed of the player's draws is told apart by from those of environments
 
 
 class EnvironmentFailed(ValueError):
     """An environment raised, or returned what the agent cannot learn from; the message says what to do."""
-
-
-@dataclass
-class _Running:
-    """The running episode of one environment."""
-
-    seed: int
-    obs: list[Floats]  # one more than actions
-    action: list[Floats] = field(default_factory=list)
-    rewards: list[tuple[float, ...]] = field(default_factory=list)  # for its task, then for others of the body
 
 
 class _Outcome(NamedTuple):
@@ -113,7 +89,7 @@ class Explorer:
         self._player = agent.player(len(self._rows), seed, None, among, **budget)
         self._planned_for = cfg.steps // len(self.task_ids)
         self._begun = [0] * len(self.task_ids)  # episodes of each environment
-        self._running: list[_Running | None] = [None] * len(self.task_ids)  # None: an episode is to begin
+        self._running: list[Running | None] = [None] * len(self.task_ids)  # None: an episode is to begin
         self._ended: list[Episode] = []
         self._before = self._player.state()
         self._envs = {i: self._build(i) for i in self._rows}
@@ -238,7 +214,7 @@ class Explorer:
         self._running[i] = None
         return episodes
 
-    def _episode(self, i: int) -> _Running:
+    def _episode(self, i: int) -> Running:
         running = self._running[i]
         assert running is not None, "begin() comes before a turn"
         return running
@@ -256,10 +232,10 @@ class Explorer:
     def _seed(self, i: int, episode: int) -> int:
         return int(np.random.SeedSequence((self._cfg.seed, i, episode)).generate_state(1)[0] >> 1)
 
-    def _reset(self, i: int, seed: int) -> _Running:
+    def _reset(self, i: int, seed: int) -> Running:
         with self._numbering(i):
             obs, _ = self._envs[i].reset(seed=seed)
-        return _Running(seed, [obs])
+        return Running(seed, [obs])
 
     @contextlib.contextmanager
     def _numbering(self, i: int) -> Iterator[None]:
@@ -300,8 +276,8 @@ class Explorer:
         everywhere = [pair for pairs in self._group.collect(own) for pair in pairs]
         return {
             "begun": [begun for _, begun in everywhere],
-            "running": [r if r is None else _saved(r, self._cfg.action_dim) for r, _ in everywhere],
-            "ended": [_saved_episode(episode) for episode in self._ended],
+            "running": [r if r is None else saved_running(r, self._cfg.action_dim) for r, _ in everywhere],
+            "ended": [saved_episode(episode) for episode in self._ended],
             "player": self._player_state(),
             "planned_for": self._planned_for,
         }
@@ -320,9 +296,9 @@ class Explorer:
         Raises:
             ValueError: an entry is missing or does not fit; the message names it.
         """
-        state = self._checked(state)
+        state = check_explorer(state, self._cfg, len(self.task_ids))
         self._begun = list(state["begun"])
-        self._ended = [_loaded_episode(episode) for episode in state["ended"]]
+        self._ended = [loaded_episode(episode) for episode in state["ended"]]
         self._planned_for = state["planned_for"]  # whether to compile must not depend on how often a run was continued
         player = state["player"]
         self._player.load_state({name: x if name == "generator" else x[self.own] for name, x in player.items()})
@@ -337,26 +313,6 @@ class Explorer:
                     "run is not bit for bit what it would have been"
                 )
         self.notes += [note for those in self._group.collect(notes) for note in those]
-
-    def _checked(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        cfg, origin = self._cfg, part_of(self._cfg.run_dir, "explorer")
-        state = check_entries(origin, state, _STATE, NEW_RUN)
-        if {len(state["begun"]), len(state["running"])} != {len(self.task_ids)}:
-            raise ValueError(f"{origin} is of another number of environments than {len(self.task_ids)}. {NEW_RUN}")
-        rows = {"obs": cfg.obs_shape, "action": (cfg.action_dim,)}
-        for saved in [*filter(None, state["running"]), *state["ended"]]:
-            entries = _RUNNING if "task_id" not in saved else _ENDED
-            check_entries(f"{origin}: an episode", saved, entries, NEW_RUN)
-            short = int("task_id" not in saved)  # the first row of an ended episode holds filler, as it is stored
-            lengths = len(saved["obs"]), len(saved["action"]) + short, len(saved["reward"]) + short
-            if len(set(lengths)) > 1 or any(saved[name].shape[1:] != size for name, size in rows.items()):
-                raise ValueError(f"{origin}: an episode has rows of another form than this run's. {NEW_RUN}")
-        if strangers := {saved["task_id"] for saved in state["ended"]} - set(cfg.task_ids):
-            raise ValueError(f"{origin}: an episode is of task id {min(strangers)}, none of this run's. {NEW_RUN}")
-        player = check_entries(f"{origin}: player", state["player"], _PLAYER_STATE, NEW_RUN)
-        if any(len(player[name]) != len(self.task_ids) for name in player if name != "generator"):
-            raise ValueError(f"{origin}: player is of another number of environments. {NEW_RUN}")
-        return state
 
     def _play_again(self, i: int, saved: Mapping[str, Any]) -> bool:
         """Bring an environment to where it was in an episode; false if that leads somewhere else, or nowhere."""
@@ -376,24 +332,3 @@ class Explorer:
                 return False
             self._record(i, action, outcome)
         return True
-
-
-def _saved(running: _Running, action_dim: int) -> dict[str, Any]:
-    return {
-        "seed": running.seed,
-        "obs": torch.from_numpy(np.stack(running.obs)),
-        "action": torch.from_numpy(np.array(running.action, np.float32).reshape(len(running.action), action_dim)),
-        "reward": torch.tensor([rewards[0] for rewards in running.rewards], dtype=torch.float64),
-    }
-
-
-def _saved_episode(episode: Episode) -> dict[str, Any]:
-    arrays = {name: torch.from_numpy(getattr(episode, name)) for name in ("obs", "action", "reward")}
-    rest = {name: getattr(episode, name) for name in ("episode_return", "success", "terminated")}
-    return {"task_id": episode.job.task_id, "seed": episode.job.seed, **arrays, **rest}
-
-
-def _loaded_episode(saved: Mapping[str, Any]) -> Episode:
-    arrays = {name: saved[name].numpy() for name in ("obs", "action", "reward")}
-    rest = {name: saved[name] for name in ("episode_return", "success", "terminated")}
-    return Episode(Job(saved["task_id"], saved["seed"]), **arrays, **rest, frames=[])

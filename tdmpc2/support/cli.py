@@ -13,6 +13,7 @@ from gymnasium.error import Error as GymnasiumError
 from tdmpc2.support.memory import is_out_of_memory, out_of_memory_line
 from tdmpc2.support.output import printable, say, settle
 from tdmpc2.support.signals import EndedBySignal, ended_by_exceptions
+from tdmpc2.support.text import cut
 
 P = ParamSpec("P")
 
@@ -21,6 +22,7 @@ EXPECTED = (ValueError, OSError, ModuleNotFoundError, GymnasiumError)
 INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
 CLOSED_PIPE = 141  # and for one that wrote to a reader that had left, as `head` does
 REFUSED = 2
+_LONGEST = 1200  # letters of a line
 
 
 def is_expected(error: BaseException) -> bool:
@@ -31,10 +33,14 @@ def is_expected(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error without line breaks inside a paragraph: libraries wrap theirs for a wide terminal."""
+    """The message of an error without line breaks inside a paragraph: libraries wrap theirs for a wide terminal.
+
+    Lines that a file or a library has made endless are cut in the middle.
+    """
     if is_out_of_memory(error):
         return out_of_memory_line(error)
-    return printable(" ".join(str(error).split()) if isinstance(error, GymnasiumError) else str(error))
+    text = printable(" ".join(str(error).split()) if isinstance(error, GymnasiumError) else str(error))
+    return "\n".join(cut(line, _LONGEST) if len(line) > _LONGEST else line for line in text.split("\n"))
 
 
 def one_line_errors(function: Callable[P, None]) -> Callable[P, None]:

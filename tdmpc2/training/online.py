@@ -67,52 +67,82 @@ def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
         with Run.open(cfg, teacher_cfg, group, evaluate, shown, stride=len(cfg.envs), evaluate_first=True) as run:
             if not run.finished(cut_short(run.resumed.parts)):
                 with Explorer(cfg, run.agent, group) as explorer:
-                    _learn(run, explorer)
+                    for _ in Loop(run, explorer).turns():
+                        pass
             return run.model_path
 
 
-def _learn(run: Run, explorer: Explorer) -> None:
-    cfg, schedule, replay = run.cfg, Schedule.of(run.cfg), make_ring(run.cfg, run.agent.device, run.group)
-    batches = Batches.of(cfg, replay, run.agent.device, run.resumed.record["data"], run.group)
-    learner, new_task = Learner(run, replay, batches), NewTask(run, replay)
-    run.attach("replay", SavedRing(replay, cfg.run_dir / "replay", cfg.task_ids, run.group))
-    run.attach("explorer", explorer)
-    run.attach("learner", learner)
-    if run.new_task is not None:
-        run.attach("new_task", new_task)
-    has_policy = cfg.checkpoint is not None and not run.resumed.record.get("random_seed_steps")
-    clock = Clock(learner.done, any(family_of(cfg.task_names[i]).tells_success for i in cfg.task_ids))
-    environments = f"{len(cfg.envs)} environments" if len(cfg.envs) > 1 else "1 environment"
-    environments += sharing_in_words(cfg)
-    source = f"{environments}, a buffer of {replay.capacity:,} rows on {replay.rows.device}"
-    notes = *batches.notes, *explorer.notes, explorer.compile_planner()
-    run.start(source, *notes, diagnose=diagnose_stored(cfg.demonstrations), activity=clock.activity)
-    for step in run.steps(again=learner.interrupted):
-        if not learner.interrupted:
-            with saving_before(step, run):
+class Loop:
+    """The loop of a run that learns online, with all that it needs.
+
+    Args:
+        run: is opened, and started here.
+        explorer: plays for it.
+
+    Attributes:
+        replay: the buffer.
+        batches: drawn from it.
+    """
+
+    def __init__(self, run: Run, explorer: Explorer) -> None:
+        cfg, device = run.cfg, run.agent.device
+        self._run, self._explorer, self._schedule = run, explorer, Schedule.of(cfg)
+        self.replay = make_ring(cfg, device, run.group)
+        self.batches = Batches.of(cfg, self.replay, device, run.resumed.record["data"], run.group)
+        self._learner, self._new_task = Learner(run, self.replay, self.batches), NewTask(run, self.replay)
+        run.attach("replay", SavedRing(self.replay, cfg.run_dir / "replay", cfg.task_ids, run.group))
+        run.attach("explorer", explorer)
+        run.attach("learner", self._learner)
+        if run.new_task is not None:
+            run.attach("new_task", self._new_task)
+        self._has_policy = cfg.checkpoint is not None and not run.resumed.record.get("random_seed_steps")
+        tells = any(family_of(cfg.task_names[i]).tells_success for i in cfg.task_ids)
+        self._clock = Clock(self._learner.done, tells)
+        environments = f"{len(cfg.envs)} environments" if len(cfg.envs) > 1 else "1 environment"
+        environments += sharing_in_words(cfg)
+        source = f"{environments}, a buffer of {self.replay.capacity:,} rows on {self.replay.rows.device}"
+        notes = *self.batches.notes, *explorer.notes, explorer.compile_planner()
+        run.start(source, *notes, diagnose=diagnose_stored(cfg.demonstrations), activity=self._clock.activity)
+
+    def turns(self) -> Iterator[int]:
+        """Take one turn after another until the run's end: a step in each environment, and the updates due.
+
+        Yields:
+            The number of the step that was taken.
+        """
+        run, cfg, learner, explorer, clock = self._run, self._run.cfg, self._learner, self._explorer, self._clock
+        for step in run.steps(again=learner.interrupted):
+            if not learner.interrupted:
+                with saving_before(step, run):
+                    learner.store(step, explorer.take_ended())
+                    self._new_task.choose()
+                    self._act(step)
+            with clock("updating"):
+                metrics = learner.update()
+            clock.updates = learner.done
+            if step >= cfg.steps and not learner.interrupted:
                 learner.store(step, explorer.take_ended())
-                new_task.choose()
-                with clock("environment"):
-                    explorer.begin()
-                with clock("acting"):
-                    random = schedule.is_random(step) or not new_task.chosen
-                    actions = explorer.act(step, random=random, prior=has_policy and new_task.chosen)
-                with clock("environment"):
-                    ended = explorer.step(actions)
-            clock.played(ended)
-            run.log_episodes(step, [_row(cfg, episode) for episode in ended])
-            learner.owed += schedule.updates_due(step)
-        with clock("updating"):
-            metrics = learner.update()
-        clock.updates = learner.done
-        if step >= cfg.steps and not learner.interrupted:
-            learner.store(step, explorer.take_ended())
-        run.after_update(step, metrics)
-    if not learner.done:
-        run.message(
-            f"No update was made: the first one needs more than seed_steps={cfg.seed_steps:,} steps, and an episode "
-            f"that ended before the last of the {cfg.steps:,}. Take more steps"
-        )
+            run.after_update(step, metrics)
+            yield step
+        if not learner.done:
+            run.message(
+                f"No update was made: the first one needs more than seed_steps={cfg.seed_steps:,} steps, and an "
+                f"episode that ended before the last of the {cfg.steps:,}. Take more steps"
+            )
+
+    def _act(self, step: int) -> None:
+        """Take a step in each environment."""
+        run, explorer, clock, chosen = self._run, self._explorer, self._clock, self._new_task.chosen
+        with clock("environment"):
+            explorer.begin()
+        with clock("acting"):
+            random = self._schedule.is_random(step) or not chosen
+            actions = explorer.act(step, random=random, prior=self._has_policy and chosen)
+        with clock("environment"):
+            ended = explorer.step(actions)
+        clock.played(ended)
+        run.log_episodes(step, [_row(run.cfg, episode) for episode in ended])
+        self._learner.owed += self._schedule.updates_due(step)
 
 
 class Learner:

@@ -79,9 +79,9 @@ def test_update_with_fused_operator_differs_by_rounding_only(tiny_cfg: Config, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_compiled_run_continued_is_bitwise_equal(cfg: Config, tmp_path: Any, precision: str) -> None:
-    cfg = cfg.replace(compile="true", update_precision=precision)
+def test_compiled_run_continued_is_bitwise_equal(cfg: Config, tmp_path: Any) -> None:
+    """In bf16, since what is compiled for it is what fp32 has and the casts."""
+    cfg = cfg.replace(compile="true", update_precision="bf16")
     straight = load_file(train(cfg.replace(steps=10, work_dir=str(tmp_path / "straight")), None)).model
     train(cfg.replace(steps=5), None)
     continued = load_file(train(cfg.replace(steps=10), None)).model

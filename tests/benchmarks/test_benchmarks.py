@@ -101,6 +101,22 @@ def test_plan_benchmark_beside_a_busy_process_tells_the_slowdown(capsys: pytest.
     assert not psutil.Process().children()
 
 
+@pytest.mark.usefixtures("no_compiler")
+def test_train_benchmark_of_learning_online_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = quick_run("train", capsys, "--online")
+    check_output("train", output)
+    step, shared, save = json.loads(output.splitlines()[-1])["results"]
+    parts = sum(step[f"{part}_ms"] for part in ("acting", "environment", "updating"))
+    assert 0 < step["fast_ms"] < 100 * parts
+    assert step["overhead"] == pytest.approx(step["fast_ms"] / parts - 1)
+    assert shared["name"] == "3 tasks share a body"
+    assert save["name"] == "a save, 3,000 rows"
+    assert {path.name for path in tmp_path.iterdir()} == {"bin"}, "files are left behind"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*COMPILING, "train"])
 def test_benchmark_that_compiles_or_starts_processes_runs(name: str) -> None:

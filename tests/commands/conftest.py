@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tdmpc2.commands import data
 from tests.helpers.commands import STUDENT, TASKS, Outcome, Run, good
@@ -28,8 +30,19 @@ def run(forks: ForkServer) -> Run:
 
 @pytest.fixture(scope="package")
 def home(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data, a teacher, a student and its quantised copies, made by typing commands in it."""
-    cwd = tmp_path_factory.mktemp("home")
+    """A folder with data, a teacher, a student and its quantised copies, made by typing commands in it.
+
+    Processes that run tests side by side share it: nobody writes to it but the one that makes it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with FileLock(folder / "home.lock"):
+        if not (folder / "home").exists():
+            _make_home(run, tmp_path_factory.mktemp("made")).rename(folder / "home")
+    return folder / "home"
+
+
+def _make_home(run: Run, cwd: Path) -> Path:
     good(run(f"collect.py {TASKS} episodes_per_task=2 data_dir=data num_threads=1", cwd))
     good(run(f"train.py {STUDENT} teacher_config=null student_config.exp_name=teacher student_config.num_q=3", cwd))
     good(run(f"train.py {STUDENT} teacher_config.checkpoint=logs/mt30/1/teacher/model.pt", cwd))

@@ -119,7 +119,14 @@ def test_kernels_in_use_are_named_with_those_one_can_choose() -> None:
     assert finding.detail.endswith(f"(TDMPC2_KERNELS chooses another: {', '.join(others)})")
 
 
-def test_kernels_that_are_not_there_have_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("built", [False, True])
+def test_kernels_that_are_not_there_have_a_reason_and_a_remedy_if_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, built: bool
+) -> None:
+    """Nobody can add instructions to a processor; a compiler can be installed."""
     monkeypatch.setattr(library, "_load", lambda: (None, "out of cheese"))
+    monkeypatch.setattr(library, "is_built", lambda: built)
     finding = by_name(list(doctor.processor()))["CPU kernels"]
-    assert (finding.status, finding.detail) == (MISSING, "out of cheese")
+    assert finding.detail.startswith("out of cheese")
+    assert finding.status == (ABSENT if built else MISSING)
+    assert ("make setup" in finding.remedy) == (not built)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import subprocess
 import threading
 import time
 from collections.abc import Sequence
@@ -13,8 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.helpers.reference import REPO
+from tests.helpers.forks import ForkServer
 
+_VARIABLES = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONDONTWRITEBYTECODE": "1"}
 HANGS = 300.0  # seconds after which a command that takes a few is taken to hang
 
 
@@ -56,48 +54,46 @@ class Outcome:
     seconds: float
 
 
-def run(command: Sequence[str], directory: Path, disturbance: Kill | FullDisk | None = None) -> Outcome:
-    """Run a command in a directory, and disturb it."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), "PYTHONDONTWRITEBYTECODE": "1"}
-    environment |= {"WANDB_MODE": "disabled", "OMP_WAIT_POLICY": "PASSIVE"}
+def run(
+    server: ForkServer, command: Sequence[str], directory: Path, disturbance: Kill | FullDisk | None = None
+) -> Outcome:
+    """Run a command in a directory, and disturb it.
+
+    Args:
+        server: what the command is forked from, so that little of its time is spent on imports.
+        command: what follows ``python``.
+        directory: where.
+        disturbance: what happens to it.
+    """
     before, start, began = _state(directory), time.monotonic(), None
-    process = subprocess.Popen(
-        command,
-        cwd=directory,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        preexec_fn=(lambda: _limit(disturbance.largest)) if isinstance(disturbance, FullDisk) else None,
-    )
-    printed: list[bytes] = []
-    reader = threading.Thread(target=lambda: printed.append(process.stdout.read() if process.stdout else b""))
-    reader.start()
-    killed = False
-    while process.poll() is None:
-        now = time.monotonic()
-        if began is None and _state(directory) != before:
-            began = now
-        if isinstance(disturbance, Kill):
-            since = start if disturbance.from_start else began
-            killed = since is not None and now - since >= disturbance.seconds
-        if killed or now - start > HANGS:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            break
-        time.sleep(0.002)
-    end = time.monotonic()
-    reader.join()
-    code = None if killed else process.returncode
+    largest = disturbance.largest if isinstance(disturbance, FullDisk) else None
+    read, write = os.pipe()
+    with open(read, "rb") as pipe:
+        try:
+            job = server.start(command, directory, _VARIABLES, Path(f"/proc/{os.getpid()}/fd/{write}"), largest)
+            printed: list[bytes] = []
+            reader = threading.Thread(target=lambda: printed.append(pipe.read()))
+            reader.start()
+            killed = False
+            while job.poll() is None:
+                now = time.monotonic()
+                if began is None and _state(directory) != before:
+                    began = now
+                if isinstance(disturbance, Kill):
+                    since = start if disturbance.from_start else began
+                    killed = since is not None and now - since >= disturbance.seconds
+                if killed or now - start > HANGS:
+                    job.kill()
+                    job.wait()
+                    break
+                time.sleep(0.002)
+            end = time.monotonic()
+        finally:
+            os.close(write)  # the command has opened it for itself
+        reader.join()
+    code = None if killed else job.poll()
     output = b"".join(printed).decode(errors="replace")
     return Outcome(code, output, 0.0 if began is None else end - began, end - start)
-
-
-def _limit(largest: int) -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def _state(directory: Path) -> dict[str, tuple[int, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.helpers.reference import REPO
-from tests.helpers.toy_envs import FALLS, STANDS
+from tests.helpers.toy_envs import FALLS, SEES, STANDS
 
 TINY: dict[str, Any] = {"model_size": None, "enc_dim": 16, "mlp_dim": 16, "latent_dim": 16, "task_dim": 8}
 _TRAIN = """
@@ -34,10 +33,15 @@ _SHARE_BODY = """
 
 #: Steps of a file and of the run, half and half, of episodes that fall.
 _SHOWN = f"task={FALLS} episodic=true demonstrations=data bc_coef=0.5 steps=200 eval_freq=0"
-_IMAGES = "obs=rgb num_channels=2 steps=100 eval_freq=0 save_freq=10"
 _TEACHERS = ("pendulum-spin", "walker-walk")
-
-
+#: Images of three frames, 64 x 64, and those of two cameras beside five numbers.
+_IMAGES = "obs=rgb horizon=2 steps=160 eval_freq=0"
+_IMAGES_AND_NUMBERS = f"task={SEES} obs=rgb+state horizon=2 steps=160 eval_freq=0"
+#: Two tasks of episodes of 500 steps, each in an environment of its own.
+_MANY_TASKS = """
+    task=mt30 mode=online tasks=[pendulum-swingup,cartpole-balance] task_balance=tasks task_dim=8 num_envs=1 mpc=false
+    utd=0.05 seed_steps=1000 steps=2400 buffer_size=3500 log_freq=100 save_freq=300 eval_freq=0
+"""
 _WIDTHS = "model_size=null enc_dim=16 mlp_dim=16 latent_dim=16".split()  # which a file decides
 
 
@@ -47,7 +51,7 @@ class Scenario:
 
     Attributes:
         prepare: puts what the command needs into a directory.
-        command: program and arguments; it runs in a copy of that directory.
+        command: what follows ``python``; it runs in a copy of that directory.
         ended: part of the one line that the command refuses to run again with once its work is done; empty: it simply
             finds that nothing is left to do, or does it again.
     """
@@ -58,11 +62,11 @@ class Scenario:
 
 
 def _script(name: str, *arguments: str) -> tuple[str, ...]:
-    return (sys.executable, str(REPO / f"{name}.py"), *arguments)
+    return (str(REPO / f"{name}.py"), *arguments)
 
 
 def _module(name: str, *arguments: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", name, *arguments)
+    return ("-m", name, *arguments)
 
 
 def _short_episodes(directory: Path) -> None:
@@ -71,6 +75,10 @@ def _short_episodes(directory: Path) -> None:
     from tdmpc2.play.collector import collect
 
     collect(parse_cfg({"task": STANDS, "episodes_per_task": 30}), None, directory / "data")
+
+
+def _nothing(directory: Path) -> None:
+    """Leave a directory as it is: the command needs nothing."""
 
 
 def _many_tasks(directory: Path) -> None:
@@ -119,7 +127,7 @@ def _played(directory: Path) -> None:
     from tdmpc2.training.online import train_online
     from tests.helpers.online import config
 
-    train_online(config(directory, FALLS, episodic=True, seed_steps=3000, steps=3001, save_freq=300), None)
+    train_online(config(directory, FALLS, episodic=True, seed_steps=3000, steps=3001, save_freq=300, utd=0.01), None)
 
 
 def _store_and_teachers(directory: Path) -> None:
@@ -202,14 +210,16 @@ SCENARIOS = {
             "student_config.eval_freq=0",
         ),
     ),
-    "online": Scenario(lambda directory: None, _script("train", *_ONLINE.split())),
+    "online": Scenario(_nothing, _script("train", *_ONLINE.split())),
+    "images": Scenario(_nothing, _script("train", *_ONLINE.split(), *_IMAGES.split())),
+    "both": Scenario(_nothing, _script("train", *_ONLINE.split(), *_IMAGES_AND_NUMBERS.split())),
+    "many": Scenario(_nothing, _script("train", *_ONLINE.split(), *_MANY_TASKS.split())),
     "tune": Scenario(
         _many_tasks,
         _script("train", "checkpoint=many.pt", "freeze=encoder", *(w for w in _ONLINE.split() if w not in _WIDTHS)),
     ),
     "shown": Scenario(_logs, _script("train", *_ONLINE.split(), *_SHOWN.split())),
-    "images": Scenario(lambda directory: None, _script("train", *_ONLINE.split(), *_IMAGES.split())),
-    "share_body": Scenario(lambda directory: None, _script("train", *_ONLINE.split(), *_SHARE_BODY.split())),
+    "share_body": Scenario(_nothing, _script("train", *_ONLINE.split(), *_SHARE_BODY.split())),
     "collect": Scenario(
         _agent,
         _script(
@@ -218,7 +228,7 @@ SCENARIOS = {
             *"episodes_per_task=5 episodes_per_file=1 data_dir=data device=cpu num_threads=1".split(),
         ),
     ),
-    "import": Scenario(_chunks, (sys.executable, "-c", _IMPORT)),
+    "import": Scenario(_chunks, ("-c", _IMPORT)),
     "convert": Scenario(_chunks, _module("tdmpc2.data", "convert", "data", "store"), ended="exists"),
     "unequal": Scenario(_many_logs, _module("tdmpc2.data", "convert", "data", "store"), ended="exists"),
     "from-run": Scenario(_played, _module("tdmpc2.data", "from-run", "run", "store"), ended="exists"),
@@ -235,3 +245,5 @@ SCENARIOS = {
     ),
     "report": Scenario(_runs, _script("report", "logs", "--out", "report", "--force")),
 }
+#: Commands that learn online, for ``--commands online-all``.
+ONLINE = ("online", "images", "both", "many", "shown", "tune", "share_body")

@@ -15,7 +15,8 @@ from typing import Any
 
 from tests.crash.comparing import content, differences
 from tests.crash.running import FullDisk, Kill, Outcome, run
-from tests.crash.scenarios import SCENARIOS, Scenario
+from tests.crash.scenarios import ONLINE, SCENARIOS, Scenario
+from tests.helpers.forks import ForkServer, fork_server
 
 _MOST = 4  # disturbances in a round
 _FULL_DISKS, _FROM_START = 0.25, 0.2  # shares of the disturbances, and of the kills
@@ -36,7 +37,8 @@ class Tally:
 class Command:
     """One command with the files of its undisturbed run."""
 
-    def __init__(self, name: str, root: Path) -> None:
+    def __init__(self, name: str, root: Path, server: ForkServer) -> None:
+        self._server = server
         self.scenario: Scenario = SCENARIOS[name]
         self.tally = Tally(name)
         self._root, self._begun = root / name, 0
@@ -45,7 +47,7 @@ class Command:
         self.scenario.prepare(self._prepared)
         undisturbed = self._root / "undisturbed"
         shutil.copytree(self._prepared, undisturbed)
-        outcome = run(self.scenario.command, undisturbed)
+        outcome = run(self._server, self.scenario.command, undisturbed)
         if outcome.code != 0:
             raise RuntimeError(f"{name} fails undisturbed:\n{outcome.output}")
         self.work, self.seconds = outcome.work, outcome.seconds
@@ -63,7 +65,7 @@ class Command:
         done: list[str] = []
         ended = False
         for disturbance in self._disturbances(draw, most_kills):
-            outcome = run(self.scenario.command, directory, disturbance)
+            outcome = run(self._server, self.scenario.command, directory, disturbance)
             tally.continued += bool(done)
             if outcome.code is None:
                 tally.kills += 1
@@ -79,7 +81,7 @@ class Command:
                 tally.problems.append(f"{name}: code {outcome.code} after {'; '.join(done)}: {_last(outcome)}")
         if not ended:
             tally.continued += bool(done)
-            if not self._is_good(run(self.scenario.command, directory), done):
+            if not self._is_good(run(self._server, self.scenario.command, directory), done):
                 return
         tally.rounds += 1
         if lines := differences(self._expected, content(directory)):
@@ -108,38 +110,58 @@ class Command:
         return good
 
 
-def crash(names: Sequence[str], kills: int, seed: int, root: Path, seconds: float = float("inf")) -> list[Tally]:
+def crash(
+    server: ForkServer,
+    names: Sequence[str],
+    kills: int,
+    seed: int,
+    root: Path,
+    seconds: float = float("inf"),
+    each: bool = False,
+) -> list[Tally]:
     """Disturb commands in turn until there were so many kills in all, or the time is over.
 
     Args:
+        server: what the commands are forked from.
         names: of :data:`~tests.crash.scenarios.SCENARIOS`.
         kills: that many, and a full disk now and then.
         seed: of the moments and sizes.
         root: an empty directory; rounds with differences are left there.
         seconds: no round is begun after these.
+        each: kill every one of them so often.
     """
     end, draw = time.monotonic() + seconds, random.Random(seed)
-    commands = [Command(name, root) for name in names]
-    while (left := kills - sum(command.tally.kills for command in commands)) > 0 and time.monotonic() < end:
+    commands = [Command(name, root, server) for name in names]
+
+    def left(command: Command) -> int:
+        return kills - (command.tally.kills if each else sum(one.tally.kills for one in commands))
+
+    while (undone := [command for command in commands if left(command) > 0]) and time.monotonic() < end:
         # Each command gets its turn, so that all have been killed about as often.
-        min(commands, key=lambda command: command.tally.kills + command.tally.full_disks).round(draw, left)
+        chosen = min(undone, key=lambda command: command.tally.kills + command.tally.full_disks)
+        chosen.round(draw, left(chosen))
     return [command.tally for command in commands]
 
 
 def main() -> None:
     """Run the command line; exits with code 1 if anything differs."""
     parser = argparse.ArgumentParser(prog="python -m tests.crash", description=__doc__)
-    parser.add_argument("--kills", type=int, default=100, help="kills in all (default: 100)")
+    parser.add_argument("--kills", type=int, default=100, help="kills in all, or with --each of each (default: 100)")
+    parser.add_argument("--each", action="store_true", help="kill each command so often")
     parser.add_argument("--seconds", type=float, default=3600, help="time limit (default: 3600)")
-    parser.add_argument("--commands", default=",".join(SCENARIOS), help="which, by default %(default)s")
+    parser.add_argument(
+        "--commands", default=",".join(SCENARIOS), help="which; online-all is those that learn online (default: all)"
+    )
     parser.add_argument("--seed", type=int, default=None, help="of the kills; drawn and printed by default")
     args = parser.parse_args()
-    if unknown := [name for name in args.commands.split(",") if name not in SCENARIOS]:
+    names = args.commands.replace("online-all", ",".join(ONLINE)).split(",")
+    if unknown := [name for name in names if name not in SCENARIOS]:
         parser.error(f"--commands: {', '.join(unknown)} not among {', '.join(SCENARIOS)}")
     seed = random.SystemRandom().randrange(10**6) if args.seed is None else args.seed
     print(f"seed {seed}", flush=True)
     root = Path(tempfile.mkdtemp(prefix="tdmpc2-crash-"))
-    tallies = crash(args.commands.split(","), args.kills, seed, root, args.seconds)
+    with fork_server("matplotlib.figure") as server:
+        tallies = crash(server, names, args.kills, seed, root, args.seconds, args.each)
     problems = [problem for tally in tallies for problem in tally.problems]
     print(table(tallies))
     print("\n".join(problems))

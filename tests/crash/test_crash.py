@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from tests.crash.comparing import content, differences
 from tests.crash.running import FullDisk, Kill, run
 from tests.crash.scenarios import SCENARIOS, Scenario
 from tests.crash.session import crash, table
+from tests.helpers.forks import ForkServer
 
 #: Writes ten files in half a second; ``{}`` is what it does with one that is there.
 _WRITER = """
@@ -28,16 +28,16 @@ for i in range(10):
 
 
 def scripted(text: str, ended: str = "") -> Scenario:
-    return Scenario(lambda directory: None, (sys.executable, "-c", text), ended)
+    return Scenario(lambda directory: None, ("-c", text), ended)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["train", "cache", "online", "shown", "share_body", "tune", "collect", "import", "from-run", "targets"],
+    ["train", "cache", "online", "both", "shown", "share_body", "tune", "collect", "import", "from-run", "targets"],
 )
-def test_command_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path, name: str) -> None:
-    (tally,) = crash([name], kills=2, seed=1, root=tmp_path)
+def test_command_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path, name: str, forks: ForkServer) -> None:
+    (tally,) = crash(forks, [name], kills=2, seed=1, root=tmp_path)
     assert tally.problems == []
     assert tally.kills == 2
 
@@ -52,36 +52,43 @@ def test_command_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path, na
     ],
 )
 def test_crash_notices_commands_that_do_not_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str, problem: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: ForkServer, keep: str, problem: str
 ) -> None:
     """A command that loses, repeats or spoils its work after a kill is told from one that goes on."""
     monkeypatch.setitem(SCENARIOS, "writer", scripted(_WRITER.replace("KEEP", keep)))
     monkeypatch.setattr(session, "_FULL_DISKS", 0)
-    (tally,) = crash(["writer"], kills=2, seed=3, root=tmp_path)
+    (tally,) = crash(forks, ["writer"], kills=2, seed=3, root=tmp_path)
     assert tally.kills == 2
     assert bool(tally.problems) == bool(problem)
     assert problem in " ".join(tally.problems)
 
 
+def test_crash_kills_each_command_so_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: ForkServer) -> None:
+    for name in ("one", "two"):
+        monkeypatch.setitem(SCENARIOS, name, scripted(_WRITER.replace("KEEP", "continue")))
+    monkeypatch.setattr(session, "_FULL_DISKS", 0)
+    assert [tally.kills for tally in crash(forks, ["one", "two"], 2, 3, tmp_path, each=True)] == [2, 2]
+
+
 def test_crash_takes_a_refusal_for_the_end_only_where_that_is_its_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: ForkServer
 ) -> None:
     text = "import os, sys\nif os.path.exists('out'): print('out exists'); sys.exit(2)\nopen('out', 'w').write('x')"
     for ended, problems in (("exists", 0), ("", 1)):
         monkeypatch.setitem(SCENARIOS, "writer", scripted(text, ended))
-        command = session.Command("writer", tmp_path / (ended or "none"))
-        command._is_good(run(command.scenario.command, command._root / "undisturbed"), [])
+        command = session.Command("writer", tmp_path / (ended or "none"), forks)
+        command._is_good(run(forks, command.scenario.command, command._root / "undisturbed"), [])
         assert len(command.tally.problems) == problems
 
 
-def test_full_disk_reaches_the_command(tmp_path: Path) -> None:
-    outcome = run((sys.executable, "-c", "with open('x', 'wb') as f: f.write(bytes(5000))"), tmp_path, FullDisk(1000))
+def test_full_disk_reaches_the_command(tmp_path: Path, forks: ForkServer) -> None:
+    outcome = run(forks, ("-c", "with open('x', 'wb') as f: f.write(bytes(5000))"), tmp_path, FullDisk(1000))
     assert outcome.code == 1
     assert "File too large" in outcome.output
 
 
-def test_killed_command_has_no_code(tmp_path: Path) -> None:
-    outcome = run((sys.executable, "-c", "import time; time.sleep(60)"), tmp_path, Kill(0.2, from_start=True))
+def test_killed_command_has_no_code(tmp_path: Path, forks: ForkServer) -> None:
+    outcome = run(forks, ("-c", "import time; time.sleep(60)"), tmp_path, Kill(0.2, from_start=True))
     assert outcome.code is None
     assert outcome.seconds < 30
 

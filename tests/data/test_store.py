@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -19,6 +21,7 @@ from tdmpc2.data.store.importer import import_episodes
 from tdmpc2.data.store.meta import BLOCK, StoreMeta
 from tdmpc2.data.store.store import EpisodeStore
 from tests.helpers.data import SPECS, L, fields
+from tests.helpers.data_command import episodes, write_store
 
 TASKS = [0, 1, 2, 2, 1]
 BLOCKS = [(0, 2), (2, 2), (4, 1)]
@@ -196,3 +199,31 @@ def test_store_open_of_edited_meta_is_refused_or_harmless(store: EpisodeStore) -
             assert all(len(file.sha256) == -(-5 // found.meta.block) for file in found.meta.files.values())
             assert found.checksum
     assert opened > 0
+
+
+def open_rows(root: Path) -> int:
+    """Count the descriptors of this process for the rows of a store."""
+    return sum(Path(file.path) == root / "rows.npy" for file in psutil.Process().open_files())
+
+
+def test_store_closes_its_file_with_itself(tmp_path: Path) -> None:
+    """Descriptors were left to the garbage collector, whose time nobody knows, with a warning for each."""
+    root = write_store(tmp_path / "d", episodes())
+    store = EpisodeStore.open(root)
+    rows = store.rows
+    assert open_rows(root) == 2  # a map has a descriptor of its own
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del store
+    assert open_rows(root) == 1
+    assert rows.sum() != 0  # what is mapped stays
+    del rows
+    assert open_rows(root) == 0
+
+
+def test_store_that_is_refused_leaves_no_file_open(tmp_path: Path) -> None:
+    root = write_store(tmp_path / "d", episodes())
+    os.truncate(root / "rows.npy", 900)
+    with pytest.raises(ValueError, match="900 bytes instead of"):
+        EpisodeStore.open(root)
+    assert open_rows(root) == 0

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import tdmpc2.data
+from examples import own_data
 from tdmpc2.config import parse_cfg
 from tdmpc2.data import EpisodeDataset, import_episodes, write_episodes
 from tdmpc2.data.chunks import read_chunk
@@ -211,10 +212,12 @@ def test_importing_the_package_stays_cheap() -> None:
 
 
 @pytest.mark.slow
-def test_example_of_own_data_trains(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, REPO / "examples" / "own_data.py", tmp_path], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    assert "read: 20 episodes" in done.stdout
+def test_example_of_own_data_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(own_data, "STEPS", 20)
+    own_data.main(tmp_path)
+    out = capsys.readouterr().out
+    assert "read: 20 episodes" in out
+    assert "trained; its action in the first state:" in out
     assert (tmp_path / "run" / "model.pt").exists()

@@ -14,10 +14,10 @@ import pytest
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.distillation import distillation as distill
-from tdmpc2.distillation.targets import loss_name
+from tdmpc2.distillation.targets import TARGETS, loss_name
 from tdmpc2.training.offline import train
 from tests.helpers.distillation import every_target, make_expert
-from tests.helpers.runs import equal, rows
+from tests.helpers.runs import TINY, equal, rows
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -29,20 +29,32 @@ def expert(cfg: Config, tmp_path: Path) -> Config:
     return Config(checkpoint=str(tmp_path / "expert.pt"))
 
 
+LEARNING: dict[str, Any] = {"steps": 120, "log_freq": 1, "lr": 2e-3, "batch_size": 32}
+
+
+@pytest.fixture(scope="module")
+def untaught(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
+    """The training log of a student that is not taught, but measured by every target."""
+    root = tmp_path_factory.mktemp("untaught")
+    keys = {**TINY, **LEARNING, "distillation_targets": [f"{target} 0" for target in TARGETS]}
+    cfg = Config(data_dir=str(data_dir), work_dir=str(root / "run"), **keys)
+    make_expert(cfg).save(root / "expert.pt")
+    train(cfg, Config(checkpoint=str(root / "expert.pt")))
+    return rows(cfg.run_dir / "train.csv")
+
+
 @every_target
-def test_train_with_any_target_lowers_its_loss(cfg: Config, expert: Config, target: str, tmp_path: Path) -> None:
+def test_train_with_any_target_lowers_its_loss(
+    cfg: Config, expert: Config, untaught: list[dict[str, float]], target: str
+) -> None:
     """The loss falls, and further than in a student that is not taught but is measured alike."""
     weight = 5.0 if target not in ("value", "policy", "reward_logits") else 1.0
-    keys = {"steps": 120, "log_freq": 1, "lr": 2e-3, "batch_size": 32, "distillation_targets": (f"{target} {weight}",)}
-    cfg = cfg.replace(**keys)
+    cfg = cfg.replace(**LEARNING, distillation_targets=(f"{target} {weight}",))
     train(cfg, expert)
-    untaught = cfg.replace(distillation_targets=(f"{target} 0",), work_dir=str(tmp_path / "untaught"))
-    train(untaught, expert)
-    curves = []
-    for run_cfg in (cfg, untaught):
-        log = rows(run_cfg.run_dir / "train.csv")
-        curves.append([row[f"{loss_name(target)}_loss"] for row in log])
-    first, last, last_untaught = np.mean(curves[0][:5]), np.mean(curves[0][-20:]), np.mean(curves[1][-20:])
+    taught, others = (
+        [row[f"{loss_name(target)}_loss"] for row in log] for log in (rows(cfg.run_dir / "train.csv"), untaught)
+    )
+    first, last, last_untaught = np.mean(taught[:5]), np.mean(taught[-20:]), np.mean(others[-20:])
     assert last < 0.95 * first
     assert last < 0.95 * last_untaught
 

@@ -107,7 +107,7 @@ def test_mutations_of_one_seed_are_the_same() -> None:
 
 @pytest.mark.slow
 def test_fuzz_short_run_finds_no_fault(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "tests.fuzz", "--inputs", "150", "--minutes", "4", "--seed", "11", "--workers", "1"]
+    line = [sys.executable, "-m", "tests.fuzz", "--inputs", "80", "--minutes", "4", "--seed", "11", "--workers", "1"]
     done = subprocess.run(
         [*line, "--faults", str(tmp_path)], cwd=REPO, env=environment(), capture_output=True, text=True, check=False
     )

@@ -20,9 +20,11 @@ from pathlib import Path
 from tests.helpers.reference import REPO
 
 _SERVER = """
-import json, os, runpy, signal, sys, traceback
+import importlib, json, os, resource, runpy, signal, sys, traceback
 import tdmpc2.envs.dm_control, tdmpc2.envs.vector, tdmpc2.training.offline, tdmpc2.play.collector
 import tdmpc2.commands.hydra_app, tdmpc2.commands.targets, tdmpc2.data.store.importer, torch._dynamo
+for name in sys.argv[1:]:
+    importlib.import_module(name)
 
 def work(job):
     os.setsid()
@@ -31,6 +33,8 @@ def work(job):
         os.dup2(os.open(job["streams"][stream - 1], os.O_WRONLY | os.O_CREAT), stream)
     os.chdir(job["cwd"])
     os.environ.update(job["environment"])
+    if job["largest"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest"], resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     first, *rest = job["argv"]
     try:
         if first == "-c":
@@ -116,13 +120,22 @@ class ForkServer:
     def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
         self._process, self._folder, self._numbers = process, folder, itertools.count()
 
-    def start(self, argv: Sequence[object], cwd: Path, variables: Mapping[str, str] | None = None) -> Job:
+    def start(
+        self,
+        argv: Sequence[object],
+        cwd: Path,
+        variables: Mapping[str, str] | None = None,
+        output: Path | None = None,
+        largest: int | None = None,
+    ) -> Job:
         """Start a command.
 
         Args:
             argv: what would follow ``python``: a script, ``-m`` and a module or ``-c`` and a program; then words.
             cwd: where it runs.
             variables: besides those of :func:`environment`.
+            output: what it prints to instead of the files of the job.
+            largest: bytes beyond which none of its files can grow, as on a disk that is full.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -130,19 +143,20 @@ class ForkServer:
         code, out, err = (self._folder / f"{number}.{kind}" for kind in ("code", "out", "err"))
         out.touch()
         err.touch()
+        streams = [str(output or out), str(output or err)]
         job = {"argv": [*map(str, argv)], "cwd": str(cwd), "environment": dict(variables or {}),
-               "streams": [str(out), str(err)], "code": str(code)}  # fmt: skip
+               "streams": streams, "code": str(code), "largest": largest}  # fmt: skip
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
         return Job(int(self._process.stdout.readline()), code, out, err)
 
 
 @contextlib.contextmanager
-def fork_server() -> Iterator[ForkServer]:
-    """Start a server; it ends with the context."""
+def fork_server(*modules: str) -> Iterator[ForkServer]:
+    """Start a server that has also imported these modules; it ends with the context."""
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
-            [sys.executable, "-c", _SERVER], env=environment(), cwd=folder, stdin=subprocess.PIPE,
+            [sys.executable, "-c", _SERVER, *modules], env=environment(), cwd=folder, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         yield ForkServer(process, Path(folder))

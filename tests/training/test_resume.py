@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config
@@ -204,7 +205,12 @@ def test_train_does_not_double_rows_of_cut_off_evaluation(
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_dry_run_estimates_and_writes_nothing(cfg: Config, capsys: pytest.CaptureFixture[str], begun: bool) -> None:
+def test_dry_run_estimates_and_writes_nothing(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], begun: bool
+) -> None:
+    """The planner would be compiled for so many plans, which takes most of a minute; here it is only asked."""
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(FastPlanner, "speed_up", lambda self, wanted, plans: asked.append((wanted, plans)) or "")
     if begun:
         train(cfg.replace(steps=10), None)
     there = {path: path.stat().st_mtime_ns for path in cfg.run_dir.parent.rglob("*")}
@@ -218,6 +224,7 @@ def test_dry_run_estimates_and_writes_nothing(cfg: Config, capsys: pytest.Captur
     assert updates[1] == ("990" if begun else "1,000")
     assert float(updates[2]) > 0
     assert "evaluation  4 x 2,000 plans" in text
+    assert asked == [("auto", 2000)]
     assert "teacher     none" in text
     assert re.search(r"data        chunk files, 0\.\d\d GB on cpu", text)
     assert re.search(r"memory      about 0\.\d\d GB .*\ndisk        0\.\d\d GB .*\nin all      about 0:", text)

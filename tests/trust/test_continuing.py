@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import tdmpc2_start
 from tdmpc2.play import results
 from tdmpc2.support.cli import one_line_errors
 from tdmpc2.support.signals import EndedBySignal
@@ -21,6 +22,7 @@ from tdmpc2.tracking.logger import Logger
 from tdmpc2.tracking.progress import Progress
 from tdmpc2.training.guards import STOPPED, stop_on_signal
 from tdmpc2.training.run_dir import hold, lock
+from tests.helpers.reference import REPO
 from tests.helpers.tracking import config
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and locks are those of POSIX")
@@ -107,16 +109,33 @@ def test_command_started_before_it_listened_takes_ctrl_c() -> None:
 @pytest.mark.parametrize("script", ["train", "evaluate", "collect", "quantize", "report"])
 def test_script_listens_before_its_slow_imports(script: str) -> None:
     """Ctrl-C in the first tenths of a second was a traceback."""
-    from tests.helpers.reference import REPO
-
     text = (REPO / f"{script}.py").read_text()
-    assert text.index("signal.SIG_DFL") < text.index("from tdmpc2")
+    assert text.index("prepare()") < min(text.find(name) % len(text) for name in ("import hydra", "from tdmpc2."))
+
+
+def _variables_after(call: str, **environment: str) -> list[str]:
+    """Variables of OpenMP and slow modules in a process that has made one call."""
+    code = f"import os, sys, tdmpc2_start; tdmpc2_start.{call}; " + (
+        "print(*(f'{k}={v}' for k, v in os.environ.items() if 'OMP_' in k), *({'torch', 'hydra'} & {*sys.modules}))"
+    )
+    own = {"PATH": os.environ["PATH"], **environment}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=own, cwd=REPO)
+    return done.stdout.split()
+
+
+def test_command_bounds_the_spinning_of_threads_before_torch_is_imported() -> None:
+    """Beside a busy process two threads that wait for each other took ten times as long."""
+    assert _variables_after("prepare()") == [f"GOMP_SPINCOUNT={tdmpc2_start.SPIN_COUNT}"]
+
+
+@pytest.mark.parametrize("chosen", ["OMP_WAIT_POLICY=ACTIVE", "GOMP_SPINCOUNT=7"])
+def test_command_leaves_the_users_choice_of_spinning(chosen: str) -> None:
+    name, _, value = chosen.partition("=")
+    assert _variables_after("bound_spinning()", **{name: value}) == [chosen]
 
 
 def test_console_script_interrupted_while_it_is_imported_is_one_line(tmp_path: Path) -> None:
     """The package takes a second to import, in which Ctrl-C was a traceback of forty lines."""
-    from tests.helpers.reference import REPO
-
     (tmp_path / "tdmpc2").mkdir()
     (tmp_path / "tdmpc2" / "__init__.py").write_text("raise KeyboardInterrupt\n")
     code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(REPO)!r}]; import tdmpc2_start; tdmpc2_start.main()"
@@ -126,8 +145,6 @@ def test_console_script_interrupted_while_it_is_imported_is_one_line(tmp_path: P
 
 
 def test_console_script_starts_where_interruptions_are_handled() -> None:
-    from tests.helpers.reference import REPO
-
     scripts = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"tdmpc2": "tdmpc2_start:main"}
 

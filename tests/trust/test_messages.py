@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tdmpc2 import Config, load_agent, make_env, parse_cfg
 from tdmpc2.commands import main
 from tdmpc2.commands.overrides import read_line
+from tdmpc2.data.episodes import write_episodes
+from tdmpc2.envs import task_spec
 from tdmpc2.quantization.command import overrides_of
 from tdmpc2.support.cli import one_line_errors
 
@@ -107,6 +110,15 @@ def test_empty_path_is_refused(key: str, value: str) -> None:
         lambda: parse_cfg(None),  # type: ignore[arg-type]
         lambda: parse_cfg([1]),  # type: ignore[arg-type]
         lambda: parse_cfg({"foo": 1}),
+        lambda: task_spec(np.ones(3)),  # type: ignore[arg-type]
+        lambda: write_episodes("d", None, []),  # type: ignore[arg-type]
+        lambda: write_episodes("d", np.ones(3), []),  # type: ignore[arg-type]
+        lambda: write_episodes("d", "walker-walk", [], task_set=5),  # type: ignore[arg-type]
+        lambda: write_episodes("d", "walker-walk", torch.ones(())),  # type: ignore[arg-type]
+        lambda: write_episodes("d", "walker-walk", 5),  # type: ignore[arg-type]
+        lambda: write_episodes("d", "walker-walk", [5], terminated=torch.ones(())),  # type: ignore[arg-type]
+        lambda: write_episodes("d", "walker-walk", [5], terminated=[np.ones(3)]),  # type: ignore[list-item]
+        lambda: write_episodes("d", "walker-walk", [5], terminated=[float("nan")]),  # type: ignore[list-item]
         lambda: load_agent(None),  # type: ignore[arg-type]
         lambda: load_agent(5),  # type: ignore[arg-type]
         lambda: load_agent({}),
@@ -195,6 +207,42 @@ def test_allocation_that_fails_is_one_line_about_memory(
     said = capsys.readouterr().err
     assert said.startswith("error: There is not enough memory for this")
     assert said.count("\n") == 1
+
+
+LONG = "walker " * 2000
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"distillation_targets": [LONG]},
+        {"distillation_targets": [LONG.replace(" ", "")]},
+        {"freeze": [LONG], "checkpoint": "x.pt"},
+        {"mix": LONG},
+        {"mix": [LONG]},
+        {"mix": {LONG: 5}},
+        {"mix": [{LONG: 5}]},
+        {"mix": [{"share": 0.5, "kind": LONG}]},
+        {"teachers": {LONG: 5}},
+    ],
+)
+def test_endless_text_is_cut_where_it_is_named(keys: dict[str, Any]) -> None:
+    """A checkpoint's configuration can hold a text without end, which filled the terminal."""
+    with pytest.raises(ValueError, match="walker") as error:
+        parse_cfg({**keys, "mode": "online"} if "freeze" in keys else keys)
+    assert len(str(error.value)) < 1500
+
+
+def test_error_whose_line_has_no_end_is_cut_in_the_middle(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails() -> None:
+        raise ValueError(f"begin {LONG} remedy\n  and a second line")
+
+    assert ended(fails) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert len(first) < 1300
+    assert first.startswith("error: begin walker")
+    assert first.endswith("walker  remedy")
+    assert second == "  and a second line"
 
 
 def test_fault_of_the_program_keeps_its_traceback() -> None:

@@ -90,6 +90,15 @@ def reason() -> str:
     return _load()[1]
 
 
+def is_built() -> bool:
+    """True if the library is there and of the sources beside it, whatever this processor makes of it."""
+    try:
+        opened(_PATH)
+    except RuntimeError:
+        return False
+    return True
+
+
 def identity() -> str:
     """Name the build and the variant in use, for what is remembered about them."""
     return f"{sources_id()}-{load().name}"

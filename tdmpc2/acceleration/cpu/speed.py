@@ -30,7 +30,7 @@ from tdmpc2.support.runtime import processor_name
 
 _FORMATS = ("fp32", "bf16", "int8")
 _TURNS = 7
-_CLEARLY = 0.9  # of two formats as fast as each other, timing must not choose another one on every machine
+_CLEARLY = 0.9  # of two formats as fast as each other, the more exact one is taken, whatever disturbs the timing
 
 
 @functools.cache
@@ -44,7 +44,7 @@ def kernel_seconds() -> dict[str, float]:
 
 
 def fastest(candidates: tuple[str, ...], seconds: Mapping[str, float]) -> str:
-    """The first of some number formats, unless another one is clearly faster."""
+    """Choose the first of some number formats, the most exact one, unless another is clearly faster."""
     first, best = candidates[0], min(candidates, key=seconds.__getitem__)
     return best if seconds[best] < _CLEARLY * seconds[first] else first
 

@@ -20,7 +20,9 @@ import math
 import mmap
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO, FileIO
@@ -48,7 +50,7 @@ class EpisodeStore:
         rows: [N, L+1, W] int32 records, or [R, W] where episodes have lengths of their own; mapped read-only: writing
             to them ends the process.
         index: task, length and end of each episode.
-        file: ``rows.npy``, kept open: another store may come under its name.
+        file: ``rows.npy``, open as long as this object lives: another store may come under its name.
     """
 
     path: Path
@@ -67,11 +69,17 @@ class EpisodeStore:
         root = Path(path).expanduser()
         meta = StoreMeta.read(root / "meta.json")
         mapped, offset, file = _map(root / "rows.npy", meta.shape, meta.row_format.record, meta.files["rows.npy"].bytes)
+        try:
+            index = read_index(root, meta, {name: _read_column(root / name, meta) for name in meta.columns})
+        except BaseException:
+            file.close()
+            raise
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             rows = torch.frombuffer(mapped, dtype=torch.int32, offset=offset).view(*meta.shape, meta.row_format.words)
-        columns = {name: _read_column(root / name, meta) for name in meta.columns}
-        return cls(root, meta, rows, read_index(root, meta, columns), file)
+        store = cls(root, meta, rows, index, file)
+        weakref.finalize(store, file.close)
+        return store
 
     @property
     def task(self) -> Tensor:
@@ -214,16 +222,19 @@ def _read_at(file: FileIO, buffer: memoryview, offset: int) -> int:
 
 def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype, size: int) -> tuple[mmap.mmap, int, FileIO]:
     start = header(shape, dtype)
-    try:
-        file = cast(FileIO, open_regular(path).detach())  # it stays open
-        found = os.fstat(file.fileno()).st_size
-        if found != size:
-            raise ValueError(f"{path} has {found:,} bytes instead of {size:,}. {AGAIN}")
-        if file.read(len(start)) != start or size != len(start) + math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{path} does not hold {shape} of {dtype} as its meta.json says. {AGAIN}")
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}. {AGAIN}") from error
+    with ExitStack() as refused:
+        try:
+            file = cast(FileIO, open_regular(path).detach())
+            refused.callback(file.close)
+            found = os.fstat(file.fileno()).st_size
+            if found != size:
+                raise ValueError(f"{path} has {found:,} bytes instead of {size:,}. {AGAIN}")
+            if file.read(len(start)) != start or size != len(start) + math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"{path} does not hold {shape} of {dtype} as its meta.json says. {AGAIN}")
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error}. {AGAIN}") from error
+        refused.pop_all()  # it stays open
     if hasattr(mmap, "MADV_RANDOM"):  # slices are far apart: reading ahead would read 30 times as much
         mapped.madvise(mmap.MADV_RANDOM)
     return mapped, len(start), file
