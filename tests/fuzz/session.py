@@ -50,11 +50,10 @@ def supervise(options: argparse.Namespace, scratch: Path) -> int:
     make.join()
     if make.exitcode:
         raise SystemExit("The sample files could not be made")
-    begun, share = time.monotonic(), -(-options.inputs // options.workers)
-    end = begun + 60 * options.minutes
+    share, limit = -(-options.inputs // options.workers), 60 * options.minutes
     workers = [
         context.Process(
-            target=work, args=(options.seed, index, options.workers, share, options.only, scratch, end, results)
+            target=work, args=(options.seed, index, options.workers, share, options.only, scratch, limit, results)
         )
         for index in range(options.workers)
     ]
@@ -63,10 +62,13 @@ def supervise(options: argparse.Namespace, scratch: Path) -> int:
     table: dict[str, Counter[str]] = {}
     seconds: Counter[str] = Counter()
     known: set[tuple[str, ...]] = set()
-    said = begun
+    begun = said = time.monotonic()
     while any(worker.is_alive() for worker in workers) or not results.empty():
         with contextlib.suppress(queue.Empty):
-            name, level, outcome, detail, words, kept, took = results.get(timeout=1)
+            if (result := results.get(timeout=1)) is None:  # the time begins when the processes are warm
+                begun = time.monotonic()
+                continue
+            name, level, outcome, detail, words, kept, took = result
             table.setdefault(f"{name} ({level})", Counter())[outcome] += 1
             seconds[f"{name} ({level})"] += took
             signature = (name, outcome, re.sub(r"[0-9]+|'.*?'", "#", detail)[:80])
@@ -75,7 +77,7 @@ def supervise(options: argparse.Namespace, scratch: Path) -> int:
                 _keep(options.faults / f"{len(known):04d}", kept, words, f"{name} ({level}): {outcome}: {detail}")
         if time.monotonic() - said > 10:
             said = time.monotonic()
-            _say(table, begun, min(end, begun + 1e9))
+            _say(table, begun, begun + limit)
     faults = _print(table, seconds, time.monotonic() - begun)
     if broken := sum(worker.exitcode != 0 for worker in workers):
         print(f"{broken} of {len(workers)} processes broke off: a fault of this tool, see above")
@@ -91,15 +93,16 @@ def _make(template: Path) -> None:
         samples.make(template)
 
 
-def work(seed: int, index: int, workers: int, share: int, only: str, scratch: Path, end: float, results: Any) -> None:
-    """Try inputs one after the other until the time is over."""
-    from tests.fuzz.warm import warm
-
-    warm(scratch / "template", scratch / f"warm{index}")
+def work(seed: int, index: int, workers: int, share: int, only: str, scratch: Path, limit: float, results: Any) -> None:
+    """Try inputs one after the other for so many seconds."""
     from tests.fuzz.jobs import JOBS, Job, random_line
     from tests.fuzz.mutations import mutate
     from tests.fuzz.runner import Result, attempt, content, prepare
+    from tests.fuzz.warm import warm
 
+    warm(scratch / "template", scratch / f"warm{index}")
+    results.put(None)
+    end = time.monotonic() + limit
     template, seen = scratch / "template", set()
     names = [name for name in (*JOBS, "command line", "call") if re.search(only, name)]
     shares = [JOBS[name].weight if name in JOBS else 6.0 for name in names]
