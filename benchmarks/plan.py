@@ -5,12 +5,18 @@ python benchmarks/plan.py --full
 The model is the MT30 student of --size with random weights; the time of a plan does not depend on them. On a CPU the
 kernels of this project and torch.compile, on CUDA torch.compile and one graph. Results: `name`, `num_envs`, `plain_ms`,
 `fast_ms`, `matmul_ms` (medians, per environment) and `speedup` (median of the turns'). `matmul_ms` is the time of a
-plan's matrix products alone, by PyTorch in the same format, measured in the same turns.
+plan's matrix products alone, by PyTorch in the same format, measured in the same turns. With --busy N, everything is
+timed once more beside N processes that each keep a core busy: `busy_ms`, and `slowdown` against `fast_ms`. As many as
+there are cores leave a plan half of them; where threads wait for one another by spinning, it takes far more than twice
+the time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -112,11 +118,28 @@ def plan_runs(cfg: Config, num_envs: int, device: torch.device) -> dict[str, Run
     return runs
 
 
+@contextlib.contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Keep so many cores busy for as long as the block lasts."""
+    code = "print(flush=True)\nwhile True: pass"
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(count)]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            process.stdout.readline()  # it has begun
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
 @torch.no_grad()
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, repeats=20, device="auto")
     parser.add_argument("--size", type=int, default=1, help="model size (default: %(default)s)")
     parser.add_argument("--envs", type=int, nargs="+", default=[1, 8], help="environments at once (default: 1 8)")
+    parser.add_argument("--busy", type=int, default=0, help="processes that keep a core busy each (default: none)")
     args = parse(parser, argv, envs=[2])
     cfg, device = make_config(args, model_size=args.size), resolve_device(args.device)
     results: list[dict[str, Any]] = []
@@ -124,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         runs = plan_runs(cfg, num_envs, device)
         floors = {name.split()[1]: product_run(cfg, name.split()[1], num_envs, device) for name in runs}
         times = take_turns({**runs, **floors}, args.repeats, device=device, limit=args.limit)
-        results += [
+        rows: list[dict[str, Any]] = [
             {
                 "name": name,
                 "num_envs": num_envs,
@@ -135,10 +158,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             }
             for name in runs
         ]
+        if args.busy:
+            with busy_processes(args.busy):
+                busy = take_turns(runs, args.repeats, device=device, limit=args.limit)
+            for row in rows:
+                row["busy_ms"] = busy.ms(row["name"]) / num_envs
+                row["slowdown"] = row["busy_ms"] / row["fast_ms"]
+        results += rows
     columns = [
         ("how", "name", ""), ("environments", "num_envs", ""), ("ms", "fast_ms", ".1f"), ("speedup", "speedup", ".2f"),
         ("products alone, ms", "matmul_ms", ".1f"),
     ]  # fmt: skip
+    if args.busy:
+        columns += [("busy, ms", "busy_ms", ".1f"), ("slowdown", "slowdown", ".2f")]
     report("plan", args, results, columns)
 
 

@@ -11,13 +11,13 @@ int8-weight-only  int8, the encoder's first fp16             fp16               
 mixed             int8 where measurement allows, else fp16   fp16                   int8 and as fp16
 ================  =========================================  =====================  ================================
 
-int8 weights are symmetric with one float32 scale per output channel and head, stored as ``<name>.scale``. int8 products
-quantise every input row between its own bounds; those of the last layers of dynamics and Q heads keep floating-point
-inputs (:func:`~tdmpc2.acceleration.low_precision.planning_format`). The first layer of the encoder takes raw
-observations of many units: with it in int8 all outputs lose 2 to 7 dB for 2 % of the bytes of a 1M model. Biases and
-LayerNorms are stored in fp16: in float32 they change no output error of int8 by more than 0.1 dB (at -13 to -40 dB,
-1M student) and make the file 1.8 % larger. Once loaded they are float32, as is all that follows a product.
-Target heads serve training only and are not stored.
+int8 weights are symmetric with one float32 scale per output channel and head, stored as ``<name>.scale``. int8
+products quantise every input row between its own bounds; those of the last layers of dynamics and Q heads keep
+floating-point inputs (:func:`~tdmpc2.acceleration.low_precision.planning_format`), which the CPU kernels quantise to
+12 bits. The first layer of the encoder takes raw observations of many units: with it in int8 all outputs lose 2 to 7
+dB for 2 % of the bytes of a 1M model. Biases and LayerNorms are stored in fp16: in float32 they change no output error
+of int8 by more than 0.1 dB (at -13 to -40 dB, 1M student) and make the file 1.8 % larger. Once loaded they are
+float32, as is all that follows a product. Target heads serve training only and are not stored.
 """
 
 from __future__ import annotations

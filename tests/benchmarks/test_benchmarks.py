@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -89,6 +90,15 @@ def test_benchmark_without_arguments_runs(
 
 def test_train_benchmark_of_one_process_runs(capsys: pytest.CaptureFixture[str]) -> None:
     check_output("train", quick_run("train", capsys, "--processes", "1"))
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_plan_benchmark_beside_a_busy_process_tells_the_slowdown(capsys: pytest.CaptureFixture[str]) -> None:
+    output = quick_run("plan", capsys, "--busy", "1")
+    check_output("plan", output)
+    for entry in json.loads(output.splitlines()[-1])["results"]:
+        assert entry["slowdown"] == pytest.approx(entry["busy_ms"] / entry["fast_ms"])
+    assert not psutil.Process().children()
 
 
 @pytest.mark.usefixtures("no_compiler")

@@ -84,19 +84,22 @@ void finish(const Layer& layer, const Rows& rows, int count, const float* action
     }
 }
 
-// Expected value of logits in raw units.
-float decode(const float* logits, const float* bins, int count) {
-    Floats high = splat(logits[0]);
-    for (int i = 0; i < count; i += lanes)
-        high = maximum(select(first(count - i), load(logits + i), splat(logits[0])), high);
+// Expected value of logits, before the inverse of symlog.
+INLINE float expected(const float* logits, const float* bins, int count) {
+    const int full = (count - 1) / lanes * lanes;  // the last vector may lack some lanes
+    const Floats last = select(first(count - full), load(logits + full), splat(logits[0]));
+    Floats high = last;
+    for (int i = 0; i < full; i += lanes) high = maximum(load(logits + i), high);
     const Floats highest = splat(reduce_max(high));
-    Floats total = splat(0), moment = total;
-    for (int i = 0; i < count; i += lanes) {
-        const Floats e = exp(maximum(splat(lowest_exponent), load(logits + i) - highest));
-        const Floats counted = select(first(count - i), e, splat(0));
-        total = total + counted, moment = fma(counted, load(bins + i), moment);
+    const auto weight = [&](Floats logit) __attribute__((always_inline)) {
+        return exp(maximum(splat(lowest_exponent), logit - highest));
+    };
+    Floats total = select(first(count - full), weight(last), splat(0)), moment = total * load(bins + full);
+    for (int i = 0; i < full; i += lanes) {
+        const Floats e = weight(load(logits + i));
+        total = total + e, moment = fma(e, load(bins + i), moment);
     }
-    return symexp(reduce_add(moment) / reduce_add(total));
+    return reduce_add(moment) / reduce_add(total);
 }
 
 // What the samples of an environment share in a network's first layer: bias, task and, at the first step, the latent.
@@ -171,7 +174,13 @@ struct Tile {
 
     // total += weight * decoded output in `hidden`
     void add_decoded(int count, float weight, float* total) const {
-        for (int r = 0; r < count; r++) total[r] += weight * decode(hidden.row(r), n.bins, n.num_bins);
+        for (int start = 0; start < count; start += lanes) {
+            float value[lanes] = {};
+            const int rows = smaller(lanes, count - start);
+            for (int r = 0; r < rows; r++) value[r] = expected(hidden.row(start + r), n.bins, n.num_bins);
+            store(value, symexp(load(value)));
+            for (int r = 0; r < rows; r++) total[start + r] += weight * value[r];
+        }
     }
 
     const Networks& n;

@@ -278,9 +278,9 @@ INLINE Floats tanh(Floats x) {
 }
 
 // sign(x) (e^|x| - 1), infinite where float32 overflows.
-INLINE float symexp(float x) {
-    const Floats y = minimum(splat(100), absolute(splat(x))), half = exp(splat(0.5f) * y);
-    return with_sign(fma(half, half, splat(-1)), splat(x)).part[0][0];
+INLINE Floats symexp(Floats x) {
+    const Floats half = exp(splat(0.5f) * minimum(splat(100), absolute(x)));
+    return with_sign(fma(half, half, splat(-1)), x);
 }
 
 }  // namespace tdmpc2::TDMPC2_VARIANT
