@@ -22,8 +22,8 @@ pytestmark = pytest.mark.usefixtures("own_folder")
     [
         ("rewards", r"'rewards' is not one of reward, .*policy\. Did you mean 'reward'\?"),
         (["reward", "reward 0.1"], "'reward 0.1': 'reward' is there twice"),
-        (["value -1"], r"'value -1': the weight -1\.0 must be at least 0"),
-        (["value nan"], r"the weight nan must be at least 0"),
+        (["value -1"], r"'value -1': the weight -1\.0 must be between 0 and"),
+        (["value nan"], r"the weight nan must be between 0 and"),
         (["value much"], r"'value much' is not 'NAME' or 'NAME WEIGHT', for example"),
         (["value 1 2"], r"'value 1 2' is not 'NAME' or"),
         ([], "must name at least one target; teacher_config=null"),

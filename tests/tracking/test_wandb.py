@@ -211,7 +211,8 @@ def test_wandb_run_after_killed_service_is_recorded(tmp_path: Path, monkeypatch:
                         process.kill()
                         process.wait()
         lines.append(stream.getvalue().splitlines())
-    wandb.teardown()
+    with contextlib.suppress(ConnectionError):  # of the service that was killed
+        wandb.teardown()
     assert [line.partition(",")[0] for line, *_ in lines] == ["Weights & Biases: offline"] * 2
     (path,) = (tmp_path / "later" / "wandb").glob("offline-run-*/*.wandb")
     assert read_run(path).series("train/a") == [(1, 1.0)]

@@ -75,7 +75,7 @@ def test_agent_that_no_machine_holds_is_refused_by_its_key(keys: dict[str, Any],
         TDMPC2(Config(**WIDE, **keys))
 
 
-@pytest.mark.parametrize("keys", [{"vmax": 1e308}, {"vmin": -1e308}, {"vmax": 89.0}])
+@pytest.mark.parametrize("keys", [{"vmax": 1e29}, {"vmin": -1e29}, {"vmax": 89.0}])
 def test_bins_beyond_float32_are_refused(keys: dict[str, float]) -> None:
     """torch said 'value cannot be converted to type float without overflow'."""
     (name,) = keys

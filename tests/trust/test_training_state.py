@@ -117,7 +117,7 @@ def test_state_with_wrong_entry_is_refused_before_anything_is_loaded(
     torch.save(content, tmp_path / "state.pt")
     agent = TDMPC2(cfg)
     before = [tensor.clone() for tensor in agent.model.state_dict().values()]
-    with pytest.raises(ValueError, match=rf"state\.pt.*{words}.*Set exp_name to start a new run") as error:
+    with pytest.raises(ValueError, match=rf"state\.pt.*{words}.*set exp_name to start a new run") as error:
         run_dir.restore(agent, tmp_path)
     assert "\n" not in str(error.value)
     assert all(torch.equal(a, b) for a, b in zip(before, agent.model.state_dict().values(), strict=True))
@@ -178,7 +178,7 @@ def test_part_that_refuses_its_state_is_one_line(cfg: Config, saved: Path) -> No
 
     run = Run.__new__(Run)
     run.cfg, run.resumed = cfg, run_dir_resumed({"replay": {}})
-    with pytest.raises(ValueError, match=r"state\.pt: the state of its part 'replay' is damaged \[KeyError: 'rows'\]"):
+    with pytest.raises(ValueError, match=r"state\.pt: replay is damaged \[KeyError: 'rows'\]"):
         run.attach("replay", Part())
 
 
