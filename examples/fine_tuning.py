@@ -1,4 +1,4 @@
-"""What fine-tuning a model of many tasks to one gives: before, after, and beside a run from scratch of the same length.
+"""Fine-tune a model of many tasks to one, and compare: before, after, and a run from scratch of the same length.
 
 python examples/fine_tuning.py CHECKPOINT [--task walker-walk] [--steps 10000] [--seeds 1,2,3] [KEY=VALUE ...]
 

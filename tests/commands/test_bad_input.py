@@ -63,7 +63,10 @@ BAD_INPUT = [
     # tasks
     (f"{TRAIN} student_config.task=walker-wlak", "'walker-wlak'. Did you mean 'walker-walk'"),
     (f"{TRAIN} student_config.task=Nope-v9", "task=Nope-v9 in student_config"),
-    ("collect.py tasks=[walker-wlak]", r"and 26 others\). Did you mean 'walker-walk'"),
+    (
+        "collect.py tasks=[walker-wlak]",
+        r"'walker-wlak' is not in task set 'mt30' \(.* and 26 others\)\. Did you mean 'walker-walk'",
+    ),
     (f"{EVALUATE} checkpoint=student.pt task=pendulum-spim", "Did you mean 'pendulum-spin'"),
     # files
     ("evaluate.py", "Nothing to evaluate: name a file"),

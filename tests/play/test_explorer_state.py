@@ -1,4 +1,4 @@
-"""What is saved of the environments of a run that learns online."""
+"""Saved state of the environments of a run that learns online."""
 
 from __future__ import annotations
 

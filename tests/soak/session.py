@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,10 +133,8 @@ def soak(kind: str, minutes: float, every: float, directory: Path) -> tuple[list
     """Train for some minutes, then ask it to end.
 
     Returns:
-        The samples, and the last line that the training printed.
-
-    Raises:
-        RuntimeError: it ended before, or not with the exit code of a run that can go on.
+        The samples, and what is wrong with its end: it ended before, or not with the exit code of a run that can go
+        on. Nothing if it is as it should be.
     """
     if kind == "offline":
         _collected(directory)
@@ -145,13 +144,14 @@ def soak(kind: str, minutes: float, every: float, directory: Path) -> tuple[list
         try:
             samples = watch(process, minutes, every)
             process.send_signal(signal.SIGTERM)
-            code = process.wait(300)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(300)
         finally:
             process.kill()
+            process.wait()
     lines = (directory / "output.txt").read_text(errors="replace").strip().splitlines() or [""]
-    if code != STOPPED:
-        raise RuntimeError(f"the training ended with code {code}: {lines[-1]}")
-    return samples, lines[-1]
+    fault = "" if process.returncode == STOPPED else f"the training ended with code {process.returncode}: {lines[-1]}"
+    return samples, fault
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -163,13 +163,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--figure", type=Path, help="PNG to draw")
     given = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="tdmpc2-soak-") as directory:
-        samples, line = soak(given.kind, given.minutes, given.every, Path(directory))
-    print(line)
+        samples, fault = soak(given.kind, given.minutes, given.every, Path(directory))
+    if len(samples) < 4:
+        sys.exit(fault or "too few samples: more --minutes, or a smaller --every")
     if given.figure:
         draw(samples, f"{given.kind} training with evaluations and offline W&B", given.figure)
     first, last = samples[int(WARM_UP * len(samples))], samples[-1]
     print(json.dumps({"kind": given.kind, "samples": len(samples), "growth": growth(samples)}))
     print(f"{len(samples)} samples in {last.minutes:.0f} minutes; after the warm-up {first}, at the end {last}")
-    if problems := grown(samples):
+    if problems := [*grown(samples), *([fault] if fault else [])]:
         sys.exit("; ".join(problems))
     print("Nothing grew")

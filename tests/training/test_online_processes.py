@@ -99,7 +99,7 @@ def _one_of_two(rank: int, port: int, directory: str) -> None:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """What one process has left, and what two have."""
+    """Directories of a run of one process and of the same run of two."""
     alone, two = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("two")
     for directory in (alone, two):
         collect(parse_cfg({"task": STANDS, "episodes_per_task": 6}), None, directory / "shown")

@@ -83,6 +83,14 @@ def test_bins_beyond_float32_are_refused(keys: dict[str, float]) -> None:
         TDMPC2(Config(**WIDE, **keys))
 
 
+@pytest.mark.parametrize("keys", [{"vmax": 1e308}, {"vmin": -1e308}])
+def test_bins_beyond_all_use_are_refused(keys: dict[str, float]) -> None:
+    """Such numbers never reach the arithmetic of the bins."""
+    (name,) = keys
+    with pytest.raises(ValueError, match=f"{name}=.*1e\\+30: nothing computes with more"):
+        Config(**WIDE, **keys)
+
+
 def test_task_of_a_file_that_no_machine_holds_is_refused() -> None:
     spec = {"name": "huge", "obs_dim": 10**9, "action_dim": 1, "episode_length": 500}
     with pytest.raises(ValueError, match=r"the encoder alone would take|obs_dim"):
