@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from tests.crash.comparing import content, differences
 from tests.crash.running import FullDisk, Kill, run
 from tests.crash.scenarios import SCENARIOS, Scenario
 from tests.crash.session import crash, table
-from tests.helpers.forks import ForkServer
+from tests.helpers.forks import ForkServer, fork_server
 
 #: Writes ten files in half a second; ``{}`` is what it does with one that is there.
 _WRITER = """
@@ -115,3 +117,15 @@ def test_table_adds_up() -> None:
     lines = table(tallies).splitlines()
     assert lines[-1].split() == ["all", "5", "1", "4", "2", "1"]
     assert [line.split()[0] for line in lines] == ["command", "train", "report", "all"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process does not learn that its parent has ended")
+def test_job_of_a_server_that_is_killed_ends_with_it(tmp_path: Path) -> None:
+    """Two of them computed for an hour beside everything that was timed."""
+    with pytest.raises(AssertionError), fork_server() as server:  # noqa: PT012 - it is the end of the context that raises
+        job = server.start(["-c", "import time; print('at work', flush=True); time.sleep(600)"], tmp_path)
+        job.wait_for("at work")
+        process = psutil.Process(job.pid)
+        server._process.kill()
+        psutil.wait_procs([process], 30)
+        assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE

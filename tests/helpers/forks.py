@@ -20,13 +20,18 @@ from pathlib import Path
 from tests.helpers.reference import REPO
 
 _SERVER = """
-import importlib, json, os, resource, runpy, signal, sys, traceback
+import ctypes, importlib, json, os, resource, runpy, signal, sys, traceback
 import tdmpc2.envs.dm_control, tdmpc2.envs.vector, tdmpc2.training.offline, tdmpc2.play.collector
 import tdmpc2.commands.hydra_app, tdmpc2.commands.targets, tdmpc2.data.store.importer, torch._dynamo
 for name in sys.argv[1:]:
     importlib.import_module(name)
 
+def end_with_parent():  # or a job would go on for hours after the tests have been killed
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
 def work(job):
+    end_with_parent()
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for stream in (1, 2):
@@ -56,6 +61,7 @@ def work(job):
         sys.stdout.flush(), sys.stderr.flush()
 
 def keep(job):  # waits for the job, so that jobs can run side by side
+    end_with_parent()
     if (pid := os.fork()) == 0:
         os._exit(work(job))
     print(pid, flush=True)
@@ -159,7 +165,10 @@ def fork_server(*modules: str) -> Iterator[ForkServer]:
             [sys.executable, "-c", _SERVER, *modules], env=environment(), cwd=folder, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        yield ForkServer(process, Path(folder))
-        assert process.stdin is not None
-        process.stdin.close()
-        assert process.wait(300) == 0
+        try:
+            yield ForkServer(process, Path(folder))
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            code = process.wait(300)
+        assert code == 0
