@@ -28,6 +28,8 @@ from tdmpc2.support.names import safe_name
 WANDB_FINISH_TIMEOUT = 300.0
 #: Beginning of the names of directories that hold what is being uploaded.
 _COPY = ".wandb-"
+#: The environment variable by which the library and its child processes find a service process.
+_SERVICE = "WANDB_SERVICE"
 
 _Action = Callable[[Any], None]
 
@@ -62,16 +64,17 @@ class WandbRun:
             reason = "disable_wandb=true" if cfg.disable_wandb else "set wandb_project to turn it on"
             self._show(f"Weights & Biases: off ({reason})")
             return
+        # Its service process may run already, or have been killed meanwhile.
+        used = "wandb" in sys.modules or _SERVICE in os.environ
         try:
             import wandb
 
             options = _run_options(wandb, cfg, teacher, run_id, capture_console)
             with _no_prompt():
-                shared = "WANDB_SERVICE" in os.environ  # the service process of an earlier run
                 try:
                     run = wandb.init(**options)
-                except Exception:  # the service may have been killed meanwhile, which the library words in several ways
-                    if not shared:
+                except Exception:  # the library words a killed service in several ways
+                    if not used:
                         raise
                     _end_service()
                     run = wandb.init(**options)
@@ -211,6 +214,7 @@ def _end_service() -> None:
     if (teardown := getattr(sys.modules.get("wandb"), "teardown", None)) is not None:
         with contextlib.suppress(Exception):  # the connection is closed already, which is what was asked for
             teardown()
+    os.environ.pop(_SERVICE, None)  # the library leaves it where another process had started the service
 
 
 def _finish_timeout() -> float:

@@ -211,10 +211,29 @@ def test_wandb_run_after_killed_service_is_recorded(tmp_path: Path, monkeypatch:
                         process.kill()
                         process.wait()
         lines.append(stream.getvalue().splitlines())
+        os.environ.pop("WANDB_SERVICE", None)  # as by a caller that restores its environment
     with contextlib.suppress(ConnectionError):  # of the service that was killed
         wandb.teardown()
     assert [line.partition(",")[0] for line, *_ in lines] == ["Weights & Biases: offline"] * 2
     (path,) = (tmp_path / "later" / "wandb").glob("offline-run-*/*.wandb")
+    assert read_run(path).series("train/a") == [(1, 1.0)]
+
+
+@pytest.mark.slow
+def test_wandb_run_below_a_killed_service_is_recorded(tmp_path: Path) -> None:
+    """The variable by which a parent process shares its service may outlive that service."""
+    pytest.importorskip("wandb")
+    script = f"""
+from tdmpc2.config import Config
+from tdmpc2.tracking.logger import Logger
+cfg = Config(task="walker-walk", work_dir={str(tmp_path)!r}, wandb_project="p", wandb_silent=True)
+with Logger(cfg, total_steps=2) as logger:
+    logger.log(1, {{"a": 1.0}})
+"""
+    gone = f"3-{os.getpid()}-unix-{tmp_path / 'socket'}"
+    environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_SERVICE": gone, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=300)
+    (path,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     assert read_run(path).series("train/a") == [(1, 1.0)]
 
 
