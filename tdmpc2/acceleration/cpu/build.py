@@ -22,7 +22,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 LIBRARY = "kernels.so"
 #: Compiled once, and once for every variant.
-SHARED, PER_VARIANT = ("dispatch.cpp", "threads.cpp"), ("planner.cpp", "norm_mish.cpp")
+SHARED, PER_VARIANT = ("dispatch.cpp", "threads.cpp", "refit.cpp"), ("planner.cpp", "norm_mish.cpp")
 #: Processor -> variant -> flags; each is faster than those before it. Names: ``runs_here`` of dispatch.cpp.
 VARIANTS = {
     "x86_64": {
