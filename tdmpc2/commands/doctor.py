@@ -181,10 +181,10 @@ def rendering() -> Iterator[Finding]:
 
 def environments() -> Iterator[Finding]:
     """The families of environments, and the tasks of each that have a name of their own."""
-    from tdmpc2.envs.registry import FAMILIES, INSTALL_ALL, family_of
+    from tdmpc2.envs.registry import FAMILIES, INSTALL_ALL, family_of, offered_families
     from tdmpc2.tasks import TASKS
 
-    for family in FAMILIES:
+    for family in (*FAMILIES, *offered_families()):
         count = sum(family_of(name) is family for name in TASKS)
         named = f"{count} named tasks{family.more}" if count else f"no named tasks{family.more}"
         if not family.make:

@@ -63,7 +63,7 @@ class Config(Keys):
     @property
     def multitask(self) -> bool:
         """True if the model has a task embedding and action masks."""
-        return self.task in TASK_SETS
+        return self.task in TASK_SETS or len(self.task_specs) > 1
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -208,7 +208,7 @@ class Config(Keys):
             "discount_max": 0.99 if self.episodic else 0.995,
             "seed_steps": max(1000, 5 * max(lengths), self.num_envs * sum(lengths)),
             **budget(self.num_samples),
-            **model_widths(self.model_size, self.task),
+            **model_widths(self.model_size, self.task, self.multitask),
         }
 
     def _following_again(self, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,7 +217,7 @@ class Config(Keys):
         if not is_nothing(changes.get("model_size", self.model_size)):
             if changes.keys() & {"model_size", "task"}:
                 again |= dict.fromkeys(WIDTHS)
-        elif (task in TASK_SETS) != self.multitask:
+        elif (task in TASK_SETS or len(changes.get("task_specs", self.task_specs)) > 1) != self.multitask:
             again["task_dim"] = None
         if "num_samples" in changes:
             num_samples = convert(KEYS["num_samples"], int, changes["num_samples"])
@@ -246,7 +246,7 @@ class Config(Keys):
             raise ValueError(f"tasks={list(self.tasks)} must name at least one task, each once")
         if self.share_body:
             check_sharing(self, self.stored_for)
-        check_widths({name: getattr(self, name) for name in WIDTHS}, self.model_size, self.task)
+        check_widths({name: getattr(self, name) for name in WIDTHS}, self.model_size, self.task, self.multitask)
         absent = ["termination"] * (not self.episodic) + ["task_embedding"] * (not self.multitask)
         check_freeze(self.freeze, absent, self.checkpoint)
         if self.num_elites > self.num_samples or self.num_pi_trajs >= self.num_samples:

@@ -20,7 +20,7 @@ class Keys:
     """One agent and what is done with it, as typed."""
 
     task: str = key(
-        "mt30", "what the model knows: task set (mt30, mt80), task, or Gymnasium id with its module",
+        "mt30", "what the model knows: task set (mt30, mt80, my_set.yaml), task, or Gymnasium id with its module",
         commands=COMMANDS, section="Task",
     )  # fmt: skip
     tasks: tuple[str, ...] | None = key(

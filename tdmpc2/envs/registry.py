@@ -1,6 +1,7 @@
 """Families of environments: how a task's name is recognised, who builds it, and how it is scored.
 
-A new family is one more row of :data:`FAMILIES`. Its modules are imported when one of its tasks is first built.
+A new family is one more row of :data:`FAMILIES`, or is offered by another package (:mod:`tdmpc2.envs.plugins`). Its
+modules are imported when one of its tasks is first built.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from tdmpc2.envs.checked import CheckedEnv
 from tdmpc2.envs.pixels import PixelEnv
+from tdmpc2.envs.plugins import offers
 from tdmpc2.tasks import TASKS, TaskSpec, nearest
 
 INSTALL_ALL = "make setup EXTRAS=envs"  # every family's package, in the versions that work together
@@ -176,13 +178,22 @@ _GYMNASIUM = FAMILIES[0]
 
 
 def family_of(name: str) -> Family:
-    """Find the family of a task by its name; nothing is imported, and the task need not exist.
+    """Find the family of a task by its name; the task need not exist, and its family's package is not imported.
 
-    What is registered with Gymnasium is of that family whatever its name is.
+    What is registered with Gymnasium is of that family whatever its name is. A family of an installed package has the
+    names that no other one and none of the table has.
     """
     if name in gymnasium.registry:
         return _GYMNASIUM
-    return next(family for family in FAMILIES if re.fullmatch(family.pattern, name))
+    own = next(family for family in FAMILIES if re.fullmatch(family.pattern, name))
+    if own is not FAMILIES[-1] or name in TASKS:
+        return own
+    return next((family for family in offered_families() if re.fullmatch(family.pattern, name)), own)
+
+
+def offered_families() -> tuple[Family, ...]:
+    """List the families that installed packages offer (:mod:`tdmpc2.envs.plugins`)."""
+    return tuple(content for _, content in offers() if isinstance(content, Family))
 
 
 def build_env(
