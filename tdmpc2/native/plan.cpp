@@ -164,7 +164,7 @@ Problem Actor::plan(const float* obs, const int* task, const tdmpc2_noise* given
     std::fill(std.begin(), std.end(), model.limits[2]);
     for (int i = 0; i < b.iterations; i++) {
         int64_t heads[2] = {0, 1};
-        if (given) std::copy_n(given->heads + size_t(i) * 2, 2, heads);
+        if (card.num_q > 2 && given) std::copy_n(given->heads + size_t(i) * 2, 2, heads);
         else if (card.num_q > 2)
             two_of({key, calls, HEAD_CHOICE, uint32_t(i), 0}, uint32_t(card.num_q), heads);
         if (!given) {

@@ -301,7 +301,7 @@ class PackedNetworks:
         assert samples > 0, samples
         assert actions.shape[-1] == self.action_dim, (actions.shape, self.action_dim)
 
-    def _call(self, function: Callable[..., Any], counts: Sequence[int], *tensors: Tensor | None) -> None:
+    def _call(self, function: Callable[..., Any], counts: Sequence[Any], *tensors: Tensor | None) -> None:
         held = [x if x is None or x.dtype == torch.int64 else x.detach().float() for x in tensors]
         held = [None if x is None else x.contiguous() for x in held]
         function(ctypes.byref(self._networks), *counts, *map(_address, held))

@@ -3,7 +3,9 @@
 // All samples are independent, so a call is one parallel loop over tiles of samples, whose activations stay in the L2
 // cache. Everything but the products is float32. A row's result depends neither on its tile nor on the threads.
 #include "matmul.h"
+#ifndef TDMPC2_ACTS_ONLY
 #include "variant.h"
+#endif
 
 namespace tdmpc2::TDMPC2_VARIANT {
 namespace {
@@ -351,6 +353,11 @@ void scratch_bytes(const Networks* n, const Layer* encoder, int num_layers, int 
 
 #define TDMPC2_STRING(x) #x
 #define TDMPC2_NAME(x) TDMPC2_STRING(x)
+
+#ifdef TDMPC2_ACTS_ONLY  // what only training needs is left out
+constexpr decltype(Kernels::norm_mish) norm_mish = nullptr;
+constexpr decltype(Kernels::norm_mish_backward) norm_mish_backward = nullptr;
+#endif
 
 extern const Kernels kernels;
 const Kernels kernels = {TDMPC2_NAME(TDMPC2_VARIANT), packed_bytes, pack, normed_linear, estimate_value, policy_rollout,
