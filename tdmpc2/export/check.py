@@ -75,11 +75,27 @@ class Runtime:
         return [torch.from_numpy(array) for array in self.session.run(None, arrays)]
 
 
-def check(request: Request, source: Source, steps: Sequence[Step], paths: Mapping[str, Path]) -> bool:
-    """Compare all files on the observations of each task, and print a table.
+def check(rows: Sequence[Parity]) -> bool:
+    """Print the differences as a table.
 
     Returns:
-        True if all differences are within their limits.
+        True if all of them are within their limits.
+    """
+    get_console().print(terminal_table(table(rows)))
+    wrong = [row.task for row in rows if not row.right]
+    limits = f"policy {NETWORKS:g}, plan {PLANS:g}, regret {REGRET:g}"
+    print(f"outside of the limits ({limits}): {', '.join(wrong)}" if wrong else f"all within the limits: {limits}")
+    return not wrong
+
+
+def compare(request: Request, source: Source, steps: Sequence[Step], paths: Mapping[str, Path]) -> list[Parity]:
+    """Compare exported files with the plain model on the observations of each task.
+
+    Args:
+        request: names the observations.
+        source: the model.
+        steps: what was exported.
+        paths: the file of each step by its name.
 
     Raises:
         ValueError: a task cannot be played here, and there are no data.
@@ -88,13 +104,8 @@ def check(request: Request, source: Source, steps: Sequence[Step], paths: Mappin
     runtimes = {step.name: Runtime(paths[step.name]) for step in steps}
     rows = []
     for number, task_id in enumerate(progress(plan.task_ids, "Comparing", unit="tasks")):
-        obs = _observations(request, source, task_id)
-        rows.append(parity(source, policy, plan, runtimes, number, obs))
-    get_console().print(terminal_table(table(rows)))
-    wrong = [row.task for row in rows if not row.right]
-    limits = f"policy {NETWORKS:g}, plan {PLANS:g}, regret {REGRET:g}"
-    print(f"outside of the limits ({limits}): {', '.join(wrong)}" if wrong else f"all within the limits: {limits}")
-    return not wrong
+        rows.append(parity(source, policy, plan, runtimes, number, observations_of(request, source, task_id)))
+    return rows
 
 
 @torch.no_grad()
@@ -144,7 +155,7 @@ def parity(
     return Parity(spec.name, observations.shape[0] * observations.shape[1], worst[0], worst[1], share, worst[2])
 
 
-def _observations(request: Request, source: Source, task_id: int) -> _Numbers:
+def observations_of(request: Request, source: Source, task_id: int) -> _Numbers:
     """Observations of one task, [T, E, *obs_shape]: of data, or of episodes that the policy plays."""
     cfg, count = source.cfg, request.steps * request.envs
     if request.data is not None:

@@ -54,9 +54,9 @@ def export(request: Request) -> bool:
         print(f"wrote {paths[step.name]}: {step.purpose}, {request.precision}, {size}")
     if not request.check:
         return True
-    from tdmpc2.export.check import check
+    from tdmpc2.export.check import check, compare
 
-    return check(request, source, steps, paths)
+    return check(compare(request, source, steps, paths))
 
 
 def require_packages() -> None:
