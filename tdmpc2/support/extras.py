@@ -23,6 +23,7 @@ EXTRAS = {
     "figures": Extra("figures of reports and data", ("matplotlib",), ("matplotlib",)),
     "metaworld": Extra("Meta-World's tasks (mw-reach ...)", ("metaworld",), ("metaworld",)),
     "box2d": Extra("Gymnasium's Box2D tasks (BipedalWalker-v3 ...)", ("Box2D", "pygame"), ("Box2D", "pygame")),
+    "maniskill": Extra("ManiSkill's tasks (ms-push-cube ...)", ("mani_skill",), ("mani_skill",)),
     "robotics": Extra("the tasks of Gymnasium-Robotics", ("gymnasium-robotics",), ("gymnasium_robotics",)),
     "slurm": Extra("multiruns on a Slurm cluster", ("hydra-submitit-launcher",), ("submitit",)),
     "joblib": Extra("multiruns side by side on one machine", ("hydra-joblib-launcher",), ("joblib",)),
