@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc2.envs.checked import CheckedEnv
+from tdmpc2.envs.images import images_of
 from tdmpc2.envs.pixels import PixelEnv
 from tdmpc2.envs.plugins import offers
 from tdmpc2.tasks import TASKS, TaskSpec, nearest
@@ -92,9 +93,9 @@ class Family:
         self.check(name)
         seed = checked_seed(seed)
         env: gymnasium.Env[Any, Any] = _function(self.make)(name, seed, render_mode)
-        if obs == "state" and env.has_wrapper_attr("observed_image"):
+        if obs == "state" and (images := images_of(env)):
             env.close()
-            raise ValueError(env.get_wrapper_attr("as_state"))
+            raise ValueError(images.as_state)
         return CheckedEnv(env if obs == "state" else _images(env, name, obs), name, seed)
 
     def measure(self, name: str) -> TaskSpec:
@@ -233,7 +234,7 @@ def common_label(rules: Iterable[ScoreRule]) -> str:
 
 
 def _images(env: gymnasium.Env[Any, Any], task: str, obs: str) -> gymnasium.Env[Any, Any]:
-    if not (env.has_wrapper_attr("observed_image") or hasattr(env.unwrapped, "frame")):
+    if not (images_of(env) or hasattr(env.unwrapped, "frame")):
         env.close()
         raise ValueError(
             f"obs={obs}: task '{task}' draws no images: use obs=state, or give the environment a method frame(size) "
