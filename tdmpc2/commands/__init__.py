@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "score a checkpoint by playing its tasks",
     "collect": "play episodes and store them as training data",
     "quantize": "write a checkpoint in fp16, int8 and mixed precision and measure what that costs",
+    "export": "write a checkpoint as files that run without PyTorch: ONNX",
     "report": "gather runs into a table with intervals over seeds, and a figure",
     "data": "look at offline data, check it, convert it",
     "checkpoint": "look at a checkpoint, convert it to another layout",
