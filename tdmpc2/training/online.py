@@ -22,6 +22,7 @@ from tdmpc2.support.entries import check_entries, flag, record, whole
 from tdmpc2.support.mapped_files import FileChangedError
 from tdmpc2.tracking.progress import Progress
 from tdmpc2.training.activity import Clock
+from tdmpc2.training.callbacks import Callback
 from tdmpc2.training.demonstrations import Batches, demonstrations_record
 from tdmpc2.training.divergence import diagnose_stored
 from tdmpc2.training.loop import Run
@@ -40,7 +41,7 @@ _MOST_SHORT = 100  # played episodes in a row that may be too short to learn fro
 _BURST = 100  # updates in a row that are worth a progress bar
 
 
-def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
+def train_online(cfg: Config, teacher_cfg: Config | None, callbacks: Sequence[Callback] = ()) -> Path:
     """Learn by acting for ``cfg.steps`` steps, continuing the run in ``cfg.run_dir`` if there is one.
 
     Started by torchrun, the processes share the environments and each batch, and every one holds the whole buffer. How
@@ -49,6 +50,7 @@ def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
     Args:
         cfg: the student.
         teacher_cfg: names the teacher's checkpoint; its architecture is the file's own.
+        callbacks: are told what happens, and may end the run (:mod:`tdmpc2.training.callbacks`).
 
     Returns:
         The deployable checkpoint, ``<run_dir>/model.pt``.
@@ -67,6 +69,7 @@ def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
         preflight(cfg, teacher_cfg)
         shown = demonstrations_record(cfg)
         with Run.open(cfg, teacher_cfg, group, evaluate, shown, stride=len(cfg.envs), evaluate_first=True) as run:
+            run.tell(callbacks)
             if not run.finished(cut_short(run.resumed.parts)):
                 with Explorer(cfg, run.agent, group) as explorer:
                     for _ in Loop(run, explorer).turns():
@@ -126,7 +129,7 @@ class Loop:
                 learner.store(step, explorer.take_ended())
             run.after_update(step, metrics)
             yield step
-        if not learner.done:
+        if not learner.done and not run.ended:
             run.message(
                 f"No update was made: the first one needs more than seed_steps={cfg.seed_steps:,} steps, and an "
                 f"episode that ended before the last of the {cfg.steps:,}. Take more steps"
