@@ -20,7 +20,12 @@ class Extra(NamedTuple):
 
 EXTRAS = {
     "video": Extra("videos of evaluations (save_video)", ("imageio", "imageio-ffmpeg"), ("imageio", "imageio_ffmpeg")),
+    "window": Extra("the window of `tdmpc2 play`", ("pygame", "pillow"), ("pygame", "PIL")),
     "figures": Extra("figures of reports and data", ("matplotlib",), ("matplotlib",)),
+    "notebooks": Extra(
+        "running the notebooks", ("nbclient", "nbformat", "ipykernel"), ("nbclient", "nbformat", "ipykernel")
+    ),
+    "docs": Extra("the documentation site", ("zensical", "mkdocstrings-python"), ("zensical", "mkdocstrings")),
     "metaworld": Extra("Meta-World's tasks (mw-reach ...)", ("metaworld",), ("metaworld",)),
     "box2d": Extra("Gymnasium's Box2D tasks (BipedalWalker-v3 ...)", ("Box2D", "pygame"), ("Box2D", "pygame")),
     "robotics": Extra("the tasks of Gymnasium-Robotics", ("gymnasium-robotics",), ("gymnasium_robotics",)),
