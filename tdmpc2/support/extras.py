@@ -25,7 +25,11 @@ EXTRAS = {
     "notebooks": Extra(
         "running the notebooks", ("nbclient", "nbformat", "ipykernel"), ("nbclient", "nbformat", "ipykernel")
     ),
-    "docs": Extra("the documentation site", ("zensical", "mkdocstrings-python"), ("zensical", "mkdocstrings")),
+    "docs": Extra(
+        "the documentation site",
+        ("zensical", "mkdocstrings-python", "latex2mathml"),
+        ("zensical", "mkdocstrings", "latex2mathml"),
+    ),
     "metaworld": Extra("Meta-World's tasks (mw-reach ...)", ("metaworld",), ("metaworld",)),
     "box2d": Extra("Gymnasium's Box2D tasks (BipedalWalker-v3 ...)", ("Box2D", "pygame"), ("Box2D", "pygame")),
     "robotics": Extra("the tasks of Gymnasium-Robotics", ("gymnasium-robotics",), ("gymnasium_robotics",)),
