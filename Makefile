@@ -15,7 +15,7 @@ TOO_OLD := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.
 KERNELS := tdmpc2/acceleration/cpu
 LIBRARY := $(KERNELS)/kernels.so
 
-.PHONY: help setup test test-slow test-all test-oldest lint format type demo bench fuzz crash soak clean
+.PHONY: help setup test test-slow test-all test-oldest lint format type docs docs-serve demo bench fuzz crash soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,12 @@ format: setup ## rewrite the files in the project's format
 
 type: setup ## check types
 	$(PY) -m mypy
+
+docs: setup ## build the documentation site into build/site/html; a broken link fails
+	$(PY) docs/build_site.py build
+
+docs-serve: setup ## build the site and show it at http://localhost:8000
+	$(PY) docs/build_site.py serve
 
 demo: setup ## collect, train a teacher, distil a student, evaluate, quantise
 	$(PY) examples/demo.py

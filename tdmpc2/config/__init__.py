@@ -17,6 +17,7 @@ from tdmpc2.config.reading import completed as completed
 from tdmpc2.config.reading import from_record as from_record
 from tdmpc2.config.reading import has_teacher as has_teacher
 from tdmpc2.config.reading import parse_cfg as parse_cfg
+from tdmpc2.config.reading import typed_values as typed_values
 from tdmpc2.config.run_directory import run_directory as run_directory
 from tdmpc2.config.sizes import MODEL_SIZES as MODEL_SIZES
 from tdmpc2.config.sizes import check_bins as check_bins

@@ -20,7 +20,16 @@ class Extra(NamedTuple):
 
 EXTRAS = {
     "video": Extra("videos of evaluations (save_video)", ("imageio", "imageio-ffmpeg"), ("imageio", "imageio_ffmpeg")),
+    "window": Extra("the window of `tdmpc2 play`", ("pygame", "pillow"), ("pygame", "PIL")),
     "figures": Extra("figures of reports and data", ("matplotlib",), ("matplotlib",)),
+    "notebooks": Extra(
+        "running the notebooks", ("nbclient", "nbformat", "ipykernel"), ("nbclient", "nbformat", "ipykernel")
+    ),
+    "docs": Extra(
+        "the documentation site",
+        ("zensical", "mkdocstrings-python", "latex2mathml"),
+        ("zensical", "mkdocstrings", "latex2mathml"),
+    ),
     "metaworld": Extra("Meta-World's tasks (mw-reach ...)", ("metaworld",), ("metaworld",)),
     "box2d": Extra("Gymnasium's Box2D tasks (BipedalWalker-v3 ...)", ("Box2D", "pygame"), ("Box2D", "pygame")),
     "maniskill": Extra("ManiSkill's tasks (ms-push-cube ...)", ("mani_skill",), ("mani_skill",)),
