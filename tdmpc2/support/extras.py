@@ -45,10 +45,6 @@ EXTRAS = {
     "minari": Extra("data sets of Minari", ("minari", "h5py"), ("minari", "h5py")),
     "lerobot": Extra("data sets in LeRobot's format", ("pyarrow",), ("pyarrow",)),
     "tensorboard": Extra("curves in TensorBoard", ("tensorboard",), ("tensorboard",)),
-    "notebooks": Extra(
-        "notebooks as tests", ("nbclient", "nbformat", "ipykernel"), ("nbclient", "nbformat", "ipykernel")
-    ),
-    "docs": Extra("the documentation site", ("zensical", "mkdocstrings-python"), ("zensical", "mkdocstrings_handlers")),
     "ray": Extra("multiruns on a Ray cluster", ("hydra-ray-launcher",), ("ray",)),
 }
 
