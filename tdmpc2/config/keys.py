@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tdmpc2.config.facts import COMMANDS, MAY_CHANGE, ONE_START, PLAYING, RUN, key
 from tdmpc2.config.mix import MixEntry, parse_mix
 from tdmpc2.config.teachers import TaskTeacher, parse_teachers
+from tdmpc2.config.trackers import TRACKERS, parse_trackers
 
 MOST_COEF = 1e9  # of a term of the loss: squares of its gradients are still float32
 
@@ -20,7 +21,7 @@ class Keys:
     """One agent and what is done with it, as typed."""
 
     task: str = key(
-        "mt30", "what the model knows: task set (mt30, mt80), task, or Gymnasium id with its module",
+        "mt30", "what the model knows: task set (mt30, mt80, my_set.yaml), task, or Gymnasium id with its module",
         commands=COMMANDS, section="Task",
     )  # fmt: skip
     tasks: tuple[str, ...] | None = key(
@@ -39,8 +40,8 @@ class Keys:
     )  # simulators take 32 bits
 
     checkpoint: str | None = key(
-        None, "weights to start from (train) or to play (evaluate, collect); null: random weights or actions",
-        path=True, scope=RUN, decides=True, commands=("train", "evaluate", "collect"), section="Files",
+        None, "weights to start from (train) or to play (evaluate, collect), also hf://user/name; null: random weights "
+        "or actions", path=True, scope=RUN, decides=True, commands=("train", "evaluate", "collect"), section="Files",
     )  # fmt: skip
     data_dir: str = key(
         None, "episode store, or directory of chunk_*.pt files; null: data/mt30", path=True, scope=RUN,
@@ -293,9 +294,11 @@ class Keys:
         False, "write a video of one episode per task at each evaluation", scope=RUN, on_resume=MAY_CHANGE,
         commands=("train", "evaluate"),
     )  # fmt: skip
-    wandb_project: str | None = key(
-        None, "Weights & Biases project; null: none", scope=RUN, on_resume=MAY_CHANGE, section="Weights & Biases"
-    )
+    tracker: tuple[str, ...] = key(
+        ("wandb",), "what shows the curves besides the files, one or a list; wandb needs wandb_project", scope=RUN,
+        choices=TRACKERS, parse=parse_trackers, on_resume=MAY_CHANGE, section="Trackers",
+    )  # fmt: skip
+    wandb_project: str | None = key(None, "Weights & Biases project; null: none", scope=RUN, on_resume=MAY_CHANGE)
     wandb_entity: str | None = key(None, "its user or team; null: the default one", scope=RUN, on_resume=MAY_CHANGE)
     wandb_silent: bool = key(False, "no messages of Weights & Biases", scope=RUN, on_resume=MAY_CHANGE)
     disable_wandb: bool = key(False, "true: log nothing there", scope=RUN, on_resume=MAY_CHANGE)

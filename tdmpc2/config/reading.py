@@ -44,9 +44,11 @@ def parse_cfg(
         from gymnasium.error import UnregisteredEnv
 
         from tdmpc2.envs import task_spec
+        from tdmpc2.envs.task_sets import own_set
 
         try:
-            values["task_specs"] = (task_spec(task, from_file=from_file),)
+            task, names = (None if from_file else own_set(task)) or (task, (task,))
+            values["task_specs"] = tuple(task_spec(name, from_file=from_file) for name in names)
         except (UnregisteredEnv, ModuleNotFoundError, ValueError) as error:
             raise ValueError(f"task={task} in {origin}: {error}") from error
     config = Config(**{**values, "task": task})

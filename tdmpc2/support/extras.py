@@ -32,9 +32,19 @@ EXTRAS = {
     ),
     "metaworld": Extra("Meta-World's tasks (mw-reach ...)", ("metaworld",), ("metaworld",)),
     "box2d": Extra("Gymnasium's Box2D tasks (BipedalWalker-v3 ...)", ("Box2D", "pygame"), ("Box2D", "pygame")),
+    "maniskill": Extra("ManiSkill's tasks (ms-push-cube ...)", ("mani_skill",), ("mani_skill",)),
     "robotics": Extra("the tasks of Gymnasium-Robotics", ("gymnasium-robotics",), ("gymnasium_robotics",)),
     "slurm": Extra("multiruns on a Slurm cluster", ("hydra-submitit-launcher",), ("submitit",)),
     "joblib": Extra("multiruns side by side on one machine", ("hydra-joblib-launcher",), ("joblib",)),
+    "export": Extra(
+        "models as ONNX files", ("onnx", "onnxscript", "onnxruntime"), ("onnx", "onnxscript", "onnxruntime")
+    ),
+    "hub": Extra(
+        "models of a hub (hf://user/name)", ("huggingface_hub", "safetensors"), ("huggingface_hub", "safetensors")
+    ),
+    "minari": Extra("data sets of Minari", ("minari", "h5py"), ("minari", "h5py")),
+    "lerobot": Extra("data sets in LeRobot's format", ("pyarrow",), ("pyarrow",)),
+    "tensorboard": Extra("curves in TensorBoard", ("tensorboard",), ("tensorboard",)),
     "ray": Extra("multiruns on a Ray cluster", ("hydra-ray-launcher",), ("ray",)),
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints import layouts
 from tdmpc2.checkpoints.files import Checkpoint, load_file, naming, precision_of
+from tdmpc2.checkpoints.hub import why_missing
 from tdmpc2.checkpoints.sizes import infer_sizes
 from tdmpc2.config import WIDTHS, Config, is_nothing, parse_cfg
 from tdmpc2.loading import config_of
@@ -40,16 +40,16 @@ def keys_from_checkpoint(keys: Mapping[str, Any], typed: Collection[str]) -> dic
         ValueError: the file cannot be read, or has no room for the task.
     """
     path = keys.get("checkpoint")
-    if is_nothing(path) or not os.path.exists(os.path.expanduser(str(path))):
+    if is_nothing(path) or why_missing(str(path)):
         return dict(keys)  # a missing file is found before the run, with whatever else is missing
-    file = load_file(os.path.expanduser(str(path)))
+    file = load_file(str(path))
     with naming(file.origin):
         of_many = bool(infer_sizes(file.model)["num_tasks"])
     new = dict(keys)
     tuned: dict[str, Any] = {}
     if of_many and keys.get("task") not in (None, *TASK_SETS):
         alone = parse_cfg({key: keys[key] for key in ("task", "data_dir", "mode", "obs") if key in keys})
-        if alone.mode == "online":
+        if alone.mode == "online" and not alone.multitask:
             tuned = _one_of_many(config_of(file), alone, file.origin)
     own = config_of(file, task=None if of_many or file.config else keys.get("task"))
     for names in (_SIZES, *((name,) for name in _MEANING)):

@@ -50,7 +50,7 @@ class Job:
     checked: bool = False
 
 
-_MODELS = ("student.pt", "student_int8.pt", "toy.pt")
+_MODELS = ("student.pt", "student_int8.pt", "toy.pt", "student.safetensors")
 _STORE = ("store/*.npy", "store/*.json")
 _FALLEN = ("fallstore/*.npy", "fallstore/*.json")
 _FRESH = f"teacher_config=null steps=1 work_dir=new {PLAIN}"

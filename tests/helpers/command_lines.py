@@ -67,9 +67,6 @@ def accepted(name: str, words: Sequence[str]) -> Sequence[str]:
             if len(words) > 1:  # or with nothing but a verb
                 parse(words[1:], options)
     elif words and words != ["--help"]:
-        parse(
-            [word for word in words if word != "--set"],
-            command.OPTIONS,
-            key_names() if name in ("play", "quantize") else (),
-        )
+        others = key_names() if name in ("export", "play", "quantize") else ()
+        parse([word for word in words if word != "--set"], command.OPTIONS, others)
     return []
