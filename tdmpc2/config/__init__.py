@@ -1,6 +1,7 @@
 """The configuration: one frozen, validated object whose keys are the command line's."""
 
 from tdmpc2.config.aliases import key_hint as key_hint
+from tdmpc2.config.composing import register_defaults as register_defaults
 from tdmpc2.config.config import Config as Config
 from tdmpc2.config.distillation_keys import distillation_terms as distillation_terms
 from tdmpc2.config.facts import COMMANDS as COMMANDS

@@ -32,8 +32,9 @@ _STYLE = """\
 :root{color-scheme:light dark;--line:#8884;--soft:#8882}
 body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:0 auto;padding:1rem}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2rem}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}
+.wide{overflow-x:auto;margin:1rem 0}.wide img{min-width:44rem}table{border-collapse:collapse;font-size:.9rem}
 th,td{padding:.3rem .6rem;border-bottom:1px solid var(--line);text-align:left;overflow-wrap:anywhere;min-width:3.5rem}
+td:first-child{min-width:8rem}
 th{background:var(--soft)}.number{text-align:right;font-variant-numeric:tabular-nums;overflow-wrap:normal}
 img{max-width:100%;background:#fff}code{background:var(--soft);padding:0 .2rem}li{overflow-wrap:anywhere}
 .videos{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(15rem,1fr))}
