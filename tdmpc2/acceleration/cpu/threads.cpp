@@ -11,7 +11,6 @@
 #include <deque>
 #include <mutex>
 #include <new>
-#include <exception>
 #include <thread>
 
 #include "threads.h"
@@ -115,7 +114,7 @@ struct Pool {
                     help(seen);
                 }).detach();
             }
-        } catch (const std::exception&) {  // no more threads or memory: fewer will do
+        } catch (...) {  // no more threads or memory: fewer will do
         }
         pthread_sigmask(SIG_SETMASK, &before, nullptr);
     }
