@@ -86,9 +86,7 @@ def _variants(common: list[str]) -> str:
         baseline = build.BASELINE.get(machine, ())
         lines.append(f"set(TDMPC2_VARIANTS_{machine} {' '.join(variants)})")
         lines.append(f"set(TDMPC2_BASELINE_{machine} {' '.join(baseline)})")
-        lines += [
-            f"set(TDMPC2_FLAGS_{machine}_{name} {' '.join((*baseline, *own))})" for name, own in variants.items()
-        ]
+        lines += [f"set(TDMPC2_FLAGS_{machine}_{name} {' '.join((*baseline, *own))})" for name, own in variants.items()]
     return "\n".join(lines) + "\n"
 
 

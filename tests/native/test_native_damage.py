@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -83,20 +84,18 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     ),
     "it does not say 'tasks'": lambda content: with_card(content, lambda card: card.pop("tasks")),
     "it lists no tasks": lambda content: with_card(content, lambda card: card.update(tasks=[])),
-    "SimNorm of 6 does not fit": lambda content: with_card(content, lambda card: card["networks"].update(simnorm_dim=6)),
+    "SimNorm of 6 does not fit": lambda content: with_card(
+        content, lambda card: card["networks"].update(simnorm_dim=6)
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("said", DAMAGES)
-def test_damaged_model_is_refused_and_says_why(
-    folder: Path, opened: NativeLibrary, tmp_path: Path, said: str
-) -> None:
+def test_damaged_model_is_refused_and_says_why(folder: Path, opened: NativeLibrary, tmp_path: Path, said: str) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(DAMAGES[said]((folder / "int8.safetensors").read_bytes()))
-    with pytest.raises(ValueError) as raised:
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: .*{re.escape(said)}"):
         opened.open(path)
-    assert str(raised.value).startswith(f"{path}: ")
-    assert said in str(raised.value)
 
 
 def test_path_that_is_no_file_is_refused(opened: NativeLibrary, tmp_path: Path) -> None:
