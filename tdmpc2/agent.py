@@ -18,7 +18,9 @@ from tdmpc2.acceleration import compiled_update
 from tdmpc2.acceleration import layers as fast_layers
 from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.acceleration.low_precision import set_precision
+from tdmpc2.checkpoints import hub
 from tdmpc2.checkpoints.files import load_file, naming, save_file
+from tdmpc2.checkpoints.publishing import Push, push
 from tdmpc2.config import PARTS, RUN_KEYS, Config, check_bins, check_memory, model_parts, plan_parts
 from tdmpc2.data.batch import Batch
 from tdmpc2.distillation.distillation import Distillation
@@ -311,8 +313,34 @@ class TDMPC2:
             ValueError: the file exists and ``overwrite`` is false, or the agent's weights are below float32.
         """
         self._require_fp32("save")
+        save_file(path, self._payload(step), overwrite=overwrite)
+
+    def push_to_hub(
+        self, name: str, *, private: bool = False, message: str = "", license: str = "mit", step: int = 0
+    ) -> str:
+        """Publish the agent: a card, ``config.json`` and ``model.safetensors``, in one commit.
+
+        Args:
+            name: ``user/name`` on the hub, or ``hf://user/name@revision``; a repository is made if there is none.
+            private: a new repository is for its owner alone.
+            message: of the commit; a fixed one by default.
+            license: of the weights, as the hub spells it.
+            step: updates that the weights have seen.
+
+        Returns:
+            Where it is, in a line.
+
+        Raises:
+            ValueError: the hub cannot be reached or refuses, or the agent's weights are below float32.
+        """
+        self._require_fp32("push")
+        how = Push(private, message or Push().message, license)
+        target = name if hub.is_hub_name(name) else f"{hub.PREFIX}{name}"
+        return push(load_file(self._payload(step)), target, how)
+
+    def _payload(self, step: int) -> dict[str, Any]:
         config = {key: value for key, value in self.cfg.to_dict().items() if key not in RUN_KEYS}
-        save_file(path, {"model": self.model.state_dict(), "config": config, "step": step}, overwrite=overwrite)
+        return {"model": self.model.state_dict(), "config": config, "step": step}
 
     def load(self, source: str | PathLike[str] | Mapping[str, Any]) -> None:
         """Load weights of any public layout or precision into this architecture.

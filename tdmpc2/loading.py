@@ -31,7 +31,8 @@ def load_agent(
     """Build an agent with the architecture, tasks and weights of a file of any public layout or precision.
 
     Args:
-        source: file, or a dict as read from one, or what :func:`~tdmpc2.checkpoints.files.load_file` read.
+        source: file, one on a hub as ``hf://user/name[@revision][/file]``, or a dict as read from one, or what
+            :func:`~tdmpc2.checkpoints.files.load_file` read.
         device: where it computes; ``auto`` prefers an accelerator.
         precision: ``auto``, ``fp32``, ``bf16``, ``fp16`` or ``int8``; ``auto`` is the fastest that is correct for the
             file here. An agent below fp32 acts but does not train.

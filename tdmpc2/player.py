@@ -77,15 +77,14 @@ class Player:
         self.plan_mean: Tensor | None = None  # [E, H, A]
         self._model, self._planner = model, planner
         self._ids: Tensor | None = None  # [E]: the tasks that plan_mean is for
-        self._looked_up: tuple[Tensor, tuple[int, int], TaskContext] | None = (
-            None  # ids, version of the table, what it says
-        )
+        self._looked_up: tuple[Tensor, tuple[int, int], TaskContext] | None = None  # ids, version of their table, facts
+        self._last: Iteration | None = None  # of the last plan
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
         # multiprocessing cannot send the state of a generator to a process that it spawns.
         state = self.generator.get_state().cpu().numpy().tobytes()
-        return {**vars(self), "generator": (str(self.generator.device), state), "_looked_up": None}
+        return {**vars(self), "_last": None, "_looked_up": None, "generator": (str(self.generator.device), state)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         device, numbers = state["generator"]
@@ -180,6 +179,31 @@ class Player:
             self._looked_up = ids.clone(), version, self._model.context(ids)
         return self._looked_up[2]
 
+    @torch.no_grad()
+    def expected_return(self, obs: Array, task: TaskLike = None) -> NDArray[np.float32]:
+        """Tell the discounted return that the last action was chosen for, [E].
+
+        Planning: the mean of the elites' values, weighted as the plan weights them. Without planning: the value of the
+        policy's action at ``obs``.
+
+        Args:
+            obs: those of the last call of :meth:`act`.
+            task: as there.
+
+        Raises:
+            ValueError: there was no such call yet, or see there.
+        """
+        if self.mpc:
+            if self._last is None:
+                raise ValueError("expected_return() tells of the last plan, and there is none: call act() first")
+            return (self._last.score * self._last.elite_value).sum(-1).cpu().numpy()
+        x = observations(obs, self._model.cfg)
+        context = self._model.context(self._task_ids(task, len(x)))
+        z = self._model.encode(x.to(self._model.bins.device), context)
+        heads = torch.arange(2, device=z.device) % self._model.cfg.num_q
+        value = self._model.Q(z, self._model.policy_mean(z, context), context, "avg", heads=heads)
+        return value.squeeze(-1).float().cpu().numpy()
+
     def check_process(self) -> None:
         """Raise ``ValueError`` in a process that a fork has made of the player's own, if it computes with threads."""
         if os.getpid() != self._process and torch.get_num_threads() > 1:
@@ -234,7 +258,7 @@ class Player:
             noise = draw_noise(cfg, count, z.device, self.generator).for_envs(rows)
         prev_mean = torch.where(t0[:, None, None], 0.0, self.plan_mean)
         result = self._planner(z, context, prev_mean, noise, eval_mode=eval_mode)
-        self.plan_mean = result.mean
+        self.plan_mean, self._last = result.mean, result.last
         return result
 
     def _other_task(self, ids: Tensor, before: Tensor, t0: Tensor) -> Tensor:

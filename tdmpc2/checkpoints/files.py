@@ -12,13 +12,12 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tdmpc2.checkpoints import layouts
+from tdmpc2.checkpoints import hub, layouts, safetensors
 from tdmpc2.checkpoints.packing import pack
 from tdmpc2.checkpoints.reading import check_tensor, is_plain, read_identified
 from tdmpc2.checkpoints.reading import file_sha256 as file_sha256
@@ -91,7 +90,7 @@ def save_file(
     """Write a dict so that ``path`` is at every moment either the old or the complete new file.
 
     Args:
-        path: the file.
+        path: the file; one that ends in ``.safetensors`` has that format.
         payload: tensors, which are stored as CPU tensors, and plain values; ``format`` is added.
         overwrite: replace a file that is there.
         packed: entries whose small tensors are stored together, see :func:`tdmpc2.checkpoints.packing.pack`.
@@ -105,7 +104,10 @@ def save_file(
     plain = _plain({"format": FORMAT, **payload}, "payload")
     plain |= pack({name: plain[name] for name in packed})
     with replacing(path, overwrite=overwrite) as temporary, open(temporary, "wb") as file, _checksums_on():
-        torch.save(plain, file)  # given a name, torch would store it and hide what the disk says
+        if os.fspath(path).endswith(safetensors.SUFFIX):
+            safetensors.write(file, plain)
+        else:
+            torch.save(plain, file)  # given a name, torch would store it and hide what the disk says
 
 
 @contextlib.contextmanager
@@ -142,15 +144,16 @@ def load_file(source: str | os.PathLike[str] | Mapping[str, Any], *, identify: b
     """Read a checkpoint: a file, or a dict in memory; ``{"model": ...}`` or a bare state dict.
 
     Args:
-        source: the weights may also be the entry ``state_dict`` or ``model_state_dict``, and all their names may begin
-            with what wrappers put there (``module.``, ``_orig_mod.``, ``model.``).
+        source: a file may be one on a hub, ``hf://user/name`` (:mod:`tdmpc2.checkpoints.hub`). The weights may also be
+            the entry ``state_dict`` or ``model_state_dict``, and all their names may begin with what wrappers put there
+            (``module.``, ``_orig_mod.``, ``model.``).
         identify: compute the SHA-256 of the file's bytes while they are loaded.
 
     Raises:
         ValueError: the file cannot be read (see :func:`~tdmpc2.checkpoints.reading.read_file`), holds no weights, was
             written by a newer version, has an entry of a wrong type, or weights that are not finite in float32.
     """
-    path, sha256 = None if isinstance(source, Mapping) else os.fspath(source), None
+    path, sha256 = None if isinstance(source, Mapping) else hub.as_typed(source), None
     content: Any = source
     if not isinstance(source, Mapping):
         content, sha256 = read_identified(source) if identify else (read_file(source), None)
@@ -274,13 +277,17 @@ def _describe(checkpoint: Checkpoint) -> dict[str, str]:
         **{f"bytes of {module}": f"{size:,}" for module, size in modules.items()},
     }
     if checkpoint.path is not None:
-        path = Path(checkpoint.path).expanduser()
+        path = hub.local_file(checkpoint.path)
         facts |= {"bytes of the file": f"{path.stat().st_size:,}", "sha256": checkpoint.sha256 or file_sha256(path)}
     return facts
 
 
 def convert(checkpoint: Checkpoint, layout: str) -> dict[str, Any]:
-    """The payload of a float32 file in layout ``a`` or ``b``, all other entries kept.
+    """The payload of a file in another layout, all other entries kept.
+
+    Args:
+        checkpoint: what is converted.
+        layout: ``a`` or ``b``, in float32; or ``safetensors``: layout (a) in the precision of the file.
 
     Raises:
         ValueError: the weights cannot be converted, or layout (b)'s action masks cannot be told.
@@ -290,7 +297,8 @@ def convert(checkpoint: Checkpoint, layout: str) -> dict[str, Any]:
 
 
 def _convert(checkpoint: Checkpoint, layout: str) -> dict[str, Any]:
-    model: dict[str, Any] = layouts.to_layout_a(checkpoint.model)
+    model: dict[str, Any]
+    model = layouts.rename(checkpoint.model) if layout == "safetensors" else layouts.to_layout_a(checkpoint.model)
     if layout == "b":
         config = checkpoint.config or {}
         low, high = (config.get(key, getattr(Config, key)) for key in ("log_std_min", "log_std_max"))

@@ -1,4 +1,4 @@
-"""Reading the files that torch saves: no code is run, checksums are compared, tensors take no more than is stored."""
+"""Reading files of tensors: no code is run, checksums are compared, tensors take no more than is stored."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tdmpc2.checkpoints import hub, safetensors
 from tdmpc2.support.archives import check_records, is_archive, read_directory
 from tdmpc2.support.memory import is_out_of_memory
 from tdmpc2.support.reading import NotRegularError, open_regular
@@ -31,9 +32,12 @@ _Result = Callable[[], Any]  # waits for what was started, and returns or raises
 
 
 def read_file(path: str | os.PathLike[str]) -> Any:
-    """Read what ``torch.save`` stored, to the CPU, without running any code from the file.
+    """Read what ``torch.save`` stored, or a safetensors file, to the CPU, without running any code from the file.
 
     All values are compared with the checksums of the file, which older forms of it do not have.
+
+    Args:
+        path: the file, or the name of one on a hub (:mod:`tdmpc2.checkpoints.hub`), which is downloaded.
 
     Raises:
         ValueError: no such file, damaged, not a checkpoint, or a pickle that asks for more than tensors.
@@ -66,13 +70,14 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
     Raises:
         OSError: see :func:`tdmpc2.support.reading.open_regular`.
+        ValueError: it is the name of a file on a hub, which cannot be had.
     """
-    with open_regular(Path(path).expanduser()) as file:
+    with open_regular(hub.local_file(path)) as file:
         return _sha256(file)
 
 
 def _read(path: str | os.PathLike[str], identify: bool, device: str = "cpu") -> tuple[Any, str]:
-    path = Path(path).expanduser()
+    path = hub.local_file(path)
     with _open(path) as file:
         before = os.fstat(file.fileno())
         # Without preadv they would share the file's position.
@@ -98,8 +103,11 @@ def _checked(
         hashed = start(_sha256, file) if identify else None
     try:
         with _explaining(path, size):
-            file.seek(0)
-            content = _load(file, device)
+            if safetensors.is_safetensors(file):
+                content: Any = safetensors.read(path, file, size, device)
+            else:
+                file.seek(0)
+                content = _load(file, device)
     except ValueError:
         if checked is not None:
             checked()  # damage explains what torch does not understand

@@ -27,7 +27,7 @@ OPTIONS = (
     Option("evaluate", "score so many episodes of each task", 0, int, least=0, aliases=("eval_episodes",)),
     Option("compare", "files of the same model to measure as well", (), Path, many=True),
     Option("limit", "error of mixed in dB", -40.0, float),
-    Option("out", "directory of the new files; by default that of the checkpoint", kind=Path),
+    Option("out", "directory of the new files; by default that of the checkpoint, or this one", kind=Path),
     Option("force", "replace existing files, but never the checkpoint itself", False, bool),
     Option("device", "where the copies are measured", "auto"),
     Option("repeats", "turns of the timing", 20, int, least=1),
@@ -40,18 +40,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--set"]  # once stood before keys
     values, keys = read_options("quantize", __doc__, words, OPTIONS, key_names())
+    from tdmpc2.checkpoints.hub import is_hub_name, local_file
     from tdmpc2.quantization.command import overrides_of, quantize, recipe_names
     from tdmpc2.quantization.measure import Settings
 
-    source = values["checkpoint"]
+    named = values["checkpoint"]
+    source = local_file(named)  # of a hub: what is made of it is written here, not in the client's cache
     quantize(
         source,
-        values["out"] or source.parent,
+        values["out"] or (Path() if is_hub_name(named) else source.parent),
         recipe_names(values["recipes"]),
         Settings(values["device"], values["repeats"], values["plans"], values["evaluate"], overrides_of(keys)),
         data=values["data"],
         count=values["rows"],
         limit_db=values["limit"],
-        others=values["compare"],
+        others=[local_file(path) for path in values["compare"]],
         force=values["force"],
     )

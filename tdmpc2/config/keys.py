@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tdmpc2.config.facts import COMMANDS, MAY_CHANGE, ONE_START, PLAYING, RUN, key
 from tdmpc2.config.mix import MixEntry, parse_mix
 from tdmpc2.config.teachers import TaskTeacher, parse_teachers
+from tdmpc2.config.trackers import TRACKERS, parse_trackers
 
 MOST_COEF = 1e9  # of a term of the loss: squares of its gradients are still float32
 
@@ -39,8 +40,8 @@ class Keys:
     )  # simulators take 32 bits
 
     checkpoint: str | None = key(
-        None, "weights to start from (train) or to play (evaluate, collect); null: random weights or actions",
-        path=True, scope=RUN, decides=True, commands=("train", "evaluate", "collect"), section="Files",
+        None, "weights to start from (train) or to play (evaluate, collect), also hf://user/name; null: random weights "
+        "or actions", path=True, scope=RUN, decides=True, commands=("train", "evaluate", "collect"), section="Files",
     )  # fmt: skip
     data_dir: str = key(
         None, "episode store, or directory of chunk_*.pt files; null: data/mt30", path=True, scope=RUN,
@@ -102,6 +103,10 @@ class Keys:
     num_envs: int = key(
         1, "environments of each task that are stepped together", at_least=1, scope=RUN, decides=True,
         section="Learning online",
+    )  # fmt: skip
+    env_workers: int = key(
+        0, "processes that step environments beside this one, where simulators or pictures are slow; 0: none",
+        at_least=0, sensible=1024, scope=RUN, on_resume=MAY_CHANGE, commands=COMMANDS,
     )  # fmt: skip
     seed_steps: int = key(
         None, "steps with random actions (from a checkpoint: its policy's), before the first update; null: the most "
@@ -293,9 +298,11 @@ class Keys:
         False, "write a video of one episode per task at each evaluation", scope=RUN, on_resume=MAY_CHANGE,
         commands=("train", "evaluate"),
     )  # fmt: skip
-    wandb_project: str | None = key(
-        None, "Weights & Biases project; null: none", scope=RUN, on_resume=MAY_CHANGE, section="Weights & Biases"
-    )
+    tracker: tuple[str, ...] = key(
+        ("wandb",), "what shows the curves besides the files, one or a list; wandb needs wandb_project", scope=RUN,
+        choices=TRACKERS, parse=parse_trackers, on_resume=MAY_CHANGE, section="Trackers",
+    )  # fmt: skip
+    wandb_project: str | None = key(None, "Weights & Biases project; null: none", scope=RUN, on_resume=MAY_CHANGE)
     wandb_entity: str | None = key(None, "its user or team; null: the default one", scope=RUN, on_resume=MAY_CHANGE)
     wandb_silent: bool = key(False, "no messages of Weights & Biases", scope=RUN, on_resume=MAY_CHANGE)
     disable_wandb: bool = key(False, "true: log nothing there", scope=RUN, on_resume=MAY_CHANGE)

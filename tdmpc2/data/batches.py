@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 
@@ -30,7 +30,7 @@ class Batches:
         self._waited = 0.0
         self._since = perf_counter()
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         """Yield the batches; an error of a thread is raised here, at the step it belongs to."""
         self._since = perf_counter()
         if not self._ahead:

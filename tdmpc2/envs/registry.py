@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc2.envs.checked import CheckedEnv
+from tdmpc2.envs.images import images_of
 from tdmpc2.envs.pixels import PixelEnv
 from tdmpc2.envs.plugins import offers
 from tdmpc2.tasks import TASKS, TaskSpec, nearest
@@ -48,7 +49,7 @@ class Family:
     Attributes:
         name: of the family, for messages.
         pattern: regular expression that all names of its tasks match, and none of a family further down.
-        make: ``module:function`` of (name, seed, render_mode), which builds a task; empty: none can be built here.
+        make: ``module:function`` of (name, seed, render_mode), which builds a task.
         spec: ``module:function`` of (name), which measures a task that is not in the table.
         resolve: ``module:function`` of (name), which raises ``ValueError`` if there is no such task; empty: building an
             environment shows it.
@@ -59,12 +60,11 @@ class Family:
         needs: package that it needs, as Python imports it; empty: none but this one's own.
         more: tasks it has beside those of the table, for people.
         note: what is to be known of its installation.
-        remedy: what to do instead, where none can be built here.
     """
 
     name: str
     pattern: str
-    make: str = ""
+    make: str
     spec: str = ""
     resolve: str = ""
     entry_point: str = ""
@@ -74,7 +74,6 @@ class Family:
     needs: str = ""
     more: str = ""
     note: str = ""
-    remedy: str = ""
 
     @property
     def installed(self) -> bool:
@@ -94,9 +93,9 @@ class Family:
         self.check(name)
         seed = checked_seed(seed)
         env: gymnasium.Env[Any, Any] = _function(self.make)(name, seed, render_mode)
-        if obs == "state" and env.has_wrapper_attr("observed_image"):
+        if obs == "state" and (images := images_of(env)):
             env.close()
-            raise ValueError(env.get_wrapper_attr("as_state"))
+            raise ValueError(images.as_state)
         return CheckedEnv(env if obs == "state" else _images(env, name, obs), name, seed)
 
     def measure(self, name: str) -> TaskSpec:
@@ -111,9 +110,6 @@ class Family:
 
     def check(self, name: str) -> None:
         """Raise ``ValueError``, saying what to do, unless a task can be built here; none is built."""
-        if not self.make:
-            hint = "" if name in TASKS else nearest(name, TASKS)
-            raise ValueError(f"Task '{name}': {self.name} environments are not supported yet. {self.remedy}.{hint}")
         if name not in TASKS and not self.spec:
             raise ValueError(f"Unknown task '{name}': {self.name} has no such task.{nearest(name, TASKS)}")
         if not self.installed:
@@ -121,8 +117,6 @@ class Family:
         if self.resolve and name not in TASKS:
             _function(self.resolve)(name)
 
-
-_WRAP_IT = "Register it with Gymnasium and name its id, as in task=my_package:Mine-v0"
 
 FAMILIES = (
     Family(
@@ -158,10 +152,13 @@ FAMILIES = (
     ),
     Family(
         "ManiSkill",
-        r"(lift|pick|stack)-cube|pick-ycb|turn-faucet",
-        score="success",
-        tells_success=True,
-        remedy=_WRAP_IT,
+        r"ms-.*|(lift|pick|stack)-cube|pick-ycb|turn-faucet",
+        make="tdmpc2.envs.mani_skill:make",
+        spec="tdmpc2.envs.mani_skill:spec",
+        resolve="tdmpc2.envs.mani_skill:resolve",
+        entry_point="tdmpc2.envs.mani_skill:ManiSkillEnv",
+        renewable=True,
+        needs="mani_skill",
     ),
     Family(
         "DMControl",  # last: its names have no form of their own
@@ -237,7 +234,7 @@ def common_label(rules: Iterable[ScoreRule]) -> str:
 
 
 def _images(env: gymnasium.Env[Any, Any], task: str, obs: str) -> gymnasium.Env[Any, Any]:
-    if not (env.has_wrapper_attr("observed_image") or hasattr(env.unwrapped, "frame")):
+    if not (images_of(env) or hasattr(env.unwrapped, "frame")):
         env.close()
         raise ValueError(
             f"obs={obs}: task '{task}' draws no images: use obs=state, or give the environment a method frame(size) "

@@ -1,8 +1,9 @@
-"""The log of a run: console, ``train.log``, CSV files and Weights & Biases behind one interface.
+"""The log of a run: console, ``train.log``, CSV files, Weights & Biases and TensorBoard behind one interface.
 
 Nothing else in the project reads metric values or knows which outputs are on. Values may stay on the device until
-:meth:`Logger.log`, which reads all of them in one transfer. Weights & Biases is imported when a run asks for it, and
-whatever goes wrong there costs one warning line, never the training run. ``names.py`` has the names of all metrics.
+:meth:`Logger.log`, which reads all of them in one transfer. The two services (:mod:`tdmpc2.tracking.writers`) are
+imported when a run asks for them, and whatever goes wrong there costs one warning line, never the training run.
+``names.py`` has the names of all metrics.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tdmpc2.support.csv_files import CsvFile, drop_rows_after, read_csv, set_asi
 from tdmpc2.tracking.console import RunConsole, metric_parts
 from tdmpc2.tracking.names import CSV_FILES, wandb_name
 from tdmpc2.tracking.pace import Activity, Pace
-from tdmpc2.tracking.wandb import WandbRun
+from tdmpc2.tracking.writers import writers_of
 
 __all__ = ["Logger", "read_scalars"]
 
@@ -31,7 +32,7 @@ class Logger:
     """Metrics and messages of one run, for the length of a ``with`` block.
 
     Args:
-        cfg: what is trained; says where to write (``run_dir``, ``wandb_*``, ``save_csv``, which is also for
+        cfg: what is trained; says where to write (``run_dir``, ``tracker``, ``save_csv``, which is also for
             ``train.log``).
         teacher: the teacher's configuration, recorded beside the student's.
         total_steps: last step of the run, for the remaining time.
@@ -60,7 +61,7 @@ class Logger:
     ) -> None:
         self._cfg, self._teacher, self._total, self._start = cfg, teacher, total_steps, start_step
         self._console = RunConsole(cfg.run_dir / "train.log" if cfg.save_csv else None, stream)
-        self._wandb = WandbRun(self.message)
+        self._writers = writers_of(cfg, self.message)
         self._wandb_id, self._evaluate_again, self._begun_before = run_id, evaluate_again, begun_before
         self._wall_seconds_before = wall_seconds
         self._files: dict[str, CsvFile] = {}
@@ -73,10 +74,11 @@ class Logger:
         self._cfg.run_dir.mkdir(parents=True, exist_ok=True)
         for name in CSV_FILES if self._cfg.save_csv else ():
             self._bring_to_start(name)
-        self._wandb.start(self._cfg, self._teacher, self._wandb_id, capture_console=not self._console.terminal)
+        for writer in self._writers:
+            writer.start(self._cfg, self._teacher, self._start, self._wandb_id, self._console.terminal)
         self._console.__enter__()
         if self._lines:
-            self._wandb.log(self._start, self._lines)
+            self._send(self._start, self._lines)
         self._pace = Pace(self._start, self._total, monotonic(), self._wall_seconds_before)
         return self
 
@@ -86,12 +88,13 @@ class Logger:
         self._console.__exit__()
         for file in self._files.values():
             file.close()
-        self._wandb.finish(failed=kind is not None)
+        for writer in self._writers:
+            writer.finish(failed=kind is not None)
 
     @property
     def run_id(self) -> str | None:
         """Id of the Weights & Biases run, or None without one; kept in the training state to continue the run."""
-        return self._wandb.run_id
+        return next((writer.run_id for writer in self._writers if writer.run_id), None)
 
     @property
     def wall_seconds(self) -> float:
@@ -117,7 +120,7 @@ class Logger:
         Args:
             step: training step the values belong to.
             metrics: numbers or one-element tensors, on any device. This call waits for the device once.
-            group: name of the CSV file, ``<run_dir>/<group>.csv``, and prefix in Weights & Biases (``names.py``). Rows
+            group: name of the CSV file, ``<run_dir>/<group>.csv``, and prefix in trackers (``names.py``). Rows
                 of "train" are the live line of a terminal, and their speed is a row of ``speed.csv``; every other
                 group gets a line of its own. Rows of "eval" carry the scores of ``teacher_score`` and
                 ``control_score`` along.
@@ -136,12 +139,16 @@ class Logger:
             row |= self._lines if group == "eval" else {}
             shown = "   ".join(f"{name} {value:.4g}" for name, value in values.items())
             self.message(f"{group}: step {step:,}   {shown}")
-        self._wandb.log(step, row)
+        self._send(step, row)
+
+    def _send(self, step: int, row: Mapping[str, Any]) -> None:
+        for writer in self._writers:
+            writer.log(step, row)
 
     def _log_speed(
         self, step: int, values: Mapping[str, float], data_wait: float | None, activity: Activity | None
     ) -> dict[str, float]:
-        """Write the training line and a row of ``speed.csv``; returns what Weights & Biases shows of it."""
+        """Write the training line and a row of ``speed.csv``; returns what trackers show of it."""
         now = monotonic()
         interval = self._pace.row(step, now)
         pace = {"it_per_s": interval.it_per_s}
@@ -167,7 +174,7 @@ class Logger:
         """
         self._write_csv("episodes", [{"step": step, **row} for row in rows])
         for row in rows:
-            self._wandb.log(step, {f"episode/{row['task']}": float(row["return"])})
+            self._send(step, {f"episode/{row['task']}": float(row["return"])})
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -191,38 +198,42 @@ class Logger:
     ) -> None:
         """Write a table, such as scores by task: ``<run_dir>/<name>.csv`` with a ``step`` column, one row per row.
 
-        A ``/`` in ``name`` groups the table in Weights & Biases and becomes ``_`` in the file name.
+        A ``/`` in ``name`` groups the table in trackers and becomes ``_`` in the file name.
 
         Args:
             step: training step the table belongs to.
             name: its name.
             columns: headings.
             rows: cells.
-            curve: the column that Weights & Biases also draws over the steps, a curve for each row, named by the row's
+            curve: the column that trackers also draw over the steps, a curve for each row, named by the row's
                 first cell, in the table's group.
         """
         cells = [list(row) for row in rows]
         named = [dict(zip(["step", *columns], [step, *row], strict=True)) for row in cells]
         self._write_csv(name.replace("/", "_"), named)
-        self._wandb.table(step, name, list(columns), cells)
+        for writer in self._writers:
+            writer.table(step, name, list(columns), cells)
         if curve is not None:
             group, column = name.partition("/")[0], list(columns).index(curve)
-            self._wandb.log(step, {f"{group}/{row[0]}": row[column] for row in cells if row[column] is not None})
+            self._send(step, {f"{group}/{row[0]}": row[column] for row in cells if row[column] is not None})
 
     def log_video(self, step: int, name: str, path: str | Path) -> None:
         """Show a video file in Weights & Biases; elsewhere the file itself is the record."""
-        self._wandb.video(step, name, Path(path))
+        for writer in self._writers:
+            writer.video(step, name, Path(path))
 
     def save_artifact(self, path: str | Path, name: str, kind: str, aliases: Sequence[str] = ()) -> None:
         """Upload a file to Weights & Biases as the next version of artifact ``name`` of type ``kind``.
 
         Its aliases are "latest" and those given, which move there from older versions.
         """
-        self._wandb.artifact(Path(path), name, kind, aliases)
+        for writer in self._writers:
+            writer.artifact(Path(path), name, kind, aliases)
 
     def alert(self, title: str, text: str) -> None:
-        """Send an alert through Weights & Biases, if it is on, to people who are not watching the console."""
-        self._wandb.alert(title, text)
+        """Send an alert through the trackers that are on, to people who are not watching the console."""
+        for writer in self._writers:
+            writer.alert(title, text)
 
     def message(self, text: str) -> None:
         """Print a line that stays; on a terminal, above the live line."""

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import re
 import shutil
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import psutil
 
 from tdmpc2.config import Config
 from tdmpc2.support.names import safe_name
+from tdmpc2.tracking.sender import CAPACITY, METRICS, Sender, reason
 
 #: Seconds that the end of a run waits for uploads; the environment variable of the same name replaces it.
 WANDB_FINISH_TIMEOUT = 300.0
@@ -30,8 +28,6 @@ WANDB_FINISH_TIMEOUT = 300.0
 _COPY = ".wandb-"
 #: The environment variable by which the library and its child processes find a service process.
 _SERVICE = "WANDB_SERVICE"
-
-_Action = Callable[[Any], None]
 
 
 class WandbRun:
@@ -43,33 +39,30 @@ class WandbRun:
         show: prints a line.
     """
 
-    #: Calls that may wait to be sent: those of a million steps at the default log_freq. Later ones are dropped.
-    capacity = 10_000
+    #: Calls that may wait to be sent.
+    capacity = CAPACITY
 
     def __init__(self, show: Callable[[str], None]) -> None:
         self._show = show
         self._run: Any = None
         self._wandb: Any = None
-        self._failed: set[str] = set()
-        self._waiting: queue.Queue[tuple[str, _Action] | None] = queue.Queue(self.capacity)
-        self._notes: queue.SimpleQueue[str] = queue.SimpleQueue()  # the thread's; printed by the caller's
-        self._dropped = 0
+        self._sender: Sender | None = None
 
     @property
     def run_id(self) -> str | None:
         return None if self._run is None else str(self._run.id)
 
-    def start(self, cfg: Config, teacher: Config | None, run_id: str | None, capture_console: bool) -> None:
+    def start(self, cfg: Config, teacher: Config | None, step: int, run_id: str | None, terminal: bool) -> None:
         if cfg.disable_wandb or not cfg.wandb_project:
-            reason = "disable_wandb=true" if cfg.disable_wandb else "set wandb_project to turn it on"
-            self._show(f"Weights & Biases: off ({reason})")
+            why = "disable_wandb=true" if cfg.disable_wandb else "set wandb_project to turn it on"
+            self._show(f"Weights & Biases: off ({why})")
             return
         # Its service process may run already, or have been killed meanwhile.
         used = "wandb" in sys.modules or _SERVICE in os.environ
         try:
             import wandb
 
-            options = _run_options(wandb, cfg, teacher, run_id, capture_console)
+            options = _run_options(wandb, cfg, teacher, run_id, not terminal)
             with _no_prompt():
                 try:
                     run = wandb.init(**options)
@@ -84,19 +77,18 @@ class WandbRun:
             run.define_metric("step")
             run.define_metric("*", step_metric="step")
         except Exception as error:  # network, login, disk, a foreign version: none of them is worth a training run
-            self._show(f"Weights & Biases: off, it did not start ({_reason(error)}). Training continues without it.")
+            self._show(f"Weights & Biases: off, it did not start ({reason(error)}). Training continues without it.")
             return
         self._run, self._wandb = run, wandb
         for left in cfg.run_dir.glob(f"{_COPY}*"):  # by a process that was killed
             if re.fullmatch(rf"{re.escape(_COPY)}[a-z0-9_]{{8}}", left.name) and not left.is_symlink():
                 shutil.rmtree(left, ignore_errors=True)
-        self._thread = threading.Thread(target=self._send_all, args=(run,), name="wandb-sender", daemon=True)
-        self._thread.start()
+        self._sender = Sender("Weights & Biases", run, self._show, self.capacity)
         where = f"offline, `wandb sync {Path(run.dir).parent}` uploads it" if run.offline else run.url
         self._show(f"Weights & Biases: {where}")
 
     def log(self, step: int, row: Mapping[str, Any]) -> None:
-        self._call("metrics", lambda run: run.log({**row, "step": step}))
+        self._call(METRICS, lambda run: run.log({**row, "step": step}))
 
     def table(self, step: int, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         def send(run: Any) -> None:
@@ -109,7 +101,7 @@ class WandbRun:
         self._call("videos", lambda run: run.log({name: self._wandb.Video(str(path)), "step": step}))
 
     def artifact(self, path: Path, name: str, kind: str, aliases: Sequence[str]) -> None:
-        if self._run is None or not self._failed.isdisjoint(("artifacts", "metrics")):
+        if self._sender is None or not self._sender.takes("artifacts"):
             return
         try:  # the file may have been replaced by the time it is sent
             directory = tempfile.TemporaryDirectory(dir=path.parent, prefix=_COPY, ignore_cleanup_errors=True)
@@ -119,8 +111,7 @@ class WandbRun:
             except OSError:  # a file system without links
                 shutil.copyfile(path, own)
         except OSError as error:
-            self._failed.add("artifacts")
-            self._show(_off("artifacts", error))
+            self._sender.fail("artifacts", error)
             return
 
         def send(run: Any) -> None:
@@ -136,44 +127,17 @@ class WandbRun:
 
     def finish(self, failed: bool) -> None:
         """Wait until everything is sent, at most WANDB_FINISH_TIMEOUT seconds and a little more."""
-        if self._run is None:
+        if self._sender is None:
             return
-        end = monotonic() + 1 + 1.1 * (timeout := _finish_timeout())  # the library's own end comes first
-        with contextlib.suppress(queue.Full):
-            for item in (("finish", lambda run: run.finish(exit_code=int(failed))), None):
-                self._waiting.put(item, timeout=max(end - monotonic(), 0.001))
-        self._thread.join(max(end - monotonic(), 0))
-        self._print_notes()
-        if self._thread.is_alive():
-            self._show(f"Weights & Biases: gave up after {timeout:g} s, {self._waiting.qsize()} records were not sent")
+        timeout = _finish_timeout()
+        grace = 1 + 0.1 * timeout  # the library's own end comes first
+        if not self._sender.finish(lambda run: run.finish(exit_code=int(failed)), timeout, grace):
             _end_service()
-        if self._dropped:
-            self._show(f"Weights & Biases: {self._dropped} records were dropped, it was too slow")
-        self._run = None
+        self._run = self._sender = None
 
-    def _call(self, what: str, action: _Action) -> None:
-        """Hand ``action`` to the thread. After a failure ``what`` is left out; after one of metrics, everything is."""
-        self._print_notes()
-        if self._run is None:
-            return
-        try:
-            self._waiting.put_nowait((what, action))
-        except queue.Full:
-            self._dropped += 1
-
-    def _send_all(self, run: Any) -> None:
-        while (item := self._waiting.get()) is not None:
-            what, action = item
-            if self._failed.isdisjoint((what, "metrics")):
-                try:
-                    action(run)
-                except Exception as error:  # as in start
-                    self._failed.add(what)
-                    self._notes.put(_off(what, error))
-
-    def _print_notes(self) -> None:
-        while not self._notes.empty():
-            self._show(self._notes.get())
+    def _call(self, kind: str, action: Callable[[Any], None]) -> None:
+        if self._sender is not None:
+            self._sender.call(kind, action)
 
 
 def _run_options(
@@ -233,11 +197,3 @@ def _no_prompt() -> Iterator[None]:
             yield
         finally:
             sys.stdin = stdin
-
-
-def _off(what: str, error: Exception) -> str:
-    return f"Weights & Biases: {what} off after an error ({_reason(error)}). Training continues."
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tdmpc2.agent import TDMPC2
+from tdmpc2.checkpoints.hub import as_typed
 from tdmpc2.nn.layers import num_parameters
 from tdmpc2.training.teacher import Teacher, Teachers
 
@@ -22,7 +23,7 @@ def headline(agent: TDMPC2, teacher: Teacher | Teachers | None, source: str, thr
     parts = [
         f"{num_parameters(agent.model):,} parameters{frozen}",
         source,
-        f"teacher {teacher.path}" if teacher else "no teacher",
+        f"teacher {as_typed(teacher.path)}" if teacher else "no teacher",
         f"{f'{group.world_size} processes on ' if group.world_size > 1 else ''}{agent.device}",
         f"{threads} threads",
         *([f"continuing at step {step:,}"] if step else []),

@@ -15,7 +15,7 @@ A step is an update offline, and a step of the environments online, where there 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from time import monotonic
 
@@ -31,15 +31,15 @@ from tdmpc2.support.runtime import set_num_threads
 from tdmpc2.tracking.logger import Logger
 from tdmpc2.tracking.pace import Activity
 from tdmpc2.training import run_dir, run_record
+from tdmpc2.training.callbacks import Callback
 from tdmpc2.training.divergence import Diagnosis, diverged
 from tdmpc2.training.guards import STOPPED, FiniteGuard, StopRequest, stop_on_signal
 from tdmpc2.training.headline import headline
 from tdmpc2.training.resuming import Every, Resumed, Stateful, load_part, resume_together
 from tdmpc2.training.scoring import Evaluator, score, upload
+from tdmpc2.training.stopping import Stopping
 from tdmpc2.training.teacher import find_teacher
 from tdmpc2.training.tuning import load_start
-
-_ASK_OTHERS = 10  # steps, or updates, between two questions of several processes whether one was told to stop
 
 
 class Run:
@@ -53,6 +53,7 @@ class Run:
         new_task: the task that is appended to those of the file that the run starts from, if one is.
         group: the processes that train together.
         resumed: where the run stands.
+        ended: a callback has ended it.
     """
 
     @classmethod
@@ -110,8 +111,7 @@ class Run:
         self._log_now = Every(cfg.log_freq, stride)
         self._save_now = Every(cfg.save_freq, stride)
         self._evaluate_now = Every(cfg.eval_freq, stride, evaluate_first)
-        self._stopping = False  # all processes know that they are to
-        self._ask_others = Every(_ASK_OTHERS, stride)  # whether one of several processes was told to stop
+        self._stopping = Stopping(group, stop, stride)
         self._threads = set_num_threads(cfg.num_threads)
         self._new_directory = not cfg.run_dir.exists()
 
@@ -126,7 +126,7 @@ class Run:
         self._parts: dict[str, Stateful] = {}
         self._guard = FiniteGuard(self.agent.device)
         self._step = self._saved = self.resumed.step
-        self._updated = False
+        self._updated = self.ended = False
         self._batches: Batches | None = None
         self._diagnose: Callable[[int], Diagnosis] | None = None
         self._activity: Callable[[float], Activity] | None = None
@@ -159,6 +159,14 @@ class Run:
             load_part(self.cfg.run_dir, name, part, self.resumed.parts[name])
         self._parts[name] = part
 
+    def tell(self, callbacks: Sequence[Callback]) -> None:
+        """Tell callbacks what happens, and end when one of them asks for it.
+
+        Raises:
+            ValueError: one lacks a method.
+        """
+        self._stopping.listen(callbacks)
+
     def start(
         self,
         source: str,
@@ -186,7 +194,7 @@ class Run:
                 self._stack.enter_context(run_dir.hold(cfg.run_dir))
         self._logger = self._stack.enter_context(
             Logger(
-                cfg if group.main else cfg.replace(save_csv=False, disable_wandb=True),
+                cfg if group.main else cfg.replace(save_csv=False, tracker=()),
                 teacher=self.agent.teacher.cfg if self.agent.teacher else self._teacher_cfg,
                 total_steps=cfg.steps,
                 start_step=resumed.step,
@@ -206,10 +214,7 @@ class Run:
         Args:
             number: of the update that was made; several processes ask one another after every tenth.
         """
-        if self.group.world_size > 1 and number % _ASK_OTHERS:
-            return self._stopping
-        self._stopping = self._stopping or any(self.group.collect(bool(self._stop)))
-        return self._stopping
+        return self._stopping.after_update(number)
 
     def steps(self, again: bool = False) -> Iterator[int]:
         """Yield the number of each step to take, from 1; first of all the evaluation that is due is made.
@@ -221,10 +226,10 @@ class Run:
             yield self._step
         elif self.resumed.evaluation_due:
             self._evaluate(self.resumed.step)
-        while self._step < self.cfg.steps:
+        while self._step < self.cfg.steps and not self.ended:
             self._step += self._stride
             yield self._step
-        if self.cfg.save_agent:
+        if self.cfg.save_agent and not self.ended:
             self._logger.message(f"Trained for {self.cfg.steps:,} steps: {self.model_path}")
 
     def batches(self, draw: Callable[[int], Batch], ahead: int = 0) -> Iterator[tuple[int, Batch]]:
@@ -237,7 +242,9 @@ class Run:
         numbers = range(self.resumed.step + 1, self.cfg.steps + 1)
         self._batches = Batches(draw, numbers, self.agent.device, ahead)
         try:
-            yield from zip(self.steps(), self._batches, strict=True)
+            with closing(iter(self._batches)) as upcoming:
+                for step in self.steps():
+                    yield step, next(upcoming)
         except FileChangedError:
             self._save_before(self._step)
             raise
@@ -254,6 +261,8 @@ class Run:
         if compiling:
             self._logger.message(f"Compiled in {monotonic() - began:.0f} s")
         self._guard.watch(self._step, metrics)
+        if self._stopping.callbacks:
+            self._stopping.callbacks.updated(self._step, metrics)
         return metrics
 
     def after_update(self, step: int, metrics: Mapping[str, Tensor] | None = None) -> None:
@@ -265,11 +274,11 @@ class Run:
 
         Raises:
             ValueError: the training diverged.
-            SystemExit: it was told to stop, and has saved.
+            SystemExit: a signal told it to stop, and it has saved.
         """
         last = step >= self.cfg.steps
         # Asked once, since a signal may come at any moment below.
-        stopping = self._told_to_stop(step)
+        stopping = self._stopping.after_step(step)
         evaluating = self._evaluate_now.due(step)
         saving = last or evaluating or stopping or self._save_now.due(step)
         logging = metrics is not None and (last or self._log_now.due(step))
@@ -283,13 +292,14 @@ class Run:
                 upload(self.cfg, self._logger, "model.pt", f"step-{step}")
         if stopping:
             self._end(step)
-        if evaluating:
+        elif evaluating:
             self._evaluate(step)
 
     def log_episodes(self, step: int, episodes: Sequence[Mapping[str, str | float]]) -> None:
         """Record episodes that ended with a step, each as its task, return, length and so on."""
         if episodes:
             self._logger.log_episodes(step, episodes)
+            self._stopping.callbacks.played(step, episodes)
 
     def message(self, text: str) -> None:
         """Print a line that stays."""
@@ -299,12 +309,6 @@ class Run:
         """Save at a step that was the last to be complete, before an error ends the run."""
         self._check_finite()
         self._save(step)
-
-    def _told_to_stop(self, step: int) -> bool:
-        """Tell whether this process, or now and then whether another one, was told to stop."""
-        if self.group.world_size > 1 and not self._ask_others.due(step):
-            return self._stopping
-        return self.told_to_stop(0)
 
     def _log(self, step: int, metrics: Mapping[str, Tensor]) -> None:
         waited = self._batches.take_wait(self._logger.paused) if self._batches else None
@@ -345,17 +349,27 @@ class Run:
             self._save(done)
 
     def _end(self, step: int) -> None:
-        by = self._stop.signal.name if self._stop.signal else "a signal to another process"
+        """End the run after a step that is saved: with the exit code of a signal, or quietly for a callback.
+
+        Raises:
+            SystemExit: it was a signal.
+        """
         saved = ", everything is saved; the same command goes on" if self.cfg.save_agent else ""
-        self._logger.message(f"Stopped by {by} at step {step:,}{saved}")
-        raise SystemExit(STOPPED)
+        self._logger.message(f"Stopped by {self._stopping.by()} at step {step:,}{saved}")
+        if self._stopping.by_signal:
+            raise SystemExit(STOPPED)
+        self.ended = True
 
     def _evaluate(self, step: int) -> None:
         def leave_if_told() -> None:
-            if self._stop:
+            if self._stopping.leave():
                 self._end(step)
 
         # Several processes gather their results together, so that none of them may leave on its own.
         each_step = leave_if_told if self.group.world_size == 1 else None
         with self._logger.pause():
-            score(self._play, self.agent, self.cfg, self._logger, step, each_step)
+            result = score(self._play, self.agent, self.cfg, self._logger, step, each_step)
+        if self._stopping.callbacks and result is not None:
+            self._stopping.callbacks.evaluated(step, result)
+            if step < self.cfg.steps and self._stopping.ask():
+                self._end(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -13,13 +14,14 @@ from tdmpc2.data.reward_range import beyond_bins
 from tdmpc2.distributed import process_group
 from tdmpc2.play.evaluation import evaluate
 from tdmpc2.support.mapped_files import UnchangedFile, name_bus_errors
+from tdmpc2.training.callbacks import Callback
 from tdmpc2.training.divergence import Diagnosis, diagnosis_of
 from tdmpc2.training.loop import Run
 from tdmpc2.training.preflight import dry_run, preflight
 from tdmpc2.training.teacher import Teacher, add_targets, fit_pca
 
 
-def train(cfg: Config, teacher_cfg: Config | None) -> Path:
+def train(cfg: Config, teacher_cfg: Config | None, callbacks: Sequence[Callback] = ()) -> Path:
     """Train until ``cfg.steps``, continuing the run in ``cfg.run_dir`` if there is one.
 
     Started by torchrun, the processes share each batch; how many they are changes nothing but rounding.
@@ -27,6 +29,7 @@ def train(cfg: Config, teacher_cfg: Config | None) -> Path:
     Args:
         cfg: the student.
         teacher_cfg: names the teacher's checkpoint; its architecture is the file's own.
+        callbacks: are told what happens, and may end the run (:mod:`tdmpc2.training.callbacks`).
 
     Returns:
         The deployable checkpoint, ``<run_dir>/model.pt``.
@@ -37,12 +40,14 @@ def train(cfg: Config, teacher_cfg: Config | None) -> Path:
         SystemExit: with code :data:`~tdmpc2.training.guards.STOPPED` after SIGTERM or SIGINT, when all is saved.
     """
     with process_group(cfg.device) as group:
+        group.rows(cfg.batch_size)  # refused here, before anything is written
         if cfg.dry_run:
             if group.main:
                 print(*dry_run(cfg, teacher_cfg, group.world_size), sep="\n")
             return cfg.run_dir / "model.pt"
         preflight(cfg, teacher_cfg)
         with Run.open(cfg, teacher_cfg, group, evaluate, data_record(cfg.data_dir, cfg.task)) as run:
+            run.tell(callbacks)
             if not run.finished():
                 _learn(run)
             return run.model_path
@@ -80,7 +85,8 @@ def _learn(run: Run) -> None:
         return batch
 
     def diagnose(step: int) -> Diagnosis:
-        return diagnosis_of(f"Its batch has {_episodes(data, rows(step))} of {cfg.data_dir}", draw(step), cfg.data_dir)
+        batch = sampler.gather(rows(step))  # of all processes: the damage may be in the share of another one
+        return diagnosis_of(f"Its batch has {_episodes(data, rows(step))} of {cfg.data_dir}", batch, cfg.data_dir)
 
     notes = data.note, pca_line, _reward_warning(cfg, draw(run.resumed.step + 1))
     run.start(f"{len(sampler):,} episodes on {data.place}", *notes, diagnose=diagnose)

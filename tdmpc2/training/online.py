@@ -19,8 +19,10 @@ from tdmpc2.play.evaluation import evaluate
 from tdmpc2.play.explorer import EnvironmentFailed, Explorer
 from tdmpc2.play.rollout import Episode
 from tdmpc2.support.entries import check_entries, flag, record, whole
+from tdmpc2.support.mapped_files import FileChangedError
 from tdmpc2.tracking.progress import Progress
 from tdmpc2.training.activity import Clock
+from tdmpc2.training.callbacks import Callback
 from tdmpc2.training.demonstrations import Batches, demonstrations_record
 from tdmpc2.training.divergence import diagnose_stored
 from tdmpc2.training.loop import Run
@@ -39,7 +41,7 @@ _MOST_SHORT = 100  # played episodes in a row that may be too short to learn fro
 _BURST = 100  # updates in a row that are worth a progress bar
 
 
-def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
+def train_online(cfg: Config, teacher_cfg: Config | None, callbacks: Sequence[Callback] = ()) -> Path:
     """Learn by acting for ``cfg.steps`` steps, continuing the run in ``cfg.run_dir`` if there is one.
 
     Started by torchrun, the processes share the environments and each batch, and every one holds the whole buffer. How
@@ -48,6 +50,7 @@ def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
     Args:
         cfg: the student.
         teacher_cfg: names the teacher's checkpoint; its architecture is the file's own.
+        callbacks: are told what happens, and may end the run (:mod:`tdmpc2.training.callbacks`).
 
     Returns:
         The deployable checkpoint, ``<run_dir>/model.pt``.
@@ -58,6 +61,7 @@ def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
         SystemExit: with code :data:`~tdmpc2.training.guards.STOPPED` after SIGTERM or SIGINT, when all is saved.
     """
     with process_group(cfg.device) as group:
+        group.rows(cfg.batch_size)  # refused here, before anything is played or written
         if cfg.dry_run:
             if group.main:
                 print(*dry_run_online(cfg, teacher_cfg), sep="\n")
@@ -65,6 +69,7 @@ def train_online(cfg: Config, teacher_cfg: Config | None) -> Path:
         preflight(cfg, teacher_cfg)
         shown = demonstrations_record(cfg)
         with Run.open(cfg, teacher_cfg, group, evaluate, shown, stride=len(cfg.envs), evaluate_first=True) as run:
+            run.tell(callbacks)
             if not run.finished(cut_short(run.resumed.parts)):
                 with Explorer(cfg, run.agent, group) as explorer:
                     for _ in Loop(run, explorer).turns():
@@ -117,14 +122,14 @@ class Loop:
                     learner.store(step, explorer.take_ended())
                     self._new_task.choose()
                     self._act(step)
-            with clock("updating"):
+            with clock("updating"), saving_at(step, run, learner):
                 metrics = learner.update()
             clock.updates = learner.done
             if step >= cfg.steps and not learner.interrupted:
                 learner.store(step, explorer.take_ended())
             run.after_update(step, metrics)
             yield step
-        if not learner.done:
+        if not learner.done and not run.ended:
             run.message(
                 f"No update was made: the first one needs more than seed_steps={cfg.seed_steps:,} steps, and an "
                 f"episode that ended before the last of the {cfg.steps:,}. Take more steps"
@@ -263,6 +268,21 @@ def saving_before(step: int, run: Run) -> Iterator[None]:
             f"{error} (step {step:,} of the run; what it learned before is saved, and the same command goes on with a "
             "new episode there)"
         ) from error
+
+
+@contextmanager
+def saving_at(step: int, run: Run, learner: Learner) -> Iterator[None]:
+    """Save in the middle of the updates of ``step`` if the demonstrations change on disk, as after a signal.
+
+    One of several processes may be the only one to notice, and cannot save alone: what was saved last is kept then.
+    """
+    try:
+        yield
+    except FileChangedError:
+        if run.group.world_size == 1:
+            learner.interrupted = True
+            run.save(step)
+        raise
 
 
 def _row(cfg: Config, episode: Episode) -> dict[str, str | float]:

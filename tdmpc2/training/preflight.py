@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tdmpc2.agent import TDMPC2
+from tdmpc2.checkpoints.hub import why_missing
 from tdmpc2.checkpoints.run_state import state_path
 from tdmpc2.config import Config, check_bins, check_memory, training_parts
 from tdmpc2.data.batch import Batch
@@ -64,20 +65,20 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
         if cfg.buffer_size < rows:
             each = f", stored for {tasks} tasks" if tasks > 1 else ""
             problems.append(f"buffer_size={cfg.buffer_size:,} does not hold the {rows:,} rows of one episode{each}")
-    if teacher is not None and (teacher.checkpoint is None or not Path(teacher.checkpoint).exists()):
+    if teacher is not None and (why := why_missing(teacher.checkpoint)):
         problems.append(
-            f"teacher: teacher_config.checkpoint={teacher.checkpoint} does not exist. Name a file, download the "
+            f"teacher: teacher_config.checkpoint={teacher.checkpoint} {why}. Name a file, download the "
             "published mt30-317M.pt (Hugging Face model nicklashansen/tdmpc2, folder multitask, 2.0 GB), train one "
             "with `python train.py teacher_config=null model_size=5 exp_name=teacher` "
             "and add teacher_config.checkpoint=logs/mt30/1/teacher/model.pt, or train without: teacher_config=null"
         )
     problems += [
-        f"teacher of {entry.task}: teachers names {entry.checkpoint}, which does not exist"
+        f"teacher of {entry.task}: teachers names {entry.checkpoint}, which {why}"
         for entry in cfg.teachers or ()
-        if not Path(entry.checkpoint).exists()
+        if (why := why_missing(entry.checkpoint))
     ]
-    if cfg.checkpoint is not None and not Path(cfg.checkpoint).exists():
-        problems.append(f"weights to start from: checkpoint={cfg.checkpoint} does not exist")
+    if cfg.checkpoint is not None and (why := why_missing(cfg.checkpoint)):
+        problems.append(f"weights to start from: checkpoint={cfg.checkpoint} {why}")
     if cfg.eval_freq and (online or cfg.eval_freq <= cfg.steps):
         try:
             if not online:

@@ -27,7 +27,7 @@ def score(
     logger: Logger,
     step: int,
     each_step: Callable[[], None] | None = None,
-) -> None:
+) -> Evaluation | None:
     """Evaluate the agent, log the result, and keep its weights as ``best.pt`` if no earlier score is as high.
 
     The score is recorded last, so that a run that ends before makes the evaluation again. Where an environment has a
@@ -40,6 +40,9 @@ def score(
         logger: takes the results.
         step: of the run.
         each_step: called after every step that is played; what it raises ends the evaluation.
+
+    Returns:
+        The result; None if an environment has a fault.
     """
     videos = cfg.run_dir / "videos"
 
@@ -55,7 +58,7 @@ def score(
         if cfg.save_agent and agent.group.main:
             label = score_label(cfg.task_specs[task_id] for task_id in cfg.task_ids)
             run_dir.record_score(agent, cfg.run_dir, step, math.nan, label, cfg.save_best)
-        return
+        return None
     if cfg.save_video:  # each was written by the process that played it
         logger.message(f"Videos: {videos}/*-{step}.mp4")
         for name in (task.task for task in result.tasks):
@@ -68,6 +71,7 @@ def score(
         best = run_dir.record_score(agent, cfg.run_dir, step, *found, cfg.save_best)
         if best and cfg.save_best:
             upload(cfg, logger, "best.pt", f"step-{step}", "best")
+    return result
 
 
 def upload(cfg: Config, logger: Logger, name: str, *aliases: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints import layouts
 from tdmpc2.checkpoints.files import Checkpoint, load_file, naming, precision_of
+from tdmpc2.checkpoints.hub import why_missing
 from tdmpc2.checkpoints.sizes import infer_sizes
 from tdmpc2.config import WIDTHS, Config, is_nothing, parse_cfg
 from tdmpc2.loading import config_of
@@ -40,9 +40,9 @@ def keys_from_checkpoint(keys: Mapping[str, Any], typed: Collection[str]) -> dic
         ValueError: the file cannot be read, or has no room for the task.
     """
     path = keys.get("checkpoint")
-    if is_nothing(path) or not os.path.exists(os.path.expanduser(str(path))):
+    if is_nothing(path) or why_missing(str(path)):
         return dict(keys)  # a missing file is found before the run, with whatever else is missing
-    file = load_file(os.path.expanduser(str(path)))
+    file = load_file(str(path))
     with naming(file.origin):
         of_many = bool(infer_sizes(file.model)["num_tasks"])
     new = dict(keys)

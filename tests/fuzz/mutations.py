@@ -6,6 +6,7 @@ import io
 import json
 import random
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -249,11 +250,27 @@ def change_csv(rng: random.Random, data: bytes) -> bytes:
     return "\n".join(",".join(cells) for cells in rows).encode() + rng.choice((b"\n", b"", b"\n\n"))
 
 
+def change_safetensors(rng: random.Random, data: bytes) -> bytes:
+    """Change a place of the header of a safetensors file, or of the entries within it, with a valid checksum."""
+    length = int.from_bytes(data[:8], "little")
+    header, values = json.loads(data[8 : 8 + length]), data[8 + length :]
+    metadata = header["__metadata__"]
+    if rng.random() < 0.5:
+        metadata["tdmpc2"] = change_json(rng, metadata["tdmpc2"].encode()).decode()
+        checksum = zlib.crc32(metadata["tdmpc2"].encode())
+        metadata["crc32"] = json.dumps(json.loads(metadata["crc32"]) | {"entries": checksum})
+        text = json.dumps(header).encode()
+    else:
+        text = change_json(rng, json.dumps(header).encode())
+    return len(text).to_bytes(8, "little") + text + values
+
+
 #: Ending of a file's name -> what knows its structure.
 STRUCTURES: dict[str, Callable[[random.Random, bytes], bytes]] = {
     ".pt": change_torch,
     ".json": change_json,
     ".csv": change_csv,
+    ".safetensors": change_safetensors,
 }
 
 

@@ -66,6 +66,7 @@ def make(folder: Path) -> None:
     command("train", f"{SHARED} steps=1010")
     command("train", f"{SEEN} steps=20")
     command("quantize", "checkpoint=student.pt plans=2 recipes=int8 repeats=1")
+    command("checkpoint", "convert student_int8.pt layout=safetensors out=student.safetensors")
     command("targets", "store student.pt")
     command("evaluate", f"checkpoint=toy.pt {EVALUATE} work_dir=results")
     command("heldout", "student.pt data=store batches=1 batch_size=4 write=true")
