@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from tdmpc2.acceleration.layers import prepare_for_compiler
 from tdmpc2.export.card import card_of
 from tdmpc2.export.graph import STEPS, Step
 from tdmpc2.export.request import Request, load
@@ -27,7 +28,7 @@ from tdmpc2.support.files import json_text, replacing, size_text
 
 OPSET = 18  # the lowest that has all that is needed: Mish and LayerNormalization; older runtimes read it as well
 CARD = "tdmpc2"  # key of the card in the metadata
-_LARGEST_CONSTANT = 1024  # bytes of what is computed once for all; weights are to stay as they are
+_LARGEST_CONSTANT = 64  # bytes of what is computed once for all; weights are to stay as they are
 _ENDING = ".onnx"
 
 
@@ -87,6 +88,7 @@ def model_of(step: Step, card: dict[str, Any]) -> Any:
         card: see :func:`tdmpc2.export.card.card_of`; the step's own name, inputs and outputs are added.
     """
     names = [item.name for item in step.inputs]
+    prepare_for_compiler(step)  # ONNX Runtime has no fast Mish either
     with torch.no_grad(), _quietly():
         program = torch.onnx.export(
             step.eval(),
@@ -157,7 +159,7 @@ def _strip(model: Any) -> None:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Keep the exporter's remarks for developers from the user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.__trace", "onnxscript", "onnx_ir")]
     before = [logger.level for logger in loggers]
     try:
         for logger in loggers:
