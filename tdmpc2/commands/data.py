@@ -4,6 +4,9 @@ tdmpc2 data inspect data/mt30
 tdmpc2 data verify data/mt30
 tdmpc2 data convert data/a data/b data/merged tasks=walker-walk,walker-run dtype=float16
 tdmpc2 data from-run logs/walker-walk/1/default data/played
+tdmpc2 data import mujoco/hopper/expert-v0 data/hopper form=minari
+tdmpc2 data export data/mt30_store data/minari form=minari name=expert
+tdmpc2 data view data/mine episode=3 video=episode.mp4
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 _DIRECTORY = Option("dir", "an episode store or a directory of chunk files", required=True, bare=True)
 _TASK = Option("task", "task set of chunk files; by default what collect.json says, or mt30")
+_EPISODE = "number of the episode, from 0"
 VERBS = {
     "inspect": Verb(
         "what the data holds: sizes, returns per task, ranges, wrong values",
@@ -56,6 +60,41 @@ VERBS = {
             Option("episodes_per_file", "with to=chunks", kind=int, least=1),
         ),
     ),
+    "import": Verb(
+        "data of other programs, as a store",
+        (
+            Option("source", "a data set of Minari (directory or id), or a file of MMBench", required=True, bare=True),
+            Option("out", "directory to make; it must not exist", kind=Path, required=True, bare=True),
+            Option("form", "what the source is", required=True, choices=("minari", "mmbench")),
+            Option("task", "task of the episodes; by default what the source says"),
+            Option("task_set", "store them as part of mt30 or mt80; by default alone"),
+            Option("dtype", "of observations and actions", "float32", choices=("float32", "float16")),
+        ),
+    ),
+    "export": Verb(
+        "data for other programs",
+        (
+            _DIRECTORY,
+            Option("out", "directory to make; it must not exist", kind=Path, required=True, bare=True),
+            Option("form", "what to write", required=True, choices=("minari", "lerobot")),
+            _TASK,
+            Option("name", "of Minari's data sets, TASK/NAME-v0", "episodes"),
+            Option("storage", "of Minari's data sets", "hdf5", choices=("hdf5", "arrow", "parquet")),
+            Option("fps", "frames per second of LeRobot's times", 25.0, float),
+            Option("robot", "type of the robot, for LeRobot", "unknown"),
+        ),
+    ),
+    "view": Verb(
+        "a figure of an episode, and a video of its actions played again",
+        (
+            _DIRECTORY,
+            Option("episode", _EPISODE, 0, int, least=0),
+            _TASK,
+            Option("figure", "PNG to draw; by default episode_<number>.png", kind=Path),
+            Option("video", "mp4 to write; by default none", kind=Path),
+            Option("seed", "of the environment, where the data do not record it", kind=int, least=0),
+        ),
+    ),
 }
 
 
@@ -63,7 +102,15 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; exits with code 1 if ``verify`` finds damage."""
     verb, values = read_verb("data", __doc__, argv, VERBS)
-    {"inspect": _inspect, "verify": _verify, "from-run": _from_run, "convert": _convert}[verb](values)
+    {
+        "inspect": _inspect,
+        "verify": _verify,
+        "from-run": _from_run,
+        "convert": _convert,
+        "import": _import,
+        "export": _export,
+        "view": _view,
+    }[verb](values)
 
 
 def _inspect(values: dict[str, Any]) -> None:
@@ -117,6 +164,70 @@ def _from_run(values: dict[str, Any]) -> None:
     from tdmpc2.training.saved_replay import replay_to_store
 
     _print_store(values["out"], replay_to_store(values["run"], values["out"], values["dtype"]))
+
+
+def _import(values: dict[str, Any]) -> None:
+    from tdmpc2.data.exchange.foreign import Foreign, import_foreign
+    from tdmpc2.data.exchange.minari_files import MinariData
+    from tdmpc2.data.exchange.mmbench import Demonstrations, task_of
+
+    source, task, task_set = values["source"], values["task"], values["task_set"]
+    opened: Foreign
+    if values["form"] == "minari":
+        opened = data = MinariData.open(source)
+        target = data.target(task, task_set)
+    else:
+        target = task_of(source, task, task_set)
+        opened = Demonstrations.open(source, target)
+    _print_store(values["out"], import_foreign(opened, target, values["out"], values["dtype"]))
+
+
+def _export(values: dict[str, Any]) -> None:
+    from tdmpc2.data.exchange.lerobot import export_lerobot
+    from tdmpc2.data.exchange.minari_write import export_minari
+    from tdmpc2.data.exchange.rows import OwnData
+    from tdmpc2.data.store.selection import check_outside
+
+    out = values["out"]
+    check_outside(out, Path(values["dir"]))
+    data = OwnData.open(values["dir"], values["task"])
+    if values["form"] == "minari":
+        ids = export_minari(data, out, values["name"], values["storage"])
+        print(f"{out}: data sets of Minari, read with MINARI_DATASETS_PATH={out}: {', '.join(ids)}")
+    else:
+        frames = export_lerobot(data, out, values["fps"], values["robot"])
+        print(f"{out}: LeRobotDataset v3.0, {len(data.index):,} episodes, {frames:,} frames")
+
+
+def _view(values: dict[str, Any]) -> None:
+    from tdmpc2.data.exchange.rows import OwnData
+    from tdmpc2.data.exchange.view import draw_episode, play_again, recorded_seed
+    from tdmpc2.envs.modules import import_module_of
+    from tdmpc2.play.results import write_video
+
+    number, video = values["episode"], values["video"]
+    figure = values["figure"] or Path(f"episode_{number}.png")
+    for path, ending in ((figure, ".png"), (video, ".mp4")):
+        if path is not None and path.suffix.lower() != ending:
+            raise ValueError(f"{path} must end in {ending}")
+    if video is not None and video.exists():
+        raise ValueError(f"{video} exists: name another file, or move it away")
+    if values["task"] is not None:
+        import_module_of(values["task"])  # as the user says; data that name a module do not import it
+    data = OwnData.open(values["dir"], values["task"])
+    episode = data.episode(number)
+    title = f"{episode.spec.name}, episode {number}: {len(episode.reward)} steps, return {episode.reward.sum():.5g}"
+    draw_episode(episode, figure, title)
+    print(escaped(f"{title}: {figure}"))
+    if video is None:
+        return
+    seed = values["seed"] if values["seed"] is not None else recorded_seed(data, number)
+    if seed is None:
+        raise ValueError(f"{values['dir']} does not record the seeds of its episodes: name that of the video, seed=...")
+    played = play_again(episode, seed)
+    write_video(video, played.frames)
+    near = f"observations are within {played.distance:.3g} of the stored ones"
+    print(f"{video}: {len(played.frames)} frames from seed {seed}, {near}")
 
 
 def _print_store(out: Path, store: EpisodeStore) -> None:

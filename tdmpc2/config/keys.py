@@ -104,6 +104,10 @@ class Keys:
         1, "environments of each task that are stepped together", at_least=1, scope=RUN, decides=True,
         section="Learning online",
     )  # fmt: skip
+    env_workers: int = key(
+        0, "processes that step environments beside this one, where simulators or pictures are slow; 0: none",
+        at_least=0, sensible=1024, scope=RUN, on_resume=MAY_CHANGE, commands=COMMANDS,
+    )  # fmt: skip
     seed_steps: int = key(
         None, "steps with random actions (from a checkpoint: its policy's), before the first update; null: the most "
         "of 1000, 5 episodes, 1 of each environment", at_least=0, follows="task", scope=RUN, decides=True,

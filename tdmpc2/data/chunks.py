@@ -33,7 +33,7 @@ from tdmpc2.data.chunk_form import (
     check_sizes,
     episode_tasks,
 )
-from tdmpc2.support.archives import Checksums, is_archive, read_directory
+from tdmpc2.support.archives import Checksums, Record, is_archive, read_directory
 from tdmpc2.support.files import replacing
 from tdmpc2.support.reading import NotRegularError, open_regular
 from tdmpc2.support.text import cut
@@ -93,6 +93,28 @@ def read_chunk(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             types or shapes.
     """
     path = Path(path).expanduser()
+    chunk, records = _read_mapped(path)
+    check_fields(path, chunk)
+    check_sizes(path, chunk, records)
+    return chunk
+
+
+def read_tensordict(path: Path) -> dict[str, Tensor]:
+    """Map a file with a TensorDict of any fields into memory, as :func:`read_chunk` does.
+
+    Raises:
+        ValueError: see there; or a field that is no plain tensor.
+    """
+    found, records = _read_mapped(path)
+    for name, value in found.items():
+        if type(value) is not Tensor or value.layout != torch.strided or not value.ndim:
+            raise ValueError(f"{path}: {cut(str(name), 40)} is a {type(value).__name__}, expected a tensor of rows")
+    check_sizes(path, found, records)
+    return found
+
+
+def _read_mapped(path: Path) -> tuple[dict[str, Any], list[Record]]:
+    """Read fields, mapped from the file, and where their values lie in it."""
     with torch.serialization.safe_globals(_ALLOWED):
         try:
             with open_regular(path) as file:
@@ -117,9 +139,7 @@ def read_chunk(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             raise unreadable(path, error) from error
     if not isinstance(data, TensorDict):
         raise ValueError(f"{path} holds a {type(data).__name__}, not a TensorDict of {', '.join(DTYPES)}")
-    check_fields(path, chunk)
-    check_sizes(path, chunk, records)
-    return chunk
+    return chunk, records
 
 
 def unreadable(path: Path, error: Exception) -> ValueError:

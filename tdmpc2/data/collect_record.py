@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tdmpc2.data.chunk_form import Layout, check_layout
 from tdmpc2.data.chunks import read_chunk
 from tdmpc2.support.entries import check_entries, list_of, record, text, whole
@@ -154,6 +156,18 @@ class Record:
             "collections": [dataclasses.asdict(each) for each in self.collections],
         }
         write_text(self.path, json.dumps(content, indent=1) + "\n")
+
+
+def drawn_seeds(seed: int, number: int, episodes: int) -> tuple[int, list[int]]:
+    """Draw the seeds of a collected file: that of the actor, and for each episode that of its environment.
+
+    Args:
+        seed: of the collection.
+        number: of the file.
+        episodes: of the file.
+    """
+    actor, *environments = np.random.SeedSequence((seed, number)).generate_state(episodes + 1).tolist()
+    return actor, environments
 
 
 def chunk_numbers(data_dir: Path) -> list[int]:

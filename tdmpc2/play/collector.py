@@ -17,7 +17,7 @@ import torch
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.chunk_form import Layout
-from tdmpc2.data.collect_record import Collection, Record
+from tdmpc2.data.collect_record import Collection, Record, drawn_seeds
 from tdmpc2.data.reward_range import beyond_bins
 from tdmpc2.data.store.parts import Part
 from tdmpc2.data.unequal import Recorded, chunk_index, write_recorded
@@ -205,10 +205,11 @@ def _play(
     length = Layout.of(cfg.task_specs).rows - 1
     total = sum(shard.episodes for shard in shards) * length
     warned: set[str] = set()
-    with Progress(total, "Collecting", unit="steps") as bar, EnvPool(cfg.obs_dim, cfg.action_dim, cfg.obs) as pool:
+    form = cfg.obs_dim, cfg.action_dim, cfg.obs, cfg.env_workers
+    with Progress(total, "Collecting", unit="steps") as bar, EnvPool(*form) as pool:
         for shard in shards:
             policy, size = policies[shard.policy], sizes[shard.policy]
-            draws, *seeds = np.random.SeedSequence((cfg.seed, shard.number)).generate_state(shard.episodes + 1).tolist()
+            draws, seeds = drawn_seeds(cfg.seed, shard.number, shard.episodes)
             actor = policy.actor(cfg, draws)
             if policy.agent is not None and policy.agent.planner.fixed_size:
                 actor = _padded(actor, size)

@@ -1,0 +1,92 @@
+"""Demonstrations of MMBench: files of the form that newt writes, made here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from tdmpc2.data.store.store import EpisodeStore
+from tests.data.exchange.test_minari import refused, run
+
+LENGTHS = (5, 3, 7)
+ENDS = (False, True, False)
+DIMS = (24, 6)  # of walker-walk
+
+
+def rows(**changes: Any) -> dict[str, Tensor]:
+    """Rows of three episodes of walker-walk, padded to the sizes of all tasks of newt."""
+    generator = torch.Generator().manual_seed(1)
+    episode = torch.arange(len(LENGTHS)).repeat_interleave(torch.tensor(LENGTHS) + 1)
+    first = torch.tensor([0, 6, 10])
+    obs, action = torch.zeros(len(episode), 128), torch.zeros(len(episode), 16)
+    obs[:, : DIMS[0]] = torch.randn(len(episode), DIMS[0], generator=generator)
+    action[:, : DIMS[1]] = torch.rand(len(episode), DIMS[1], generator=generator) * 2 - 1
+    reward, terminated = torch.rand(len(episode), generator=generator), torch.zeros(len(episode))
+    terminated[9] = 1
+    action[first], reward[first], terminated[first] = torch.nan, torch.nan, torch.nan
+    fields = {"obs": obs, "action": action, "reward": reward, "terminated": terminated, "episode": episode + 40}
+    return {**fields, "feat": torch.zeros(len(episode), 768), **changes}
+
+
+def write(path: Path, fields: dict[str, Tensor]) -> Path:
+    torch.save(TensorDict(fields, batch_size=[len(fields["obs"])]), path)
+    return path
+
+
+def test_demonstrations_become_a_store(tmp_path: Path) -> None:
+    fields = rows()
+    path = write(tmp_path / "walker-walk.pt", fields)
+    assert run("import", path, tmp_path / "store", "form=mmbench", "task_set=mt30") == 0
+    store = EpisodeStore.open(tmp_path / "store")
+    assert store.meta.task == "mt30"
+    assert store.task.tolist() == [1] * 3
+    assert (store.index.lengths.tolist(), store.index.terminated.tolist()) == (list(LENGTHS), list(ENDS))
+    obs, action, reward = store.meta.row_format.split(store.rows)
+    used = ~fields["reward"].isnan()
+    assert torch.equal(obs, fields["obs"][:, :24])
+    assert torch.equal(action[used], fields["action"][used, :6])
+    assert torch.equal(reward[used], fields["reward"][used])
+
+
+def test_demonstrations_without_terminations_have_none(tmp_path: Path) -> None:
+    """And with columns of one number, as some builds write."""
+    fields = rows()
+    del fields["terminated"]
+    fields["reward"] = fields["reward"][:, None]
+    path = write(tmp_path / "any_name.pt", fields)
+    assert run("import", path, tmp_path / "store", "form=mmbench", "task=walker-walk") == 0
+    assert not EpisodeStore.open(tmp_path / "store").index.terminated.any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"episode": torch.tensor([0] * 6 + [1] * 4 + [0] * 8)}, "its rows are not those of one episode after another"),
+        ({"terminated": torch.ones(18)}, "an episode terminates before its last row"),
+        ({"obs": torch.ones(18, 128)}, "obs has 128 numbers, walker-walk has 24"),
+        ({"action": torch.full((18, 6), 3.0)}, "an action is 3 times its bound"),
+        ({"reward": torch.ones(18, dtype=torch.int64)}, "reward has the shape [18] of torch.int64"),
+        ({"obs": torch.full((18, 24), torch.inf)}, "inf"),
+    ],
+)
+def test_damaged_demonstrations_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Tensor], message: str
+) -> None:
+    fields = rows(**changes)
+    path = write(tmp_path / "walker-walk.pt", fields)
+    assert message in refused(capsys, "import", path, tmp_path / "store", "form=mmbench")
+    assert not (tmp_path / "store").exists()
+
+
+def test_file_that_would_run_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "walker-walk.pt"
+    torch.save({"obs": print}, path)
+    assert "loading it would run" in refused(capsys, "import", path, tmp_path / "store", "form=mmbench")
+    write(tmp_path / "stranger.pt", rows())
+    said = refused(capsys, "import", tmp_path / "stranger.pt", tmp_path / "store", "form=mmbench")
+    assert "is not named after a task that is known here" in said

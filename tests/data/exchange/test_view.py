@@ -1,0 +1,84 @@
+"""A figure of an episode, and its actions played again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tdmpc2.config import parse_cfg
+from tdmpc2.data.exchange.rows import OwnData
+from tdmpc2.data.exchange.view import play_again, recorded_seed
+from tdmpc2.play.collector import collect
+from tests.data.exchange.test_minari import refused, run
+from tests.helpers.toy_envs import FALLS, STANDS
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture
+def collected(tmp_path: Path) -> Path:
+    """Two collections of a toy task in one directory, two files each."""
+    for seed in (1, 2):
+        cfg = parse_cfg({"task": STANDS, "seed": seed, "episodes_per_task": 3, "episodes_per_file": 2})
+        collect(cfg, None, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_collected_episodes_are_played_again_from_their_own_seeds(collected: Path) -> None:
+    """Whichever file and collection an episode is of."""
+    data = OwnData.open(collected)
+    assert len(data.index) == 6
+    for number in range(6):
+        seed = recorded_seed(data, number)
+        assert seed is not None
+        played = play_again(data.episode(number), seed)
+        assert played.distance == 0
+        assert len(played.frames) == 8
+
+
+def test_episode_that_began_elsewhere_is_not_played(collected: Path) -> None:
+    episode = OwnData.open(collected).episode(0)
+    with pytest.raises(ValueError, match=r"does not begin as with seed=5 .* cannot be played again"):
+        play_again(episode, 5)
+
+
+def test_view_command_draws_and_films(collected: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    words = ("view", collected, "episode=4", f"figure={tmp_path / 'e.png'}", f"video={tmp_path / 'e.mp4'}")
+    assert run(*words) == 0
+    said = capsys.readouterr().out
+    assert "8 frames from seed" in said
+    assert "observations are within 0 of the stored ones" in said
+    assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
+    assert b"ftyp" in (tmp_path / "e.mp4").read_bytes()[:12]
+    assert "exists: name another file" in refused(capsys, *words)
+
+
+def test_view_of_data_without_seeds_asks_for_one(
+    collected: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A store does not keep the seeds of the files that it was made from; who knows one may name it."""
+    assert run("convert", collected, tmp_path / "store") == 0
+    seed = recorded_seed(OwnData.open(collected), 2)
+    words = ("view", tmp_path / "store", "episode=2", f"figure={tmp_path / 'e.png'}", f"video={tmp_path / 'e.mp4'}")
+    assert "does not record the seeds of its episodes" in refused(capsys, *words)
+    assert run(*words, f"seed={seed}") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(("episode=6",), "has the episodes 0 to 5"), (("figure=x.pdf",), "x.pdf must end in .png")],
+)
+def test_careless_view_is_one_line(
+    collected: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
+) -> None:
+    assert message in refused(capsys, "view", collected, *words)
+
+
+def test_view_of_terminating_episode(tmp_path: Path) -> None:
+    collect(parse_cfg({"task": FALLS, "episodes_per_task": 1}), None, tmp_path / "falls")
+    data = OwnData.open(tmp_path / "falls")
+    seed = recorded_seed(data, 0)
+    assert seed is not None
+    assert len(play_again(data.episode(0), seed).frames) == 4
