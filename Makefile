@@ -12,10 +12,11 @@ comma := ,
 TOO_OLD := import sys; v = sys.version_info; sys.exit(v < (3, 11) and "Python 3.11 or newer is needed, \
 	$(PYTHON) is %d.%d: name another one, for example make setup PYTHON=python3.11" % v[:2])
 
+ARM ?= aarch64-linux-gnu-g++# compiler of the wheel for aarch64
 KERNELS := tdmpc2/acceleration/cpu
 LIBRARY := $(KERNELS)/kernels.so
 
-.PHONY: help setup test test-slow test-all test-oldest lint format type demo bench fuzz crash soak clean
+.PHONY: help setup test test-slow test-all test-oldest lint format type docs docs-serve wheels demo bench fuzz crash soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +58,21 @@ format: setup ## rewrite the files in the project's format
 
 type: setup ## check types
 	$(PY) -m mypy
+
+docs: setup ## build the documentation site into build/site/html; a broken link fails
+	$(PY) docs/build_site.py build
+
+docs-serve: setup ## build the site and show it at http://localhost:8000
+	$(PY) docs/build_site.py serve
+
+# From the source archive, which so is known to be whole. setup.py names each wheel by the oldest glibc it runs on.
+WHEEL := $(PY) -m pip wheel -q --no-deps --no-build-isolation -w dist
+wheels: setup ## make dist/: the sources, a wheel for this processor, and one for aarch64 if its compiler is installed
+	rm -rf dist
+	$(PY) -c 'import setuptools.build_meta as build; build.build_sdist("dist", {"--global-option": "-q"})'
+	$(WHEEL) dist/*.tar.gz
+	$(if $(shell command -v $(ARM)),CXX=$(ARM) $(WHEEL) dist/*.tar.gz,@echo "$(ARM) is not installed: no wheel for aarch64")
+	@ls -l dist
 
 demo: setup ## collect, train a teacher, distil a student, evaluate, quantise
 	$(PY) examples/demo.py

@@ -8,6 +8,7 @@ all versions.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,10 @@ from setuptools.errors import CompileError
 ROOT = Path(__file__).resolve().parent
 TARGET = Path("tdmpc2", "commands", "yaml")
 KERNELS = Path("tdmpc2", "acceleration", "cpu")
+OLDEST_GLIBC = (2, 17)  # the oldest that pip knows by such a name
+#: Newest GLIBCXX_3.4.N that a system has whose glibc is the one behind it (PEP 600, the tables of auditwheel).
+GLIBC_OF_RUNTIME = {19: (2, 17), 24: (2, 27), 28: (2, 31), 29: (2, 34), 30: (2, 35), 32: (2, 38), 33: (2, 39)}
+_ON_EVERY_LINUX = re.compile(r"lib(c|m|dl|rt|pthread|stdc\+\+|gcc_s)\.so\.\d|ld-linux-[\w-]+\.so\.\d")
 
 sys.path.insert(0, str(ROOT / KERNELS))
 import build as kernels  # noqa: E402 - a file of the package, which itself cannot be imported before its dependencies
@@ -62,10 +67,32 @@ class WheelForAnyPython(bdist_wheel):
         platform = super().get_tag()[2]
         if not (Path(self.get_finalized_command("build").build_lib) / KERNELS / kernels.LIBRARY).exists():
             return "py3", "none", "any"
-        if not self.plat_name_supplied:  # a cross compiler's processor
-            system, _, _ = platform.partition("_")
-            platform = f"{system}_{kernels.target_machine()}" if system == "linux" else platform
+        if not self.plat_name_supplied and platform.startswith("linux"):  # the processor may be a cross compiler's
+            libraries = sorted(Path(self.get_finalized_command("build").build_lib).rglob("*.so*"))
+            platform = linux_platform(libraries, kernels.target_machine())
         return "py3", "none", platform
+
+
+def linux_platform(libraries: list[Path], machine: str) -> str:
+    """Name the systems that libraries run on, by the symbols that they need.
+
+    ``manylinux_2_35_x86_64`` is Linux with glibc 2.35 or newer. A library that needs others than those of C and C++, or
+    of which that cannot be told, makes it ``linux_x86_64``, which package indexes do not take.
+    """
+    newest = OLDEST_GLIBC
+    for library in libraries:
+        try:
+            command = ["readelf", "--wide", "--dynamic", "--version-info", str(library)]
+            text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        except (OSError, subprocess.SubprocessError):
+            return f"linux_{machine}"
+        needed = re.findall(r"\(NEEDED\).*\[(.+?)\]", text)
+        runtime = max((int(version) for version in re.findall(r"\bGLIBCXX_3\.4\.(\d+)", text)), default=0)
+        if not all(map(_ON_EVERY_LINUX.fullmatch, needed)) or runtime > max(GLIBC_OF_RUNTIME):
+            return f"linux_{machine}"
+        newest = max(newest, *((int(a), int(b)) for a, b in re.findall(r"\bGLIBC_(\d+)\.(\d+)", text)))
+        newest = max(newest, next(glibc for version, glibc in GLIBC_OF_RUNTIME.items() if version >= runtime))
+    return f"manylinux_{newest[0]}_{newest[1]}_{machine}"
 
 
 setup(

@@ -32,7 +32,6 @@ from tdmpc2.config import Config
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.quantization.calibration import played_inputs
-from tdmpc2.support.runtime import set_num_threads
 
 MINUTES = 2.5
 FULL_MINUTES = 10
@@ -170,7 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         ("Hz at p95", "hz", ".0f"), ("speedup", "speedup", ".1f"), ("regret", "regret", ".2f"),
     ]  # fmt: skip
     results: list[dict[str, Any]] = []
-    for threads in sorted(set(args.threads or [1, set_num_threads(None)])):
+    counts = args.threads if isinstance(args.threads, list) else [1, args.threads]  # not typed: all cores
+    for threads in sorted(set(counts)):
         torch.set_num_threads(threads)
         runs = {PLAIN: act_run(plain, one, one_task)}
         runs |= {name: act_run(agent, one, one_task) for name, agent in agents.items()}

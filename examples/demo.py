@@ -51,7 +51,7 @@ def train(name: str, steps: int, *settings: str) -> float:
 def evaluate(name: str, checkpoint: str) -> dict[str, float]:
     """Return per task, and under ``score`` the normalised score."""
     directory = OUT / f"eval-{name}"
-    run(f"evaluate.py checkpoint={checkpoint} {TASKS} {PLANNER} eval_episodes=1 compile=false work_dir={directory}")
+    run(f"evaluate.py checkpoint={checkpoint} {TASKS} {PLANNER} eval_episodes=1 work_dir={directory}")
     results = json.loads((directory / "results.json").read_text())
     return {t["task"]: t["return"] for t in results["tasks"]} | {"score": results["normalized_score"]}
 

@@ -34,6 +34,8 @@ register()
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return import_module("tdmpc2.support.version").version()
+    if name == "parse_cfg":  # what it parses is composed by Hydra, which has to know the defaults before
+        import_module("tdmpc2.config").register_defaults()
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'tdmpc2' has no attribute '{name}'")

@@ -144,6 +144,29 @@ _MYO_SUITE = [
     for suffix in ("", "-hard")
 ]
 
+#: Lengths are those of newt (arXiv 2511.19584), but for the hopper's, whose returns are out of 1000 as the others'.
+_MANI_SKILL = [
+    *(TaskSpec(f"ms-ant-{name}", 114, 8) for name in ("walk", "run")),
+    *(TaskSpec(f"ms-cartpole-{name}", 10, 1) for name in ("balance", "swingup")),
+    *(TaskSpec(f"ms-hopper-{name}", 15, 4) for name in ("stand", "hop")),
+    *(
+        TaskSpec(name, obs_dim, action_dim, episode_length, success_score=True)
+        for name, obs_dim, action_dim, episode_length in (
+            ("ms-pick-cube", 42, 4, 25),
+            ("ms-push-cube", 35, 4, 25),
+            ("ms-pull-cube", 35, 4, 25),
+            ("ms-stack-cube", 48, 4, 25),
+            ("ms-place-sphere", 39, 4, 25),
+            ("ms-roll-ball", 44, 4, 40),
+            ("ms-lift-peg", 32, 7, 25),
+            ("ms-poke-cube", 54, 7, 25),
+            ("ms-pull-cube-tool", 39, 7, 50),
+            ("pick-cube", 42, 4, 100),
+            ("stack-cube", 48, 4, 100),
+        )
+    ),
+]
+
 _GYMNASIUM = [
     TaskSpec("mujoco-walker", 17, 6, episode_length=1000),
     TaskSpec("mujoco-halfcheetah", 17, 6, episode_length=1000),
@@ -151,7 +174,9 @@ _GYMNASIUM = [
     TaskSpec("lunarlander-continuous", 8, 2, episode_length=500),
 ]
 
-TASKS: dict[str, TaskSpec] = {spec.name: spec for spec in [*_DM_CONTROL, *_META_WORLD, *_MYO_SUITE, *_GYMNASIUM]}
+TASKS: dict[str, TaskSpec] = {
+    spec.name: spec for spec in [*_DM_CONTROL, *_META_WORLD, *_MYO_SUITE, *_MANI_SKILL, *_GYMNASIUM]
+}
 
 MT30: tuple[str, ...] = tuple(
     """

@@ -29,6 +29,7 @@ FLOORS = (
     ("loading",),
     ("play",),
     ("quantization",),
+    ("export",),
     ("training",),
     ("studies",),
     ("commands",),

@@ -18,8 +18,8 @@ from tdmpc2.acceleration.cuda_graph import GraphedPlan
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.support.runtime import can_compile
 
-#: Plans that are worth building the CPU kernels (seconds, once per machine), and compiling (a minute per process).
-WORTH_BUILDING, WORTH_COMPILING = 100, 1000
+#: Plans that are worth compiling, which takes a minute per process.
+WORTH_COMPILING = 1000
 _log = logging.getLogger("tdmpc2")
 
 
@@ -67,7 +67,8 @@ class FastPlanner:
         """Choose the fastest way for a known number of plans.
 
         Args:
-            wanted: ``auto`` (if so many plans are worth it), ``true`` or ``false``.
+            wanted: ``auto`` (the CPU kernels; where there are none, compiling if so many plans are worth it), ``true``
+                or ``false``.
             num_plans: how often it will plan.
 
         Returns:
@@ -78,9 +79,7 @@ class FastPlanner:
             self._pack()
         if wanted == "false" or self.kind != "plain":
             return ""
-        reason = ""
-        if wanted == "true" or num_plans >= WORTH_BUILDING:
-            reason = self._use_kernels()
+        reason = self._use_kernels()
         if self.kind == "kernels" or (wanted == "auto" and num_plans < WORTH_COMPILING):
             return ""
         return reason + self._compile()

@@ -21,9 +21,11 @@ from tdmpc2.tasks import nearest
 COMMANDS = {
     "train": "train a student on offline data, distilled from a teacher or from scratch",
     "evaluate": "score a checkpoint by playing its tasks",
+    "play": "watch a checkpoint play, in a window or as a video",
     "collect": "play episodes and store them as training data",
     "quantize": "write a checkpoint in fp16, int8 and mixed precision and measure what that costs",
-    "report": "gather runs into a table with intervals over seeds, and a figure",
+    "export": "write a checkpoint as files that run without PyTorch: ONNX",
+    "report": "gather runs into a table with intervals over seeds, figures, or one web page",
     "data": "look at offline data, check it, convert it",
     "checkpoint": "look at a checkpoint, convert it to another layout",
     "heldout": "measure a model's errors on episodes it was not trained on",

@@ -181,15 +181,13 @@ def rendering() -> Iterator[Finding]:
 
 def environments() -> Iterator[Finding]:
     """The families of environments, and the tasks of each that have a name of their own."""
-    from tdmpc2.envs.registry import FAMILIES, INSTALL_ALL, family_of
+    from tdmpc2.envs.registry import FAMILIES, INSTALL_ALL, family_of, offered_families
     from tdmpc2.tasks import TASKS
 
-    for family in FAMILIES:
+    for family in (*FAMILIES, *offered_families()):
         count = sum(family_of(name) is family for name in TASKS)
         named = f"{count} named tasks{family.more}" if count else f"no named tasks{family.more}"
-        if not family.make:
-            yield Finding("Environments", family.name, ABSENT, "not supported yet", family.remedy)
-        elif not family.installed:
+        if not family.installed:
             yield Finding("Environments", family.name, MISSING, f"{named}: {family.needs} not installed", INSTALL_ALL)
         else:
             package = f", {family.needs} {metadata.version(family.needs)}" if family.needs else ""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -24,7 +23,7 @@ from tdmpc2.commands.completion import complete
 from tdmpc2.commands.overrides import parse, read_line
 from tdmpc2.commands.pages import Row, Section, page, show, wants_help
 from tdmpc2.commands.yaml_files import bounded_yaml
-from tdmpc2.config import RUN_KEYS, defaults, help_rows, run_directory
+from tdmpc2.config import RUN_KEYS, help_rows, register_defaults, run_directory
 from tdmpc2.support.cli import is_expected, one_line, one_line_errors
 from tdmpc2.support.files import read_json
 from tdmpc2.support.names import LONGEST, safe_name
@@ -88,9 +87,7 @@ def launch_script(app: App, main: Callable[[], Any], argv: Sequence[str] | None 
     if wants_help(words):
         show(help_page(app))
     line = read_line(words, app.groups, app.bare)
-    store = ConfigStore.instance()
-    store.store(name="base", node=defaults())
-    store.store(name="base", group="student_config", node=defaults())
+    register_defaults()
     if line.completion:
         complete(app.groups, [*line.flags, *line.overrides], main)
         return

@@ -1,8 +1,11 @@
-"""Gather runs into a table with intervals over random seeds, and a figure.
+"""Gather runs into a table with intervals over random seeds, figures, or one web page.
 
 tdmpc2 report logs/mt30
 tdmpc2 report logs/mt30 more/logs out=report
 tdmpc2 report logs/mt30 --out report --force
+tdmpc2 report logs/mt30 --html runs.html
+
+The web page has curves, tables and the newest video of each task in one file that needs no other.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from tdmpc2.support.cli import one_line_errors
 
 OPTIONS = (
     Option("paths", "directories that hold runs, at any depth", kind=Path, many=True, required=True, bare=True),
-    Option("out", "directory of report.md, report.json and report.png", Path("report"), Path),
+    Option("out", "directory of report.md, report.json and report.png; by default report", kind=Path),
+    Option("html", "write one web page, and the other files only if out is given", kind=Path),
     Option("force", "replace an earlier report there", False, bool),
 )
 
@@ -25,7 +29,13 @@ OPTIONS = (
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     values, _ = read_options("report", __doc__, argv, OPTIONS)
+    paths, out, page, force = (values[key] for key in ("paths", "out", "html", "force"))
     from tdmpc2.studies.report import write_report
     from tdmpc2.studies.runs import read_study
+    from tdmpc2.studies.web_page import write_page
 
-    print("\n".join(write_report(read_study(values["paths"]), values["out"], values["force"])))
+    study = read_study(paths)
+    if out is not None or page is None:
+        print("\n".join(write_report(study, out or Path("report"), force)))
+    if page is not None:
+        print("\n".join(write_page(study, paths, page, force)))

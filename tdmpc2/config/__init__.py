@@ -1,6 +1,7 @@
 """The configuration: one frozen, validated object whose keys are the command line's."""
 
 from tdmpc2.config.aliases import key_hint as key_hint
+from tdmpc2.config.composing import register_defaults as register_defaults
 from tdmpc2.config.config import Config as Config
 from tdmpc2.config.distillation_keys import distillation_terms as distillation_terms
 from tdmpc2.config.facts import COMMANDS as COMMANDS
@@ -17,6 +18,7 @@ from tdmpc2.config.reading import completed as completed
 from tdmpc2.config.reading import from_record as from_record
 from tdmpc2.config.reading import has_teacher as has_teacher
 from tdmpc2.config.reading import parse_cfg as parse_cfg
+from tdmpc2.config.reading import typed_values as typed_values
 from tdmpc2.config.run_directory import run_directory as run_directory
 from tdmpc2.config.sizes import MODEL_SIZES as MODEL_SIZES
 from tdmpc2.config.sizes import check_bins as check_bins

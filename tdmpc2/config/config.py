@@ -11,7 +11,7 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,9 @@ class Config(Keys):
     @property
     def multitask(self) -> bool:
         """True if the model has a task embedding and action masks."""
-        return self.task in TASK_SETS
+        return self.task in TASK_SETS or len(self.task_specs) > 1
 
-    @property
+    @cached_property
     def task_names(self) -> tuple[str, ...]:
         """All tasks of the model, in id order."""
         return tuple(spec.name for spec in self.task_specs)
@@ -75,7 +75,7 @@ class Config(Keys):
         """Ids of the tasks that are collected, sampled and scored (``tasks``; all by default)."""
         return tuple(self.task_names.index(name) for name in self.tasks or self.task_names)
 
-    @property
+    @cached_property
     def obs_dim(self) -> int:
         """Padded observation size O."""
         return max(spec.obs_dim for spec in self.task_specs)
@@ -90,19 +90,19 @@ class Config(Keys):
         """True if observations have the state, alone (``state``) or beside images (``rgb+state``)."""
         return self.obs != "rgb"
 
-    @property
+    @cached_property
     def image_shape(self) -> tuple[int, int, int]:
         """Shape of the newest images side by side, (9, 64, 64) where the environment draws them."""
         return stacked_shape(self.task_specs[0])
 
-    @property
+    @cached_property
     def obs_shape(self) -> tuple[int, ...]:
         """Shape of an observation: [O], the newest images side by side, or the bytes of state and images."""
         if self.obs == "rgb+state":
             return (4 * self.obs_dim + math.prod(self.image_shape),)
         return self.image_shape if self.obs == "rgb" else (self.obs_dim,)
 
-    @property
+    @cached_property
     def action_dim(self) -> int:
         """Padded action size A."""
         return max(spec.action_dim for spec in self.task_specs)
@@ -208,7 +208,7 @@ class Config(Keys):
             "discount_max": 0.99 if self.episodic else 0.995,
             "seed_steps": max(1000, 5 * max(lengths), self.num_envs * sum(lengths)),
             **budget(self.num_samples),
-            **model_widths(self.model_size, self.task),
+            **model_widths(self.model_size, self.task, self.multitask),
         }
 
     def _following_again(self, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,7 +217,7 @@ class Config(Keys):
         if not is_nothing(changes.get("model_size", self.model_size)):
             if changes.keys() & {"model_size", "task"}:
                 again |= dict.fromkeys(WIDTHS)
-        elif (task in TASK_SETS) != self.multitask:
+        elif (task in TASK_SETS or len(changes.get("task_specs", self.task_specs)) > 1) != self.multitask:
             again["task_dim"] = None
         if "num_samples" in changes:
             num_samples = convert(KEYS["num_samples"], int, changes["num_samples"])
@@ -246,7 +246,7 @@ class Config(Keys):
             raise ValueError(f"tasks={list(self.tasks)} must name at least one task, each once")
         if self.share_body:
             check_sharing(self, self.stored_for)
-        check_widths({name: getattr(self, name) for name in WIDTHS}, self.model_size, self.task)
+        check_widths({name: getattr(self, name) for name in WIDTHS}, self.model_size, self.task, self.multitask)
         absent = ["termination"] * (not self.episodic) + ["task_embedding"] * (not self.multitask)
         check_freeze(self.freeze, absent, self.checkpoint)
         if self.num_elites > self.num_samples or self.num_pi_trajs >= self.num_samples:

@@ -21,7 +21,7 @@ class Keys:
     """One agent and what is done with it, as typed."""
 
     task: str = key(
-        "mt30", "what the model knows: task set (mt30, mt80), task, or Gymnasium id with its module",
+        "mt30", "what the model knows: task set (mt30, mt80, my_set.yaml), task, or Gymnasium id with its module",
         commands=COMMANDS, section="Task",
     )  # fmt: skip
     tasks: tuple[str, ...] | None = key(
@@ -103,6 +103,10 @@ class Keys:
     num_envs: int = key(
         1, "environments of each task that are stepped together", at_least=1, scope=RUN, decides=True,
         section="Learning online",
+    )  # fmt: skip
+    env_workers: int = key(
+        0, "processes that step environments beside this one, where simulators or pictures are slow; 0: none",
+        at_least=0, sensible=1024, scope=RUN, on_resume=MAY_CHANGE, commands=COMMANDS,
     )  # fmt: skip
     seed_steps: int = key(
         None, "steps with random actions (from a checkpoint: its policy's), before the first update; null: the most "

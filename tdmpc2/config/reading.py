@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from tdmpc2.config.config import Config
 from tdmpc2.config.tables import KEYS, check_keys
@@ -42,9 +44,11 @@ def parse_cfg(
         from gymnasium.error import UnregisteredEnv
 
         from tdmpc2.envs import task_spec
+        from tdmpc2.envs.task_sets import own_set
 
         try:
-            values["task_specs"] = (task_spec(task, from_file=from_file),)
+            task, names = (None if from_file else own_set(task)) or (task, (task,))
+            values["task_specs"] = tuple(task_spec(name, from_file=from_file) for name in names)
         except (UnregisteredEnv, ModuleNotFoundError, ValueError) as error:
             raise ValueError(f"task={task} in {origin}: {error}") from error
     config = Config(**{**values, "task": task})
@@ -92,3 +96,22 @@ def has_teacher(value: Any) -> bool:
             f"a teacher's file is named by teacher_config.checkpoint={value}"
         )
     return True
+
+
+def typed_values(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Read the values of keys that were typed without Hydra, as YAML.
+
+    Args:
+        texts: key -> what stood behind its equals sign.
+
+    Raises:
+        ValueError: an unknown key, or a text that is no YAML.
+    """
+    check_keys(texts, "the command line")
+    try:
+        values = OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}={text}" for key, text in texts.items()]))
+    except (OmegaConfBaseException, YAMLError) as error:
+        said = " ".join(f"{key}={text}" for key, text in texts.items())
+        raise ValueError(f"{said} cannot be read: {' '.join(str(error).split())}") from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}

@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tdmpc2.tasks import TASK_SETS
-
 _LARGEST_SYMLOG = 80
 
 #: Widths per model size in million parameters (docs/algorithm.md, "Networks and initialisation").
@@ -23,8 +21,13 @@ MODEL_SIZES: dict[int, dict[str, int]] = {
 }
 
 
-def model_widths(model_size: int | None, task: str) -> dict[str, int]:
+def model_widths(model_size: int | None, task: str, multitask: bool) -> dict[str, int]:
     """All widths of a model size; without one, those of the smallest, which the typed ones replace.
+
+    Args:
+        model_size: in millions of parameters.
+        task: the task or task set, two of which have widths of their own.
+        multitask: the model embeds its tasks.
 
     Raises:
         ValueError: there is no such size.
@@ -35,15 +38,15 @@ def model_widths(model_size: int | None, task: str) -> dict[str, int]:
     if model_size == 19 and task == "mt30":
         widths["latent_dim"] = 512
     wide_embedding = task == "mt80" or model_size in (None, 1, 317)
-    widths["task_dim"] = 0 if task not in TASK_SETS else 96 if wide_embedding else 64
+    widths["task_dim"] = 0 if not multitask else 96 if wide_embedding else 64
     return widths
 
 
-def check_widths(values: Mapping[str, Any], model_size: int | None, task: str) -> None:
+def check_widths(values: Mapping[str, Any], model_size: int | None, task: str, multitask: bool) -> None:
     """Raise ``ValueError`` if a width differs from that of the model size, which otherwise would win in silence."""
     if model_size is None:
         return
-    for name, width in model_widths(model_size, task).items():
+    for name, width in model_widths(model_size, task, multitask).items():
         if values[name] != width:
             raise ValueError(
                 f"{name}={values[name]} beside model_size={model_size}, which has {name}={width} for task={task}: "

@@ -16,9 +16,10 @@ from tdmpc2.data.chunk_form import Layout
 from tdmpc2.data.collect_record import Record
 from tdmpc2.data.unequal import Recorded, write_recorded
 from tdmpc2.envs import task_spec
+from tdmpc2.envs.task_sets import own_set
 from tdmpc2.support.files import locked
 from tdmpc2.support.text import shown
-from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest
+from tdmpc2.tasks import TASK_SETS, TaskSpec, nearest
 
 Floats = NDArray[np.float32]
 _ABOVE_ONE = 1e-5  # what rounding can add to an action at its limit
@@ -50,7 +51,8 @@ def write_episodes(
             says how large observations and actions are and how many steps T an episode has at most.
         episodes: for each episode obs [T+1, O], action [T, A] in [-1, 1] and reward [T], of any number type. ``obs[t]``
             is what ``action[t]`` was chosen from, ``reward[t]`` and ``obs[t + 1]`` what it led to.
-        task_set: ``mt30`` or ``mt80``, to add to data of many tasks; by default the data is of this task alone.
+        task_set: ``mt30``, ``mt80`` or one of your own (``my_set.yaml``), to add to data of many tasks; by default the
+            data is of this task alone.
         terminated: for each episode whether its last step ended it for good, as a fall does, and not merely a time
             limit or the end of a recording; by default none. ``episodic=true`` learns from it.
 
@@ -115,12 +117,13 @@ def _task_set(task: str, task_set: str | None) -> tuple[str, tuple[TaskSpec, ...
             raise ValueError(f"{argument}={shown(name)} must be a name")
     if task_set is None:
         return task, (task_spec(task),), 0
-    if task_set not in TASK_SETS:
+    own = (task_set, TASK_SETS[task_set]) if task_set in TASK_SETS else own_set(task_set)
+    if own is None:
         raise ValueError(f"task_set='{task_set}' is not one of {', '.join(TASK_SETS)}.{nearest(task_set, TASK_SETS)}")
-    names = TASK_SETS[task_set]
+    name, names = own
     if task not in names:
-        raise ValueError(f"'{task}' is not a task of {task_set}.{nearest(task, names)}")
-    return task_set, tuple(lookup(name) for name in names), names.index(task)
+        raise ValueError(f"'{task}' is not a task of {name}.{nearest(task, names)}")
+    return name, tuple(task_spec(task) for task in names), names.index(task)
 
 
 def _check_episode(origin: str, episode: Any, spec: TaskSpec) -> tuple[Floats, Floats, Floats]:

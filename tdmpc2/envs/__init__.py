@@ -12,8 +12,9 @@ import gymnasium
 from tdmpc2.envs.modules import import_module_of
 from tdmpc2.envs.multitask import MultiTaskEnv
 from tdmpc2.envs.registry import build_env, checked_seed, family_of
+from tdmpc2.envs.task_sets import own_set
 from tdmpc2.envs.wrappers import Env
-from tdmpc2.tasks import TASK_SETS, TASKS, TaskSpec, lookup, task_names
+from tdmpc2.tasks import TASK_SETS, TASKS, TaskSpec
 
 __all__ = ["make_env", "register", "task_spec"]
 
@@ -42,7 +43,7 @@ def make_env(task: str | EnvConfig, seed: int | None = None, *, render_mode: str
 
     Args:
         task: a dm_control task (``walker-walk``), a Gymnasium id (``Pendulum-v1``, ``my_package:Mine-v0``), a task set
-            (``mt30``: a :class:`~tdmpc2.envs.multitask.MultiTaskEnv`), or a configuration.
+            (``mt30``, ``my_set.yaml``: a :class:`~tdmpc2.envs.multitask.MultiTaskEnv`), or a configuration.
         seed: of first states and of ``action_space``; by default the configuration's, or taken from the system.
         render_mode: None, or ``"rgb_array"`` for ``render()`` to return frames.
 
@@ -58,9 +59,9 @@ def make_env(task: str | EnvConfig, seed: int | None = None, *, render_mode: str
             return MultiTaskEnv(task.task_specs, seed, render_mode)
         return build_env(task.task_specs[0].name, seed, render_mode, task.obs)
     import_module_of(task)
-    if task in TASK_SETS:
-        seed = checked_seed(seed)
-        return MultiTaskEnv([lookup(name) for name in task_names(task)], seed, render_mode)
+    names = TASK_SETS.get(task) or (own_set(task) or ("", ()))[1]
+    if names:
+        return MultiTaskEnv([task_spec(name) for name in names], checked_seed(seed), render_mode)
     return build_env(task, seed, render_mode)
 
 

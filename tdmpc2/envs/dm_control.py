@@ -102,6 +102,28 @@ class DMControlEnv(RenderedEnv):
         self._env = _loaded(self._domain, self._task_name, seed)
         self.physics, self.task = self._env.physics, self._env.task
 
+    @property
+    def facts(self) -> Info:
+        """Describe the task for programs that drive it without this package: plain values, which JSON holds.
+
+        ``observations`` are in the order in which they stand in an observation, ``actuators`` in that of an action;
+        ``low`` and ``high`` are what an actuator does at -1 and at 1.
+        """
+        high = self._low + 2 * self._half_range
+        names = [self.physics.model.id2name(index, "actuator") for index in range(self.physics.model.nu)]
+        return {
+            "library": "dm_control",
+            "domain": self._domain,
+            "task": self._task_name,
+            "action_repeat": _ACTION_REPEAT,
+            "seconds": _ACTION_REPEAT * self._env.control_timestep(),
+            "observations": {name: int(np.prod(spec.shape)) for name, spec in self._env.observation_spec().items()},
+            "actuators": [
+                {"name": name, "low": float(low), "high": float(top)}
+                for name, low, top in zip(names, self._low, high, strict=True)
+            ],
+        }
+
     def score_also(self, tasks: Sequence[str]) -> None:
         """Score every step for other tasks as well, from the state that it leads to and without another simulation.
 

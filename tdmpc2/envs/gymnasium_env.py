@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
 from tdmpc2.envs.checked import EnvironmentFault, described
-from tdmpc2.envs.images import ImagesApart, has_images, is_image
+from tdmpc2.envs.images import ImagesApart, has_images, images_of, is_image
 from tdmpc2.envs.wrappers import Env, FlatEnv, FreeActions, SuccessAbove, sizes
 from tdmpc2.tasks import TaskSpec
 
@@ -89,11 +89,11 @@ def spec(name: str) -> TaskSpec:
     env = make(name)
     limit = env.spec.max_episode_steps if env.spec else None
     by_success = env.metadata.get("success_score", False) is True
-    image = env.get_wrapper_attr("image_shape") if env.has_wrapper_attr("image_shape") else None
+    images = images_of(env)
     env.close()
     if limit is None:
         raise ValueError(f"'{name}' has no time limit: give gymnasium.register(...) its max_episode_steps.")
-    return TaskSpec(name, *sizes(env), limit, by_success, image)
+    return TaskSpec(name, *sizes(env), limit, by_success, images.image_shape if images else None)
 
 
 def _made(name: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:

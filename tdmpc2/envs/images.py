@@ -94,6 +94,15 @@ class ImagesApart(gymnasium.Wrapper[Any, Any, Any, Any]):
         return flatten(self._numbers, obs) if self._numbers else np.zeros(0, np.float32)
 
 
+def images_of(env: gymnasium.Env[Any, Any]) -> ImagesApart | None:
+    """Find what takes the images apart from an environment's observations; attributes of a user's own do not count."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, ImagesApart):
+            return env
+        env = env.env
+    return None
+
+
 def has_images(space: Space[Any]) -> bool:
     """Tell if a space is an image, or a dictionary with images and otherwise vectors of numbers at most."""
     return any(is_image(entry) for _, entry in _boxes(space)) and _is_known(space)

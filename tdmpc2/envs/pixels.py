@@ -10,6 +10,8 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
+from tdmpc2.envs.images import images_of
+
 Frames = NDArray[np.uint8]
 
 
@@ -39,10 +41,10 @@ class PixelEnv(gymnasium.Wrapper[Frames, Any, Any, Any]):
 
     def __init__(self, env: gymnasium.Env[Any, Any], size: int, stacked: int, state: bool = False) -> None:
         super().__init__(env)
-        self._own = env.get_wrapper_attr("observed_image") if env.has_wrapper_attr("observed_image") else None
+        self._own = images_of(env)
         self._camera = cast(Camera, env.unwrapped)
         self._size = size
-        frame = (3, size, size) if self._own is None else env.get_wrapper_attr("image_shape")
+        frame = (3, size, size) if self._own is None else self._own.image_shape
         self._stack = np.zeros((stacked, *frame), np.uint8)
         images = (frame[0] * stacked, *frame[1:])
         self._images = images
@@ -63,7 +65,7 @@ class PixelEnv(gymnasium.Wrapper[Frames, Any, Any, Any]):
 
     def _frame(self) -> Frames:
         if self._own is not None:
-            return cast(Frames, self._own())
+            return self._own.observed_image()
         frame: Any = self._camera.frame(self._size)
         shape, is_array = (self._size, self._size, 3), isinstance(frame, np.ndarray)
         if not is_array or frame.dtype != np.uint8 or frame.shape != shape:

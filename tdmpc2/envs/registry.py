@@ -1,6 +1,7 @@
 """Families of environments: how a task's name is recognised, who builds it, and how it is scored.
 
-A new family is one more row of :data:`FAMILIES`. Its modules are imported when one of its tasks is first built.
+A new family is one more row of :data:`FAMILIES`, or is offered by another package (:mod:`tdmpc2.envs.plugins`). Its
+modules are imported when one of its tasks is first built.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc2.envs.checked import CheckedEnv
+from tdmpc2.envs.images import images_of
 from tdmpc2.envs.pixels import PixelEnv
+from tdmpc2.envs.plugins import offers
 from tdmpc2.tasks import TASKS, TaskSpec, nearest
 
 INSTALL_ALL = "make setup EXTRAS=envs"  # every family's package, in the versions that work together
@@ -46,7 +49,7 @@ class Family:
     Attributes:
         name: of the family, for messages.
         pattern: regular expression that all names of its tasks match, and none of a family further down.
-        make: ``module:function`` of (name, seed, render_mode), which builds a task; empty: none can be built here.
+        make: ``module:function`` of (name, seed, render_mode), which builds a task.
         spec: ``module:function`` of (name), which measures a task that is not in the table.
         resolve: ``module:function`` of (name), which raises ``ValueError`` if there is no such task; empty: building an
             environment shows it.
@@ -57,12 +60,11 @@ class Family:
         needs: package that it needs, as Python imports it; empty: none but this one's own.
         more: tasks it has beside those of the table, for people.
         note: what is to be known of its installation.
-        remedy: what to do instead, where none can be built here.
     """
 
     name: str
     pattern: str
-    make: str = ""
+    make: str
     spec: str = ""
     resolve: str = ""
     entry_point: str = ""
@@ -72,7 +74,6 @@ class Family:
     needs: str = ""
     more: str = ""
     note: str = ""
-    remedy: str = ""
 
     @property
     def installed(self) -> bool:
@@ -92,9 +93,9 @@ class Family:
         self.check(name)
         seed = checked_seed(seed)
         env: gymnasium.Env[Any, Any] = _function(self.make)(name, seed, render_mode)
-        if obs == "state" and env.has_wrapper_attr("observed_image"):
+        if obs == "state" and (images := images_of(env)):
             env.close()
-            raise ValueError(env.get_wrapper_attr("as_state"))
+            raise ValueError(images.as_state)
         return CheckedEnv(env if obs == "state" else _images(env, name, obs), name, seed)
 
     def measure(self, name: str) -> TaskSpec:
@@ -109,9 +110,6 @@ class Family:
 
     def check(self, name: str) -> None:
         """Raise ``ValueError``, saying what to do, unless a task can be built here; none is built."""
-        if not self.make:
-            hint = "" if name in TASKS else nearest(name, TASKS)
-            raise ValueError(f"Task '{name}': {self.name} environments are not supported yet. {self.remedy}.{hint}")
         if name not in TASKS and not self.spec:
             raise ValueError(f"Unknown task '{name}': {self.name} has no such task.{nearest(name, TASKS)}")
         if not self.installed:
@@ -119,8 +117,6 @@ class Family:
         if self.resolve and name not in TASKS:
             _function(self.resolve)(name)
 
-
-_WRAP_IT = "Register it with Gymnasium and name its id, as in task=my_package:Mine-v0"
 
 FAMILIES = (
     Family(
@@ -156,10 +152,13 @@ FAMILIES = (
     ),
     Family(
         "ManiSkill",
-        r"(lift|pick|stack)-cube|pick-ycb|turn-faucet",
-        score="success",
-        tells_success=True,
-        remedy=_WRAP_IT,
+        r"ms-.*|(lift|pick|stack)-cube|pick-ycb|turn-faucet",
+        make="tdmpc2.envs.mani_skill:make",
+        spec="tdmpc2.envs.mani_skill:spec",
+        resolve="tdmpc2.envs.mani_skill:resolve",
+        entry_point="tdmpc2.envs.mani_skill:ManiSkillEnv",
+        renewable=True,
+        needs="mani_skill",
     ),
     Family(
         "DMControl",  # last: its names have no form of their own
@@ -176,13 +175,22 @@ _GYMNASIUM = FAMILIES[0]
 
 
 def family_of(name: str) -> Family:
-    """Find the family of a task by its name; nothing is imported, and the task need not exist.
+    """Find the family of a task by its name; the task need not exist, and its family's package is not imported.
 
-    What is registered with Gymnasium is of that family whatever its name is.
+    What is registered with Gymnasium is of that family whatever its name is. A family of an installed package has the
+    names that no other one and none of the table has.
     """
     if name in gymnasium.registry:
         return _GYMNASIUM
-    return next(family for family in FAMILIES if re.fullmatch(family.pattern, name))
+    own = next(family for family in FAMILIES if re.fullmatch(family.pattern, name))
+    if own is not FAMILIES[-1] or name in TASKS:
+        return own
+    return next((family for family in offered_families() if re.fullmatch(family.pattern, name)), own)
+
+
+def offered_families() -> tuple[Family, ...]:
+    """List the families that installed packages offer (:mod:`tdmpc2.envs.plugins`)."""
+    return tuple(content for _, content in offers() if isinstance(content, Family))
 
 
 def build_env(
@@ -226,7 +234,7 @@ def common_label(rules: Iterable[ScoreRule]) -> str:
 
 
 def _images(env: gymnasium.Env[Any, Any], task: str, obs: str) -> gymnasium.Env[Any, Any]:
-    if not (env.has_wrapper_attr("observed_image") or hasattr(env.unwrapped, "frame")):
+    if not (images_of(env) or hasattr(env.unwrapped, "frame")):
         env.close()
         raise ValueError(
             f"obs={obs}: task '{task}' draws no images: use obs=state, or give the environment a method frame(size) "

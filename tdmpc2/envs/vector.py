@@ -1,8 +1,9 @@
 """Many environments stepped as one.
 
-They are stepped one after another in this process. Measured on two cores (benchmarks/collect.py), threads and one
-process for each environment are slower; one worker process for each core is 1.1 to 1.6 times as fast in random play,
-but 0.9 where a policy computes on the same cores. Building fewer environments is what pays: see :class:`EnvPool`.
+They are stepped one after another in this process, or in some others (:mod:`tdmpc2.envs.workers`). Measured on two
+cores (benchmarks/collect.py), threads and one process for each environment are slower; one worker process for each core
+is 1.1 to 1.6 times as fast in random play, but 0.9 where a policy computes on the same cores. Building fewer
+environments is what pays: see :class:`EnvPool`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import gymnasium
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from tdmpc2.envs.registry import build_env, family_of
+from tdmpc2.envs.workers import Workers, WorkerVecEnv
 from tdmpc2.envs.wrappers import Action, Env, Info, Observation, PadEnv
 from tdmpc2.tasks import TaskSpec
 
@@ -80,13 +82,15 @@ class EnvPool:
         obs_dim: size that observations are padded to.
         action_dim: size that actions are padded to.
         obs: ``state``, or ``rgb`` for images.
+        workers: processes that hold and step them; 0: this one.
     """
 
-    def __init__(self, obs_dim: int, action_dim: int, obs: str = "state") -> None:
+    def __init__(self, obs_dim: int, action_dim: int, obs: str = "state", workers: int = 0) -> None:
         self._form = obs_dim, action_dim, obs
+        self._workers = Workers(workers) if workers else None
         self._kept: dict[str, list[Env]] = {}
 
-    def make(self, specs: Sequence[TaskSpec]) -> SyncVectorEnv:
+    def make(self, specs: Sequence[TaskSpec]) -> SyncVectorEnv | WorkerVecEnv:
         """Provide environments as of :func:`make_vec_env`; the first reset has to be ``reset(seed=seeds)``.
 
         They are the pool's: only one batch can be in use at a time, and it is not to be closed.
@@ -94,6 +98,8 @@ class EnvPool:
         Raises:
             ValueError: a task larger than the padded sizes.
         """
+        if self._workers:
+            return WorkerVecEnv(self._workers, len(specs)).pool(specs, *self._form)
         tasks = {spec.name for spec in specs}
         self._close(name for name in list(self._kept) if name not in tasks or not family_of(name).renewable)
         envs: list[Env] = []
@@ -107,8 +113,10 @@ class EnvPool:
         return SyncVectorEnv([partial(_same, env) for env in envs], autoreset_mode=AutoresetMode.DISABLED)
 
     def close(self) -> None:
-        """Close all environments."""
+        """Close all environments, and end the processes that hold them."""
         self._close(list(self._kept))
+        if self._workers:
+            self._workers.close()
 
     def __enter__(self) -> EnvPool:
         return self

@@ -76,7 +76,8 @@ def split_observation(obs: Tensor, obs_dim: int, shape: tuple[int, int, int]) ->
         float32 state [..., O] and uint8 images [..., C, height, width].
     """
     state, images = obs.split([4 * obs_dim, math.prod(shape)], -1)
-    return state.contiguous().view(torch.float32), images.unflatten(-1, shape)
+    own = state.clone(memory_format=torch.contiguous_format)  # float32 begin at multiples of four bytes, a row need not
+    return own.view(torch.float32), images.unflatten(-1, shape)
 
 
 def random_shift(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None = None) -> Tensor:

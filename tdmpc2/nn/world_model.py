@@ -216,8 +216,12 @@ class WorldModel(nn.Module):
             return self._encoder["state"](*_parts(obs, self.context(task).embedding))
         if not cfg.observes_state:
             return self._encoder["rgb"](obs, shift)
-        state, images = split_observation(obs, cfg.obs_dim, cfg.image_shape)
-        return simnorm(self._encoder["state"](state) + self._encoder["rgb"](images, shift), cfg.simnorm_dim)
+        return self.encode_both(*split_observation(obs, cfg.obs_dim, cfg.image_shape), shift)
+
+    def encode_both(self, state: Tensor, images: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Encode states [..., O] and images [..., C, 64, 64] that stand side by side -> [..., D]: ``obs=rgb+state``."""
+        both = self._encoder["state"](state) + self._encoder["rgb"](images, shift)
+        return simnorm(both, self.cfg.simnorm_dim)
 
     def next(self, z: Tensor, a: Tensor, task: Task = None) -> Tensor:
         """Predict the next latent, [..., D] and [..., A] -> [..., D]."""

@@ -205,7 +205,8 @@ def _play(
     length = Layout.of(cfg.task_specs).rows - 1
     total = sum(shard.episodes for shard in shards) * length
     warned: set[str] = set()
-    with Progress(total, "Collecting", unit="steps") as bar, EnvPool(cfg.obs_dim, cfg.action_dim, cfg.obs) as pool:
+    form = cfg.obs_dim, cfg.action_dim, cfg.obs, cfg.env_workers
+    with Progress(total, "Collecting", unit="steps") as bar, EnvPool(*form) as pool:
         for shard in shards:
             policy, size = policies[shard.policy], sizes[shard.policy]
             draws, seeds = drawn_seeds(cfg.seed, shard.number, shard.episodes)

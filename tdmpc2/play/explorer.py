@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.envs.checked import EnvironmentFault
-from tdmpc2.envs.registry import build_env
-from tdmpc2.envs.wrappers import Env, PadEnv
+from tdmpc2.envs.stepping import EachAlone, Played, Step
+from tdmpc2.envs.workers import EachInWorkers, Workers
 from tdmpc2.play.actors import prior_actions, uniform_actions
 from tdmpc2.play.explorer_state import Running, check_explorer, loaded_episode, saved_episode, saved_running
 from tdmpc2.play.rollout import Episode, Floats, Job
@@ -26,21 +26,6 @@ _PLAYER = 0x5EED  # what the seed of the player's draws is told apart by from th
 
 class EnvironmentFailed(ValueError):
     """An environment raised, or returned what the agent cannot learn from; the message says what to do."""
-
-
-class _Outcome(NamedTuple):
-    """The outcome of a step of one environment."""
-
-    obs: Floats
-    rewards: tuple[float, ...]  # for its task, then for others of the body
-    terminated: bool
-    truncated: bool
-    success: float
-
-    @property
-    def ends(self) -> bool:
-        """Tell whether the episode is over."""
-        return self.terminated or self.truncated
 
 
 class Explorer:
@@ -80,7 +65,6 @@ class Explorer:
         self.own = self._group.part(count)
         self._rows = range(count)[self.own]
         self._stored_for = [cfg.stored_for[task_id] for task_id in cfg.envs]
-        self._others = [[cfg.task_specs[task_id].name for task_id in ids[1:]] for ids in self._stored_for]
         self.notes: list[str] = []
         samples = cfg.collect_num_samples or cfg.num_samples
         budget = {"num_samples": samples, "iterations": cfg.collect_iterations or cfg.iterations}
@@ -92,7 +76,7 @@ class Explorer:
         self._running: list[Running | None] = [None] * len(self.task_ids)  # None: an episode is to begin
         self._ended: list[Episode] = []
         self._before = self._player.state()
-        self._envs = {i: self._build(i) for i in self._rows}
+        self._envs = self._build()
 
     def compile_planner(self) -> str:
         """Plan in the fastest way, if it is worth it for the run; returns one line about it, or nothing."""
@@ -156,9 +140,10 @@ class Explorer:
         outcomes = []
         try:
             with self._failing_together():
-                for i, action in zip(self._rows, actions, strict=True):
+                found = self._stepped(dict(zip(self._rows, actions, strict=True)))
+                for i in self._rows:
                     try:
-                        outcomes.append(self._outcome(i, action))
+                        outcomes.append(self._checked(i, found[i]))
                     except EnvironmentFailed:
                         self._running[i] = None
                         raise
@@ -174,21 +159,27 @@ class Explorer:
         self._ended += [episode for episodes in everywhere for episode in episodes]
         return [episodes[0] for episodes in everywhere]
 
-    def _outcome(self, i: int, action: Floats) -> _Outcome:
+    def _stepped(self, actions: Mapping[int, Floats]) -> dict[int, Step | str]:
+        try:
+            return self._envs.step(actions)
+        except EnvironmentFault as error:  # of a process that steps them
+            raise EnvironmentFailed(str(error)) from error
+
+    def _checked(self, i: int, outcome: Step | str) -> Step:
+        """Raise :class:`EnvironmentFailed` for a fault, or an end that cannot be learned from."""
         running = self._episode(i)
-        with self._numbering(i):
-            obs, reward, terminated, truncated, info = self._envs[i].step(action)
-        if terminated and not self._cfg.episodic:
+        if isinstance(outcome, str):
+            raise EnvironmentFailed(f"{self._number(i)}: {outcome}")
+        if outcome.terminated and not self._cfg.episodic:
             task = self._cfg.task_specs[self.task_ids[i]].name
             raise EnvironmentFailed(
                 f"{task} (seed {running.seed}, step {len(running.action) + 1}): the episode terminated, which "
                 "episodic=false does not learn from: set episodic=true (and exp_name, for a run of its own), or wrap "
                 "the environment so that it goes on until its time limit"
             )
-        rewards = (float(reward), *(info["task_rewards"][name] for name in self._others[i]))
-        return _Outcome(obs, rewards, bool(terminated), bool(truncated), float(info["success"]))
+        return outcome
 
-    def _record(self, i: int, action: Floats, outcome: _Outcome) -> list[Episode]:
+    def _record(self, i: int, action: Floats, outcome: Step) -> list[Episode]:
         """Note a step; returns the episode that ends with it for each task that it is stored for, if one does."""
         running = self._episode(i)
         running.obs.append(outcome.obs)
@@ -221,30 +212,34 @@ class Explorer:
 
     # -- environments -------------------------------------------------------------------------------------------------
 
-    def _build(self, i: int) -> Env:
-        cfg, spec = self._cfg, self._cfg.task_specs[self.task_ids[i]]
-        env = build_env(spec.name, self._seed(i, 0), obs=cfg.obs)
-        if others := self._others[i]:
-            body: Any = env.unwrapped
-            body.score_also(others)
-        return env if cfg.observes_images else PadEnv(env, cfg.obs_dim, cfg.action_dim)
+    def _build(self) -> EachAlone | EachInWorkers:
+        cfg, names = self._cfg, self._cfg.task_names
+        played = []
+        for i in self._rows:
+            task, *others = (names[task_id] for task_id in self._stored_for[i])
+            played.append(Played(i, task, self._seed(i, 0), tuple(others)))
+        form = cfg.obs_dim, cfg.action_dim, cfg.obs
+        if not cfg.env_workers:
+            return EachAlone(played, *form)
+        workers = Workers(min(cfg.env_workers, len(played)))
+        try:
+            return EachInWorkers(workers, played, *form)
+        except BaseException:
+            workers.close()
+            raise
 
     def _seed(self, i: int, episode: int) -> int:
         return int(np.random.SeedSequence((self._cfg.seed, i, episode)).generate_state(1)[0] >> 1)
 
     def _reset(self, i: int, seed: int) -> Running:
-        with self._numbering(i):
-            obs, _ = self._envs[i].reset(seed=seed)
-        return Running(seed, [obs])
-
-    @contextlib.contextmanager
-    def _numbering(self, i: int) -> Iterator[None]:
-        """Say in faults, which name task, seed and step, which of the environments it is."""
         try:
-            yield
+            return Running(seed, [self._envs.reset(i, seed)])
         except EnvironmentFault as error:
-            number = f"environment {i + 1} of {len(self.task_ids)}"
-            raise EnvironmentFailed(f"{number}: {error}") from error
+            raise EnvironmentFailed(f"{self._number(i)}: {error}") from error
+
+    def _number(self, i: int) -> str:
+        """Say which of the environments it is, for faults, which name task, seed and step."""
+        return f"environment {i + 1} of {len(self.task_ids)}"
 
     @contextlib.contextmanager
     def _failing_together(self) -> Iterator[None]:
@@ -265,8 +260,7 @@ class Explorer:
 
     def close(self) -> None:
         """Close the environments."""
-        for env in self._envs.values():
-            env.close()
+        self._envs.close()
 
     # -- saved with the run -------------------------------------------------------------------------------------------
 
@@ -327,7 +321,7 @@ class Explorer:
         if not np.array_equal(running.obs[0], obs[0]):
             return False
         for t, action in enumerate(saved["action"].numpy()):
-            outcome = self._outcome(i, action)
+            outcome = self._checked(i, self._stepped({i: action})[i])
             if outcome.ends or outcome.rewards[0] != reward[t] or not np.array_equal(outcome.obs, obs[t + 1]):
                 return False
             self._record(i, action, outcome)

@@ -8,7 +8,7 @@ import io
 import itertools
 import platform
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -201,11 +201,10 @@ def video_writer() -> ModuleType:
         ValueError: imageio with its ffmpeg plugin is not installed.
     """
     try:
-        import imageio.v3
-        import imageio_ffmpeg  # noqa: F401
+        import imageio_ffmpeg
     except ImportError as error:
         raise ValueError(f"save_video needs imageio and ffmpeg: {install_hint('video')}") from error
-    return imageio.v3
+    return imageio_ffmpeg
 
 
 def check_video(cfg: Config) -> None:
@@ -224,14 +223,47 @@ def check_video(cfg: Config) -> None:
                 raise ValueError(f"save_video: no video of '{name}' can be written: {error}") from error
 
 
-def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], fps: int = 25) -> None:
+class VideoFile:
+    """A video that is being written frame by frame, so that long ones take no memory."""
+
+    def __init__(self, path: Path, fps: int) -> None:
+        self._library = video_writer()
+        self._path, self._fps = path, fps
+        self._frames: Any = None
+
+    def append(self, frame: NDArray[np.uint8]) -> None:
+        """Write one more frame, [height, width, 3]; all are of one size."""
+        if self._frames is None:
+            form = {"fps": self._fps, "codec": "libx264", "macro_block_size": 16}
+            form["output_params"] = ["-f", "mp4"]  # not to be told from the temporary name
+            self._frames = self._library.write_frames(str(self._path), frame.shape[1::-1], **form)
+            self._frames.send(None)
+        self._frames.send(np.ascontiguousarray(frame))
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._frames is not None:
+            self._frames.close()
+
+
+@contextlib.contextmanager
+def video_file(path: Path, fps: int = 25, *, overwrite: bool = True) -> Iterator[VideoFile]:
+    """Write an mp4 file, which has its name at the end of the block; of no frames at all there is none.
+
+    Raises:
+        ValueError: see :func:`video_writer`, or the file exists and ``overwrite`` is false.
+    """
+    video_writer()
+    with replacing(path, overwrite=overwrite) as temporary, contextlib.closing(VideoFile(temporary, fps)) as video:
+        yield video
+
+
+def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: int = 25) -> None:
     """Write rendered frames as an mp4 file.
 
     Raises:
         ValueError: see :func:`video_writer`.
     """
-    write = video_writer().imwrite
-    form = {"extension": ".mp4", "plugin": "FFMPEG", "codec": "libx264", "macro_block_size": 16}
-    form["output_params"] = ["-f", "mp4"]  # not to be told from the temporary name
-    with replacing(path) as temporary:
-        write(temporary, np.stack(frames), fps=fps, **form)
+    with video_file(path, fps) as video:
+        for frame in frames:
+            video.append(frame)

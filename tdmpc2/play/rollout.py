@@ -141,10 +141,17 @@ def play(
 def _environments(cfg: Config, jobs: Sequence[Job], render_mode: str | None, pool: EnvPool | None) -> Iterator[Any]:
     """Yield the environments of all jobs: those of a pool, or new ones, which are closed afterwards."""
     from tdmpc2.envs.vector import make_vec_env
+    from tdmpc2.envs.workers import Workers, WorkerVecEnv
 
     specs, seeds = [cfg.task_specs[job.task_id] for job in jobs], [job.seed for job in jobs]
     if pool is not None:
         yield pool.make(specs)
+        return
+    if cfg.env_workers:
+        with Workers(min(cfg.env_workers, len(jobs))) as workers:
+            yield WorkerVecEnv(workers, len(jobs)).build(
+                specs, seeds, cfg.obs_dim, cfg.action_dim, obs=cfg.obs, render_mode=render_mode
+            )
         return
     envs = make_vec_env(specs, seeds, cfg.obs_dim, cfg.action_dim, obs=cfg.obs, render_mode=render_mode)
     try:

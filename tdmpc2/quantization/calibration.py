@@ -72,7 +72,7 @@ def played_inputs(model: WorldModel, count: int = COUNT, seed: int = 0) -> Input
             check_task(cfg.task_names[task_id])
     tasks = [task_id for task_id in cfg.task_ids if task_id not in refused]
     half = math.ceil(count / 2 / max(len(tasks), 1))
-    actors = noisy_actor(cfg, _policy_actor(model), _NOISE, seed), random_actor(cfg, seed)
+    actors = noisy_actor(cfg, policy_actor(model), _NOISE, seed), random_actor(cfg, seed)
     rows: list[tuple[Floats, Floats, int]] = []
     for task_id in progress(tasks, "Playing inputs", unit="tasks"):
         with _refusals(refused, task_id):
@@ -119,7 +119,7 @@ def _refusals(refused: dict[int, str], task_id: int) -> Iterator[None]:
         refused[task_id] = str(error).partition(". ")[0]
 
 
-def _policy_actor(model: WorldModel) -> Actor:
+def policy_actor(model: WorldModel) -> Actor:
     """Act by the mean of the policy prior."""
 
     @torch.no_grad()

@@ -6,14 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich import get_console
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import Checkpoint, load_file, save_file
-from tdmpc2.config import check_keys
+from tdmpc2.config import typed_values
 from tdmpc2.loading import config_of, load_agent
 from tdmpc2.play.rollout import check_playable
 from tdmpc2.quantization import calibration, copies
@@ -170,13 +167,6 @@ def overrides_of(texts: Mapping[str, str]) -> dict[str, Any]:
     Raises:
         ValueError: an unknown key, or ``precision``, which is the recipe's.
     """
-    check_keys(texts, "the command line")
     if "precision" in texts:
         raise ValueError(f"precision={texts['precision']}: the precision is the recipe's; choose some with recipes=...")
-    try:
-        values = OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}={text}" for key, text in texts.items()]))
-    except (OmegaConfBaseException, YAMLError) as error:
-        said = " ".join(f"{key}={text}" for key, text in texts.items())
-        raise ValueError(f"{said} cannot be read: {' '.join(str(error).split())}") from error
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    return typed_values(texts)

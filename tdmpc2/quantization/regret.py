@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tdmpc2 import planner
 from tdmpc2.config import Config
-from tdmpc2.nn.world_model import WorldModel
+from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.planner import Iteration, Plan, PlanNoise
 
 PlanFn = Callable[..., Plan]
@@ -88,11 +88,26 @@ def plan_regrets(
 
     own = mean_of(reference, partial(planner.plan, iteration_fn=noting))
     means = torch.stack([own, *(mean_of(other, plan_fn) for other in others)], 2)  # [E, H, 1 + n, A]
-    context, eps = reference.context(task), means.new_zeros(len(obs), means.shape[2], cfg.action_dim)
-    z, heads = reference.encode(obs, context), torch.arange(cfg.num_q, device=obs.device)
-    value = planner.estimate_value(reference, z, context.unsqueeze(1), means, eps, heads)  # [E, 1 + n]
+    context = reference.context(task)
+    value = values_of_means(reference, reference.encode(obs, context), context, means)  # [E, 1 + n]
     spread = values[0].std(-1, keepdim=True).clamp(min=torch.finfo(value.dtype).tiny)  # a new model's values are all 0
     return ((value[:, :1] - value[:, 1:]) / spread).T
+
+
+def values_of_means(model: WorldModel, z: Tensor, context: TaskContext, means: Tensor) -> Tensor:
+    """Value plans by what they intend to do: the model's rewards, then all Q heads at the policy's mean action.
+
+    Args:
+        model: values the plans.
+        z: encoded observations, [E, D].
+        context: of each environment's task.
+        means: n plans of each environment, [E, H, n, A].
+
+    Returns:
+        [E, n].
+    """
+    eps, heads = torch.zeros_like(means[:, 0]), torch.arange(model.cfg.num_q, device=z.device)
+    return planner.estimate_value(model, z, context.unsqueeze(1), means, eps, heads)
 
 
 def _largest(cfgs: Sequence[Config]) -> Config:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tdmpc2.studies.blocks import Block, Figure, Heading, Lines, Paragraph, Table, as_markdown
 from tdmpc2.studies.curves import study_figure
 from tdmpc2.studies.figures import score_figure
 from tdmpc2.studies.labels import explained
@@ -15,8 +16,6 @@ from tdmpc2.studies.runs import Study
 from tdmpc2.studies.summary import rows_of
 from tdmpc2.support.files import directory_locked, json_text, write_text
 from tdmpc2.support.intervals import Interval
-from tdmpc2.support.tables import markdown_table
-from tdmpc2.support.text import escaped
 
 _CAPTION = """\
 Score: of the last evaluation, mean over runs that differ only in their seed; the normalised score, or the mean return
@@ -37,6 +36,8 @@ _HELDOUT = {
     "reward_horizon_rmse": "reward RMSE over the horizon",
     "value_rmse": "value RMSE",
 }
+
+_TITLES = {"report.png": "Scores", "curves.png": "Learning curves"}
 
 
 def write_report(study: Study, out: Path, force: bool) -> list[str]:
@@ -79,38 +80,42 @@ def _write(study: Study, out: Path, force: bool) -> list[str]:
 
 
 def markdown(study: Study, rows: Sequence[dict[str, Any]], figures: Sequence[str] = ()) -> str:
-    """Write the report as text.
+    """Write the report as text; the arguments are those of :func:`blocks_of`."""
+    return as_markdown(blocks_of(study, rows, figures))
+
+
+def blocks_of(study: Study, rows: Sequence[dict[str, Any]], figures: Sequence[str] = ()) -> list[Block]:
+    """Compose the report.
 
     Args:
         study: the runs.
         rows: as from :func:`~tdmpc2.studies.summary.rows_of`.
-        figures: names of the figures beside it.
+        figures: names of the figures that there are.
     """
-    parts = ["# Runs", markdown_table(*_columns(rows)) if rows else "No run is finished."]
+    blocks: list[Block] = [Heading("Runs", 1), Table(*_columns(rows)) if rows else Paragraph("No run is finished.")]
     if letters := explained({row["name"]: row["label"] for row in rows}):
-        parts.append(markdown_table(["runs", "settings"], letters, numbers=False))
-    parts += [_CAPTION, *_missing_controls(study)]
-    titles = {"report.png": "Scores", "curves.png": "Learning curves"}
-    parts += [f"![{titles.get(name, name)}]({name})" for name in figures]
+        blocks.append(Table(["runs", "settings"], letters, numbers=False))
+    blocks += map(Paragraph, [_CAPTION, *_missing_controls(study)])
+    blocks += [Figure(_TITLES[name], name) for name in figures]
     if named := [row for row in rows if row["returns"]]:
         tasks = sorted({task for row in named for task in row["returns"]})
         cells = [[task, *(_number(row["returns"].get(task), 1) for row in named)] for task in tasks]
         headings = ["task", *(row["label"] for row in named)]
-        parts += ["## Return per task, last evaluation", markdown_table(headings, cells)]
+        blocks += [Heading("Return per task, last evaluation"), Table(headings, cells)]
     measured = [row for row in rows if row["heldout"]]
     remarks = _heldout_remarks(study)
     if measured or remarks:
-        parts.append("## Held-out errors")
+        blocks.append(Heading("Held-out errors"))
     if measured:
-        parts += [markdown_table(*_heldout_columns(measured)), _HELDOUT_CAPTION]
+        blocks += [Table(*_heldout_columns(measured)), Paragraph(_HELDOUT_CAPTION)]
     if remarks:
-        parts.append("\n".join(f"- {line}" for line in remarks))
+        blocks.append(Lines(remarks))
     if study.unfinished:
         lines = [[str(run.path), f"{run.step:,}", f"{run.config['steps']:,}"] for run in study.unfinished]
-        parts += ["## Unfinished, not in the table", markdown_table(["run", "step", "of"], lines)]
+        blocks += [Heading("Unfinished, not in the table"), Table(["run", "step", "of"], lines)]
     if study.left_out:
-        parts += ["## Left out", "\n".join(f"- {escaped(line)}" for line in study.left_out)]
-    return "\n\n".join(parts) + "\n"
+        blocks += [Heading("Left out"), Lines(study.left_out)]
+    return blocks
 
 
 def to_json(study: Study, rows: Sequence[dict[str, Any]]) -> str:

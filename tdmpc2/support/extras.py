@@ -20,9 +20,19 @@ class Extra(NamedTuple):
 
 EXTRAS = {
     "video": Extra("videos of evaluations (save_video)", ("imageio", "imageio-ffmpeg"), ("imageio", "imageio_ffmpeg")),
+    "window": Extra("the window of `tdmpc2 play`", ("pygame", "pillow"), ("pygame", "PIL")),
     "figures": Extra("figures of reports and data", ("matplotlib",), ("matplotlib",)),
+    "notebooks": Extra(
+        "running the notebooks", ("nbclient", "nbformat", "ipykernel"), ("nbclient", "nbformat", "ipykernel")
+    ),
+    "docs": Extra(
+        "the documentation site",
+        ("zensical", "mkdocstrings-python", "latex2mathml"),
+        ("zensical", "mkdocstrings", "latex2mathml"),
+    ),
     "metaworld": Extra("Meta-World's tasks (mw-reach ...)", ("metaworld",), ("metaworld",)),
     "box2d": Extra("Gymnasium's Box2D tasks (BipedalWalker-v3 ...)", ("Box2D", "pygame"), ("Box2D", "pygame")),
+    "maniskill": Extra("ManiSkill's tasks (ms-push-cube ...)", ("mani_skill",), ("mani_skill",)),
     "robotics": Extra("the tasks of Gymnasium-Robotics", ("gymnasium-robotics",), ("gymnasium_robotics",)),
     "slurm": Extra("multiruns on a Slurm cluster", ("hydra-submitit-launcher",), ("submitit",)),
     "joblib": Extra("multiruns side by side on one machine", ("hydra-joblib-launcher",), ("joblib",)),
@@ -35,10 +45,6 @@ EXTRAS = {
     "minari": Extra("data sets of Minari", ("minari", "h5py"), ("minari", "h5py")),
     "lerobot": Extra("data sets in LeRobot's format", ("pyarrow",), ("pyarrow",)),
     "tensorboard": Extra("curves in TensorBoard", ("tensorboard",), ("tensorboard",)),
-    "notebooks": Extra(
-        "notebooks as tests", ("nbclient", "nbformat", "ipykernel"), ("nbclient", "nbformat", "ipykernel")
-    ),
-    "docs": Extra("the documentation site", ("zensical", "mkdocstrings-python"), ("zensical", "mkdocstrings_handlers")),
     "ray": Extra("multiruns on a Ray cluster", ("hydra-ray-launcher",), ("ray",)),
 }
 

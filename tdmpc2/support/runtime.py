@@ -102,11 +102,13 @@ def usable_cores() -> int:
 
 
 def processor_name() -> str:
-    """Name this machine's processor."""
+    """Name this machine's processor; on ARM, where Linux knows no name, by the numbers of its maker and design."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    numbers = [facts[key] for key in ("CPU implementer", "CPU part", "CPU variant") if key in facts]
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    return " ".join([name, *numbers])
 
 
 def available_memory(device: torch.device) -> int:

@@ -14,9 +14,11 @@ from rich.text import Text
 from tdmpc2.support.appending import append_whole, open_append
 from tdmpc2.support.reading import MOST_TEXT, read_bytes
 from tdmpc2.tracking.names import console_order
+from tdmpc2.tracking.notebook import NotebookLine
 from tdmpc2.tracking.progress import attempt, is_terminal, open_console, print_line
 
 _GAP = "   "
+NOTEBOOK_WIDTH = 100  # letters of a line
 
 
 class RunConsole:
@@ -32,6 +34,7 @@ class RunConsole:
         self._console = open_console(stream)
         self._history = history
         self._live: Live | None = None
+        self._notebook: NotebookLine | None = None
         self._appended = self._failed = False
 
     @property
@@ -43,12 +46,14 @@ class RunConsole:
         if self.terminal:
             self._live = Live(Text(), console=self._console, auto_refresh=False)
             attempt(self._console, self._live.start)
+        elif self._console.is_jupyter:
+            self._notebook = NotebookLine()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live:
             attempt(self._console, self._live.stop)
-            self._live = None
+        self._live = self._notebook = None
 
     def message(self, text: str) -> None:
         """Print a line that stays; on a terminal, above the live line."""
@@ -56,11 +61,14 @@ class RunConsole:
         self._keep(text)
 
     def training_line(self, parts: Sequence[str]) -> None:
-        """Show the newest training line: redrawn in place on a terminal, in as many lines as its parts need."""
+        """Show the newest training line: written over in a terminal and a notebook, in as many lines as it needs."""
         line = _GAP.join(parts)
         if self._live:
             text = Text("\n".join(pack(parts, self._console.width)), no_wrap=True)
             attempt(self._console, partial(self._live.update, text, refresh=True))
+            self._keep(line)
+        elif self._notebook:
+            self._notebook.show("\n".join(pack(parts, NOTEBOOK_WIDTH)))
             self._keep(line)
         else:
             self.message(line)

@@ -15,14 +15,16 @@ from rich import get_console
 from rich.console import Console
 
 from tdmpc2.support.output import discard, printable, say
+from tdmpc2.tracking.notebook import NotebookLine
 
 T = TypeVar("T")
 
 _SECONDS_BETWEEN_LINES, _SECONDS_OF_SILENCE = 10, 30
+_SECONDS_BETWEEN_UPDATES = 0.5  # in a notebook, where each is sent to a browser
 
 
 class Progress:
-    """Rate and remaining time of long work: a bar on a terminal, lines elsewhere.
+    """Rate and remaining time of long work: a bar on a terminal, one changing line in a notebook, lines elsewhere.
 
     There is a line every 10 %, but never sooner than 10 s after the last one, and one every 30 s: work of seconds is
     one line, long work does not fill a log file. tqdm has no such rule, and rich's bar alone prints nothing there.
@@ -40,6 +42,7 @@ class Progress:
         self._total, self._description, self._unit = total, description, unit
         self._console = open_console(stream)
         self._bar: bars.Progress | None = None
+        self._notebook: NotebookLine | None = None
         self._done = 0
         self._tenths = 0  # of the work since the last line
 
@@ -56,6 +59,8 @@ class Progress:
             )
             attempt(self._console, self._bar.start)
             self._task = self._bar.add_task(self._description, total=self._total, status="")
+        elif self._console.is_jupyter:
+            self._notebook = NotebookLine()
         return self
 
     def shorten(self, n: int) -> None:
@@ -76,6 +81,10 @@ class Progress:
                 status = self._status(now, text)
                 show = partial(self._bar.update, self._task, completed=self._done, status=status, refresh=True)
                 attempt(self._console, show)
+        elif self._notebook:
+            if now - self._shown >= _SECONDS_BETWEEN_UPDATES:
+                self._shown = now
+                self._notebook.show(f"{self._description}: {printable(self._status(now, text))}")
         elif self._done != self._total:
             self._tenths += self._tenth() - tenth
             silent = now - self._shown
@@ -95,7 +104,11 @@ class Progress:
         rate = self._done / max(elapsed, 1e-9)
         ending = "done" if kind is None else "stopped"
         amount = f"{self._done:,} {self._unit} in {clock_text(elapsed)} ({rate:,.1f}/s)"
-        print_line(self._console, f"{self._description}: {ending}, {amount}")
+        line = f"{self._description}: {ending}, {amount}"
+        if self._notebook:
+            self._notebook.show(line)
+        else:
+            print_line(self._console, line)
 
     def _tenth(self) -> int:
         return 10 * self._done // self._total if self._total else 0
@@ -143,9 +156,14 @@ def print_line(console: Console, text: str, *, essential: bool = True) -> None:
         BrokenPipeError: the reader has left.
     """
     safe = printable(text)
-    attempt(
-        console, lambda: console.print(safe, markup=False, highlight=False, soft_wrap=True), leave_with_reader=essential
-    )
+
+    def show() -> None:
+        if console.is_jupyter:  # rich would make an element of HTML of each line
+            print(safe, file=console.file)
+        else:
+            console.print(safe, markup=False, highlight=False, soft_wrap=True)
+
+    attempt(console, show, leave_with_reader=essential)
 
 
 def attempt(console: Console, show: Callable[[], object], *, leave_with_reader: bool = False) -> None:

@@ -40,6 +40,7 @@ def train(cfg: Config, teacher_cfg: Config | None, callbacks: Sequence[Callback]
         SystemExit: with code :data:`~tdmpc2.training.guards.STOPPED` after SIGTERM or SIGINT, when all is saved.
     """
     with process_group(cfg.device) as group:
+        group.rows(cfg.batch_size)  # refused here, before anything is written
         if cfg.dry_run:
             if group.main:
                 print(*dry_run(cfg, teacher_cfg, group.world_size), sep="\n")
@@ -84,7 +85,8 @@ def _learn(run: Run) -> None:
         return batch
 
     def diagnose(step: int) -> Diagnosis:
-        return diagnosis_of(f"Its batch has {_episodes(data, rows(step))} of {cfg.data_dir}", draw(step), cfg.data_dir)
+        batch = sampler.gather(rows(step))  # of all processes: the damage may be in the share of another one
+        return diagnosis_of(f"Its batch has {_episodes(data, rows(step))} of {cfg.data_dir}", batch, cfg.data_dir)
 
     notes = data.note, pca_line, _reward_warning(cfg, draw(run.resumed.step + 1))
     run.start(f"{len(sampler):,} episodes on {data.place}", *notes, diagnose=diagnose)

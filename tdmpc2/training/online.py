@@ -19,6 +19,7 @@ from tdmpc2.play.evaluation import evaluate
 from tdmpc2.play.explorer import EnvironmentFailed, Explorer
 from tdmpc2.play.rollout import Episode
 from tdmpc2.support.entries import check_entries, flag, record, whole
+from tdmpc2.support.mapped_files import FileChangedError
 from tdmpc2.tracking.progress import Progress
 from tdmpc2.training.activity import Clock
 from tdmpc2.training.callbacks import Callback
@@ -60,6 +61,7 @@ def train_online(cfg: Config, teacher_cfg: Config | None, callbacks: Sequence[Ca
         SystemExit: with code :data:`~tdmpc2.training.guards.STOPPED` after SIGTERM or SIGINT, when all is saved.
     """
     with process_group(cfg.device) as group:
+        group.rows(cfg.batch_size)  # refused here, before anything is played or written
         if cfg.dry_run:
             if group.main:
                 print(*dry_run_online(cfg, teacher_cfg), sep="\n")
@@ -120,7 +122,7 @@ class Loop:
                     learner.store(step, explorer.take_ended())
                     self._new_task.choose()
                     self._act(step)
-            with clock("updating"):
+            with clock("updating"), saving_at(step, run, learner):
                 metrics = learner.update()
             clock.updates = learner.done
             if step >= cfg.steps and not learner.interrupted:
@@ -266,6 +268,21 @@ def saving_before(step: int, run: Run) -> Iterator[None]:
             f"{error} (step {step:,} of the run; what it learned before is saved, and the same command goes on with a "
             "new episode there)"
         ) from error
+
+
+@contextmanager
+def saving_at(step: int, run: Run, learner: Learner) -> Iterator[None]:
+    """Save in the middle of the updates of ``step`` if the demonstrations change on disk, as after a signal.
+
+    One of several processes may be the only one to notice, and cannot save alone: what was saved last is kept then.
+    """
+    try:
+        yield
+    except FileChangedError:
+        if run.group.world_size == 1:
+            learner.interrupted = True
+            run.save(step)
+        raise
 
 
 def _row(cfg: Config, episode: Episode) -> dict[str, str | float]:

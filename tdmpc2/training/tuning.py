@@ -49,7 +49,7 @@ def keys_from_checkpoint(keys: Mapping[str, Any], typed: Collection[str]) -> dic
     tuned: dict[str, Any] = {}
     if of_many and keys.get("task") not in (None, *TASK_SETS):
         alone = parse_cfg({key: keys[key] for key in ("task", "data_dir", "mode", "obs") if key in keys})
-        if alone.mode == "online":
+        if alone.mode == "online" and not alone.multitask:
             tuned = _one_of_many(config_of(file), alone, file.origin)
     own = config_of(file, task=None if of_many or file.config else keys.get("task"))
     for names in (_SIZES, *((name,) for name in _MEANING)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from tdmpc2.acceleration.cpu import build, library
 from tdmpc2.acceleration.cpu.library import Kernels, Variant
+from tdmpc2.support.runtime import has_cpp_compiler
 from tests.helpers.cpu_kernels import needs_library
 
 
@@ -168,3 +170,15 @@ def test_build_leaves_out_variants_that_the_compiler_does_not_know(
     assert build.build(target) == ["scalar", "avx2", "avxvnni"]
     assert target.read_text().startswith("-shared")
     assert list(target.parent.iterdir()) == [target]  # nothing temporary is left
+
+
+@pytest.mark.skipif(not has_cpp_compiler(), reason="no C++ compiler")
+def test_scalar_variant_is_scalar_whatever_the_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With CXX="g++ -march=native" the variant that others are compared with was as fast, and as wrong, as they."""
+    monkeypatch.setenv("CXX", "g++ -march=x86-64-v3")
+    if (machine := build.target_machine()) != "x86_64":
+        pytest.skip(f"the compiler is one for {machine}")
+    for name, macro in (("scalar", False), ("avx2", True)):
+        flags = [*build.BASELINE[machine], *build.VARIANTS[machine][name]]
+        defined = build._run([*build._compiler(), *flags, "-dM", "-E", "-x", "c++", os.devnull])
+        assert ("__AVX2__" in defined) == macro

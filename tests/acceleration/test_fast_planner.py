@@ -38,11 +38,10 @@ def test_fast_planner_is_chosen_where_it_pays(agent: TDMPC2, monkeypatch: pytest
         line = other.compile_planner(num_plans)
         return other.planner.kind, line
 
-    assert chosen(99) == ("plain", "")
     assert chosen(10**6, compile=False) == ("plain", "")
     assert chosen(10**6, mpc=False, compile=True) == ("plain", "")
     if not library.reason():
-        assert chosen(100) == chosen(1, compile=True) == ("kernels", "")
+        assert chosen(1) == chosen(1, compile=True) == ("kernels", "")
     monkeypatch.setattr("tdmpc2.acceleration.cpu.library._load", lambda: (None, "this processor is a toaster"))
     assert chosen(999) == ("plain", "")
     kind, line = chosen(1000)

@@ -94,7 +94,7 @@ MORE_BAD_INPUT = [
     (f"{TRAIN} student_config.batch_size=0", "batch_size=0 must be at least 1"),
     (f"{EVALUATE} checkpoint=student.pt eval_episodes=0", "eval_episodes=0 must be at least 1"),
     (f"{EVALUATE} checkpoint=student.pt precision=fp8", "precision=fp8 is not one of auto, fp32, bf16, fp16"),
-    ("collect.py task=pick-cube", "ManiSkill environments are not supported yet"),
+    ("collect.py task=lift-cube", "ManiSkill 3 has no task 'lift-cube' any more"),
     (f"{EVALUATE} checkpoint=student.pt task=dog-run", "task=dog-run: student.pt was trained on 'mt30'"),
     (f"{EVALUATE} checkpoint=student.pt task=mt80", "task=mt80: student.pt was trained on 'mt30'"),
     (f"{EVALUATE} checkpoint=student.pt tasks=[]", "tasks=.. must name at least one task"),

@@ -89,11 +89,10 @@ def test_rendering_needs_one_backend(
 
 
 def test_missing_counts_only_what_can_be_got(capsys: pytest.CaptureFixture[str]) -> None:
-    """A machine without a GPU, and a family of environments that nobody can install, were counted as missing."""
+    """A machine without a GPU was counted as one that misses something."""
     doctor.main(["--json"])
     findings = [Finding(**finding) for finding in json.loads(capsys.readouterr().out)["findings"]]
     assert all(finding.remedy for finding in findings if finding.status == MISSING)
-    assert by_name(findings)["ManiSkill"].status == ABSENT
 
 
 def test_area_that_fails_is_itself_a_finding() -> None:

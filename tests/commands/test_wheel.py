@@ -6,17 +6,23 @@ The environment sees the libraries of this one but not its `tdmpc2`, so that wha
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
+from tdmpc2.agent import TDMPC2
+from tdmpc2.config import parse_cfg
+from tdmpc2.support.extras import EXTRAS
 from tests.helpers.forks import environment
+from tests.helpers.playing import SMALL_AGENT
 from tests.helpers.reference import REPO, shared_file
 
 pytestmark = pytest.mark.slow
@@ -59,20 +65,39 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def pure(source: Path, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that is made where there is no compiler."""
+    return built(source, tmp_path_factory.mktemp("pure"), CXX="no-such-compiler")
+
+
+@pytest.fixture(scope="module")
 def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of the programs of an environment in which the wheel is installed."""
-    root = tmp_path_factory.mktemp("environment")
-    venv.create(root, with_pip=False)
-    python = root / ("Scripts" if os.name == "nt" else "bin") / "python"
+    return installed(wheel, tmp_path_factory.mktemp("environment"))
+
+
+def installed(wheel: Path, root: Path, without: Collection[str] = ()) -> Path:
+    """Directory of the programs of a new environment in which the wheel is installed.
+
+    Args:
+        wheel: the file.
+        root: an empty directory.
+        without: modules of this environment's libraries that the new one has not.
+    """
+    venv.create(root / "venv", with_pip=False)
+    python = root / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
     purelib = subprocess.check_output([python, "-c", ask], text=True)
-    libraries = tmp_path_factory.mktemp("libraries")
+    libraries = root / "libraries"
+    libraries.mkdir()
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        if "tdmpc2" not in entry.name and entry.suffix != ".pth":
+        if "tdmpc2" not in entry.name and entry.suffix != ".pth" and entry.name not in without:
             (libraries / entry.name).symlink_to(entry)
     Path(purelib.strip(), "libraries.pth").write_text(f"{libraries}\n")
     command = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "-q", wheel]
-    subprocess.run(command, check=True, capture_output=True)
+    own = {
+        name: value for name, value in os.environ.items() if name != "PYTHONPATH"
+    }  # a source tree is no installation
+    subprocess.run(command, check=True, capture_output=True, env=own)
     return python.parent
 
 
@@ -121,7 +146,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="builds 
 @needs_compiler
 def test_wheel_brings_the_kernels_for_any_python(wheel: Path, programs: Path, tmp_path: Path) -> None:
     """Users have no compiler; the wheel's own library is loaded, and nothing is built."""
-    assert wheel.name.partition("-py3-none-")[2].startswith(("linux_", "macosx_"))
+    assert re.search(r"-py3-none-(manylinux_2_\d+_|macosx_)", wheel.name)
     code = (
         "from tdmpc2.acceleration.cpu import library as l; "
         "print(l.opened(l._PATH) is not None, [(v.name, v.agrees()) for v in l.variants() if v.runs_here])"
@@ -131,8 +156,7 @@ def test_wheel_brings_the_kernels_for_any_python(wheel: Path, programs: Path, tm
     assert "False" not in asked.stdout
 
 
-def test_wheel_without_a_compiler_is_pure_and_says_so(source: Path, tmp_path: Path) -> None:
-    pure = built(source, tmp_path, CXX="no-such-compiler")
+def test_wheel_without_a_compiler_is_pure_and_says_so(pure: Path) -> None:
     assert pure.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(pure) as archive:
         assert KERNELS not in archive.namelist()
@@ -141,7 +165,7 @@ def test_wheel_without_a_compiler_is_pure_and_says_so(source: Path, tmp_path: Pa
 @pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="needs aarch64-linux-gnu-g++")
 def test_wheel_of_a_cross_compiler_is_for_its_processor(source: Path, tmp_path: Path) -> None:
     arm = built(source, tmp_path, CXX="aarch64-linux-gnu-g++")
-    assert arm.name.endswith("-py3-none-linux_aarch64.whl")
+    assert re.search(r"-py3-none-manylinux_2_\d+_aarch64\.whl$", arm.name)
     with zipfile.ZipFile(arm) as archive:
         machine = archive.read(KERNELS)[18:20]  # of the ELF header
     assert int.from_bytes(machine, "little") == 183  # EM_AARCH64
@@ -153,3 +177,89 @@ def test_wheel_evaluates_the_published_student(programs: Path, tmp_path: Path) -
     outcome = run(programs, "tdmpc2", "evaluate", f"--checkpoint={checkpoint}", *budget, cwd=tmp_path)
     assert outcome.returncode == 0, outcome.stderr
     assert outcome.stdout.splitlines()[-1].startswith("Normalized score: ")
+
+
+@needs_compiler
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="reads the symbols with readelf")
+def test_tag_of_the_wheel_is_what_its_library_needs(wheel: Path, tmp_path: Path) -> None:
+    """An installer believes the name: a library of a newer glibc would not be loaded, and nobody would know why."""
+    with zipfile.ZipFile(wheel) as archive:
+        library = archive.extract(KERNELS, tmp_path)
+    named = re.search(r"manylinux_2_(\d+)_", wheel.name)
+    assert named
+    text = subprocess.check_output(["readelf", "--wide", "--version-info", library], text=True)
+    newest = max(int(minor) for minor in re.findall(r"\bGLIBC_2\.(\d+)", text))
+    assert newest <= int(named[1]) <= max(newest, 35)
+
+
+# -- four environments ------------------------------------------------------------------------------------------------
+
+_SHORT = """
+import gymnasium, numpy as np
+from gymnasium.spaces import Box
+
+class Short(gymnasium.Env):
+    metadata = {"render_modes": ["rgb_array"]}
+    observation_space, action_space = Box(-9, 9, (3,), np.float32), Box(-1, 1, (2,), np.float32)
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(3, np.float32), {}
+    def step(self, action):
+        return np.ones(3, np.float32), 1.0, False, False, {}
+    def render(self):
+        return np.zeros((64, 64, 3), np.uint8)
+
+gymnasium.register("Short-v0", Short, max_episode_steps=9)
+"""
+_TASK = "task=short:Short-v0"
+_LINES = (
+    "doctor",
+    f"evaluate model.pt {_TASK} eval_episodes=1 num_threads=1 device=cpu compile=true",
+    f"quantize model.pt recipes=int8 plans=2 repeats=1 {_TASK} num_threads=1",
+    f"play model_int8.pt {_TASK} window=false out=play.mp4 num_threads=1 device=cpu",
+)
+_RUN = """
+import sys
+from tdmpc2.commands import main
+for line in sys.argv[1:]:
+    print("$", line, flush=True)
+    try:
+        main(line.split())
+    except SystemExit as ended:
+        print("exit code", ended.code, flush=True)
+"""
+
+
+@needs_compiler
+@pytest.mark.parametrize("extras", [True, False], ids=["extras", "no extras"])
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "no compiler"])
+def test_fresh_environment_looks_scores_quantises_and_plays(
+    kernels: bool, extras: bool, wheel: Path, pure: Path, tmp_path: Path
+) -> None:
+    """With and without a compiler, with and without optional packages; one process, since importing takes longest."""
+    modules = {module for extra in EXTRAS.values() for module in extra.modules} - {"PIL", "setuptools"}
+    programs = installed(wheel if kernels else pure, tmp_path / "env", () if extras else modules)
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "short.py").write_text(_SHORT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(home)
+        TDMPC2(parse_cfg({"task": "short:Short-v0", **SMALL_AGENT, "horizon": 2})).save(home / "model.pt")
+    own = {**environment(), "PYTHONPATH": str(home), "PATH": str(programs)}
+    command = [str(programs / "python"), "-c", _RUN, *_LINES]
+    done = subprocess.run(command, cwd=home, env=own, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    looked, scored, quantised, played = done.stdout.split("$ ")[1:]
+    assert "exit code" not in looked + scored + quantised, done.stdout + done.stderr
+    assert "site-packages" in looked
+    assert "Return: 9.00" in scored
+    assert ("(kernels)" in scored) == kernels
+    assert (home / "model_int8.pt").stat().st_size < (home / "model.pt").stat().st_size
+    if extras:
+        assert "return 9.0 in 9 steps" in played
+        assert (home / "play.mp4").stat().st_size > 0
+    else:
+        assert "exit code 2" in played
+        assert "pip install imageio imageio-ffmpeg" in done.stderr

@@ -13,7 +13,7 @@ from tdmpc2.envs.registry import family_of
 from tdmpc2.tasks import TASKS
 
 OTHERS = [name for name in TASKS if family_of(name).name != "DMControl"]  # whose own tests play them all
-FEW = ["mw-reach", "mw-lever-pull", "myo-key-turn-hard", "mujoco-halfcheetah", "lunarlander-continuous"]
+FEW = ["ms-push-cube", "mw-reach", "mw-lever-pull", "myo-key-turn-hard", "mujoco-halfcheetah", "lunarlander-continuous"]
 
 
 def skip_unless_installed(name: str) -> None:

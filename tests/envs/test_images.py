@@ -32,6 +32,18 @@ def test_task_spec_counts_numbers_and_images_apart() -> None:
     assert "image" not in task_spec(STANDS).plain()
 
 
+def test_attributes_of_a_users_environment_are_not_taken_for_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment of numbers had an attribute image_shape of its own, and was refused as one of images."""
+    names = {"image_shape": (84, 84, 3), "observed_image": None, "as_state": "mine"}
+    space = {"observation_space": ANGLE, "action_space": Box(-1, 1, (1,), np.float32)}
+    env = type("Env", (gymnasium.Env,), {**space, **names, "reset": lambda self, **_: (np.zeros(2, np.float32), {})})
+    monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.registry))
+    gymnasium.register("Named-v0", env, max_episode_steps=10, disable_env_checker=True)
+    spec = task_spec("Named-v0")
+    assert (spec.obs_dim, spec.image) == (2, None)
+    assert make_env("Named-v0", seed=1).reset()[0].shape == (2,)
+
+
 @pytest.mark.parametrize("obs", ["rgb+state", "rgb"])
 def test_images_of_an_environment_are_stacked_beside_its_numbers(obs: str) -> None:
     """Frames of "above" and then of the camera, as keys are sorted, oldest first; before them the numbers."""

@@ -74,7 +74,8 @@ def test_task_spec_of_unlisted_task_is_measured() -> None:
         ("swimmer-swimer6", "Did you mean 'swimmer-swimmer6'"),
         ("mt3", "Did you mean 'mt30'"),
         ("nonsense", "Gymnasium id"),
-        ("pick-cube", "ManiSkill environments are not supported"),
+        ("lift-cube", "no task 'lift-cube' any more: pick-cube"),
+        ("ms-pick-cub", "Did you mean 'ms-pick-cube'"),
     ],
 )
 def test_make_env_of_unknown_name_suggests_the_nearest(name: str, message: str) -> None:

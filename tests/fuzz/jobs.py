@@ -66,6 +66,10 @@ JOBS: dict[str, Job] = {
         ("toy.pt",), f"evaluate checkpoint=other.pt compare={{file}} {EVALUATE} work_dir=new", ("other.pt",),
         ("new*",), 0.5,
     ),
+    "play": Job(
+        ("toy.pt",), "play checkpoint={file} window=false out=new.mp4 num_threads=1 device=cpu compile=false", (),
+        ("new.mp4",), 0.5,
+    ),
     "collect": Job(
         ("toy.pt",), f"collect checkpoint={{file}} task={EVALUATE.split('task=')[1]} num_threads=1 device=cpu "
         "compile=false episodes_per_task=1 data_dir=new", writes=("new/*",), weight=0.5,
@@ -185,6 +189,10 @@ JOBS: dict[str, Job] = {
     "report": Job(
         ("run/run.json", "run/*.csv", "run/*.json"), "report run out=new", ("run", "store"), ("new/*",), 1, (1, 2)
     ),
+    "report page": Job(
+        ("run/run.json", "run/*.csv", "run/*.json"), "report run html=new.html", ("run", "store"), ("new.html",), 0.5,
+        (1, 2),
+    ),
     "results": Job(
         ("results/*.json", "results/*.csv"), f"evaluate checkpoint=toy.pt {EVALUATE} work_dir=results",
         ("results", "toy.pt"), ("results*",), 0.5,
@@ -208,7 +216,11 @@ _PLAIN = {
     "heldout": ("student.pt", "data=", "data=store", "teacher=", "tasks=", "batches=1", "batch_size=", "seed=",
                 "device="),
     "targets": ("store", "student.pt", "data_dir=", "teacher=", "columns=", "task=", "device=", "batch_rows="),
-    "report": ("run", "data", "out=", "out=new", "force", "paths="),
+    "report": ("run", "data", "out=", "out=new", "force", "paths=", "html=", "html=new.html", "html=run"),
+    "play": (
+        "toy.pt", "checkpoint=", "window=false", "out=new.mp4", "out=new", "episodes=2", "episodes=0", "seed=-1",
+        "mpc=false", "num_samples=1", "task=", "tasks=[]", "device=cpu",
+    ),
     "quantize": ("student.pt", "checkpoint=", "recipes=", "limit=", "plans=2", "repeats=1", "out=new", "rows="),
     "doctor": ("x", "json", "--json"),
 }  # fmt: skip

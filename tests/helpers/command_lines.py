@@ -66,6 +66,7 @@ def accepted(name: str, words: Sequence[str]) -> Sequence[str]:
             options = command.VERBS[words[0]].options
             if len(words) > 1:  # or with nothing but a verb
                 parse(words[1:], options)
-    elif words != ["--help"]:
-        parse([word for word in words if word != "--set"], command.OPTIONS, key_names() if name == "quantize" else ())
+    elif words and words != ["--help"]:
+        others = key_names() if name in ("export", "play", "quantize") else ()
+        parse([word for word in words if word != "--set"], command.OPTIONS, others)
     return []

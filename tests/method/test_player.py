@@ -80,6 +80,23 @@ def test_player_without_planning_uses_the_policy(tiny_cfg: Config) -> None:
     torch.testing.assert_close(action, agent.model.policy_mean(z, 0).detach())
 
 
+@pytest.mark.parametrize("change", ["weights", "task"])
+def test_player_looks_a_task_up_again_after_a_change(tiny_cfg: Config, change: str) -> None:
+    """What it remembers of the table of tasks is that of these weights and of this task."""
+    agent = TDMPC2(tiny_cfg.replace(mpc=False))
+    with torch.no_grad():
+        torch.nn.init.normal_(agent.model._task_emb.weight)
+        torch.nn.init.normal_(agent.model._pi[-1].weight)
+    obs, player = torch.ones(tiny_cfg.obs_dim), agent.player()
+    first = player.act(obs, True, task=0)
+    assert torch.equal(player.act(obs, task=0), first)
+    with torch.no_grad():
+        agent.model._task_emb.weight.neg_().mul_(1 if change == "weights" else -1)
+    later = player.act(obs, task=int(change == "task"))
+    assert not torch.equal(later, first)
+    assert torch.equal(later, agent.player().act(obs, True, task=int(change == "task")))
+
+
 def test_repr_of_an_agent_says_what_it_is(tiny_cfg: Config) -> None:
     text = repr(TDMPC2(tiny_cfg, TDMPC2(tiny_cfg)))
     assert text.startswith("TDMPC2(30 tasks of mt30, ")

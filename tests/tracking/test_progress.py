@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tdmpc2.tracking.console import RunConsole
 from tdmpc2.tracking.logger import Logger
 from tdmpc2.tracking.progress import Progress, progress
 from tests.helpers.tracking import OFF, Terminal, config
@@ -97,3 +99,55 @@ def test_progress_bar_inside_a_live_logger(tmp_path: Path, monkeypatch: pytest.M
         "step 6/10 (60%)   0.1 it/s   ETA 0:00:08   total 0.5",
     ]
     assert sys.stdout is terminal
+
+
+class _Outputs:
+    """What a notebook shows: each output with its newest text."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def display(self, content: dict[str, str], *, raw: bool, display_id: bool) -> SimpleNamespace:
+        assert raw
+        assert display_id
+        number = len(self.texts)
+        self.texts.append(content["text/plain"])
+
+        def update(content: dict[str, str], *, raw: bool) -> None:
+            self.texts[number] = content["text/plain"]
+
+        return SimpleNamespace(update=update)
+
+
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch) -> _Outputs:
+    outputs = _Outputs()
+    module = SimpleNamespace(display=outputs.display)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(display=module))
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    return outputs
+
+
+def test_progress_in_a_notebook_is_one_line_that_changes(notebook: _Outputs, clock: list[float]) -> None:
+    """Every line was an output of its own, below one another."""
+    stream = io.StringIO()
+    with Progress(100, "Evaluating", stream=stream) as bar:
+        for _ in range(100):
+            clock[0] += 0.2
+            bar.update(1)
+            assert len(notebook.texts) <= 1
+        assert notebook.texts[0].startswith("Evaluating: ")
+    assert notebook.texts == ["Evaluating: done, 100 steps in 0:00:20 (5.0/s)"]
+    assert not stream.getvalue()
+
+
+def test_training_line_in_a_notebook_changes_and_messages_stay(notebook: _Outputs, tmp_path: Path) -> None:
+    stream = io.StringIO()
+    with RunConsole(tmp_path / "train.log", stream) as console:
+        for step in range(3):
+            console.training_line([f"step {step}", "x" * 90, "y" * 90])
+            console.message(f"saved [{step}]")
+    assert notebook.texts == ["\n".join(["step 2   " + "x" * 90, "y" * 90])]
+    assert stream.getvalue().splitlines() == [f"saved [{step}]" for step in range(3)]
+    assert (tmp_path / "train.log").read_text().count("step ") == 3

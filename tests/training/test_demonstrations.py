@@ -13,16 +13,18 @@ import pytest
 import torch
 
 from tdmpc2.agent import TDMPC2
+from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.episodes import write_episodes
 from tdmpc2.data.tools.convert import to_store
 from tdmpc2.loading import load_agent
+from tdmpc2.support.mapped_files import FileChangedError, UnchangedFile
 from tdmpc2.training.demonstrations import Batches, demonstrations_record
 from tdmpc2.training.online import train_online
 from tdmpc2.training.online_estimate import dry_run_online
 from tdmpc2.training.ring import make_ring
-from tests.helpers.online import config, interrupt
+from tests.helpers.online import assert_same, config, interrupt
 from tests.helpers.runs import TASKS, TINY, rows
 from tests.helpers.toy_envs import FALLS, STANDS, STANDS_FOR
 
@@ -55,6 +57,32 @@ def test_half_of_each_batch_is_of_the_demonstrations(
     lengths = torch.stack([batch.obs[0, :4, 0] for batch in seen])
     assert set(lengths.unique().tolist()) == {104.0, 107.0}
     assert "Half of each batch: 2 episodes of" in (cfg.run_dir / "train.log").read_text()
+
+
+def test_demonstrations_changed_on_disk_stop_the_run_with_what_was_learned_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command then goes on, and ends as the run that nothing happened to."""
+    shown = demonstrate(tmp_path / "shown")
+    whole = config(tmp_path / "whole", demonstrations=shown, data_device="disk", utd=2.0)
+    train_online(whole, None)
+    cut = config(tmp_path / "cut", demonstrations=shown, data_device="disk", utd=2.0)
+    check, calls = UnchangedFile.check, 0
+
+    def changed(self: UnchangedFile) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 20:
+            raise FileChangedError("rows.npy was written to")
+        check(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UnchangedFile, "check", changed)
+        with pytest.raises(FileChangedError):
+            train_online(cut, None)
+    assert 0 < (load_file(cut.run_dir / "model.pt").step or 0) < cut.steps
+    train_online(cut, None)
+    assert_same(cut.run_dir, whole.run_dir)
 
 
 def test_run_with_demonstrations_that_is_stopped_continues_bit_for_bit(

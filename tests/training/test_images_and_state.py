@@ -50,6 +50,15 @@ def observations(cfg: Config, *rows: int) -> torch.Tensor:
     return torch.cat([numbers, images.flatten(-3)], -1)
 
 
+def test_one_observation_whose_bytes_are_no_multiple_of_four_is_taken_apart() -> None:
+    """One row of 45 x 45 images looks contiguous whatever follows it, and was read as float32 where none can begin."""
+    obs = torch.cat([torch.tensor([1.5, -2.0]).view(torch.uint8), torch.ones(3 * 45 * 45, dtype=torch.uint8)])[None]
+    assert obs.shape[1] % 4
+    state, images = split_observation(obs, 2, (3, 45, 45))
+    assert state.tolist() == [[1.5, -2.0]]
+    assert images.shape == (1, 3, 45, 45)
+
+
 def test_encode_adds_both_encoders_before_one_simnorm(cfg: Config) -> None:
     """Each ends in a LayerNorm, so that neither drowns the other at the beginning."""
     model = WorldModel(cfg)

@@ -17,6 +17,7 @@ import torch
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.ring import ReplayRing
+from tdmpc2.envs.stepping import EachAlone
 from tdmpc2.play.evaluation import Evaluation, TaskResult
 from tdmpc2.play.explorer import Explorer
 from tdmpc2.player import Player
@@ -75,7 +76,7 @@ def test_online_loop_has_the_order_of_events_of_the_reference(
         monkeypatch.setattr(owner, name, recorded)
 
     record(Explorer, "_reset", lambda *_: "reset")
-    record(Explorer, "_outcome", lambda *_: "step")
+    record(EachAlone, "step", lambda *_: "step")
     record(Explorer, "act", lambda *_, random, **__: "random" if random else None)
     record(Player, "act", lambda _, obs, t0, **__: ("plan", bool(t0)), lambda _, obs, t0, **__: np.zeros((1, 2), "f4"))
     record(ReplayRing, "add", lambda _, obs, *__: ("store", len(obs)))

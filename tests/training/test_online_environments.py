@@ -152,7 +152,7 @@ def test_online_environment_that_does_not_repeat_is_named(
 
 @pytest.mark.parametrize(("keys", "message"), [
     ({"buffer_size": 7}, "buffer_size=7 does not hold the 8 rows of one episode"),
-    ({"task": "pick-cube"}, "Task 'pick-cube': ManiSkill environments are not supported yet"),
+    ({"task": "lift-cube"}, "ManiSkill 3 has no task 'lift-cube' any more"),
     ({"data_device": "cuda"}, "data_device=cuda, but training is on cpu"),
 ])  # fmt: skip
 def test_online_run_that_cannot_work_is_refused_before_the_first_step(

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tdmpc2.config import parse_cfg
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.play.collector import collect
 from tdmpc2.play.explorer import Explorer
+from tdmpc2.training import online
 from tdmpc2.training.online import train_online
 from tests.helpers.distributed import free_port, launched
 from tests.helpers.online import config
@@ -35,6 +37,18 @@ RUNS: dict[str, dict[str, Any]] = {
     "plans": {"num_envs": 2, "save_freq": 15, "eval_freq": 30, "eval_episodes": 2},
 }
 PLANNED = ("plans",)
+
+
+def test_batch_that_does_not_split_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was refused at the first update, with the seed steps played, and the directory was taken."""
+    monkeypatch.setattr(online, "process_group", lambda device: nullcontext(ProcessGroup(0, 3)))
+    cfg = config(tmp_path, batch_size=8)
+    for keys in ({}, {"dry_run": True}):
+        with pytest.raises(ValueError, match="batch_size=8"):
+            train_online(cfg.replace(**keys), None)
+    assert not cfg.run_dir.exists()
 
 
 def stopped(directory: Path, rank: int) -> None:

@@ -19,6 +19,7 @@ from gymnasium.spaces import Box
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.ring import ReplayRing
+from tdmpc2.envs import stepping
 from tdmpc2.envs.checked import CheckedEnv
 from tdmpc2.envs.registry import build_env
 from tdmpc2.play import explorer
@@ -68,7 +69,7 @@ class Stub(gymnasium.Env[Any, Any]):
 
 
 def stub(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(explorer, "build_env", lambda name, seed, obs: CheckedEnv(Stub(name), name, seed))
+    patch.setattr(stepping, "build_env", lambda name, seed, obs: CheckedEnv(Stub(name), name, seed))
 
 
 @pytest.fixture

@@ -37,6 +37,8 @@ VARIANTS = {
         "dotprod": ("-march=armv8.2-a+dotprod",),
     },
 }
+#: What every processor of a kind has: CXX may name newer instructions, which the code that looks for them must not use.
+BASELINE = {"x86_64": ("-march=x86-64",), "aarch64": ("-march=armv8-a",)}
 _SYNONYMS = {"amd64": "x86_64", "arm64": "aarch64"}
 #: Contraction would round differently on every instruction set; nothing here reads errno or floating-point exceptions.
 FLAGS = (
@@ -76,17 +78,18 @@ def build(target: Path, more: Sequence[str] = ()) -> list[str]:
     Raises:
         RuntimeError: there is no compiler, or it failed.
     """
-    compiler, variants = _compiler(), VARIANTS.get(target_machine(), {"scalar": ("-DTDMPC2_SCALAR",)})
+    compiler, machine = _compiler(), target_machine()
+    variants, baseline = VARIANTS.get(machine, {"scalar": ("-DTDMPC2_SCALAR",)}), BASELINE.get(machine, ())
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="building-") as own:
-        variants = {name: flags for name, flags in variants.items() if _knows([*compiler, *flags], own)}
+        variants = {name: flags for name, flags in variants.items() if _knows([*compiler, *baseline, *flags], own)}
         names = " ".join(f"F({name})" for name in variants)
         jobs = [(source, "", [f"-DTDMPC2_VARIANTS(F)={names}", f'-DTDMPC2_SOURCES="{sources_id()}"'])
                 for source in SHARED]  # fmt: skip
         jobs += [(source, name, [f"-DTDMPC2_VARIANT={name}", *flags])
                  for name, flags in variants.items() for source in PER_VARIANT]  # fmt: skip
         objects = [str(Path(own, f"{name}{source}.o")) for source, name, _ in jobs]
-        commands = [[*compiler, *FLAGS, *flags, *more, "-c", str(FOLDER / source), "-o", made]
+        commands = [[*compiler, *FLAGS, *baseline, *flags, *more, "-c", str(FOLDER / source), "-o", made]
                     for (source, _, flags), made in zip(jobs, objects, strict=True)]  # fmt: skip
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_run, commands))

@@ -161,10 +161,14 @@ def _load() -> tuple[Kernels | None, str]:
             names = ", ".join(variant.name for variant in usable)
             return None, f"{VARIABLE}={wanted} is not among the variants that run here: {names}, {OFF}"
         return chosen[0].kernels, ""
+    wrong = []
     for variant in reversed(usable):
         if variant.name == SCALAR:
             break
         if variant.agrees():
             return variant.kernels, ""
+        wrong.append(variant.name)
         _log.warning("The %s kernels compute something else than the scalar ones here and are not used", variant.name)
+    if wrong:
+        return None, f"those of {', '.join(wrong)} compute something else than the scalar ones here (please report it)"
     return None, f"this processor has none of the instructions of {', '.join(v.name for v in candidates[1:]) or 'any'}"

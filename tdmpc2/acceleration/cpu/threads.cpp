@@ -10,7 +10,6 @@
 #include <cstdlib>
 #include <mutex>
 #include <new>
-#include <system_error>
 #include <thread>
 
 #include "kernels.h"
@@ -80,7 +79,7 @@ struct Pool {
         if (size >= helpers || pthread_sigmask(SIG_SETMASK, &all, &before)) return;
         try {
             for (; size < helpers; size++) std::thread([this, seen = posted.load()] { help(seen); }).detach();
-        } catch (const std::system_error&) {  // no more threads: fewer will do
+        } catch (...) {  // no more threads, or no memory for one: fewer will do
         }
         pthread_sigmask(SIG_SETMASK, &before, nullptr);
     }

@@ -1,0 +1,60 @@
+"""Families and task sets of installed packages: the entry points ``tdmpc2.tasks``.
+
+A package names, in that group of its metadata, a :class:`~tdmpc2.envs.registry.Family` or a table of task sets. All of
+them are loaded at the first task that this package does not know itself; no file decides which.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, NamedTuple
+
+GROUP = "tdmpc2.tasks"
+_log = logging.getLogger("tdmpc2")
+
+
+class Offer(NamedTuple):
+    """What one entry point names: a family, or task sets by name."""
+
+    package: str
+    content: Any
+
+
+@cache
+def offers() -> tuple[Offer, ...]:
+    """Load what installed packages offer, once; one that cannot be loaded costs a warning, not the other tasks."""
+    found = []
+    for point in sorted(entry_points(group=GROUP), key=lambda point: (_package(point), point.name)):
+        try:
+            found.append(Offer(_package(point), point.load()))
+        except Exception as error:  # it is other people's code
+            reason = (str(error).splitlines() or ["no message"])[0]
+            _log.warning(
+                "The tasks '%s' of the package %s are left out: %s: %s",
+                point.name, _package(point), type(error).__name__, reason,
+            )  # fmt: skip
+    return tuple(found)
+
+
+def task_sets() -> dict[str, tuple[str, ...]]:
+    """Collect the task sets of installed packages: names of tasks by name of the set.
+
+    Raises:
+        ValueError: an entry that is not a list of names.
+    """
+    sets: dict[str, tuple[str, ...]] = {}
+    for package, content in offers():
+        if not isinstance(content, Mapping):
+            continue
+        for name, tasks in content.items():
+            if isinstance(tasks, str) or not all(isinstance(task, str) for task in tasks):
+                raise ValueError(f"The task set '{name}' of the package {package} must be a list of names of tasks")
+            sets.setdefault(str(name), tuple(tasks))
+    return sets
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.value

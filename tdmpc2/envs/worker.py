@@ -1,0 +1,96 @@
+"""One process that steps environments for another: ``python -m tdmpc2.envs.worker FD``, FD being its end of a socket.
+
+It is started as a command, and not by multiprocessing, which would run the caller's own script a second time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from multiprocessing.connection import Connection
+from typing import Any
+
+from tdmpc2.envs.checked import EnvironmentFault
+from tdmpc2.envs.stepping import EachAlone
+from tdmpc2.envs.vector import EnvPool, make_vec_env
+
+
+class Work:
+    """What a caller can ask for, by name; environments stay here from one request to the next."""
+
+    def __init__(self) -> None:
+        self._envs: Any = None
+        self._pool: EnvPool | None = None
+        self._alone: EachAlone | None = None
+
+    def prepare(self, modules: list[str]) -> None:
+        """Import what the caller has imported to register its tasks."""
+        for module in modules:
+            import_module(module)
+
+    def build(self, *args: Any, **kwargs: Any) -> None:
+        self._envs = make_vec_env(*args, **kwargs)
+
+    def pool(self, specs: Any, *form: Any) -> None:
+        self._pool = self._pool or EnvPool(*form)
+        self._envs = self._pool.make(specs)
+
+    def reset(self, seed: Any, options: Any) -> Any:
+        return self._envs.reset(seed=seed, options=options)[0]
+
+    def step(self, actions: Any) -> Any:
+        obs, reward, terminated, truncated, info = self._envs.step(actions)
+        return obs, reward, terminated, truncated, info["success"]
+
+    def render(self, index: int) -> Any:
+        return self._envs.envs[index].render()
+
+    def alone(self, *args: Any) -> None:
+        self._alone = EachAlone(*args)
+
+    def reset_one(self, *args: Any) -> Any:
+        assert self._alone is not None
+        return self._alone.reset(*args)
+
+    def step_each(self, actions: Any) -> Any:
+        assert self._alone is not None
+        return self._alone.step(actions)
+
+
+def serve(connection: Connection) -> None:
+    """Answer requests until the caller is gone: (name, arguments) -> ("done", result) or (kind of error, its text)."""
+    work = Work()
+    while True:
+        try:
+            name, args, kwargs = connection.recv()
+        except EOFError:
+            return
+        asked: Callable[..., Any] = getattr(work, name)
+        try:
+            answer: tuple[str, Any] = ("done", asked(*args, **kwargs))
+        except EnvironmentFault as error:
+            answer = ("fault", str(error))
+        except Exception as error:  # what the caller would have seen, had it done this itself
+            kind = next((kind for kind in (ValueError, ImportError) if isinstance(error, kind)), None)
+            answer = ("error", kind(str(error)) if kind else f"{type(error).__name__}: {error}")
+        connection.send(answer)
+
+
+def main() -> None:
+    """Serve the caller, whose end of the socket closes when it ends, however that happens."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the caller decides, and a signal to a whole group comes here as well
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: also in the middle of a step
+    connection = Connection(int(sys.argv[1]))
+    sys.stdout.flush()
+    os.dup2(2, 1)  # simulators print; the caller's output is its own
+    serve(connection)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""Environments in processes of their own, as many as cores: what is stepped there equals what is stepped here.
+
+It pays where simulators or pictures are slow beside the planner, and where there are cores to spare; on two cores,
+which the planner fills, it rarely does (benchmarks/collect.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tdmpc2.envs.checked import EnvironmentFault
+from tdmpc2.envs.modules import module_of
+from tdmpc2.envs.stepping import Played, Step
+from tdmpc2.tasks import TaskSpec
+
+#: Seconds that a worker may take for one answer; building a simulator takes the longest.
+SECONDS = 300.0
+
+
+class Worker:
+    """A process that holds environments."""
+
+    def __init__(self) -> None:
+        mine, its = socket.socketpair()
+        paths = os.pathsep.join(filter(None, sys.path))
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        with its:
+            os.set_inheritable(its.fileno(), True)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tdmpc2.envs.worker", str(its.fileno())],
+                pass_fds=(its.fileno(),),
+                env={**os.environ, **threads, "PYTHONPATH": paths},
+            )
+        self._connection = Connection(mine.detach())
+        self._waiting = "start"
+
+    def ask(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Ask for something, and wait for the answer."""
+        self.begin(name, *args, **kwargs)
+        return self.end()
+
+    def begin(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """Ask for something; :meth:`end` waits for it."""
+        self._waiting = name
+        with contextlib.suppress(OSError):  # it is dead, which end() says
+            self._connection.send((name, args, kwargs))
+
+    def end(self) -> Any:
+        """Wait for an answer.
+
+        Raises:
+            EnvironmentFault: an environment failed there, or the process ended or does not answer.
+            ValueError, ImportError: as the call would have raised here.
+        """
+        try:
+            if not self._connection.poll(SECONDS):
+                self._process.kill()
+                raise EnvironmentFault(
+                    f"the process that steps the environments did not answer for {SECONDS:g} s ({self._waiting}), and "
+                    "was ended"
+                )
+            kind, answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            code = self._process.wait()
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            raise EnvironmentFault(f"the process that steps the environments {how} ({self._waiting})") from error
+        if kind == "fault":
+            raise EnvironmentFault(answer)
+        if kind == "error":
+            raise answer if isinstance(answer, Exception) else EnvironmentFault(answer)
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()  # it reads the end, and exits
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Workers:
+    """N processes among which environments are split; a context manager that ends them."""
+
+    def __init__(self, count: int) -> None:
+        if sys.platform == "win32":
+            raise ValueError(f"env_workers={count}: Windows hands no sockets to processes: use env_workers=0")
+        self._all: list[Worker] = []
+        try:
+            for _ in range(count):
+                self._all.append(Worker())
+        except BaseException:
+            self.close()
+            raise
+
+    def prepare(self, tasks: Sequence[str]) -> None:
+        """Import there the modules that tasks name, which register them, if they are imported here."""
+        modules = sorted({module for task in tasks if (module := module_of(task)) in sys.modules})
+        together((worker, "prepare", (modules,), {}) for worker in self._all)
+
+    def parts(self, count: int) -> list[tuple[Worker, slice]]:
+        """Split ``count`` environments evenly; workers that would have none are left out."""
+        bounds = np.linspace(0, count, len(self._all) + 1).round().astype(int).tolist()
+        split = zip(self._all, bounds, bounds[1:], strict=False)
+        return [(worker, slice(start, stop)) for worker, start, stop in split if stop > start]
+
+    def close(self) -> None:
+        """End all processes."""
+        for worker in self._all:
+            worker.close()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class WorkerVecEnv:
+    """E environments in worker processes, with the methods of a vector environment that episodes are played with.
+
+    Args:
+        workers: hold the environments.
+        count: E.
+    """
+
+    def __init__(self, workers: Workers, count: int) -> None:
+        self._workers, self._parts = workers, workers.parts(count)
+        self.num_envs = count
+        self._obs: NDArray[Any] | None = None
+
+    @property
+    def envs(self) -> list[_Remote]:
+        """The environments, which can be asked for pictures only."""
+        return [_Remote(worker, i) for worker, part in self._parts for i in range(part.stop - part.start)]
+
+    def build(self, specs: Sequence[TaskSpec], seeds: Sequence[int], *form: Any, **more: Any) -> WorkerVecEnv:
+        """Build new environments, as :func:`tdmpc2.envs.vector.make_vec_env` does."""
+        self._workers.prepare([spec.name for spec in specs])
+        together((worker, "build", (specs[part], seeds[part], *form), more) for worker, part in self._parts)
+        return self
+
+    def pool(self, specs: Sequence[TaskSpec], *form: Any) -> WorkerVecEnv:
+        """Build environments or use those of the time before, as :class:`tdmpc2.envs.vector.EnvPool` does."""
+        self._workers.prepare([spec.name for spec in specs])
+        together((worker, "pool", (specs[part], *form), {}) for worker, part in self._parts)
+        return self
+
+    def reset(self, *, seed: Sequence[int] | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, Any]:
+        """Begin episodes in all environments, or in those of ``options["reset_mask"]``."""
+        mask = None if options is None else options["reset_mask"]
+        asked = [(worker, part) for worker, part in self._parts if mask is None or mask[part].any()]
+        found = together(
+            (
+                worker,
+                "reset",
+                (None if seed is None else list(seed[part]), None if mask is None else {"reset_mask": mask[part]}),
+                {},
+            )
+            for worker, part in asked
+        )
+        if self._obs is None or len(asked) == len(self._parts):
+            self._obs = np.concatenate(found)
+        else:
+            self._obs = self._obs.copy()
+            for (_, part), obs in zip(asked, found, strict=True):
+                self._obs[part] = obs
+        return self._obs, {}
+
+    def step(self, actions: NDArray[Any]) -> tuple[Any, ...]:
+        """Take a step in all environments: observations, rewards, ends, time limits, and ``info["success"]``."""
+        found = together((worker, "step", (actions[part],), {}) for worker, part in self._parts)
+        self._obs, *others, success = (np.concatenate(column) for column in zip(*found, strict=True))
+        return self._obs, *others, {"success": success}
+
+    def close(self) -> None:
+        """Leave the environments to the workers, whose end closes them."""
+
+
+class _Remote:
+    """One environment of a worker."""
+
+    def __init__(self, worker: Worker, index: int) -> None:
+        self._worker, self._index = worker, index
+
+    def render(self) -> Any:
+        return self._worker.ask("render", self._index)
+
+
+class EachInWorkers:
+    """Environments by their numbers, as :class:`tdmpc2.envs.stepping.EachAlone`, in worker processes.
+
+    Args:
+        workers: hold them; they are ended with these environments.
+        played: what to build.
+        form: as for ``EachAlone``.
+    """
+
+    def __init__(self, workers: Workers, played: Sequence[Played], *form: Any) -> None:
+        self._workers = workers
+        workers.prepare([one.task for one in played])
+        parts = [(worker, played[part]) for worker, part in workers.parts(len(played))]
+        self._of = {one.number: worker for worker, own in parts for one in own}
+        together((worker, "alone", (own, *form), {}) for worker, own in parts)
+
+    def reset(self, number: int, seed: int) -> NDArray[Any]:
+        """Begin an episode, as there."""
+        first: NDArray[Any] = self._of[number].ask("reset_one", number, seed)
+        return first
+
+    def step(self, actions: Mapping[int, NDArray[np.floating[Any]]]) -> dict[int, Step | str]:
+        """Take a step in some environments, as there; workers do so at the same time."""
+        asked: dict[Worker, dict[int, Any]] = {}
+        for number, action in actions.items():
+            asked.setdefault(self._of[number], {})[number] = action
+        found = together((worker, "step_each", (own,), {}) for worker, own in asked.items())
+        outcomes = {number: outcome for own in found for number, outcome in own.items()}
+        return {number: outcomes[number] for number in actions if number in outcomes}
+
+    def close(self) -> None:
+        """End the workers."""
+        self._workers.close()
+
+
+def together(requests: Iterable[tuple[Worker, str, tuple[Any, ...], dict[str, Any]]]) -> list[Any]:
+    """Ask several workers at a time; all have answered when the first error is raised."""
+    asked = []
+    for worker, name, args, kwargs in requests:
+        worker.begin(name, *args, **kwargs)
+        asked.append(worker)
+    answers: list[Any] = []
+    errors: list[Exception] = []
+    for worker in asked:
+        try:
+            answers.append(worker.end())
+        except (ValueError, ImportError) as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return answers

@@ -1,0 +1,81 @@
+"""Cards: what an exported file says about itself, as plain values that JSON holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.error import Error as GymnasiumError
+from gymnasium.spaces import Box
+
+from tdmpc2.checkpoints.files import Checkpoint
+from tdmpc2.config import PLANNER_KEYS, Config
+from tdmpc2.envs.registry import build_env
+from tdmpc2.support.version import version
+
+FORMAT = 1  # version of the card
+
+
+def card_of(cfg: Config, file: Checkpoint, task_ids: Sequence[int], precision: str) -> dict[str, Any]:
+    """Describe a model for programs that have nothing but the exported file.
+
+    Args:
+        cfg: its configuration.
+        file: what it was exported from.
+        task_ids: of the tasks that it was exported for.
+        precision: of the weights.
+
+    Returns:
+        ``tasks``: name, sizes, episode length, discount and environment of each; ``observation``, ``action``,
+        ``budget``: what the planner was fixed to; ``checkpoint``: name, sha256, step and card of the file.
+    """
+    return {
+        "format": FORMAT,
+        "written_by": f"tdmpc2 {version()}",
+        "precision": precision,
+        "checkpoint": {
+            "file": (file.path or "").replace("\\", "/").rpartition("/")[2],
+            "sha256": file.sha256,
+            "step": file.step,
+            "card": file.extra.get("card"),
+        },
+        "tasks": [_task(cfg, task_id) for task_id in task_ids],
+        "observation": {"kind": cfg.obs, "size": cfg.obs_dim if cfg.observes_state else None, "padding": 0.0},
+        "action": {"size": cfg.action_dim, "low": -1.0, "high": 1.0},
+        "budget": {**{key: getattr(cfg, key) for key in PLANNER_KEYS}, "iterations": cfg.plan_iterations},
+    }
+
+
+def _task(cfg: Config, task_id: int) -> dict[str, Any]:
+    spec = cfg.task_specs[task_id]
+    return {**spec.plain(), "discount": cfg.discounts[task_id], "environment": environment_facts(spec.name)}
+
+
+def environment_facts(name: str) -> dict[str, Any] | None:
+    """Describe the environment of a task: which one it is, its actuators in order, and what an action of -1 and 1 is.
+
+    Returns:
+        None where it cannot be built here.
+    """
+    try:
+        env = build_env(name, 0)
+    except (ValueError, ImportError, GymnasiumError):
+        return None
+    try:
+        if hasattr(type(env.unwrapped), "facts"):
+            return dict(env.unwrapped.facts)
+        space = env.unwrapped.action_space
+        limits = isinstance(space, Box) and space.shape == env.action_space.shape
+        return {
+            "library": "gymnasium",
+            "id": name if env.spec is None else env.spec.id,
+            "actuators": [
+                {"name": str(index), "low": float(low), "high": float(high)}
+                for index, (low, high) in enumerate(zip(np.ravel(space.low), np.ravel(space.high), strict=True))
+            ]
+            if limits
+            else None,
+        }
+    finally:
+        env.close()

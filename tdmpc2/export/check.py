@@ -1,0 +1,208 @@
+"""Compare exported files with the model they came from, on observations, in the runtime they are for.
+
+The policy is compared number by number. Plans cannot be: a sum that differs in its last bit can make another sequence
+one of the best, or draw another of these for the action (docs/algorithm.md, "Planning"). So plans are compared by their
+means, and by their regret: the value that is lost by them, as the float32 model sees it, in standard deviations of the
+values of its first sequences. See :mod:`tdmpc2.quantization.regret`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich import get_console
+from torch import Tensor
+
+from tdmpc2 import planner
+from tdmpc2.export.graph import PlanStep, PolicyStep, Step, encoded, observed
+from tdmpc2.export.request import Request, Source
+from tdmpc2.planner import Iteration, PlanNoise
+from tdmpc2.play.rollout import Job, play
+from tdmpc2.quantization.calibration import policy_actor, stored_inputs
+from tdmpc2.quantization.regret import values_of_means
+from tdmpc2.support.tables import Cells, terminal_table
+from tdmpc2.tracking.progress import progress
+
+NETWORKS = 1e-5  # largest difference of an action of the policy
+PLANS = 4e-3  # and of a plan's mean
+REGRET = 0.05  # largest regret of a plan, in standard deviations
+SAME = 1e-3  # actions that differ by less are the same one
+_SEED = 1
+_Numbers = NDArray[Any]
+
+
+class Parity(NamedTuple):
+    """Differences between an exported model and the plain one on the observations of one task."""
+
+    task: str
+    observations: int
+    policy: float  # largest difference of an action, of the mean or sampled
+    plan: float  # largest difference of a plan's mean
+    same: float  # share of executed actions that are the same
+    regret: float  # largest of a plan
+
+    @property
+    def right(self) -> bool:
+        """True if every difference is within its limit."""
+        return self.policy <= NETWORKS and self.plan <= PLANS and self.regret <= REGRET
+
+
+class Runtime:
+    """One exported file in ONNX Runtime, called with tensors.
+
+    Args:
+        path: the file.
+        threads: that it computes with; by default as many as PyTorch.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.names = [item.name for item in self.session.get_inputs()]
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """Run the step on its inputs by name; those that it does not take are left out."""
+        arrays = {name: tensors[name].numpy() for name in self.names}
+        return [torch.from_numpy(array) for array in self.session.run(None, arrays)]
+
+
+def check(rows: Sequence[Parity]) -> bool:
+    """Print the differences as a table.
+
+    Returns:
+        True if all of them are within their limits.
+    """
+    get_console().print(terminal_table(table(rows)))
+    wrong = [row.task for row in rows if not row.right]
+    limits = f"policy {NETWORKS:g}, plan {PLANS:g}, regret {REGRET:g}"
+    print(f"outside of the limits ({limits}): {', '.join(wrong)}" if wrong else f"all within the limits: {limits}")
+    return not wrong
+
+
+def compare(request: Request, source: Source, steps: Sequence[Step], paths: Mapping[str, Path]) -> list[Parity]:
+    """Compare exported files with the plain model on the observations of each task.
+
+    Args:
+        request: names the observations.
+        source: the model.
+        steps: what was exported.
+        paths: the file of each step by its name.
+
+    Raises:
+        ValueError: a task cannot be played here, and there are no data.
+    """
+    policy, plan = (next(step for step in steps if isinstance(step, kind)) for kind in (PolicyStep, PlanStep))
+    runtimes = {step.name: Runtime(paths[step.name]) for step in steps}
+    rows = []
+    for number, task_id in enumerate(progress(plan.task_ids, "Comparing", unit="tasks")):
+        rows.append(parity(source, policy, plan, runtimes, number, observations_of(request, source, task_id)))
+    return rows
+
+
+@torch.no_grad()
+def parity(
+    source: Source,
+    policy: PolicyStep,
+    plan: PlanStep,
+    runtimes: Mapping[str, Any],
+    number: int,
+    observations: _Numbers,
+) -> Parity:
+    """Compare on observations of one task, one after the other, each plan beginning with the one before.
+
+    Args:
+        source: the plain model.
+        policy: the step that acts by the policy.
+        plan: the step that plans.
+        runtimes: both exported, by their names: functions of tensors by name.
+        number: of the task among those of the step.
+        observations: [T, E, *obs_shape].
+    """
+    cfg, generator = source.cfg, torch.Generator().manual_seed(_SEED)
+    task = torch.full((plan.num_envs,), number)
+    previous = torch.zeros(plan.num_envs, cfg.horizon, cfg.action_dim)
+    policy_errors, plan_errors, same, regrets = [], [], [], []
+    for t, obs in enumerate(observations):
+        noise = planner.draw_noise(cfg, plan.num_envs, previous.device, generator)
+        given = {
+            **observed(cfg, torch.from_numpy(obs)),
+            "task": task,
+            "t0": torch.full((plan.num_envs,), t == 0),
+            "plan": previous,
+            "noise": noise.action,
+            **{f"noise_{name}": value for name, value in noise._asdict().items()},
+            "noise_action": torch.zeros_like(noise.action),
+        }
+        for expected, got in zip(_plain(policy, given), runtimes[policy.name](given), strict=True):
+            policy_errors.append(_difference(got, expected))
+        (action, mean), (action_got, mean_got) = _plain(plan, given), runtimes[plan.name](given)
+        plan_errors.append(_difference(mean_got, mean))
+        same.append(((action_got - action).abs().amax(-1) < SAME).double().mean())
+        regrets.append(_regret(source, plan, given, noise, mean_got))
+        previous = mean
+    spec = cfg.task_specs[plan.task_ids[number]]
+    worst = [float(torch.stack(values).max()) for values in (policy_errors, plan_errors, regrets)]
+    share = float(torch.stack(same).mean())
+    return Parity(spec.name, observations.shape[0] * observations.shape[1], worst[0], worst[1], share, worst[2])
+
+
+def observations_of(request: Request, source: Source, task_id: int) -> _Numbers:
+    """Observations of one task, [T, E, *obs_shape]: of data, or of episodes that the policy plays."""
+    cfg, count = source.cfg, request.steps * request.envs
+    if request.data is not None:
+        own = cfg.replace(tasks=(cfg.task_specs[task_id].name,)) if cfg.multitask else cfg
+        rows = stored_inputs(own, request.data, count).obs
+        return rows.unflatten(0, (request.steps, request.envs)).numpy()
+    jobs = [Job(task_id, _SEED + number) for number in range(request.envs)]
+    episodes = play(cfg, policy_actor(source.reference), jobs, max_steps=request.steps)
+    length = min(len(episode.obs) for episode in episodes)
+    return np.stack([episode.obs[:length] for episode in episodes], 1)[: request.steps]
+
+
+def table(rows: Sequence[Parity]) -> Cells:
+    """Arrange differences for a reader."""
+    headings = ("task", "observations", "policy", "plan", "same action", "regret", "")
+    cells = [
+        (
+            row.task, str(row.observations), f"{row.policy:.1e}", f"{row.plan:.1e}", f"{row.same:.0%}",
+            f"{row.regret:.4f}", "good" if row.right else "WRONG",
+        )
+        for row in rows
+    ]  # fmt: skip
+    return Cells("largest differences between the exported files and the plain model", headings, cells)
+
+
+def _plain(step: Step, given: Mapping[str, Tensor]) -> Any:
+    return step(*(given[item.name] for item in step.inputs))
+
+
+def _difference(got: Tensor, expected: Tensor) -> Tensor:
+    """The largest difference; infinite if there is a NaN."""
+    return (got - expected).abs().nan_to_num(nan=torch.inf).max()
+
+
+def _regret(source: Source, plan: PlanStep, given: Mapping[str, Tensor], noise: PlanNoise, mean: Tensor) -> Tensor:
+    """The largest regret of plans [E, H, A] among the environments."""
+    model, values = source.reference, []
+
+    def noting(*args: Any) -> Iteration:
+        result = planner.iteration(*args)
+        values.append(result.value)
+        return result
+
+    context = model.context(torch.tensor(plan.task_ids)[given["task"]] if model.cfg.multitask else None)
+    z = encoded(model, given, context)
+    previous = torch.where(given["t0"][:, None, None], 0.0, given["plan"])
+    own = planner.plan(model, z, context, previous, noise, eval_mode=True, iteration_fn=noting).mean
+    value = values_of_means(model, z, context, torch.stack([own, mean], 2))  # [E, 2]
+    spread = values[0].std(-1).clamp(min=torch.finfo(value.dtype).tiny)
+    return ((value[:, 0] - value[:, 1]) / spread).max()

@@ -1,0 +1,186 @@
+"""Task sets of one's own: YAML files, and tables and families that installed packages offer."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tdmpc2 import load_agent, make_env, parse_cfg
+from tdmpc2.config import Config
+from tdmpc2.data import write_episodes
+from tdmpc2.envs import plugins, task_spec
+from tdmpc2.envs.multitask import MultiTaskEnv
+from tdmpc2.envs.registry import family_of, score_rule
+from tdmpc2.training.offline import train as train_offline
+from tdmpc2.training.online import train_online
+from tests.helpers.online import SMALL
+from tests.helpers.reference import REPO
+from tests.helpers.toy_envs import STANDS
+
+PACKAGE = """
+import numpy as np
+from tdmpc2.envs.registry import Family, build_env
+from tdmpc2.tasks import TaskSpec
+
+def make(name, seed, render_mode):
+    return build_env("tests.helpers.toy_envs:Stands-v0", seed, render_mode)
+
+def spec(name):
+    return TaskSpec(name, 4, 2, 7)
+
+balls = Family("Balls", r"ball-.*", make=f"{__name__}:make", spec=f"{__name__}:spec", score="return", renewable=True)
+sets = {"two-balls": ["ball-roll", "ball-jump"], "mixed": ["ball-roll", "pendulum-spin"]}
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Put a package into this environment as pip would, with its entry points."""
+
+    def add(name: str, source: str, **points: str) -> None:
+        (tmp_path / f"{name}.py").write_text(source)
+        (info := tmp_path / f"{name}-1.0.dist-info").mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        lines = [f"{point} = {name}:{attribute}" for point, attribute in points.items()]
+        (info / "entry_points.txt").write_text("\n".join(["[tdmpc2.tasks]", *lines, ""]))
+
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins.offers.cache_clear()
+    yield add
+    plugins.offers.cache_clear()
+    for name in ("balls", "target_tasks"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def set_file(tmp_path: Path) -> Path:
+    path = tmp_path / "my_set.yaml"
+    path.write_text(f"name: arms\ntasks: [pendulum-spin, '{STANDS}']\n")
+    return path
+
+
+def test_task_set_file_is_a_set_of_many_tasks(set_file: Path) -> None:
+    cfg = parse_cfg({"task": str(set_file), "model_size": 1})
+    assert (cfg.task, cfg.task_names, cfg.multitask) == ("arms", ("pendulum-spin", STANDS), True)
+    assert (cfg.obs_dim, cfg.action_dim, cfg.task_dim) == (4, 2, 96)
+    assert Config(**cfg.to_dict()) == cfg
+
+
+def test_task_set_file_without_a_name_has_that_of_the_file(tmp_path: Path) -> None:
+    (path := tmp_path / "two.yml").write_text("tasks: [pendulum-spin, cup-catch]")
+    assert parse_cfg({"task": str(path)}).task == "two"
+
+
+def test_task_set_file_makes_an_environment_of_all_its_tasks(set_file: Path) -> None:
+    env = make_env(str(set_file), seed=3)
+    assert isinstance(env, MultiTaskEnv)
+    obs, info = env.reset(options={"task": STANDS})
+    assert (obs.shape, info["task_id"]) == ((4,), 1)
+
+
+def test_task_set_file_learns_online_and_its_model_knows_its_tasks(tmp_path: Path) -> None:
+    """The file of the set is not needed to play the model, and a continued run finds its place."""
+    (path := tmp_path / "toys.yaml").write_text(f"tasks: ['{STANDS}', 'tests.helpers.toy_envs:Point-v0']")
+    keys = {**SMALL, "task": str(path), "mode": "online", "task_dim": 8, "work_dir": str(tmp_path / "run")}
+    model = train_online(parse_cfg(keys), None)
+    path.unlink()
+    agent = load_agent(model)
+    assert agent.cfg.task_names == (STANDS, "tests.helpers.toy_envs:Point-v0")
+    assert np.isfinite(agent.act(np.zeros(agent.cfg.obs_dim, np.float32), t0=True, task=STANDS)).all()
+
+
+def test_task_set_file_learns_from_stored_episodes(set_file: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for task, obs_dim, action_dim in (("pendulum-spin", 3, 1), (STANDS, 4, 2)):
+        steps = task_spec(task).episode_length
+        episode = rng.normal(size=(steps + 1, obs_dim)), rng.uniform(-1, 1, (steps, action_dim)), rng.random(steps)
+        write_episodes(tmp_path / "data", task, [episode], task_set=str(set_file))
+    keys = {key: value for key, value in SMALL.items() if key != "seed_steps"}
+    cfg = parse_cfg({**keys, "task": str(set_file), "task_dim": 8, "steps": 3, "data_dir": str(tmp_path / "data"),
+                     "work_dir": str(tmp_path / "run")})  # fmt: skip
+    assert load_agent(train_offline(cfg, None)).cfg.task == "arms"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("tasks: walker-walk", "describes no task set"),
+        ("[walker-walk, walker-run]", "describes no task set"),
+        ("tasks: [walker-walk]", "has 1 tasks"),
+        ("tasks: [walker-walk, walker-walk]", "names the task 'walker-walk' twice"),
+        ("tasks: [walker-walk, 3]", "3 is no name of a task"),
+        ("tasks: [walker-walk, mt30]", "names 'mt30', a task set"),
+        ("tasks: [walker-walk, other.yaml]", "names 'other.yaml', a task set"),
+        ("tasks: [walker-walk, walker-wolk]", "Did you mean 'walker-walk'"),
+        ("{name: mt30, tasks: [walker-walk, cup-catch]}", "name=mt30 is a task set or task already"),
+        ("{name: ../up, tasks: [walker-walk, cup-catch]}", "must be up to 100 letters"),
+        ("{padding: 3, tasks: [walker-walk, cup-catch]}", "unknown entry 'padding'"),
+        ("tasks: [walker-walk", "is no YAML file"),
+        ("!!python/object/apply:os.system ['true']", "is no YAML file"),
+    ],
+)
+def test_task_set_file_that_is_wrong_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (path := tmp_path / "set.yaml").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        parse_cfg({"task": str(path)})
+
+
+def test_task_set_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none.yaml cannot be read: No such file"):
+        parse_cfg({"task": str(tmp_path / "none.yaml")})
+
+
+def test_task_set_file_that_a_checkpoint_names_is_not_opened(set_file: Path) -> None:
+    """What a file says of its task is a name: it chooses no file of the user's that is read."""
+    with pytest.raises(ValueError, match="Unknown task"):
+        parse_cfg({"task": str(set_file)}, "model.pt", from_file=True)
+
+
+def test_package_offers_a_family(install: Callable[..., None]) -> None:
+    install("balls", PACKAGE, family="balls")
+    assert family_of("ball-roll").name == "Balls"
+    assert task_spec("ball-roll").episode_length == 7
+    assert make_env("ball-roll", seed=1).reset()[0].shape == (4,)
+
+
+def test_package_offers_task_sets(install: Callable[..., None]) -> None:
+    install("balls", PACKAGE, family="balls", sets="sets")
+    assert parse_cfg({"task": "mixed"}).task_names == ("ball-roll", "pendulum-spin")
+    assert make_env("two-balls", seed=1).reset(options={"task": "ball-jump"})[1]["task_id"] == 1
+
+
+def test_package_cannot_take_a_task_of_this_one(install: Callable[..., None]) -> None:
+    install("balls", PACKAGE.replace('r"ball-.*"', 'r".*"'), family="balls")
+    names = {name: family_of(name).name for name in ("walker-walk", "mw-reach", "Pendulum-v1", "ball-roll")}
+    assert list(names.values()) == ["DMControl", "Meta-World", "Gymnasium", "Balls"]
+
+
+def test_package_that_cannot_be_loaded_costs_a_warning(
+    install: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    install("broken", "raise RuntimeError('no license')", family="balls")
+    install("balls", PACKAGE, family="balls")
+    assert family_of("ball-roll").name == "Balls"
+    assert [record.message for record in caplog.records] == [
+        "The tasks 'family' of the package broken are left out: RuntimeError: no license"
+    ]
+
+
+def test_package_of_the_examples_plays_all_its_tasks(install: Callable[..., None]) -> None:
+    """The entry points of its pyproject.toml name what its module has."""
+    folder = REPO / "examples" / "own_family"
+    points = tomllib.loads((folder / "pyproject.toml").read_text())["project"]["entry-points"][plugins.GROUP]
+    source = (folder / "target_tasks.py").read_text()
+    install("target_tasks", source, **{name: value.partition(":")[2] for name, value in points.items()})
+    cfg = parse_cfg({"task": "targets"})
+    env = make_env(cfg, seed=2)
+    for name in cfg.task_names:
+        env.reset(options={"task": name})
+        outcomes = [env.step(np.ones(3, np.float32)) for _ in range(50)]
+        assert [truncated for _, _, _, truncated, _ in outcomes] == [False] * 49 + [True]
+        assert score_rule(task_spec(name)).label == "normalized score"

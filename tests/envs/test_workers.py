@@ -1,0 +1,129 @@
+"""Environments in worker processes: what they do is what they do here, and none is lost, hangs or is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from tdmpc2.config import Config, parse_cfg
+from tdmpc2.envs import workers
+from tdmpc2.envs.checked import EnvironmentFault
+from tdmpc2.envs.workers import Workers, WorkerVecEnv
+from tdmpc2.play.collector import collect
+from tdmpc2.play.rollout import Episode, Job, play
+from tdmpc2.training.online import train_online
+from tests.helpers.faulty_envs import PREFIX
+from tests.helpers.online import assert_same, config
+from tests.helpers.toy_envs import FALLS, STANDS
+
+JOBS = [Job(0, 3), Job(1, 4), Job(1, 5)]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    (path := tmp_path_factory.mktemp("set") / "mixed.yaml").write_text(f"tasks: [pendulum-spin, '{STANDS}']")
+    return parse_cfg({"task": str(path), "model_size": 1})
+
+
+@pytest.fixture
+def one() -> Iterator[WorkerVecEnv]:
+    """One environment in a worker, at the start of an episode."""
+    cfg = parse_cfg({"task": STANDS})
+    with Workers(1) as all_of_them:
+        env = WorkerVecEnv(all_of_them, 1).build(cfg.task_specs, [3], cfg.obs_dim, cfg.action_dim)
+        env.reset(seed=[3])
+        yield env
+
+
+def process_of(env: WorkerVecEnv) -> int:
+    ((worker, _),) = env._parts
+    return worker._process.pid
+
+
+def played(cfg: Config, **keys: Any) -> list[Episode]:
+    rng = np.random.default_rng(0)
+    actor = lambda obs, *_: rng.uniform(-1, 1, (len(obs), cfg.action_dim)).astype(np.float32)  # noqa: E731
+    return play(cfg, actor, JOBS, max_steps=20, **keys)
+
+
+@pytest.mark.parametrize("render", [(), (2,)])
+def test_episodes_of_several_families_in_workers_equal_those_here(mixed: Config, render: tuple[int, ...]) -> None:
+    """Two tasks in two processes, episodes of 7 and of more steps, frames of one of them."""
+    here, there = played(mixed, render=render), played(mixed.replace(env_workers=2), render=render)
+    for one, two in zip(here, there, strict=True):
+        assert (one.episode_return, one.success, one.terminated) == (two.episode_return, two.success, two.terminated)
+        np.testing.assert_array_equal(one.obs, two.obs)
+        np.testing.assert_array_equal(one.frames, two.frames)
+    assert len(there[2].frames) == (7 if render else 0)
+
+
+def test_collected_data_are_the_same_with_workers(tmp_path: Path) -> None:
+    for number in (0, 2):
+        collect(parse_cfg({"task": FALLS, "episodes_per_task": 5, "env_workers": number}), None, tmp_path / str(number))
+    files = [{p.name: p.read_bytes() for p in (tmp_path / name).glob("chunk*.pt")} for name in ("0", "2")]
+    assert files[0] == files[1] != {}
+
+
+def test_run_that_learns_online_is_the_same_with_workers(tmp_path: Path) -> None:
+    for number in (0, 2):
+        train_online(config(tmp_path / str(number), num_envs=3, env_workers=number, steps=60), None)
+    assert_same(tmp_path / "0" / "run", tmp_path / "2" / "run")
+
+
+def test_fault_in_a_worker_is_named_as_one_here(tmp_path: Path) -> None:
+    texts = []
+    for number in (0, 1):
+        cfg = config(tmp_path / str(number), f"{PREFIX}Raises-v0", env_workers=number, eval_freq=0)
+        with pytest.raises(ValueError, match="raised KeyError") as error:
+            train_online(cfg, None)
+        texts.append(str(error.value))
+    assert texts[0] == texts[1]
+
+
+def test_worker_that_is_killed_is_named(one: WorkerVecEnv) -> None:
+    os.kill(process_of(one), signal.SIGKILL)
+    with pytest.raises(EnvironmentFault, match=r"was killed by signal 9 \(step\)"):
+        one.step(np.zeros((1, 2), np.float32))
+
+
+def test_worker_that_hangs_is_ended_after_the_time_limit(one: WorkerVecEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "SECONDS", 0.2)
+    os.kill(pid := process_of(one), signal.SIGSTOP)
+    with pytest.raises(EnvironmentFault, match=r"did not answer for 0.2 s \(step\)"):
+        one.step(np.zeros((1, 2), np.float32))
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=10)
+
+
+def test_ended_run_leaves_no_worker(one: WorkerVecEnv) -> None:
+    process = psutil.Process(process_of(one))
+    one._workers.close()
+    assert not process.is_running()
+
+
+def test_worker_ends_with_a_caller_that_is_killed() -> None:
+    """In the middle of whatever it does: nobody is there to wait for it."""
+    script = """
+from tdmpc2.envs.workers import Worker
+worker = Worker()
+worker.ask("prepare", [])
+print(worker._process.pid, flush=True)
+worker.ask("prepare", ["time"])
+input()
+"""
+    caller = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+    assert caller.stdout is not None
+    worker = psutil.Process(int(caller.stdout.readline()))
+    caller.kill()
+    caller.wait()
+    assert psutil.wait_procs([worker], timeout=30)[1] == []

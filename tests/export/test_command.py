@@ -1,0 +1,125 @@
+"""The command `tdmpc2 export`: what it refuses, what it writes, and what it finds when it checks."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tdmpc2.commands.export import main
+from tdmpc2.export import check as checking
+from tdmpc2.export.graph import STEPS
+from tdmpc2.export.onnx_file import read_card, target_files
+from tdmpc2.export.request import Request, load
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--to", "tflite"), "to: 'tflite' is not one of onnx"),
+        (("precision=bf16",), "precision: 'bf16' is not one of fp32, int8"),
+        (("task=walker-wolk",), "walker-walk"),
+        (("tasks=[walker-walk,humanoid-run]",), "'humanoid-run' is none of the tasks"),
+        (("task=walker-walk", "tasks=[cup-catch]"), "name one of the two keys"),
+        (("num_samples=1",), "num_samples=1"),
+        (("lr=1",), "Unknown key 'lr'"),
+        (("envs=0",), "envs=0 must be at least 1"),
+        (("out=model.tflite",), "out=model.tflite must end in .onnx, or be a directory"),
+    ],
+)
+def test_command_refuses_in_one_line(
+    words: tuple[str, ...], line: str, model_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert line in refusal(capsys, str(model_file), *words)
+    assert {path.suffix for path in model_file.parent.iterdir()} <= {".pt", ".onnx"}
+
+
+def test_command_replaces_no_file_unasked(model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "robot_plan.onnx").write_text("mine")
+    line = refusal(capsys, str(model_file), f"out={tmp_path / 'robot.onnx'}")
+    assert "There is already" in line
+    assert "--force" in line
+    assert (tmp_path / "robot_plan.onnx").read_text() == "mine"
+
+
+def test_command_never_replaces_the_checkpoint(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "robot_plan.onnx"
+    shutil.copy(model_file, own)
+    line = refusal(capsys, str(own), f"out={tmp_path / 'robot.onnx'}", "--force")
+    assert "is the checkpoint itself" in line
+
+
+def test_command_without_onnx_says_how_to_get_it(
+    model_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tdmpc2.export.onnx_file.missing_packages", lambda extra: ["onnxruntime"])
+    line = refusal(capsys, str(model_file))
+    assert "needs onnxruntime: pip install onnx" in line
+
+
+def test_files_are_named_after_checkpoint_task_and_precision(model_file: Path, tmp_path: Path) -> None:
+    request = Request(model_file, task="walker-walk", precision="int8")
+    assert target_files(request)["plan"].name == "model_walker-walk_int8_plan.onnx"
+    assert target_files(replace(request, out=tmp_path))["policy"].parent == tmp_path
+    assert target_files(replace(request, out=tmp_path / "a.onnx"))["policy"] == tmp_path / "a_policy.onnx"
+
+
+def test_read_card_of_another_file_is_one_line(model_file: Path) -> None:
+    with pytest.raises(ValueError, match=r"model.pt is no ONNX file of `tdmpc2 export`"):
+        read_card(model_file)
+
+
+def compared(request: Request, files: dict[str, Path]) -> list[checking.Parity]:
+    source = load(request)
+    return checking.compare(request, source, [step(source.model, num_envs=request.envs) for step in STEPS], files)
+
+
+def test_check_on_played_episodes_finds_no_difference(
+    request_of: Request, files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = compared(replace(request_of, steps=3), files)
+    assert [row.task for row in rows] == list(request_of.tasks)
+    assert {row.observations for row in rows} == {6}
+    assert checking.check(rows)
+    assert "all within the limits" in capsys.readouterr().out
+
+
+def test_check_on_stored_episodes_finds_no_difference(
+    request_of: Request, files: dict[str, Path], data_dir: Path
+) -> None:
+    request = replace(request_of, tasks=("pendulum-spin",), data=str(data_dir), steps=3)
+    source = load(replace(request, tasks=request_of.tasks))
+    obs = checking.observations_of(request, source, source.cfg.task_ids[0])
+    assert obs.shape == (3, 2, 24)
+    assert not obs[:, :, 3:].any(), "a pendulum observes three numbers"
+
+
+def test_check_finds_a_weight_that_differs(
+    request_of: Request, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The check is worth nothing if it cannot fail."""
+    changed = {name: tmp_path / path.name for name, path in files.items()}
+    for name, path in files.items():
+        model = onnx.load(path)
+        [bias] = [tensor for tensor in model.graph.initializer if tensor.name == "model._pi.2.bias"]
+        values = onnx.numpy_helper.to_array(bias) + np.float32(0.01)
+        bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+        onnx.save(model, changed[name])
+    rows = compared(replace(request_of, steps=2), changed)
+    assert not checking.check(rows)
+    assert "outside of the limits" in capsys.readouterr().out
+    assert min(row.policy for row in rows) > 1e-3

@@ -1,0 +1,137 @@
+"""Exported files in ONNX Runtime act as the plain model, and say what has to be known to use them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.checkpoints.files import file_sha256
+from tdmpc2.config import Config
+from tdmpc2.export.check import NETWORKS, Runtime
+from tdmpc2.export.graph import PlanStep, PolicyStep, Step
+from tdmpc2.export.onnx_file import export, model_of, read_card, target_files
+from tdmpc2.export.request import Request, load
+from tests.export.conftest import TASKS
+from tests.export.test_graph import given
+from tests.helpers.agents import small_config
+from tests.helpers.checkpoints import published_file
+
+
+def assert_same(step: Step, path: Path, seeds: int = 8, **changes: Any) -> None:
+    """The file gives what the step gives, for a few observations."""
+    runtime = Runtime(path)
+    for seed in range(seeds):
+        inputs = given(step, seed) | changes
+        for got, expected in zip(runtime(inputs), step(*inputs.values()), strict=True):
+            torch.testing.assert_close(got, expected, rtol=0, atol=NETWORKS)
+
+
+def test_policy_in_onnx_runtime_is_the_plain_policy(request_of: Request, files: dict[str, Path]) -> None:
+    assert_same(PolicyStep(load(request_of).model, num_envs=2), files["policy"])
+
+
+def test_plan_in_onnx_runtime_is_the_plain_plan(request_of: Request, files: dict[str, Path]) -> None:
+    """The executed elite as well, which Gumbel noise chooses: with so few sequences nothing hangs on a last bit."""
+    assert_same(PlanStep(load(request_of).model, num_envs=2), files["plan"])
+
+
+def test_card_in_the_metadata_has_what_a_robot_needs(request_of: Request, files: dict[str, Path]) -> None:
+    card = read_card(files["plan"])
+    assert [task["name"] for task in card["tasks"]] == list(TASKS)
+    spin, walk, _ = card["tasks"]
+    assert (spin["obs_dim"], spin["action_dim"], spin["episode_length"]) == (3, 1, 500)
+    assert walk["discount"] == pytest.approx(0.99)
+    assert [actuator["name"] for actuator in walk["environment"]["actuators"]] == [
+        "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle",
+    ]  # fmt: skip
+    assert list(walk["environment"]["observations"]) == ["orientations", "height", "velocity"]
+    assert (card["step"], card["envs"], card["precision"]) == ("plan", 2, "fp32")
+    budget = card["budget"]
+    assert (budget["horizon"], budget["num_samples"], budget["iterations"]) == (2, 16, 2)
+    assert card["checkpoint"]["sha256"] == file_sha256(request_of.checkpoint)
+    assert (card["checkpoint"]["file"], card["checkpoint"]["step"]) == ("model.pt", 7)
+
+
+def test_card_lists_the_inputs_and_outputs_of_the_graph(files: dict[str, Path]) -> None:
+    for path in files.values():
+        session, card = Runtime(path).session, read_card(path)
+        for side, entries in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
+            listed = [(entry["name"], entry["shape"]) for entry in card[side]]
+            assert listed == [(entry.name, entry.shape) for entry in entries]
+
+
+def test_file_says_nothing_of_the_machine_that_wrote_it(files: dict[str, Path], request_of: Request) -> None:
+    """The exporter notes source lines with their paths on every node."""
+    for path in files.values():
+        content = path.read_bytes()
+        assert b".py" not in content
+        assert str(request_of.checkpoint.parent).encode() not in content
+
+
+def test_file_holds_every_weight_once(files: dict[str, Path], request_of: Request) -> None:
+    """Folded constants would store a transposed copy for every iteration."""
+    model = load(request_of).model
+    own = {name: weight for name, weight in model.state_dict().items() if not name.startswith("_target_Qs")}
+    stored = sum(weight.numel() * 4 for name, weight in own.items() if not name.startswith("_task_emb"))
+    initialisers = onnx.load(files["plan"]).graph.initializer
+    held = sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in initialisers)
+    assert stored <= held < stored + 8000
+
+
+def test_int8_file_is_the_plain_model_with_int8_weights(model_file: Path, tmp_path: Path) -> None:
+    request = Request(model_file, task="walker-walk", precision="int8", out=tmp_path)
+    source = load(request)
+    step = PolicyStep(source.model)
+    path = tmp_path / "policy.onnx"
+    model = model_of(step, {})
+    path.write_bytes(model.SerializeToString())
+    assert_same(step, path)
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert types["model._pi.1.weight"] == onnx.TensorProto.INT8
+    inputs = given(step)
+    exact, _ = PolicyStep(source.reference)(*inputs.values())
+    assert 0 < (step(*inputs.values())[0] - exact).abs().max() < 0.1
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "one task": {"task": "pendulum-spin"},
+    "episodic": {"task": "pendulum-spin", "episodic": True},
+    "images": {"task": "walker-walk", "obs": "rgb", "num_channels": 4},
+    "images and state": {"task": "walker-walk", "obs": "rgb+state", "num_channels": 4},
+    "plan's mean": {"task": "pendulum-spin", "plan_action": "mean", "num_q": 2},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_plan_of_every_kind_of_model_is_the_plain_one(kind: str, tmp_path: Path) -> None:
+    cfg: Config = small_config(**KINDS[kind], iterations=1, horizon=2)
+    model = TDMPC2(cfg).model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(0, 0.3, generator=generator)
+    step, path = PlanStep(model), tmp_path / "plan.onnx"
+    path.write_bytes(model_of(step, {}).SerializeToString())
+    images = {
+        item.name: torch.randint(256, item.shape, dtype=torch.uint8) for item in step.inputs if item.dtype == "uint8"
+    }
+    assert_same(step, path, 4, **images)
+
+
+@pytest.mark.slow
+def test_published_student_passes_its_check(tmp_path: Path) -> None:
+    """Its own budget would take minutes to trace; the networks are the same at any."""
+    request = Request(
+        published_file("fp16"), tasks=("walker-walk", "pendulum-spin"), out=tmp_path, check=True, steps=4,
+        overrides={"num_samples": 64, "iterations": 1},
+    )  # fmt: skip
+    assert export(request)
+    card = read_card(target_files(request)["plan"])
+    assert card["budget"]["num_elites"] == 8
+    assert card["action"] == {"size": 6, "low": -1.0, "high": 1.0}
