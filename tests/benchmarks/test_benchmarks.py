@@ -171,7 +171,7 @@ def test_plan_says_minutes_and_disk_before_anything_runs(
     assert [line.split() for line in lines[1:3]] == [
         [name, f"{minutes[name]:g}", f"{disk[name]:g}"] for name in minutes
     ]
-    assert f"About {sum(minutes.values()):g} minutes" in lines[3]
+    assert f"About {round(sum(minutes.values()), 1):g} minutes" in lines[3]
 
 
 def test_runner_goes_on_after_a_failure_and_returns_it(
