@@ -112,7 +112,8 @@ def compare(request: Request, source: Source, steps: Sequence[Step], paths: Mapp
     Raises:
         ValueError: a task cannot be played here, and there are no data.
     """
-    policy, plan = (next(step for step in steps if isinstance(step, kind)) for kind in (PolicyStep, PlanStep))
+    policy = next(step for step in steps if isinstance(step, PolicyStep))
+    plan = next(step for step in steps if isinstance(step, PlanStep))
     runtimes = {step.name: Runtime(paths[step.name]) for step in steps}
     rows = []
     for number, task_id in enumerate(progress(plan.task_ids, "Comparing", unit="tasks")):
@@ -143,7 +144,9 @@ def parity(
     task = torch.full((plan.num_envs,), number)
     previous = torch.zeros(plan.num_envs, cfg.horizon, cfg.action_dim)
     exact = copy.deepcopy(policy).double()
-    policy_errors, plain_errors, plan_errors, same, regrets = [], [], [], [], []
+    policy_errors: list[Any] = []
+    plain_errors: list[Any] = []
+    plan_errors, same, regrets = [], [], []
     for t, obs in enumerate(observations):
         noise = planner.draw_noise(cfg, plan.num_envs, previous.device, generator)
         given = {
