@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from gymnasium.error import Error as GymnasiumError
@@ -64,8 +64,8 @@ def environment_facts(name: str) -> dict[str, Any] | None:
         return None
     try:
         if hasattr(type(env.unwrapped), "facts"):
-            return dict(env.unwrapped.facts)
-        space = env.unwrapped.action_space
+            return dict(cast(Any, env.unwrapped).facts)
+        space: Any = env.unwrapped.action_space
         limits = isinstance(space, Box) and space.shape == env.action_space.shape
         return {
             "library": "gymnasium",

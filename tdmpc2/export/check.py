@@ -1,13 +1,19 @@
 """Compare exported files with the model they came from, on observations, in the runtime they are for.
 
-The policy is compared number by number. Plans cannot be: a sum that differs in its last bit can make another sequence
-one of the best, or draw another of these for the action (docs/algorithm.md, "Planning"). So plans are compared by their
-means, and by their regret: the value that is lost by them, as the float32 model sees it, in standard deviations of the
-values of its first sequences. See :mod:`tdmpc2.quantization.regret`.
+The policy is compared number by number with what float64 gives for the same weights, since networks make the rounding
+of their inputs larger: the plain float32 policy of the published student is up to 5e-5 away from it. Where that is
+more than the limit of 1e-5, for the observations that are compared or ones beside them, the exported one may be a few
+times as far away.
+
+Plans cannot be compared number by number: a sum that differs in its last bit can make another sequence one of the
+best, or draw another of these for the action (docs/algorithm.md, "Planning"). So they are compared with the plain
+model's by their means, and by their regret: the value that is lost by them, as the float32 model sees it, in standard
+deviations of the values of its first sequences. See :mod:`tdmpc2.quantization.regret`.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,11 +34,13 @@ from tdmpc2.quantization.regret import values_of_means
 from tdmpc2.support.tables import Cells, terminal_table
 from tdmpc2.tracking.progress import progress
 
-NETWORKS = 1e-5  # largest difference of an action of the policy
-PLANS = 4e-3  # and of a plan's mean
+NETWORKS = 1e-5  # largest error of an action of the policy,
+ROUNDING = 4  # or so many times the plain model's own, if that is more
+PLANS = 4e-3  # largest difference of a plan's mean
 REGRET = 0.05  # largest regret of a plan, in standard deviations
 SAME = 1e-3  # actions that differ by less are the same one
 _SEED = 1
+_COPIES, _SPREAD = 32, 1e-3  # of observations nearby, and their relative distance
 _Numbers = NDArray[Any]
 
 
@@ -41,7 +49,8 @@ class Parity(NamedTuple):
 
     task: str
     observations: int
-    policy: float  # largest difference of an action, of the mean or sampled
+    policy: float  # largest error of an action, of the mean or sampled, against float64
+    plain: float  # the same of the plain model in float32, on observations nearby as well
     plan: float  # largest difference of a plan's mean
     same: float  # share of executed actions that are the same
     regret: float  # largest of a plan
@@ -49,7 +58,8 @@ class Parity(NamedTuple):
     @property
     def right(self) -> bool:
         """True if every difference is within its limit."""
-        return self.policy <= NETWORKS and self.plan <= PLANS and self.regret <= REGRET
+        policy = max(NETWORKS, ROUNDING * self.plain)
+        return self.policy <= policy and self.plan <= PLANS and self.regret <= REGRET
 
 
 class Runtime:
@@ -83,7 +93,9 @@ def check(rows: Sequence[Parity]) -> bool:
     """
     get_console().print(terminal_table(table(rows)))
     wrong = [row.task for row in rows if not row.right]
-    limits = f"policy {NETWORKS:g}, plan {PLANS:g}, regret {REGRET:g}"
+    limits = (
+        f"policy {NETWORKS:g} or {ROUNDING} times the plain float32 model's error, plan {PLANS:g}, regret {REGRET:g}"
+    )
     print(f"outside of the limits ({limits}): {', '.join(wrong)}" if wrong else f"all within the limits: {limits}")
     return not wrong
 
@@ -100,7 +112,8 @@ def compare(request: Request, source: Source, steps: Sequence[Step], paths: Mapp
     Raises:
         ValueError: a task cannot be played here, and there are no data.
     """
-    policy, plan = (next(step for step in steps if isinstance(step, kind)) for kind in (PolicyStep, PlanStep))
+    policy = next(step for step in steps if isinstance(step, PolicyStep))
+    plan = next(step for step in steps if isinstance(step, PlanStep))
     runtimes = {step.name: Runtime(paths[step.name]) for step in steps}
     rows = []
     for number, task_id in enumerate(progress(plan.task_ids, "Comparing", unit="tasks")):
@@ -130,7 +143,10 @@ def parity(
     cfg, generator = source.cfg, torch.Generator().manual_seed(_SEED)
     task = torch.full((plan.num_envs,), number)
     previous = torch.zeros(plan.num_envs, cfg.horizon, cfg.action_dim)
-    policy_errors, plan_errors, same, regrets = [], [], [], []
+    exact = copy.deepcopy(policy).double()
+    policy_errors: list[Any] = []
+    plain_errors: list[Any] = []
+    plan_errors, same, regrets = [], [], []
     for t, obs in enumerate(observations):
         noise = planner.draw_noise(cfg, plan.num_envs, previous.device, generator)
         given = {
@@ -142,17 +158,19 @@ def parity(
             **{f"noise_{name}": value for name, value in noise._asdict().items()},
             "noise_action": torch.zeros_like(noise.action),
         }
-        for expected, got in zip(_plain(policy, given), runtimes[policy.name](given), strict=True):
-            policy_errors.append(_difference(got, expected))
+        policy_errors += map(_difference, runtimes[policy.name](given), _exactly(exact, given))
+        beside = _nearby(given, generator)
+        plain_errors += map(_difference, _plain(policy, beside), _exactly(exact, beside))
         (action, mean), (action_got, mean_got) = _plain(plan, given), runtimes[plan.name](given)
         plan_errors.append(_difference(mean_got, mean))
         same.append(((action_got - action).abs().amax(-1) < SAME).double().mean())
         regrets.append(_regret(source, plan, given, noise, mean_got))
         previous = mean
     spec = cfg.task_specs[plan.task_ids[number]]
-    worst = [float(torch.stack(values).max()) for values in (policy_errors, plan_errors, regrets)]
-    share = float(torch.stack(same).mean())
-    return Parity(spec.name, observations.shape[0] * observations.shape[1], worst[0], worst[1], share, worst[2])
+    worst = (float(torch.stack(values).max()) for values in (policy_errors, plain_errors, plan_errors, regrets))
+    policy_error, plain_error, plan_error, regret = worst
+    count = observations.shape[0] * observations.shape[1]
+    return Parity(spec.name, count, policy_error, plain_error, plan_error, float(torch.stack(same).mean()), regret)
 
 
 def observations_of(request: Request, source: Source, task_id: int) -> _Numbers:
@@ -170,19 +188,38 @@ def observations_of(request: Request, source: Source, task_id: int) -> _Numbers:
 
 def table(rows: Sequence[Parity]) -> Cells:
     """Arrange differences for a reader."""
-    headings = ("task", "observations", "policy", "plan", "same action", "regret", "")
+    headings = ("task", "observations", "policy", "(plain)", "plan", "same action", "regret", "")
     cells = [
         (
-            row.task, str(row.observations), f"{row.policy:.1e}", f"{row.plan:.1e}", f"{row.same:.0%}",
-            f"{row.regret:.4f}", "good" if row.right else "WRONG",
+            row.task, str(row.observations), f"{row.policy:.1e}", f"{row.plain:.1e}", f"{row.plan:.1e}",
+            f"{row.same:.0%}", f"{row.regret:.4f}", "good" if row.right else "WRONG",
         )
         for row in rows
     ]  # fmt: skip
-    return Cells("largest differences between the exported files and the plain model", headings, cells)
+    return Cells(
+        "largest differences of the exported files: the policy from float64, plans from the plain float32 model",
+        headings,
+        cells,
+    )
 
 
 def _plain(step: Step, given: Mapping[str, Tensor]) -> Any:
     return step(*(given[item.name] for item in step.inputs))
+
+
+def _exactly(step: Step, given: Mapping[str, Tensor]) -> Any:
+    return _plain(step, {name: x.double() if x.is_floating_point() else x for name, x in given.items()})
+
+
+def _nearby(given: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """Copies of the policy's inputs, all but one of them a little changed: each has rounding errors of its own."""
+    names = [name for name in ("obs", "images", "noise", "task") if name in given]
+    many = {name: given[name].repeat(_COPIES, *[1] * (given[name].ndim - 1)) for name in names}
+    if many["obs"].is_floating_point():
+        spread = torch.randn(many["obs"].shape, generator=generator)
+        spread[: len(given["obs"])] = 0
+        many["obs"] = many["obs"] * (1 + _SPREAD * spread)
+    return many
 
 
 def _difference(got: Tensor, expected: Tensor) -> Tensor:

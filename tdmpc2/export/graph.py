@@ -83,14 +83,15 @@ class Step(nn.Module):
         """Inputs by name."""
         return dict(zip((item.name for item in self.inputs), tensors, strict=True))
 
-    def context(self, task: Tensor | None) -> TaskContext:
-        """Look up the tasks [E]; None: the only one there is."""
+    def context(self, given: Mapping[str, Tensor]) -> TaskContext:
+        """Look up the tasks of the inputs; where there is none, it is the only one."""
         tables = TaskContext(self.embedding, self.action_mask, self.discount)
         if not self.cfg.multitask:
             return tables
-        if task is None:
-            return TaskContext(*(table.expand(self.num_envs, -1) for table in tables))  # type: ignore[union-attr]
-        return TaskContext(*(table.index_select(0, task) for table in tables))  # type: ignore[union-attr]
+        if "task" not in given:
+            rows = len(given["obs"])
+            return TaskContext(*(table.expand(rows, -1) for table in tables))  # type: ignore[union-attr]
+        return TaskContext(*(table.index_select(0, given["task"]) for table in tables))  # type: ignore[union-attr]
 
 
 class PolicyStep(Step):
@@ -110,7 +111,7 @@ class PolicyStep(Step):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """Act: [E, A] each, in [-1, 1]."""
         given = self.named(tensors)
-        context = self.context(given.get("task"))
+        context = self.context(given)
         sample, info = self.model.pi(encoded(self.model, given, context), context, given["noise"])
         return info["mean"], sample
 
@@ -151,7 +152,7 @@ class PlanStep(Step):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """Plan: action [E, A] in [-1, 1], and the plan that the next call takes [E, H, A]."""
         given = self.named(tensors)
-        context = self.context(given.get("task"))
+        context = self.context(given)
         noise = PlanNoise(**{name: self._noise(name, given) for name in PlanNoise._fields})
         previous = torch.where(given["t0"][:, None, None], 0.0, given["plan"])
         result = planner.plan(

@@ -27,7 +27,7 @@ from tdmpc2.support.files import json_text, replacing, size_text
 
 OPSET = 18  # the lowest that has all that is needed: Mish and LayerNormalization; older runtimes read it as well
 CARD = "tdmpc2"  # key of the card in the metadata
-_LARGEST_CONSTANT = 1024  # bytes of what is computed once for all; weights are to stay as they are
+_LARGEST_CONSTANT = 64  # bytes of what is computed once for all; weights are to stay as they are
 _ENDING = ".onnx"
 
 
@@ -157,7 +157,7 @@ def _strip(model: Any) -> None:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Keep the exporter's remarks for developers from the user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.__trace", "onnxscript", "onnx_ir")]
     before = [logger.level for logger in loggers]
     try:
         for logger in loggers:

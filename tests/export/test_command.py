@@ -93,7 +93,7 @@ def test_check_on_played_episodes_finds_no_difference(
 ) -> None:
     rows = compared(replace(request_of, steps=3), files)
     assert [row.task for row in rows] == list(request_of.tasks)
-    assert {row.observations for row in rows} == {6}
+    assert {row.observations for row in rows} == {3}
     assert checking.check(rows)
     assert "all within the limits" in capsys.readouterr().out
 
@@ -104,7 +104,7 @@ def test_check_on_stored_episodes_finds_no_difference(
     request = replace(request_of, tasks=("pendulum-spin",), data=str(data_dir), steps=3)
     source = load(replace(request, tasks=request_of.tasks))
     obs = checking.observations_of(request, source, source.cfg.task_ids[0])
-    assert obs.shape == (3, 2, 24)
+    assert obs.shape == (3, 1, 24)
     assert not obs[:, :, 3:].any(), "a pendulum observes three numbers"
 
 
@@ -115,9 +115,9 @@ def test_check_finds_a_weight_that_differs(
     changed = {name: tmp_path / path.name for name, path in files.items()}
     for name, path in files.items():
         model = onnx.load(path)
-        [bias] = [tensor for tensor in model.graph.initializer if tensor.name == "model._pi.2.bias"]
-        values = onnx.numpy_helper.to_array(bias) + np.float32(0.01)
-        bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+        [weight] = [tensor for tensor in model.graph.initializer if tensor.name == "model._pi.0.weight"]
+        values = onnx.numpy_helper.to_array(weight) * np.linspace(0.5, 2, 32, dtype=np.float32)
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
         onnx.save(model, changed[name])
     rows = compared(replace(request_of, steps=2), changed)
     assert not checking.check(rows)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tdmpc2 import planner
 from tdmpc2.config import Config
-from tdmpc2.export.graph import PlanStep, PolicyStep
+from tdmpc2.export.graph import PlanStep, PolicyStep, Step
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.world_model import WorldModel
 from tests.export.conftest import TASKS
@@ -23,13 +23,15 @@ def model(model_file: Path) -> WorldModel:
     return load_agent(model_file, device="cpu", compile=False, tasks=TASKS).model.requires_grad_(False)
 
 
-def given(step: PlanStep | PolicyStep, seed: int = 0) -> dict[str, Tensor]:
+def given(step: Step, seed: int = 0) -> dict[str, Tensor]:
     """Inputs that a plan in the middle of an episode has."""
     generator = torch.Generator().manual_seed(seed)
     noise = planner.draw_noise(step.cfg, step.num_envs, torch.device("cpu"), generator)
     drawn = {f"noise_{name}": value for name, value in noise._asdict().items()} | {"noise": noise.action}
+    images = torch.randint(256, (step.num_envs, 9, 64, 64), generator=generator, dtype=torch.uint8)
     own: dict[str, Any] = {
-        "obs": torch.randn(step.num_envs, step.cfg.obs_dim, generator=generator),
+        "obs": images if step.cfg.obs == "rgb" else torch.randn(step.num_envs, step.cfg.obs_dim, generator=generator),
+        "images": images,
         "plan": torch.rand(step.num_envs, step.cfg.horizon, step.cfg.action_dim, generator=generator) - 0.5,
         "t0": torch.arange(step.num_envs) == 1,
         "task": torch.arange(step.num_envs) % max(len(step.task_ids), 1),
@@ -70,7 +72,7 @@ def test_plan_step_without_noise_of_the_action_does_not_explore(model: WorldMode
     action, _ = step(*inputs.values())
     assert not torch.equal(action, explored)
     noise = planner.PlanNoise(**{name: inputs[f"noise_{name}"] for name in planner.PlanNoise._fields})
-    context = step.context(inputs["task"])
+    context = step.context(inputs)
     previous = torch.where(inputs["t0"][:, None, None], 0.0, inputs["plan"])
     plan = planner.plan(model, model.encode(inputs["obs"], context), context, previous, noise, eval_mode=True)
     assert torch.equal(action, plan.action)
