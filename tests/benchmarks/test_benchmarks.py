@@ -158,7 +158,7 @@ def test_every_benchmark_declares_what_it_costs() -> None:
     assert list(runner.costs()) == NAMES
     costs = runner.costs().values()
     assert all(0 < cost.minutes <= cost.full_minutes and 0 <= cost.disk_gb <= 2 for cost in costs)
-    assert sum(cost.minutes for cost in costs) <= 16
+    assert sum(cost.minutes for cost in costs) <= 22
 
 
 @pytest.mark.parametrize(("options", "declared"), [([], "minutes"), (["--full"], "full_minutes")])
@@ -172,7 +172,7 @@ def test_plan_says_minutes_and_disk_before_anything_runs(
     assert [line.split() for line in lines[1:3]] == [
         [name, f"{minutes[name]:g}", f"{disk[name]:g}"] for name in minutes
     ]
-    assert f"About {sum(minutes.values()):g} minutes" in lines[3]
+    assert f"About {round(sum(minutes.values()), 1):g} minutes" in lines[3]
 
 
 def test_runner_goes_on_after_a_failure_and_returns_it(
