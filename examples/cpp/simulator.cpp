@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -37,6 +38,7 @@ class Simulator {
             _exit(127);
         }
         close(to[0]), close(from[1]);
+        std::signal(SIGPIPE, SIG_IGN);  // a simulator that ends is an error, and not the end of this program
         out = to[1], in = from[0];
     }
     Simulator(const Simulator&) = delete;

@@ -9,14 +9,14 @@ the observation. An episode that is over is followed by the start of the next, w
 from __future__ import annotations
 
 import sys
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
 from tdmpc2 import make_env
 
 
-def serve(task: str, seed: int, actions: BinaryIO, observations: BinaryIO) -> None:
+def serve(task: str, seed: int, actions: IO[bytes], observations: IO[bytes]) -> None:
     """Play episodes until there are no more actions."""
     env = make_env(task, seed=seed)
     assert env.action_space.shape is not None
@@ -24,7 +24,6 @@ def serve(task: str, seed: int, actions: BinaryIO, observations: BinaryIO) -> No
 
     def tell(reward: float, over: bool, obs: np.ndarray) -> None:
         observations.write(np.concatenate([[reward, over], obs]).astype(np.float32).tobytes())
-        observations.flush()
 
     try:
         while True:
@@ -44,5 +43,5 @@ def serve(task: str, seed: int, actions: BinaryIO, observations: BinaryIO) -> No
 
 
 if __name__ == "__main__":
-    with open(3, "wb") as reading:
+    with open(3, "wb", buffering=0) as reading:
         serve(sys.argv[1], int(sys.argv[2]), sys.stdin.buffer, reading)

@@ -45,11 +45,14 @@ def source_of(path: Path, precision: str, tasks: Sequence[str] = TASKS, **overri
 
 @cache
 def models_of(folder: Path) -> dict[str, NativeSource]:
-    """Write ``PRECISION.safetensors`` into a folder, and return what each was written from."""
-    path = checkpoint(folder / "model.pt")
+    """Write ``PRECISION.safetensors`` into a folder where they are missing, and return what each was written from."""
+    path = folder / "model.pt"
+    if not path.exists():
+        checkpoint(path)
     sources = {precision: source_of(path, precision) for precision in PRECISIONS}
     for precision, source in sources.items():
-        write_model(folder / f"{precision}.safetensors", source)
+        if not (written := folder / f"{precision}.safetensors").exists():
+            write_model(written, source)
     return sources
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tdmpc2.acceleration.cpu import library
 from tdmpc2.export import native
@@ -17,11 +19,14 @@ from tests.helpers.native import agent_program, models_of
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An exported folder with a model in each precision, called by its name."""
-    path = tmp_path_factory.mktemp("native")
-    models_of(path)
-    native.write_sources(path)
-    return path
+    """An exported folder with a model in each precision, called by its name; all processes of a test run share it."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with FileLock(root / "native.lock"):
+        models_of(root / "native")
+        if not (root / "native" / "src").exists():
+            native.write_sources(root / "native")
+    return root / "native"
 
 
 @pytest.fixture(scope="session")
@@ -30,8 +35,10 @@ def built(folder: Path) -> Path:
     if not (shutil.which("cmake") and shutil.which("g++")):
         pytest.skip("builds with cmake and g++")
     names = [found.name for found in library.variants() if found.runs_here] if not library.reason() else ["scalar"]
-    made = build(folder, f"TDMPC2_VARIANTS={';'.join(names)}", target="all")
-    agent_program(folder, made, "-DCOUNT_ALLOCATIONS")
+    with FileLock(folder.with_name("native.lock")):
+        made = build(folder, f"TDMPC2_VARIANTS={';'.join(names)}", target="all")
+        if not (made / "agent").exists():
+            agent_program(folder, made, "-DCOUNT_ALLOCATIONS")
     return made
 
 

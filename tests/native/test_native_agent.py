@@ -255,6 +255,7 @@ def test_example_plays_an_episode_in_the_simulator(folder: Path, built: Path, tm
     words = [tmp_path / "simulator", folder / "int8.safetensors", "pendulum-spin", "1", "3"]
     done = subprocess.run(words, capture_output=True, text=True, env=own, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
+    assert not done.stderr
     assert re.fullmatch(r"pendulum-spin, episode 1: return \d+\.\d\d in 500 steps\n", done.stdout)
 
 
