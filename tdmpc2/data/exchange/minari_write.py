@@ -69,7 +69,7 @@ def _new_storage(path: Path, dataset_id: str, spec: TaskSpec, form: str) -> Any:
 
     path.mkdir(parents=True)
     storage = MinariStorage.new(
-        path,
+        path.absolute(),  # of a relative one it cannot tell the size
         Box(-np.inf, np.inf, (spec.obs_dim,), np.float32),
         Box(-1.0, 1.0, (spec.action_dim,), np.float32),
         data_format=form,
