@@ -142,8 +142,8 @@ def differences(
     rows = compare(request, source, [step(source.model) for step in STEPS], files)
     found = [{"name": f"{row.task} {precision}", **row._asdict(), "right": row.right} for row in rows]
     columns = [
-        ("task", "task", ""), ("policy", "policy", ".1e"), ("(plain)", "plain", ".1e"), ("plan", "plan", ".1e"), ("(largest)", "largest", ".1e"), ("same action", "same", ".0%"),
-        ("regret", "regret", ".4f"),
+        ("task", "task", ""), ("policy", "policy", ".1e"), ("(plain)", "plain", ".1e"), ("plan", "plan", ".1e"),
+        ("(largest)", "largest", ".1e"), ("same action", "same", ".0%"), ("regret", "regret", ".4f"),
     ]  # fmt: skip
     print_table(found, columns, title=f"differences, {precision}")
     return found

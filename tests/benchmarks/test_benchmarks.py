@@ -78,7 +78,7 @@ def test_help_of_every_benchmark_is_printed(name: str, capsys: pytest.CaptureFix
     assert "--quick" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*WITH_A_COMPILER, "train")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*WITH_A_COMPILER, "export", "train")])
 @pytest.mark.usefixtures("no_compiler")
 def test_benchmark_without_arguments_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -120,7 +120,7 @@ def test_train_benchmark_of_learning_online_runs(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*COMPILING, "train"])
+@pytest.mark.parametrize("name", [*COMPILING, "export", "train"])
 def test_benchmark_that_compiles_or_starts_processes_runs(name: str) -> None:
     command = [sys.executable, str(REPO / "benchmarks" / f"{name}.py"), "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -17,7 +17,7 @@ TASKS = ("pendulum-spin", "walker-walk", "cup-catch")
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MT30 model whose rewards, values and policy depend on all their inputs."""
-    agent = make_teacher(small_config(iterations=1, horizon=2))
+    agent = make_teacher(small_config(iterations=1, horizon=1))
     with torch.no_grad():
         for parameter in agent.model._Qs.params[8:]:
             parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
