@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 from gymnasium.error import Error as GymnasiumError
 from gymnasium.spaces import Box
 
@@ -58,24 +57,27 @@ def environment_facts(name: str) -> dict[str, Any] | None:
     Returns:
         None where it cannot be built here.
     """
+    from tdmpc2.envs.dm_control import DMControlEnv
+
     try:
         env = build_env(name, 0)
     except (ValueError, ImportError, GymnasiumError):
         return None
     try:
-        if hasattr(type(env.unwrapped), "facts"):
-            return dict(cast(Any, env.unwrapped).facts)
-        space: Any = env.unwrapped.action_space
-        limits = isinstance(space, Box) and space.shape == env.action_space.shape
+        inner: Any = env.unwrapped
+        if isinstance(inner, DMControlEnv):
+            return inner.facts
+        known = isinstance(inner.action_space, Box) and inner.action_space.shape == env.action_space.shape
         return {
             "library": "gymnasium",
             "id": name if env.spec is None else env.spec.id,
-            "actuators": [
-                {"name": str(index), "low": float(low), "high": float(high)}
-                for index, (low, high) in enumerate(zip(np.ravel(space.low), np.ravel(space.high), strict=True))
-            ]
-            if limits
-            else None,
+            "actuators": _actuators(inner.action_space) if known else None,
         }
     finally:
         env.close()
+
+
+def _actuators(space: Box) -> list[dict[str, Any]]:
+    """The limits of a Gymnasium action, whose entries have no names."""
+    limits = zip(space.low.ravel().tolist(), space.high.ravel().tolist(), strict=True)
+    return [{"name": str(index), "low": low, "high": high} for index, (low, high) in enumerate(limits)]

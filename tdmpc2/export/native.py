@@ -83,8 +83,10 @@ def _variants(common: list[str]) -> str:
     ]
     others: Mapping[str, tuple[str, ...]] = {build.SCALAR: build.SCALAR_FLAGS}
     for machine, variants in [*build.VARIANTS.items(), ("other", others)]:
+        baseline = build.BASELINE.get(machine, ())
         lines.append(f"set(TDMPC2_VARIANTS_{machine} {' '.join(variants)})")
-        lines += [f"set(TDMPC2_FLAGS_{machine}_{name} {' '.join(own)})" for name, own in variants.items()]
+        lines.append(f"set(TDMPC2_BASELINE_{machine} {' '.join(baseline)})")
+        lines += [f"set(TDMPC2_FLAGS_{machine}_{name} {' '.join((*baseline, *own))})" for name, own in variants.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from tdmpc2.acceleration.layers import prepare_for_compiler
 from tdmpc2.export.card import card_of
 from tdmpc2.export.graph import STEPS, Step
 from tdmpc2.export.request import Request, load
@@ -87,6 +88,7 @@ def model_of(step: Step, card: dict[str, Any]) -> Any:
         card: see :func:`tdmpc2.export.card.card_of`; the step's own name, inputs and outputs are added.
     """
     names = [item.name for item in step.inputs]
+    prepare_for_compiler(step)  # ONNX Runtime has no fast Mish either
     with torch.no_grad(), _quietly():
         program = torch.onnx.export(
             step.eval(),

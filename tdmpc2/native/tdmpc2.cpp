@@ -39,6 +39,13 @@ Budget budget_of(const Card& card, const tdmpc2_options& o) {
     return b;
 }
 
+// A message may have names of a file in it, which must not write to a terminal what they like.
+std::string printable(std::string text) {
+    for (char& c : text)
+        if (c < 0x20 || c > 0x7e) c = '?';
+    return text;
+}
+
 }  // namespace
 
 struct tdmpc2_agent {
@@ -95,7 +102,7 @@ tdmpc2_agent* tdmpc2_open(const char* path, const tdmpc2_options* options) {
     } catch (const std::bad_alloc&) {
         std::snprintf(opening, message_size, "%s: there is not enough memory", path);
     } catch (const std::exception& error) {
-        std::snprintf(opening, message_size, "%s: %s", path ? path : "tdmpc2_open", error.what());
+        std::snprintf(opening, message_size, "%s: %s", path ? path : "tdmpc2_open", printable(error.what()).c_str());
     } catch (...) {
         std::snprintf(opening, message_size, "%s: it cannot be opened", path);
     }

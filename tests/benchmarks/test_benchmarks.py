@@ -26,6 +26,7 @@ from tests.helpers.reference import REPO
 KEYS = ["benchmark", "machine", "versions", "date", "commit", "options", "results"]
 NAMES = sorted(path.stem for path in (REPO / "benchmarks").glob("[a-z]*.py") if path.stem != "benchmarks")
 COMPILING = ("kernels", "plan", "update")  # whose subject torch.compile is
+WITH_A_COMPILER = ("kernels", "native", "update")  # skipped without one; tests/native runs the one of that name
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +78,7 @@ def test_help_of_every_benchmark_is_printed(name: str, capsys: pytest.CaptureFix
     assert "--quick" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("kernels", "train", "update")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*WITH_A_COMPILER, "train")])
 @pytest.mark.usefixtures("no_compiler")
 def test_benchmark_without_arguments_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from tdmpc2.export.native_check import compare, observations
 from tdmpc2.export.native_library import NativeLibrary
 from tests.helpers.cpu_kernels import needs_library
 from tests.helpers.native import PRECISIONS, TASKS, checkpoint, models_of, source_of
+from tests.helpers.reference import REPO
 
 pytestmark = pytest.mark.slow  # the library is built first
 
@@ -224,3 +228,56 @@ def test_installed_library_is_found_by_cmake(built: Path, tmp_path: Path) -> Non
                           text=True, check=True).stdout  # fmt: skip
     assert said.startswith("pendulum-spin, ")
     assert len(said.split("action ")[1].split()) == 1
+
+
+# -- programs around it -----------------------------------------------------------------------------------------------
+
+
+@needs_library
+def test_benchmark_of_the_library_runs(
+    folder: Path, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It builds and runs examples/cpp/control_loop.cpp, too."""
+    from benchmarks.native import main
+
+    main([str(folder / "model.pt"), "--quick", "--threads", "1", "--built", str(built)])
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    assert [row["name"] for row in results] == ["library, stripped", "this program", "libtdmpc2", "control loop"]
+    assert 0 < results[-1]["median_ms"] <= results[-1]["tail_ms"]
+
+
+def test_example_plays_an_episode_in_the_simulator(folder: Path, built: Path, tmp_path: Path) -> None:
+    """Through pipes, in this project's environment: examples/cpp/simulator.cpp."""
+    examples = REPO / "examples" / "cpp"
+    command = ["g++", "-std=c++17", "-I", folder / "include", examples / "simulator.cpp", built / "libtdmpc2.a"]
+    subprocess.run([*command, "-pthread", "-o", tmp_path / "simulator"], check=True, timeout=300)
+    own = {**os.environ, "PYTHON": sys.executable, "SIMULATOR": str(examples / "simulator.py")}
+    words = [tmp_path / "simulator", folder / "int8.safetensors", "pendulum-spin", "1", "3"]
+    done = subprocess.run(words, capture_output=True, text=True, env=own, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"pendulum-spin, episode 1: return \d+\.\d\d in 500 steps\n", done.stdout)
+
+
+def test_export_command_writes_a_folder_that_passes_its_check(
+    folder: Path, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library of the session stands in for one built again: its sources are compared first."""
+    from tdmpc2.commands.export import main
+    from tdmpc2.export import native_check
+
+    out = tmp_path / "robot"
+    monkeypatch.setattr(native_check, "build", lambda path: built)
+    words = [str(folder / "model.pt"), "--to", "native", "--precision", "int8", "task=pendulum-spin", "out=" + str(out)]
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--check", "steps=2"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert "pendulum-spin" in printed
+    assert "same" in printed
+    written = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert len(written) > 20
+    for path, content in written.items():
+        assert path.name == "model.safetensors" or (folder / path).read_bytes() == content
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "There is already" in capsys.readouterr().err
