@@ -3,26 +3,27 @@
 python benchmarks/exchange.py --mb 200
 
 Random episodes of walker-walk are written as a store, which is then copied (`tdmpc2 data convert`), exported to Minari
-(HDF5), imported from there and exported to LeRobot's form, in turns, each in a process of its own. Results: `name`,
-`mb` (of the store), `s` (median), `mb_per_s`, `ratio` (median of the turns' time / that of the copy) and `peak_mb`
-(largest growth of its resident memory; Linux only).
+(HDF5), imported from there and exported to LeRobot's form, in turns, each in a process of its own (--quick: in one).
+Results: `name`, `mb` (of the store), `s` (median), `mb_per_s`, `ratio` (median of the turns' time / that of the copy)
+and `peak_mb` (largest growth of its resident memory; Linux only).
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import argparse
+import json
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from benchmarks._harness import Timings, make_parser, parse, report, skip
+from benchmarks._harness import REPO, Timings, make_parser, parse, report, skip
 from benchmarks._inputs import random_episodes
 from benchmarks.importing import resident
 from tdmpc2.config import Config
@@ -35,7 +36,7 @@ from tdmpc2.data.exchange.minari_write import export_minari
 from tdmpc2.data.exchange.rows import OwnData
 from tdmpc2.data.store.importer import import_episodes
 from tdmpc2.support.extras import missing_packages
-from tdmpc2.tracking.progress import open_console, progress
+from tdmpc2.tracking.progress import progress
 
 MINUTES = 0.5
 FULL_MINUTES = 3
@@ -72,8 +73,8 @@ def jobs(root: Path) -> dict[str, Callable[[], object]]:
     }
 
 
-def measure(job: Callable[[], object], results: Any) -> None:
-    """Do a job and tell seconds and the peak growth of memory in bytes; runs in a process of its own."""
+def measure(job: Callable[[], object]) -> tuple[float, int]:
+    """Do a job; returns seconds and the peak growth of memory in bytes."""
     peak = before = resident()
     running = True
 
@@ -85,26 +86,22 @@ def measure(job: Callable[[], object], results: Any) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    open_console(None).quiet = True  # progress of this process
     start = time.perf_counter()
-    job()
-    seconds = time.perf_counter() - start
-    running = False
-    watcher.join()
-    results.put((seconds, peak - before))
+    try:
+        job()
+    finally:
+        seconds = time.perf_counter() - start
+        running = False
+        watcher.join()
+    return seconds, peak - before
 
 
-def run(job: Callable[[], object]) -> tuple[float, int]:
-    """Measure a job in a copy of this process."""
-    context = multiprocessing.get_context("fork")
-    results = context.SimpleQueue()
-    process = context.Process(target=measure, args=(job, results))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise SystemExit(f"the job ended with exit code {process.exitcode}")
-    found: tuple[float, int] = results.get()
-    return found
+def run_apart(root: Path, name: str) -> tuple[float, int]:
+    """Measure a job in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.exchange", "--job", name, str(root.resolve())]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=REPO)
+    seconds, peak = json.loads(done.stdout.splitlines()[-1])
+    return seconds, peak
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -113,11 +110,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--mb", type=float, default=30, help="size of the store (default: %(default)s, 200 with --full)"
     )
     parser.add_argument("--dir", default=".", help="a directory on the disk to measure (default: this one)")
+    parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
     args = parse(parser, argv, {"mb": 200, "repeats": 3}, mb=1, repeats=1)
+    if args.job:
+        print(json.dumps(measure(jobs(Path(args.job[1]))[args.job[0]])))
+        return
     if missing := missing_packages("minari") + missing_packages("lerobot"):
         skip(f"needs {', '.join(missing)}")
-    if sys.platform == "win32":
-        skip("needs processes that are forked")
     seconds: dict[str, list[float]] = {}
     peaks: dict[str, int] = {}
     with tempfile.TemporaryDirectory(dir=args.dir) as name:
@@ -125,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         size = make_store(root, args.mb * 1e6)
         for _ in progress(range(args.repeats), "Copying, exporting and importing", unit="turns"):
             for what, job in jobs(root).items():
-                taken, peak = run(job)
+                taken, peak = measure(job) if args.quick else run_apart(root, what)
                 seconds.setdefault(what, []).append(taken)
                 peaks[what] = max(peak, peaks.get(what, 0))
             for folder in ("copy", "minari", "again", "lerobot"):

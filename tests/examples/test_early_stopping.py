@@ -31,6 +31,6 @@ def test_early_stopping_waits_for_so_many_evaluations_without_a_better_one(examp
 def test_early_stopping_example_ends_before_its_last_step(
     example: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(example["EarlyStopping"], "on_evaluation", lambda rule, step, result: step >= 250)
-    assert example["main"](tmp_path / "run").exists()
-    assert "Stopped by EarlyStopping at step 250" in capsys.readouterr().out
+    monkeypatch.setattr(example["EarlyStopping"], "on_evaluation", lambda rule, step, result: True)
+    assert example["main"](tmp_path / "run").parent == tmp_path / "run"
+    assert "Stopped by EarlyStopping at step 0" in capsys.readouterr().out
