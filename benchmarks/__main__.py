@@ -54,7 +54,9 @@ def plan(names: Sequence[str], full: bool = False) -> str:
     lines += [f"{name:20}{minutes[name]:>9g}{cost[name].disk_gb:>10g}" for name in names]
     total, most = sum(minutes.values()), max(cost[name].disk_gb for name in names)
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    lines.append(f"About {total:g} minutes on two cores; more on busy ones, or where there are no CPU kernels.")
+    lines.append(
+        f"About {round(total, 1):g} minutes on two cores; more on busy ones, or where there are no CPU kernels."
+    )
     lines.append(f"Up to {most:g} GB are written at a time and removed again; {free:.0f} GB are free here.")
     return "\n".join(lines)
 

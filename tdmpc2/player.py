@@ -152,7 +152,7 @@ class Player:
             numbers = split_observation(x, cfg.obs_dim, cfg.image_shape)[0] if cfg.obs == "rgb+state" else x
             self._require_finite(numbers.numpy(), ids, "the observation has values that are not finite")
         context = self._context(ids)
-        z = model.encode(x.to(device), context)
+        z = (self._planner if self.mpc else model).encode(x.to(device), context)
         if self.mpc:
             plan = self._plan(z, context, ids, starts, eval_mode)
             action = plan.action

@@ -15,7 +15,7 @@ from tdmpc2.acceleration import layers
 from tdmpc2.acceleration.compiled_update import compiled_or_plain
 from tdmpc2.acceleration.cpu.networks import PackedNetworks
 from tdmpc2.acceleration.cuda_graph import GraphedPlan
-from tdmpc2.nn.world_model import WorldModel
+from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.support.runtime import can_compile
 
 #: Plans that are worth compiling, which takes a minute per process.
@@ -95,15 +95,25 @@ class FastPlanner:
         self._undecided, self._plans = "" if wanted == "false" else wanted, None
         self._quiet = quiet
 
+    def encode(self, obs: Tensor, task: TaskContext) -> Tensor:
+        """Encode what is to be planned for, as :meth:`tdmpc2.nn.world_model.WorldModel.encode`."""
+        self._prepare()
+        if self._networks is not None and self._networks.encodes:
+            return self._networks.encode(obs, task)
+        return self._model.encode(obs, task)
+
     def __call__(self, z: Tensor, *args: Any, **kwargs: Any) -> planner.Plan:
         """Plan as :func:`tdmpc2.planner.plan`, without its first argument."""
+        self._prepare()
+        plan = self._plan if self._plans is None else self._by_use(self._plans, len(z))
+        return plan(self._model, z, *args, **kwargs)
+
+    def _prepare(self) -> None:
+        """Make the choice that the first plan makes, and pack weights that have changed since."""
         if self._undecided:
             self._decide()
-        plan = self._plan if self._plans is None else self._by_use(self._plans, len(z))
         if self._networks is not None and self._networks.outdated(self._model):
             self._pack()
-            plan = self._plan
-        return plan(self._model, z, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         wanted = "auto" if self._plans is not None else self._undecided

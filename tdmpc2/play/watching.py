@@ -32,7 +32,8 @@ class Moment(NamedTuple):
     task: str
     step: int  # from 0
     episode_return: float  # until now
-    value: float  # discounted return that the plan (without planning, the value function) expects from here
+    value: float  # discounted return that is expected from here
+    planned: bool  # by the plan; else by the value function, for the policy's action
 
     def lines(self) -> list[str]:
         """Write the numbers for the picture."""
@@ -40,7 +41,7 @@ class Moment(NamedTuple):
             self.task,
             f"step {self.step}",
             f"return {self.episode_return:.1f}",
-            f"planned value {self.value:.1f}",
+            f"{'planned' if self.planned else 'policy'} value {self.value:.1f}",
         ]
 
 
@@ -82,7 +83,7 @@ def watch(agent: TDMPC2, job: Job, show: Show, player_seed: int | None = None) -
             except NotFinite as error:
                 raise ValueError(f"{spec.name} (seed {job.seed}, step {step + 1}): {error.message}") from error
             frame = np.asarray(envs.envs[0].render())
-            if not show(Moment(frame, spec.name, step, total, float(value))):
+            if not show(Moment(frame, spec.name, step, total, float(value), cfg.mpc)):
                 return Watched(total, step, whole=False)
             outcome: tuple[Any, ...] = envs.step(action)
             obs, reward, terminated, truncated, _ = outcome

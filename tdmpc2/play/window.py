@@ -115,6 +115,7 @@ class Window:
 
 def _pygame() -> Any:
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    os.environ.setdefault("SDL_FRAMEBUFFER_ACCELERATION", "0")  # else it draws by OpenGL, beside the renderer's own
     import pygame
 
     return pygame

@@ -26,6 +26,7 @@ from tests.helpers.reference import REPO
 KEYS = ["benchmark", "machine", "versions", "date", "commit", "options", "results"]
 NAMES = sorted(path.stem for path in (REPO / "benchmarks").glob("[a-z]*.py") if path.stem != "benchmarks")
 COMPILING = ("kernels", "plan", "update")  # whose subject torch.compile is
+WITH_A_COMPILER = ("kernels", "native", "update")  # skipped without one; tests/native runs the one of that name
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +78,7 @@ def test_help_of_every_benchmark_is_printed(name: str, capsys: pytest.CaptureFix
     assert "--quick" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("export", "kernels", "train", "update")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*WITH_A_COMPILER, "export", "train")])
 @pytest.mark.usefixtures("no_compiler")
 def test_benchmark_without_arguments_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -157,7 +158,7 @@ def test_every_benchmark_declares_what_it_costs() -> None:
     assert list(runner.costs()) == NAMES
     costs = runner.costs().values()
     assert all(0 < cost.minutes <= cost.full_minutes and 0 <= cost.disk_gb <= 2 for cost in costs)
-    assert sum(cost.minutes for cost in costs) <= 16
+    assert sum(cost.minutes for cost in costs) <= 22
 
 
 @pytest.mark.parametrize(("options", "declared"), [([], "minutes"), (["--full"], "full_minutes")])
@@ -171,7 +172,7 @@ def test_plan_says_minutes_and_disk_before_anything_runs(
     assert [line.split() for line in lines[1:3]] == [
         [name, f"{minutes[name]:g}", f"{disk[name]:g}"] for name in minutes
     ]
-    assert f"About {sum(minutes.values()):g} minutes" in lines[3]
+    assert f"About {round(sum(minutes.values()), 1):g} minutes" in lines[3]
 
 
 def test_runner_goes_on_after_a_failure_and_returns_it(

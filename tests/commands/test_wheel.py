@@ -117,6 +117,16 @@ def test_wheel_holds_the_configuration_files_as_they_are(wheel: Path) -> None:
         assert "tdmpc2/py.typed" in archive.namelist()
 
 
+def test_wheel_holds_the_sources_of_the_planner_without_python(wheel: Path) -> None:
+    """`tdmpc2 export --to native` of an installed wheel writes them."""
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name: archive.read(name) for name in archive.namelist() if not name.endswith((".py", ".so"))}
+    for folder in (REPO / "tdmpc2" / "native", REPO / "tdmpc2" / "acceleration" / "cpu"):
+        for path in folder.iterdir():
+            if path.is_file() and path.suffix not in (".py", ".so"):
+                assert held[str(path.relative_to(REPO))] == path.read_bytes()
+
+
 def test_wheel_runs_outside_the_repository(programs: Path, tmp_path: Path) -> None:
     """There was no command in the wheel, and the configuration files were only in the clone."""
     listed = run(programs, "tdmpc2", "--help", cwd=tmp_path)

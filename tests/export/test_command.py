@@ -29,7 +29,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     ("words", "line"),
     [
         (("--to", "tflite"), "to: 'tflite' is not one of onnx"),
-        (("precision=bf16",), "precision: 'bf16' is not one of fp32, int8"),
+        (("precision=bf16",), "precision=bf16: --to onnx writes fp32, int8"),
         (("task=walker-wolk",), "walker-walk"),
         (("tasks=[walker-walk,humanoid-run]",), "'humanoid-run' is none of the tasks"),
         (("task=walker-walk", "tasks=[cup-catch]"), "name one of the two keys"),

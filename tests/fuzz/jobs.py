@@ -22,6 +22,7 @@ from tests.fuzz.samples import (
     TRAIN,
     TUNED,
 )  # fmt: skip
+from tests.helpers.toy_envs import STANDS
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Job:
 
 
 _MODELS = ("student.pt", "student_int8.pt", "toy.pt", "student.safetensors")
+_SLUG = STANDS.replace(".", "-").replace(":", "-")
 _STORE = ("store/*.npy", "store/*.json")
 _FALLEN = ("fallstore/*.npy", "fallstore/*.json")
 _FRESH = f"teacher_config=null steps=1 work_dir=new {PLAIN}"
@@ -100,6 +102,13 @@ JOBS: dict[str, Job] = {
     "targets": Job(
         ("student.pt", *_STORE), "targets store student.pt columns=value", ("student.pt", "store"),
         ("store/targets/*", "store/.*"), 0.5,
+    ),
+    "data import minari": Job(
+        ("minari/*/episodes-v0/data/*",), f"data import minari/{_SLUG}/episodes-v0 new form=minari task={STANDS}",
+        ("minari",), ("new/*", ".new*"),
+    ),
+    "data import mmbench": Job(
+        ("shown.pt",), f"data import {{file}} new form=mmbench task={STANDS}", (), ("new/*", ".new*"), 2,
     ),
     "data verify chunks": Job(("data/*.pt", "data/*.json"), "data verify data", ("data",), weight=3, refusals=(1, 2)),
     "data inspect chunks": Job(("data/*.pt", "data/*.json"), "data inspect data", ("data",), weight=2),

@@ -7,6 +7,7 @@ from pathlib import Path
 from tdmpc2.agent import TDMPC2
 from tdmpc2.commands import run
 from tdmpc2.config import parse_cfg
+from tests.helpers.minari_sets import write_demonstrations
 from tests.helpers.toy_envs import FALLS, STANDS
 from tests.helpers.tuning import file_of_many
 from tests.helpers.unequal import write_logs
@@ -59,6 +60,8 @@ def make(folder: Path) -> None:
     parse = dict(word.split("=", 1) for word in MODEL.split())
     TDMPC2(parse_cfg({**parse, "model_size": None, "task": "pendulum-spin"})).save(folder / "spin.pt")
     file_of_many(folder)
+    command("data", "export toydata minari form=minari")
+    write_demonstrations(folder / "shown.pt", (4, 3), (4, 2))
     command("train", f"{ONLINE} steps=30")
     command("train", f"{SHOWN} work_dir=shown steps=20")
     command("train", f"{TAUGHT} steps=10")

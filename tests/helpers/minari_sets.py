@@ -1,4 +1,4 @@
-"""Data sets as Minari's users make them: random play of three public environments, recorded by Minari itself."""
+"""Data sets as others make them: random play of three public environments recorded by Minari, and files as newt's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
+from tensordict import TensorDict
+from torch import Tensor
 
 #: Task -> how many episodes and steps of it are recorded.
 SETS = {"Hopper-v5": 3, "walker-walk": 2, "FetchReach-v4": 2}
@@ -21,7 +24,6 @@ def record(
     import minari
 
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
-    monkeypatch.setattr("minari.data_collector.data_collector.gym", gymnasium, raising=False)
     env = environment(task)
     dataset_id = f"{task.lower()}/random-v0"
     buffers = [play(env, seed) for seed in range(SETS[task] if episodes is None else episodes)]
@@ -68,6 +70,28 @@ def play(env: gymnasium.Env[Any, Any], seed: int) -> Any:
         seed=seed, observations=_stacked(rows), actions=np.array(actions), rewards=np.array(rewards),
         terminations=terminations, truncations=truncations, infos={},
     )  # fmt: skip
+
+
+def demonstrations(lengths: tuple[int, ...], dims: tuple[int, int], ended: int | None = None) -> dict[str, Tensor]:
+    """Fields of a file of MMBench: random episodes of a task of these sizes, padded; one may terminate."""
+    generator = torch.Generator().manual_seed(1)
+    counts = torch.tensor(lengths) + 1
+    episode, first = torch.arange(len(lengths)).repeat_interleave(counts), counts.cumsum(0) - counts
+    obs, action = torch.zeros(len(episode), 128), torch.zeros(len(episode), 16)
+    obs[:, : dims[0]] = torch.randn(len(episode), dims[0], generator=generator)
+    action[:, : dims[1]] = torch.rand(len(episode), dims[1], generator=generator) * 2 - 1
+    reward, terminated = torch.rand(len(episode), generator=generator), torch.zeros(len(episode))
+    if ended is not None:
+        terminated[first[ended] + lengths[ended]] = 1
+    action[first], reward[first], terminated[first] = torch.nan, torch.nan, torch.nan
+    fields = {"obs": obs, "action": action, "reward": reward, "terminated": terminated, "episode": episode + 40}
+    return {**fields, "feat": torch.zeros(len(episode), 768)}
+
+
+def write_demonstrations(path: Path, lengths: tuple[int, ...], dims: tuple[int, int]) -> None:
+    """Write such a file."""
+    fields = demonstrations(lengths, dims)
+    torch.save(TensorDict(fields, batch_size=[len(fields["obs"])]), path)
 
 
 def _stacked(rows: list[Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def test_watched_episode_is_the_first_that_an_evaluation_scores(agent: TDMPC2, m
     assert [int(moment.frame[0, 0, 0]) for moment in seen] == [20 * t for t in range(STANDS_FOR)]
     assert len({moment.value for moment in seen}) == (STANDS_FOR if mpc else 1)  # a new value function is flat
     assert all(np.isfinite(moment.value) for moment in seen)
+    assert seen[0].lines()[3].startswith("planned value " if mpc else "policy value ")
 
 
 def test_expected_return_of_a_plan_is_the_weighted_value_of_its_elites(agent: TDMPC2) -> None:
@@ -123,6 +125,7 @@ def test_window_ends_when_it_is_closed_and_waits_while_paused() -> None:
         pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=key))
 
     with Window("test") as window:
+        assert os.environ["SDL_FRAMEBUFFER_ACCELERATION"] == "0"  # by OpenGL it ended the program: X_GLXMakeCurrent
         assert window.show(frame)
         assert pygame.display.get_surface().get_size() == (60, 40)
         press(pygame.K_SPACE)

@@ -22,17 +22,20 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 LIBRARY = "kernels.so"
 #: Compiled once, and once for every variant.
-SHARED, PER_VARIANT = ("dispatch.cpp", "threads.cpp"), ("planner.cpp", "norm_mish.cpp")
+SHARED, PER_VARIANT = ("dispatch.cpp", "threads.cpp", "refit.cpp"), ("planner.cpp", "norm_mish.cpp")
+#: What is not needed with -DTDMPC2_ACTS_ONLY.
+FOR_TRAINING = ("norm_mish.cpp", "variant.h")
+SCALAR, SCALAR_FLAGS = "scalar", ("-DTDMPC2_SCALAR",)
 #: Processor -> variant -> flags; each is faster than those before it. Names: ``runs_here`` of dispatch.cpp.
 VARIANTS = {
     "x86_64": {
-        "scalar": ("-DTDMPC2_SCALAR",),
+        SCALAR: SCALAR_FLAGS,
         "avx2": ("-mavx2", "-mfma"),
         "avxvnni": ("-mavx2", "-mfma", "-mavxvnni"),
         "avx512": ("-mavx2", "-mfma", *(f"-mavx512{name}" for name in "f bw dq vl vnni bf16".split())),
     },
     "aarch64": {
-        "scalar": ("-DTDMPC2_SCALAR",),
+        SCALAR: SCALAR_FLAGS,
         "neon": (),
         "dotprod": ("-march=armv8.2-a+dotprod",),
     },
@@ -79,7 +82,7 @@ def build(target: Path, more: Sequence[str] = ()) -> list[str]:
         RuntimeError: there is no compiler, or it failed.
     """
     compiler, machine = _compiler(), target_machine()
-    variants, baseline = VARIANTS.get(machine, {"scalar": ("-DTDMPC2_SCALAR",)}), BASELINE.get(machine, ())
+    variants, baseline = VARIANTS.get(machine, {SCALAR: SCALAR_FLAGS}), BASELINE.get(machine, ())
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="building-") as own:
         variants = {name: flags for name, flags in variants.items() if _knows([*compiler, *baseline, *flags], own)}

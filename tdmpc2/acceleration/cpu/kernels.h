@@ -36,6 +36,9 @@ struct Networks {
     const Layer* layers;  // three of each network, the first with the parts of its input
 };
 
+// Memory in slots, one for each purpose; threads.h says whose.
+enum Slot { CALL, ITEM, num_slots };
+
 // The functions of a variant; tdmpc2/acceleration/cpu/library.py holds the same structure.
 struct Kernels {
     const char* name;
@@ -66,13 +69,31 @@ struct Kernels {
                                const float* shift, const float* factors, const float* stats, void* dx, float* sums,
                                int64_t networks, int64_t rows, int64_t width, int64_t network_stride,
                                int64_t row_stride, int64_t threads);
+
+    // Observations [E, inputs of the first layer] -> latents [E, D]. The encoder's layers are not among those of the
+    // networks; the first takes the task as well.
+    void (*encode)(const Networks* n, const Layer* encoder, int num_layers, int num_envs, int threads, const float* obs,
+                   const float* task, float* out);
+
+    // See refit.cpp.
+    void (*refit)(int num_envs, int horizon, int samples, int action_dim, int num_elites, int threads,
+                  const float* settings, const float* mask, const float* actions, const float* value, float* mean,
+                  float* std, float* elite_value, float* score, float* elite_actions);
+
+    // Bytes of scratch memory that the functions above need for plans of these sizes, by slot.
+    void (*scratch_bytes)(const Networks* n, const Layer* encoder, int num_layers, int num_envs, int samples,
+                          size_t* bytes);
 };
 
 // Calls work(context, item) for every item on up to `threads` threads, the caller among them; returns when all are done.
 void for_each_item(int threads, int items, void (*work)(void* context, int item), void* context);
 
 // Uninitialised memory of the calling thread, aligned to cache lines, kept until its next call with this slot.
-enum Slot { CALL, ITEM, num_slots };
 void* scratch(Slot slot, size_t bytes);
+
+// Of refit.cpp, which is not compiled for each variant.
+void refit(int num_envs, int horizon, int samples, int action_dim, int num_elites, int threads, const float* settings,
+           const float* mask, const float* actions, const float* value, float* mean, float* std, float* elite_value,
+           float* score, float* elite_actions);
 
 }  // namespace tdmpc2

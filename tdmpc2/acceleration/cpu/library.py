@@ -30,7 +30,10 @@ class _Functions(ctypes.Structure):
         ("packed_bytes", ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int, ctypes.c_int, ctypes.c_int)),
         *(
             (name, ctypes.CFUNCTYPE(None))  # ctypes passes more arguments as they come
-            for name in "pack normed_linear estimate_value policy_rollout norm_mish norm_mish_backward".split()
+            for name in (
+                *"pack normed_linear estimate_value policy_rollout norm_mish norm_mish_backward".split(),
+                *"encode refit scratch_bytes".split(),
+            )
         ),
     )
 
@@ -40,7 +43,8 @@ class Kernels:
 
     Attributes:
         name: of the variant.
-        packed_bytes, pack, normed_linear, estimate_value, policy_rollout, norm_mish, norm_mish_backward: functions.
+        packed_bytes, pack, normed_linear, estimate_value, policy_rollout, norm_mish, norm_mish_backward, encode, refit:
+            functions.
     """
 
     packed_bytes: Callable[..., int]
@@ -50,6 +54,8 @@ class Kernels:
     policy_rollout: Callable[..., None]
     norm_mish: Callable[..., None]
     norm_mish_backward: Callable[..., None]
+    encode: Callable[..., None]
+    refit: Callable[..., None]
 
     def __init__(self, functions: _Functions) -> None:
         self.name = functions.name.decode()

@@ -13,7 +13,8 @@ int8, widened     among int8 products (the last layers of dynamics and Q heads):
 ================  ==================================================================================================
 
 The parts of the first layers that all samples share (bias, task embedding, the latent of the first step), the actions'
-parts and everything that follows a product are float32. All but products in bf16 give the same bits on every processor.
+parts and everything that follows a product are float32. All but products in bf16 give the same bits on every processor,
+from the observation to the elites, and so does the planner without Python (docs/deployment.md).
 
 Quantising the inputs of those last layers to 8 bits would make half of the squared error of all int8 products. On the
 1M student regret (:mod:`tdmpc2.quantization.regret`) would rise from 0.03 to 0.10.
@@ -116,7 +117,7 @@ class PackedLayer:
         self.out, self.inputs = len(layer.weight), parts[0] if parts else layer.weight.shape[1]
         scale = torch.ones(self.out, 1, dtype=torch.float32) if layer.scale is None else layer.scale
         weight = layer.weight[:, : self.inputs]
-        code = _format(layer, among_int8)
+        code = product_format(layer, among_int8)
         if code in (_FP32, _BF16):
             weight = weight.to(layer.compute_dtype).float()
             sums = None  # of weights: their inputs have no offset
@@ -140,7 +141,7 @@ class PackedLayer:
         return packed
 
 
-def _format(layer: Affine, among_int8: bool) -> int:
+def product_format(layer: Affine, among_int8: bool) -> int:
     """``Format`` of a layer's product."""
     if layer.weight.dtype == torch.int8 and (layer.compute_dtype == torch.int8 or among_int8):
         return _INT8 if layer.compute_dtype == torch.int8 else _INT12
@@ -196,9 +197,10 @@ class PackedNetworks:
             raise ValueError(why)
         self._versions = _versions(model)
         self.num_q, self.latent_dim, self.action_dim = cfg.num_q, cfg.latent_dim, cfg.action_dim
+        self.encodes = cfg.obs == "state"
         task_dim = cfg.task_dim if cfg.multitask else 0
         widths = {"latent": cfg.latent_dim, "task": task_dim, "action": cfg.action_dim}
-        networks = [(network, _layers(network)) for network in _planned(model)]
+        networks = [(network, layers_of(network)) for network in planned(model)]
         int8 = any(layer.compute_dtype == torch.int8 for _, layers in networks for layer in layers)
         self._layers: list[PackedLayer] = []
         for network, layers in networks:
@@ -209,6 +211,11 @@ class PackedNetworks:
                 self._layers.append(
                     PackedLayer(layer, parts if first else None, first_step=first and repeated, among_int8=int8)
                 )
+        self._encoder = [
+            PackedLayer(layer, [cfg.obs_dim, task_dim, 0] if index == 0 else None)
+            for index, layer in enumerate(layers_of(encoder_of(model)) if self.encodes else [])
+        ]
+        self._encoder_structs = (_Layer * len(self._encoder))(*(layer.struct for layer in self._encoder))
         self._bins = _padded(model.bins)
         self._structs = (_Layer * len(self._layers))(*(layer.struct for layer in self._layers))
         self._networks = _Networks(
@@ -236,7 +243,35 @@ class PackedNetworks:
     ) -> planner.Iteration:
         actions = planner.sample_actions(task, mean, std, policy_actions, noise)
         value = self.estimate_value(z, task, actions, noise.value, noise.heads)
-        return planner.refit(model.cfg, actions, value, task.action_mask)
+        return self.refit(model.cfg, actions, value, task.action_mask)
+
+    def encode(self, obs: Tensor, task: TaskContext) -> Tensor:
+        """Compute :meth:`tdmpc2.nn.world_model.WorldModel.encode` of states, [E, O] -> [E, D]."""
+        assert self.encodes
+        assert obs.shape[1] == self._encoder[0].inputs, (obs.shape, self._encoder[0].inputs)
+        embedding = None if task.embedding is None else task.embedding.expand(len(obs), -1)
+        out = torch.empty(len(obs), self.latent_dim, dtype=torch.float32)
+        encoder = ctypes.byref(self._encoder_structs), len(self._encoder)
+        self._call(self._kernels.encode, (*encoder, len(obs), torch.get_num_threads()), obs, embedding, out)
+        return out
+
+    def refit(self, cfg: Config, actions: Tensor, value: Tensor, mask: Tensor | None) -> planner.Iteration:
+        """Compute :func:`tdmpc2.planner.refit`."""
+        num_envs, horizon, samples, dim = actions.shape
+        elites = cfg.num_elites
+        assert value.shape == (num_envs, samples), value.shape
+        assert 0 < elites <= samples, (elites, samples)
+        shapes = (num_envs, horizon, dim), (num_envs, horizon, dim), (num_envs, elites), (num_envs, elites)
+        mean, std, elite_value, score, elite_actions = (
+            torch.empty(shape, dtype=torch.float32) for shape in (*shapes, (num_envs, horizon, elites, dim))
+        )
+        settings = torch.tensor([cfg.temperature, cfg.min_std, cfg.max_std], dtype=torch.float32)
+        own_mask = None if mask is None else mask.expand(num_envs, 1, dim)
+        held = [None if x is None else x.float().contiguous() for x in (settings, own_mask, actions, value)]
+        counts = num_envs, horizon, samples, dim, elites, torch.get_num_threads()
+        results = mean, std, elite_value, score, elite_actions
+        self._kernels.refit(*counts, *map(_address, (*held, *results)))
+        return planner.Iteration(mean, std, value, elite_value, score, elite_actions)
 
     def estimate_value(self, z: Tensor, task: TaskContext, actions: Tensor, eps: Tensor, heads: Tensor) -> Tensor:
         """Compute :func:`tdmpc2.planner.estimate_value`, with one task for each environment."""
@@ -266,26 +301,31 @@ class PackedNetworks:
         assert samples > 0, samples
         assert actions.shape[-1] == self.action_dim, (actions.shape, self.action_dim)
 
-    def _call(self, function: Callable[..., Any], counts: Sequence[int], *tensors: Tensor | None) -> None:
+    def _call(self, function: Callable[..., Any], counts: Sequence[Any], *tensors: Tensor | None) -> None:
         held = [x if x is None or x.dtype == torch.int64 else x.detach().float() for x in tensors]
         held = [None if x is None else x.contiguous() for x in held]
         function(ctypes.byref(self._networks), *counts, *map(_address, held))
 
 
-def _planned(model: WorldModel) -> list[Network]:
+def encoder_of(model: WorldModel) -> Network:
+    """The network that takes states; only models that observe them have one."""
+    return next(network for network in model.networks() if network.observes)
+
+
+def planned(model: WorldModel) -> list[Network]:
     """The networks that the kernels have, in the order of ``enum Network`` of kernels.h.
 
     Raises:
         ValueError: the model has others.
     """
-    planned = [network for network in model.networks() if not network.observes]
-    if (names := [network.name for network in planned]) != list(_NETWORKS):
+    found = [network for network in model.networks() if not network.observes]
+    if (names := [network.name for network in found]) != list(_NETWORKS):
         raise ValueError(f"The CPU kernels have the networks {', '.join(_NETWORKS)}, the model has {', '.join(names)}")
-    return planned
+    return found
 
 
-def _layers(network: Network) -> list[Affine]:
-    """The three layers of a network, or of each Q head."""
+def layers_of(network: Network) -> list[Affine]:
+    """The layers of a network, or of one Q head after the other."""
     if isinstance(network.module, QEnsemble):
         return [head_layer(network.module, head, i) for head in range(len(network.module.params[0])) for i in range(3)]
     return list(map(linear, network.module))
@@ -293,7 +333,7 @@ def _layers(network: Network) -> list[Affine]:
 
 def _versions(model: WorldModel) -> list[tuple[int, int]]:
     """Return the addresses of the packed weights and how often each was written: either changes with them."""
-    return [(p.data_ptr(), p._version) for network in _planned(model) for p in network.module.parameters()]
+    return [(p.data_ptr(), p._version) for network in model.networks() for p in network.module.parameters()]
 
 
 def _rows(task: TaskContext, num_envs: int) -> list[Tensor | None]:

@@ -8,14 +8,33 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <deque>
 #include <mutex>
 #include <new>
 #include <thread>
 
-#include "kernels.h"
+#include "threads.h"
 
 namespace tdmpc2 {
+
+Scratch::~Scratch() {
+    for (void* block : data) std::free(block);
+}
+
+bool Scratch::reserve(Slot slot, size_t bytes) {
+    if (size[slot] >= bytes) return true;
+    constexpr size_t line = 64;
+    if (bytes > SIZE_MAX - line) return false;
+    std::free(data[slot]);
+    size[slot] = (bytes + line - 1) / line * line;
+    data[slot] = std::aligned_alloc(line, size[slot]);
+    if (!data[slot]) size[slot] = 0;
+    return data[slot];
+}
+
 namespace {
+
+thread_local Scratch* lent = nullptr;  // to this thread
 
 // How long a thread looks for work before it sleeps; waking it takes about as long.
 constexpr auto patience = std::chrono::microseconds(60);
@@ -53,6 +72,15 @@ bool soon(Done done) {
 struct Pool {
     std::mutex busy;  // by a caller
 
+    // Called by the one that is busy with it: no loop is running, so the helpers touch no memory.
+    bool reserve(int helpers, const size_t* bytes) {
+        grow(helpers);
+        bool enough = true;
+        for (Scratch& scratch : memory)
+            for (int slot = 0; slot < num_slots; slot++) enough = scratch.reserve(Slot(slot), bytes[slot]) && enough;
+        return enough;
+    }
+
     // Called by the one that is busy with it.
     void run(Loop& own) {
         grow(own.helpers);
@@ -78,8 +106,15 @@ struct Pool {
         sigfillset(&all);
         if (size >= helpers || pthread_sigmask(SIG_SETMASK, &all, &before)) return;
         try {
-            for (; size < helpers; size++) std::thread([this, seen = posted.load()] { help(seen); }).detach();
-        } catch (...) {  // no more threads, or no memory for one: fewer will do
+            for (; size < helpers; size++) {
+                if (int(memory.size()) == size) memory.emplace_back();
+                Scratch* const own = &memory[size];
+                std::thread([this, own, seen = posted.load()] {
+                    lent = own;
+                    help(seen);
+                }).detach();
+            }
+        } catch (...) {  // no more threads or memory: fewer will do
         }
         pthread_sigmask(SIG_SETMASK, &before, nullptr);
     }
@@ -110,6 +145,7 @@ struct Pool {
     std::atomic<bool> waiting{false};
     std::mutex mutex;
     std::condition_variable work_there, all_left;
+    std::deque<Scratch> memory;  // of each helper
     int size = 0;
 };
 
@@ -127,14 +163,6 @@ Pool* pool() {
     return found;
 }
 
-struct Scratch {
-    ~Scratch() {
-        for (void* block : data) std::free(block);
-    }
-    void* data[num_slots] = {};
-    size_t size[num_slots] = {};
-};
-
 }  // namespace
 
 void for_each_item(int threads, int items, void (*work)(void*, int), void* context) {
@@ -145,16 +173,23 @@ void for_each_item(int threads, int items, void (*work)(void*, int), void* conte
     helpers->busy.unlock();
 }
 
+bool reserve(int threads, const size_t* bytes) {
+    Pool* const helpers = threads > 1 ? pool() : nullptr;
+    if (!helpers) return true;
+    std::lock_guard<std::mutex> lock(helpers->busy);
+    return helpers->reserve(threads - 1, bytes);
+}
+
+Lend::Lend(Scratch* scratch) : before(lent) { lent = scratch; }
+Lend::~Lend() { lent = before; }
+
 void* scratch(Slot slot, size_t bytes) {
-    static thread_local Scratch own;
-    if (own.size[slot] < bytes) {
-        constexpr size_t line = 64;
-        std::free(own.data[slot]);
-        own.size[slot] = (bytes + line - 1) / line * line;
-        own.data[slot] = std::aligned_alloc(line, own.size[slot]);
-        if (!own.data[slot]) std::abort();
+    if (!lent) {
+        static thread_local Scratch own;
+        lent = &own;
     }
-    return own.data[slot];
+    if (!lent->reserve(slot, bytes)) std::abort();
+    return lent->data[slot];
 }
 
 }  // namespace tdmpc2

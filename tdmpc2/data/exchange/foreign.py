@@ -27,6 +27,7 @@ from tdmpc2.data.store.parts import Part, Verify
 from tdmpc2.data.store.selection import Selection
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.envs import task_spec
+from tdmpc2.support.text import cut
 from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest
 
 Floats = NDArray[np.float32]
@@ -138,7 +139,9 @@ class _Content:
         obs, action = torch.zeros(*shape, self.layout.obs_dim), torch.zeros(*shape, self.layout.action_dim)
         reward = torch.zeros(shape)
         for place, number in enumerate(episodes.tolist()):
-            episode = checked(self.source.read(number), f"{self.source.path}, episode {number}", self.spec)
+            origin = f"{self.source.path}, episode {number}"
+            with naming_damage(origin):
+                episode = checked(self.source.read(number), origin, self.spec)
             steps = int(index.lengths[number])
             obs[place, : steps + 1, : self.spec.obs_dim] = torch.from_numpy(episode.obs)
             action[place, 1 : steps + 1, : self.spec.action_dim] = torch.from_numpy(episode.action)
@@ -149,6 +152,21 @@ class _Content:
     def verifying(self, index: EpisodeIndex) -> Iterator[Verify]:
         with self.source.opened():
             yield lambda _: None  # these forms have no checksums
+
+
+@contextmanager
+def naming_damage(origin: str) -> Iterator[None]:
+    """Turn whatever a library raises for a damaged file into a ValueError that names it.
+
+    Raises:
+        ValueError: in the place of any other error; those that say that something is not installed stay.
+    """
+    try:
+        yield
+    except (ValueError, ImportError):
+        raise
+    except Exception as error:  # libraries of files raise many kinds for bytes that they do not understand
+        raise ValueError(f"{origin} is damaged ({type(error).__name__}: {cut(str(error), 120)})") from error
 
 
 def checked(episode: Episode, origin: str, spec: TaskSpec) -> Episode:

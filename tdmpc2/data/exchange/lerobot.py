@@ -144,7 +144,8 @@ class _Writer:
         import pyarrow.parquet
 
         self._path().parent.mkdir(parents=True, exist_ok=True)
-        self._parquet = pyarrow.parquet.ParquetWriter(self._path(), schema)
+        # Real numbers hardly ever repeat, and looking for repetitions takes most of the time.
+        self._parquet = pyarrow.parquet.ParquetWriter(self._path(), schema, use_dictionary=False)
         return self._parquet
 
     def _close_file(self) -> None:

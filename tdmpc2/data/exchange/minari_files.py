@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tdmpc2.data.exchange.foreign import Episode, Target
+from tdmpc2.data.exchange.foreign import Episode, Target, naming_damage
 from tdmpc2.data.exchange.spaces import Leaf, flatten, read_space, to_unit
 from tdmpc2.support.entries import check_entries, nothing_or, one_of, text, whole
 from tdmpc2.support.extras import install_hint
@@ -92,7 +92,7 @@ class MinariData:
         to_unit(spaces[1], f"{record}: action_space")  # refuses at once
         reader = _hdf5(root) if content["data_format"] == "hdf5" else _arrow(root, content["data_format"])
         numbers = range(content["total_episodes"])
-        with reader:
+        with naming_damage(str(root)), reader:
             ends = [_end(root, number, reader) for number in (numbers if quiet else progress(numbers, "Reading ends"))]
         return cls(
             reader.file, _task_of(content), spaces[0], spaces[1], [length for length, _ in ends],

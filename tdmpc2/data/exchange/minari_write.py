@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tdmpc2.data.exchange.rows import Own, OwnData
 from tdmpc2.support.extras import install_hint, missing_packages
 from tdmpc2.support.text import shown
 from tdmpc2.support.version import version
+from tdmpc2.tasks import TaskSpec
 from tdmpc2.tracking.progress import Progress
 
 FORMATS = ("hdf5", "arrow", "parquet")
@@ -50,9 +52,7 @@ def export_minari(data: OwnData, out: Path, name: str = "episodes", form: str = 
     with new_folder(out) as folder, Progress(len(data.index), "Exporting", unit="episodes") as bar:
         for spec, dataset_id in ids.items():
             storage = _new_storage(folder / dataset_id / "data", dataset_id, spec, form)
-            for episode in data.episodes(spec):
-                storage.update_episodes([_buffer(episode)])
-                bar.update()
+            storage.update_episodes(_buffers(data, spec, bar))  # which takes one after the other
     return list(ids.values())
 
 
@@ -62,14 +62,14 @@ def _slug(task: str) -> str:
     return slug if len(slug) > 1 else f"task-{slug}"
 
 
-def _new_storage(path: Path, dataset_id: str, spec: Any, form: str) -> Any:
+def _new_storage(path: Path, dataset_id: str, spec: TaskSpec, form: str) -> Any:
     from gymnasium.spaces import Box
     from minari import __version__
     from minari.dataset.minari_storage import MinariStorage
 
     path.mkdir(parents=True)
     storage = MinariStorage.new(
-        path,
+        path.absolute(),  # of a relative one it cannot tell the size
         Box(-np.inf, np.inf, (spec.obs_dim,), np.float32),
         Box(-1.0, 1.0, (spec.action_dim,), np.float32),
         data_format=form,
@@ -83,6 +83,12 @@ def _new_storage(path: Path, dataset_id: str, spec: Any, form: str) -> Any:
         }
     )
     return storage
+
+
+def _buffers(data: OwnData, spec: TaskSpec, bar: Progress) -> Iterator[Any]:
+    for episode in data.episodes(spec):
+        yield _buffer(episode)
+        bar.update()
 
 
 def _buffer(episode: Own) -> Any:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tdmpc2.data.chunks import read_tensordict
-from tdmpc2.data.exchange.foreign import Episode, Target
+from tdmpc2.data.exchange.foreign import Episode, Target, naming_damage
 from tdmpc2.tasks import TaskSpec
 
 _FIELDS = ("obs", "action", "reward")
@@ -51,6 +51,11 @@ class Demonstrations:
             ValueError: damaged, or not of rows as above.
         """
         path = Path(source).expanduser()
+        with naming_damage(str(path)):
+            return cls._open(path, target.spec)
+
+    @classmethod
+    def _open(cls, path: Path, spec: TaskSpec) -> Demonstrations:
         rows = read_tensordict(path)
         if missing := [name for name in (*_FIELDS, "episode") if name not in rows]:
             raise ValueError(f"{path} has no field {missing[0]}: it is no file of demonstrations")
@@ -72,7 +77,7 @@ class Demonstrations:
             ends = marks[last]
             if int(marks.sum()) != int(ends.sum()):
                 raise ValueError(f"{path}: an episode terminates before its last row. {_AGAIN}")
-        return cls(path, target.spec, (counts - 1).tolist(), ends.tolist(), first, rows)
+        return cls(path, spec, (counts - 1).tolist(), ends.tolist(), first, rows)
 
     def opened(self) -> AbstractContextManager[object]:
         """Do nothing: it is mapped into memory."""

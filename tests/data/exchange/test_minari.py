@@ -69,7 +69,8 @@ def test_public_data_set_is_imported_trained_on_and_exported_bit_for_bit(
     )  # fmt: skip
     assert train(cfg, None).exists()
 
-    assert run("export", tmp_path / "store", tmp_path / "ours", "form=minari", "name=again") == 0
+    monkeypatch.chdir(tmp_path)
+    assert run("export", "store", "ours", "form=minari", "name=again") == 0
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "ours"))
     (folder,) = (tmp_path / "ours").glob("*/again-v0")
     ours = episodes_of(f"{folder.parent.name}/again-v0")
@@ -187,6 +188,22 @@ def test_damaged_or_other_data_set_is_one_line(
     set_metadata(hopper, **entries)
     assert message in refused(capsys, "import", hopper, tmp_path / "store", "form=minari")
     assert not (tmp_path / "store").exists()
+
+
+def test_inner_damage_of_an_hdf5_file_is_one_line(
+    hopper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The library opens it and fails later, each time in another way."""
+    path = hopper / "main_data.hdf5"
+    good, refusals = path.read_bytes(), 0
+    for place in range(100, len(good), len(good) // 12):
+        path.write_bytes(good[:place] + b"\xff" * 64 + good[place + 64 :])
+        code = run("import", hopper, tmp_path / f"store{place}", "form=minari")
+        said = capsys.readouterr().err
+        assert code in (0, 2)
+        assert code == 0 or said.startswith("error: ")
+        refusals += code == 2
+    assert refusals > 2
 
 
 def test_unknown_source_and_existing_target_are_one_line(

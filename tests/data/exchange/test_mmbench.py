@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tdmpc2.data.store.store import EpisodeStore
 from tests.data.exchange.test_minari import refused, run
+from tests.helpers.minari_sets import demonstrations
 
 LENGTHS = (5, 3, 7)
 ENDS = (False, True, False)
@@ -19,18 +20,8 @@ DIMS = (24, 6)  # of walker-walk
 
 
 def rows(**changes: Any) -> dict[str, Tensor]:
-    """Rows of three episodes of walker-walk, padded to the sizes of all tasks of newt."""
-    generator = torch.Generator().manual_seed(1)
-    episode = torch.arange(len(LENGTHS)).repeat_interleave(torch.tensor(LENGTHS) + 1)
-    first = torch.tensor([0, 6, 10])
-    obs, action = torch.zeros(len(episode), 128), torch.zeros(len(episode), 16)
-    obs[:, : DIMS[0]] = torch.randn(len(episode), DIMS[0], generator=generator)
-    action[:, : DIMS[1]] = torch.rand(len(episode), DIMS[1], generator=generator) * 2 - 1
-    reward, terminated = torch.rand(len(episode), generator=generator), torch.zeros(len(episode))
-    terminated[9] = 1
-    action[first], reward[first], terminated[first] = torch.nan, torch.nan, torch.nan
-    fields = {"obs": obs, "action": action, "reward": reward, "terminated": terminated, "episode": episode + 40}
-    return {**fields, "feat": torch.zeros(len(episode), 768), **changes}
+    """Rows of three episodes of walker-walk, padded to the sizes of all tasks of newt; the second one terminates."""
+    return {**demonstrations(LENGTHS, DIMS, ended=1), **changes}
 
 
 def write(path: Path, fields: dict[str, Tensor]) -> Path:

@@ -1,0 +1,150 @@
+"""Time and memory of data sets in the forms of other programs, against copying an episode store to another.
+
+python benchmarks/exchange.py --mb 200
+
+Random episodes of walker-walk are written as a store, which is then copied (`tdmpc2 data convert`), exported to Minari
+(HDF5), imported from there and exported to LeRobot's form, in turns, each in a process of its own. Results: `name`,
+`mb` (of the store), `s` (median), `mb_per_s`, `ratio` (median of the turns' time / that of the copy) and `peak_mb`
+(largest growth of its resident memory; Linux only).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks._harness import Timings, make_parser, parse, report, skip
+from benchmarks._inputs import random_episodes
+from benchmarks.importing import resident
+from tdmpc2.config import Config
+from tdmpc2.data.chunk_form import Layout
+from tdmpc2.data.chunks import write_chunk
+from tdmpc2.data.exchange.foreign import import_foreign
+from tdmpc2.data.exchange.lerobot import export_lerobot
+from tdmpc2.data.exchange.minari_files import MinariData
+from tdmpc2.data.exchange.minari_write import export_minari
+from tdmpc2.data.exchange.rows import OwnData
+from tdmpc2.data.store.importer import import_episodes
+from tdmpc2.support.extras import missing_packages
+from tdmpc2.tracking.progress import open_console, progress
+
+MINUTES = 0.5
+FULL_MINUTES = 3
+DISK_GB = 1
+
+CFG = Config(task="walker-walk")
+FILE = 1024  # episodes per chunk file
+
+
+def make_store(root: Path, size: float) -> int:
+    """Write a store of about ``size`` bytes; returns how many exactly."""
+    layout = Layout.of(CFG.task_specs)
+    episodes = max(2, round(size / (layout.rows * (layout.obs_dim + layout.action_dim + 1) * 4)))
+    for number, first in enumerate(range(0, episodes, FILE)):
+        write_chunk(root / "chunks" / f"chunk_{number}.pt", **random_episodes(CFG, min(FILE, episodes - first), number))
+    import_episodes([root / "chunks"], root / "store", CFG.task, CFG.task_specs, quiet=True)
+    shutil.rmtree(root / "chunks")
+    return sum(path.stat().st_size for path in (root / "store").iterdir())
+
+
+def jobs(root: Path) -> dict[str, Callable[[], object]]:
+    """What is measured, by name; the import reads what the export to Minari wrote."""
+
+    def from_minari() -> None:
+        (data,) = (root / "minari").glob("*/*")
+        opened = MinariData.open(data, quiet=True)
+        import_foreign(opened, opened.target(None, None), root / "again", quiet=True)
+
+    return {
+        "copy": lambda: import_episodes([root / "store"], root / "copy", CFG.task, CFG.task_specs, quiet=True),
+        "to Minari": lambda: export_minari(OwnData.open(root / "store"), root / "minari"),
+        "from Minari": from_minari,
+        "to LeRobot": lambda: export_lerobot(OwnData.open(root / "store"), root / "lerobot", 25),
+    }
+
+
+def measure(job: Callable[[], object], results: Any) -> None:
+    """Do a job and tell seconds and the peak growth of memory in bytes; runs in a process of its own."""
+    peak = before = resident()
+    running = True
+
+    def watch() -> None:
+        nonlocal peak
+        while running:
+            peak = max(peak, resident())
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    open_console(None).quiet = True  # progress of this process
+    start = time.perf_counter()
+    job()
+    seconds = time.perf_counter() - start
+    running = False
+    watcher.join()
+    results.put((seconds, peak - before))
+
+
+def run(job: Callable[[], object]) -> tuple[float, int]:
+    """Measure a job in a copy of this process."""
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    process = context.Process(target=measure, args=(job, results))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"the job ended with exit code {process.exitcode}")
+    found: tuple[float, int] = results.get()
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser(__doc__, repeats=2)
+    parser.add_argument(
+        "--mb", type=float, default=30, help="size of the store (default: %(default)s, 200 with --full)"
+    )
+    parser.add_argument("--dir", default=".", help="a directory on the disk to measure (default: this one)")
+    args = parse(parser, argv, {"mb": 200, "repeats": 3}, mb=1, repeats=1)
+    if missing := missing_packages("minari") + missing_packages("lerobot"):
+        skip(f"needs {', '.join(missing)}")
+    if sys.platform == "win32":
+        skip("needs processes that are forked")
+    seconds: dict[str, list[float]] = {}
+    peaks: dict[str, int] = {}
+    with tempfile.TemporaryDirectory(dir=args.dir) as name:
+        root = Path(name)
+        size = make_store(root, args.mb * 1e6)
+        for _ in progress(range(args.repeats), "Copying, exporting and importing", unit="turns"):
+            for what, job in jobs(root).items():
+                taken, peak = run(job)
+                seconds.setdefault(what, []).append(taken)
+                peaks[what] = max(peak, peaks.get(what, 0))
+            for folder in ("copy", "minari", "again", "lerobot"):
+                shutil.rmtree(root / folder)
+    times = Timings({what: np.array(values) for what, values in seconds.items()})
+    results = [
+        {
+            "name": what,
+            "mb": size / 1e6,
+            "s": times.ms(what) / 1e3,
+            "mb_per_s": size / times.ms(what) / 1e3,
+            "ratio": times.ratio(what, "copy"),
+            "peak_mb": peaks[what] / 1e6,
+        }
+        for what in seconds
+    ]
+    columns = [("", "name", ""), ("s", "s", ".2f"), ("MB/s", "mb_per_s", ".0f"), ("time / copy", "ratio", ".2f")]
+    report("exchange", args, results, [*columns, ("peak memory, MB", "peak_mb", ".0f")])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""A small model of several tasks, exported, and the program that uses the library of it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.config import Config
+from tdmpc2.export.native_model import NativeSource, read_source, write_model
+from tdmpc2.export.request import Request
+from tests.helpers.reference import REPO
+
+PRECISIONS = ("fp32", "bf16", "int8")
+TASKS = ("walker-walk", "pendulum-spin", "cheetah-run")
+SIZES: dict[str, Any] = {
+    "model_size": None, "mlp_dim": 40, "latent_dim": 24, "enc_dim": 40, "task_dim": 9, "num_q": 3, "num_samples": 64,
+    "iterations": 3, "device": "cpu",
+}  # fmt: skip
+
+
+def checkpoint(path: Path, task: str = "mt30", **changes: Any) -> Path:
+    """Save an agent whose outputs are far from constant."""
+    agent = TDMPC2(Config(task=task, **{**SIZES, **changes}))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in agent.model.named_parameters():
+            fan_in = parameter.shape[-1] if parameter.ndim > 1 else 4
+            parameter.normal_(0, (3 if "_Qs.params.8" in name else 1) / fan_in**0.5, generator=generator)
+            if "ln.weight" in name or name.endswith(("params.2", "params.6")):
+                parameter.add_(1)
+    agent.save(path)
+    return path
+
+
+def source_of(path: Path, precision: str, tasks: Sequence[str] = TASKS, **overrides: Any) -> NativeSource:
+    """Load a checkpoint as `tdmpc2 export` does."""
+    return read_source(Request(path, tasks=tuple(tasks), precision=precision, overrides=overrides))
+
+
+@cache
+def models_of(folder: Path) -> dict[str, NativeSource]:
+    """Write ``PRECISION.safetensors`` into a folder, and return what each was written from."""
+    path = checkpoint(folder / "model.pt")
+    sources = {precision: source_of(path, precision) for precision in PRECISIONS}
+    for precision, source in sources.items():
+        write_model(folder / f"{precision}.safetensors", source)
+    return sources
+
+
+def agent_program(folder: Path, made: Path, *flags: str, compiler: str = "g++") -> Path:
+    """Compile tests/native/agent.cpp with the static library in a directory that was built in."""
+    program = made / "agent"
+    command = [compiler, "-std=c++17", "-O1", *flags, "-I", str(folder / "include"), "-pthread"]
+    source = str(REPO / "tests" / "native" / "agent.cpp")
+    done = subprocess.run(
+        [*command, source, str(made / "libtdmpc2.a"), "-o", str(program)],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return program

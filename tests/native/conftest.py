@@ -1,0 +1,54 @@
+"""Fixtures: an exported model and a library built from it, once for all tests."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tdmpc2.acceleration.cpu import library
+from tdmpc2.export import native
+from tdmpc2.export.native_library import NativeLibrary, build
+from tests.helpers.native import agent_program, models_of
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported folder with a model in each precision, called by its name."""
+    path = tmp_path_factory.mktemp("native")
+    models_of(path)
+    native.write_sources(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def built(folder: Path) -> Path:
+    """The directory of a library with the variants that run here, and of the program that tests it."""
+    if not (shutil.which("cmake") and shutil.which("g++")):
+        pytest.skip("builds with cmake and g++")
+    names = [found.name for found in library.variants() if found.runs_here] if not library.reason() else ["scalar"]
+    made = build(folder, f"TDMPC2_VARIANTS={';'.join(names)}", target="all")
+    agent_program(folder, made, "-DCOUNT_ALLOCATIONS")
+    return made
+
+
+@pytest.fixture(scope="session")
+def opened(built: Path) -> NativeLibrary:
+    return NativeLibrary(built / "libtdmpc2.so")
+
+
+@pytest.fixture(scope="session")
+def run(built: Path) -> Callable[..., str]:
+    """Run the program of agent.cpp, and return what it prints."""
+
+    def call(*words: object) -> str:
+        done = subprocess.run(
+            [built / "agent", *map(str, words)], capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return call

@@ -1,0 +1,283 @@
+"""The planner without Python acts as this program does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tdmpc2.export.native_check import compare, observations
+from tdmpc2.export.native_library import NativeLibrary
+from tests.helpers.cpu_kernels import needs_library
+from tests.helpers.native import PRECISIONS, TASKS, checkpoint, models_of, source_of
+from tests.helpers.reference import REPO
+
+pytestmark = pytest.mark.slow  # the library is built first
+
+
+def three(agent: object, task_id: int) -> torch.Tensor:
+    """Three observations for each of two environments, [3, 2, O]."""
+    return observations(agent, task_id, 6).reshape(3, 2, -1)  # type: ignore[arg-type]
+
+
+@needs_library
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_native_agent_with_the_same_noise_acts_bit_for_bit_as_python(
+    folder: Path, opened: NativeLibrary, precision: str, threads: int
+) -> None:
+    """What was evaluated on a workstation is what the robot does, planned and by the policy alone."""
+    source = models_of(folder)[precision]
+    native = opened.open(folder / f"{precision}.safetensors", environments=2, threads=threads)
+    for number, task_id in enumerate(source.cfg.task_ids):
+        found = compare(source.agent, native, task_id, number, three(source.agent, task_id))
+        assert found.right, found
+    native.close()
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("task", "changes"),
+    [
+        ("pendulum-spin", {"num_q": 2}),
+        ("dog-run", {"num_samples": 100, "horizon": 2, "num_enc_layers": 3}),
+        ("mt30", {"plan_action": "mean", "num_q": 5}),
+        ("mt30", {"num_bins": 2, "simnorm_dim": 4, "mlp_dim": 33}),
+    ],
+    ids=["one task", "38 actions", "mean", "odd sizes"],
+)
+def test_native_agent_of_other_sizes_acts_as_python(
+    tmp_path: Path, opened: NativeLibrary, task: str, changes: dict[str, object]
+) -> None:
+    from tdmpc2.export.native_model import write_model
+
+    tasks = TASKS[:1] if task == "mt30" else ()
+    source = source_of(checkpoint(tmp_path / "model.pt", task, **changes), "fp32", tasks)
+    write_model(tmp_path / "model.safetensors", source)
+    native = opened.open(tmp_path / "model.safetensors", environments=2)
+    found = compare(source.agent, native, source.cfg.task_ids[0], 0, three(source.agent, source.cfg.task_ids[0]))
+    assert found.right, found
+
+
+@needs_library
+def test_native_policy_in_fp32_is_that_of_pytorch(folder: Path, opened: NativeLibrary) -> None:
+    source = models_of(folder)["fp32"]
+    obs = three(source.agent, source.cfg.task_ids[0])[0]
+    native = opened.open(folder / "fp32.safetensors", environments=2)
+    ids = torch.tensor([source.cfg.task_ids[0]] * 2)
+    with torch.no_grad():
+        expected = source.agent.model.policy_mean(source.agent.model.encode(obs, ids), ids)
+    np.testing.assert_allclose(native.policy(obs.numpy(), [0, 0]), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "number"), [("fp32", 1), ("bf16", 2)])
+def test_file_in_int8_opened_in_a_floating_format_acts_nearly_the_same(
+    folder: Path, opened: NativeLibrary, precision: str, number: int
+) -> None:
+    obs = three(models_of(folder)["int8"].agent, 1)[0].numpy()
+    obs[:, 24:] = 0
+    first = opened.open(folder / "int8.safetensors", environments=2)
+    second = opened.open(folder / "int8.safetensors", environments=2, precision=number)
+    difference = np.abs(first.policy(obs, [0, 1]) - second.policy(obs, [0, 1])).max()
+    assert 0 < difference < 0.2
+
+
+# -- random numbers of its own ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_native_plans_are_the_same_whatever_the_threads_and_instructions(
+    run: Callable[..., str], folder: Path, opened: NativeLibrary, precision: str
+) -> None:
+    path = folder / f"{precision}.safetensors"
+    best = opened.open(path).text("instructions")
+    plans = {
+        (threads, name): run("plan", path, threads, 2, 3, name)
+        for threads in (1, 2, 5)
+        for name in dict.fromkeys(("scalar", best))
+    }
+    assert len(set(plans.values())) == 1, plans
+    assert len(set(next(iter(plans.values())).split())) > 20
+
+
+def test_native_plans_follow_the_seed_and_start_anew_with_it(folder: Path, opened: NativeLibrary) -> None:
+    obs = np.full((1, 24), 0.3, np.float32)
+
+    def episode(agent: object) -> np.ndarray:
+        return np.stack([agent.plan(obs, [0]) for _ in range(2)])  # type: ignore[attr-defined]
+
+    first = opened.open(folder / "fp32.safetensors", seed=7)
+    plans = episode(first)
+    assert np.array_equal(plans, episode(opened.open(folder / "fp32.safetensors", seed=7)))
+    assert not np.array_equal(plans, episode(opened.open(folder / "fp32.safetensors", seed=8)))
+    assert not np.array_equal(plans[0], plans[1])
+    first.reset()
+    first.seed(7)
+    assert np.array_equal(plans, episode(first))
+
+
+def test_environment_acts_the_same_whatever_the_number_of_others(folder: Path, opened: NativeLibrary) -> None:
+    """A second robot beside the first does not change what the first one does."""
+    obs = np.linspace(-1, 1, 72, dtype=np.float32).reshape(3, 24)
+    one, three = (opened.open(folder / "fp32.safetensors", environments=envs) for envs in (1, 3))
+    assert np.array_equal(one.plan(obs[:1], [2])[0], three.plan(obs, [2, 0, 1])[0])
+
+
+def test_normal_numbers_of_the_library_are_normal(folder: Path, opened: NativeLibrary) -> None:
+    """Exploration noise of one plan after the other, judged by its first four moments."""
+    agent = opened.open(folder / "fp32.safetensors", environments=2000, explore=1, num_samples=2, num_elites=1,
+                        num_pi_trajs=1, iterations=1)  # fmt: skip
+    quiet = opened.open(folder / "fp32.safetensors", environments=2000)
+    obs = np.zeros((2000, 24), np.float32)
+    ids = [0] * 2000
+    means = np.arctanh(np.clip(quiet.policy(obs, ids).astype(float), -0.999999, 0.999999))
+    drawn = np.concatenate([np.arctanh(np.clip(agent.policy(obs, ids).astype(float), -0.999999, 0.999999)) - means
+                            for _ in range(4)])  # fmt: skip
+    drawn = drawn[:, 1] / drawn[:, 1].std()
+    assert abs(drawn.mean()) < 0.05
+    assert abs((drawn**3).mean()) < 0.15
+    assert abs((drawn**4).mean() - 3) < 0.4
+
+
+# -- the control loop -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_control_loop_allocates_nothing(run: Callable[..., str], folder: Path, threads: int) -> None:
+    """Not in a plan, a policy step, a reset or an error, nor in another thread than the one that opened the model."""
+    said = run("allocations", folder / "int8.safetensors", threads)
+    acting, elsewhere, before = (int(part.split()[0]) for part in said.split(",")[:3])
+    assert (acting, elsewhere) == (0, 0), said
+    assert before > 10  # it does count
+    assert said.endswith("NaN refused\n")
+
+
+@pytest.mark.parametrize(
+    ("obs", "task", "message"),
+    [
+        (np.nan, [0, 0], "Environment 1: the observation has values that are not finite"),
+        (0.0, [0, 3], "Environment 1: the model has no task of this number"),
+        (0.0, None, "the model has several tasks: pass their numbers"),
+        (0.0, [0, 1], "Environment 1: its plan is of another task: an episode begins with tdmpc2_reset"),
+    ],
+)
+def test_wrong_call_is_an_error_and_changes_nothing(
+    folder: Path, opened: NativeLibrary, obs: float, task: list[int] | None, message: str
+) -> None:
+    x = np.zeros((2, 24), np.float32)
+    agent, undisturbed = (opened.open(folder / "int8.safetensors", environments=2) for _ in range(2))
+    assert np.array_equal(agent.plan(x, [0, 0]), undisturbed.plan(x, [0, 0]))
+    wrong = x.copy()
+    wrong[1, 3] = obs
+    with pytest.raises(ValueError, match=message):
+        agent.plan(wrong, task)
+    assert np.array_equal(agent.plan(x, [0, 0]), undisturbed.plan(x, [0, 0]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": -1}, "threads=-1 must be from 1 to 1024"),
+        ({"environments": 100_000}, "environments=100000 must be from 1 to 65536"),
+        ({"num_samples": 8, "num_elites": 9}, "num_elites=9 must be from 1 to 8"),
+        ({"instructions": b"sse9"}, "there are no instructions called 'sse9'"),
+        ({"size": 8}, "the options are not those of this version's header"),
+        ({"precision": 9}, "the precision is none of those"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(
+    folder: Path, opened: NativeLibrary, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        opened.open(folder / "int8.safetensors", **options)
+
+
+def test_model_says_what_it_is(folder: Path, opened: NativeLibrary) -> None:
+    agent = opened.open(folder / "int8.safetensors")
+    names = [agent._functions.tdmpc2_task_name(agent._handle, i).decode() for i in range(agent.number("num_tasks"))]
+    assert names == list(TASKS)
+    assert (agent.number("obs_dim"), agent.number("action_dim"), agent.number("horizon")) == (24, 6, 3)
+    assert json.loads(agent.text("card"))["precision"] == "int8"
+
+
+def test_library_without_weights_is_small(built: Path, tmp_path: Path) -> None:
+    subprocess.run(["strip", "-o", tmp_path / "small.so", built / "libtdmpc2.so"], check=True)
+    assert (tmp_path / "small.so").stat().st_size < 2e6
+
+
+def test_installed_library_is_found_by_cmake(built: Path, tmp_path: Path) -> None:
+    """Another project builds against the installed library, and its program plans."""
+    subprocess.run(["cmake", "--install", built, "--prefix", tmp_path / "there"], check=True, capture_output=True)
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.16)\nproject(robot CXX)\nfind_package(tdmpc2 REQUIRED)\n"
+        f"add_executable(robot {built.parent / 'example.cpp'})\ntarget_link_libraries(robot tdmpc2::tdmpc2)\n"
+    )
+    made = tmp_path / "build"
+    configure = ["cmake", "-S", tmp_path, "-B", made, f"-Dtdmpc2_ROOT={tmp_path / 'there'}"]
+    for command in (configure, ["cmake", "--build", made]):
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+    said = subprocess.run([made / "robot", built.parent / "int8.safetensors", "pendulum-spin"], capture_output=True,
+                          text=True, check=True).stdout  # fmt: skip
+    assert said.startswith("pendulum-spin, ")
+    assert len(said.split("action ")[1].split()) == 1
+
+
+# -- programs around it -----------------------------------------------------------------------------------------------
+
+
+@needs_library
+def test_benchmark_of_the_library_runs(
+    folder: Path, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It builds and runs examples/cpp/control_loop.cpp, too."""
+    from benchmarks.native import main
+
+    main([str(folder / "model.pt"), "--quick", "--threads", "1", "--built", str(built)])
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    assert [row["name"] for row in results] == ["library, stripped", "this program", "libtdmpc2", "control loop"]
+    assert 0 < results[-1]["median_ms"] <= results[-1]["tail_ms"]
+
+
+def test_example_plays_an_episode_in_the_simulator(folder: Path, built: Path, tmp_path: Path) -> None:
+    """Through pipes, in this project's environment: examples/cpp/simulator.cpp."""
+    examples = REPO / "examples" / "cpp"
+    command = ["g++", "-std=c++17", "-I", folder / "include", examples / "simulator.cpp", built / "libtdmpc2.a"]
+    subprocess.run([*command, "-pthread", "-o", tmp_path / "simulator"], check=True, timeout=300)
+    own = {**os.environ, "PYTHON": sys.executable, "SIMULATOR": str(examples / "simulator.py")}
+    words = [tmp_path / "simulator", folder / "int8.safetensors", "pendulum-spin", "1", "3"]
+    done = subprocess.run(words, capture_output=True, text=True, env=own, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"pendulum-spin, episode 1: return \d+\.\d\d in 500 steps\n", done.stdout)
+
+
+def test_export_command_writes_a_folder_that_passes_its_check(
+    folder: Path, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library of the session stands in for one built again: its sources are compared first."""
+    from tdmpc2.commands.export import main
+    from tdmpc2.export import native_check
+
+    out = tmp_path / "robot"
+    monkeypatch.setattr(native_check, "build", lambda path: built)
+    words = [str(folder / "model.pt"), "--to", "native", "--precision", "int8", "task=pendulum-spin", "out=" + str(out)]
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--check", "steps=2"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert "pendulum-spin" in printed
+    assert "same" in printed
+    written = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert len(written) > 20
+    for path, content in written.items():
+        assert path.name == "model.safetensors" or (folder / path).read_bytes() == content
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "There is already" in capsys.readouterr().err
