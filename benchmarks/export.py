@@ -61,7 +61,8 @@ def exported(path: Path, out: Path, precision: str, budget: dict[str, int], task
 
 def agent_run(path: Path, obs: np.ndarray, task: str, precision: str, compiled: bool, **keys: Any) -> Run | None:
     """Return a function that acts once with this program; None where there are no kernels."""
-    agent = load_agent(path, device="cpu", precision=precision, compile=compiled, quiet=True, task=task, **keys)
+    way = "auto" if compiled else "false"  # auto: the kernels where there are any, and no compiling in their place
+    agent = load_agent(path, device="cpu", precision=precision, compile=way, quiet=True, task=task, **keys)
     padded = np.zeros(agent.cfg.obs_dim, np.float32)
     padded[: len(obs)] = obs
     agent.act(padded, t0=True, eval_mode=True, task=task)
