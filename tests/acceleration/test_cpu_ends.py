@@ -43,8 +43,9 @@ def test_kernels_refit_as_plain(samples: int, elites: int, horizon: int) -> None
     cfg = small(num_samples=samples, num_elites=elites, num_pi_trajs=1, horizon=horizon)
     model = random_model(cfg)
     context = model.context(torch.tensor([0, 21])).unsqueeze(1)  # of six actions and of fewer
-    actions = torch.rand(2, horizon, samples, cfg.action_dim) * 2 - 1
-    value = torch.randn(2, samples) * 5
+    generator = torch.Generator().manual_seed(0)
+    actions = torch.rand(2, horizon, samples, cfg.action_dim, generator=generator) * 2 - 1
+    value = torch.stack([torch.randperm(samples, generator=generator) for _ in range(2)]) * 10 / samples - 5.0
     got = PackedNetworks(model).refit(cfg, actions, value, context.action_mask)
     for mine, plain in zip(got, planner.refit(cfg, actions, value, context.action_mask), strict=True):
         assert_close(mine, plain, rtol=1e-5, atol=1e-6)

@@ -40,9 +40,10 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     ],
 )
 def test_command_refuses_in_one_line(
-    words: tuple[str, ...], line: str, model_file: Path, capsys: pytest.CaptureFixture[str]
+    words: tuple[str, ...], line: str, model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert line in refusal(capsys, str(model_file), *words)
+    elsewhere = () if any("out=" in word for word in words) else (f"out={tmp_path / 'robot.onnx'}",)
+    assert line in refusal(capsys, str(model_file), *words, *elsewhere)
     assert {path.suffix for path in model_file.parent.iterdir()} <= {".pt", ".onnx"}
 
 

@@ -88,7 +88,7 @@ def test_train_continued_with_allowed_changes_works(cfg: Config, data_dir: Path,
         "data_device": "disk", "episodes_per_file": 7, "mix": ["1 random"],
         "distillation_cache": "lazy", "keep_last": 3, "save_best": False,
         "wandb_project": "p", "wandb_entity": "e", "wandb_silent": True, "disable_wandb": True,
-        "teacher_score": 30.5, "control_score": 14.0,
+        "teacher_score": 30.5, "control_score": 14.0, "env_workers": 2, "tracker": ("tensorboard",),
     }  # fmt: skip
     needed = {"device", "num_threads", "save_agent"}  # this machine's, and what is looked at below
     files = {"teachers", "demonstrations"}  # may lie elsewhere, but not be others; tests of their own hold that

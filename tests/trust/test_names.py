@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tdmpc2.commands import hydra_app
 from tdmpc2.config import Config
 from tdmpc2.support.names import LONGEST, safe_name
+from tdmpc2.tracking.sender import Sender
 from tdmpc2.tracking.wandb import WandbRun
 from tdmpc2.training.run_dir import lock
 from tdmpc2.training.scoring import video_name
@@ -168,12 +169,13 @@ def test_artifact_of_any_name_is_one_that_wandb_takes(tmp_path: Path) -> None:
 
     made: list[Any] = []
     run = WandbRun(lambda line: None)
+    server = SimpleNamespace(log_artifact=lambda artifact, aliases: made.append(artifact.name))
     run._run, run._wandb = object(), SimpleNamespace(Artifact=Artifact)
+    run._sender = Sender("Weights & Biases", server, print)
     (tmp_path / "model.pt").write_bytes(b"x")
     for name in ("mt30-lr=1e-3", "my_tasks:Mine-v0-my run", f"mt30-{'x' * 300}"):
         run.artifact(tmp_path / "model.pt", name, "model", ())
-        _, send = run._waiting.get_nowait()  # type: ignore[misc]
-        send(SimpleNamespace(log_artifact=lambda artifact, aliases: made.append(artifact.name)))
+    assert run._sender.finish(lambda server: None, 60)
     assert len(set(made)) == 3
     assert all(len(name) <= LONGEST for name in made)
 
