@@ -58,10 +58,9 @@ def make_env(task: str | EnvConfig, seed: int | None = None, *, render_mode: str
         if len(task.task_specs) > 1:
             return MultiTaskEnv(task.task_specs, seed, render_mode)
         return build_env(task.task_specs[0].name, seed, render_mode, task.obs)
-    import_module_of(task)
-    names = TASK_SETS.get(task) or (own_set(task) or ("", ()))[1]
-    if names:
+    if names := TASK_SETS.get(task) or (own_set(task) or ("", ()))[1]:
         return MultiTaskEnv([task_spec(name) for name in names], checked_seed(seed), render_mode)
+    import_module_of(task)
     return build_env(task, seed, render_mode)
 
 

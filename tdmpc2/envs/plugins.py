@@ -7,6 +7,7 @@ them are loaded at the first task that this package does not know itself; no fil
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -29,7 +30,9 @@ def offers() -> tuple[Offer, ...]:
     found = []
     for point in sorted(entry_points(group=GROUP), key=lambda point: (_package(point), point.name)):
         try:
-            found.append(Offer(_package(point), point.load()))
+            content = point.load()
+            _check(content)
+            found.append(Offer(_package(point), content))
         except Exception as error:  # it is other people's code
             reason = (str(error).splitlines() or ["no message"])[0]
             _log.warning(
@@ -40,20 +43,24 @@ def offers() -> tuple[Offer, ...]:
 
 
 def task_sets() -> dict[str, tuple[str, ...]]:
-    """Collect the task sets of installed packages: names of tasks by name of the set.
-
-    Raises:
-        ValueError: an entry that is not a list of names.
-    """
+    """Collect the task sets of installed packages: names of tasks by name of the set."""
     sets: dict[str, tuple[str, ...]] = {}
-    for package, content in offers():
-        if not isinstance(content, Mapping):
-            continue
-        for name, tasks in content.items():
-            if isinstance(tasks, str) or not all(isinstance(task, str) for task in tasks):
-                raise ValueError(f"The task set '{name}' of the package {package} must be a list of names of tasks")
-            sets.setdefault(str(name), tuple(tasks))
+    for _, content in offers():
+        if isinstance(content, Mapping):
+            for name, tasks in content.items():
+                sets.setdefault(name, tuple(tasks))
     return sets
+
+
+def _check(content: Any) -> None:
+    """Raise an error unless this is a family whose pattern can be matched, or a table of task sets."""
+    if not isinstance(content, Mapping):
+        re.compile(content.pattern)
+        return
+    for name, tasks in content.items():
+        names = isinstance(tasks, (list, tuple)) and all(isinstance(task, str) for task in tasks)
+        if not names or not isinstance(name, str):
+            raise ValueError(f"the task set '{name}' must be a list of names of tasks")
 
 
 def _package(point: EntryPoint) -> str:

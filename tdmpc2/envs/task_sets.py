@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import yaml  # type: ignore[import-untyped]
 
 from tdmpc2.envs.plugins import task_sets
@@ -40,7 +41,7 @@ def own_set(task: str) -> tuple[str, tuple[str, ...]] | None:
     """
     if names_file(task):
         return _read(Path(task).expanduser())
-    if task in TASKS or task in TASK_SETS:
+    if task in TASKS or task in TASK_SETS or task in gymnasium.registry:
         return None
     tasks = task_sets().get(task)
     return None if tasks is None else (task, _checked(tasks, f"the task set '{task}'"))

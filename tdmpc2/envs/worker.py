@@ -67,7 +67,7 @@ def serve(connection: Connection) -> None:
     while True:
         try:
             name, args, kwargs = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the caller is gone, perhaps in the middle of a request
             return
         asked: Callable[..., Any] = getattr(work, name)
         try:
@@ -77,7 +77,10 @@ def serve(connection: Connection) -> None:
         except Exception as error:  # what the caller would have seen, had it done this itself
             kind = next((kind for kind in (ValueError, ImportError) if isinstance(error, kind)), None)
             answer = ("error", kind(str(error)) if kind else f"{type(error).__name__}: {error}")
-        connection.send(answer)
+        try:
+            connection.send(answer)
+        except OSError:
+            return
 
 
 def main() -> None:

@@ -28,18 +28,23 @@ from tdmpc2.tasks import TaskSpec
 SECONDS = 300.0
 
 
+class WorkerLost(ValueError):
+    """A process that stepped environments ended or hung: nothing that is the environments' own fault."""
+
+
 class Worker:
     """A process that holds environments."""
 
     def __init__(self) -> None:
         mine, its = socket.socketpair()
-        paths = os.pathsep.join(filter(None, sys.path))
+        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         with its:
             os.set_inheritable(its.fileno(), True)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tdmpc2.envs.worker", str(its.fileno())],
+                [sys.executable, "-P", "-m", "tdmpc2.envs.worker", str(its.fileno())],  # -P: nothing from this folder
                 pass_fds=(its.fileno(),),
+                process_group=0,  # a Ctrl-C in the terminal is for the caller
                 env={**os.environ, **threads, "PYTHONPATH": paths},
             )
         self._connection = Connection(mine.detach())
@@ -60,13 +65,14 @@ class Worker:
         """Wait for an answer.
 
         Raises:
-            EnvironmentFault: an environment failed there, or the process ended or does not answer.
+            EnvironmentFault: an environment failed there.
+            WorkerLost: the process ended, or does not answer.
             ValueError, ImportError: as the call would have raised here.
         """
         try:
             if not self._connection.poll(SECONDS):
                 self._process.kill()
-                raise EnvironmentFault(
+                raise WorkerLost(
                     f"the process that steps the environments did not answer for {SECONDS:g} s ({self._waiting}), and "
                     "was ended"
                 )
@@ -74,7 +80,7 @@ class Worker:
         except (EOFError, OSError) as error:
             code = self._process.wait()
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            raise EnvironmentFault(f"the process that steps the environments {how} ({self._waiting})") from error
+            raise WorkerLost(f"the process that steps the environments {how} ({self._waiting})") from error
         if kind == "fault":
             raise EnvironmentFault(answer)
         if kind == "error":

@@ -14,7 +14,7 @@ from tdmpc2.config import Config
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.envs.stepping import EachAlone, Played, Step
-from tdmpc2.envs.workers import EachInWorkers, Workers
+from tdmpc2.envs.workers import EachInWorkers, WorkerLost, Workers
 from tdmpc2.play.actors import prior_actions, uniform_actions
 from tdmpc2.play.explorer_state import Running, check_explorer, loaded_episode, saved_episode, saved_running
 from tdmpc2.play.rollout import Episode, Floats, Job
@@ -162,7 +162,9 @@ class Explorer:
     def _stepped(self, actions: Mapping[int, Floats]) -> dict[int, Step | str]:
         try:
             return self._envs.step(actions)
-        except EnvironmentFault as error:  # of a process that steps them
+        except WorkerLost as error:  # new episodes then begin: it may have died of one of these
+            for i in self._rows:
+                self._running[i] = None
             raise EnvironmentFailed(str(error)) from error
 
     def _checked(self, i: int, outcome: Step | str) -> Step:
@@ -234,7 +236,7 @@ class Explorer:
     def _reset(self, i: int, seed: int) -> Running:
         try:
             return Running(seed, [self._envs.reset(i, seed)])
-        except EnvironmentFault as error:
+        except (EnvironmentFault, WorkerLost) as error:
             raise EnvironmentFailed(f"{self._number(i)}: {error}") from error
 
     def _number(self, i: int) -> str:

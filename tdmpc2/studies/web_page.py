@@ -114,6 +114,8 @@ def _videos(paths: Sequence[Path], page: Path) -> list[str]:
     embedded, linked, total = [], [], 0
     for _, video in newest.values():
         try:
+            if video.is_symlink():  # somebody else's run would choose what of yours the page shows
+                raise ValueError("it is a link")
             check_regular(video)
             size = video.stat().st_size
             if size <= LARGEST_VIDEO and total + size <= ALL_VIDEOS:
@@ -123,7 +125,7 @@ def _videos(paths: Sequence[Path], page: Path) -> list[str]:
         except (OSError, ValueError) as error:
             linked.append(as_html(Paragraph(f"{video} cannot be read: {error}")))
             continue
-        href = safe(quote(Path(os.path.relpath(video, page.parent)).as_posix()))
+        href = safe(quote(os.fsencode(Path(os.path.relpath(video, page.parent)).as_posix())))
         linked.append(f'<p><a href="{href}">{safe(str(video))}</a> ({size_text(size)})</p>')
     if not newest:
         return []

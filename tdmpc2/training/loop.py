@@ -165,6 +165,11 @@ class Run:
         Raises:
             ValueError: one lacks a method.
         """
+        if len(found := set(self.group.collect(len(callbacks)))) > 1:  # they would ask each other at different times
+            raise ValueError(
+                f"callbacks: the processes have {min(found)} to {max(found)} of them: give every process the same, "
+                "which may do nothing where the process is not the main one"
+            )
         self._stopping.listen(callbacks)
 
     def start(

@@ -171,6 +171,12 @@ def test_package_that_cannot_be_loaded_costs_a_warning(
     ]
 
 
+@pytest.mark.parametrize("line", ["sets = {'two': 'walker-walk'}", "sets = {'two': 3}", "sets = 3"])
+def test_package_whose_sets_are_wrong_spoils_no_other_task(install: Callable[..., None], line: str) -> None:
+    install("balls", line, sets="sets")
+    assert parse_cfg({"task": "Pendulum-v1"}).task == "Pendulum-v1"
+
+
 def test_package_of_the_examples_plays_all_its_tasks(install: Callable[..., None]) -> None:
     """The entry points of its pyproject.toml name what its module has."""
     folder = REPO / "examples" / "own_family"

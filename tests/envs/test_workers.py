@@ -16,8 +16,7 @@ import pytest
 
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.envs import workers
-from tdmpc2.envs.checked import EnvironmentFault
-from tdmpc2.envs.workers import Workers, WorkerVecEnv
+from tdmpc2.envs.workers import WorkerLost, Workers, WorkerVecEnv
 from tdmpc2.play.collector import collect
 from tdmpc2.play.rollout import Episode, Job, play
 from tdmpc2.training.online import train_online
@@ -91,14 +90,14 @@ def test_fault_in_a_worker_is_named_as_one_here(tmp_path: Path) -> None:
 
 def test_worker_that_is_killed_is_named(one: WorkerVecEnv) -> None:
     os.kill(process_of(one), signal.SIGKILL)
-    with pytest.raises(EnvironmentFault, match=r"was killed by signal 9 \(step\)"):
+    with pytest.raises(WorkerLost, match=r"was killed by signal 9 \(step\)"):
         one.step(np.zeros((1, 2), np.float32))
 
 
 def test_worker_that_hangs_is_ended_after_the_time_limit(one: WorkerVecEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "SECONDS", 0.2)
     os.kill(pid := process_of(one), signal.SIGSTOP)
-    with pytest.raises(EnvironmentFault, match=r"did not answer for 0.2 s \(step\)"):
+    with pytest.raises(WorkerLost, match=r"did not answer for 0.2 s \(step\)"):
         one.step(np.zeros((1, 2), np.float32))
     psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=10)
 

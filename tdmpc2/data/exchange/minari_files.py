@@ -22,6 +22,7 @@ from tdmpc2.data.exchange.spaces import Leaf, flatten, read_space, to_unit
 from tdmpc2.support.entries import check_entries, nothing_or, one_of, text, whole
 from tdmpc2.support.extras import install_hint
 from tdmpc2.support.files import read_json
+from tdmpc2.support.reading import NotRegularError, check_regular
 from tdmpc2.support.text import cut, shown
 from tdmpc2.tracking.progress import progress
 
@@ -37,6 +38,8 @@ _METADATA = {
 }
 #: Id of the environment in the JSON of its specification.
 _ENV_ID = re.compile(r'"id"\s*:\s*"([^"]{1,300})"')
+#: Bytes of numbers that a byte of a file may stand for; constant columns are compressed a thousand times.
+_MOST_COMPRESSED = 2_000
 _AGAIN = "Download or record the data set again"
 
 
@@ -185,6 +188,10 @@ class _Hdf5:
 
     def __enter__(self) -> _Hdf5:
         try:
+            check_regular(self.file)  # HDF5 would wait for a pipe
+        except NotRegularError as error:
+            raise ValueError(str(error)) from error
+        try:
             self._open = self._library.File(self.file, "r")
         except OSError as error:
             raise ValueError(f"{self.file} cannot be read as HDF5 ({cut(str(error), 80)}). {_AGAIN}") from error
@@ -218,14 +225,17 @@ class _Hdf5Episode:
         for key in keys:
             found = _member(self.library, found, key, self.origin)
         plain = isinstance(found, self.library.Dataset) and not found.is_virtual and found.external is None
-        if not plain or found.dtype.kind not in "fiub" or found.size > 2**31:
+        # What is declared but not stored costs the file nothing, and memory all.
+        stored = plain and found.id.get_storage_size() * _MOST_COMPRESSED >= found.nbytes
+        if not stored or found.dtype.kind not in "fiub" or found.size > 2**31:
             raise ValueError(f"{self.origin}: {'.'.join(keys)} is no array of numbers in this file. {_AGAIN}")
         return np.asarray(found[()])
 
 
 def _member(library: Any, group: Any, name: str, origin: str) -> Any:
     """Open what a group holds itself; links to other files are not followed."""
-    link = group.get(name, getlink=True) if isinstance(group, library.Group) else None
+    known = isinstance(group, library.Group) and "/" not in name and name not in (".", "..")
+    link = group.get(name, getlink=True) if known else None  # a path would pass through links
     if not isinstance(link, library.HardLink):
         raise ValueError(f"{origin}: '{cut(name, 80)}' is missing or not in this file. {_AGAIN}")
     return group[name]
@@ -259,13 +269,13 @@ class _Arrow:
         files = sorted(path for path in folder.glob(f"*.{self._form}") if path.is_file() and not path.is_symlink())
         if not files:
             raise ValueError(f"{origin}: {folder} holds no .{self._form} file. {_AGAIN}")
+        if len(files) > 1:
+            raise ValueError(f"{origin}: {folder} holds {len(files)} files, expected one. {_AGAIN}")
         try:
-            tables = [self._library.dataset(path, format=self._form).to_table() for path in files]
+            table = self._library.dataset(files[0], format=self._form).to_table()
         except (OSError, self._library.ArrowException) as error:
             raise ValueError(f"{origin}: {folder} is damaged ({cut(str(error), 80)}). {_AGAIN}") from error
-        if len(tables) > 1:
-            raise ValueError(f"{origin}: {folder} holds {len(tables)} files, expected one. {_AGAIN}")
-        return _ArrowEpisode(tables[0].combine_chunks(), origin)
+        return _ArrowEpisode(table.combine_chunks(), origin)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def read_space(origin: str, text: Any) -> tuple[Leaf, ...]:
     try:
         content = json.loads(text) if isinstance(text, str) else text
         leaves = tuple(_leaves(content, ()))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         reason = cut(str(error)) if type(error) is ValueError else f"it is {shown(text)}"
         raise ValueError(f"{origin}: {reason}") from error
     if not 0 < sum(leaf.size for leaf in leaves) <= _MOST:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,44 @@ def test_links_out_of_an_hdf5_file_are_not_followed(
         file["episode_0"]["rewards"] = h5py.ExternalLink(str(tmp_path / "private.h5"), "secret")
     said = refused(capsys, "import", hopper, tmp_path / "store", "form=minari")
     assert "'rewards' is missing or not in this file" in said
+
+
+def test_key_that_is_a_path_through_a_link_is_not_followed(
+    hopper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import h5py
+
+    with h5py.File(tmp_path / "private.h5", "w") as other:
+        other["secret"] = np.zeros((41, 11))
+    with h5py.File(hopper / "main_data.hdf5", "a") as file:
+        del file["episode_0"]["observations"]
+        file["episode_0"].create_group("observations")["ext"] = h5py.ExternalLink(str(tmp_path / "private.h5"), "/")
+    space = json.loads(json.loads((hopper / "metadata.json").read_text())["observation_space"])
+    set_metadata(hopper, observation_space=json.dumps({"type": "Dict", "subspaces": {"ext/secret": space}}))
+    said = refused(capsys, "import", hopper, tmp_path / "store", "form=minari", "task=Hopper-v5")
+    assert "'ext/secret' is missing or not in this file" in said
+
+
+def test_named_pipe_instead_of_a_file_is_one_line(
+    hopper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (hopper / "main_data.hdf5").unlink()
+    os.mkfifo(hopper / "main_data.hdf5")
+    assert "is a named pipe" in refused(capsys, "import", hopper, tmp_path / "store", "form=minari")
+
+
+def test_declared_array_that_is_not_stored_is_refused(
+    hopper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file of a thousand bytes may declare 16 GB, which reading it would make."""
+    import h5py
+
+    with h5py.File(hopper / "main_data.hdf5", "a") as file:
+        del file["episode_0"]["rewards"]
+        file["episode_0"].create_dataset("rewards", (2**31,), "f8", chunks=(2**20,))
+    assert "rewards is no array of numbers in this file" in refused(
+        capsys, "import", hopper, tmp_path / "store", "form=minari"
+    )
 
 
 @pytest.mark.parametrize(
