@@ -77,7 +77,7 @@ class Player:
         self.plan_mean: Tensor | None = None  # [E, H, A]
         self._model, self._planner = model, planner
         self._ids: Tensor | None = None  # [E]: the tasks that plan_mean is for
-        self._looked_up: tuple[Tensor, tuple[int, int], TaskContext] | None = None  # ids, version of their table, facts
+        self._looked_up: tuple[Tensor, tuple[int, ...], TaskContext] | None = None  # ids, version of their table, facts
         self._last: Iteration | None = None  # of the last plan
         self._process = os.getpid()
 
@@ -109,6 +109,7 @@ class Player:
         device = self._model.bins.device
         plan_mean, ids = state.get("plan_mean"), state.get("ids")
         self.plan_mean = None if plan_mean is None else plan_mean.to(device)
+        self._last = None
         self._ids = None if ids is None else ids.to(device)
         generator = state["generator"].cpu()
         if generator.shape == self.generator.get_state().shape:
@@ -174,7 +175,7 @@ class Player:
         """Look the tasks up, or repeat what was looked up last: a tenth of the time of one action of the policy."""
         if ids is None or ids.device.type != "cpu" or (table := self._model._task_emb.weight).is_inference():
             return self._model.context(ids)
-        version = (table.data_ptr(), table._version)
+        version = (table.data_ptr(), table._version, self._model.discounts._version, self._model.action_masks._version)
         if self._looked_up is None or self._looked_up[1] != version or not torch.equal(self._looked_up[0], ids):
             self._looked_up = ids.clone(), version, self._model.context(ids)
         return self._looked_up[2]

@@ -113,7 +113,10 @@ class FastPlanner:
         if self._undecided:
             self._decide()
         if self._networks is not None and self._networks.outdated(self._model):
-            self._pack()
+            if self._model.bins.device.type == "cpu":
+                self._pack()
+            else:  # the model was moved: what the kernels would be given is no address of theirs
+                self.kind, self.functions, self._networks, self._plan = "plain", {}, None, planner.plan
 
     def __getstate__(self) -> dict[str, Any]:
         wanted = "auto" if self._plans is not None else self._undecided

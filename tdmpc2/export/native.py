@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,8 +35,9 @@ def export(request: Request) -> bool:
     if request.envs != 1:
         raise ValueError(f"envs={request.envs}: --to native leaves their number to tdmpc2_open; leave it out")
     source = read_source(request)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model(folder / MODEL, source, overwrite=request.force)  # first: it is what can fail
     write_sources(folder, overwrite=request.force)
-    write_model(folder / MODEL, source, overwrite=request.force)
     size = size_text((folder / MODEL).stat().st_size)
     print(f"wrote {folder}: {request.precision}, {size}; to build: cmake -S {folder} -B {folder / 'build'} && "
           f"cmake --build {folder / 'build'}")  # fmt: skip
@@ -70,12 +72,18 @@ def sources() -> dict[str, str]:
     return {**texts, "cmake/variants.cmake": _variants(common)}
 
 
+def numeric_version() -> str:
+    """Give the version in the form that CMake takes: numbers and dots, without what follows them."""
+    found = re.match(r"\d+(\.\d+){0,3}", version())
+    return found[0] if found else "0"
+
+
 def _variants(common: list[str]) -> str:
     """What CMake has to know of the kernels, whose home is :mod:`tdmpc2.acceleration.cpu.build`."""
     flags = [flag for flag in build.FLAGS if not flag.startswith(("-std=", "-fPIC", "-W"))]
     lines = [
         "# Written by `tdmpc2 export`.",
-        f"set(TDMPC2_VERSION {version()})",
+        f"set(TDMPC2_VERSION {numeric_version()})",
         f"set(TDMPC2_SOURCES {build.sources_id()})",
         f"set(TDMPC2_FLAGS {' '.join(flags)} -DTDMPC2_ACTS_ONLY)",
         f"set(TDMPC2_PER_VARIANT {' '.join(name for name in build.PER_VARIANT if name not in build.FOR_TRAINING)})",

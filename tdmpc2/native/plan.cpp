@@ -205,8 +205,9 @@ Problem Actor::policy(const float* obs, const int* task, float* actions) {
     else std::fill(few_noise.begin(), few_noise.end(), 0.0f);
     kernels.policy_rollout(&model.networks, b.environments, 1, 1, b.threads, latent.data(), task_embedding(), mask(),
                            few_noise.data(), value_noise.data());
-    if (!finite(value_noise.data(), size_t(b.environments) * dim))
-        return {TDMPC2_NOT_FINITE, 0, "the action is not finite: the observation is too large for the weights"};
+    for (int env = 0; env < b.environments; env++)
+        if (!finite(value_noise.data() + size_t(env) * dim, size_t(dim)))
+            return {TDMPC2_NOT_FINITE, env, "the action is not finite: the observation is too large for the weights"};
     std::copy_n(value_noise.data(), size_t(b.environments) * dim, actions);
     calls++;
     return {TDMPC2_OK, 0, nullptr};

@@ -142,3 +142,15 @@ def test_cuda_graph_plan_equals_plain_plan(precision: str) -> None:
             graphed, plain = (planner(*given, eval_mode=True) for planner in (agent.planner, FastPlanner(agent.model)))
         rounding = 1e-4 if agent.precision == "fp32" else 0.1
         assert_close(graphed.mean, plain.mean, rtol=0, atol=rounding)
+
+
+@needs_library
+def test_kernels_are_left_by_a_model_that_moves_to_another_device(agent: TDMPC2) -> None:
+    """They would read an address of that device's memory, which ends the process."""
+    other = TDMPC2(agent.cfg.replace(seed=4))
+    other.compile_planner()
+    assert other.planner.kind == "kernels"
+    other.model.to("meta")
+    context = other.model.context(torch.zeros(1, dtype=torch.long, device="meta")) if other.cfg.multitask else None
+    z = other.planner.encode(torch.zeros(1, other.cfg.obs_dim, device="meta"), context or other.model.context(None))
+    assert (z.device.type, other.planner.kind) == ("meta", "plain")
