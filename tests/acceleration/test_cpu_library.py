@@ -112,9 +112,10 @@ def test_library_of_other_sources_asks_for_make_setup(tmp_path: Path) -> None:
 
 
 @needs_library
-def test_library_loaded_adds_no_openmp_runtime() -> None:
-    maps = Path("/proc/self/maps").read_text().split()
-    assert len({path for path in maps if "libgomp" in path or "libiomp" in path or "libomp" in path}) <= 1
+def test_library_needs_no_openmp_runtime() -> None:
+    """A second one beside PyTorch's would have threads of its own spin on the same cores."""
+    content = library._PATH.read_bytes()
+    assert not [name for name in (b"libgomp", b"libiomp", b"libomp") if name in content]
 
 
 @needs_library
