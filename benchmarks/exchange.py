@@ -58,7 +58,7 @@ def make_store(root: Path, size: float) -> int:
 
 
 def jobs(root: Path) -> dict[str, Callable[[], object]]:
-    """What is measured, by name; the import reads what the export to Minari wrote."""
+    """List the jobs that are measured, by name; the import reads what the export to Minari wrote."""
 
     def from_minari() -> None:
         (data,) = (root / "minari").glob("*/*")

@@ -1,4 +1,4 @@
-"""What Hydra composes the YAML files on: the defaults of all keys."""
+"""Defaults of all keys, on which Hydra composes the YAML files."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _ACTION_REPEAT = 2
 
 
 class Row(NamedTuple):
-    """What ManiSkill calls a task, and how its robot is controlled."""
+    """A task: its id in ManiSkill, and how its robot is controlled."""
 
     id: str
     control: str = "pd_ee_delta_pos"

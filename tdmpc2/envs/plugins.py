@@ -18,7 +18,7 @@ _log = logging.getLogger("tdmpc2")
 
 
 class Offer(NamedTuple):
-    """What one entry point names: a family, or task sets by name."""
+    """Content of one entry point: a family, or task sets by name."""
 
     package: str
     content: Any

@@ -20,7 +20,7 @@ from tdmpc2.envs.vector import EnvPool, make_vec_env
 
 
 class Work:
-    """What a caller can ask for, by name; environments stay here from one request to the next."""
+    """Requests of a caller, a method for each; environments stay here from one to the next."""
 
     def __init__(self) -> None:
         self._envs: Any = None

@@ -73,7 +73,7 @@ class Step(nn.Module):
 
     @property
     def outputs(self) -> tuple[Output, ...]:
-        """What it returns."""
+        """Outputs of the step, in order."""
         raise NotImplementedError
 
     def _inputs(self) -> list[Input]:

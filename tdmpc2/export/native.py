@@ -79,7 +79,7 @@ def numeric_version() -> str:
 
 
 def _variants(common: list[str]) -> str:
-    """What CMake has to know of the kernels, whose home is :mod:`tdmpc2.acceleration.cpu.build`."""
+    """List for CMake the sources and flags of the kernels, whose home is :mod:`tdmpc2.acceleration.cpu.build`."""
     flags = [flag for flag in build.FLAGS if not flag.startswith(("-std=", "-fPIC", "-W"))]
     lines = [
         "# Written by `tdmpc2 export`.",

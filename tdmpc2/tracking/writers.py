@@ -16,7 +16,7 @@ class Writer(Protocol):
 
     @property
     def run_id(self) -> str | None:
-        """What the run is called there, if it has to be known to continue it."""
+        """Name of the run there, if it has to be known to continue it."""
 
     def start(self, cfg: Config, teacher: Config | None, step: int, run_id: str | None, terminal: bool) -> None:
         """Begin, or continue what was written until ``step``; a terminal redraws its lines."""

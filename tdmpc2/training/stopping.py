@@ -13,7 +13,7 @@ _ASK_OTHERS = 10  # steps, or updates, between two questions of several processe
 
 
 class Stopping:
-    """What the processes of a run know of a request to stop.
+    """Requests to stop, as far as the processes of a run know of them.
 
     Args:
         group: the processes.

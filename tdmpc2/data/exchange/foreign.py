@@ -55,7 +55,7 @@ class Foreign(Protocol):
 
     @property
     def terminated(self) -> Sequence[bool]:
-        """Whether the last step of each ended it for good."""
+        """Tell of each episode if its last step ended it for good."""
 
     def opened(self) -> AbstractContextManager[object]:
         """Keep its file open for the episodes that are read in a block."""
