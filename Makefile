@@ -77,7 +77,7 @@ wheels: setup ## make dist/: the sources, a wheel for this processor, and one fo
 demo: setup ## collect, train a teacher, distil a student, evaluate, quantise
 	$(PY) examples/demo.py
 
-bench: setup ## run every benchmark, or some, or at length: make bench ARGS="plan update --full"
+bench: setup ## run the usual benchmarks, or some, or at length: make bench ARGS="plan update --full"
 	$(PY) -m benchmarks $(ARGS)
 
 fuzz: setup ## try damaged files and careless command lines: make fuzz ARGS="--minutes 60 --seed 1"

@@ -1,6 +1,6 @@
 """Run benchmarks one after the other and say at the end which of them failed.
 
-python -m benchmarks                # all of them; --plan says only how long that takes and what it writes
+python -m benchmarks                # the usual ones; --plan says only how long that takes and what it writes
 python -m benchmarks plan update    # some of them
 python -m benchmarks --full         # with every turn and the largest sizes, for tables that are to be published
 """
@@ -25,11 +25,15 @@ _QUICK = "Small runs, whose numbers mean nothing: seconds each, minutes where so
 
 
 class Cost(NamedTuple):
-    """Minutes on two cores, those of --full, and GB written meanwhile, as a benchmark declares them."""
+    """Minutes on two cores, those of --full, and GB written meanwhile, as a benchmark declares them.
+
+    One that declares ``BY_NAME`` runs where it is named, or with --full, so that all others stay a quarter of an hour.
+    """
 
     minutes: float
     full_minutes: float
     disk_gb: float
+    by_name: bool = False
 
 
 DECLARED = ("MINUTES", "FULL_MINUTES", "DISK_GB")
@@ -42,7 +46,7 @@ def costs() -> dict[str, Cost]:
         nodes = ast.parse(path.read_text(encoding="utf-8")).body
         values = {ast.unparse(node.targets[0]): node.value for node in nodes if isinstance(node, ast.Assign)}
         if "MINUTES" in values:
-            found[path.stem] = Cost(*(ast.literal_eval(values[name]) for name in DECLARED))
+            found[path.stem] = Cost(*(ast.literal_eval(values[name]) for name in DECLARED), "BY_NAME" in values)
     return found
 
 
@@ -97,10 +101,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     length.add_argument("--quick", action="store_true", help="small runs that only show that they work")
     parser.add_argument("--plan", action="store_true", help="only say how long it takes and how much it writes")
     args = parser.parse_args(argv)
-    names = args.names or list(costs())
+    names = args.names or [name for name, cost in costs().items() if args.full or not cost.by_name]
     if unknown := [name for name in names if name not in costs()]:
         parser.error(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(costs())}")
     print(_QUICK if args.quick else plan(names, args.full), flush=True)
+    if not args.names and (others := [name for name in costs() if name not in names]):
+        print(f"Not among them: {', '.join(others)}; name them, or --full runs all.", flush=True)
     if args.plan:
         return 0
     options = [f"--{length}" for length in ("full", "quick") if getattr(args, length)]

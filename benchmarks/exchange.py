@@ -16,8 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,7 +23,7 @@ import numpy as np
 
 from benchmarks._harness import REPO, Timings, make_parser, parse, report, skip
 from benchmarks._inputs import random_episodes
-from benchmarks.importing import resident
+from benchmarks.importing import measure
 from tdmpc2.config import Config
 from tdmpc2.data.chunk_form import Layout
 from tdmpc2.data.chunks import write_chunk
@@ -40,6 +38,7 @@ from tdmpc2.tracking.progress import progress
 
 MINUTES = 0.5
 FULL_MINUTES = 3
+BY_NAME = True
 DISK_GB = 1
 
 CFG = Config(task="walker-walk")
@@ -71,29 +70,6 @@ def jobs(root: Path) -> dict[str, Callable[[], object]]:
         "from Minari": from_minari,
         "to LeRobot": lambda: export_lerobot(OwnData.open(root / "store"), root / "lerobot", 25),
     }
-
-
-def measure(job: Callable[[], object]) -> tuple[float, int]:
-    """Do a job; returns seconds and the peak growth of memory in bytes."""
-    peak = before = resident()
-    running = True
-
-    def watch() -> None:
-        nonlocal peak
-        while running:
-            peak = max(peak, resident())
-            time.sleep(0.002)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start = time.perf_counter()
-    try:
-        job()
-    finally:
-        seconds = time.perf_counter() - start
-        running = False
-        watcher.join()
-    return seconds, peak - before
 
 
 def run_apart(root: Path, name: str) -> tuple[float, int]:

@@ -35,6 +35,7 @@ from tdmpc2.support.files import size_text
 
 MINUTES = 4
 FULL_MINUTES = 6
+BY_NAME = True
 DISK_GB = 0
 
 TASKS = ("walker-walk", "cheetah-run", "finger-spin", "cup-catch", "pendulum-spin")

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,8 @@ def resident() -> int:
     return 1024 * sum(int(lines[name].split()[0]) for name in ("RssAnon", "RssFile", "RssShmem"))
 
 
-def measured_import(source: str, target: str) -> None:
-    """Import and print seconds and peak growth of memory in bytes; runs in a process of its own."""
+def measure(job: Callable[[], object]) -> tuple[float, int]:
+    """Do a job; returns seconds and the peak growth of memory in bytes."""
     peak = before = resident()
     running = True
 
@@ -86,11 +86,18 @@ def measured_import(source: str, target: str) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     start = time.perf_counter()
-    import_episodes([source], target, "mt30", CFG.task_specs, quiet=True)
-    seconds = time.perf_counter() - start
-    running = False
-    watcher.join()
-    print(json.dumps([seconds, peak - before]))
+    try:
+        job()
+    finally:
+        seconds = time.perf_counter() - start
+        running = False
+        watcher.join()
+    return seconds, peak - before
+
+
+def measured_import(source: str, target: str) -> None:
+    """Import and print seconds and peak growth of memory in bytes; runs in a process of its own."""
+    print(json.dumps(measure(lambda: import_episodes([source], target, "mt30", CFG.task_specs, quiet=True))))
 
 
 def run_import(source: Path, target: Path) -> tuple[float, int]:

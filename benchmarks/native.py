@@ -36,6 +36,7 @@ from tdmpc2.loading import load_agent
 
 MINUTES = 4
 FULL_MINUTES = 30
+BY_NAME = True
 DISK_GB = 0
 
 TASK = "walker-walk"

@@ -22,6 +22,7 @@ from tdmpc2.loading import load_agent
 
 MINUTES = 0.125
 FULL_MINUTES = 0.25
+BY_NAME = True
 DISK_GB = 0
 
 COLUMNS = (
