@@ -283,6 +283,8 @@ class Config(Keys):
         taught = {entry.task for entry in self.teachers or ()}
         if taught and taught.isdisjoint(learned := [self.task_names[task_id] for task_id in self.task_ids]):
             raise ValueError(f"teachers: the run learns {', '.join(learned)}, and none of {', '.join(sorted(taught))}")
+        if self.eval_weights == "ema" and not self.ema_decay:
+            raise ValueError("eval_weights=ema plays averaged weights, and ema_decay=0 keeps none: set ema_decay=0.999")
         if self.min_std > self.max_std:
             raise ValueError(f"min_std={self.min_std} must not exceed max_std={self.max_std}")
 

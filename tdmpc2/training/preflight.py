@@ -101,7 +101,9 @@ def checkpoint_bytes(agent: TDMPC2, cfg: Config) -> int:
     model = sum(tensor.nbytes for tensor in agent.model.state_dict().values())
     trained = sum(p.nbytes for p in agent.model.parameters() if p.requires_grad)
     state = model + 2 * trained  # two moments of Adam
-    models = 1 + (cfg.keep_last if cfg.keep_last > 1 else 0) + cfg.save_best
+    averaged = bool(cfg.ema_decay)
+    state += averaged * model
+    models = 1 + (cfg.keep_last if cfg.keep_last > 1 else 0) + cfg.save_best + averaged
     return (2 * state + (models + 1) * model) if cfg.save_agent else 0
 
 
