@@ -45,6 +45,7 @@ Actor::Actor(const Card& card, const Model& model, const Kernels& kernels, const
     value_noise.resize(numbers({envs, b.samples, dim}));
     few_noise.resize(numbers({envs, std::max(b.elites, dim)}));
     policy_actions.resize(numbers({envs, b.horizon, std::max(b.policy_samples, 1), dim}));
+    no_noise.resize(card.start_at_policy ? numbers({envs, b.horizon, dim}) : 0);
     all_actions.resize(numbers({envs, b.horizon, b.samples, dim}));
     value.resize(numbers({envs, b.samples}));
     before.resize(numbers({envs, b.horizon, dim}));
@@ -156,11 +157,14 @@ Problem Actor::plan(const float* obs, const int* task, const tdmpc2_noise* given
         kernels.policy_rollout(&model.networks, envs, b.horizon, b.policy_samples, b.threads, latent.data(),
                                task_embedding(), mask(), given ? given->policy : noise.data(), policy_actions.data());
     }
-    for (int env = 0; env < envs; env++) {
+    for (int env = 0; env < envs && !card.start_at_policy; env++) {
         const size_t own = size_t(env) * b.horizon * dim, later = size_t(b.horizon - 1) * dim;
         std::copy_n(before.data() + own + dim, later, mean.data() + own);
         std::fill_n(mean.data() + own + later, dim, 0.0f);
     }
+    if (card.start_at_policy)
+        kernels.policy_rollout(&model.networks, envs, b.horizon, 1, b.threads, latent.data(), task_embedding(), mask(),
+                               no_noise.data(), mean.data());
     std::fill(std.begin(), std.end(), model.limits[2]);
     for (int i = 0; i < b.iterations; i++) {
         int64_t heads[2] = {0, 1};

@@ -55,7 +55,7 @@ class Actor {
     Scratch scratch;
     std::vector<float> latent, embedding, own_mask, discount;            // of the tasks of this call
     std::vector<float> noise, value_noise, few_noise;                    // of this iteration
-    std::vector<float> policy_actions, all_actions, value;
+    std::vector<float> policy_actions, no_noise, all_actions, value;
     std::vector<float> before, mean, std, elite_value, score, elite_actions;  // before: the plans, [E, H, A]
     std::vector<int> now, of_plan;  // tasks of this call and of the plans; -1: a plan that begins
     uint64_t key, calls = 0;

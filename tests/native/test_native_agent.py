@@ -51,8 +51,9 @@ def test_native_agent_with_the_same_noise_acts_bit_for_bit_as_python(
         ("dog-run", {"num_samples": 100, "horizon": 2, "num_enc_layers": 3}),
         ("mt30", {"plan_action": "mean", "num_q": 5}),
         ("mt30", {"num_bins": 2, "simnorm_dim": 4, "mlp_dim": 33}),
+        ("mt30", {"plan_start": "policy", "horizon": 4}),
     ],
-    ids=["one task", "38 actions", "mean", "odd sizes"],
+    ids=["one task", "38 actions", "mean", "odd sizes", "from the policy"],
 )
 def test_native_agent_of_other_sizes_acts_as_python(
     tmp_path: Path, opened: NativeLibrary, task: str, changes: dict[str, object]
