@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.distillation.distillation import Distillation
-from tdmpc2.distillation.targets import StudentOutputs, StudentPolicy, TeacherOutputs
+from tdmpc2.distillation.targets import StudentOutputs, StudentPolicy, TeacherOutputs, loss_name
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.nn.math import soft_cross_entropy, updated_scale
 from tdmpc2.nn.world_model import TaskContext, WorldModel
@@ -29,6 +30,20 @@ class ModelLosses(NamedTuple):
     value: Tensor
     distilled: dict[str, Tensor]  # by target; empty without a teacher
     termination: TerminationLoss | None  # None unless the model is episodic
+
+    def total(self, cfg: Config, distilled: Tensor | float = 0.0) -> Tensor:
+        """Add up the losses, each times its coefficient; ``distilled`` has its weights already."""
+        total = cfg.consistency_coef * self.consistency + cfg.reward_coef * self.reward + cfg.value_coef * self.value
+        total = total + distilled
+        return total if self.termination is None else total + cfg.termination_coef * self.termination.loss
+
+    def named(self) -> dict[str, Tensor]:
+        """Name the losses as the log does, and what else is known of the termination head."""
+        named = {"consistency_loss": self.consistency, "reward_loss": self.reward, "value_loss": self.value}
+        named |= {f"{loss_name(target)}_loss": value for target, value in self.distilled.items()}
+        if self.termination is not None:
+            named |= {f"termination_{name}": value for name, value in self.termination._asdict().items()}
+        return named
 
 
 class TerminationLoss(NamedTuple):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.config import Config
 from tdmpc2.nn.pixels import split_observation
 from tdmpc2.nn.world_model import TaskContext, WorldModel
-from tdmpc2.planner import Iteration, Plan, draw_noise, predicted_return
+from tdmpc2.planner import Iteration, Plan, PlanNoise, draw_noise, predicted_return
 from tdmpc2.support.draws import load_generator
 from tdmpc2.support.text import shown
 
@@ -26,6 +26,14 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 _LARGEST = torch.finfo(torch.float32).max
 _OVERFLOW = "so the weights are damaged or too large for this observation"
 TaskLike = int | str | Sequence[int | str] | np.ndarray | Tensor | None
+
+
+class Asked(NamedTuple):
+    """The question that a player answers by actions of E environments."""
+
+    obs: Tensor  # [E, O] or images, where they came from
+    ids: Tensor | None  # of their tasks, [E]; None: the model has one
+    starts: Tensor  # where episodes start, bool [E]
 
 
 class NotFinite(ValueError):
@@ -139,35 +147,24 @@ class Player:
                 environments: another number of them, or another task, although no episode starts.
             NotFinite: an observation, all values of a plan, or the action, with the number of the environment.
         """
-        self.check_process()
         if not isinstance(eval_mode, (bool, np.bool_)):
             raise ValueError(f"eval_mode={shown(eval_mode)} must be True or False")
         model, cfg, device = self._model, self._model.cfg, self._model.bins.device
-        x = observations(obs, cfg)  # [E, O] or [E, C, height, width]
-        on_cpu, num_envs = x.device.type == "cpu", len(x)
-        if self.num_envs not in (None, num_envs):
-            raise ValueError(f"This player is for {self.num_envs} environments, but got {num_envs} observations")
-        ids = self._task_ids(task, num_envs)
-        starts = _starts(t0, num_envs, device)
-        if on_cpu:
-            numbers = split_observation(x, cfg.obs_dim, cfg.image_shape)[0] if cfg.obs == "rgb+state" else x
-            self._require_finite(numbers.numpy(), ids, "the observation has values that are not finite")
-        context = self._context(ids)
-        z = (self._planner if self.mpc else model).encode(x.to(device), context)
+        asked = self.asked(obs, t0, task)
+        context = self._context(asked.ids)
+        z = (self._planner if self.mpc else model).encode(asked.obs.to(device), context)
         if self.mpc:
-            plan = self._plan(z, context, ids, starts, eval_mode)
-            action = plan.action
+            prev_mean, noise = self.plan_inputs(asked)
+            plan = self._planner(z, context, prev_mean, noise, eval_mode=eval_mode)
+            if asked.obs.device.type == "cpu":
+                self._check_values(z, context, asked.ids, plan.last)
+            action = self.keep(asked, plan)
         elif eval_mode:
-            action = model.policy_mean(z, context)
+            action = self._checked(model.policy_mean(z, context), asked)
         else:
-            rows, count = self._among or (slice(None), num_envs)
+            rows, count = self._among or (slice(None), len(z))
             eps = torch.randn(count, cfg.action_dim, device=device, dtype=torch.float32, generator=self.generator)
-            action = model.pi(z, context, eps[rows])[0]
-        if on_cpu:
-            action = action.cpu()
-            if self.mpc:
-                self._check_values(z, context, ids, plan.last)
-            self._require_finite(action.numpy(), ids, f"the action is not finite, {_OVERFLOW}")
+            action = self._checked(model.pi(z, context, eps[rows])[0], asked)
         action = action.squeeze(0) if obs.ndim == len(cfg.obs_shape) else action
         return action.cpu().numpy() if isinstance(obs, np.ndarray) else action.to(obs.device)
 
@@ -227,30 +224,57 @@ class Player:
             task = names[0] if ids is None else names[int(ids[env])]
             raise NotFinite(text, env, task)
 
-    def _plan(self, z: Tensor, context: TaskContext, ids: Tensor | None, t0: Tensor, eval_mode: bool) -> Plan:
-        cfg = self._model.cfg
-        shape = (len(z), cfg.horizon, cfg.action_dim)
+    def asked(self, obs: np.ndarray | Tensor, t0: Any, task: TaskLike) -> Asked:
+        """Check what :meth:`act` is asked.
+
+        Raises:
+            ValueError: see there.
+        """
+        self.check_process()
+        x = observations(obs, self._model.cfg)
+        if self.num_envs not in (None, len(x)):
+            raise ValueError(f"This player is for {self.num_envs} environments, but got {len(x)} observations")
+        ids = self._task_ids(task, len(x))
+        asked = Asked(x, ids, _starts(t0, len(x), self._model.bins.device))
+        if x.device.type == "cpu":
+            cfg = self._model.cfg
+            numbers = split_observation(x, cfg.obs_dim, cfg.image_shape)[0] if cfg.obs == "rgb+state" else x
+            self._require_finite(numbers.numpy(), ids, "the observation has values that are not finite")
+        return asked
+
+    def plan_inputs(self, asked: Asked) -> tuple[Tensor, PlanNoise]:
+        """Bring the plans to where they go on from, [E, H, A], and draw the random numbers of the next."""
+        cfg, ids, t0, device = self._model.cfg, asked.ids, asked.starts, self._model.bins.device
+        num_envs = len(asked.obs)
+        shape = (num_envs, cfg.horizon, cfg.action_dim)
         if self.plan_mean is None:
-            self.plan_mean = z.new_zeros(shape)
+            self.plan_mean = torch.zeros(shape, dtype=torch.float32, device=device)
         elif self.plan_mean.shape != shape:
             if not bool(t0.all()):
                 raise ValueError(
-                    f"act() was last called with {len(self.plan_mean)} environments and now with {len(z)}: pass "
+                    f"act() was last called with {len(self.plan_mean)} environments and now with {num_envs}: pass "
                     "t0=True at the start of the episodes, or give each group of environments its agent.player()"
                 )
-            self.plan_mean = z.new_zeros(shape)
+            self.plan_mean = torch.zeros(shape, dtype=torch.float32, device=device)
         elif ids is not None and self._ids is not None:
             t0 = t0 | self._other_task(ids, self._ids, t0)
         self._ids = None if ids is None else ids.clone()  # the caller may reuse its own tensor
-        if self._among is None:
-            noise = draw_noise(cfg, len(z), z.device, self.generator)
-        else:
-            rows, count = self._among
-            noise = draw_noise(cfg, count, z.device, self.generator).for_envs(rows)
-        prev_mean = torch.where(t0[:, None, None], 0.0, self.plan_mean)
-        result = self._planner(z, context, prev_mean, noise, eval_mode=eval_mode)
-        self.plan_mean, self._last = result.mean, result.last
-        return result
+        rows, count = self._among or (None, num_envs)
+        noise = draw_noise(cfg, count, device, self.generator)
+        return torch.where(t0[:, None, None], 0.0, self.plan_mean), noise if rows is None else noise.for_envs(rows)
+
+    def keep(self, asked: Asked, plan: Plan) -> Tensor:
+        """Keep a plan, from which the next goes on; returns its action where observations came from, checked."""
+        self.plan_mean, self._last = plan.mean, plan.last
+        return self._checked(plan.action, asked)
+
+    def _checked(self, action: Tensor, asked: Asked) -> Tensor:
+        """Require finite actions in main memory, if that is where observations came from."""
+        if asked.obs.device.type != "cpu":
+            return action
+        action = action.cpu()
+        self._require_finite(action.numpy(), asked.ids, f"the action is not finite, {_OVERFLOW}")
+        return action
 
     def _other_task(self, ids: Tensor, before: Tensor, t0: Tensor) -> Tensor:
         """Find the environments whose plan is of another task; an error on the CPU, on a GPU they start anew.
