@@ -28,7 +28,7 @@ from tdmpc2.training.guards import STOPPED
 
 #: Benchmarks, and the options that they have here besides the device.
 PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("plan", ()), ("update", ("--growth",)), ("evaluation", ()), ("train", ("--processes", "1")),
+    ("plan", ()), ("update", ()), ("evaluation", ()), ("train", ("--processes", "1")),
     ("train", ("--online",)), ("stacked", ("--agents", "30")),
 )  # fmt: skip
 #: Where a result tells its plain and its fast time, by benchmark.

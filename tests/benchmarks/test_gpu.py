@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ import torch
 
 from benchmarks import _gpu
 from tdmpc2.training.guards import STOPPED
-from tests.helpers.reference import REPO
 
 
 def measured(name: str, words: Sequence[str]) -> tuple[str, str]:
@@ -94,16 +91,19 @@ def test_specialists_that_fail_are_named(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_whole_command_runs_on_a_cpu(tmp_path: Path) -> None:
-    """Every benchmark takes the options that it is given here; tests that need a GPU are skipped."""
+def test_command_measures_and_teaches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One benchmark and two specialists, in processes as on a GPU; the others have tests of their own."""
+    monkeypatch.setattr(_gpu, "PARTS", (("stacked", ("--agents", "2")),))
     keys = "model_size=null enc_dim=16 mlp_dim=16 latent_dim=16 num_q=2 num_samples=16 num_elites=4 num_pi_trajs=4"
-    steps = "steps=600 seed_steps=510 utd=0.1 batch_size=8 compile=false"
-    teach = f"--tasks pendulum-spin cartpole-balance {steps} {keys}"
-    words = ["--quick", "--device", "cpu", "--minutes", "5", "--out", "gpu.json", "--teach", teach]
-    command = [sys.executable, "-m", "benchmarks._gpu", *words]
-    done = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPO)}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    steps = "steps=515 seed_steps=510 utd=0.01 batch_size=8 iterations=1 compile=false num_threads=1"
+    words = ["--teach", f"--tasks pendulum-spin cartpole-balance {steps} {keys}", "--minutes", "5"]
+    places = ["--out", str(tmp_path / "gpu.json"), "--specialists", str(tmp_path / "out")]
+    assert _gpu.main([*words, *places, "--quick", "--device", "cpu"], tests=lambda: 0) == 0
     found = json.loads((tmp_path / "gpu.json").read_text())
-    assert set(found["specialists"]["tasks"]) == {"pendulum-spin", "cartpole-balance"}
+    assert [row["name"] for row in found["benchmarks"][0]["results"]] == ["update, 2 agents", "plan, 2 agents"]
+    assert {name: task["step"] for name, task in found["specialists"]["tasks"].items()} == {
+        "pendulum-spin": 500, "cartpole-balance": 500,
+    }  # fmt: skip
+    assert "pendulum-spin" in capfd.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from tdmpc2.config import Config
+from tdmpc2.envs.stepping import EachAlone
 from tdmpc2.training import run_dir
 from tdmpc2.training.guards import STOPPED
 from tdmpc2.training.online import train_online
@@ -137,3 +139,34 @@ def test_runs_that_do_not_fit_are_refused_before_anything_is_done(
     with pytest.raises(ValueError, match=message):
         train_specialists([one, other.replace(**keys)])
     assert not list(tmp_path.iterdir())
+
+
+def test_runs_with_worker_processes_are_the_same(undisturbed: list[Config], tmp_path: Path) -> None:
+    """Environments of all runs step at the same time there, each in a process of its own."""
+    cfgs = together(tmp_path, env_workers=1)
+    train_specialists(cfgs)
+    for one, other in zip(cfgs, undisturbed, strict=True):
+        assert_same(one.run_dir, other.run_dir)
+
+
+def test_environment_that_fails_saves_all_runs_before_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other run's environment has taken that step already, which is forgotten; the same call goes on."""
+    original, seen = EachAlone.step, Counter[int]()
+
+    def step(self: EachAlone, actions: Any) -> Any:
+        seen[id(self)] += 1
+        fails = len(seen) == 2 and seen[id(self)] == 26 and id(self) != next(iter(seen))
+        return dict.fromkeys(actions, "the robot fell") if fails else original(self, actions)
+
+    cfgs = together(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(EachAlone, "step", step)
+        with pytest.raises(ValueError, match=r"the robot fell \(step 26; what was learned before is saved"):
+            train_specialists(cfgs)
+    states = [torch.load(cfg.run_dir / "state.pt", weights_only=True) for cfg in cfgs]
+    assert [state["step"] for state in states] == [25, 25]
+    running = [state["parts"]["explorer"]["running"][0] for state in states]
+    assert running[1] is None
+    assert len(running[0]["action"]) == 25 % 7
+    train_specialists(cfgs)
+    assert {torch.load(cfg.run_dir / "state.pt", weights_only=True)["step"] for cfg in cfgs} == {33}
