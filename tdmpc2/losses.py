@@ -169,7 +169,8 @@ def policy_loss(
         group.average([count])  # of one process's rows, all may be demonstrations or none
         cloning = cloning_loss(model, action[:-1], batch.action, batch.demonstrated[0], task, count)
         loss = loss + cfg.bc_coef * cloning
-    return PolicyLoss(loss, scale, StudentPolicy(info["presquash_mean"][0], info["log_std"][0]), cloning)
+    first_step = StudentPolicy(info["presquash_mean"][0], info["log_std"][0], task.action_mask)
+    return PolicyLoss(loss, scale, first_step, cloning)
 
 
 def cloning_loss(

@@ -211,20 +211,10 @@ class Player:
             )
 
     def _check_values(self, z: Tensor, context: TaskContext, ids: Tensor | None, last: Iteration) -> None:
-        """Require of every environment an elite whose value is finite.
-
-        Values that are not have been replaced by zero or the largest numbers. Only if all elites have such a value is
-        it computed again to know, so that this costs nothing in a plan that is well.
-        """
-        found = np.abs(last.elite_value.cpu().numpy())
-        replaced = (found == 0) | (found >= _LARGEST)
-        if not (suspects := replaced.all(-1)).any():
-            return
-        cfg, actions = self._model.cfg, last.elite_actions
-        eps, heads = torch.zeros_like(actions[:, 0]), torch.arange(2, device=z.device)
-        value = predicted_return(self._model, z, context.unsqueeze(1), actions, eps, heads % cfg.num_q)
-        finite = value.isfinite().any(-1, keepdim=True).cpu().numpy() | ~suspects[:, None]
-        self._require_finite(np.where(finite, 0.0, np.nan), ids, f"no value of its plan is finite, {_OVERFLOW}")
+        """Require of every environment an elite whose value is finite."""
+        finite = has_finite_value(self._model, z, context, last)
+        if not finite.all():
+            self._require_finite(np.where(finite, 0.0, np.nan), ids, f"no value of its plan is finite, {_OVERFLOW}")
 
     def _require_finite(self, rows: NDArray[np.floating[Any]], ids: Tensor | None, text: str) -> None:
         """Raise :class:`NotFinite` unless all rows [E, ...] are finite."""
@@ -317,6 +307,28 @@ class Player:
         if len(ids := ids.to(self._model.bins.device).long().reshape(-1)) not in (1, num_envs):
             raise ValueError(f"{len(ids)} tasks for {num_envs} environments: pass one, or one for each")
         return ids.expand(num_envs)
+
+
+def has_finite_value(model: WorldModel, z: Tensor, context: TaskContext, last: Iteration) -> NDArray[np.bool_]:
+    """Tell which plans have an elite whose value is finite, [E].
+
+    Values that are not have been replaced by zero or the largest numbers. Only if all elites have such a value is it
+    computed again to know, so that this costs nothing in a plan that is well.
+
+    Args:
+        model: plans.
+        z: encoded observations, [E, D].
+        context: of each environment's task.
+        last: the last iteration of each plan.
+    """
+    found = np.abs(last.elite_value.cpu().numpy())
+    suspects = ((found == 0) | (found >= _LARGEST)).all(-1)
+    if not suspects.any():
+        return ~suspects
+    actions = last.elite_actions
+    eps, heads = torch.zeros_like(actions[:, 0]), torch.arange(2, device=z.device)
+    value = predicted_return(model, z, context.unsqueeze(1), actions, eps, heads % model.cfg.num_q)
+    return value.isfinite().any(-1).cpu().numpy() | ~suspects
 
 
 def observations(obs: np.ndarray | Tensor, cfg: Config) -> Tensor:
