@@ -137,7 +137,8 @@ class Player:
         Raises:
             ValueError: wrong shapes or types, unknown task, or a call that would continue the plans of other
                 environments: another number of them, or another task, although no episode starts.
-            NotFinite: an observation, all values of a plan, or the action, with the number of the environment.
+            NotFinite: an observation, all values of a plan, or the action, with the number of the environment. The
+                plans are then as before.
         """
         self.check_process()
         if not isinstance(eval_mode, (bool, np.bool_)):
@@ -154,6 +155,7 @@ class Player:
             self._require_finite(numbers.numpy(), ids, "the observation has values that are not finite")
         context = self._context(ids)
         z = (self._planner if self.mpc else model).encode(x.to(device), context)
+        plan: Plan | None = None
         if self.mpc:
             plan = self._plan(z, context, ids, starts, eval_mode)
             action = plan.action
@@ -165,9 +167,12 @@ class Player:
             action = model.pi(z, context, eps[rows])[0]
         if on_cpu:
             action = action.cpu()
-            if self.mpc:
+            if plan is not None:
                 self._check_values(z, context, ids, plan.last)
+                self._require_finite(plan.mean.cpu().numpy(), ids, f"the plan is not finite, {_OVERFLOW}")
             self._require_finite(action.numpy(), ids, f"the action is not finite, {_OVERFLOW}")
+        if plan is not None:  # the caller may reuse its own tensor of tasks
+            self.plan_mean, self._last, self._ids = plan.mean, plan.last, None if ids is None else ids.clone()
         action = action.squeeze(0) if obs.ndim == len(cfg.obs_shape) else action
         return action.cpu().numpy() if isinstance(obs, np.ndarray) else action.to(obs.device)
 
@@ -239,28 +244,25 @@ class Player:
 
     def _plan(self, z: Tensor, context: TaskContext, ids: Tensor | None, t0: Tensor, eval_mode: bool) -> Plan:
         cfg = self._model.cfg
-        shape = (len(z), cfg.horizon, cfg.action_dim)
-        if self.plan_mean is None:
-            self.plan_mean = z.new_zeros(shape)
-        elif self.plan_mean.shape != shape:
+        shape, before = (len(z), cfg.horizon, cfg.action_dim), self.plan_mean
+        if before is None:
+            before = z.new_zeros(shape)
+        elif before.shape != shape:
             if not bool(t0.all()):
                 raise ValueError(
-                    f"act() was last called with {len(self.plan_mean)} environments and now with {len(z)}: pass "
+                    f"act() was last called with {len(before)} environments and now with {len(z)}: pass "
                     "t0=True at the start of the episodes, or give each group of environments its agent.player()"
                 )
-            self.plan_mean = z.new_zeros(shape)
+            before = z.new_zeros(shape)
         elif ids is not None and self._ids is not None:
             t0 = t0 | self._other_task(ids, self._ids, t0)
-        self._ids = None if ids is None else ids.clone()  # the caller may reuse its own tensor
         if self._among is None:
             noise = draw_noise(cfg, len(z), z.device, self.generator)
         else:
             rows, count = self._among
             noise = draw_noise(cfg, count, z.device, self.generator).for_envs(rows)
-        prev_mean = torch.where(t0[:, None, None], 0.0, self.plan_mean)
-        result = self._planner(z, context, prev_mean, noise, eval_mode=eval_mode)
-        self.plan_mean, self._last = result.mean, result.last
-        return result
+        prev_mean = torch.where(t0[:, None, None], 0.0, before)
+        return self._planner(z, context, prev_mean, noise, eval_mode=eval_mode)
 
     def _other_task(self, ids: Tensor, before: Tensor, t0: Tensor) -> Tensor:
         """Find the environments whose plan is of another task; an error on the CPU, on a GPU they start anew.
