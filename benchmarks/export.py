@@ -7,7 +7,8 @@ float32, the CPU kernels in both precisions where there are any, and the files o
 `examples/onnx_control_loop.py` calls them. All are timed in turns, each the second of two actions. Then the differences
 that `tdmpc2 export --check` measures, for five tasks and each precision. Results: of times `name`, `precision`,
 `samples`, `iterations`, `ms`, `speedup` over the plain model; of files `bytes`, `load_ms`; of differences `task`,
-`policy`, `plain`, `plan`, `largest`, `same` (share of executed actions) and `regret`.
+`policy`, `plain`, `plan`, `largest`, `same` (share of executed actions), `regret` and `rounding` (the plain model's
+regret with the same weights).
 """
 
 from __future__ import annotations
@@ -146,6 +147,7 @@ def differences(
     columns = [
         ("task", "task", ""), ("policy", "policy", ".1e"), ("(plain)", "plain", ".1e"), ("plan", "plan", ".1e"),
         ("(largest)", "largest", ".1e"), ("same action", "same", ".0%"), ("regret", "regret", ".4f"),
+        ("(plain)", "rounding", ".4f"),
     ]  # fmt: skip
     print_table(found, columns, title=f"differences, {precision}")
     return found

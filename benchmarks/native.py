@@ -7,6 +7,7 @@ with its CPU kernels are timed in turns, both from an observation on and with th
 `control_loop` (examples/cpp) runs by itself with a small budget: --steps plans. Results: of times `name`, `precision`,
 `ms`, `speedup` over this program; of the control loop `first_ms` (from the start of the process to its end after one
 action, the median of several), `median_ms`, `tail_ms` (99.9th percentile) and `tail` (as a multiple of the median);
+of `steady work` the same for as much plain arithmetic in as many threads, which shows how even the machine itself is;
 `bytes` of the stripped library.
 """
 
@@ -63,11 +64,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         task = task_of(checkpoint)
         for precision in ("fp32",) if args.quick else ("fp32", "int8"):
             results += times(args, folder, made, Request(checkpoint, task=task, precision=precision))
-        results += [control_loop(args, folder, made, Request(checkpoint, task=task, precision="int8"))]
+        results += control_loop(args, folder, made, Request(checkpoint, task=task, precision="int8"))
     columns = [("", "name", ""), ("precision", "precision", ""), ("ms", "ms", ".2f"), ("speedup", "speedup", ".2f")]
     print_table([row for row in results if "ms" in row], columns)
     tail = [("first, ms", "first_ms", ".1f"), ("median, ms", "median_ms", ".3f"), ("99.9 %, ms", "tail_ms", ".3f")]
-    print_table(results[-1:], [("", "name", ""), *tail, ("of the median", "tail", ".2f")])
+    print_table(results[-2:], [("", "name", ""), *tail, ("of the median", "tail", ".2f")])
     report("native", args, results)
 
 
@@ -101,30 +102,39 @@ def times(args: Any, folder: Path, made: Path, request: Request) -> list[dict[st
     ]
 
 
-def control_loop(args: Any, folder: Path, made: Path, request: Request) -> dict[str, Any]:
-    """Run the example of a control loop: several times for the first action, then for long."""
+def control_loop(args: Any, folder: Path, made: Path, request: Request) -> list[dict[str, Any]]:
+    """Run the example of a control loop, several times for the first action, then for long; then plain arithmetic."""
     model = folder / "small.safetensors"
     write_model(model, read_source(replace(request, overrides=SMALL)))
-    program = folder / "control_loop"
-    source = REPO / "examples" / "cpp" / "control_loop.cpp"
-    command = ["c++", "-std=c++17", "-O2", f"-I{folder / 'include'}", source, made / "libtdmpc2.a", "-pthread"]
-    subprocess.run([*command, "-o", program], check=True)
+    program = compiled(REPO / "examples" / "cpp" / "control_loop.cpp", folder, f"-I{folder / 'include'}", made=made)
     firsts = []
     for _ in range(3 if args.quick else 20):
         began = time.perf_counter()
         subprocess.run([program, model, "0", "1", str(args.threads)], check=True, capture_output=True)
         firsts.append(1e3 * (time.perf_counter() - began))
-    said = subprocess.run(
-        [program, model, "0", str(args.steps), str(args.threads)], check=True, capture_output=True, text=True
-    ).stdout
-    found = re.search(r"planning: median (\S+) ms, 99.9th percentile (\S+) ms", said)
+    loop = steadiness("control loop", [program, model, "0", str(args.steps), str(args.threads)])
+    program = compiled(REPO / "benchmarks" / "steady_work.cpp", folder)
+    work = [program, str(args.steps), str(loop["median_ms"]), str(args.threads)]
+    rows = [loop | {"first_ms": median(firsts)}, steadiness("steady work", work)]
+    return [row | {"steps": args.steps} for row in rows]
+
+
+def compiled(source: Path, folder: Path, *options: str, made: Path | None = None) -> Path:
+    program = folder / source.stem
+    library = [] if made is None else [made / "libtdmpc2.a"]
+    subprocess.run(
+        ["c++", "-std=c++17", "-O2", *options, source, *library, "-pthread", "-o", program],
+        check=True,
+    )
+    return program
+
+
+def steadiness(name: str, command: list[Any]) -> dict[str, Any]:
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"median (\S+) ms, 99.9th percentile (\S+) ms", said)
     assert found, said
     middle, tail = map(float, found.groups())
-    ratio = tail / middle
-    return {
-        "name": "control loop", "steps": args.steps, "first_ms": median(firsts), "median_ms": middle,
-        "tail_ms": tail, "tail": ratio,
-    }  # fmt: skip
+    return {"name": name, "median_ms": middle, "tail_ms": tail, "tail": tail / middle}
 
 
 if __name__ == "__main__":

@@ -138,31 +138,20 @@ class TDMPC2:
         self._player.check_process()
         cfg, batch = self.cfg, Batch.from_any(batch)
         batch.check(cfg, self.model.bins)
-        noise = noise or self._draw_update_noise(batch.action.shape[1])
+        noise = noise or self.draw_noise(batch.action.shape[1])
         ids = batch.task if cfg.multitask else None
         all_ids = None if ids is None else self.group.gather(ids)  # [N B], those of all N processes
         teacher = self.distillation.teacher_outputs(batch, ids)
 
         task = self._context(all_ids)
-        with self._autocast():
+        with self.autocast():
             loss, zs = self._model_losses(self.model, self.distillation, batch, task, noise, teacher)
-        total = (
-            cfg.consistency_coef * loss.consistency
-            + cfg.reward_coef * loss.reward
-            + cfg.value_coef * loss.value
-            + self.distillation.weighted(loss.distilled)
-        )
-        if loss.termination is not None:
-            total = total + cfg.termination_coef * loss.termination.loss
+        total = loss.total(cfg, self.distillation.weighted(loss.distilled))
 
         self.optim.zero_grad()
         if total.requires_grad:  # not where only the policy is trained
             total.backward()
-        stats = {"consistency_loss": loss.consistency, "reward_loss": loss.reward, "value_loss": loss.value}
-        stats |= {f"{loss_name(target)}_loss": value for target, value in loss.distilled.items()}
-        if loss.termination is not None:
-            stats |= {f"termination_{name}": value for name, value in loss.termination._asdict().items()}
-        stats = {name: value.detach() for name, value in (*stats.items(), ("total_loss", total))}
+        stats = {name: value.detach() for name, value in (*loss.named().items(), ("total_loss", total))}
         self.group.average([*gradients(self._model_params), *stats.values()])
         stats["grad_norm"] = clip_grad_norm_(self._model_params, cfg.grad_clip_norm)
         take_step(self.optim, self._model_params)
@@ -183,7 +172,7 @@ class TDMPC2:
         """Take one step of the policy prior on constant latents zs [H+1, B, D] (docs/algorithm.md, "Policy prior")."""
         with torch.no_grad():
             task = self._context(all_ids)  # anew: the embedding has been trained
-        with self._autocast():
+        with self.autocast():
             shown = (batch,) if batch is not None and batch.demonstrated is not None else ()
             loss, self.scale, first_step, cloning = self._policy_loss(
                 self.model, self.group, zs, task, noise, self.scale, *shown
@@ -202,7 +191,7 @@ class TDMPC2:
         self.pi_optim.zero_grad()
         return stats | {"pi_scale": self.scale}
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
         """Compute the update's matrix products in ``update_precision``; everything else stays float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.update_precision == "bf16")
 
@@ -228,7 +217,8 @@ class TDMPC2:
         """True if the update is compiled."""
         return self._model_losses is not losses.model_losses
 
-    def _draw_update_noise(self, batch_size: int) -> UpdateNoise:
+    def draw_noise(self, batch_size: int) -> UpdateNoise:
+        """Draw the random numbers of the next update of so many slices; with several processes, of this one's rows."""
         group, all_rows = self.group, batch_size * self.group.world_size
         noise = draw_update_noise(self.cfg, all_rows, self.device, self.generator)
         return noise if group.world_size == 1 else noise.for_rows(group.rows(all_rows))

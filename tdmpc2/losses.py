@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.distillation.distillation import Distillation
-from tdmpc2.distillation.targets import StudentOutputs, StudentPolicy, TeacherOutputs
+from tdmpc2.distillation.targets import StudentOutputs, StudentPolicy, TeacherOutputs, loss_name
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.nn.math import soft_cross_entropy, updated_scale
 from tdmpc2.nn.world_model import TaskContext, WorldModel
@@ -29,6 +30,20 @@ class ModelLosses(NamedTuple):
     value: Tensor
     distilled: dict[str, Tensor]  # by target; empty without a teacher
     termination: TerminationLoss | None  # None unless the model is episodic
+
+    def total(self, cfg: Config, distilled: Tensor | float = 0.0) -> Tensor:
+        """Add up the losses, each times its coefficient; ``distilled`` has its weights already."""
+        total = cfg.consistency_coef * self.consistency + cfg.reward_coef * self.reward + cfg.value_coef * self.value
+        total = total + distilled
+        return total if self.termination is None else total + cfg.termination_coef * self.termination.loss
+
+    def named(self) -> dict[str, Tensor]:
+        """Name the losses as the log does, and what else is known of the termination head."""
+        named = {"consistency_loss": self.consistency, "reward_loss": self.reward, "value_loss": self.value}
+        named |= {f"{loss_name(target)}_loss": value for target, value in self.distilled.items()}
+        if self.termination is not None:
+            named |= {f"termination_{name}": value for name, value in self.termination._asdict().items()}
+        return named
 
 
 class TerminationLoss(NamedTuple):
@@ -154,7 +169,8 @@ def policy_loss(
         group.average([count])  # of one process's rows, all may be demonstrations or none
         cloning = cloning_loss(model, action[:-1], batch.action, batch.demonstrated[0], task, count)
         loss = loss + cfg.bc_coef * cloning
-    return PolicyLoss(loss, scale, StudentPolicy(info["presquash_mean"][0], info["log_std"][0]), cloning)
+    first_step = StudentPolicy(info["presquash_mean"][0], info["log_std"][0], task.action_mask)
+    return PolicyLoss(loss, scale, first_step, cloning)
 
 
 def cloning_loss(

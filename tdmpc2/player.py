@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.config import Config
 from tdmpc2.nn.pixels import split_observation
 from tdmpc2.nn.world_model import TaskContext, WorldModel
-from tdmpc2.planner import Iteration, Plan, draw_noise, predicted_return
+from tdmpc2.planner import Iteration, Plan, PlanNoise, draw_noise, predicted_return
 from tdmpc2.support.draws import load_generator
 from tdmpc2.support.text import shown
 
@@ -26,6 +26,14 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 _LARGEST = torch.finfo(torch.float32).max
 _OVERFLOW = "so the weights are damaged or too large for this observation"
 TaskLike = int | str | Sequence[int | str] | np.ndarray | Tensor | None
+
+
+class Asked(NamedTuple):
+    """The question that a player answers by actions of E environments."""
+
+    obs: Tensor  # [E, O] or images, where they came from
+    ids: Tensor | None  # of their tasks, [E]; None: the model has one
+    starts: Tensor  # where episodes start, bool [E]
 
 
 class NotFinite(ValueError):
@@ -140,39 +148,24 @@ class Player:
             NotFinite: an observation, all values of a plan, or the action, with the number of the environment. The
                 plans are then as before.
         """
-        self.check_process()
         if not isinstance(eval_mode, (bool, np.bool_)):
             raise ValueError(f"eval_mode={shown(eval_mode)} must be True or False")
         model, cfg, device = self._model, self._model.cfg, self._model.bins.device
-        x = observations(obs, cfg)  # [E, O] or [E, C, height, width]
-        on_cpu, num_envs = x.device.type == "cpu", len(x)
-        if self.num_envs not in (None, num_envs):
-            raise ValueError(f"This player is for {self.num_envs} environments, but got {num_envs} observations")
-        ids = self._task_ids(task, num_envs)
-        starts = _starts(t0, num_envs, device)
-        if on_cpu:
-            numbers = split_observation(x, cfg.obs_dim, cfg.image_shape)[0] if cfg.obs == "rgb+state" else x
-            self._require_finite(numbers.numpy(), ids, "the observation has values that are not finite")
-        context = self._context(ids)
-        z = (self._planner if self.mpc else model).encode(x.to(device), context)
-        plan: Plan | None = None
+        asked = self.asked(obs, t0, task)
+        context = self._context(asked.ids)
+        z = (self._planner if self.mpc else model).encode(asked.obs.to(device), context)
         if self.mpc:
-            plan = self._plan(z, context, ids, starts, eval_mode)
-            action = plan.action
+            prev_mean, noise = self.plan_inputs(asked)
+            plan = self._planner(z, context, prev_mean, noise, eval_mode=eval_mode)
+            if asked.obs.device.type == "cpu":
+                self._check_values(z, context, asked.ids, plan.last)
+            action = self.keep(asked, plan)
         elif eval_mode:
-            action = model.policy_mean(z, context)
+            action = self._checked(model.policy_mean(z, context), asked)
         else:
-            rows, count = self._among or (slice(None), num_envs)
+            rows, count = self._among or (slice(None), len(z))
             eps = torch.randn(count, cfg.action_dim, device=device, dtype=torch.float32, generator=self.generator)
-            action = model.pi(z, context, eps[rows])[0]
-        if on_cpu:
-            action = action.cpu()
-            if plan is not None:
-                self._check_values(z, context, ids, plan.last)
-                self._require_finite(plan.mean.cpu().numpy(), ids, f"the plan is not finite, {_OVERFLOW}")
-            self._require_finite(action.numpy(), ids, f"the action is not finite, {_OVERFLOW}")
-        if plan is not None:  # the caller may reuse its own tensor of tasks
-            self.plan_mean, self._last, self._ids = plan.mean, plan.last, None if ids is None else ids.clone()
+            action = self._checked(model.pi(z, context, eps[rows])[0], asked)
         action = action.squeeze(0) if obs.ndim == len(cfg.obs_shape) else action
         return action.cpu().numpy() if isinstance(obs, np.ndarray) else action.to(obs.device)
 
@@ -219,20 +212,10 @@ class Player:
             )
 
     def _check_values(self, z: Tensor, context: TaskContext, ids: Tensor | None, last: Iteration) -> None:
-        """Require of every environment an elite whose value is finite.
-
-        Values that are not have been replaced by zero or the largest numbers. Only if all elites have such a value is
-        it computed again to know, so that this costs nothing in a plan that is well.
-        """
-        found = np.abs(last.elite_value.cpu().numpy())
-        replaced = (found == 0) | (found >= _LARGEST)
-        if not (suspects := replaced.all(-1)).any():
-            return
-        cfg, actions = self._model.cfg, last.elite_actions
-        eps, heads = torch.zeros_like(actions[:, 0]), torch.arange(2, device=z.device)
-        value = predicted_return(self._model, z, context.unsqueeze(1), actions, eps, heads % cfg.num_q)
-        finite = value.isfinite().any(-1, keepdim=True).cpu().numpy() | ~suspects[:, None]
-        self._require_finite(np.where(finite, 0.0, np.nan), ids, f"no value of its plan is finite, {_OVERFLOW}")
+        """Require of every environment an elite whose value is finite."""
+        finite = has_finite_value(self._model, z, context, last)
+        if not finite.all():
+            self._require_finite(np.where(finite, 0.0, np.nan), ids, f"no value of its plan is finite, {_OVERFLOW}")
 
     def _require_finite(self, rows: NDArray[np.floating[Any]], ids: Tensor | None, text: str) -> None:
         """Raise :class:`NotFinite` unless all rows [E, ...] are finite."""
@@ -242,27 +225,60 @@ class Player:
             task = names[0] if ids is None else names[int(ids[env])]
             raise NotFinite(text, env, task)
 
-    def _plan(self, z: Tensor, context: TaskContext, ids: Tensor | None, t0: Tensor, eval_mode: bool) -> Plan:
-        cfg = self._model.cfg
-        shape, before = (len(z), cfg.horizon, cfg.action_dim), self.plan_mean
+    def asked(self, obs: np.ndarray | Tensor, t0: Any, task: TaskLike) -> Asked:
+        """Check what :meth:`act` is asked.
+
+        Raises:
+            ValueError: see there.
+        """
+        self.check_process()
+        x = observations(obs, self._model.cfg)
+        if self.num_envs not in (None, len(x)):
+            raise ValueError(f"This player is for {self.num_envs} environments, but got {len(x)} observations")
+        ids = self._task_ids(task, len(x))
+        asked = Asked(x, ids, _starts(t0, len(x), self._model.bins.device))
+        if x.device.type == "cpu":
+            cfg = self._model.cfg
+            numbers = split_observation(x, cfg.obs_dim, cfg.image_shape)[0] if cfg.obs == "rgb+state" else x
+            self._require_finite(numbers.numpy(), ids, "the observation has values that are not finite")
+        return asked
+
+    def plan_inputs(self, asked: Asked) -> tuple[Tensor, PlanNoise]:
+        """Tell where the plans go on from, [E, H, A], and draw the random numbers of the next."""
+        cfg, ids, t0, device = self._model.cfg, asked.ids, asked.starts, self._model.bins.device
+        num_envs = len(asked.obs)
+        shape, before = (num_envs, cfg.horizon, cfg.action_dim), self.plan_mean
         if before is None:
-            before = z.new_zeros(shape)
+            before = torch.zeros(shape, dtype=torch.float32, device=device)
         elif before.shape != shape:
             if not bool(t0.all()):
                 raise ValueError(
-                    f"act() was last called with {len(before)} environments and now with {len(z)}: pass "
+                    f"act() was last called with {len(before)} environments and now with {num_envs}: pass "
                     "t0=True at the start of the episodes, or give each group of environments its agent.player()"
                 )
-            before = z.new_zeros(shape)
+            before = torch.zeros(shape, dtype=torch.float32, device=device)
         elif ids is not None and self._ids is not None:
             t0 = t0 | self._other_task(ids, self._ids, t0)
-        if self._among is None:
-            noise = draw_noise(cfg, len(z), z.device, self.generator)
-        else:
-            rows, count = self._among
-            noise = draw_noise(cfg, count, z.device, self.generator).for_envs(rows)
-        prev_mean = torch.where(t0[:, None, None], 0.0, before)
-        return self._planner(z, context, prev_mean, noise, eval_mode=eval_mode)
+        rows, count = self._among or (None, num_envs)
+        noise = draw_noise(cfg, count, device, self.generator)
+        return torch.where(t0[:, None, None], 0.0, before), noise if rows is None else noise.for_envs(rows)
+
+    def keep(self, asked: Asked, plan: Plan) -> Tensor:
+        """Keep a plan that is finite, from which the next goes on; returns its action where observations came from."""
+        if asked.obs.device.type == "cpu":
+            self._require_finite(plan.mean.cpu().numpy(), asked.ids, f"the plan is not finite, {_OVERFLOW}")
+        action = self._checked(plan.action, asked)
+        ids = None if asked.ids is None else asked.ids.clone()  # the caller may reuse its own tensor
+        self.plan_mean, self._last, self._ids = plan.mean, plan.last, ids
+        return action
+
+    def _checked(self, action: Tensor, asked: Asked) -> Tensor:
+        """Require finite actions in main memory, if that is where observations came from."""
+        if asked.obs.device.type != "cpu":
+            return action
+        action = action.cpu()
+        self._require_finite(action.numpy(), asked.ids, f"the action is not finite, {_OVERFLOW}")
+        return action
 
     def _other_task(self, ids: Tensor, before: Tensor, t0: Tensor) -> Tensor:
         """Find the environments whose plan is of another task; an error on the CPU, on a GPU they start anew.
@@ -295,6 +311,28 @@ class Player:
         if len(ids := ids.to(self._model.bins.device).long().reshape(-1)) not in (1, num_envs):
             raise ValueError(f"{len(ids)} tasks for {num_envs} environments: pass one, or one for each")
         return ids.expand(num_envs)
+
+
+def has_finite_value(model: WorldModel, z: Tensor, context: TaskContext, last: Iteration) -> NDArray[np.bool_]:
+    """Tell which plans have an elite whose value is finite, [E].
+
+    Values that are not have been replaced by zero or the largest numbers. Only if all elites have such a value is it
+    computed again to know, so that this costs nothing in a plan that is well.
+
+    Args:
+        model: plans.
+        z: encoded observations, [E, D].
+        context: of each environment's task.
+        last: the last iteration of each plan.
+    """
+    found = np.abs(last.elite_value.cpu().numpy())
+    suspects = ((found == 0) | (found >= _LARGEST)).all(-1)
+    if not suspects.any():
+        return ~suspects
+    actions = last.elite_actions
+    eps, heads = torch.zeros_like(actions[:, 0]), torch.arange(2, device=z.device)
+    value = predicted_return(model, z, context.unsqueeze(1), actions, eps, heads % model.cfg.num_q)
+    return value.isfinite().any(-1).cpu().numpy() | ~suspects
 
 
 def observations(obs: np.ndarray | Tensor, cfg: Config) -> Tensor:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from tdmpc2.checkpoints import hub, layouts, safetensors
+from tdmpc2.checkpoints.card import NAME as CARD
+from tdmpc2.checkpoints.card import check_card
 from tdmpc2.checkpoints.packing import pack
 from tdmpc2.checkpoints.reading import check_tensor, is_plain, read_identified
 from tdmpc2.checkpoints.reading import file_sha256 as file_sha256
@@ -70,6 +72,11 @@ class Checkpoint:
     def origin(self) -> str:
         """The file's name for messages."""
         return self.path or "the given state dict"
+
+    @property
+    def card(self) -> dict[str, Any] | None:
+        """What the file says of itself, see :mod:`tdmpc2.checkpoints.card`; None if it has no card."""
+        return self.extra.get(CARD)
 
     @property
     def task_specs(self) -> tuple[TaskSpec, ...]:
@@ -151,7 +158,8 @@ def load_file(source: str | os.PathLike[str] | Mapping[str, Any], *, identify: b
 
     Raises:
         ValueError: the file cannot be read (see :func:`~tdmpc2.checkpoints.reading.read_file`), holds no weights, was
-            written by a newer version, has an entry of a wrong type, or weights that are not finite in float32.
+            written by a newer version, has an entry of a wrong type, a card that is none, or weights that are not
+            finite in float32.
     """
     path, sha256 = None if isinstance(source, Mapping) else hub.as_typed(source), None
     content: Any = source
@@ -185,6 +193,8 @@ def load_file(source: str | os.PathLike[str] | Mapping[str, Any], *, identify: b
     check_finite(model, origin)
     if config is not None:
         _check_config(config, origin)
+    if entries.get(CARD) is not None:
+        entries[CARD] = check_card(origin, entries[CARD])
     return Checkpoint(layouts.without_prefix(model), config, step, version, entries, path, sha256)
 
 

@@ -1,8 +1,9 @@
-"""Look at checkpoint files, convert them to another layout, and publish them.
+"""Look at checkpoint files, convert them to another layout, write their cards, and publish them.
 
 tdmpc2 checkpoint inspect x.pt
 tdmpc2 checkpoint convert x.pt layout=b out=y.pt
 tdmpc2 checkpoint convert x_int8.pt --layout safetensors --out x_int8.safetensors
+tdmpc2 checkpoint card x.pt run=logs/mt30/1/default evaluation=[logs/mt30/1/eval-x] out=y.pt
 tdmpc2 checkpoint push x.pt hf://user/name --dry-run
 tdmpc2 checkpoint push x.pt published/name
 
@@ -39,6 +40,23 @@ VERBS = {
             Option("overwrite", "replace the file if it exists", False, bool),
         ),
     ),
+    "card": Verb(
+        "write into a file what it was trained on and what was measured of it",
+        (
+            _FILE,
+            Option("run", "directory of the run that trained it", kind=Path),
+            Option("evaluation", "directories with results.json of this very file", (), Path, many=True),
+            Option("data", "episodes that it was trained on", (), many=True, aliases=("data_dir",)),
+            Option("heldout", "heldout.json of this very file, for its trust figures", kind=Path),
+            Option("command", "line that made it; by default the one that the run tells"),
+            Option("commit", "of the code that made it"),
+            Option("processor", "that it was trained on"),
+            Option("start", "where its first weights came from; by default what the run tells"),
+            Option("license", "of the weights, as a hub spells it"),
+            Option("out", "file to write; by default the file itself, which overwrite has to allow", kind=Path),
+            Option("overwrite", "replace the file if it exists", False, bool),
+        ),
+    ),
     "push": Verb(
         "publish a file with a card, on a hub or in a folder",
         (
@@ -60,15 +78,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     verb, values = read_verb("checkpoint", __doc__, argv, VERBS)
     from tdmpc2.checkpoints.files import load_file
 
-    checkpoint = load_file(values["file"], identify=verb == "inspect")
-    {"inspect": _inspect, "convert": _convert, "push": _push}[verb](checkpoint, values)
+    checkpoint = load_file(values["file"], identify=verb in ("inspect", "card"))
+    {"inspect": _inspect, "convert": _convert, "card": _card, "push": _push}[verb](checkpoint, values)
 
 
 def _inspect(checkpoint: Checkpoint, _: dict[str, Any]) -> None:
+    from tdmpc2.checkpoints.card import card_lines
     from tdmpc2.checkpoints.files import describe
 
     for label, text in describe(checkpoint).items():
         print(escaped(f"{label:22}{text}"))
+    if checkpoint.card is not None:
+        print(*card_lines(checkpoint.card, checkpoint.sha256), sep="\n")
 
 
 def _convert(checkpoint: Checkpoint, values: dict[str, Any]) -> None:
@@ -83,6 +104,35 @@ def _convert(checkpoint: Checkpoint, values: dict[str, Any]) -> None:
         raise ValueError(f"out={out} must end in .safetensors, by which the format is known")
     save_file(out, convert(_with_config(checkpoint), layout), overwrite=values["overwrite"])
     print(f"{out}: layout (a) in the safetensors format, {precision_of(checkpoint.model)}")
+
+
+def _card(checkpoint: Checkpoint, values: dict[str, Any]) -> None:
+    from tdmpc2.checkpoints.card import card_lines
+    from tdmpc2.checkpoints.files import convert, save_file
+    from tdmpc2.checkpoints.hub import is_hub_name
+    from tdmpc2.studies.cards import new_card, with_card
+
+    out = values["out"] or Path(values["file"])
+    if values["out"] is None and (is_hub_name(values["file"]) or not values["overwrite"]):
+        raise ValueError("out is missing: out=FILE for a new file, or overwrite=true to write into the file itself")
+    said = {key: values[key] for key in ("command", "commit", "processor", "start", "license") if values[key]}
+    card = new_card(
+        checkpoint,
+        run=values["run"],
+        evaluations=values["evaluation"],
+        data=values["data"],
+        heldout=values["heldout"],
+        said=said,
+    )
+    described = with_card(checkpoint, card)
+    if out.suffix == ".safetensors":
+        payload = convert(_with_config(described), "safetensors")
+    else:
+        entries = {"config": checkpoint.config, "step": checkpoint.step, **described.extra}
+        payload = {"model": checkpoint.model, **{key: value for key, value in entries.items() if value is not None}}
+    save_file(out, payload, overwrite=values["overwrite"])
+    print(f"{out}: card written")
+    print(*card_lines(card), sep="\n")
 
 
 def _push(checkpoint: Checkpoint, values: dict[str, Any]) -> None:

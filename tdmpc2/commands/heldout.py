@@ -5,6 +5,8 @@ tdmpc2 heldout student.pt other.pt data=data/heldout teacher=teacher.pt
 tdmpc2 heldout student.pt --data data/heldout --teacher teacher.pt --write
 
 By default the errors are of all tasks that a checkpoint and the data have in common; tasks=[...] chooses among them.
+For each task the trust figures also say at which share of the starts a rollout of three steps is worse than the
+assumption that nothing changes.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     values, _ = read_options("heldout", __doc__, argv, OPTIONS)
     from rich import get_console
 
-    from tdmpc2.studies.heldout import check_one_each, error_table, measure, scored_tasks, write_errors
+    from tdmpc2.studies.heldout import check_one_each, error_table, measure, scored_tasks, trust_table, write_errors
     from tdmpc2.support.tables import terminal_table
 
     paths, write = values.pop("checkpoints"), values.pop("write")
@@ -45,4 +47,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if write:
         write_errors(results)
     get_console().print(terminal_table(error_table(results)))
+    for found in results.values():
+        get_console().print(terminal_table(trust_table(found)))
     print(*scored_tasks(results), sep="\n")

@@ -1,47 +1,101 @@
-"""Compute a teacher's rewards, values or both for all episodes, once. Training with distillation_cache=full then needs
-no teacher. Interrupt it at any moment and start it again to go on.
+"""Compute a teacher's outputs for all stored episodes, once. Training with distillation_cache=full then needs no
+teacher. Interrupt it at any moment and start it again to go on.
 
 tdmpc2 targets data/mt30 teacher.pt
-tdmpc2 targets data/mt30 teacher.pt columns=reward,value
+tdmpc2 targets data/mt30 teacher.pt columns=reward,value,policy
+tdmpc2 targets data/mt30 teacher.pt columns=plan num_samples=256 iterations=4
+tdmpc2 targets data/mt30 "teachers={walker-walk: walk.pt, walker-run: run.pt}" columns=value,policy,plan
 tdmpc2 targets data_dir=data/mt30 teacher=teacher.pt --device cuda --batch-rows 65536
+
+`plan` plans for every stored observation, from a cold start, with the settings of the file or the planning keys typed
+here, which are recorded beside the plans; a thousand plans take about as long as two episodes of evaluation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tdmpc2.commands.options import Option
 from tdmpc2.commands.plain import read_options
+from tdmpc2.config import PLANNER_KEYS, typed_values
+from tdmpc2.config.teachers import parse_teachers
 from tdmpc2.support.cli import one_line_errors
+
+if TYPE_CHECKING:
+    from tdmpc2.training.teacher import Teacher, Teachers
 
 OPTIONS = (
     Option("data_dir", "an episode store, or a directory of chunk files, which are imported first", required=True,
            bare=True, aliases=("data",)),
-    Option("teacher", "the teacher's checkpoint", kind=Path, required=True, bare=True, aliases=("checkpoint",)),
-    Option("columns", "what to compute", ("reward",), many=True, choices=("reward", "value")),
+    Option("teacher", "the teacher's checkpoint", kind=Path, bare=True, aliases=("checkpoint",)),
+    Option("teachers", "in its place, teachers of single tasks: {TASK: FILE, ...}"),
+    Option("columns", "what to compute", ("reward",), many=True, choices=("reward", "value", "policy", "plan")),
     Option("task", "the task of a single-task file that does not name it"),
     Option("device", "where the teacher computes", "auto"),
-    Option("batch_rows", "rows it takes at a time", 4096, int, least=1),
+    Option("precision", "what plans are computed in; auto: the fastest that is correct for the file here", "auto",
+           choices=("auto", "fp32", "bf16", "fp16", "int8")),
+    Option("batch_rows", "rows it takes at a time; by default 4096, or as many plans as keep the device busy", kind=int,
+           least=1),
 )  # fmt: skip
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    values, _ = read_options("targets", __doc__, argv, OPTIONS)
-    from tdmpc2.checkpoints.files import load_file
-    from tdmpc2.data.store.importer import ensure_store
+    values, texts = read_options("targets", __doc__, argv, OPTIONS, PLANNER_KEYS)
+    names, planning = tuple(dict.fromkeys(values["columns"])), typed_values(texts)
+    if planning and "plan" not in names:
+        key = next(iter(planning))
+        raise ValueError(
+            f"{key}={planning[key]} is a setting of plans, and columns={','.join(names)} has none: add plan"
+        )
     from tdmpc2.data.store.teacher_columns import open_targets
-    from tdmpc2.loading import load_agent
-    from tdmpc2.support.runtime import set_num_threads
+    from tdmpc2.support.runtime import resolve_device, set_num_threads
+    from tdmpc2.training.plan_labels import compute_plans, plans_at_once, settings
     from tdmpc2.training.teacher_cache import compute_all
 
     set_num_threads(None)
-    path = values["teacher"]
-    file = load_file(path, identify=True)
-    teacher = load_agent(file, device=values["device"], precision="fp32", task=values["task"])
-    store = ensure_store(values["data_dir"], teacher.cfg.task, teacher.cfg.task_specs)
-    columns = [open_targets(store, file.sha256 or "", path.name, name) for name in dict.fromkeys(values["columns"])]
-    compute_all(columns, teacher, batch_rows=values["batch_rows"])
-    print(f"{columns[0].path} is complete: {', '.join(column.name for column in columns)}")
+    teacher, device = _teacher(values), resolve_device(values["device"])
+    outputs = [name for name in names if name != "plan"]
+    store = None
+    if outputs:
+        agent = teacher.load(device)
+        store = _store(values["data_dir"], agent)
+        columns = [open_targets(store, teacher.sha256, teacher.label, name) for name in outputs]
+        compute_all(columns, agent, batch_rows=values["batch_rows"] or 4096)
+    if "plan" in names:
+        planner = teacher.load(device, values["precision"], **planning)
+        store, at_once = store or _store(values["data_dir"], planner), values["batch_rows"] or plans_at_once(device)
+        columns = [open_targets(store, teacher.sha256, teacher.label, "plan", settings(planner, at_once))]
+        compute_plans(columns[0], planner, at_once=at_once)
+    print(f"{columns[0].path} is complete: {', '.join(names)}")
+
+
+def _teacher(values: dict[str, Any]) -> Teacher | Teachers:
+    """Look up the file that is named, or those of single tasks."""
+    from tdmpc2.checkpoints.files import file_sha256
+    from tdmpc2.training.teacher import Teacher, teachers_of
+
+    path, teachers = values["teacher"], values["teachers"]
+    if (path is None) == (teachers is None):
+        raise ValueError(
+            "name the teacher's checkpoint, teacher=FILE, or teachers of single tasks, teachers={TASK: FILE}"
+        )
+    if teachers is None:
+        return Teacher(path, file_sha256(path), values["task"])
+    if values["task"] is not None:
+        raise ValueError(f"task={values['task']} beside teachers, which names the task of each file: leave it out")
+    return teachers_of(parse_teachers(typed_values({"teachers": teachers})["teachers"]))
+
+
+def _store(data_dir: str, agent: Any) -> Any:
+    """Open the data, which are of a teacher's tasks, or of their own where teachers teach a task each."""
+    from tdmpc2.data.source import kind_of
+    from tdmpc2.data.store.importer import ensure_store
+
+    if not isinstance(agent, dict):
+        return ensure_store(data_dir, agent.cfg.task, agent.cfg.task_specs)
+    kind = kind_of(data_dir)
+    return ensure_store(data_dir, kind.task, kind.specs)

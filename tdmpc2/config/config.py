@@ -15,7 +15,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from tdmpc2.config.distillation_keys import distillation_terms, uncached_targets
+from tdmpc2.config.distillation_keys import beforehand, distillation_terms, uncached_targets
 from tdmpc2.config.keys import Keys
 from tdmpc2.config.observing import check_observations, stacked_shape
 from tdmpc2.config.parts import check_freeze
@@ -266,13 +266,16 @@ class Config(Keys):
         uncached = uncached_targets(self.distillation_terms)
         if uncached and self.distillation_cache != "off":
             raise ValueError(
-                f"distillation_cache={self.distillation_cache} holds rewards and values, not what "
+                f"distillation_cache={self.distillation_cache} holds rewards, values, policies and plans, not what "
                 f"distillation_targets={', '.join(uncached)} needs: use distillation_cache=off"
             )
-        if self.teachers and self.distillation_cache != "off":
+        if self.distillation_cache == "lazy" and (slow := beforehand(self.distillation_terms)):
             raise ValueError(
-                f"distillation_cache={self.distillation_cache} holds the outputs of one teacher: with teachers use off"
+                f"distillation_cache=lazy computes as it trains, and distillation_targets={', '.join(slow)} takes too "
+                "long for that: use distillation_cache=full"
             )
+        if self.teachers and self.distillation_cache == "lazy":
+            raise ValueError("distillation_cache=lazy asks one teacher: with teachers use full or off")
         if stranger := next((entry.task for entry in self.teachers or () if entry.task not in self.task_names), None):
             raise ValueError(
                 f"teachers: '{stranger}' is not a task of '{self.task}'.{nearest(stranger, self.task_names)}"
@@ -280,6 +283,8 @@ class Config(Keys):
         taught = {entry.task for entry in self.teachers or ()}
         if taught and taught.isdisjoint(learned := [self.task_names[task_id] for task_id in self.task_ids]):
             raise ValueError(f"teachers: the run learns {', '.join(learned)}, and none of {', '.join(sorted(taught))}")
+        if self.eval_weights == "ema" and not self.ema_decay:
+            raise ValueError("eval_weights=ema plays averaged weights, and ema_decay=0 keeps none: set ema_decay=0.999")
         if self.min_std > self.max_std:
             raise ValueError(f"min_std={self.min_std} must not exceed max_std={self.max_std}")
 

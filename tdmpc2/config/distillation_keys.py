@@ -16,6 +16,13 @@ def uncached_targets(names: Iterable[str]) -> list[str]:
     return [name for name in names if TARGETS[name].cached_as is None]
 
 
+def beforehand(names: Iterable[str]) -> list[str]:
+    """List the targets whose outputs have to be there before training."""
+    from tdmpc2.distillation.targets import TARGETS
+
+    return [name for name in names if not TARGETS[name].live]
+
+
 def distillation_terms(entries: Iterable[str], default_weight: float) -> dict[str, float]:
     """Weight by target of the entries ``NAME`` and ``NAME WEIGHT`` of the key ``distillation_targets``, in their order.
 

@@ -88,6 +88,10 @@ class Keys:
     enc_lr_scale: float = key(0.3, "learning rate of the encoder, relative to lr", at_least=0)
     grad_clip_norm: float = key(20.0, "gradients are clipped to this norm", above=0)
     tau: float = key(0.01, "rate at which target Q heads follow the online ones", at_least=0, at_most=1)
+    ema_decay: float = key(
+        0.0, "decay of an average of the weights, written as ema.pt beside model.pt; 0: none. 0.999 forgets in 1,000 "
+        "updates", at_least=0, at_most=0.999999, scope=RUN, decides=True,
+    )  # fmt: skip
     discount_denom: float = key(5.0, "discount is (L/d - 1) / (L/d) for episodes of L steps, d this key", at_least=1e-6)
     discount_min: float = key(0.95, "lower bound of the discount", at_least=0, at_most=1)
     discount_max: float = key(
@@ -152,7 +156,7 @@ class Keys:
     )  # fmt: skip
     distillation_temperature: float = key(2.0, "softmax temperature of the target reward_logits", at_least=1e-6)
     distillation_cache: str = key(
-        "off", "store the teacher's outputs beside the data: as they are used (lazy) or all first (full)",
+        "off", "store the teacher's outputs beside the data: as they are used (lazy) or all first (full); plans: full",
         choices=("off", "lazy", "full"), scope=RUN, on_resume=MAY_CHANGE,
     )  # fmt: skip
 
@@ -230,6 +234,10 @@ class Keys:
     eval_seed: int = key(
         100, "episode k is played in an environment built with seed eval_seed + k", at_least=0, at_most=2**31 - 1,
         scope=RUN, on_resume=MAY_CHANGE, decides=True, commands=("train", "evaluate"),
+    )  # fmt: skip
+    eval_weights: str = key(
+        "model", "what evaluations of a run play, and best.pt is: the weights, or their average (ema, with ema_decay)",
+        choices=("model", "ema"), scope=RUN, decides=True,
     )  # fmt: skip
     compare: str | None = key(
         None, "second checkpoint: report the difference and its interval", path=True, scope=RUN,

@@ -22,6 +22,10 @@ class Batch(NamedTuple):
     teacher_value: Tensor | None = None  # [1 to H, B, 1] float32, its value
     terminated: Tensor | None = None  # [H, B, 1] float32, 1 where a step ended its episode for good
     demonstrated: Tensor | None = None  # [1, B, 1] float32, 1 where the policy is to imitate the slice's actions
+    teacher_policy: Tensor | None = (
+        None  # [1 to H, B, 2A] float32, its policy: mean before tanh, log standard deviation
+    )
+    teacher_plan: Tensor | None = None  # [1 to H, B, A] float32, the mean action of its plans
 
     @classmethod
     def from_any(cls, batch: Any) -> Batch:
@@ -62,9 +66,10 @@ class Batch(NamedTuple):
             "terminated": (horizon, batch, 1),
             "demonstrated": (1, batch, 1),
         }
+        widths = {"teacher_policy": 2 * cfg.action_dim, "teacher_plan": cfg.action_dim}
         for name, tensor in self._columns():
             if name.startswith("teacher_") and tensor.ndim == 3 and 1 <= len(tensor) <= horizon:
-                wanted[name] = (len(tensor), batch, 1)
+                wanted[name] = (len(tensor), batch, widths.get(name, 1))
             if tensor.device != like.device:
                 raise ValueError(
                     f"The batch's '{name}' is on {tensor.device}, the agent on {like.device}: use batch.to()"
@@ -73,7 +78,8 @@ class Batch(NamedTuple):
             if name != "task" and tensor.dtype != dtype:
                 raise ValueError(f"The batch's '{name}' is {tensor.dtype}, expected {dtype}: convert it")
             if name != "task" and (not batch or tensor.shape != wanted.get(name)):
-                form = "[H+1, B, O]" if name == "obs" else "[H, B, A]" if name == "action" else "[H, B, 1]"
+                forms = {"obs": "[H+1, B, O]", "teacher_policy": "[H, B, 2A]", "teacher_plan": "[H, B, A]"}
+                form = {**forms, "action": "[H, B, A]"}.get(name, "[H, B, 1]")
                 raise ValueError(
                     f"The batch's '{name}' has shape {list(tensor.shape)}, expected {form} with H={horizon}, "
                     f"O={', '.join(map(str, cfg.obs_shape))}, A={cfg.action_dim} and one B > 0 for all"

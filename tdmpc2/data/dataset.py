@@ -34,7 +34,8 @@ class EpisodeDataset:
             where they have lengths of their own.
         task: [N] int64, ids in the task set, on the device of ``rows``.
         numbers: [N] numbers of the episodes in what they were read from; None: their own.
-        targets: extra columns of a teacher's outputs by name, [N, L+1] float32; row t is of the step that led to row t.
+        targets: extra columns of a teacher's outputs by name, float32, [N, L+1] or [N, L+1, W]; row t is of the step
+            that led to row t.
         own_lengths: steps of each episode, [N] int64 on the host; None: all have L.
         terminated: which episodes their last step terminated, [N] bool on the device of ``rows``; None: batches do not
             tell.
@@ -52,7 +53,7 @@ class EpisodeDataset:
         assert self.rows.ndim == (3 if self.own_lengths is None else 2)
         assert self.rows.shape[-1] == self.row_format.words
         assert self.task.shape == (self.rows.shape[:1] if self.own_lengths is None else self.own_lengths.shape)
-        assert all(column.shape == self.rows.shape[:-1] for column in self.targets.values())
+        assert all(column.shape[: self.rows.ndim - 1] == self.rows.shape[:-1] for column in self.targets.values())
 
     @classmethod
     def of(cls, obs: Tensor, action: Tensor, reward: Tensor, task: Tensor) -> EpisodeDataset:
@@ -239,7 +240,7 @@ class EpisodeDataset:
             action[1:].contiguous(),
             reward[1:].unsqueeze(-1).contiguous(),
             self.task[episode],
-            **{name: column.view(-1)[steps].unsqueeze(-1) for name, column in self.targets.items()},
+            **{name: column.view(self.rows.shape[:-1].numel(), -1)[steps] for name, column in self.targets.items()},
             terminated=terminated,
         )
 

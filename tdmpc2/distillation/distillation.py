@@ -23,6 +23,8 @@ from tdmpc2.distillation.targets import (
     StudentPolicy,
     TeacherOutputs,
     loss_name,
+    only_cached,
+    outputs_of,
 )  # fmt: skip
 from tdmpc2.distillation.teachers import TaskTeachers
 from tdmpc2.nn.layers import Linear
@@ -60,6 +62,10 @@ class Distillation:
         self.task_teachers = teacher if isinstance(teacher, TaskTeachers) else None
         self.teacher = None if isinstance(teacher, TaskTeachers) else teacher
         self.terms = cfg.distillation_terms
+        named = {entry.task for entry in cfg.teachers or ()}
+        self._taught: Tensor | None = None  # [N, 1]: 1 for tasks with a teacher, where teachers names them
+        if named and self.task_teachers is None:
+            self._taught = torch.tensor([[float(name in named)] for name in cfg.task_names], device=device)
         self.projection: Linear | None = None
         if self.teacher is not None and "next_state_linear" in self.terms:
             self.projection = linear_projection(cfg.latent_dim, self.teacher.cfg.latent_dim, cfg.seed)
@@ -81,23 +87,36 @@ class Distillation:
         """True until the PCA that a target needs has been fitted."""
         return self.teacher is not None and "next_state_pca" in self.terms and self.pca is None
 
+    @property
+    def has_teacher(self) -> bool:
+        """True if a teacher, or teachers of single tasks, can be asked in an update."""
+        return self.teacher is not None or self.task_teachers is not None
+
+    def _mask(self, task: Task) -> Tensor | None:
+        """Mark the rows that cached outputs teach, [B, 1]; None: all."""
+        if self._taught is None:
+            return None
+        assert task is None or isinstance(task, Tensor)
+        return self._taught if task is None else self._taught[task]
+
     def teacher_outputs(self, batch: Batch, task: Task) -> TeacherOutputs | None:
         """Collect the teacher's outputs for a batch; None if there is nothing to distil.
 
         Args:
-            batch: the batch of the update. What it has as ``teacher_reward`` and ``teacher_value``, computed before
+            batch: the batch of the update. What it has as ``teacher_reward`` and the like, computed before
                 (:mod:`tdmpc2.training.teacher_cache`), the teacher does not compute again.
             task: [B], or None for a single-task teacher.
 
         Raises:
-            ValueError: there is no teacher, and the batch has the outputs for some of the targets only.
+            ValueError: there is no teacher, and the batch has the outputs for some of the targets only; or it lacks one
+                that only a cache has.
         """
         cached = {column for name in self.terms if (column := TARGETS[name].cached_as)}
-        given: dict[str, Any] = {
-            name: column for name in cached if (column := getattr(batch, f"teacher_{name}")) is not None
-        }
+        given = {name: column for name in cached if (column := getattr(batch, f"teacher_{name}")) is not None}
         missing = [name for name in self.terms if TARGETS[name].cached_as not in given]
-        outputs = TeacherOutputs()
+        if (given or self.has_teacher) and (never := [name for name in missing if not TARGETS[name].live]):
+            raise ValueError(f"The batch's 'teacher_{never[0]}' is missing: {only_cached(never[0])}")
+        outputs = TeacherOutputs(mask=self._mask(task))
         if missing and self.teacher is not None:
             outputs = teacher_outputs(self.teacher, missing, batch.obs, batch.action, task)
         elif missing and self.task_teachers is not None:
@@ -110,7 +129,7 @@ class Distillation:
             )
         elif missing:
             return None
-        return outputs._replace(**given)
+        return outputs._replace(**outputs_of(given))
 
     def losses(
         self, student: StudentOutputs | StudentPolicy, teacher: TeacherOutputs | None, model: WorldModel

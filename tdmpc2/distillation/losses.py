@@ -108,6 +108,19 @@ def value_loss(q_logits: Tensor, teacher_value: Tensor, bins: Tensor, mask: Tens
     return of_taught(soft_cross_entropy(q_logits, teacher_value, bins), mask).mean()
 
 
+def plan_loss(mean: Tensor, teacher_plan: Tensor, own: Tensor | None, mask: Tensor | None = None) -> Tensor:
+    """Mean squared error of the policy's mean action and the teacher's planned one, over the task's own entries.
+
+    Args:
+        mean: of the student's policy before tanh, [B, A].
+        teacher_plan: the mean action of the teacher's plan for the same observation, [B, A].
+        own: 1 for the entries of an action that the row's task has, else 0, [B, A]; None: it has all.
+    """
+    own = torch.ones_like(mean) if own is None else own
+    error = ((mean.tanh() - teacher_plan) * own).square().sum(-1, keepdim=True) / own.sum(-1, keepdim=True)
+    return of_taught(error, mask).mean()
+
+
 def policy_loss(
     mean: Tensor, log_std: Tensor, teacher_mean: Tensor, teacher_log_std: Tensor, mask: Tensor | None = None
 ) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tdmpc2.config import Config
-from tdmpc2.distillation.targets import TARGETS, TeacherOutputs
+from tdmpc2.distillation.targets import TARGETS, TeacherOutputs, outputs_of
 from tdmpc2.nn.math import decode
 from tdmpc2.nn.world_model import Task, TaskContext, WorldModel
 
@@ -51,9 +51,20 @@ def check_bins_of(student: Config, teacher: Config, whose: str) -> None:
 def teacher_columns(
     teacher: WorldModel, names: Collection[str], obs: Tensor, action: Tensor, task: Task
 ) -> dict[str, Tensor]:
-    """Compute the teacher's decoded ``reward``, ``value`` or both of obs [..., O] and action [..., A]: each [..., 1].
+    """Compute some of the teacher's outputs of obs [..., O] and action [..., A].
 
-    The teacher's own encoder is used. The value is the mean of its decoded online heads.
+    The teacher's own encoder is used.
+
+    Args:
+        teacher: its world model.
+        names: ``reward``, decoded; ``value``, the mean of its decoded online heads; ``policy``, its mean before tanh
+            and its log standard deviation side by side.
+        obs: [..., O].
+        action: [..., A].
+        task: [...], or None for a single-task teacher.
+
+    Returns:
+        By name: [..., 1], of ``policy`` [..., 2A].
     """
     context = teacher.context(task)
     return _columns(teacher, names, teacher.encode(obs, context), action, context)
@@ -67,6 +78,9 @@ def _columns(
         columns["reward"] = decode(teacher.reward(z, action, context), teacher.bins)
     if "value" in names:
         columns["value"] = decode(teacher.Q(z, action, context, "all"), teacher.bins).mean(0)
+    if "policy" in names:
+        _, info = teacher.pi(z, context, torch.zeros_like(action))
+        columns["policy"] = torch.cat([info["presquash_mean"], info["log_std"]], -1)
     return columns
 
 
@@ -95,13 +109,10 @@ def teacher_outputs(
         columns |= _columns(teacher, ("reward",), z[:steps], action[:steps], context)
     if "value" in needs:
         columns |= _columns(teacher, ("value",), z[:1], action[:1], context)
-    policy = None
     if "policy" in needs:
-        _, info = teacher.pi(z[0], context, torch.zeros_like(action[0]))
-        policy = (info["presquash_mean"], info["log_std"])
+        columns |= _columns(teacher, ("policy",), z[:1], action[:1], context)
     return TeacherOutputs(
-        **columns,
+        **outputs_of(columns),
         reward_logits=teacher.reward(z[0], action[0], context) if "reward_logits" in needs else None,
         next_latent=z[1 - start] if "next_latent" in needs else None,
-        policy=policy,
     )

@@ -5,7 +5,7 @@ H horizon, B batch, A action, D_S and D_T latent sizes of student and teacher, K
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -29,6 +29,7 @@ class StudentPolicy(NamedTuple):
 
     mean: Tensor  # before tanh, [B, A]
     log_std: Tensor  # [B, A]
+    own: Tensor | None = None  # 1 for the entries of an action that the row's task has, else 0, [B, A]; None: all
 
 
 class TeacherOutputs(NamedTuple):
@@ -39,6 +40,7 @@ class TeacherOutputs(NamedTuple):
     value: Tensor | None = None  # decoded, the mean of all heads, [1 to H, B, 1]
     next_latent: Tensor | None = None  # encoding of the second observation, [B, D_T]
     policy: tuple[Tensor, Tensor] | None = None  # mean before tanh and log standard deviation, [B, A], first step
+    plan: Tensor | None = None  # mean action of its plans, [1 to H, B, A]
     mask: Tensor | None = None  # 1 for rows whose task has a teacher, else 0, [B, 1]; None: all have one
 
 
@@ -61,7 +63,8 @@ class Target:
         summary: its line in the documentation.
         needs: the field of :class:`TeacherOutputs` that it needs.
         loss: of :class:`StudentOutputs` (or :class:`StudentPolicy`), :class:`TeacherOutputs` and :class:`Constants`.
-        cached_as: the column of a cache that can stand for the teacher; None: it needs more than one number a row.
+        cached_as: the column of a cache that can stand for the teacher; None: a cache would take too much room.
+        live: the teacher can be asked in an update; otherwise it takes far too long, and a cache has to be there.
         all_steps: it needs the teacher at all H steps, not only at the first.
         trains: the parameters it trains, ``model`` or ``policy``.
     """
@@ -72,6 +75,7 @@ class Target:
     cached_as: str | None = None
     all_steps: bool = False
     trains: str = "model"
+    live: bool = True
 
 
 TARGETS: dict[str, Target] = {
@@ -110,12 +114,38 @@ TARGETS: dict[str, Target] = {
         cached_as="value",
     ),
     "policy": Target(
-        "divergence of the Gaussian policies at the first step; the only one that trains the policy prior",
+        "divergence of the Gaussian policies at the first step; trains the policy prior",
         needs="policy",
         loss=lambda s, t, c: losses.policy_loss(s.mean, s.log_std, t.policy[0], t.policy[1], t.mask),
+        cached_as="policy",
         trains="policy",
     ),
+    "plan": Target(
+        "squared error of the policy's mean action and the teacher's planned one, of a cache; trains the policy prior",
+        needs="plan",
+        loss=lambda s, t, c: losses.plan_loss(s.mean, t.plan[0], s.own, t.mask),
+        cached_as="plan",
+        trains="policy",
+        live=False,
+    ),
 }
+
+
+def outputs_of(columns: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Bring cached columns, [1 to H, B, W] by name, to the form of :class:`TeacherOutputs`."""
+    outputs: dict[str, Any] = dict(columns)
+    if "policy" in columns:
+        outputs["policy"] = columns["policy"][0].chunk(2, -1)
+    return outputs
+
+
+def only_cached(target: str) -> str:
+    """Say why a target needs a cache, and how to make one."""
+    return (
+        f"distillation_targets={target} is learned from a cache alone, since planning in every update would take many "
+        "times as long as the update. Make it with "
+        f"`tdmpc2 targets DATA_DIR TEACHER columns={TARGETS[target].cached_as}` and train with distillation_cache=full"
+    )
 
 
 def loss_name(target: str) -> str:

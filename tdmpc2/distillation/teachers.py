@@ -106,19 +106,19 @@ class TaskTeachers:
         total: TeacherOutputs | None = None
         for one in self._teachers:
             cfg = one.model.cfg
-            theirs = _resized(obs, cfg.obs_dim) if cfg.obs == "state" else obs
+            theirs = resized(obs, cfg.obs_dim) if cfg.obs == "state" else obs
             ids = one.ids[task] if cfg.multitask else None
-            found = teacher_outputs(one.model, names, theirs, _resized(action, cfg.action_dim), ids)
+            found = teacher_outputs(one.model, names, theirs, resized(action, cfg.action_dim), ids)
             if found.policy is not None:
-                mean, log_std = (_resized(values, self._student.action_dim) for values in found.policy)
+                mean, log_std = (resized(values, self._student.action_dim) for values in found.policy)
                 found = found._replace(policy=(mean, log_std))
             total = _taken(found, one.teaches[task].unsqueeze(-1), total)
         assert total is not None
         return total._replace(mask=self._taught[task])
 
 
-def _resized(x: Tensor, size: int) -> Tensor:
-    """Cut padding off the last axis, or add zeros."""
+def resized(x: Tensor, size: int) -> Tensor:
+    """Cut padding off the last axis [..., N] of observations or actions, or add zeros, to [..., size]."""
     return F.pad(x, (0, size - x.shape[-1]))
 
 

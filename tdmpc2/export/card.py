@@ -37,7 +37,7 @@ def card_of(cfg: Config, file: Checkpoint, task_ids: Sequence[int], precision: s
             "file": (file.path or "").replace("\\", "/").rpartition("/")[2],
             "sha256": file.sha256,
             "step": file.step,
-            "card": file.extra.get("card"),
+            "card": file.card,
         },
         "tasks": [_task(cfg, task_id) for task_id in task_ids],
         "observation": {"kind": cfg.obs, "size": cfg.obs_dim if cfg.observes_state else None, "padding": 0.0},

@@ -76,7 +76,9 @@ class GaussianStats(NamedTuple):
     scaled_entropy: Tensor  # TD-MPC2's
 
 
-def squashed_gaussian_stats(eps: Tensor, log_std: Tensor, action: Tensor, active_dims: Tensor | float) -> GaussianStats:
+def squashed_gaussian_stats(
+    eps: Tensor, log_std: Tensor, action: Tensor, active_dims: Tensor | float, all_dims: Tensor | float | None = None
+) -> GaussianStats:
     """Compute log-probability and entropies of ``action = tanh(mean + eps exp(log_std))``.
 
     docs/algorithm.md, "Policy prior".
@@ -86,11 +88,13 @@ def squashed_gaussian_stats(eps: Tensor, log_std: Tensor, action: Tensor, active
         log_std: zero on inactive dimensions, [..., A].
         action: squashed sample, [..., A].
         active_dims: number of active dimensions of the task, broadcastable to [..., 1].
+        all_dims: number of dimensions that the density's constant counts, broadcastable to [..., 1]; those of ``eps``
+            by default, inactive ones included.
     """
     correction = torch.log(torch.relu(1 - action.square()) + 1e-6).sum(-1, keepdim=True)
     density = (-0.5 * eps.square() - log_std).sum(-1, keepdim=True)
     log_prob = active_dims * (density - 0.5 * _LOG_2PI) - correction
-    presquash = density - action.shape[-1] * 0.5 * _LOG_2PI
+    presquash = density - (action.shape[-1] if all_dims is None else all_dims) * 0.5 * _LOG_2PI
     squashed = presquash - correction
     scaled_entropy = -squashed * (active_dims * presquash / (squashed + 1e-8))
     return GaussianStats(log_prob, -squashed, scaled_entropy)

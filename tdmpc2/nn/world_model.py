@@ -254,11 +254,13 @@ class WorldModel(nn.Module):
         log_std = bounded_log_std(raw, self.cfg.log_std_min, self.cfg.log_std_max)
         eps = torch.randn_like(mean) if eps is None else eps
         active: Tensor | float = float(self.cfg.action_dim)
+        counted: Tensor | float = active  # in the density's constant: all of a model of many tasks
         if (mask := context.action_mask) is not None:
             mean, log_std, eps = mean * mask, log_std * mask, eps * mask
             active = mask.sum(-1, keepdim=True)
+            counted = counted if context.embedding is not None else active  # a model of one task, padded from outside
         action = torch.tanh(mean + eps * log_std.exp())
-        stats = squashed_gaussian_stats(eps, log_std, action, active)
+        stats = squashed_gaussian_stats(eps, log_std, action, active, counted)
         return action, {
             "mean": torch.tanh(mean),
             "presquash_mean": mean,

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tdmpc2.checkpoints.card import card_of_copy
 from tdmpc2.checkpoints.files import FORMAT, Checkpoint, load_file, precision_of
 from tdmpc2.checkpoints.sizes import infer_sizes, size_keys
 from tdmpc2.config import Config, parse_cfg
@@ -148,7 +149,8 @@ def payload(checkpoint: Checkpoint, recipe: Recipe, task: str | None = None) -> 
 def _entries(checkpoint: Checkpoint, task: str | None) -> dict[str, Any]:
     config = own_config(checkpoint, task)
     named = checkpoint.config is not None or config["task"] != _UNNAMED
-    return {"config": config if named else None, "format": FORMAT, "step": checkpoint.step}
+    entries = {"config": config if named else None, "format": FORMAT, "step": checkpoint.step}
+    return entries | card_of_copy(checkpoint.card)
 
 
 def serialised_bytes(content: Mapping[str, Any]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from tdmpc2.data.store.importer import find_store
 from tdmpc2.distillation.outputs import check_teacher, teacher_columns
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.math import decode, symlog
+from tdmpc2.studies.trust import STEPS, rollout_is_worse, trust_figures
 from tdmpc2.support.entries import check_entries
 from tdmpc2.support.files import json_text, read_json, write_text
 from tdmpc2.support.tables import Cells
@@ -49,24 +50,55 @@ def heldout_errors(agent: TDMPC2, batches: Iterable[Batch], teacher: TDMPC2 | No
     Raises:
         ValueError: there is no batch, the teacher has other tasks, or an error is not finite.
     """
+    return _errors([_rows(agent, batch, teacher) for batch in _checked(agent, batches, teacher)])
+
+
+@torch.no_grad()
+def heldout_figures(
+    agent: TDMPC2, batches: Iterable[Batch], teacher: TDMPC2 | None = None
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Measure the errors of :func:`heldout_errors` and, on the same slices, the trust figures of each task.
+
+    Returns:
+        The errors, and what :func:`tdmpc2.studies.trust.trust_figures` says.
+
+    Raises:
+        ValueError: see there.
+    """
+    rows = [_rows(agent, batch, teacher) for batch in _checked(agent, batches, teacher)]
+    errors = _errors(rows)
+    squares = {name: torch.cat([row.squares[name] for row in rows]) for name in rows[0].squares}
+    worse, task = (torch.cat([getattr(row, name) for row in rows]) for name in ("worse", "task"))
+    return errors, trust_figures(worse, squares, task, agent.cfg.task_names, min(STEPS, agent.cfg.horizon))
+
+
+def _checked(agent: TDMPC2, batches: Iterable[Batch], teacher: TDMPC2 | None) -> Iterable[Batch]:
     if teacher is not None:
         check_teacher(agent.cfg, teacher.cfg)
-    sums: dict[str, Tensor] = {}
-    count = 0
-    for batch in batches:
-        for name, value in _squares(agent, batch, teacher).items():
-            sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value
-        count += 1
-    if not count:
+    return batches
+
+
+class _Rows(NamedTuple):
+    """The slices of one batch, each measured, on the CPU: squared errors [B] float64, worse [B] bool, task [B]."""
+
+    squares: dict[str, Tensor]
+    worse: Tensor
+    task: Tensor
+
+
+def _errors(rows: Sequence[_Rows]) -> dict[str, float]:
+    if not rows:
         raise ValueError("No batch to measure errors on: batches must be at least 1")
-    errors = {name: float(total / count) ** 0.5 for name, total in sums.items()}
+    errors = {
+        name: float(torch.stack([row.squares[name].mean() for row in rows]).mean()) ** 0.5 for name in rows[0].squares
+    }
     if bad := [name for name, error in errors.items() if not math.isfinite(error)]:
         raise ValueError(f"{bad[0]} is {errors[bad[0]]}: the weights of the model or its teacher are too large to use")
     return errors
 
 
-def _squares(agent: TDMPC2, batch: Batch, teacher: TDMPC2 | None) -> dict[str, Tensor]:
-    """Mean squared errors of one batch, on the CPU in float64."""
+def _rows(agent: TDMPC2, batch: Batch, teacher: TDMPC2 | None) -> _Rows:
+    """Measure the slices of one batch."""
     model, device = agent.model, agent.device
     obs, action, reward = batch.obs.to(device), batch.action.to(device), batch.reward.to(device)
     task = batch.task.to(device) if agent.cfg.multitask else None
@@ -75,22 +107,27 @@ def _squares(agent: TDMPC2, batch: Batch, teacher: TDMPC2 | None) -> dict[str, T
     for step in action:
         zs.append(model.next(zs[-1], step, context))
     predicted = torch.stack(zs)  # [H+1, B, D]
+    encoded = torch.cat([predicted[:1], model.encode(obs[1:], context)])
     rewards = decode(model.reward(predicted[:-1], action, context), model.bins)  # [H, B, 1]
     pairs = {
-        "reward_rmse": (rewards[0], reward[0]),
+        "reward_rmse": (rewards[:1], reward[:1]),
         "reward_horizon_rmse": (rewards, reward),
-        "latent_rmse": (predicted[1:], model.encode(obs[1:], context)),
+        "latent_rmse": (predicted[1:], encoded[1:]),
     }
     if teacher is not None:
         own = decode(model.Q(predicted[0], action[0], context, "all"), model.bins).mean(0)  # [B, 1]
         asked = [None if x is None else x.to(teacher.device) for x in (obs[0], action[0], task)]
         theirs = teacher_columns(teacher.model, ("value",), *asked)["value"]  # type: ignore[arg-type]
-        pairs["value_rmse"] = (own, theirs.to(device))
-    squares = {name: (a.double() - b.double()).square().mean().cpu() for name, (a, b) in pairs.items()}
+        pairs["value_rmse"] = (own[None], theirs.to(device)[None])
+    squares = {name: (a.double() - b.double()).square() for name, (a, b) in pairs.items()}
     for name, (a, b) in pairs.items():
         if name != "latent_rmse":
-            squares[f"{name}_symlog"] = (symlog(a.double()) - symlog(b.double())).square().mean().cpu()
-    return squares
+            squares[f"{name}_symlog"] = (symlog(a.double()) - symlog(b.double())).square()
+    return _Rows(
+        {name: value.mean((0, 2)).cpu() for name, value in squares.items()},
+        rollout_is_worse(predicted, encoded, min(STEPS, len(action))).cpu(),
+        batch.task.cpu() if agent.cfg.multitask else torch.zeros(action.shape[1], dtype=torch.int64),
+    )
 
 
 def heldout_batches(sampler: SliceSampler, batches: int, batch_size: int, horizon: int, seed: int) -> Iterator[Batch]:
@@ -154,9 +191,9 @@ def measure(
         device: where the models compute.
 
     Returns:
-        For each file what ``heldout.json`` holds: ``checkpoint``, ``step``, ``errors`` as from :func:`heldout_errors`,
-        ``tasks_trained``, the number of tasks it was trained on, and the ``protocol``, which names those it was
-        measured on: two files' errors compare if theirs is the same.
+        For each file what ``heldout.json`` holds: ``checkpoint`` and its ``sha256``, ``step``, ``errors`` and ``trust``
+        as from :func:`heldout_figures`, ``tasks_trained``, the number of tasks it was trained on, and the ``protocol``,
+        which names those it was measured on: two files' errors compare if theirs is the same.
 
     Raises:
         ValueError: unreadable file or data, no common task, a teacher of other tasks, or data that a checkpoint was
@@ -173,7 +210,7 @@ def measure(
                 f"{path} was trained on {data_dir}: collect other episodes, with another seed and data_dir, "
                 "for example `python collect.py seed=2 data_dir=data/heldout`"
             )
-        file = load_file(path)
+        file = load_file(path, identify=True)
         agent = load_agent(file, device=device, precision="fp32")
         cfg = agent.cfg.replace(data_dir=data_dir, task_balance="tasks")
         if cfg.multitask:
@@ -184,12 +221,15 @@ def measure(
         if key not in samplers:
             samplers[key] = open_data(cfg, agent.device).sampler
         drawn = list(heldout_batches(samplers[key], batches, batch_size, cfg.horizon, seed))
+        errors, trust = heldout_figures(agent, progress(drawn, path.name, unit="batches"), teacher)
         results[path] = {
             "checkpoint": path.name,
+            "sha256": file.sha256,
             "step": file.step,
             "tasks_trained": len(agent.cfg.task_ids),
             "protocol": _protocol(cfg, record, teacher_file, batches, batch_size, seed),
-            "errors": heldout_errors(agent, progress(drawn, path.name, unit="batches"), teacher),
+            "errors": errors,
+            "trust": trust,
         }
     return results
 
@@ -199,6 +239,19 @@ def error_table(results: Mapping[Path, Mapping[str, Any]]) -> Cells:
     names = list(next(iter(results.values()))["errors"])
     rows = [[str(path), *(f"{found['errors'][name]:.4f}" for name in names)] for path, found in results.items()]
     return Cells("Held-out errors", ["checkpoint", *(name.replace("_", " ") for name in names)], rows)
+
+
+def trust_table(found: Mapping[str, Any]) -> Cells:
+    """Arrange the trust figures of one checkpoint in a table with a row for each task."""
+    trust = found["trust"]
+    names = [name for name in next(iter(trust["tasks"].values())) if name.endswith("_rmse")]
+    rows = [
+        [task, str(one["starts"]), f"{one['rollout_worse']:.0%}", *(f"{one[name]:.4f}" for name in names)]
+        for task, one in trust["tasks"].items()
+    ]
+    title = f"{found['checkpoint']}: starts at which a rollout of {trust['steps']} steps is worse than no change"
+    total = ["median", str(trust["starts"]), f"{trust['rollout_worse']:.0%}", *("" for _ in names)]
+    return Cells(title, ["task", "starts", "worse", *(name.replace("_", " ") for name in names)], rows, total)
 
 
 def scored_tasks(results: Mapping[Path, Mapping[str, Any]]) -> list[str]:

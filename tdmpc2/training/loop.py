@@ -31,6 +31,7 @@ from tdmpc2.support.runtime import set_num_threads
 from tdmpc2.tracking.logger import Logger
 from tdmpc2.tracking.pace import Activity
 from tdmpc2.training import run_dir, run_record
+from tdmpc2.training.averaging import AveragedWeights
 from tdmpc2.training.callbacks import Callback
 from tdmpc2.training.divergence import Diagnosis, diverged
 from tdmpc2.training.guards import STOPPED, FiniteGuard, StopRequest, stop_on_signal
@@ -124,6 +125,11 @@ class Run:
         self.resumed: Resumed = resume_together(group, self.agent, cfg, checksum, data, self._evaluate_now)
 
         self._parts: dict[str, Stateful] = {}
+        self._averaged = AveragedWeights(self.agent, cfg) if cfg.ema_decay else None
+        if self._averaged is not None:
+            self.attach("ema", self._averaged)
+            if self.resumed.step and group.main:  # a kill may have come between the files of the last save
+                self._averaged.save(self.resumed.step)
         self._guard = FiniteGuard(self.agent.device)
         self._step = self._saved = self.resumed.step
         self._updated = self.ended = False
@@ -265,6 +271,8 @@ class Run:
         self._stop.at_once, self._updated = False, True
         if compiling:
             self._logger.message(f"Compiled in {monotonic() - began:.0f} s")
+        if self._averaged is not None:
+            self._averaged.update()
         self._guard.watch(self._step, metrics)
         if self._stopping.callbacks:
             self._stopping.callbacks.updated(self._step, metrics)
@@ -344,6 +352,8 @@ class Run:
                     wall_seconds=self._logger.wall_seconds,
                     parts=parts,
                 )
+                if self._averaged is not None:
+                    self._averaged.save(step)
         self._saved = step
 
     def _save_before(self, step: int) -> None:
@@ -372,7 +382,8 @@ class Run:
 
         # Several processes gather their results together, so that none of them may leave on its own.
         each_step = leave_if_told if self.group.world_size == 1 else None
-        with self._logger.pause():
+        ema = self._averaged.in_place() if self._averaged and self.cfg.eval_weights == "ema" else nullcontext()
+        with self._logger.pause(), ema:
             result = score(self._play, self.agent, self.cfg, self._logger, step, each_step)
         if self._stopping.callbacks and result is not None:
             self._stopping.callbacks.evaluated(step, result)

@@ -18,7 +18,7 @@ from tdmpc2.training.callbacks import Callback
 from tdmpc2.training.divergence import Diagnosis, diagnosis_of
 from tdmpc2.training.loop import Run
 from tdmpc2.training.preflight import dry_run, preflight
-from tdmpc2.training.teacher import Teacher, add_targets, fit_pca
+from tdmpc2.training.teacher import add_targets, fit_pca
 
 
 def train(cfg: Config, teacher_cfg: Config | None, callbacks: Sequence[Callback] = ()) -> Path:
@@ -60,7 +60,6 @@ def _learn(run: Run) -> None:
     with group.main_first():
         data, lazy_targets = open_data(cfg, agent.device, data_device), None
         if run.teacher and not run.live_teacher:
-            assert isinstance(run.teacher, Teacher)  # Config refuses a cache for several
             data, lazy_targets = add_targets(data, run.teacher, cfg, agent.device)
     if data_record(cfg.data_dir, cfg.task) != run.resumed.record["data"]:
         raise ValueError(f"The files in data_dir={cfg.data_dir} were replaced while they were read: start again")

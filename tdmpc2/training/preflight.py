@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
@@ -20,8 +21,9 @@ from tdmpc2.data.chunks import chunk_paths
 from tdmpc2.data.placement import choose_place, data_bytes, data_problems, data_record
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.data.store.importer import RATE, find_store
+from tdmpc2.data.store.teacher_columns import COLUMNS
 from tdmpc2.distillation.outputs import teacher_columns
-from tdmpc2.distillation.targets import TARGETS
+from tdmpc2.distillation.targets import TARGETS, only_cached
 from tdmpc2.nn.layers import num_parameters
 from tdmpc2.play.evaluation import num_steps, side_by_side
 from tdmpc2.play.results import check_video
@@ -77,6 +79,9 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
         for entry in cfg.teachers or ()
         if (why := why_missing(entry.checkpoint))
     ]
+    taught = teacher is not None or bool(cfg.teachers)
+    if taught and cfg.distillation_cache != "full":
+        problems += [only_cached(name) for name in cfg.distillation_terms if not TARGETS[name].live]
     if cfg.checkpoint is not None and (why := why_missing(cfg.checkpoint)):
         problems.append(f"weights to start from: checkpoint={cfg.checkpoint} {why}")
     if cfg.eval_freq and (online or cfg.eval_freq <= cfg.steps):
@@ -96,7 +101,9 @@ def checkpoint_bytes(agent: TDMPC2, cfg: Config) -> int:
     model = sum(tensor.nbytes for tensor in agent.model.state_dict().values())
     trained = sum(p.nbytes for p in agent.model.parameters() if p.requires_grad)
     state = model + 2 * trained  # two moments of Adam
-    models = 1 + (cfg.keep_last if cfg.keep_last > 1 else 0) + cfg.save_best
+    averaged = bool(cfg.ema_decay)
+    state += averaged * model
+    models = 1 + (cfg.keep_last if cfg.keep_last > 1 else 0) + cfg.save_best + averaged
     return (2 * state + (models + 1) * model) if cfg.save_agent else 0
 
 
@@ -221,9 +228,10 @@ def _preparation(cfg: Config, live_teacher: TDMPC2 | None, size: int, imported: 
     if live_teacher is not None and cfg.distillation_cache != "off":
         layout = Layout.of(cfg.task_specs)
         rows = size // RowFormat(layout.obs_dim, layout.action_dim).record.itemsize
-        names = {column for name in cfg.distillation_terms if (column := TARGETS[name].cached_as)}
-        disk += 4 * rows * len(names)
-        if cfg.distillation_cache == "full":
+        targets = [TARGETS[name] for name in cfg.distillation_terms]
+        names = {target.cached_as for target in targets if target.cached_as and target.live}
+        disk += 4 * rows * sum(math.prod(COLUMNS[name](layout.action_dim)) for name in names)
+        if names and cfg.distillation_cache == "full":
             batch = random_batch(cfg.replace(batch_size=_CACHE_BATCH), live_teacher.device)
             ids = batch.task if live_teacher.cfg.multitask else None
             once = median_seconds(

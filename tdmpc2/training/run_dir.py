@@ -2,6 +2,7 @@
 
 run.json         the record of the run (run_record.py): configuration, the teacher's checksum, identity of the data
 model.pt         newest deployable checkpoint; model_<step>.pt: the newest ``keep_last``, if that is more than one
+ema.pt           with ``ema_decay`` the averaged weights of the step of model.pt (averaging.py)
 best.pt          the one with the highest score, evaluations.json the score of every evaluation (evaluations.py)
 state.pt         the newest weights with optimisers, value scale, random state, step, and the state of everything else
                  the run needs (``parts``): one file, so always consistent
@@ -140,7 +141,7 @@ def restore(agent: TDMPC2, run_dir: Path) -> Saved:
         return Saved()
     state = read_state(path, agent)
     state.load_into(agent)
-    if _step_of(model) != state.step:
+    if step_of(model) != state.step:
         agent.save(model, step=state.step, overwrite=True)
     return Saved(state.step, state.wandb_id, state.wall_seconds, state.parts)
 
@@ -167,7 +168,8 @@ def record_score(agent: TDMPC2, run_dir: Path, step: int, score: float, label: s
     return best
 
 
-def _step_of(path: Path) -> int | None:
+def step_of(path: Path) -> int | None:
+    """Read the step that a checkpoint is of; None if it is missing, damaged or does not say."""
     try:
         content = read_outline(path)
     except ValueError:  # missing or damaged

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ import torch
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256, load_file
-from tdmpc2.config import Config
+from tdmpc2.config import Config, TaskTeacher
 from tdmpc2.data.placement import Data
 from tdmpc2.data.sampler import SliceSampler
-from tdmpc2.data.store.teacher_columns import open_targets
-from tdmpc2.distillation.targets import TARGETS
+from tdmpc2.data.store.store import EpisodeStore
+from tdmpc2.data.store.teacher_columns import TeacherTargets, find_targets, open_targets
+from tdmpc2.distillation.targets import TARGETS, only_cached
 from tdmpc2.loading import load_agent
+from tdmpc2.support.text import cut
 from tdmpc2.training.teacher_cache import LazyTargets, compute_all
 
 
@@ -47,8 +49,18 @@ class Teacher:
         path = Path(cfg.checkpoint)
         return cls(path, file_sha256(path), None if cfg.multitask else cfg.task)
 
-    def load(self, device: str | torch.device) -> TDMPC2:
-        """Load the agent, in fp32 and without gradients.
+    @property
+    def label(self) -> str:
+        """Name of the file, for people who look into a cache of its outputs."""
+        return self.path.name
+
+    def load(self, device: str | torch.device, precision: str = "fp32", **settings: Any) -> TDMPC2:
+        """Load the agent, without gradients.
+
+        Args:
+            device: where it computes.
+            precision: what it computes in; only in fp32 can it teach live.
+            settings: planning keys in place of the file's.
 
         Raises:
             ValueError: unreadable file, or not the one any more whose checksum is recorded.
@@ -60,7 +72,7 @@ class Teacher:
                 f"{self.path} is not the file any more that it was when the run was started: start it again, with a "
                 "teacher that is not replaced meanwhile"
             )
-        agent = load_agent(file, device=str(device), precision="fp32", **task)
+        agent = load_agent(file, device=str(device), precision=precision, **task, **settings)
         agent.model.requires_grad_(False)
         return agent
 
@@ -86,7 +98,12 @@ class Teachers:
         lines = sorted(f"{task} {teacher.sha256}" for task, teacher in self.files.items())
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    def load(self, device: str | torch.device) -> dict[str, TDMPC2]:
+    @property
+    def label(self) -> str:
+        """Tasks and names of their files, for people who look into a cache of their outputs."""
+        return cut(", ".join(f"{task}: {teacher.label}" for task, teacher in self.files.items()), 4000)
+
+    def load(self, device: str | torch.device, precision: str = "fp32", **settings: Any) -> dict[str, TDMPC2]:
         """Load the agent of each task as :meth:`Teacher.load` does; a file that teaches several tasks is loaded once.
 
         Raises:
@@ -95,7 +112,7 @@ class Teachers:
         agents: dict[str, TDMPC2] = {}
         for teacher in self.files.values():
             if teacher.sha256 not in agents:
-                agents[teacher.sha256] = teacher.load(device)
+                agents[teacher.sha256] = teacher.load(device, precision, **settings)
         return {task: agents[teacher.sha256] for task, teacher in self.files.items()}
 
 
@@ -113,12 +130,23 @@ def find_teacher(cfg: Config, teacher_cfg: Config | None) -> Teacher | Teachers 
             f"teachers={cfg.teachers[0].task}: ... beside teacher_config.checkpoint={teacher.path}: leave out one of "
             "them; a file of many tasks may stand behind several tasks of teachers"
         )
-    files = {entry.task: Path(entry.checkpoint) for entry in cfg.teachers}
+    return teachers_of(cfg.teachers)
+
+
+def teachers_of(entries: Sequence[TaskTeacher]) -> Teachers:
+    """Look up the files of teachers of single tasks.
+
+    Raises:
+        ValueError: one cannot be read.
+    """
+    files = {entry.task: Path(entry.checkpoint) for entry in entries}
     checksums = {path: file_sha256(path) for path in set(files.values())}
     return Teachers({task: Teacher(path, checksums[path], task) for task, path in files.items()})
 
 
-def add_targets(data: Data, teacher: Teacher, cfg: Config, device: torch.device) -> tuple[Data, LazyTargets | None]:
+def add_targets(
+    data: Data, teacher: Teacher | Teachers, cfg: Config, device: torch.device
+) -> tuple[Data, LazyTargets | None]:
     """Attach cached teacher outputs to the data, so that updates do not need the live teacher.
 
     Args:
@@ -132,15 +160,17 @@ def add_targets(data: Data, teacher: Teacher, cfg: Config, device: torch.device)
         The data with the columns; or the data as it was and what fills its batches.
 
     Raises:
-        ValueError: a teacher of other tasks, or no room on the disk.
+        ValueError: a teacher of other tasks, no room on the disk, or no plans.
     """
     assert data.store is not None
     targets = [TARGETS[name] for name in cfg.distillation_terms]
-    names = dict.fromkeys(target.cached_as for target in targets if target.cached_as)
-    columns = [open_targets(data.store, teacher.sha256, teacher.path.name, name) for name in names]
+    names = dict.fromkeys(target.cached_as for target in targets if target.cached_as and target.live)
+    columns = [open_targets(data.store, teacher.sha256, teacher.label, name) for name in names]
+    made = [_made(name, data, teacher) for name in cfg.distillation_terms if not TARGETS[name].live]
     if not all(column.complete(data.episodes) for column in columns):
         agent = teacher.load(device)
         if cfg.distillation_cache == "lazy":
+            assert isinstance(agent, TDMPC2)  # Config refuses it for several
             steps = cfg.horizon if any(target.all_steps for target in targets) else 1
             return data, LazyTargets(columns, agent, None if data.place == "disk" else data.episodes, steps)
         compute_all(columns, agent, data.episodes)
@@ -149,9 +179,29 @@ def add_targets(data: Data, teacher: Teacher, cfg: Config, device: torch.device)
         f"teacher_{column.name}": column.values
         if data.place == "disk"
         else column.column(data.episodes, dataset.rows.device)
-        for column in columns
+        for column in (*columns, *made)
     }
     return data._replace(sampler=data.sampler.over(replace(dataset, targets=given))), None
+
+
+def _made(target: str, data: Data, teacher: Teacher | Teachers) -> TeacherTargets:
+    """Open the column of a target that only a cache serves.
+
+    Raises:
+        ValueError: it is not there, or not complete for the episodes of the run.
+    """
+    store, name = data.store, TARGETS[target].cached_as
+    assert isinstance(store, EpisodeStore)
+    assert name is not None
+    column = find_targets(store, teacher.sha256, name)
+    if column is None:
+        raise ValueError(f"{store.path} has none of {teacher.path}: {only_cached(target)}")
+    if missing := int(column.missing(data.episodes).sum()):
+        raise ValueError(
+            f"{column.file} lacks {missing:,} of the {len(data.episodes):,} episodes of the run: the command that "
+            "began it goes on with it"
+        )
+    return column
 
 
 def fit_pca(agent: TDMPC2, sampler: SliceSampler) -> str:

@@ -1,13 +1,12 @@
 """A frozen teacher's outputs for stored episodes, computed once instead of in every update.
 
 ``compute_all`` fills columns before training, which then needs no teacher; ``LazyTargets`` fills them as their rows are
-used. `tdmpc2 targets DIR TEACHER.pt` does the former.
+used. `tdmpc2 targets DIR TEACHER.pt` does the former. Plans are made elsewhere (:mod:`tdmpc2.training.plan_labels`).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,14 +16,14 @@ from tdmpc2.data.batch import Batch
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.data.store.teacher_columns import TeacherTargets, one_process
 from tdmpc2.distillation.outputs import teacher_columns
-from tdmpc2.nn.world_model import TaskContext
 from tdmpc2.tracking.progress import Progress
+from tdmpc2.training.cache_shares import Share, shares, untaught
 
 
 @torch.no_grad()
 def compute_all(
     targets: TeacherTargets | Sequence[TeacherTargets],
-    teacher: TDMPC2,
+    teacher: TDMPC2 | Mapping[str, TDMPC2],
     episodes: Tensor | None = None,
     batch_rows: int = 4096,
 ) -> None:
@@ -32,11 +31,11 @@ def compute_all(
 
     A block depends on nothing but its episodes, so that the files are in the end the same, however often it was
     interrupted. Nothing is computed, and the teacher may be on any device, if the columns are complete. Several columns
-    take one pass of the teacher's encoder.
+    take one pass of the teacher's encoder. Episodes of tasks without a teacher get zeros.
 
     Args:
-        targets: a column, or several of one store and teacher.
-        teacher: the agent whose file they are of, in fp32.
+        targets: a column, or several of one store and teacher; no plans.
+        teacher: the agent whose file they are of, in fp32; or the teacher of each task.
         episodes: [n] int64, ascending; all by default.
         batch_rows: rows the teacher takes at a time, rounded down to whole episodes, at least one.
 
@@ -45,36 +44,58 @@ def compute_all(
     """
     columns = [targets] if isinstance(targets, TeacherTargets) else list(targets)
     store, length = columns[0].store, columns[0].values.shape[1] - 1
-    _check_teacher(teacher, store)
+    of_tasks = shares(teacher, store)
+    assert all(share.teacher.precision == "fp32" for share in of_tasks)
     columns = [column for column in columns if not column.complete(episodes)]
+    if not columns:
+        return
+    require_writable(columns)
+    episodes = torch.arange(len(store.task)) if episodes is None else episodes.cpu()
+    count = max(1, batch_rows // length)
+    with one_process(columns[0].path):
+        fill_untaught(columns, of_tasks, episodes)
+        blocks = [
+            (share, own, lacks.any(0).tolist())
+            for share in of_tasks
+            for own, lacks in _blocks(columns, share.episodes(store, episodes), count)
+            if lacks.any()
+        ]
+        label = f"Teacher's {' and '.join(column.name for column in columns)}"
+        with Progress(sum(len(own) for _, own, _ in blocks), label, unit="episodes") as bar:
+            for share, own, lacks in blocks:
+                lacking = [column for column, lack in zip(columns, lacks, strict=True) if lack]
+                outputs = _outputs(share, [column.name for column in lacking], store, own)
+                for column in lacking:
+                    write(column, rows_of(own, length), outputs[column.name])
+                bar.update(len(own))
+        for column in columns:
+            column.flush()
+
+
+def _blocks(columns: Sequence[TeacherTargets], episodes: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield blocks of episodes [n], and which of them lack a number of which column, [n, columns]."""
+    missing = torch.stack([column.missing(episodes) for column in columns], 1)
+    return zip(episodes.split(count), missing.split(count), strict=True)
+
+
+def rows_of(episodes: Tensor, length: int) -> Tensor:
+    """Number the rows of a store that the steps of episodes [n] lead to, [n, L]."""
+    return episodes[:, None] * (length + 1) + torch.arange(1, length + 1)
+
+
+def require_writable(columns: Sequence[TeacherTargets]) -> None:
+    """Raise ``ValueError`` for a column whose file cannot be written."""
     for column in columns:
         if not column.writable:
             raise ValueError(f"{column.file} is not complete and cannot be written: change its permissions")
-    if not columns:
-        return
-    episodes = torch.arange(len(store.task)) if episodes is None else episodes.cpu()
-    count = max(1, batch_rows // length)
-    # A look-up rescales an embedding whose norm is above 1, if only by rounding. One look-up serves all blocks, so
-    # that all of them see the same embedding.
-    tasks = torch.arange(len(store.meta.tasks), device=teacher.device) if teacher.cfg.multitask else None
-    context = teacher.model.context(tasks)
-    with one_process(columns[0].path):
-        missing = torch.stack([column.missing(episodes) for column in columns], 1)  # [n, columns]
-        pairs = zip(episodes.split(count), missing.split(count), strict=True)
-        blocks = [(own, lacks.any(0).tolist()) for own, lacks in pairs if lacks.any()]
-        label = f"Teacher's {' and '.join(column.name for column in columns)}"
-        with Progress(sum(len(own) for own, _ in blocks), label, unit="episodes") as bar:
-            for own, lacks in blocks:
-                lacking = [column for column, lack in zip(columns, lacks, strict=True) if lack]
-                outputs = _outputs(teacher, [column.name for column in lacking], store, own, context)
-                rows = own[:, None] * (length + 1) + torch.arange(1, length + 1)
-                for column in lacking:
-                    _write(column, rows, outputs[column.name])
-                bar.update(len(own))
-        for column in columns:
-            for path in (column.file, column.check_file):
-                with open(path, "r+b") as file:
-                    os.fsync(file.fileno())
+
+
+def fill_untaught(columns: Sequence[TeacherTargets], of_tasks: list[Share], episodes: Tensor) -> None:
+    """Write zeros for those of the episodes [n] whose tasks have no teacher: their losses do not count."""
+    for column in columns:
+        for episode in untaught(of_tasks, column.store, episodes):
+            rows = rows_of(episode[None], column.values.shape[1] - 1)
+            column.put(rows, torch.zeros(1, *column.values.shape[1:])[:, 1:])
 
 
 class LazyTargets:
@@ -100,12 +121,13 @@ class LazyTargets:
     ) -> None:
         self.columns = [targets] if isinstance(targets, TeacherTargets) else list(targets)
         self.teacher, self.steps = teacher, steps
-        _check_teacher(teacher, self.columns[0].store)
+        assert teacher.precision == "fp32"
+        shares(teacher, self.columns[0].store)  # refuses a teacher of other tasks
         self._episodes = None if episodes is None else episodes.cpu()
 
     @torch.no_grad()
     def fill(self, batch: Batch, rows: Tensor) -> Batch:
-        """Add ``teacher_reward`` or ``teacher_value`` [steps, B, 1], or both, to a batch.
+        """Add ``teacher_reward``, ``teacher_value`` [steps, B, 1] or ``teacher_policy`` [steps, B, 2A] to a batch.
 
         The outputs are read from the files. If any is missing, the teacher computes the whole batch and the new outputs
         are written to the files; only then does the host wait for the device.
@@ -130,10 +152,11 @@ class LazyTargets:
             names = [column.name for column in lacking]
             outputs = teacher_columns(self.teacher.model, names, batch.obs[:steps], batch.action[:steps], ids)
             for column in lacking:
-                numbers, values = outputs[column.name].squeeze(-1).cpu(), found[column.name]
-                _write(column, index, numbers)
+                values = found[column.name]
+                numbers = outputs[column.name].cpu().view(values.shape)
+                write(column, index, numbers)
                 found[column.name] = torch.where(values.isnan(), numbers, values)
-        filled = {f"teacher_{name}": values.unsqueeze(-1) for name, values in found.items()}
+        filled = {f"teacher_{name}": values.view(*index.shape, -1) for name, values in found.items()}
         if device.type == "cuda":
             filled = {name: values.pin_memory() for name, values in filled.items()}
         return batch._replace(
@@ -141,40 +164,34 @@ class LazyTargets:
         )
 
 
-def _check_teacher(teacher: TDMPC2, store: EpisodeStore) -> None:
-    assert teacher.precision == "fp32"
-    if teacher.cfg.task_specs != store.meta.tasks:
-        raise ValueError(
-            f"{store.path} holds task={store.meta.task} ({len(store.meta.tasks)} tasks), but the teacher plays "
-            f"task={teacher.cfg.task} ({len(teacher.cfg.task_specs)} tasks). Use a teacher of the data's task set"
-        )
-
-
 @torch.no_grad()
-def _outputs(
-    teacher: TDMPC2, names: Collection[str], store: EpisodeStore, episodes: Tensor, context: TaskContext
-) -> dict[str, Tensor]:
-    """Compute the teacher's outputs for every step of some episodes [n], each [n, L] in main memory."""
+def _outputs(share: Share, names: Collection[str], store: EpisodeStore, episodes: Tensor) -> dict[str, Tensor]:
+    """Compute a teacher's outputs for every step of some episodes [n], each [n, L] or [n, L, W] in main memory."""
     records = torch.cat([store.read(episode, 1) for episode in episodes.tolist()])
     obs, action, _ = store.meta.row_format.split(records)
     before, after = obs[:, :-1].transpose(0, 1), action[:, 1:].transpose(0, 1)  # [L, n, .], what led to a row is in it
-    task = store.task[episodes].to(teacher.device)
-    outputs = teacher_columns(
-        teacher.model,
-        names,
-        before.to(teacher.device).float(),
-        after.to(teacher.device).float(),
-        context.for_rows(task) if teacher.cfg.multitask else context,
-    )
-    return {name: output.squeeze(-1).T.cpu() for name, output in outputs.items()}
+    before, after = share.observations(before), share.actions(after)
+    outputs = teacher_columns(share.teacher.model, names, before, after, share.context(store, episodes))
+    of_rows = {name: share.of_store(name, output, store).transpose(0, 1).cpu() for name, output in outputs.items()}
+    return {name: rows if name == "policy" else rows.squeeze(-1) for name, rows in of_rows.items()}
 
 
-def _write(column: TeacherTargets, index: Tensor, numbers: Tensor) -> None:
-    """Put numbers into the rows of the store [...] that have none yet."""
+def write(column: TeacherTargets, index: Tensor, numbers: Tensor) -> None:
+    """Put numbers into the rows of the store [...] that have none yet.
+
+    Args:
+        column: the column.
+        index: numbers of the rows, [...].
+        numbers: [...] or [..., W].
+
+    Raises:
+        ValueError: one is not finite.
+    """
     if not (finite := numbers.isfinite()).all():
-        row, length = int(index[~finite][0]), column.values.shape[1]
+        where = tuple((~finite).nonzero()[0].tolist())
+        row, length = int(index[where[: index.ndim]]), column.values.shape[1]
         raise ValueError(
-            f"The teacher's {column.name} is {numbers[~finite][0]} in episode {row // length}, row {row % length} of "
+            f"The teacher's {column.name} is {numbers[where]} in episode {row // length}, row {row % length} of "
             f"{column.store.path}: its weights are damaged or too large. Use another teacher"
         )
     column.put(index, numbers)

@@ -236,6 +236,10 @@ SCENARIOS = {
         _store_and_teacher,
         _module("tdmpc2.data.targets", "data", "teacher.pt", "--device", "cpu", "--batch-rows", "1500"),
     ),
+    "plans": Scenario(
+        partial(_store_and_teacher, episodes=2, **TINY),
+        _module("tdmpc2.data.targets", "data", "teacher.pt", "columns=plan", *"--device cpu num_samples=64".split()),
+    ),
     "quantize": Scenario(
         partial(_store_and_teacher, episodes=30, **TINY),
         _script(

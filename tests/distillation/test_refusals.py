@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        ("rewards", r"'rewards' is not one of reward, .*policy\. Did you mean 'reward'\?"),
+        ("rewards", r"'rewards' is not one of reward, .*policy, plan\. Did you mean 'reward'\?"),
         (["reward", "reward 0.1"], "'reward 0.1': 'reward' is there twice"),
         (["value -1"], r"'value -1': the weight -1\.0 must be between 0 and"),
         (["value nan"], r"the weight nan must be between 0 and"),
@@ -46,7 +46,10 @@ def test_config_distillation_keys_are_checked() -> None:
     for target in TARGETS:
         keys = {"distillation_targets": ("value", target) if target != "value" else ("value",)}
         if TARGETS[target].cached_as:
-            assert Config(distillation_cache="lazy", **keys).distillation_cache == "lazy"
+            assert Config(distillation_cache="full", **keys).distillation_cache == "full"
+            if not TARGETS[target].live:
+                with pytest.raises(ValueError, match=rf"lazy computes as it trains, and .*{target} takes too long"):
+                    Config(distillation_cache="lazy", **keys)
         else:
             with pytest.raises(
                 ValueError, match=rf"distillation_cache=full holds .*distillation_targets={target} needs"

@@ -14,9 +14,9 @@ import pytest
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.distillation import distillation as distill
-from tdmpc2.distillation.targets import TARGETS, loss_name
+from tdmpc2.distillation.targets import loss_name
 from tdmpc2.training.offline import train
-from tests.helpers.distillation import every_target, make_expert
+from tests.helpers.distillation import LIVE, every_target, make_expert
 from tests.helpers.runs import TINY, equal, rows
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -36,7 +36,7 @@ LEARNING: dict[str, Any] = {"steps": 120, "log_freq": 1, "lr": 2e-3, "batch_size
 def untaught(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
     """The training log of a student that is not taught, but measured by every target."""
     root = tmp_path_factory.mktemp("untaught")
-    keys = {**TINY, **LEARNING, "distillation_targets": [f"{target} 0" for target in TARGETS]}
+    keys = {**TINY, **LEARNING, "distillation_targets": [f"{target} 0" for target in LIVE]}
     cfg = Config(data_dir=str(data_dir), work_dir=str(root / "run"), **keys)
     make_expert(cfg).save(root / "expert.pt")
     train(cfg, Config(checkpoint=str(root / "expert.pt")))

@@ -14,9 +14,8 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import read_file, save_file
 from tdmpc2.config import Config
 from tdmpc2.distillation import distillation as distill
-from tdmpc2.distillation.targets import TARGETS
 from tests.helpers.agents import random_batch
-from tests.helpers.distillation import make_expert, make_student, run_updates, same_weights
+from tests.helpers.distillation import LIVE, make_expert, make_student, run_updates, same_weights
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -86,7 +85,7 @@ def test_schedule_of_continued_agent_goes_on(
 ) -> None:
     """Through a file, with every target, in the middle of the gap's first average."""
     monkeypatch.setattr(distill, "GAP_UPDATES", 5)
-    keys = {"distillation_schedule": schedule, "distillation_targets": tuple(TARGETS), "steps": 10}
+    keys = {"distillation_schedule": schedule, "distillation_targets": LIVE, "steps": 10}
     cfg = tiny_cfg.replace(**keys)
     straight = make_student(cfg, make_expert(cfg))
     run_updates(straight, range(3))

@@ -7,6 +7,8 @@ import torch
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
+from tdmpc2.data.batch import Batch
+from tdmpc2.data.store.teacher_columns import COLUMNS
 from tdmpc2.distillation.targets import TARGETS, Target, TeacherOutputs
 
 
@@ -42,5 +44,5 @@ def test_row_names_an_output_of_the_teacher(name: str) -> None:
     row = TARGETS[name]
     assert row.needs in TeacherOutputs._fields
     assert row.trains in ("model", "policy")
-    assert row.cached_as in (None, "reward", "value")
+    assert row.cached_as is None or (row.cached_as in COLUMNS and f"teacher_{row.cached_as}" in Batch._fields)
     assert row.summary

@@ -9,9 +9,8 @@ from torch.testing import assert_close
 
 from tdmpc2.config import Config
 from tdmpc2.distillation import outputs
-from tdmpc2.distillation.targets import TARGETS
 from tests.helpers.agents import random_batch
-from tests.helpers.distillation import decoded, make_expert
+from tests.helpers.distillation import LIVE, decoded, make_expert
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
         (("next_state_linear",), (1, 2)),
         (("next_state_pca", "next_state_linear"), (1, 2)),
         (("value", "next_state_pca"), (0, 2)),
-        (tuple(TARGETS), (0, 3)),
+        (LIVE, (0, 3)),
     ],
 )
 def test_teacher_outputs_compute_only_what_targets_need(

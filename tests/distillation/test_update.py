@@ -16,10 +16,10 @@ from tdmpc2.data.dataset import Batch
 from tdmpc2.distillation import distillation as distill
 from tdmpc2.distillation import losses as distill_losses
 from tdmpc2.distillation import outputs
-from tdmpc2.distillation.targets import TARGETS
 from tests.helpers.agents import random_batch
 from tests.helpers.distillation import (
     BINS,
+    LIVE,
     cross_entropy,
     decoded,
     every_target,
@@ -153,7 +153,7 @@ def test_update_policy_target_follows_weight_and_schedule(tiny_cfg: Config) -> N
             assert_close((grad - without[step]) / coefficient, share, rtol=1e-3, atol=tolerance)
 
 
-@pytest.mark.parametrize("target", [name for name in TARGETS if name != "reward"])
+@pytest.mark.parametrize("target", [name for name in LIVE if name != "reward"])
 def test_update_with_target_weight_zero_is_unchanged(tiny_cfg: Config, target: str) -> None:
     """Neither the weights nor the random numbers: bit for bit the updates of the default."""
     default = make_student(tiny_cfg, make_expert(tiny_cfg))
@@ -184,7 +184,7 @@ def test_update_default_target_is_reward_with_its_weight(tiny_cfg: Config) -> No
 
 
 def test_update_without_teacher_distils_nothing(tiny_cfg: Config) -> None:
-    plain, named = TDMPC2(tiny_cfg), TDMPC2(tiny_cfg.replace(distillation_targets=tuple(TARGETS)))
+    plain, named = TDMPC2(tiny_cfg), TDMPC2(tiny_cfg.replace(distillation_targets=LIVE))
     assert not any(name.startswith("distillation") for stats in run_updates(named, range(3)) for name in stats)
     run_updates(plain, range(3))
     assert same_weights(plain, named)
@@ -195,7 +195,7 @@ def test_update_with_all_targets_needs_no_synchronisation(tiny_cfg: Config) -> N
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     for schedule in ("linear", "gap"):
-        cfg = tiny_cfg.replace(distillation_targets=tuple(TARGETS), distillation_schedule=schedule)
+        cfg = tiny_cfg.replace(distillation_targets=LIVE, distillation_schedule=schedule)
         with FakeTensorMode():
             agent = TDMPC2(cfg, TDMPC2(cfg.replace(latent_dim=24)))
             agent.distillation.pca = distill.PCA(torch.zeros(24), torch.zeros(24, 16))
@@ -208,7 +208,7 @@ def test_update_with_all_targets_needs_no_synchronisation(tiny_cfg: Config) -> N
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_update_with_all_targets_on_gpu_needs_no_synchronisation(tiny_cfg: Config) -> None:
     for schedule in ("constant", "linear", "cosine", "gap"):
-        keys = {"distillation_targets": tuple(TARGETS), "distillation_schedule": schedule, "device": "cuda"}
+        keys = {"distillation_targets": LIVE, "distillation_schedule": schedule, "device": "cuda"}
         cfg = tiny_cfg.replace(**keys)
         agent = TDMPC2(cfg, TDMPC2(cfg.replace(latent_dim=24)))
         batch = Batch(*(tensor.cuda() for tensor in random_batch(cfg, 0) if tensor is not None))

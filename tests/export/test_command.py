@@ -110,6 +110,16 @@ def test_check_on_stored_episodes_finds_no_difference(request_of: Request, data_
     assert checking.check(rows)
 
 
+@pytest.mark.parametrize(
+    ("regret", "rounding", "right"),
+    [(0.0001, 0, True), (0.06, 0, False), (0.24, 0.24, True), (0.24, 0.1, False)],
+)
+def test_regret_of_rounded_weights_is_not_the_exports(regret: float, rounding: float, right: bool) -> None:
+    """An int8 file plans a little worse than its float32 model; an export is wrong if it plans worse than the file."""
+    row = checking.Parity("cheetah-run", 20, 0, 0, 0, 0, 1, regret, rounding, regret - rounding)
+    assert row.right == right
+
+
 def test_check_finds_a_weight_that_differs(
     request_of: Request, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,6 +67,6 @@ def accepted(name: str, words: Sequence[str]) -> Sequence[str]:
             if len(words) > 1:  # or with nothing but a verb
                 parse(words[1:], options)
     elif words and words != ["--help"]:
-        others = key_names() if name in ("export", "play", "quantize") else ()
+        others = key_names() if name in ("export", "play", "quantize", "targets") else ()
         parse([word for word in words if word != "--set"], command.OPTIONS, others)
     return []

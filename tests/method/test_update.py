@@ -175,7 +175,7 @@ def test_policy_loss_has_gradient_in_the_policy_only(tiny_cfg: Config) -> None:
     agent.update(random_batch(tiny_cfg, 0))
     before = [None if p.grad is None else p.grad.clone() for p in agent._model_params]
     zs = torch.randn(tiny_cfg.horizon + 1, 8, tiny_cfg.latent_dim)
-    agent._update_policy(zs, torch.arange(8), agent._draw_update_noise(8))
+    agent._update_policy(zs, torch.arange(8), agent.draw_noise(8))
     for old, p in zip(before, agent._model_params, strict=True):
         assert (old is None and p.grad is None) or torch.equal(old, p.grad)  # type: ignore[arg-type]
 
@@ -214,7 +214,7 @@ def test_update_with_demonstrations_adds_the_cloning_loss_to_the_policy_alone(ti
 
 def test_dropout_acts_in_training_losses_only(tiny_cfg: Config) -> None:
     agent = TDMPC2(tiny_cfg.replace(dropout=0.5))
-    noise = agent._draw_update_noise(4096)
+    noise = agent.draw_noise(4096)
     assert noise.value_dropout is not None
     values, counts = noise.value_dropout.unique(return_counts=True)
     assert values.tolist() == [0.0, 2.0]
@@ -222,7 +222,7 @@ def test_dropout_acts_in_training_losses_only(tiny_cfg: Config) -> None:
     z, a = torch.randn(4, tiny_cfg.latent_dim), torch.randn(4, tiny_cfg.action_dim)
     agent.model.train()  # no mode switch brings dropout back
     assert torch.equal(agent.model.Q(z, a, 3, "all"), agent.model.Q(z, a, 3, "all"))
-    results = [agent.update(random_batch(tiny_cfg, 0), agent._draw_update_noise(8)) for _ in range(2)]
+    results = [agent.update(random_batch(tiny_cfg, 0), agent.draw_noise(8)) for _ in range(2)]
     assert results[0]["value_loss"] != results[1]["value_loss"]
 
 

@@ -1,31 +1,37 @@
-"""Files of a frozen teacher's outputs for the episodes of a store: columns with one number for each row.
+"""Files of a frozen teacher's outputs for the episodes of a store: columns with one or more numbers for each row.
 
 <store>/targets/<teacher>-<data>/reward.npy   [N, L+1] float32; row t is of the step that led to row t, as in the store;
                                               NaN: not computed yet (row 0, to which no step leads, stays so)
                                 /reward.check.npy  [N, L+1] int16 check number of each of these numbers
                                 /value.npy    the same of its value, with value.check.npy
+                                /policy.npy   [N, L+1, 2A] of its policy prior: mean before tanh, log standard deviation
+                                /plan.npy     [N, L+1, A] mean action of its plans, with plan.json: how they were made
                                 /meta.json    whose outputs these are and of which data, with whole checksums
                 <teacher>-<data>.lock         held while a file is made or computed
 
 :mod:`tdmpc2.training.teacher_cache` fills them. A number once written is never changed, so that several runs may read
 and fill one column at a time. One that does not fit its check number is damaged: it counts as missing, and is computed
-again.
+again. Where several teachers teach a task each, <teacher> is a checksum of who teaches what, and the numbers of tasks
+without a teacher are 0.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tdmpc2.data.store.column_making import check_made, read_made, write_made
 from tdmpc2.data.store.store import EpisodeStore, header
 from tdmpc2.support.entries import SHA256, check_entries, text, whole
 from tdmpc2.support.files import check_free_disk, locked, replacing, write_text
@@ -34,7 +40,13 @@ from tdmpc2.support.reading import load_json, open_regular
 from tdmpc2.support.text import cut, shown
 
 FORMAT = 1
-COLUMNS = ("reward", "value")
+#: Shape of what a column holds for each row, by its name, for actions of so many entries.
+COLUMNS: dict[str, Callable[[int], tuple[int, ...]]] = {
+    "reward": lambda actions: (),
+    "value": lambda actions: (),
+    "policy": lambda actions: (2 * actions,),
+    "plan": lambda actions: (actions,),
+}
 _DTYPE = np.dtype("<f4")
 _CHECK = np.dtype("<i2")
 #: Entries of ``meta.json``.
@@ -49,9 +61,11 @@ class TeacherTargets:
     Attributes:
         store: the episodes it belongs to.
         path: its directory.
-        name: ``reward`` or ``value``, decoded, see :func:`tdmpc2.distillation.outputs.teacher_columns`.
-        values: [N, L+1] float32, mapped from the file. Use it as it is for a data set that is left on disk.
-        checks: [N, L+1] int16, mapped from the file beside it, see :func:`check_numbers`.
+        name: which of :data:`COLUMNS`, see :func:`tdmpc2.distillation.outputs.teacher_columns`; a plan's is that of
+            :mod:`tdmpc2.training.plan_labels`.
+        values: [N, L+1] or [N, L+1, W] float32, mapped from the file. Use it as it is for a data set that is left on
+            disk.
+        checks: of the same shape, int16, mapped from the file beside it, see :func:`check_numbers`.
         writable: whether the file can be filled; otherwise what is written stays in this process.
     """
 
@@ -74,36 +88,38 @@ class TeacherTargets:
 
     def missing(self, episodes: Tensor | None = None) -> Tensor:
         """Mark the episodes that lack a number, [n] bool, among episodes [n] int64 (default: all)."""
-        return torch.cat([block[:, 1:].isnan().any(1) for block in self._blocks(episodes)])
+        return torch.cat([block[:, 1:].isnan().flatten(1).any(1) for block in self._blocks(episodes)])
 
     def take(self, index: Tensor) -> Tensor:
-        """Read the numbers of rows [...] of the store, NaN where there is none or a damaged one.
+        """Read the numbers of rows [...] of the store, [...] or [..., W], NaN where there is none or a damaged one.
 
         Raises:
             FileChangedError: a file has been cut: reading a page that it no longer has would end the process.
         """
         self._check_sizes()
-        values = self.values.view(-1)[index]
-        return values.masked_fill(self.checks.view(-1)[index] != check_numbers(values), torch.nan)
+        values = self.values.flatten(0, 1)[index]
+        return values.masked_fill(self.checks.flatten(0, 1)[index] != check_numbers(values), torch.nan)
 
     def put(self, index: Tensor, numbers: Tensor) -> None:
-        """Write numbers to rows [...] of the store that have none, or a damaged one."""
-        missing = self.take(index).isnan()
-        self.values.view(-1)[index[missing]] = numbers[missing]
-        self.checks.view(-1)[index[missing]] = check_numbers(numbers[missing])
+        """Write numbers [...] or [..., W] to rows [...] of the store, where there is none or a damaged one."""
+        found = self.take(index)
+        rows = found.isnan().any(-1) if found.ndim > index.ndim else found.isnan()
+        new = torch.where(found.isnan(), numbers, found)[rows]
+        self.values.flatten(0, 1)[index[rows]] = new
+        self.checks.flatten(0, 1)[index[rows]] = check_numbers(new)
 
     def complete(self, episodes: Tensor | None = None) -> bool:
         """Tell if all numbers of episodes [n] int64 (default: all) are there."""
         return not any(bool(block[:, 1:].isnan().any()) for block in self._blocks(episodes))
 
     def column(self, episodes: Tensor | None = None, device: torch.device | str = "cpu") -> Tensor:
-        """Copy episodes [n] int64 (default: all) to the memory of a device, [n, L+1].
+        """Copy episodes [n] int64 (default: all) to the memory of a device, [n, L+1] or [n, L+1, W].
 
         Raises:
             ValueError: a number is missing.
         """
         count = len(self.values) if episodes is None else len(episodes)
-        column = torch.empty(count, self.values.shape[1], dtype=torch.float32, device=device)
+        column = torch.empty(count, *self.values.shape[1:], dtype=torch.float32, device=device)
         done = 0
         for block in self._blocks(episodes):
             if block[:, 1:].isnan().any():
@@ -112,9 +128,15 @@ class TeacherTargets:
             done += len(block)
         return column
 
+    def flush(self) -> None:
+        """Wait until all that was written is on the disk."""
+        for path in (self.file, self.check_file):
+            with open(path, "r+b") as file:
+                os.fsync(file.fileno())
+
     def _check_sizes(self) -> None:
         for file, dtype in ((self.file, _DTYPE), (self.check_file, _CHECK)):
-            size = _layout(self.store, dtype)[2]
+            size = _layout(self.name, self.store, dtype)[2]
             try:
                 found = file.stat().st_size
             except OSError:
@@ -140,37 +162,58 @@ def check_numbers(values: Tensor) -> Tensor:
     return (mixed >> 16).to(torch.int16)
 
 
-def open_targets(store: EpisodeStore, teacher_sha256: str, teacher_name: str, name: str = "reward") -> TeacherTargets:
+def open_targets(
+    store: EpisodeStore,
+    teacher_sha256: str,
+    teacher_name: str,
+    name: str = "reward",
+    made: Mapping[str, Any] | None = None,
+) -> TeacherTargets:
     """Open a column of a teacher and a store; an empty one is made if there is none.
 
     Args:
         store: the episodes.
         teacher_sha256: checksum of the teacher's file, :func:`tdmpc2.checkpoints.files.file_sha256`.
         teacher_name: name of that file, for people who look into ``meta.json``.
-        name: which column, ``reward`` or ``value``.
+        name: which column of :data:`COLUMNS`.
+        made: how it is made, for a column that this does not follow from the teacher's file alone; plain values.
 
     Raises:
-        ValueError: no room on the disk, a damaged column, or episodes that have lengths of their own.
+        ValueError: no room on the disk, a damaged column, one that was begun in another way, or episodes that have
+            lengths of their own.
     """
     if store.meta.rows is not None:
         raise ValueError(
             f"{store.path}: a teacher's outputs are kept for episodes of one length, and these have lengths of their "
             "own: train with distillation_cache=off"
         )
-    path = store.path / "targets" / _name(teacher_sha256, store.checksum)
+    path = _path(store, teacher_sha256)
     if not all((path / f"{name}{ending}").exists() for ending in (".npy", ".check.npy")):
         meta = {"teacher": teacher_name, "teacher_sha256": teacher_sha256, "data_checksum": store.checksum}
-        _create(path, name, store, meta)
+        _create(path, name, store, meta, made)
+    if made is not None:
+        check_made(path, name, made)
     return _open(path, name, store, teacher_sha256)
+
+
+def find_targets(store: EpisodeStore, teacher_sha256: str, name: str) -> TeacherTargets | None:
+    """Open a column as :func:`open_targets` does if it was begun; else there is none.
+
+    Raises:
+        ValueError: a damaged column.
+    """
+    path = _path(store, teacher_sha256)
+    return _open(path, name, store, teacher_sha256) if (path / f"{name}.npy").exists() else None
 
 
 def verify_targets(store: EpisodeStore) -> list[str]:
     """List damage of the columns of a store, one line each; reads them whole."""
     problems = []
     for path in sorted((store.path / "targets").glob("[!.]*/")):
-        for name in [name for name in COLUMNS if (path / f"{name}.npy").exists()] or COLUMNS[:1]:
+        for name in [name for name in COLUMNS if (path / f"{name}.npy").exists()] or [next(iter(COLUMNS))]:
             try:
                 targets = _open(path, name, store)
+                read_made(path, name)
             except ValueError as error:
                 problems.append(str(error))
                 break
@@ -179,28 +222,37 @@ def verify_targets(store: EpisodeStore) -> list[str]:
                 wrong = block.isinf() | (checks != check_numbers(block))
                 wrong[:, 0] |= ~block[:, 0].isnan()
                 if wrong.any():
-                    own, row = wrong.nonzero()[0].tolist()
-                    where = f"episode {number * _BLOCK + own}, row {row}"
-                    wrong_check = " with another one's check number" * bool(block[own, row].isfinite() and row)
-                    problems.append(f"{targets.file} holds {block[own, row]}{wrong_check} in {where}. {_again(path)}")
+                    own, row, *_ = where = tuple(wrong.nonzero()[0].tolist())
+                    found = block[where]
+                    wrong_check = " with another one's check number" * bool(found.isfinite() and row)
+                    problems.append(
+                        f"{targets.file} holds {found}{wrong_check} in episode {number * _BLOCK + own}, row {row}. "
+                        f"{_again(path)}"
+                    )
                     break
     return problems
 
 
-def _layout(store: EpisodeStore, dtype: np.dtype = _DTYPE) -> tuple[tuple[int, int], bytes, int]:
-    """Shape [N, L+1], first bytes and size in bytes of a column or of its check numbers."""
-    shape = (len(store.task), store.rows.shape[1])
+def _path(store: EpisodeStore, teacher_sha256: str) -> Path:
+    return store.path / "targets" / _name(teacher_sha256, store.checksum)
+
+
+def _layout(name: str, store: EpisodeStore, dtype: np.dtype = _DTYPE) -> tuple[tuple[int, ...], bytes, int]:
+    """Shape [N, L+1] or [N, L+1, W], first bytes and size in bytes of a column or of its check numbers."""
+    shape = (len(store.task), store.rows.shape[1], *COLUMNS[name](store.meta.layout.action_dim))
     start = header(shape, dtype)
-    return shape, start, len(start) + shape[0] * shape[1] * dtype.itemsize
+    return shape, start, len(start) + math.prod(shape) * dtype.itemsize
 
 
-def _create(path: Path, name: str, store: EpisodeStore, meta: dict[str, str]) -> None:
+def _create(
+    path: Path, name: str, store: EpisodeStore, meta: dict[str, str], made: Mapping[str, Any] | None = None
+) -> None:
     """Make an empty column, or the check numbers of one that an older version made.
 
     Every byte is written: a full disk would end a process that fills holes through a map.
     """
-    (episodes, rows), start, size = _layout(store)
-    size += _layout(store, _CHECK)[2]
+    (episodes, *numbers), start, size = _layout(name, store)
+    size += _layout(name, store, _CHECK)[2]
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(exist_ok=True)
@@ -216,10 +268,12 @@ def _create(path: Path, name: str, store: EpisodeStore, meta: dict[str, str]) ->
                 with open(temporary / f"{name}.npy", "wb") as file:
                     file.write(start)
                     for first in range(0, episodes, _BLOCK):
-                        file.write(np.full((min(_BLOCK, episodes - first), rows), np.nan, _DTYPE).data)
+                        file.write(np.full((min(_BLOCK, episodes - first), *numbers), np.nan, _DTYPE).data)
                     file.flush()
                     os.fsync(file.fileno())
                 _add_checks(temporary, name, store)
+                if made is not None:
+                    write_made(path if path.exists() else temporary, name, made)
                 if path.exists():  # with other columns
                     os.rename(temporary / f"{name}.check.npy", path / f"{name}.check.npy")
                     os.rename(temporary / f"{name}.npy", path / f"{name}.npy")
@@ -234,13 +288,13 @@ def _create(path: Path, name: str, store: EpisodeStore, meta: dict[str, str]) ->
 
 def _add_checks(path: Path, name: str, store: EpisodeStore) -> None:
     """Write the check numbers of a column, as its numbers are now."""
-    shape, start, size = _layout(store)
+    shape, start, size = _layout(name, store)
     column = path / f"{name}.npy"
     if column.stat().st_size != size:
         return  # opening it says so
     values = torch.from_numpy(np.memmap(column, _DTYPE, "c", len(start), shape))
     with replacing(path / f"{name}.check.npy") as temporary, open(temporary, "wb") as file:
-        file.write(_layout(store, _CHECK)[1])
+        file.write(_layout(name, store, _CHECK)[1])
         for block in values.split(_BLOCK):
             file.write(check_numbers(block).numpy().astype(_CHECK).data)
 
@@ -257,8 +311,8 @@ def _open(path: Path, name: str, store: EpisodeStore, teacher_sha256: str | None
             raise ValueError(f"{path} is of other data or of another teacher than its name says. {_again(path)}")
         checked = path / f"{name}.check.npy"
         writable = os.access(file, os.W_OK) and (os.access(checked, os.W_OK) or not checked.exists())
-        values = _map(path, file, store, _DTYPE, writable)
-        checks = _map(path, checked, store, _CHECK, writable) if checked.exists() else None
+        values = _map(name, file, store, _DTYPE, writable)
+        checks = _map(name, checked, store, _CHECK, writable) if checked.exists() else None
     except _Wrong as error:
         raise ValueError(f"{error}. {_again(path)}") from error
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
@@ -276,8 +330,8 @@ class _Wrong(ValueError):
     """A file of another size or kind than its store needs."""
 
 
-def _map(path: Path, file: Path, store: EpisodeStore, dtype: np.dtype, writable: bool) -> Tensor:
-    shape, start, size = _layout(store, dtype)
+def _map(name: str, file: Path, store: EpisodeStore, dtype: np.dtype, writable: bool) -> Tensor:
+    shape, start, size = _layout(name, store, dtype)
     with open_regular(file) as opened:
         if (found := os.fstat(opened.fileno()).st_size) != size:
             raise _Wrong(f"{file} has {found:,} bytes instead of {size:,}")

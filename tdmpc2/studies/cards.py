@@ -1,0 +1,192 @@
+"""Cards of checkpoints, gathered from what runs, evaluations and held-out measurements left behind."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tdmpc2.checkpoints.card import FORMAT, NAME, check_card
+from tdmpc2.checkpoints.files import Checkpoint
+from tdmpc2.config import KEYS, UNDECISIVE, as_typed, from_record
+from tdmpc2.data.placement import data_record
+from tdmpc2.data.source import CHUNKS, find_form, open_source
+from tdmpc2.studies.runs import Run, read_run
+from tdmpc2.support.entries import (
+    SHA256,
+    check_entries,
+    flag,
+    list_of,
+    nothing_or,
+    number,
+    one_of,
+    record,
+    text,
+    whole,
+)
+from tdmpc2.support.files import json_text, read_json
+from tdmpc2.support.text import cut
+from tdmpc2.support.version import version
+from tdmpc2.training.run_record import share_episodes
+
+_PAIR = nothing_or(list_of(number(), least=2))
+#: Entries of ``results.json`` that a card is made of, and of its parts.
+_RESULTS = {
+    "normalized_score": nothing_or(number()),
+    "score_label": text(),
+    "interval": _PAIR,
+    "protocol": record(),
+    "tasks": list_of(record(), least=1),
+}
+_PROTOCOL = {
+    "sha256": SHA256,
+    "action": one_of(("planner", "policy")),
+    "precision": text(),
+    "config": record(),
+}
+_SETTINGS = {
+    "eval_episodes": whole(1),
+    "eval_seed": whole(),
+    "eval_noise": flag(),
+    "num_samples": whole(2),
+    "iterations": whole(1),
+    "horizon": whole(1),
+    "plan_action": text().optional,
+}
+_TASK = {"task": text(), "return": nothing_or(number()), "return_interval": _PAIR}
+#: Entries of ``heldout.json``.
+_HELDOUT = {"sha256": SHA256, "protocol": record(), "trust": record()}
+
+
+def new_card(
+    checkpoint: Checkpoint,
+    *,
+    run: Path | None = None,
+    evaluations: Sequence[Path] = (),
+    data: Sequence[str] = (),
+    heldout: Path | None = None,
+    said: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Make the card of a file: the one it has, with new parts in place of older ones of their kind.
+
+    Args:
+        checkpoint: read with its checksum.
+        run: directory of the run that trained it: command, steps, hours, teachers and where its weights came from.
+        evaluations: directories with the ``results.json`` of evaluations of just this file.
+        data: episodes that it was trained on.
+        heldout: the ``heldout.json`` of this file.
+        said: what no file of ours records: ``command``, ``commit``, ``processor``, ``license``, ``start``.
+
+    Raises:
+        ValueError: a record is damaged, or of another file, run or data.
+    """
+    before = checkpoint.card or {}
+    card: dict[str, Any] = {**before, "format": FORMAT, "written_by": f"tdmpc2 {version()}"}
+    files = [*before.get("files", ()), *([checkpoint.sha256] if checkpoint.sha256 else [])]
+    card["files"] = list(dict.fromkeys(files))[-20:]
+    trained = None if run is None else read_run(run)
+    if trained is not None:
+        card |= _of_run(trained)
+    if data:
+        card["data"] = [_of_data(name, checkpoint, trained) for name in data]
+    scores = [_of_evaluation(directory, card["files"]) for directory in evaluations]
+    kept = [score for score in before.get("scores", ()) if all(_kind(score) != _kind(new) for new in scores)]
+    if kept or scores:
+        card["scores"] = [*kept, *scores]
+    if heldout is not None:
+        card["trust"] = _of_heldout(heldout, card["files"])
+    return check_card(f"What {checkpoint.origin} would hold", {**card, **(said or {})})
+
+
+def with_card(checkpoint: Checkpoint, card: Mapping[str, Any]) -> Checkpoint:
+    """Give a file, in memory, a card in place of the one it has."""
+    return replace(checkpoint, extra={**checkpoint.extra, NAME: dict(card)})
+
+
+def _kind(score: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(score[key] for key in ("sha256", "action", "plan", "precision", "noise"))
+
+
+def _of_run(run: Run) -> dict[str, Any]:
+    """Tell how a run was made: files by their names alone, since their directories are of one machine."""
+    cfg = from_record(run.config)
+    left_out = (UNDECISIVE - {"seed", "distillation_targets", "distillation_weight"}) | cfg.following()
+    typed = {
+        key: Path(value).name if KEYS[key].path and isinstance(value, str) else value
+        for key, value in cfg.to_dict().items()
+        if key in KEYS and key not in left_out and value != KEYS[key].default
+    }
+    card: dict[str, Any] = {
+        "command": " ".join(["tdmpc2 train", *(f"{key}={as_typed(value)}" for key, value in typed.items())]),
+        "steps": run.step,
+        "start": "random weights" if cfg.checkpoint is None else Path(cfg.checkpoint).name,
+    }
+    if run.seconds is not None:
+        card["hours"] = run.seconds / 3600
+    teachers = {entry.task: Path(entry.checkpoint).name for entry in cfg.teachers or ()}
+    if not teachers and (sha256 := run.config.get("teacher_sha256")):
+        teachers = {"all": f"sha256 {sha256}"}
+    return card | ({"teachers": teachers} if teachers else {})
+
+
+def _of_data(name: str, checkpoint: Checkpoint, run: Run | None) -> dict[str, Any]:
+    identity = data_record(name, str((checkpoint.config or {}).get("task", "mt30")))
+    recorded = run.config.get("data") if run is not None else None
+    if recorded and not share_episodes(recorded, identity):
+        raise ValueError(f"data={name} has no episodes that {run.path if run else ''} was trained on: name its data")
+    _, form = find_form(name)
+    index = open_source(name, (checkpoint.config or {}).get("task") if form == CHUNKS else None).index
+    return {
+        "name": Path(name).resolve().name,
+        "episodes": len(index),
+        "tasks": len(index.task.unique()),
+        "sha256": _sha256(identity),
+    }
+
+
+def _sha256(identity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json_text(dict(sorted(identity.items()))).encode()).hexdigest()
+
+
+def _of_evaluation(directory: Path, files: Sequence[str]) -> dict[str, Any]:
+    path = directory / "results.json" if directory.is_dir() else directory
+    found = check_entries(str(path), read_json(path), _RESULTS, others=True)
+    protocol = check_entries(f"{path}: protocol", found["protocol"], _PROTOCOL, others=True)
+    settings = check_entries(f"{path}: protocol, config", protocol["config"], _SETTINGS, others=True)
+    _check_same(str(path), protocol["sha256"], files)
+    tasks = [check_entries(f"{path}: tasks", task, _TASK, others=True) for task in found["tasks"]]
+    plan = f"{settings['iterations']} x {settings['num_samples']} samples, horizon {settings['horizon']}"
+    if (executed := settings.get("plan_action", "sample")) != "sample":
+        plan += f", {executed} of the plan"
+    return {
+        "action": protocol["action"],
+        "plan": plan if protocol["action"] == "planner" else "no planning",
+        "precision": protocol["precision"],
+        "score": found["normalized_score"],
+        "label": found["score_label"],
+        "interval": found["interval"],
+        "episodes": settings["eval_episodes"],
+        "seed": settings["eval_seed"],
+        "noise": settings["eval_noise"],
+        "sha256": protocol["sha256"],
+        "tasks": {task["task"]: {"return": task["return"], "interval": task["return_interval"]} for task in tasks},
+    }
+
+
+def _of_heldout(path: Path, files: Sequence[str]) -> dict[str, Any]:
+    found = check_entries(str(path), read_json(path), _HELDOUT, "Measure again with `tdmpc2 heldout`", others=True)
+    _check_same(str(path), found["sha256"], files)
+    data = found["protocol"].get("data")
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{path}: protocol does not say which data it is of: measure again with `tdmpc2 heldout`")
+    return {**found["trust"], "data_sha256": _sha256(data), "sha256": found["sha256"]}
+
+
+def _check_same(origin: str, sha256: str, files: Sequence[str]) -> None:
+    if sha256 not in files:
+        raise ValueError(
+            f"{origin} is of the file with sha256 {cut(sha256, 16)}, not of this one "
+            f"({', '.join(known[:16] for known in files)}): measure this file"
+        )

@@ -1,0 +1,94 @@
+"""The command that writes a card: only from records of the very file, run and data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tdmpc2.checkpoints.files import load_file
+from tdmpc2.commands import checkpoint, heldout
+from tdmpc2.config import Config
+from tdmpc2.play.collector import collect
+from tdmpc2.quantization.copies import payload
+from tdmpc2.quantization.recipes import RECIPES
+from tdmpc2.studies.cards import new_card
+from tdmpc2.training.offline import train
+from tests.helpers.cards import write_results
+from tests.helpers.runs import TASKS, equal
+
+
+def test_card_command_gathers_run_data_scores_and_trust(
+    cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A card is written from what run, evaluations and held-out measurement left, and the weights stay."""
+    model = train(cfg, None)
+    sha256 = load_file(model, identify=True).sha256
+    assert sha256 is not None
+    planned = write_results(tmp_path / "eval-run", sha256)
+    alone = write_results(tmp_path / "eval-run-2", sha256, "policy", 30.0)
+    collect(Config(tasks=TASKS, episodes_per_task=1, seed=5), None, tmp_path / "other")
+    measured = ["data=" + str(tmp_path / "other"), "batches=1", "batch_size=8", "device=cpu", "write=true"]
+    heldout.main([str(model), *measured])
+    out = tmp_path / "y.pt"
+    words = [
+        "card", str(model), f"run={cfg.run_dir}", f"evaluation=[{planned},{alone}]", f"data={cfg.data_dir}",
+        f"heldout={cfg.run_dir / 'heldout.json'}", "license=mit", "commit=0123456789", f"out={out}",
+    ]  # fmt: skip
+    checkpoint.main(words)
+    card = load_file(out).card
+    assert card is not None
+    assert equal(out, model)
+    assert (card["steps"], card["start"], card["license"], card["commit"]) == (
+        20,
+        "random weights",
+        "mit",
+        "0123456789",
+    )
+    assert "batch_size=16" in card["command"]
+    assert str(tmp_path) not in str(card), "directories of this machine are nobody's business"
+    assert card["hours"] > 0
+    assert [(data["episodes"], data["tasks"]) for data in card["data"]] == [(6, 2)]
+    assert [(one["action"], one["score"], one["plan"]) for one in card["scores"]] == [
+        ("planner", 40.0, "3 x 64 samples, horizon 3, mean of the plan"), ("policy", 30.0, "no planning"),
+    ]  # fmt: skip
+    assert card["trust"]["starts"] == 8
+    assert set(card["trust"]["tasks"]) <= set(TASKS)
+    assert "score, policy         30.00" in capsys.readouterr().out
+
+    again = new_card(load_file(out, identify=True), evaluations=[planned])
+    assert again["scores"][-1]["action"] == "planner"  # of the file as it was before it had its card
+    assert len(again["scores"]) == 2
+    copy = load_file(payload(load_file(out), RECIPES["int8"]))
+    with pytest.raises(ValueError, match="is of the file with sha256"):
+        new_card(copy, evaluations=[planned])
+
+
+def test_card_of_other_file_run_or_data_is_refused(cfg: Config, tmp_path: Path) -> None:
+    model = train(cfg, None)
+    file = load_file(model, identify=True)
+    with pytest.raises(ValueError, match=r"results\.json is of the file with sha256 ababab.*measure this file"):
+        new_card(file, evaluations=[write_results(tmp_path / "eval", "ab" * 32)])
+    collect(Config(tasks=TASKS, episodes_per_task=1, seed=9), None, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"data=.*other has no episodes that .* was trained on"):
+        new_card(file, run=cfg.run_dir, data=[str(tmp_path / "other")])
+    (tmp_path / "heldout.json").write_text('{"errors": {}, "step": 20}')
+    with pytest.raises(ValueError, match=r"heldout\.json: sha256 is missing.*tdmpc2 heldout"):
+        new_card(file, heldout=tmp_path / "heldout.json")
+
+
+def test_card_is_not_written_into_the_file_unasked(
+    cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = train(cfg, None)
+    before = model.read_bytes()
+    with pytest.raises(SystemExit):
+        checkpoint.main(["card", str(model), "license=mit"])
+    assert "out=FILE for a new file, or overwrite=true" in capsys.readouterr().err
+    assert model.read_bytes() == before
+    checkpoint.main(["card", str(model), "license=mit", "overwrite=true"])
+    assert (load_file(model).card or {})["license"] == "mit"
+    safetensors = pytest.importorskip("safetensors")
+    assert safetensors
+    checkpoint.main(["card", str(model), "processor=one core", f"out={tmp_path / 'm.safetensors'}"])
+    assert (load_file(tmp_path / "m.safetensors").card or {})["processor"] == "one core"

@@ -1,0 +1,146 @@
+"""Agents that learn and plan in a stack do what each of them would do alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tdmpc2.agent import TDMPC2
+from tdmpc2.data.batch import Batch
+from tdmpc2.training.stacked_agents import StackedAgents
+from tests.helpers.agents import random_batch
+from tests.helpers.stacks import KINDS, agents, configs
+
+UPDATES = 5
+TOLERANCE = {"rtol": 1e-4, "atol": 2e-6}  # float32: products of another batch shape are summed in another order
+
+
+def batch_of(agent: TDMPC2, seed: int) -> Batch:
+    batch = random_batch(agent.cfg, seed)
+    ended = (batch.reward > 1.8).float() if agent.cfg.episodic else None
+    shown = (batch.reward[:1] > 1).float() if agent.cfg.bc_coef else None
+    return batch._replace(terminated=ended, demonstrated=shown)
+
+
+def updated(kind: str, **keys: object) -> tuple[list[TDMPC2], list[TDMPC2], StackedAgents]:
+    """Agents that were updated alone, the same in a stack, and the stack; losses are compared on the way."""
+    alone, stacked = agents(kind, **keys), agents(kind, **keys)
+    stack = StackedAgents(stacked)
+    for number in range(UPDATES):
+        batches = [batch_of(agent, 10 * number + i) for i, agent in enumerate(alone)]
+        found = stack.update(batches)
+        for agent, batch, own in zip(alone, batches, found, strict=True):
+            expected = agent.update(batch)
+            assert list(own) == list(expected)
+            for name, value in expected.items():
+                torch.testing.assert_close(own[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    return alone, stacked, stack
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [*((kind, {}) for kind in KINDS), ("padded", {"policy_loss": "opt"}), ("equal", {"episodic": True}),
+     ("equal", {"dropout": 0.0, "num_q": 2, "grad_clip_norm": 0.1}),
+     ("padded", {"bc_coef": 0.5, "demonstrations": "any", "mode": "online"})],
+)  # fmt: skip
+def test_updates_of_a_stack_equal_those_of_each_agent(kind: str, keys: dict[str, object]) -> None:
+    """Weights, moments, running scales and random numbers, for equal and unequal sizes and shared bodies."""
+    alone, stacked, _ = updated(kind, **keys)
+    for one, other in zip(alone, stacked, strict=True):
+        for name, weight in one.model.state_dict().items():
+            torch.testing.assert_close(other.model.state_dict()[name], weight, **TOLERANCE)
+        torch.testing.assert_close(other.scale, one.scale, rtol=1e-5, atol=0)
+        assert torch.equal(one.generator.get_state(), other.generator.get_state())
+        for mine, its in ((one.optim, other.optim), (one.pi_optim, other.pi_optim)):
+            for p, q in zip(mine.param_groups[-1]["params"], its.param_groups[-1]["params"], strict=True):
+                if p not in mine.state:
+                    assert q not in its.state
+                    continue
+                assert float(its.state[q]["step"]) == UPDATES == float(mine.state[p]["step"])
+                for name in ("exp_avg", "exp_avg_sq"):
+                    torch.testing.assert_close(its.state[q][name], mine.state[p][name], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plans_of_a_stack_equal_those_of_each_agent(kind: str) -> None:
+    """Plan means, since a sampled elite may flip by rounding; two plans, of which the second goes on from the first."""
+    alone, stacked, stack = updated(kind)
+    players = [[agent.player(2, seed=7, mpc=True) for agent in group] for group in (alone, stacked)]
+    for number in range(2):
+        obs = [np.random.default_rng(number).normal(size=(2, agent.cfg.obs_dim)).astype(np.float32) for agent in alone]
+        tasks = [agent.cfg.task_ids[:2] if agent.cfg.multitask else None for agent in alone]
+        asked = [p.asked(x, number == 0, task) for p, x, task in zip(players[1], obs, tasks, strict=True)]
+        plans = stack.plan(players[1], asked, eval_mode=False)
+        for one, other, x, task, plan in zip(*players, obs, tasks, plans, strict=True):
+            action = one.act(x, number == 0, task=task, eval_mode=False)
+            assert one.plan_mean is not None
+            torch.testing.assert_close(other.plan_mean, one.plan_mean, rtol=0, atol=4e-3)
+            assert plan.action.shape == action.shape
+            assert torch.equal(one.generator.get_state(), other.generator.get_state())
+
+
+def test_files_of_a_stacked_agent_are_those_of_any_agent(tmp_path: Path) -> None:
+    """They hold its own sizes, no more than those, and load into an agent that is not stacked."""
+    alone, stacked, _ = updated("padded")
+    for one, other in zip(alone, stacked, strict=True):
+        other.save(tmp_path / "stacked.pt", overwrite=True)
+        one.save(tmp_path / "alone.pt", overwrite=True)
+        sizes = [(tmp_path / f"{name}.pt").stat().st_size for name in ("stacked", "alone")]
+        assert abs(sizes[0] - sizes[1]) < 0.02 * sizes[1]
+        fresh = TDMPC2(one.cfg)
+        fresh.load(tmp_path / "stacked.pt")
+        fresh.load_training_state(other.training_state())
+        for name, weight in fresh.model.state_dict().items():
+            assert torch.equal(weight, other.model.state_dict()[name])
+
+
+def test_kernels_plan_with_the_weights_of_a_stacked_agent() -> None:
+    """Weights are views with gaps there, and change in place without the agent's own optimiser."""
+    _, stacked, stack = updated("padded")
+    agent = stacked[1]
+    obs = np.ones((2, agent.cfg.obs_dim), np.float32)
+    plain, fast = agent.player(2, seed=7), agent.player(2, seed=7, num_samples=agent.cfg.num_samples)
+    fast.compile_planner("auto", 0)
+    for _ in range(2):
+        means = []
+        for player in (plain, fast):
+            player.act(obs, True)
+            means.append(player.plan_mean)
+        torch.testing.assert_close(means[1], means[0], rtol=0, atol=4e-3)
+        stack.update([batch_of(one, 99) for one in stacked])
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [({"lr": 1e-3}, "lr=0.001 of walker-run is 0.0003 for walker-walk"), ({"obs": "rgb"}, "obs")],
+)
+def test_agents_that_do_not_fit_are_refused(keys: dict[str, object], message: str) -> None:
+    """The message names the key."""
+    cfgs = configs("equal")
+    with pytest.raises(ValueError, match=message):
+        StackedAgents([TDMPC2(cfgs[0]), TDMPC2(cfgs[1].replace(**keys))])
+
+
+def test_agents_of_different_age_are_refused() -> None:
+    """Adam's correction of the first steps would be wrong for one of them."""
+    made = agents("equal")
+    made[0].update(batch_of(made[0], 1))
+    with pytest.raises(ValueError, match="have made 0 to 1 updates"):
+        StackedAgents(made)
+
+
+def test_stack_of_agents_that_have_learned_goes_on() -> None:
+    """Moments are taken over: two updates alone and one in a stack are as three alone."""
+    alone, joined = agents("padded"), agents("padded")
+    for number in range(2):
+        for group in (alone, joined):
+            for agent in group:
+                agent.update(batch_of(agent, number))
+    StackedAgents(joined).update([batch_of(agent, 5) for agent in joined])
+    for one, other in zip(alone, joined, strict=True):
+        one.update(batch_of(one, 5))
+        for name, weight in one.model.state_dict().items():
+            torch.testing.assert_close(other.model.state_dict()[name], weight, **TOLERANCE)
