@@ -67,6 +67,17 @@ def test_what_workflows_call_exists() -> None:
     assert WORKFLOWS["release"][True]["push"]["tags"] == ["v*"]  # YAML reads `on` as a truth value
 
 
+def test_release_takes_the_source_archive_from_one_job() -> None:
+    """Two archives of one name: whichever is downloaded last would be published, and not the one that was tried."""
+    job = WORKFLOWS["release"]["jobs"]["wheels"]
+    uploads = [step for step in job["steps"] if "upload-artifact" in step.get("uses", "")]
+    paths = {step["with"]["path"]: step.get("if", "") for step in uploads}
+    assert paths == {"dist/*.whl": "", "dist/*.tar.gz": "runner.arch == 'X64'"}
+    assert [row["runner"] for row in job["strategy"]["matrix"]["include"]].count("ubuntu-24.04") == 1
+    assert len({step["with"]["name"] for step in uploads}) == len(uploads)
+    assert all(step["with"]["name"].startswith("dist-") for step in uploads)  # what the next jobs download
+
+
 @pytest.mark.parametrize("path", sorted((REPO / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda p: p.stem)
 def test_issue_template_asks_for_something(path: Path) -> None:
     form = yaml.safe_load(path.read_text())

@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -39,10 +40,12 @@ class Worker:
         mine, its = socket.socketpair()
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        lasting = threading.current_thread() is threading.main_thread()
+        words = its.fileno(), os.getpid(), int(lasting)
         with its:
             os.set_inheritable(its.fileno(), True)
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "tdmpc2.envs.worker", str(its.fileno())],  # -P: nothing from this folder
+                [sys.executable, "-P", "-m", "tdmpc2.envs.worker", *map(str, words)],  # -P: nothing from this folder
                 pass_fds=(its.fileno(),),
                 process_group=0,  # a Ctrl-C in the terminal is for the caller
                 env={**os.environ, **threads, "PYTHONPATH": paths},
