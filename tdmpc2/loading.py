@@ -11,6 +11,7 @@ from tdmpc2.acceleration.cpu.networks import unsupported
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints import sizes
 from tdmpc2.checkpoints.files import Checkpoint, load_file, naming
+from tdmpc2.checkpoints.shipped import is_name, shipped_file
 from tdmpc2.config import RUN_KEYS, Config, parse_cfg
 from tdmpc2.envs.modules import import_module_of
 from tdmpc2.precision import execution
@@ -31,7 +32,8 @@ def load_agent(
     """Build an agent with the architecture, tasks and weights of a file of any public layout or precision.
 
     Args:
-        source: file, one on a hub as ``hf://user/name[@revision][/file]``, or a dict as read from one, or what
+        source: file, one on a hub as ``hf://user/name[@revision][/file]``, the name of a model that comes with the
+            project (:mod:`tdmpc2.checkpoints.shipped`), or a dict as read from a file, or what
             :func:`~tdmpc2.checkpoints.files.load_file` read.
         device: where it computes; ``auto`` prefers an accelerator.
         precision: ``auto``, ``fp32``, ``bf16``, ``fp16`` or ``int8``; ``auto`` is the fastest that is correct for the
@@ -45,10 +47,12 @@ def load_agent(
             ``task``; a task of a multi-task file selects that task.
 
     Raises:
-        ValueError: unreadable file, or a task the file does not have.
+        ValueError: unreadable file, an unknown name, or a task the file does not have.
     """
     if not isinstance(source, (str, PathLike, Mapping, Checkpoint)):
         raise ValueError(f"load_agent({source!r:.60}): name a checkpoint file, or pass a dict as read from one")
+    if isinstance(source, (str, PathLike)) and is_name(source):
+        source = shipped_file(str(source))
     file = source if isinstance(source, Checkpoint) else load_file(source)
     cfg = config_of(file, device=device, precision=precision, compile=compile, **overrides)
     with naming(file.origin):

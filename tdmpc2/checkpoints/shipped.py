@@ -1,0 +1,56 @@
+"""Models that come with the project: one row each, found by name in the folder ``models/`` of its repository.
+
+models/README.md lists the same rows for readers. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from tdmpc2.support.text import shown
+from tdmpc2.support.version import source_tree
+from tdmpc2.tasks import nearest
+
+
+class Shipped(NamedTuple):
+    """A file that comes with the project."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+#: By the name that :func:`tdmpc2.load_agent` takes.
+SHIPPED: dict[str, Shipped] = {}
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}")  # no path, no ending
+
+
+def is_name(source: str | os.PathLike[str]) -> bool:
+    """Tell if something has the form of a model's name and no file is called so."""
+    return isinstance(source, str) and _NAME.fullmatch(source) is not None and not Path(source).exists()
+
+
+def shipped_file(name: str) -> Path:
+    """Find the file of a model that comes with the project.
+
+    Raises:
+        ValueError: there is no such model, or its file is not there; the message says which names there are.
+    """
+    if name not in SHIPPED:
+        known = ", ".join(SHIPPED) or "none yet"
+        raise ValueError(
+            f"{shown(name)} is neither a file nor the name of a model that comes with this version ({known})."
+            f"{nearest(name, SHIPPED)} Name a checkpoint file, or one on a hub, hf://user/name: models/README.md says "
+            "where to get some"
+        )
+    row = SHIPPED[name]
+    path = (source_tree() or Path()) / "models" / row.file
+    if not path.is_file():
+        raise ValueError(
+            f"{name}: {path} is missing. It is in the folder models/ of the project's repository, {row.bytes:,} bytes, "
+            f"sha256 {row.sha256}: put it there"
+        )
+    return path

@@ -1,0 +1,83 @@
+"""Models that come with the project: found by name, listed for readers, and never in the way of files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tdmpc2 import load_agent
+from tdmpc2.checkpoints import shipped
+from tdmpc2.checkpoints.files import file_sha256
+from tdmpc2.checkpoints.shipped import SHIPPED, Shipped
+from tdmpc2.config import Config
+from tdmpc2.nn.world_model import WorldModel
+from tests.helpers.agents import small_config
+from tests.helpers.reference import REPO
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project that ships one small model, and a folder elsewhere to work in."""
+    from tdmpc2.agent import TDMPC2
+
+    cfg: Config = small_config()
+    path = tmp_path / "project" / "models" / "student_int8.pt"
+    TDMPC2(cfg).save(path)
+    row = Shipped(path.name, path.stat().st_size, file_sha256(path))
+    monkeypatch.setattr(shipped, "SHIPPED", {"student": row})
+    monkeypatch.setattr(shipped, "source_tree", lambda: tmp_path / "project")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return tmp_path / "project"
+
+
+def test_agent_is_loaded_by_the_name_of_a_model(root: Path) -> None:
+    agent = load_agent("student", device="cpu", quiet=True)
+    assert isinstance(agent.model, WorldModel)
+    assert agent.cfg.task == "mt30"
+
+
+def test_unknown_name_says_which_there_are(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"'studnet' is neither a file .*\(student\)\. Did you mean 'student'"):
+        load_agent("studnet")
+
+
+def test_file_of_that_name_comes_first(root: Path) -> None:
+    """A user's own file that is called like a model is the user's."""
+    Path("student").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"student \(16 bytes\) is truncated or not a checkpoint|was refused"):
+        load_agent("student")
+
+
+def test_name_without_its_file_says_where_it_is(root: Path) -> None:
+    (root / "models" / "student_int8.pt").unlink()
+    with pytest.raises(ValueError, match=r"student_int8\.pt is missing.*folder models/ .*sha256 [0-9a-f]{64}"):
+        load_agent("student")
+
+
+def test_name_of_a_version_without_models_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipped, "SHIPPED", {})
+    with pytest.raises(
+        ValueError, match=r"a model that comes with this version \(none yet\).*models/README\.md"
+    ) as error:
+        load_agent("student")
+    assert "\n" not in str(error.value)
+
+
+def test_path_is_not_taken_for_a_name() -> None:
+    with pytest.raises(ValueError, match=r"models/student does not exist"):
+        load_agent("models/student")
+
+
+def test_readme_of_models_lists_the_same_files() -> None:
+    """Name, file, size and checksum of every row, and the file itself, which a row without would promise."""
+    text = (REPO / "models" / "README.md").read_text()
+    table = text.partition("| name | file | bytes | sha256 |")[2].partition("## Card of a file")[0]
+    rows = re.findall(r"^\| `?([\w-]+)`? \| `?([\w.-]+)`? \| ([\d,]+) \| `?([0-9a-f]{64})`? \|$", table, re.MULTILINE)
+    listed = {name: Shipped(file, int(size.replace(",", "")), sha256) for name, file, size, sha256 in rows}
+    assert listed == SHIPPED
+    for row in SHIPPED.values():
+        assert (REPO / "models" / row.file).stat().st_size == row.bytes
+        assert file_sha256(REPO / "models" / row.file) == row.sha256
