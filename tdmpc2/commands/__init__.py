@@ -26,6 +26,7 @@ COMMANDS = {
     "quantize": "write a checkpoint in fp16, int8 and mixed precision and measure what that costs",
     "export": "write a checkpoint as files that run without PyTorch: ONNX",
     "report": "gather runs into a table with intervals over seeds, figures, or one web page",
+    "leaderboard": "build a leaderboard of MT30 from public results and evaluations of your own",
     "data": "look at offline data, check it, convert it",
     "checkpoint": "look at a checkpoint, convert it to another layout",
     "heldout": "measure a model's errors on episodes it was not trained on",

@@ -76,6 +76,16 @@ _AGGREGATES = {
 }
 
 
+def aggregates(scores: Sequence[NDArray[np.float64]]) -> tuple[Aggregate, ...]:
+    """Summarise the scores [n] of each of many tasks; empty where there are too few tasks for that to mean anything."""
+    if len(scores) <= _WORST:
+        return ()
+    return tuple(
+        Aggregate(name, float(of([s[None] for s in scores])[0]), resampled_interval(scores, of))
+        for name, of in _AGGREGATES.items()
+    )
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Results of all tasks."""
@@ -100,13 +110,7 @@ class Evaluation:
     @property
     def aggregates(self) -> tuple[Aggregate, ...]:
         """Further summaries of the score over many tasks; none where there are too few for them to mean anything."""
-        scores = [result.scores for result in self.tasks]
-        if len(scores) <= _WORST:
-            return ()
-        return tuple(
-            Aggregate(name, float(of([s[None] for s in scores])[0]), resampled_interval(scores, of))
-            for name, of in _AGGREGATES.items()
-        )
+        return aggregates([result.scores for result in self.tasks])
 
     def metrics(self) -> dict[str, float]:
         """The score and, where there is one, its interval (``low``, ``high``), by the names they are logged under."""

@@ -8,7 +8,7 @@ import io
 import itertools
 import platform
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -120,8 +120,16 @@ def _has_results(directory: Path) -> bool:
     return file.exists() and file.stat().st_size > 0
 
 
-def write_results(directory: Path, result: Evaluation, protocol: dict[str, Any]) -> None:
+def write_results(
+    directory: Path, result: Evaluation, protocol: dict[str, Any], facts: Mapping[str, Any] | None = None
+) -> None:
     """Write ``results.json`` (protocol, versions, scores) and ``results.csv``, see :func:`write_episodes`.
+
+    Args:
+        directory: where to.
+        result: of the evaluation.
+        protocol: what the scores depend on.
+        facts: more about the model and the evaluation, on which scores do not depend: parameters, seconds.
 
     Raises:
         ValueError: the disk refused.
@@ -141,6 +149,7 @@ def write_results(directory: Path, result: Evaluation, protocol: dict[str, Any])
         "score_label": result.score_label,
         "interval": result.interval,
         "aggregates": {a.name: {"value": a.value, "interval": a.interval} for a in result.aggregates},
+        **(facts or {}),
         "protocol": protocol,
         "versions": versions(),
         "tasks": tasks,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from rich import get_console
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import Checkpoint, load_file
 from tdmpc2.config import Config
 from tdmpc2.loading import load_agent
+from tdmpc2.nn.layers import num_parameters
+from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.play import results
 from tdmpc2.play.evaluation import Evaluation, compare, evaluate, num_steps
 from tdmpc2.play.protocols import checkpoint_name
@@ -70,6 +74,12 @@ def _action(cfg: Config) -> str:
     return "planner" if cfg.mpc else "policy"
 
 
+def _parameters(cfg: Config) -> int:
+    """Count the trainable numbers of a model, whatever precision it is in; no memory is taken for them."""
+    with torch.device("meta"):
+        return num_parameters(WorldModel(cfg))
+
+
 def score(file: Checkpoint, agent: TDMPC2) -> Evaluation:
     """Evaluate the agent of a file; print its table and leave results and videos in a run directory."""
     path = file.origin
@@ -101,13 +111,16 @@ def score(file: Checkpoint, agent: TDMPC2) -> Evaluation:
             videos.append(video)
 
         keep = partial(results.write_episodes, directory)
+        began = time.monotonic()
         result = evaluate(agent, cfg, film=film, keep=keep)
+        seconds = (time.monotonic() - began) / num_steps(cfg)
         get_console().print(results.table(result, name))
         for a in result.aggregates:
             print(f"{a.name.capitalize()}: {a.value:.2f} {format_interval(a.interval)}")
         if result.interval is None:
             print("-: no interval, which takes more than one episode a task (eval_episodes)")
-        results.write_results(directory, result, protocol)
+        facts = {"parameters": _parameters(cfg), "seconds_per_action": seconds}
+        results.write_results(directory, result, protocol, facts)
     for video in videos:
         print(f"Video: {directory / video}")
     print(f"Results: {directory}{results.why_another(directory, cfg.run_dir, protocol)}")

@@ -60,6 +60,8 @@ def test_evaluate_prints_and_writes_results(run: Run, cwd: Path) -> None:
         assert re.search(rf"{task} +1 +\d+\.\d +- ", outcome.out)
     directory = cwd / "logs/mt30/1/eval-student"
     summary = json.loads((directory / "results.json").read_text())
+    assert summary["parameters"] > 0
+    assert 0 < summary["seconds_per_action"] < 60
     assert f"{summary['normalized_score']:.2f}" == outcome.out.split()[-1]
     assert [row["task"] for row in summary["tasks"]] == ["pendulum-spin", "cartpole-balance"]
     protocol = summary["protocol"]
