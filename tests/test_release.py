@@ -16,6 +16,7 @@ import pytest
 import setuptools
 import yaml
 
+from tdmpc2.envs.registry import FAMILIES
 from tests.helpers.reference import REPO
 
 VERSION = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["version"]
@@ -65,6 +66,23 @@ def test_what_workflows_call_exists() -> None:
         for package in re.findall(r"grep '\^(\w+==)' constraints.txt", said):
             assert re.search(rf"^{package}", (REPO / "constraints.txt").read_text(), re.MULTILINE)
     assert WORKFLOWS["release"][True]["push"]["tags"] == ["v*"]  # YAML reads `on` as a truth value
+
+
+def test_scheduled_workflow_tries_the_newest_versions_of_each_family_alone() -> None:
+    workflow = WORKFLOWS["newest"]
+    assert workflow[True]["schedule"]
+    job = workflow["jobs"]["family"]
+    assert job["strategy"]["fail-fast"] is False  # one family that broke hides no other
+    rows = job["strategy"]["matrix"]["include"]
+    lists = {path.stem: path.read_text() for path in (REPO / "docker" / "newest").glob("*.txt")}
+    assert sorted(row["family"] for row in rows) == sorted(lists)
+    assert "-r docker/newest/${{ matrix.family }}.txt" in text_of(job)
+    for row in rows:
+        assert all((REPO / word).exists() for word in row["tests"].split() if word.startswith("tests/"))
+    needed = {line for text in lists.values() for line in text.splitlines() if not line.startswith("#")}
+    assert not [line for line in needed if "=" in line or "<" in line], "a version is pinned"
+    packages = {family.needs for family in FAMILIES if family.needs}
+    assert packages <= {line.lower() for line in needed}
 
 
 @pytest.mark.parametrize("path", sorted((REPO / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda p: p.stem)
