@@ -16,7 +16,7 @@ ARM ?= aarch64-linux-gnu-g++# compiler of the wheel for aarch64
 KERNELS := tdmpc2/acceleration/cpu
 LIBRARY := $(KERNELS)/kernels.so
 
-.PHONY: help setup test test-slow test-all test-oldest lint format type docs docs-serve wheels demo bench fuzz crash soak clean
+.PHONY: help setup test test-slow test-all test-oldest lint format type docs docs-serve wheels demo bench gpu fuzz crash soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,10 @@ demo: setup ## collect, train a teacher, distil a student, evaluate, quantise
 
 bench: setup ## run the usual benchmarks, or some, or at length: make bench ARGS="plan update --full"
 	$(PY) -m benchmarks $(ARGS)
+
+# On a machine without a CUDA GPU it says so and fails. Specialists go on where they were: call it again.
+gpu: setup ## test and measure everything on a CUDA GPU; make gpu ARGS="--minutes 30" then teaches 30 specialists
+	$(PY) -m benchmarks._gpu $(ARGS)
 
 fuzz: setup ## try damaged files and careless command lines: make fuzz ARGS="--minutes 60 --seed 1"
 	$(PY) -m tests.fuzz $(ARGS)

@@ -67,6 +67,11 @@ def plan(names: Sequence[str], full: bool = False) -> str:
 
 def run(name: str, options: Sequence[str]) -> str:
     """Run one benchmark in a process of its own, showing what it prints; returns how it ended."""
+    return measured(name, options)[0]
+
+
+def measured(name: str, options: Sequence[str]) -> tuple[str, str]:
+    """Run one benchmark as :func:`run` does; returns how it ended and the last line that it printed."""
     command = [sys.executable, "-m", f"benchmarks.{name}", *options]
     path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
@@ -77,10 +82,10 @@ def run(name: str, options: Sequence[str]) -> str:
             print(line, end="", flush=True)
             last = line.strip() or last
     if process.returncode == 0 and last.startswith("skipped: "):
-        return last
+        return last, last
     if process.returncode == 0 and _is_result(last):
-        return "done"
-    return f"failed (exit code {process.returncode})"
+        return "done", last
+    return f"failed (exit code {process.returncode})", last
 
 
 def _is_result(line: str) -> bool:

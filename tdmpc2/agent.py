@@ -273,18 +273,19 @@ class TDMPC2:
                 follows from ``cfg.seed`` and the number of players made before.
             mpc: act by planning, or with the policy prior; by default as the configuration says.
             among: rows of its environments among those of several processes, and the number of these.
-            budget: planning keys in place of the configuration's, such as ``num_samples=64``; it then plans with a
-                planner of its own.
+            budget: planning keys in place of the configuration's, such as ``num_samples=64`` or ``planner="fast"``; it
+                then plans with a planner of its own.
         """
         if seed is None:
             seed = (self.cfg.seed + self._num_players * 0x9E3779B9) % 2**32  # far from the seeds that people choose
             self._num_players += 1
         generator = torch.Generator(self.device).manual_seed(seed)
-        model, planner = self.model, self.planner
+        model, planner, cfg = self.model, self.planner, self.cfg
         if budget:
-            model = model.with_settings(self.cfg.replace(**budget))
+            cfg = cfg.replace(**budget)
+            model = model.with_settings(cfg)
             planner = FastPlanner(model)
-        return Player(model, planner, generator, num_envs, self.cfg.mpc if mpc is None else mpc, among)
+        return Player(model, planner, generator, num_envs, cfg.mpc if mpc is None else mpc, among)
 
     def compile_planner(self, num_plans: int = 1_000_000) -> str:
         """Plan in the fastest way there is, if ``cfg.compile`` says so; ``auto``: if it is worth it for so many plans.

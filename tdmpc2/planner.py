@@ -109,7 +109,8 @@ def plan(
         model: world model; its configuration holds the planner's settings.
         z: encoded observations, [E, D].
         task: context of each environment's task.
-        prev_mean: plan state of the previous call, already zero where an episode starts, [E, H, A].
+        prev_mean: plan state of the previous call, already zero where an episode starts, [E, H, A]; not read where
+            ``plan_start`` is ``policy``.
         noise: see :func:`draw_noise`.
         eval_mode: without exploration noise on the executed action.
         iteration_fn: faster replacement of :func:`iteration`.
@@ -117,8 +118,14 @@ def plan(
     """
     cfg = model.cfg
     task = task.unsqueeze(1)
-    policy_actions = (rollout_fn or policy_rollout)(model, z, task, noise.policy)
-    mean = torch.cat([prev_mean[:, 1:], torch.zeros_like(prev_mean[:, :1])], 1)
+    rollout = rollout_fn or policy_rollout
+    if cfg.plan_start == "policy":  # one more rollout, without noise
+        eps = torch.cat([torch.zeros_like(noise.policy[:, :, :1]), noise.policy], 2)
+        actions = rollout(model, z, task, eps)
+        mean, policy_actions = actions[:, :, 0], actions[:, :, 1:]
+    else:
+        policy_actions = rollout(model, z, task, noise.policy)
+        mean = torch.cat([prev_mean[:, 1:], torch.zeros_like(prev_mean[:, :1])], 1)
     std = torch.full_like(mean, cfg.max_std)
     for i in range(cfg.plan_iterations):
         last = (iteration_fn or iteration)(model, z, task, mean, std, policy_actions, noise.of_iteration(i))

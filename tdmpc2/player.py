@@ -145,7 +145,8 @@ class Player:
         Raises:
             ValueError: wrong shapes or types, unknown task, or a call that would continue the plans of other
                 environments: another number of them, or another task, although no episode starts.
-            NotFinite: an observation, all values of a plan, or the action, with the number of the environment.
+            NotFinite: an observation, all values of a plan, or the action, with the number of the environment. The
+                plans are then as before.
         """
         if not isinstance(eval_mode, (bool, np.bool_)):
             raise ValueError(f"eval_mode={shown(eval_mode)} must be True or False")
@@ -243,30 +244,33 @@ class Player:
         return asked
 
     def plan_inputs(self, asked: Asked) -> tuple[Tensor, PlanNoise]:
-        """Bring the plans to where they go on from, [E, H, A], and draw the random numbers of the next."""
+        """Tell where the plans go on from, [E, H, A], and draw the random numbers of the next."""
         cfg, ids, t0, device = self._model.cfg, asked.ids, asked.starts, self._model.bins.device
         num_envs = len(asked.obs)
-        shape = (num_envs, cfg.horizon, cfg.action_dim)
-        if self.plan_mean is None:
-            self.plan_mean = torch.zeros(shape, dtype=torch.float32, device=device)
-        elif self.plan_mean.shape != shape:
+        shape, before = (num_envs, cfg.horizon, cfg.action_dim), self.plan_mean
+        if before is None:
+            before = torch.zeros(shape, dtype=torch.float32, device=device)
+        elif before.shape != shape:
             if not bool(t0.all()):
                 raise ValueError(
-                    f"act() was last called with {len(self.plan_mean)} environments and now with {num_envs}: pass "
+                    f"act() was last called with {len(before)} environments and now with {num_envs}: pass "
                     "t0=True at the start of the episodes, or give each group of environments its agent.player()"
                 )
-            self.plan_mean = torch.zeros(shape, dtype=torch.float32, device=device)
+            before = torch.zeros(shape, dtype=torch.float32, device=device)
         elif ids is not None and self._ids is not None:
             t0 = t0 | self._other_task(ids, self._ids, t0)
-        self._ids = None if ids is None else ids.clone()  # the caller may reuse its own tensor
         rows, count = self._among or (None, num_envs)
         noise = draw_noise(cfg, count, device, self.generator)
-        return torch.where(t0[:, None, None], 0.0, self.plan_mean), noise if rows is None else noise.for_envs(rows)
+        return torch.where(t0[:, None, None], 0.0, before), noise if rows is None else noise.for_envs(rows)
 
     def keep(self, asked: Asked, plan: Plan) -> Tensor:
-        """Keep a plan, from which the next goes on; returns its action where observations came from, checked."""
-        self.plan_mean, self._last = plan.mean, plan.last
-        return self._checked(plan.action, asked)
+        """Keep a plan that is finite, from which the next goes on; returns its action where observations came from."""
+        if asked.obs.device.type == "cpu":
+            self._require_finite(plan.mean.cpu().numpy(), asked.ids, f"the plan is not finite, {_OVERFLOW}")
+        action = self._checked(plan.action, asked)
+        ids = None if asked.ids is None else asked.ids.clone()  # the caller may reuse its own tensor
+        self.plan_mean, self._last, self._ids = plan.mean, plan.last, ids
+        return action
 
     def _checked(self, action: Tensor, asked: Asked) -> Tensor:
         """Require finite actions in main memory, if that is where observations came from."""

@@ -23,7 +23,7 @@ from tdmpc2.commands.completion import complete
 from tdmpc2.commands.overrides import parse, read_line
 from tdmpc2.commands.pages import Row, Section, page, show, wants_help
 from tdmpc2.commands.yaml_files import bounded_yaml
-from tdmpc2.config import RUN_KEYS, help_rows, register_defaults, run_directory
+from tdmpc2.config import PRESETS, RUN_KEYS, help_rows, register_defaults, run_directory, with_preset
 from tdmpc2.support.cli import is_expected, one_line, one_line_errors
 from tdmpc2.support.files import read_json
 from tdmpc2.support.names import LONGEST, safe_name
@@ -176,8 +176,14 @@ def _exclude_fixed(overrides: Sequence[str]) -> str:
 
 def load_keys(cfg: DictConfig) -> dict[str, Any]:
     """The keys a checkpoint is loaded with: how it is run, and whatever was set on the command line."""
-    names = RUN_KEYS.union(override.key_or_group for override in parse(HydraConfig.get().overrides.task))
+    names = RUN_KEYS | typed_names() | PRESETS.get(str(cfg.get("planner")), {}).keys()
     return {name: value for name, value in composed(cfg).items() if name in names}
+
+
+def typed_names() -> set[str]:
+    """The keys that were set on the command line, the student's without their group, the teacher's with it."""
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
+    return {override.key_or_group.removeprefix("student_config.") for override in parse(words)}
 
 
 def sweep_name() -> str | None:
@@ -207,10 +213,13 @@ def _name_in_older_versions(swept: str) -> str:
 
 
 def composed(cfg: DictConfig) -> dict[str, Any]:
-    """The keys as plain values; in a multirun ``exp_name`` is filled in, so that its runs do not share a directory."""
+    """The keys as plain values, a preset of the planner as the keys that it stands for.
+
+    In a multirun ``exp_name`` is filled in, so that its runs do not share a directory.
+    """
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
-    values = {str(key): value for key, value in plain.items()}
+    values = with_preset({str(key): value for key, value in plain.items()}, typed_names())
     if values.get("exp_name") is None and (swept := _swept()) is not None:
         older = _name_in_older_versions(swept)
         directory = run_directory(str(values.get("task")), int(values.get("seed") or 0), older)

@@ -16,11 +16,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from tdmpc2.commands.hydra_app import App, composed, job, launch
-from tdmpc2.commands.overrides import parse
+from tdmpc2.commands.hydra_app import App, composed, job, launch, typed_names
 from tdmpc2.config import defaults, has_teacher, parse_cfg
 
 APP = App("train", __doc__, "generic", groups=("student_config", "teacher_config"))
@@ -50,19 +48,12 @@ def run(cfg: DictConfig) -> None:
 
 def chosen(keys: Mapping[str, Any]) -> set[str]:
     """The keys of the student that were typed, or that a configuration file sets to something else than the default."""
-    return {name.removeprefix("student_config.") for name in _typed()} | {
-        name for name, default in defaults().items() if keys.get(name, default) != default
-    }
+    return typed_names() | {name for name, default in defaults().items() if keys.get(name, default) != default}
 
 
 def names_teacher() -> bool:
     """True if the command line says something of a teacher; the composed one is that of offline training."""
-    return any("teacher_config" in name for name in _typed())
-
-
-def _typed() -> list[str]:
-    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
-    return [override.key_or_group for override in parse(words)]
+    return any("teacher_config" in name for name in typed_names())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

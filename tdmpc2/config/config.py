@@ -19,6 +19,7 @@ from tdmpc2.config.distillation_keys import beforehand, distillation_terms, unca
 from tdmpc2.config.keys import Keys
 from tdmpc2.config.observing import check_observations, stacked_shape
 from tdmpc2.config.parts import check_freeze
+from tdmpc2.config.presets import PRESETS, with_preset
 from tdmpc2.config.run_directory import holds_run, run_directory
 from tdmpc2.config.sharing import check_sharing, stored_for
 from tdmpc2.config.sizes import budget, check_widths, model_widths
@@ -46,6 +47,10 @@ class Config(Keys):
         hints = _hints()
         for name, key in KEYS.items():
             object.__setattr__(self, name, convert(key, hints[name], getattr(self, name)))
+        for name, value in PRESETS.get(self.planner or "", {}).items():  # the preset is resolved, like "auto"
+            object.__setattr__(self, "planner", None)
+            if getattr(self, name) == KEYS[name].default:
+                object.__setattr__(self, name, value)
         if not self.task_specs:
             object.__setattr__(self, "task_specs", tuple(lookup(name) for name in task_names(self.task)))
         object.__setattr__(self, "task_specs", read_specs(self.task_specs))
@@ -182,9 +187,11 @@ class Config(Keys):
         """Copy with some keys changed, validated like a new one.
 
         Keys that follow a changed one follow it again, unless they are given as well: widths a new ``model_size``,
-        elites and policy trajectories a new ``num_samples`` in the proportion they have here.
+        elites and policy trajectories a new ``num_samples`` in the proportion they have here. A preset, ``planner``, is
+        the keys that it stands for.
         """
         check_keys(changes.keys() - {"task_specs"}, "the overrides")
+        changes = with_preset(changes)
         if "task" in changes:
             changes.setdefault("task_specs", ())
         return dataclasses.replace(self, **{**self._following_again(changes), **changes})

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from tdmpc2.config.facts import COMMANDS, MAY_CHANGE, ONE_START, PLAYING, RUN, key
 from tdmpc2.config.mix import MixEntry, parse_mix
+from tdmpc2.config.presets import PRESETS
 from tdmpc2.config.teachers import TaskTeacher, parse_teachers
 from tdmpc2.config.trackers import TRACKERS, parse_trackers
 
@@ -164,6 +165,11 @@ class Keys:
         True, "false: act with the policy alone, without planning; evaluations also know `both`", on_resume=MAY_CHANGE,
         commands=("train", *PLAYING), section="Planning",
     )  # fmt: skip
+    planner: str | None = key(
+        None, "a name for several of the keys below: full (512 samples, 6 iterations), fast (128, 3, from the policy) "
+        "or policy (mpc=false); keys that are typed win", choices=tuple(PRESETS), scope=RUN, on_resume=ONE_START,
+        commands=("train", *PLAYING),
+    )  # fmt: skip
     iterations: int = key(
         6, "MPPI iterations per plan; two more where a task has 20 actions or more", at_least=1, sensible=10_000,
         plans=True, on_resume=MAY_CHANGE, commands=("train", *PLAYING),
@@ -195,6 +201,10 @@ class Keys:
     plan_action: str = key(
         "sample", "what is executed of a plan: an elite drawn by its weight (sample), or the elites' weighted mean",
         choices=("sample", "mean"), plans=True, on_resume=MAY_CHANGE, commands=("train", *PLAYING),
+    )  # fmt: skip
+    plan_start: str = key(
+        "previous", "what a plan starts from: the previous plan, or the policy's own actions without noise (policy)",
+        choices=("previous", "policy"), plans=True, on_resume=MAY_CHANGE, commands=("train", *PLAYING),
     )  # fmt: skip
     temperature: float = key(
         0.5, "how strongly better elites count more", at_least=0, plans=True, on_resume=MAY_CHANGE,

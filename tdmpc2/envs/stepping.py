@@ -59,6 +59,9 @@ class EachAlone:
         """
         return self._envs[number].reset(seed=seed)[0]
 
+    def begin(self, actions: Mapping[int, NDArray[np.floating[Any]]]) -> None:
+        """Begin a step that :meth:`step` is then asked for with the same actions; here nothing can begin before."""
+
     def step(self, actions: Mapping[int, NDArray[np.floating[Any]]]) -> dict[int, Step | str]:
         """Take a step in some environments; a text is the fault of one, and those after it are not stepped."""
         outcomes: dict[int, Step | str] = {}

@@ -1,6 +1,8 @@
-"""One process that steps environments for another: ``python -m tdmpc2.envs.worker FD``, FD being its end of a socket.
+"""One process that steps environments for another: ``python -m tdmpc2.envs.worker FD CALLER LASTING``.
 
-It is started as a command, and not by multiprocessing, which would run the caller's own script a second time.
+FD is its end of a socket, CALLER the number of the process that starts it, LASTING 1 if the thread that does so lives
+as long as that process. It is started as a command, and not by multiprocessing, which would run the caller's own script
+a second time.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from importlib import import_module
 from multiprocessing.connection import Connection
@@ -17,6 +21,8 @@ from typing import Any
 from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.envs.stepping import EachAlone
 from tdmpc2.envs.vector import EnvPool, make_vec_env
+
+_SECONDS = 1.0  # between two looks at whether the caller is alive
 
 
 class Work:
@@ -83,13 +89,22 @@ def serve(connection: Connection) -> None:
             return
 
 
+def _end_with(caller: int) -> None:
+    """End this process soon after its caller, also in the middle of a step."""
+    while os.getppid() == caller:  # an orphan gets another parent
+        time.sleep(_SECONDS)
+    os._exit(1)
+
+
 def main() -> None:
     """Serve the caller, whose end of the socket closes when it ends, however that happens."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the caller decides, and a signal to a whole group comes here as well
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: also in the middle of a step
-    connection = Connection(int(sys.argv[1]))
+    descriptor, caller, lasting = map(int, sys.argv[1:])
+    if sys.platform == "linux" and lasting:  # or it would be killed when the thread that has started it ends
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: also in a step that never returns
+    threading.Thread(target=_end_with, args=(caller,), daemon=True).start()
+    connection = Connection(descriptor)
     sys.stdout.flush()
     os.dup2(2, 1)  # simulators print; the caller's output is its own
     serve(connection)

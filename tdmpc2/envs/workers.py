@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -39,10 +40,12 @@ class Worker:
         mine, its = socket.socketpair()
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        lasting = threading.current_thread() is threading.main_thread()
+        words = its.fileno(), os.getpid(), int(lasting)
         with its:
             os.set_inheritable(its.fileno(), True)
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "tdmpc2.envs.worker", str(its.fileno())],  # -P: nothing from this folder
+                [sys.executable, "-P", "-m", "tdmpc2.envs.worker", *map(str, words)],  # -P: nothing from this folder
                 pass_fds=(its.fileno(),),
                 process_group=0,  # a Ctrl-C in the terminal is for the caller
                 env={**os.environ, **threads, "PYTHONPATH": paths},
@@ -222,18 +225,26 @@ class EachInWorkers:
         parts = [(worker, played[part]) for worker, part in workers.parts(len(played))]
         self._of = {one.number: worker for worker, own in parts for one in own}
         together((worker, "alone", (own, *form), {}) for worker, own in parts)
+        self._begun: list[Worker] = []
 
     def reset(self, number: int, seed: int) -> NDArray[Any]:
         """Begin an episode, as there."""
         first: NDArray[Any] = self._of[number].ask("reset_one", number, seed)
         return first
 
-    def step(self, actions: Mapping[int, NDArray[np.floating[Any]]]) -> dict[int, Step | str]:
-        """Take a step in some environments, as there; workers do so at the same time."""
+    def begin(self, actions: Mapping[int, NDArray[np.floating[Any]]]) -> None:
+        """Begin a step that :meth:`step` is then asked for with the same actions, and go on without waiting for it."""
         asked: dict[Worker, dict[int, Any]] = {}
         for number, action in actions.items():
             asked.setdefault(self._of[number], {})[number] = action
-        found = together((worker, "step_each", (own,), {}) for worker, own in asked.items())
+        self._begun = begun_together((worker, "step_each", (own,), {}) for worker, own in asked.items())
+
+    def step(self, actions: Mapping[int, NDArray[np.floating[Any]]]) -> dict[int, Step | str]:
+        """Take a step in some environments, as there; workers do so at the same time."""
+        if not self._begun:
+            self.begin(actions)
+        begun, self._begun = self._begun, []
+        found = answers_of(begun)
         outcomes = {number: outcome for own in found for number, outcome in own.items()}
         return {number: outcomes[number] for number in actions if number in outcomes}
 
@@ -244,10 +255,20 @@ class EachInWorkers:
 
 def together(requests: Iterable[tuple[Worker, str, tuple[Any, ...], dict[str, Any]]]) -> list[Any]:
     """Ask several workers at a time; all have answered when the first error is raised."""
+    return answers_of(begun_together(requests))
+
+
+def begun_together(requests: Iterable[tuple[Worker, str, tuple[Any, ...], dict[str, Any]]]) -> list[Worker]:
+    """Ask several workers, and wait for none of them."""
     asked = []
     for worker, name, args, kwargs in requests:
         worker.begin(name, *args, **kwargs)
         asked.append(worker)
+    return asked
+
+
+def answers_of(asked: Sequence[Worker]) -> list[Any]:
+    """Wait for the answers of workers that were asked; all have answered when the first error is raised."""
     answers: list[Any] = []
     errors: list[Exception] = []
     for worker in asked:

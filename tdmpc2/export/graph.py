@@ -136,12 +136,13 @@ class PlanStep(Step):
             Input("noise_elite", (envs, cfg.num_elites), "float32", GUMBEL, "of the choice among the best sequences"),
             Input("noise_action", (envs, size), "float32", NORMAL, "for exploration; zeros act without"),
         ]  # fmt: skip
-        unused = {"noise_heads": cfg.num_q <= 2, "noise_elite": cfg.plan_action == "mean"}
-        return [
+        state = [
             Input("plan", (envs, horizon, size), "float32", GIVEN, "what the last call returned; anything where t0"),
             Input("t0", (envs,), "bool", GIVEN, "true where an episode starts"),
-            *(item for item in noise if not unused.get(item.name)),
         ]
+        unused = {"noise_heads": cfg.num_q <= 2, "noise_elite": cfg.plan_action == "mean"}
+        unused |= dict.fromkeys(("plan", "t0"), cfg.plan_start == "policy")
+        return [item for item in (*state, *noise) if not unused.get(item.name)]
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -154,7 +155,10 @@ class PlanStep(Step):
         given = self.named(tensors)
         context = self.context(given)
         noise = PlanNoise(**{name: self._noise(name, given) for name in PlanNoise._fields})
-        previous = torch.where(given["t0"][:, None, None], 0.0, given["plan"])
+        if self.cfg.plan_start == "policy":
+            previous = torch.zeros(self.num_envs, self.cfg.horizon, self.cfg.action_dim)  # which nothing reads
+        else:
+            previous = torch.where(given["t0"][:, None, None], 0.0, given["plan"])
         result = planner.plan(
             self.model, encoded(self.model, given, context), context, previous, noise, eval_mode=False
         )

@@ -28,6 +28,7 @@ from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.support.files import json_text, replacing
 
 FORMAT, CARD = 1, "tdmpc2"
+STARTING = 2  # the format of models whose plans start at the policy: libraries that do not know of it refuse them
 LARGEST_HEADER = 1 << 20  # bytes that the reader takes
 _PRODUCTS = ("fp32", "bf16", "int8", "int12")  # by Format of kernels.h
 _TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
@@ -150,7 +151,7 @@ def _sizes(cfg: Config, layers: Mapping[str, Affine]) -> dict[str, Any]:
         _PRODUCTS[product_format(layer, int8 and not name.startswith("encoder."))] for name, layer in layers.items()
     ]
     return {
-        "format": FORMAT,
+        "format": STARTING if cfg.plan_start == "policy" else FORMAT,
         "obs_dim": cfg.obs_dim,
         "action_dim": cfg.action_dim,
         "latent_dim": cfg.latent_dim,
@@ -161,5 +162,6 @@ def _sizes(cfg: Config, layers: Mapping[str, Affine]) -> dict[str, Any]:
         "encoder_layers": sum(name.startswith("encoder.") for name in layers),
         "multitask": int(cfg.multitask),
         "mean_action": int(cfg.plan_action == "mean"),
+        **({"start_at_policy": 1} if cfg.plan_start == "policy" else {}),
         "products": products,
     }

@@ -9,7 +9,7 @@ extern "C" int tdmpc2_agrees(int index);
 namespace tdmpc2 {
 namespace {
 
-constexpr int widest = 1 << 16, most = 1 << 20, card_version = 1;
+constexpr int widest = 1 << 16, most = 1 << 20, card_version = 2;
 
 Format format_of(const std::string& name) {
     static const char* const names[] = {"fp32", "bf16", "int8", "int12"};
@@ -55,6 +55,7 @@ Card::Card(const TensorFile& file) {
         throw Refused("SimNorm of " + std::to_string(simnorm_dim) + " does not fit " + std::to_string(latent_dim));
     multitask = sizes.integer("multitask", 0, 1);
     mean_action = sizes.integer("mean_action", 0, 1);
+    start_at_policy = version > 1 && sizes.integer("start_at_policy", 0, 1);
     const Json& budget = part(card, "budget");
     horizon = int(budget.integer("horizon", 1, 1024)), iterations = int(budget.integer("iterations", 1, 4095));
     num_samples = int(budget.integer("num_samples", 1, most)), num_elites = int(budget.integer("num_elites", 1, most));

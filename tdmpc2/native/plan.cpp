@@ -17,6 +17,9 @@ bool finite(const float* x, size_t count) {
     return true;
 }
 
+// True if a value is none, as estimate_value marks it.
+bool replaced(float x) { return !(std::fabs(x) < largest) || (x == 0 && std::signbit(x)); }
+
 float clamped(float x) { return std::min(std::max(x, -1.0f), 1.0f); }
 
 // The product of sizes. Throws where no memory could hold as many numbers.
@@ -45,6 +48,7 @@ Actor::Actor(const Card& card, const Model& model, const Kernels& kernels, const
     value_noise.resize(numbers({envs, b.samples, dim}));
     few_noise.resize(numbers({envs, std::max(b.elites, dim)}));
     policy_actions.resize(numbers({envs, b.horizon, std::max(b.policy_samples, 1), dim}));
+    no_noise.resize(card.start_at_policy ? numbers({envs, b.horizon, dim}) : 0);
     all_actions.resize(numbers({envs, b.horizon, b.samples, dim}));
     value.resize(numbers({envs, b.samples}));
     before.resize(numbers({envs, b.horizon, dim}));
@@ -52,6 +56,7 @@ Actor::Actor(const Card& card, const Model& model, const Kernels& kernels, const
     elite_value.resize(numbers({envs, b.elites}));
     score = elite_value;
     elite_actions.resize(numbers({envs, b.horizon, b.elites, dim}));
+    executed.resize(numbers({envs, dim}));
     now.resize(size_t(envs));
     of_plan.assign(size_t(envs), -1);
 
@@ -122,8 +127,8 @@ void Actor::sample(const float* numbers) {
     });
 }
 
-// The executed actions: of an elite drawn by score, or the mean.
-void Actor::act(const float* elite, const float* numbers, float* actions) {
+// The actions to execute: of an elite drawn by score, or the mean.
+void Actor::act(const float* elite, const float* numbers) {
     for (int env = 0; env < b.environments; env++) {
         int chosen = 0;
         float best = -INFINITY;
@@ -138,9 +143,18 @@ void Actor::act(const float* elite, const float* numbers, float* actions) {
         for (int a = 0; a < dim; a++) {
             float x = from[a];
             if (b.explore) x += std[size_t(env) * b.horizon * dim + a] * numbers[size_t(env) * dim + a];
-            actions[size_t(env) * dim + a] = clamped(x);
+            executed[size_t(env) * dim + a] = clamped(x);
         }
     }
+}
+
+// Hand actions to the caller, if all are finite.
+Problem Actor::give(float* actions) const {
+    for (int env = 0; env < b.environments; env++)
+        if (!finite(executed.data() + size_t(env) * dim, size_t(dim)))
+            return {TDMPC2_NOT_FINITE, env, "the action is not finite: the observation is too large for the weights"};
+    std::copy_n(executed.data(), size_t(b.environments) * dim, actions);
+    return {TDMPC2_OK, 0, nullptr};
 }
 
 Problem Actor::plan(const float* obs, const int* task, const tdmpc2_noise* given, float* actions) {
@@ -156,11 +170,14 @@ Problem Actor::plan(const float* obs, const int* task, const tdmpc2_noise* given
         kernels.policy_rollout(&model.networks, envs, b.horizon, b.policy_samples, b.threads, latent.data(),
                                task_embedding(), mask(), given ? given->policy : noise.data(), policy_actions.data());
     }
-    for (int env = 0; env < envs; env++) {
+    for (int env = 0; env < envs && !card.start_at_policy; env++) {
         const size_t own = size_t(env) * b.horizon * dim, later = size_t(b.horizon - 1) * dim;
         std::copy_n(before.data() + own + dim, later, mean.data() + own);
         std::fill_n(mean.data() + own + later, dim, 0.0f);
     }
+    if (card.start_at_policy)
+        kernels.policy_rollout(&model.networks, envs, b.horizon, 1, b.threads, latent.data(), task_embedding(), mask(),
+                               no_noise.data(), mean.data());
     std::fill(std.begin(), std.end(), model.limits[2]);
     for (int i = 0; i < b.iterations; i++) {
         int64_t heads[2] = {0, 1};
@@ -182,8 +199,8 @@ Problem Actor::plan(const float* obs, const int* task, const tdmpc2_noise* given
     }
     for (int env = 0; env < envs; env++) {
         const float* own = elite_value.data() + size_t(env) * b.elites;
-        const bool overflow = std::all_of(own, own + b.elites, [](float x) { return !(std::fabs(x) < largest); });
-        if (overflow || !finite(mean.data() + size_t(env) * b.horizon * dim, size_t(b.horizon) * dim))
+        if (std::all_of(own, own + b.elites, replaced) ||
+            !finite(mean.data() + size_t(env) * b.horizon * dim, size_t(b.horizon) * dim))
             return {TDMPC2_NOT_FINITE, env, "no value of its plan is finite: the observation is too large for the weights"};
     }
     if (!given) {
@@ -191,7 +208,8 @@ Problem Actor::plan(const float* obs, const int* task, const tdmpc2_noise* given
             gumbels({key, calls, ELITE, 0, uint32_t(env)}, size_t(b.elites), value.data() + size_t(env) * b.elites);
         draw(ACTION, 0, BY_ENVIRONMENT, 1, size_t(dim), few_noise.data());
     }
-    act(given ? given->elite : value.data(), given ? given->action : few_noise.data(), actions);
+    act(given ? given->elite : value.data(), given ? given->action : few_noise.data());
+    if (const Problem problem = give(actions); problem.status) return problem;
     before.swap(mean);
     of_plan = now;
     calls += !given;
@@ -204,13 +222,10 @@ Problem Actor::policy(const float* obs, const int* task, float* actions) {
     if (b.explore) draw(PRIOR, 0, BY_ENVIRONMENT, 1, size_t(dim), few_noise.data());
     else std::fill(few_noise.begin(), few_noise.end(), 0.0f);
     kernels.policy_rollout(&model.networks, b.environments, 1, 1, b.threads, latent.data(), task_embedding(), mask(),
-                           few_noise.data(), value_noise.data());
-    for (int env = 0; env < b.environments; env++)
-        if (!finite(value_noise.data() + size_t(env) * dim, size_t(dim)))
-            return {TDMPC2_NOT_FINITE, env, "the action is not finite: the observation is too large for the weights"};
-    std::copy_n(value_noise.data(), size_t(b.environments) * dim, actions);
-    calls++;
-    return {TDMPC2_OK, 0, nullptr};
+                           few_noise.data(), executed.data());
+    const Problem problem = give(actions);
+    calls += !problem.status;
+    return problem;
 }
 
 }  // namespace tdmpc2

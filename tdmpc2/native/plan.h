@@ -39,7 +39,8 @@ class Actor {
     enum Order { BY_ENVIRONMENT, BY_BLOCK };
     void draw(Purpose purpose, int iteration, Order order, int blocks, size_t block_size, float* out);
     void sample(const float* noise);
-    void act(const float* elite, const float* noise, float* actions);
+    void act(const float* elite, const float* noise);
+    Problem give(float* actions) const;
     const float* mask() const { return own_mask.empty() ? nullptr : own_mask.data(); }
     const float* task_embedding() const { return embedding.empty() ? nullptr : embedding.data(); }
 
@@ -55,7 +56,7 @@ class Actor {
     Scratch scratch;
     std::vector<float> latent, embedding, own_mask, discount;            // of the tasks of this call
     std::vector<float> noise, value_noise, few_noise;                    // of this iteration
-    std::vector<float> policy_actions, all_actions, value;
+    std::vector<float> policy_actions, no_noise, all_actions, value, executed;
     std::vector<float> before, mean, std, elite_value, score, elite_actions;  // before: the plans, [E, H, A]
     std::vector<int> now, of_plan;  // tasks of this call and of the plans; -1: a plan that begins
     uint64_t key, calls = 0;

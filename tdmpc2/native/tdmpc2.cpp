@@ -1,6 +1,7 @@
 // The C interface: arguments are checked here, and no exception passes.
 #include "tdmpc2.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -16,7 +17,22 @@ using namespace tdmpc2;
 
 constexpr int most_threads = 1024, most_environments = 1 << 16;
 constexpr size_t message_size = 512;
-thread_local char opening[message_size] = "";  // what was wrong with the last file
+
+// What was wrong with the last file. Of a thread's variables there is little memory (threads.cpp).
+thread_local std::unique_ptr<char[]> kept;
+thread_local const char* opening = "";
+
+// Text may have names of the file in it, which must not write to a terminal what they like.
+void tell(const char* path, const char* text) {
+    kept.reset(new (std::nothrow) char[message_size]);
+    opening = kept ? kept.get() : "there is not enough memory";
+    if (!kept) return;
+    const int used = std::snprintf(kept.get(), message_size, "%s: ", path);
+    char* const rest = kept.get() + std::min(size_t(std::max(used, 0)), message_size - 1);
+    std::snprintf(rest, message_size - size_t(rest - kept.get()), "%s", text);
+    for (char* c = rest; *c; c++)
+        if (*c < 0x20 || *c > 0x7e) *c = '?';
+}
 
 Budget budget_of(const Card& card, const tdmpc2_options& o) {
     const auto chosen = [](const char* name, int value, int otherwise, int least, int most) {
@@ -37,13 +53,6 @@ Budget budget_of(const Card& card, const tdmpc2_options& o) {
     b.policy_samples = chosen("num_pi_trajs", o.num_pi_trajs, card.num_pi_trajs, 0, b.samples - 1);
     b.explore = o.explore;
     return b;
-}
-
-// A message may have names of a file in it, which must not write to a terminal what they like.
-std::string printable(std::string text) {
-    for (char& c : text)
-        if (c < 0x20 || c > 0x7e) c = '?';
-    return text;
 }
 
 }  // namespace
@@ -91,7 +100,7 @@ tdmpc2_options tdmpc2_default_options(void) {
 }
 
 tdmpc2_agent* tdmpc2_open(const char* path, const tdmpc2_options* options) {
-    opening[0] = 0;
+    opening = "";
     try {
         if (!path) throw Refused("no path was given");
         const tdmpc2_options chosen = options ? *options : tdmpc2_default_options();
@@ -100,11 +109,11 @@ tdmpc2_agent* tdmpc2_open(const char* path, const tdmpc2_options* options) {
             throw Refused("the precision is none of those in tdmpc2.h");
         return new tdmpc2_agent(TensorFile(path), chosen);
     } catch (const std::bad_alloc&) {
-        std::snprintf(opening, message_size, "%s: there is not enough memory", path);
+        tell(path, "there is not enough memory");
     } catch (const std::exception& error) {
-        std::snprintf(opening, message_size, "%s: %s", path ? path : "tdmpc2_open", printable(error.what()).c_str());
+        tell(path ? path : "tdmpc2_open", error.what());
     } catch (...) {
-        std::snprintf(opening, message_size, "%s: it cannot be opened", path);
+        tell(path, "it cannot be opened");
     }
     return nullptr;
 }

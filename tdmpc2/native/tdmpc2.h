@@ -8,7 +8,9 @@
  *
  * After tdmpc2_open nothing here allocates memory, throws, or writes to a file. Calls for one agent must not overlap;
  * several agents may be used by several threads at a time. An agent may be used from other threads than the one that
- * opened it.
+ * opened it. With threads > 1 others help, which live as long as the process: the library stays loaded after a dlclose
+ * (a plug-in that takes in the static one is linked with -z nodelete, which CMake does by itself), and a process that a
+ * fork has made starts its own at its first plan.
  *
  * All arrays are contiguous float32. E environments, O observation, A action. Observations shorter than O, and actions
  * of tasks that have fewer than A entries, are padded with zeros at the end. Actions are in [-1, 1].

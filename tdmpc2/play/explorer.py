@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
@@ -18,6 +19,7 @@ from tdmpc2.envs.workers import EachInWorkers, WorkerLost, Workers
 from tdmpc2.play.actors import prior_actions, uniform_actions
 from tdmpc2.play.explorer_state import Running, check_explorer, loaded_episode, saved_episode, saved_running
 from tdmpc2.play.rollout import Episode, Floats, Job
+from tdmpc2.player import Asked
 from tdmpc2.support.draws import numbered_generator
 
 _RANDOM_ACTIONS = 1  # stream of numbered_generator
@@ -47,6 +49,7 @@ class Explorer:
     Attributes:
         task_ids: of each environment, [E].
         own: the rows of this process's environments; all E without others.
+        player: plans, for these environments alone.
         notes: lines about a continued run.
 
     Raises:
@@ -70,17 +73,17 @@ class Explorer:
         budget = {"num_samples": samples, "iterations": cfg.collect_iterations or cfg.iterations}
         seed = int(np.random.SeedSequence((cfg.seed, _PLAYER)).generate_state(1)[0])
         among = (self.own, count) if processes > 1 else None
-        self._player = agent.player(len(self._rows), seed, None, among, **budget)
+        self.player = agent.player(len(self._rows), seed, None, among, **budget)
         self._planned_for = cfg.steps // len(self.task_ids)
         self._begun = [0] * len(self.task_ids)  # episodes of each environment
         self._running: list[Running | None] = [None] * len(self.task_ids)  # None: an episode is to begin
         self._ended: list[Episode] = []
-        self._before = self._player.state()
+        self._before = self.player.state()
         self._envs = self._build()
 
     def compile_planner(self) -> str:
         """Plan in the fastest way, if it is worth it for the run; returns one line about it, or nothing."""
-        return self._player.compile_planner(self._cfg.compile, self._planned_for)
+        return self.player.compile_planner(self._cfg.compile, self._planned_for)
 
     # -- one turn -----------------------------------------------------------------------------------------------------
 
@@ -113,16 +116,29 @@ class Explorer:
             random: uniformly random; otherwise planned, with exploration noise.
             prior: random actions are samples of the policy prior instead.
         """
-        self._before = self._player.state()
+        self._before = self.player.state()
         generator = numbered_generator(self._cfg.seed, step, _RANDOM_ACTIONS)
         if random and not prior:
             return uniform_actions(self._cfg, self.task_ids, generator)[self.own]
-        obs = np.stack([self._episode(i).obs[-1] for i in self._rows])
+        obs, starts, task = self._seen()
         if random:
             return prior_actions(self._model, obs, self.task_ids, generator, self.own)
+        return self.player.act(obs, starts, task=task, eval_mode=False)
+
+    def asked(self) -> Asked:
+        """Begin to act as :meth:`act` does, and ask for a plan that something else makes for :attr:`player`."""
+        self._before = self.player.state()
+        return self.player.asked(*self._seen())
+
+    def _seen(self) -> tuple[Floats, NDArray[np.bool_], NDArray[np.int64] | None]:
+        """Collect observations, where episodes start, and tasks, of this process's environments."""
+        obs = np.stack([self._episode(i).obs[-1] for i in self._rows])
         starts = np.array([not self._episode(i).action for i in self._rows])
-        task = self.task_ids[self.own] if self._cfg.multitask else None
-        return self._player.act(obs, starts, task=task, eval_mode=False)
+        return obs, starts, self.task_ids[self.own] if self._cfg.multitask else None
+
+    def begin_step(self, actions: Floats) -> None:
+        """Begin the step that :meth:`step` or :meth:`outcomes` then takes with the same actions."""
+        self._envs.begin(dict(zip(self._rows, actions, strict=True)))
 
     def step(self, actions: Floats) -> list[Episode]:
         """Take a step in every environment; returns the episodes that end with it, each for the task it was played for.
@@ -137,6 +153,14 @@ class Explorer:
             EnvironmentFailed: naming task, environment, seed and step, in all processes. The steps of this turn then
                 count as not taken, and a new episode is to begin in that environment.
         """
+        return self.record(actions, self.outcomes(actions))
+
+    def outcomes(self, actions: Floats) -> list[Step]:
+        """Take a step in every environment, which :meth:`record` then notes.
+
+        Raises:
+            EnvironmentFailed: as :meth:`step`.
+        """
         outcomes = []
         try:
             with self._failing_together():
@@ -148,8 +172,16 @@ class Explorer:
                         self._running[i] = None
                         raise
         except EnvironmentFailed:
-            self._player.load_state(self._before)
+            self.undo()
             raise
+        return outcomes
+
+    def undo(self) -> None:
+        """Forget that actions were chosen for a step that cannot be noted."""
+        self.player.load_state(self._before)
+
+    def record(self, actions: Floats, outcomes: Sequence[Step]) -> list[Episode]:
+        """Note a step of every environment; returns episodes as :meth:`step`."""
         ended = [
             episodes
             for i, action, outcome in zip(self._rows, actions, outcomes, strict=True)
@@ -280,7 +312,7 @@ class Explorer:
 
     def _player_state(self) -> dict[str, Any]:
         """Join the plans of all processes; their random numbers stand alike."""
-        states = self._group.collect({name: value.cpu() for name, value in self._player.state().items()})
+        states = self._group.collect({name: value.cpu() for name, value in self.player.state().items()})
         joined = {name: torch.cat([state[name] for state in states]) for name in states[0] if name != "generator"}
         return {"generator": states[0]["generator"], **joined}
 
@@ -297,7 +329,7 @@ class Explorer:
         self._ended = [loaded_episode(episode) for episode in state["ended"]]
         self._planned_for = state["planned_for"]  # whether to compile must not depend on how often a run was continued
         player = state["player"]
-        self._player.load_state({name: x if name == "generator" else x[self.own] for name, x in player.items()})
+        self.player.load_state({name: x if name == "generator" else x[self.own] for name, x in player.items()})
         notes = []
         for i in self._rows:
             saved = state["running"][i]

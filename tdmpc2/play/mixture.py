@@ -40,8 +40,9 @@ class BehaviourPolicy:
             plain |= {"noise": self.entry.noise, "sha256": self.sha256}
         if self.agent is not None and self.mpc:
             planner = {key: getattr(self.agent.cfg, key) for key in PLANNER_KEYS}
-            if planner["plan_action"] == KEYS["plan_action"].default:  # records of older versions do not have it
-                del planner["plan_action"]
+            for key in ("plan_action", "plan_start"):  # records of older versions do not have them
+                if planner[key] == KEYS[key].default:
+                    del planner[key]
             plain |= {"planner": planner}
         return plain
 

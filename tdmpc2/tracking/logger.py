@@ -75,9 +75,10 @@ class Logger:
         for name in CSV_FILES if self._cfg.save_csv else ():
             self._bring_to_start(name)
         for writer in self._writers:
-            writer.start(self._cfg, self._teacher, self._start, self._wandb_id, self._console.terminal)
+            place = self._start, self._wandb_id, self._console.terminal, self._evaluate_again
+            writer.start(self._cfg, self._teacher, *place)
         self._console.__enter__()
-        if self._lines:
+        if self._lines and not self._start:  # from the beginning on; later every evaluation carries them
             self._send(self._start, self._lines)
         self._pace = Pace(self._start, self._total, monotonic(), self._wall_seconds_before)
         return self

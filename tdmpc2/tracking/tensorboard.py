@@ -1,7 +1,8 @@
 """Curves of a run in TensorBoard: event files in ``<run_dir>/tensorboard``, written by a thread of their own.
 
 A start that continues a run writes a further file, which hides the steps after the one that it continues from: they are
-taken again. Tables are in the CSV files, checkpoints and videos are files of the run directory; none of them is copied.
+taken again. Where that step's evaluation is made again, the file hides this step as well and repeats its other curves.
+Tables are in the CSV files, checkpoints and videos are files of the run directory; none of them is copied.
 """
 
 from __future__ import annotations
@@ -34,7 +35,15 @@ class TensorBoard:
         self._show = show
         self._sender: Sender | None = None
 
-    def start(self, cfg: Config, teacher: Config | None, step: int, run_id: str | None, terminal: bool) -> None:
+    def start(
+        self,
+        cfg: Config,
+        teacher: Config | None,
+        step: int,
+        run_id: str | None,
+        terminal: bool,
+        evaluate_again: bool = False,
+    ) -> None:
         directory = cfg.run_dir / "tensorboard"
         try:
             if missing_packages("tensorboard"):
@@ -43,12 +52,16 @@ class TensorBoard:
                 raise ValueError(f"{directory} is a link, and nothing is written through links")
             from torch.utils.tensorboard import SummaryWriter
 
-            writer = SummaryWriter(str(directory), purge_step=step + 1 if step else 0, flush_secs=_NEVER)
+            repeated = _without_evaluation(directory, step) if evaluate_again and step else {}
+            first = step + (not evaluate_again) if step else 0  # of the steps to hide
+            writer = SummaryWriter(str(directory), purge_step=first, flush_secs=_NEVER)
         except Exception as error:  # disk, a foreign version: neither is worth a training run
             text = str(error) if isinstance(error, ValueError) else reason(error)
             self._show(f"TensorBoard: off, it did not start ({text}). Training continues without it.")
             return
         self._sender = Sender("TensorBoard", writer, self._show)
+        if repeated:
+            self.log(step, repeated)
         configs = {"student": cfg, "teacher": teacher}
         for name, config in configs.items():
             if config is not None:
@@ -95,6 +108,16 @@ class TensorBoard:
     def _call(self, kind: str, action: Callable[[Any], None]) -> None:
         if self._sender is not None:
             self._sender.call(kind, action)
+
+
+def _without_evaluation(directory: Path, step: int) -> dict[str, float]:
+    """Read what a log shows of a step, but for its evaluation."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0, "tensors": 1})
+    events.Reload()
+    names = [name for name in events.Tags()["scalars"] if not name.startswith("eval/")]
+    return {name: event.value for name in names for event in events.Scalars(name) if event.step == step}
 
 
 def _as_code(values: Mapping[str, Any]) -> str:

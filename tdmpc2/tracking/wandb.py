@@ -52,7 +52,15 @@ class WandbRun:
     def run_id(self) -> str | None:
         return None if self._run is None else str(self._run.id)
 
-    def start(self, cfg: Config, teacher: Config | None, step: int, run_id: str | None, terminal: bool) -> None:
+    def start(
+        self,
+        cfg: Config,
+        teacher: Config | None,
+        step: int,
+        run_id: str | None,
+        terminal: bool,
+        evaluate_again: bool = False,
+    ) -> None:
         if cfg.disable_wandb or not cfg.wandb_project:
             why = "disable_wandb=true" if cfg.disable_wandb else "set wandb_project to turn it on"
             self._show(f"Weights & Biases: off ({why})")

@@ -18,8 +18,16 @@ class Writer(Protocol):
     def run_id(self) -> str | None:
         """Name of the run there, if it has to be known to continue it."""
 
-    def start(self, cfg: Config, teacher: Config | None, step: int, run_id: str | None, terminal: bool) -> None:
-        """Begin, or continue what was written until ``step``; a terminal redraws its lines."""
+    def start(
+        self,
+        cfg: Config,
+        teacher: Config | None,
+        step: int,
+        run_id: str | None,
+        terminal: bool,
+        evaluate_again: bool = False,
+    ) -> None:
+        """Begin, or continue what was written until ``step``, whose evaluation may come again; a terminal redraws."""
 
     def log(self, step: int, row: Mapping[str, Any]) -> None:
         """Write numbers by name."""

@@ -14,6 +14,7 @@ A step is an update offline, and a step of the environments online, where there 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
@@ -184,6 +185,7 @@ class Run:
         *notes: str,
         diagnose: Callable[[int], Diagnosis] | None = None,
         activity: Callable[[float], Activity] | None = None,
+        in_stack: bool = False,
     ) -> None:
         """Claim the directory and open the log; from here on a signal saves before it stops.
 
@@ -193,6 +195,8 @@ class Run:
             diagnose: says of a step what its batch was and what to do, for the message of a run that diverged.
             activity: says in every training line what the time since the last one was spent on; it is called with the
                 seconds of that time that do not count, such as those of an evaluation.
+            in_stack: the agent learns with others: its lines are in its own ``train.log`` only, and the updates of all
+                are made elsewhere.
         """
         cfg, group, resumed = self.cfg, self.group, self.resumed
         self._diagnose, self._activity = diagnose, activity
@@ -213,10 +217,12 @@ class Run:
                 run_id=resumed.wandb_id,
                 evaluate_again=resumed.evaluation_due,
                 wall_seconds=resumed.wall_seconds,
+                stream=self._stack.enter_context(Path(os.devnull).open("w")) if in_stack else None,  # noqa: SIM115
             )
         )
         self._logger.message(headline(self.agent, self.teacher, source, self._threads, resumed.step))
-        for line in filter(None, (resumed.note, *notes, self.agent.compile_update())):
+        compiled = "" if in_stack else self.agent.compile_update()
+        for line in filter(None, (resumed.note, *notes, compiled)):
             self._logger.message(line)
 
     def told_to_stop(self, number: int) -> bool:
@@ -236,7 +242,7 @@ class Run:
         if again:
             yield self._step
         elif self.resumed.evaluation_due:
-            self._evaluate(self.resumed.step)
+            self.evaluate(self.resumed.step)
         while self._step < self.cfg.steps and not self.ended:
             self._step += self._stride
             yield self._step
@@ -267,10 +273,14 @@ class Run:
         self._stop.at_once = compiling and self._step - self._stride <= self._saved
         if self._stop.at_once and self._stop:
             raise SystemExit(STOPPED)
-        metrics = self.agent.update(batch)
-        self._stop.at_once, self._updated = False, True
+        metrics = self.updated(self.agent.update(batch))
         if compiling:
             self._logger.message(f"Compiled in {monotonic() - began:.0f} s")
+        return metrics
+
+    def updated(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Do what follows an update of the agent, which another may have made with those of other runs."""
+        self._stop.at_once, self._updated = False, True
         if self._averaged is not None:
             self._averaged.update()
         self._guard.watch(self._step, metrics)
@@ -289,11 +299,29 @@ class Run:
             ValueError: the training diverged.
             SystemExit: a signal told it to stop, and it has saved.
         """
+        stopping = self.stopping(step)  # asked once, since a signal may come at any moment below
+        evaluating = self.settle(step, metrics, stopping)
+        if stopping:
+            self.end(step)
+        elif evaluating:
+            self.evaluate(step)
+
+    def stopping(self, step: int) -> bool:
+        """Tell whether the run is to end after a step."""
+        return self._stopping.after_step(step)
+
+    def saves_after(self, step: int) -> bool:
+        """Tell whether everything is saved after a step, whoever asks the run to stop."""
+        return step >= self.cfg.steps or self._evaluate_now.due(step) or self._save_now.due(step)
+
+    def settle(self, step: int, metrics: Mapping[str, Tensor] | None, stopping: bool) -> bool:
+        """Log and save what is due after a step; returns whether an evaluation is due as well.
+
+        Raises:
+            ValueError: the training diverged.
+        """
         last = step >= self.cfg.steps
-        # Asked once, since a signal may come at any moment below.
-        stopping = self._stopping.after_step(step)
-        evaluating = self._evaluate_now.due(step)
-        saving = last or evaluating or stopping or self._save_now.due(step)
+        saving = stopping or self.saves_after(step)
         logging = metrics is not None and (last or self._log_now.due(step))
         if logging:
             self._log(step, metrics or {})
@@ -303,10 +331,7 @@ class Run:
             self._save(step)
             if not stopping and self.cfg.save_agent and self.group.main:
                 upload(self.cfg, self._logger, "model.pt", f"step-{step}")
-        if stopping:
-            self._end(step)
-        elif evaluating:
-            self._evaluate(step)
+        return self._evaluate_now.due(step)
 
     def log_episodes(self, step: int, episodes: Sequence[Mapping[str, str | float]]) -> None:
         """Record episodes that ended with a step, each as its task, return, length and so on."""
@@ -363,7 +388,7 @@ class Run:
             self._check_finite()
             self._save(done)
 
-    def _end(self, step: int) -> None:
+    def end(self, step: int) -> None:
         """End the run after a step that is saved: with the exit code of a signal, or quietly for a callback.
 
         Raises:
@@ -375,10 +400,12 @@ class Run:
             raise SystemExit(STOPPED)
         self.ended = True
 
-    def _evaluate(self, step: int) -> None:
+    def evaluate(self, step: int) -> None:
+        """Play the agent for a score, which belongs to a step that is saved."""
+
         def leave_if_told() -> None:
             if self._stopping.leave():
-                self._end(step)
+                self.end(step)
 
         # Several processes gather their results together, so that none of them may leave on its own.
         each_step = leave_if_told if self.group.world_size == 1 else None
@@ -388,4 +415,4 @@ class Run:
         if self._stopping.callbacks and result is not None:
             self._stopping.callbacks.evaluated(step, result)
             if step < self.cfg.steps and self._stopping.ask():
-                self._end(step)
+                self.end(step)

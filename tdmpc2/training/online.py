@@ -11,13 +11,14 @@ from torch import Tensor
 
 from tdmpc2.checkpoints.run_state import NEW_RUN, part_of
 from tdmpc2.config import Config
+from tdmpc2.data.batch import Batch
 from tdmpc2.data.ring import ReplayRing
 from tdmpc2.data.ring_files import SavedRing
 from tdmpc2.distributed import process_group
 from tdmpc2.envs.registry import family_of
 from tdmpc2.play.evaluation import evaluate
 from tdmpc2.play.explorer import EnvironmentFailed, Explorer
-from tdmpc2.play.rollout import Episode
+from tdmpc2.play.rollout import Episode, Floats
 from tdmpc2.support.entries import check_entries, flag, record, whole
 from tdmpc2.support.mapped_files import FileChangedError
 from tdmpc2.tracking.progress import Progress
@@ -83,31 +84,40 @@ class Loop:
     Args:
         run: is opened, and started here.
         explorer: plays for it.
+        in_stack: others learn with it (:mod:`tdmpc2.training.specialists`).
 
     Attributes:
         replay: the buffer.
         batches: drawn from it.
+        learner: makes the updates.
+        clock: what the time is spent on.
     """
 
-    def __init__(self, run: Run, explorer: Explorer) -> None:
+    def __init__(self, run: Run, explorer: Explorer, in_stack: bool = False) -> None:
         cfg, device = run.cfg, run.agent.device
-        self._run, self._explorer, self._schedule = run, explorer, Schedule.of(cfg)
+        self.run, self.explorer, self._schedule = run, explorer, Schedule.of(cfg)
         self.replay = make_ring(cfg, device, run.group)
         self.batches = Batches.of(cfg, self.replay, device, run.resumed.record["data"], run.group)
-        self._learner, self._new_task = Learner(run, self.replay, self.batches), NewTask(run, self.replay)
+        self.learner, self._new_task = Learner(run, self.replay, self.batches), NewTask(run, self.replay)
         run.attach("replay", SavedRing(self.replay, cfg.run_dir / "replay", cfg.task_ids, run.group))
         run.attach("explorer", explorer)
-        run.attach("learner", self._learner)
+        run.attach("learner", self.learner)
         if run.new_task is not None:
             run.attach("new_task", self._new_task)
         self._has_policy = cfg.checkpoint is not None and not run.resumed.record.get("random_seed_steps")
         tells = any(family_of(cfg.task_names[i]).tells_success for i in cfg.task_ids)
-        self._clock = Clock(self._learner.done, tells)
+        self.clock = Clock(self.learner.done, tells)
         environments = f"{len(cfg.envs)} environments" if len(cfg.envs) > 1 else "1 environment"
         environments += sharing_in_words(cfg)
         source = f"{environments}, a buffer of {self.replay.capacity:,} rows on {self.replay.rows.device}"
         notes = *self.batches.notes, *explorer.notes, explorer.compile_planner()
-        run.start(source, *notes, diagnose=diagnose_stored(cfg.demonstrations), activity=self._clock.activity)
+        run.start(
+            source,
+            *notes,
+            diagnose=diagnose_stored(cfg.demonstrations),
+            activity=self.clock.activity,
+            in_stack=in_stack,
+        )
 
     def turns(self) -> Iterator[int]:
         """Take one turn after another until the run's end: a step in each environment, and the updates due.
@@ -115,18 +125,18 @@ class Loop:
         Yields:
             The number of the step that was taken.
         """
-        run, cfg, learner, explorer, clock = self._run, self._run.cfg, self._learner, self._explorer, self._clock
+        run, cfg, learner = self.run, self.run.cfg, self.learner
         for step in run.steps(again=learner.interrupted):
             if not learner.interrupted:
                 with saving_before(step, run):
-                    learner.store(step, explorer.take_ended())
-                    self._new_task.choose()
-                    self._act(step)
-            with clock("updating"), saving_at(step, run, learner):
+                    self.begin(step)
+                    actions = self.choose(step)
+                    with self.clock("environment"):
+                        ended = self.explorer.step(actions)
+                    self.taken(step, ended)
+            with self.clock("updating"), saving_at(step, run, learner):
                 metrics = learner.update()
-            clock.updates = learner.done
-            if step >= cfg.steps and not learner.interrupted:
-                learner.store(step, explorer.take_ended())
+            self.before_saving(step)
             run.after_update(step, metrics)
             yield step
         if not learner.done and not run.ended:
@@ -135,19 +145,34 @@ class Loop:
                 f"episode that ended before the last of the {cfg.steps:,}. Take more steps"
             )
 
-    def _act(self, step: int) -> None:
-        """Take a step in each environment."""
-        run, explorer, clock, chosen = self._run, self._explorer, self._clock, self._new_task.chosen
-        with clock("environment"):
-            explorer.begin()
-        with clock("acting"):
-            random = self._schedule.is_random(step) or not chosen
-            actions = explorer.act(step, random=random, prior=self._has_policy and chosen)
-        with clock("environment"):
-            ended = explorer.step(actions)
-        clock.played(ended)
-        run.log_episodes(step, [_row(run.cfg, episode) for episode in ended])
-        self._learner.owed += self._schedule.updates_due(step)
+    def begin(self, step: int) -> None:
+        """Begin a turn: store the episodes that have ended, and reset their environments."""
+        self.learner.store(step, self.explorer.take_ended())
+        self._new_task.choose()
+        with self.clock("environment"):
+            self.explorer.begin()
+
+    def is_random(self, step: int) -> bool:
+        """Tell whether the actions of a turn are random, and not planned."""
+        return self._schedule.is_random(step) or not self._new_task.chosen
+
+    def choose(self, step: int) -> Floats:
+        """Choose the actions of a turn."""
+        with self.clock("acting"):
+            prior = self._has_policy and self._new_task.chosen
+            return self.explorer.act(step, random=self.is_random(step), prior=prior)
+
+    def taken(self, step: int, ended: Sequence[Episode]) -> None:
+        """Count a step that was taken in each environment, and the episodes that ended with it."""
+        self.clock.played(ended)
+        self.run.log_episodes(step, [_row(self.run.cfg, episode) for episode in ended])
+        self.learner.owed += self._schedule.updates_due(step)
+
+    def before_saving(self, step: int) -> None:
+        """Bring everything to where it is saved, after the updates of a turn."""
+        self.clock.updates = self.learner.done
+        if step >= self.run.cfg.steps and not self.learner.interrupted:
+            self.learner.store(step, self.explorer.take_ended())
 
 
 class Learner:
@@ -202,22 +227,35 @@ class Learner:
         """
         replay = self._replay
         self.interrupted = False
-        if not self.owed or not self._ready():
+        if not self.owed or not self.ready():
             return self.metrics or None
         if pca_line := fit_pca(self._run.agent, replay.sampler):
             self._run.message(pca_line)
         many = self.owed >= _BURST
         with Progress(self.owed, "Learning from the seed steps", unit="updates") if many else nullcontext() as bar:
             while self.owed and not self.interrupted:
-                self.metrics = self._run.update(self._batches.draw(self.done))
-                self.done += 1
-                self.owed -= 1
+                self.count(self._run.update(self.draw()))
                 self.interrupted = self.owed > 0 and self._run.told_to_stop(self.done)
                 if bar:
                     bar.update()
         return None if self.interrupted else self.metrics
 
-    def _ready(self) -> bool:
+    def draw(self) -> Batch:
+        """Draw the batch of the next update."""
+        return self._batches.draw(self.done)
+
+    def count(self, metrics: Mapping[str, Tensor]) -> None:
+        """Count an update that was made."""
+        self.metrics = metrics
+        self.done += 1
+        self.owed -= 1
+
+    def ready(self) -> bool:
+        """Tell whether there is something to learn from.
+
+        Raises:
+            ValueError: see :meth:`update`.
+        """
         replay = self._replay
         if self.short >= _MOST_SHORT and not len(replay.sampler):
             raise ValueError(

@@ -204,8 +204,9 @@ def test_cpu_planner_with_non_finite_values_counts_zero(name: str) -> None:
 
 
 @needs_library
-def test_packed_networks_plan_equals_plain_plan() -> None:
-    cfg = small(num_samples=64, num_elites=8, num_pi_trajs=8, iterations=3, num_q=3)
+@pytest.mark.parametrize("start", ["previous", "policy"])
+def test_packed_networks_plan_equals_plain_plan(start: str) -> None:
+    cfg = small(num_samples=64, num_elites=8, num_pi_trajs=8, iterations=3, num_q=3, plan_start=start)
     model, ids = random_model(cfg), torch.tensor([1, 7])
     context = model.context(ids)
     noise = planner.draw_noise(cfg, 2, torch.device("cpu"), torch.Generator().manual_seed(0))

@@ -109,6 +109,24 @@ def test_kernels_after_update_are_packed_once() -> None:
 
 
 @needs_library
+@pytest.mark.parametrize("place", ["a layer", "a Q head", "bins"])
+def test_kernels_notice_another_scale_of_int8_weights(place: str) -> None:
+    """Scales are no parameters, and neither are the bins; weights with new ones went on being planned with the old."""
+    agent = TDMPC2(Config(device="cpu", **SMALL))
+    agent.set_precision("int8", lambda matrix: "int8", torch.float32)
+    agent.compile_planner()
+    agent.act(torch.zeros(agent.cfg.obs_dim), t0=True, task=0)
+    networks = agent.planner._networks
+    assert networks is not None
+    model = agent.model
+    changed = {"a layer": model._reward[0].scale, "a Q head": model._Qs.scale1, "bins": model.bins}[place]
+    changed.mul_(1.5)
+    assert networks.outdated(model)
+    agent.act(torch.zeros(agent.cfg.obs_dim), t0=True, task=0)
+    assert agent.planner._networks is not networks
+
+
+@needs_library
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda agent: pickle.loads(pickle.dumps(agent))])
 def test_fast_planner_copied_uses_its_own_model(copied: Any) -> None:
     model = WorldModel(Config(device="cpu", **SMALL)).requires_grad_(False)

@@ -103,13 +103,13 @@ def test_tables_hold_the_keys_that_say_so() -> None:
     assert not RUN_KEYS & {"task", "lr", "num_samples", "enc_dim"}
     assert {"steps", "num_samples", "data_dir"} <= CHANGEABLE
     assert not CHANGEABLE & {"seed", "batch_size", "checkpoint", "task", "tasks", "horizon", "lr"}
-    assert {"resume", "dry_run"} == ONE_START_KEYS
+    assert {"resume", "dry_run", "planner"} == ONE_START_KEYS
     assert {"seed", "log_freq", "device", "data_dir"} <= UNDECISIVE
     assert not UNDECISIVE & {"lr", "steps", "precision", "eval_seed", "task_balance", "checkpoint"}
     assert set(WIDTHS) == {"task_dim", *MODEL_SIZES[1]}
     assert PLANNER_KEYS == (
         "iterations", "num_samples", "num_elites", "num_pi_trajs", "horizon", "min_std", "max_std",
-        "plan_action", "temperature",
+        "plan_action", "plan_start", "temperature",
     )  # fmt: skip
 
 

@@ -108,14 +108,22 @@ def test_ended_run_leaves_no_worker(one: WorkerVecEnv) -> None:
     assert not process.is_running()
 
 
-def test_worker_ends_with_a_caller_that_is_killed() -> None:
-    """In the middle of whatever it does: nobody is there to wait for it."""
-    script = """
+@pytest.mark.parametrize("started", ["make()", "thread = Thread(target=make); thread.start(); thread.join()"])
+def test_worker_ends_with_a_caller_that_is_killed(started: str) -> None:
+    """Not with the thread that has started it, but in the middle of whatever it does: nobody waits for it."""
+    script = f"""
+import time
+from threading import Thread
 from tdmpc2.envs.workers import Worker
-worker = Worker()
-worker.ask("prepare", [])
-print(worker._process.pid, flush=True)
+def make():
+    global worker
+    worker = Worker()
+    worker.ask("prepare", [])
+{started}
+time.sleep(0.05)  # the system ends a thread a moment after Python does
 worker.ask("prepare", ["time"])
+print(worker._process.pid, flush=True)
+worker.begin("prepare", ["tests.helpers.waiting"])
 input()
 """
     caller = subprocess.Popen(

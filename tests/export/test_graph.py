@@ -84,6 +84,7 @@ def test_plan_step_without_noise_of_the_action_does_not_explore(model: WorldMode
         ({"task": "pendulum-spin", "num_q": 2}, {"task", "noise_heads"}),
         ({"task": "mt30", "tasks": ("cup-catch",)}, {"task"}),
         ({"task": "mt30", "plan_action": "mean"}, {"noise_elite"}),
+        ({"task": "mt30", "plan_start": "policy"}, {"plan", "t0"}),
     ],
 )
 def test_inputs_that_a_model_does_not_need_are_absent(keys: dict[str, Any], absent: set[str]) -> None:

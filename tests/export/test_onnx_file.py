@@ -106,6 +106,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "images": {"task": "walker-walk", "obs": "rgb", "num_channels": 4},
     "images and state": {"task": "walker-walk", "obs": "rgb+state", "num_channels": 4},
     "plan's mean": {"task": "pendulum-spin", "plan_action": "mean", "num_q": 2},
+    "from the policy": {"task": "pendulum-spin", "plan_start": "policy"},
 }
 
 

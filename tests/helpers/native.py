@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tdmpc2.acceleration.cpu import library
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.export.native_model import NativeSource, read_source, write_model
@@ -56,14 +57,20 @@ def models_of(folder: Path) -> dict[str, NativeSource]:
     return sources
 
 
+def runnable() -> list[str]:
+    """Names of the variants of the kernels that this processor runs."""
+    return [found.name for found in library.variants() if found.runs_here] if not library.reason() else ["scalar"]
+
+
 def agent_program(folder: Path, made: Path, *flags: str, compiler: str = "g++") -> Path:
     """Compile tests/native/agent.cpp with the static library in a directory that was built in."""
-    program = made / "agent"
-    command = [compiler, "-std=c++17", "-O1", *flags, "-I", str(folder / "include"), "-pthread"]
-    source = str(REPO / "tests" / "native" / "agent.cpp")
-    done = subprocess.run(
-        [*command, source, str(made / "libtdmpc2.a"), "-o", str(program)],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    return compiled(folder, made / "agent", *flags, str(made / "libtdmpc2.a"), compiler=compiler)
+
+
+def compiled(folder: Path, program: Path, *words: str, compiler: str = "g++") -> Path:
+    """Compile a program of tests/native, which is called as it is."""
+    source = str(REPO / "tests" / "native" / f"{program.name}.cpp")
+    command = [compiler, "-std=c++17", "-O1", "-I", str(folder / "include"), "-pthread", source, *words]
+    done = subprocess.run([*command, "-o", str(program)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return program

@@ -71,6 +71,34 @@ def test_plan_mean_is_executed_if_asked_for(
     assert not torch.equal(averaged.action, sampled.action)
 
 
+def test_plan_starts_at_the_rollout_of_the_policy_if_asked_for(
+    model: WorldModel, g: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The actions of its mean along what it imagines, whatever the previous plan was; its samples are the same."""
+    monkeypatch.setattr(model, "cfg", CFG.replace(plan_start="policy"))
+    cases, z, task = list(range(6)), g["z"][:, 0], model.context(g["task"])
+    generator = torch.Generator().manual_seed(1)
+    noise = recorded_noise(g, cases, 0)
+    noise = noise._replace(policy=torch.randn(noise.policy.shape, generator=generator))
+    begun: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def noting(*args: Any) -> planner.Iteration:
+        begun.append((args[3], args[5]))
+        return planner.iteration(*args)
+
+    for previous in (torch.zeros(6, 3, 6), torch.rand(6, 3, 6, generator=generator)):
+        planner.plan(model, z, task, previous, noise, eval_mode=True, iteration_fn=noting)
+    latent, expected = z, []
+    for _ in range(CFG.horizon):
+        expected.append(model.policy_mean(latent, task))
+        latent = model.next(latent, expected[-1], task)
+    (mean, sampled), (again, _) = begun[0], begun[CFG.iterations]
+    assert_close(mean, torch.stack(expected, 1), rtol=0, atol=1e-5)
+    assert torch.equal(mean, again)
+    own = planner.policy_rollout(model, z, task.unsqueeze(1), noise.policy)
+    assert_close(sampled, own, rtol=0, atol=1e-5)
+
+
 def test_each_iteration_matches_recorded(model: WorldModel, g: dict[str, torch.Tensor]) -> None:
     """One iteration at a time from the recorded mean and std: values, elites, weights, refit."""
     task = model.context(g["task"]).unsqueeze(1)

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tdmpc2.acceleration.cpu import library
 from tdmpc2.export import native
 from tdmpc2.export.native_library import NativeLibrary, build
-from tests.helpers.native import agent_program, models_of
+from tests.helpers.native import agent_program, models_of, runnable
 
 
 @pytest.fixture(scope="session")
@@ -34,11 +33,10 @@ def built(folder: Path) -> Path:
     """The directory of a library with the variants that run here, and of the program that tests it."""
     if not (shutil.which("cmake") and shutil.which("g++")):
         pytest.skip("builds with cmake and g++")
-    names = [found.name for found in library.variants() if found.runs_here] if not library.reason() else ["scalar"]
     with FileLock(folder.with_name("native.lock")):
-        made = build(folder, f"TDMPC2_VARIANTS={';'.join(names)}", target="all")
+        made = build(folder, f"TDMPC2_VARIANTS={';'.join(runnable())}", target="all")
         if not (made / "agent").exists():
-            agent_program(folder, made, "-DCOUNT_ALLOCATIONS")
+            agent_program(folder, made, "-DCOUNT")
     return made
 
 

@@ -51,8 +51,9 @@ def test_native_agent_with_the_same_noise_acts_bit_for_bit_as_python(
         ("dog-run", {"num_samples": 100, "horizon": 2, "num_enc_layers": 3}),
         ("mt30", {"plan_action": "mean", "num_q": 5}),
         ("mt30", {"num_bins": 2, "simnorm_dim": 4, "mlp_dim": 33}),
+        ("mt30", {"plan_start": "policy", "horizon": 4}),
     ],
-    ids=["one task", "38 actions", "mean", "odd sizes"],
+    ids=["one task", "38 actions", "mean", "odd sizes", "from the policy"],
 )
 def test_native_agent_of_other_sizes_acts_as_python(
     tmp_path: Path, opened: NativeLibrary, task: str, changes: dict[str, object]
@@ -132,32 +133,30 @@ def test_environment_acts_the_same_whatever_the_number_of_others(folder: Path, o
 
 
 def test_normal_numbers_of_the_library_are_normal(folder: Path, opened: NativeLibrary) -> None:
-    """Exploration noise of one plan after the other, judged by its first four moments."""
-    agent = opened.open(folder / "fp32.safetensors", environments=2000, explore=1, num_samples=2, num_elites=1,
-                        num_pi_trajs=1, iterations=1)  # fmt: skip
-    quiet = opened.open(folder / "fp32.safetensors", environments=2000)
-    obs = np.zeros((2000, 24), np.float32)
-    ids = [0] * 2000
-    means = np.arctanh(np.clip(quiet.policy(obs, ids).astype(float), -0.999999, 0.999999))
-    drawn = np.concatenate([np.arctanh(np.clip(agent.policy(obs, ids).astype(float), -0.999999, 0.999999)) - means
-                            for _ in range(4)])  # fmt: skip
-    drawn = drawn[:, 1] / drawn[:, 1].std()
-    assert abs(drawn.mean()) < 0.05
-    assert abs((drawn**3).mean()) < 0.15
-    assert abs((drawn**4).mean() - 3) < 0.4
+    """Exploration noise of one policy step after the other, judged by its first four moments.
+
+    The model says how wide the noise has to be, so that numbers of another variance do not pass.
+    """
+    count = 2000
+    source = models_of(folder)["fp32"].agent.model
+    task_id = models_of(folder)["fp32"].cfg.task_ids[0]
+    agent = opened.open(folder / "fp32.safetensors", environments=count, explore=1)
+    obs, ids = np.zeros((count, 24), np.float32), [0] * count
+    with torch.no_grad():
+        context = source.context(torch.tensor([task_id]))
+        z = source.encode(torch.zeros(1, 24), context)
+        said = source.pi(z, context)[1]
+    mean, log_std = said["presquash_mean"].double().numpy(), said["log_std"].double().numpy()
+    sampled = np.concatenate([agent.policy(obs, ids).astype(float) for _ in range(4)])
+    drawn = (np.arctanh(np.clip(sampled, -0.999999, 0.999999)) - mean) / np.exp(log_std)
+    for numbers in drawn.T[np.abs(sampled).max(0) < 0.9999]:
+        assert abs(numbers.mean()) < 0.05
+        assert abs((numbers**2).mean() - 1) < 0.07
+        assert abs((numbers**3).mean()) < 0.15
+        assert abs((numbers**4).mean() - 3) < 0.4
 
 
 # -- the control loop -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_control_loop_allocates_nothing(run: Callable[..., str], folder: Path, threads: int) -> None:
-    """Not in a plan, a policy step, a reset or an error, nor in another thread than the one that opened the model."""
-    said = run("allocations", folder / "int8.safetensors", threads)
-    acting, elsewhere, before = (int(part.split()[0]) for part in said.split(",")[:3])
-    assert (acting, elsewhere) == (0, 0), said
-    assert before > 10  # it does count
-    assert said.endswith("NaN refused\n")
 
 
 @pytest.mark.parametrize(
@@ -219,11 +218,15 @@ def test_installed_library_is_found_by_cmake(built: Path, tmp_path: Path) -> Non
     (tmp_path / "CMakeLists.txt").write_text(
         "cmake_minimum_required(VERSION 3.16)\nproject(robot CXX)\nfind_package(tdmpc2 REQUIRED)\n"
         f"add_executable(robot {built.parent / 'example.cpp'})\ntarget_link_libraries(robot tdmpc2::tdmpc2)\n"
+        "add_library(plugin MODULE empty.cpp)\ntarget_link_libraries(plugin tdmpc2::static)\n"
     )
+    (tmp_path / "empty.cpp").touch()
     made = tmp_path / "build"
     configure = ["cmake", "-S", tmp_path, "-B", made, f"-Dtdmpc2_ROOT={tmp_path / 'there'}"]
     for command in (configure, ["cmake", "--build", made]):
         subprocess.run(command, check=True, capture_output=True, timeout=300)
+    plugin = subprocess.check_output(["readelf", "-d", made / "libplugin.so"], text=True)
+    assert "NODELETE" in plugin  # threads of the static library sleep in it
     said = subprocess.run([made / "robot", built.parent / "int8.safetensors", "pendulum-spin"], capture_output=True,
                           text=True, check=True).stdout  # fmt: skip
     assert said.startswith("pendulum-spin, ")

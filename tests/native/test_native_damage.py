@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tdmpc2.export.native_library import NativeLibrary, build
-from tests.helpers.native import agent_program
+from tests.helpers.native import agent_program, runnable
 
 pytestmark = pytest.mark.slow
 ARM, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
@@ -144,12 +144,16 @@ def mutations(content: bytes, rng: random.Random, count: int) -> Iterator[bytes]
             yield put_together(tensors, data)
 
 
+#: What sanitizers look at: the plain code, and that for vectors where it runs.
+VARIANTS = [name for name in ("scalar", "avx2") if name in runnable()]
+
+
 def sanitized(folder: Path, kinds: str, name: str) -> Path:
-    """The program of agent.cpp with the scalar variant, under sanitizers."""
+    """The program of agent.cpp with a library under sanitizers."""
     flags = f"-fsanitize={kinds} -fno-sanitize-recover=all"
     flags_list = f"-O1;{flags.replace(' ', ';')}"
-    made = build(folder, "TDMPC2_VARIANTS=scalar", f"TDMPC2_MORE_FLAGS={flags_list}", "TDMPC2_EXAMPLE=OFF",
-                 target="tdmpc2_static", name=name)  # fmt: skip
+    made = build(folder, f"TDMPC2_VARIANTS={';'.join(VARIANTS)}", f"TDMPC2_MORE_FLAGS={flags_list}",
+                 "TDMPC2_EXAMPLE=OFF", target="tdmpc2_static", name=name)  # fmt: skip
     return agent_program(folder, made, *flags.split())
 
 
@@ -167,14 +171,15 @@ def test_library_under_address_and_undefined_sanitizers_is_clean(
     program = sanitized(folder, "address,undefined", "build-address")
     for precision in ("fp32", "bf16", "int8"):
         path = folder / f"{precision}.safetensors"
-        done = called(program, "plan", path, 3, 2, 2, "scalar")
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout == run("plan", path, 1, 2, 2, "scalar")
+        for variant in VARIANTS:
+            done = called(program, "plan", path, 3, 2, 2, variant)
+            assert done.returncode == 0, done.stderr[-3000:]
+            assert done.stdout == run("plan", path, 1, 2, 2, variant)
     content, files = (folder / "int8.safetensors").read_bytes(), []
     for number, damaged in enumerate(mutations(content, random.Random(1), 400)):
         files.append(tmp_path / f"{number}.safetensors")
         files[-1].write_bytes(damaged)
-    done = called(program, "open", *files)
+    done = called(program, "open", VARIANTS[-1], *files)
     assert done.returncode == 0, done.stdout[-300:] + done.stderr[-3000:]
     said = [line.split()[0] for line in done.stdout.splitlines()]
     assert len(said) == len(files)
@@ -184,8 +189,9 @@ def test_library_under_address_and_undefined_sanitizers_is_clean(
 def test_library_under_the_thread_sanitizer_is_clean(folder: Path) -> None:
     """Two agents in two threads, each with helpers."""
     program = sanitized(folder, "thread", "build-thread")
-    done = called(program, "threads", folder / "int8.safetensors")
-    assert done.returncode == 0, done.stderr[-3000:]
+    for variant in VARIANTS:
+        done = called(program, "threads", folder / "int8.safetensors", variant)
+        assert done.returncode == 0, done.stderr[-3000:]
 
 
 # -- on another processor ---------------------------------------------------------------------------------------------

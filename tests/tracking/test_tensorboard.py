@@ -14,11 +14,13 @@ from tests.helpers.tracking import OFF, config, text_rows
 pytest.importorskip("tensorboard")
 
 
-def log(directory: Path, steps: range, start_step: int = 0, **keys: Any) -> list[str]:
+def log(directory: Path, steps: range, start_step: int = 0, again: bool = False, **keys: Any) -> list[str]:
     """One start of a run that is logged; returns the lines of its console."""
     stream = io.StringIO()
     cfg = config(directory, **{"tracker": "tensorboard", **keys})
-    with Logger(cfg, total_steps=9, start_step=start_step, stream=stream) as logger:
+    with Logger(cfg, total_steps=9, start_step=start_step, evaluate_again=again, stream=stream) as logger:
+        if again:
+            logger.log(start_step, {"normalized_score": -1.0}, "eval")
         for step in steps:
             logger.log(step, {"total_loss": step / 4, "distillation_loss": 1.0})
             logger.log(step, {"normalized_score": 10.0 * step}, "eval")
@@ -62,6 +64,24 @@ def test_tensorboard_of_continued_run_shows_each_step_once(tmp_path: Path) -> No
     log(tmp_path, range(1, 6))
     log(tmp_path, range(4, 8), start_step=3)
     assert [step for step, _ in series(read(tmp_path), "train/total_loss")] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_tensorboard_of_run_that_evaluates_again_shows_the_evaluation_once(tmp_path: Path) -> None:
+    """Killed while it wrote the evaluation of step 3, which is made again; the training row of the step stays."""
+    log(tmp_path, range(1, 4), teacher_score=30.0)
+    log(tmp_path, range(4, 6), start_step=3, again=True, teacher_score=30.0)
+    events = read(tmp_path)
+    scores = series(events, "eval/normalized_score")
+    assert scores == [(1, 10.0), (2, 20.0), (3, -1.0), (4, 40.0), (5, 50.0)]
+    assert [step for step, _ in series(events, "eval/teacher_score")] == [0, 1, 2, 3, 4, 5]
+    assert series(events, "train/total_loss") == [(step, step / 4) for step in range(1, 6)]
+    assert series(events, "episode/walker-walk") == [(3, 5.0), (5, 5.0)]
+
+
+def test_tensorboard_of_continued_run_shows_the_scores_to_compare_with_once(tmp_path: Path) -> None:
+    for steps, start in ((range(1, 4), 0), (range(4, 6), 3)):
+        log(tmp_path, steps, start_step=start, teacher_score=30.0)
+    assert [step for step, _ in series(read(tmp_path), "eval/teacher_score")] == [0, 1, 2, 3, 4, 5]
 
 
 def test_tensorboard_of_run_begun_anew_hides_what_never_was_saved(tmp_path: Path) -> None:

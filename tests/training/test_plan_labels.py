@@ -12,6 +12,7 @@ import torch
 from torch.testing import assert_close
 
 from tdmpc2 import planner
+from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.agent import TDMPC2
 from tdmpc2.commands.targets import main
 from tdmpc2.config import Config, parse_cfg
@@ -109,6 +110,20 @@ def test_labels_interrupted_anywhere_are_the_same_in_the_end(
     compute_plans(column, make_expert(two_tasks()), at_once=5)
     assert content(column) == content(undisturbed)
     assert verify_targets(store) == []
+
+
+def test_labels_of_a_compiled_planner_are_made_for_groups_of_one_size(
+    store: EpisodeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another number of plans would be compiled for on its own: the last group of an episode is filled up."""
+    plain, padded, sizes = empty(store), empty(store, "cd" * 32), []
+    compute_plans(plain, make_expert(two_tasks()), at_once=5)
+    original = module.planned_actions
+    monkeypatch.setattr(FastPlanner, "fixed_size", True)
+    monkeypatch.setattr(module, "planned_actions", lambda *args: sizes.append(len(args[1])) or original(*args))
+    compute_plans(padded, make_expert(two_tasks()), at_once=5)
+    assert sizes == [5] * 12
+    assert_close(padded.values, plain.values, rtol=0, atol=1e-5, equal_nan=True)
 
 
 @pytest.fixture

@@ -73,6 +73,33 @@ def test_act_with_some_finite_values_acts(tiny_cfg: Config) -> None:
     assert np.isfinite(action).all()
 
 
+@pytest.mark.parametrize("way", WAYS[:2])
+def test_act_that_fails_leaves_the_plans_as_they_were(tiny_cfg: Config, way: dict[str, Any]) -> None:
+    """A plan of NaN was what the next search began with, and the value of it what expected_return() told."""
+    agent = TDMPC2(tiny_cfg.replace(**way))
+    agent.planner.speed_up_with_use(agent.cfg.compile, quiet=True)
+    obs, player = np.full(24, 0.1, np.float32), agent.player()
+    player.act(obs, t0=True, task=0)
+    before, expected = player.state(), player.expected_return(obs, task=0)
+    bias = agent.model._reward[-1].bias
+    kept = bias.detach().clone()
+    bias.data.fill_(np.nan)
+    with pytest.raises(NotFinite, match="no value of its plan is finite"):
+        player.act(obs, t0=True, task=1)
+    assert torch.equal(player.state()["plan_mean"], before["plan_mean"])
+    assert torch.equal(player.state()["ids"], before["ids"])
+    assert np.array_equal(player.expected_return(obs, task=0), expected)
+    bias.data.copy_(kept)
+    assert np.isfinite(player.act(obs, task=0)).all()  # the episode goes on
+
+
+def test_act_that_fails_first_begins_no_plan(tiny_cfg: Config) -> None:
+    player = enlarged(tiny_cfg, "_reward").player()
+    with pytest.raises(NotFinite):
+        player.act(np.full((2, 24), 0.1, np.float32), t0=True, task=0)
+    assert set(player.state()) == {"generator"}
+
+
 def test_act_of_new_agent_acts(tiny_cfg: Config) -> None:
     """All its values are zero, as are those that were replaced because they were not finite."""
     agent = TDMPC2(tiny_cfg)

@@ -64,7 +64,7 @@ def target_machine() -> str:
     Raises:
         RuntimeError: there is no compiler, or it does not say.
     """
-    machine = _run([*_compiler(), "-dumpmachine"]).partition("-")[0]
+    machine = _target().partition("-")[0]
     return _SYNONYMS.get(machine, machine)
 
 
@@ -97,7 +97,8 @@ def build(target: Path, more: Sequence[str] = ()) -> list[str]:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_run, commands))
         built = Path(own, LIBRARY)
-        _run([*compiler, "-shared", "-pthread", *objects, "-o", str(built)])
+        stays = ["-Wl,-z,nodelete"] if "linux" in _target() else []  # its threads sleep in it: threads.cpp
+        _run([*compiler, "-shared", "-pthread", *stays, *objects, "-o", str(built)])
         built.replace(target)
     return list(variants)
 
@@ -111,6 +112,10 @@ def _compiler() -> list[str]:
         if shutil.which(command[0]):
             return command
     raise RuntimeError(f"no C++ compiler: {named[0] if named else 'g++'} is not installed (CXX names another)")
+
+
+def _target() -> str:
+    return _run([*_compiler(), "-dumpmachine"])
 
 
 def _knows(command: Sequence[str], folder: str) -> bool:

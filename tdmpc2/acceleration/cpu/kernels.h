@@ -52,7 +52,8 @@ struct Kernels {
     // One layer without SimNorm: x [rows, in] -> out [rows, out], contiguous.
     void (*normed_linear)(const Layer* layer, int rows, int threads, const float* x, float* out);
 
-    // Shapes as in tdmpc2/planner.py, all contiguous; task [E, T] and mask [E, A] may be null; out [E, S].
+    // Shapes as in tdmpc2/planner.py, all contiguous; task [E, T] and mask [E, A] may be null; out [E, S], of which -0 was
+    // NaN and the largest numbers were infinite.
     void (*estimate_value)(const Networks* n, int num_envs, int horizon, int samples, int num_heads, int threads,
                            const float* z, const float* task, const float* mask, const float* discount,
                            const float* actions, const float* eps, const int64_t* heads, float* out);

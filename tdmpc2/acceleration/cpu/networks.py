@@ -332,8 +332,11 @@ def layers_of(network: Network) -> list[Affine]:
 
 
 def _versions(model: WorldModel) -> list[tuple[int, int]]:
-    """Return the addresses of the packed weights and how often each was written: either changes with them."""
-    return [(p.data_ptr(), p._version) for network in model.networks() for p in network.module.parameters()]
+    """Return the addresses of what is packed, scales too, and how often each was written: either changes with it."""
+    held = [model.bins]
+    for network in model.networks():
+        held += [*network.module.parameters(), *network.module.buffers()]
+    return [(x.data_ptr(), -1 if x.is_inference() else x._version) for x in held]
 
 
 def _rows(task: TaskContext, num_envs: int) -> list[Tensor | None]:

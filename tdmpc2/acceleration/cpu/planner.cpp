@@ -314,8 +314,8 @@ void estimate_value(const Networks* n, int num_envs, int horizon, int samples, i
             tile.add_decoded(count, weight / float(num_heads), total);
         }
         constexpr float largest = 3.402823466e38f;
-        for (int r = 0; r < count; r++) {
-            const float x = total[r] < largest ? total[r] : total[r] == total[r] ? largest : 0;
+        for (int r = 0; r < count; r++) {  // a sum that began with 0 is never -0, so that this tells of NaN
+            const float x = total[r] < largest ? total[r] : total[r] == total[r] ? largest : -0.0f;
             total[r] = x > -largest ? x : -largest;
         }
     });

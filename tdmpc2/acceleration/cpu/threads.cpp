@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -25,16 +26,23 @@ bool Scratch::reserve(Slot slot, size_t bytes) {
     if (size[slot] >= bytes) return true;
     constexpr size_t line = 64;
     if (bytes > SIZE_MAX - line) return false;
+    bytes = (bytes + line - 1) / line * line;
+    void* const more = std::aligned_alloc(line, bytes);
+    if (!more) return false;
     std::free(data[slot]);
-    size[slot] = (bytes + line - 1) / line * line;
-    data[slot] = std::aligned_alloc(line, size[slot]);
-    if (!data[slot]) size[slot] = 0;
-    return data[slot];
+    data[slot] = more, size[slot] = bytes;
+    return true;
 }
 
 namespace {
 
-thread_local Scratch* lent = nullptr;  // to this thread
+// To this thread. A library that is opened at run time gets its threads' variables when a thread first uses them, from
+// malloc; this model has them made with the thread, so that a control loop may act in a thread of its own. It takes from
+// a small supply, so that it is only for the library that promises not to allocate.
+#if defined(TDMPC2_ACTS_ONLY) && defined(__GLIBC__)
+__attribute__((tls_model("initial-exec")))
+#endif
+thread_local Scratch* lent = nullptr;
 
 // How long a thread looks for work before it sleeps; waking it takes about as long.
 constexpr auto patience = std::chrono::microseconds(60);
@@ -70,14 +78,27 @@ bool soon(Done done) {
 }
 
 struct Pool {
+    // A process that a fork has made inherits the sizes, but none of the threads.
+    explicit Pool(const Pool* parent) {
+        if (parent) std::copy_n(parent->largest, num_slots, largest);
+    }
+
     std::mutex busy;  // by a caller
 
-    // Called by the one that is busy with it: no loop is running, so the helpers touch no memory.
+    // Called by the one that is busy with it: no loop is running, so the helpers touch no memory. Every thread gets what
+    // the largest caller needs, whoever it was made for: all may take part in any loop.
     bool reserve(int helpers, const size_t* bytes) {
-        grow(helpers);
+        size_t before[num_slots];
+        std::copy_n(largest, num_slots, before);
+        for (int slot = 0; slot < num_slots; slot++) largest[slot] = std::max(largest[slot], bytes[slot]);
         bool enough = true;
-        for (Scratch& scratch : memory)
-            for (int slot = 0; slot < num_slots; slot++) enough = scratch.reserve(Slot(slot), bytes[slot]) && enough;
+        for (Scratch& scratch : memory) enough = fit(scratch) && enough;
+        if (enough) {
+            tried = size;  // whatever was in the way of more threads before may be gone
+            grow(helpers);
+        } else {
+            std::copy_n(before, num_slots, largest);  // others may be opened yet
+        }
         return enough;
     }
 
@@ -101,14 +122,25 @@ struct Pool {
     }
 
   private:
+    bool fit(Scratch& scratch) {
+        bool enough = true;
+        for (int slot = 0; slot < num_slots; slot++)
+            enough = scratch.reserve(Slot(slot), largest[slot]) && enough;
+        return enough;
+    }
+
+    // A number of threads that could not be had is not tried again by every loop.
     void grow(int helpers) {
+        if (tried >= helpers) return;
+        tried = helpers;
         sigset_t all, before;  // signals are for the threads that were there
         sigfillset(&all);
-        if (size >= helpers || pthread_sigmask(SIG_SETMASK, &all, &before)) return;
+        if (pthread_sigmask(SIG_SETMASK, &all, &before)) return;
         try {
             for (; size < helpers; size++) {
                 if (int(memory.size()) == size) memory.emplace_back();
                 Scratch* const own = &memory[size];
+                if (!fit(*own)) break;
                 std::thread([this, own, seen = posted.load()] {
                     lent = own;
                     help(seen);
@@ -145,19 +177,23 @@ struct Pool {
     std::atomic<bool> waiting{false};
     std::mutex mutex;
     std::condition_variable work_there, all_left;
-    std::deque<Scratch> memory;  // of each helper
-    int size = 0;
+    std::deque<Scratch> memory;      // of each helper
+    size_t largest[num_slots] = {};  // bytes that were reserved
+    int size = 0, tried = 0;        // helpers that there are, and that were asked for
 };
 
-// Never deleted: its threads live as long as the process. A child process has none of them and makes its own.
-std::atomic<Pool*> the_pool{nullptr};
+// Never deleted: its threads live as long as the process, which is why the library stays loaded (-z nodelete). A child
+// process has none of them and makes its own.
+std::atomic<Pool*> the_pool{nullptr}, parents_pool{nullptr};
 
 Pool* pool() {
     Pool* found = the_pool;
     if (found) return found;
-    static const int watched = pthread_atfork(nullptr, nullptr, [] { the_pool = nullptr; });
+    static const int watched = pthread_atfork(nullptr, nullptr, [] {
+        if (Pool* const parents = the_pool.exchange(nullptr)) parents_pool = parents;
+    });
     (void)watched;
-    auto* const made = new (std::nothrow) Pool;
+    auto* const made = new (std::nothrow) Pool(parents_pool);
     if (the_pool.compare_exchange_strong(found, made)) return made;
     delete made;
     return found;

@@ -12,14 +12,15 @@ struct Scratch {
     Scratch& operator=(const Scratch&) = delete;
     ~Scratch();
 
-    // False if there is no such memory. What was in a slot is lost when it grows.
+    // False if there is no such memory, and nothing has changed. What was in a slot is lost when it grows.
     bool reserve(Slot slot, size_t bytes);
 
     void* data[num_slots] = {};
     size_t size[num_slots] = {};
 };
 
-// Makes the threads that help a caller of so many threads, and their memory. False if there is no such memory.
+// Makes the threads that help a caller of so many threads, or as many as the system allows, and memory of so many bytes
+// for each thread that helps, also for those made later. False if there is no such memory.
 bool reserve(int threads, const size_t* bytes);
 
 // The calling thread works in this memory for as long as the object lives.
