@@ -110,7 +110,7 @@ def config_of(file: Checkpoint, **overrides: Any) -> Config:
 
 def _check_table(cfg: Config, origin: str) -> None:
     """Raise ``ValueError`` where a file says of a known task what the table of tasks does not."""
-    for spec in cfg.task_specs:
+    for spec in (padded.unpadded() for padded in cfg.task_specs):
         if (known := TASKS.get(spec.name, spec)) != spec:
             name = next(name for name, value in vars(known).items() if value != getattr(spec, name))
             said, true = getattr(spec, name), getattr(known, name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 
@@ -23,6 +23,8 @@ class TaskSpec:
         success_score: score by success rate (Meta-World) instead of return / 10 (dm_control).
         image: shape (channels, height, width) of the image that is part of its observation, beside which ``obs_dim``
             counts the other numbers; None for environments that observe numbers alone.
+        padding: sizes (observation, action) that the tasks of its set are padded to at least; None: the largest of
+            them. All tasks of a set have the same.
     """
 
     name: str
@@ -31,12 +33,23 @@ class TaskSpec:
     episode_length: int = 500
     success_score: bool = False
     image: tuple[int, int, int] | None = None
+    padding: tuple[int, int] | None = None
 
     def plain(self) -> dict[str, Any]:
-        """List the facts by name, as files hold them: those of before there were images, unless there is one."""
+        """List the facts by name, as files hold them: image and padding only where there are some."""
         facts = {item.name: getattr(self, item.name) for item in fields(self)}
-        image = facts.pop("image")
-        return facts if image is None else {**facts, "image": list(image)}
+        late = {name: facts.pop(name) for name in ("image", "padding")}
+        return facts | {name: list(sizes) for name, sizes in late.items() if sizes is not None}
+
+    def unpadded(self) -> TaskSpec:
+        """Return the facts that are the task's own, and not those of its set."""
+        return replace(self, padding=None)
+
+
+def padded_sizes(specs: Sequence[TaskSpec]) -> tuple[int, int]:
+    """Find the sizes (O, A) that observations and actions of a set's tasks are padded to."""
+    sizes = [size for spec in specs for size in ((spec.obs_dim, spec.action_dim), spec.padding) if size is not None]
+    return max(obs_dim for obs_dim, _ in sizes), max(action_dim for _, action_dim in sizes)
 
 
 SMALLEST_IMAGE = 39  # pixels to a side that the convolutions of the encoder need
@@ -62,7 +75,7 @@ def _read_spec(index: int, plain: Any) -> TaskSpec:
         return plain
     if not isinstance(plain, Mapping):
         raise ValueError(f"task_specs[{index}] is a {type(plain).__name__}, expected the facts of a task by name")
-    facts = {"episode_length": 500, "success_score": False, "image": None, **plain}
+    facts = {"episode_length": 500, "success_score": False, "image": None, "padding": None, **plain}
     known = [field.name for field in fields(TaskSpec)]
     if set(facts) != set(known):
         odd = sorted(map(str, set(facts) ^ set(known)))[0]
@@ -75,13 +88,21 @@ def _read_spec(index: int, plain: Any) -> TaskSpec:
         "action_dim": type(facts["action_dim"]) is int and 0 < facts["action_dim"] <= _LARGEST,
         "episode_length": type(facts["episode_length"]) is int and 0 < facts["episode_length"] < 2**31,
         "success_score": isinstance(facts["success_score"], bool),
+        "padding": facts["padding"] is None or is_padding(facts["padding"]),
     }
     if wrong := [key for key, right in sound.items() if not right]:
         value = facts[wrong[0]]
         short = isinstance(value, (str, float)) or (isinstance(value, int) and abs(value) < 10**80)
         found = ascii(value)[:80] if short else f"a {type(value).__name__}"
         raise ValueError(f"task_specs[{index}]: {wrong[0]} is {found}, expected {_FACTS[wrong[0]]}")
-    return TaskSpec(**{**facts, "image": None if facts["image"] is None else tuple(facts["image"])})
+    late = {name: None if facts[name] is None else tuple(facts[name]) for name in ("image", "padding")}
+    return TaskSpec(**{**facts, **late})
+
+
+def is_padding(value: Any) -> bool:
+    """Tell if a value is a pair of sizes that tasks can be padded to."""
+    sizes = value if isinstance(value, (list, tuple)) and len(value) == 2 else (0,)
+    return all(type(n) is int and 0 < n <= _LARGEST for n in sizes)
 
 
 def _is_image_shape(value: Any) -> bool:
@@ -95,6 +116,7 @@ _FACTS = {
     "action_dim": f"a whole number from 1 to {_LARGEST:,}",
     "episode_length": "a whole number of steps, at least 1",
     "success_score": "true or false",
+    "padding": f"two whole numbers from 1 to {_LARGEST:,}",
     "image": f"channels, height and width, of at least {SMALLEST_IMAGE} pixels to a side",
 }
 

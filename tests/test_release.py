@@ -16,6 +16,7 @@ import pytest
 import setuptools
 import yaml
 
+from tdmpc2.envs.registry import FAMILIES
 from tests.helpers.reference import REPO
 
 VERSION = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["version"]
@@ -67,6 +68,23 @@ def test_what_workflows_call_exists() -> None:
     assert WORKFLOWS["release"][True]["push"]["tags"] == ["v*"]  # YAML reads `on` as a truth value
 
 
+<<<<<<< HEAD
+def test_scheduled_workflow_tries_the_newest_versions_of_each_family_alone() -> None:
+    workflow = WORKFLOWS["newest"]
+    assert workflow[True]["schedule"]
+    job = workflow["jobs"]["family"]
+    assert job["strategy"]["fail-fast"] is False  # one family that broke hides no other
+    rows = job["strategy"]["matrix"]["include"]
+    lists = {path.stem: path.read_text() for path in (REPO / "docker" / "newest").glob("*.txt")}
+    assert sorted(row["family"] for row in rows) == sorted(lists)
+    assert "-r docker/newest/${{ matrix.family }}.txt" in text_of(job)
+    for row in rows:
+        assert all((REPO / word).exists() for word in row["tests"].split() if word.startswith("tests/"))
+    needed = {line for text in lists.values() for line in text.splitlines() if not line.startswith("#")}
+    assert not [line for line in needed if "=" in line or "<" in line], "a version is pinned"
+    packages = {family.needs for family in FAMILIES if family.needs}
+    assert packages <= {line.lower() for line in needed}
+=======
 def test_release_takes_the_source_archive_from_one_job() -> None:
     """Two archives of one name: whichever is downloaded last would be published, and not the one that was tried."""
     job = WORKFLOWS["release"]["jobs"]["wheels"]
@@ -76,6 +94,7 @@ def test_release_takes_the_source_archive_from_one_job() -> None:
     assert [row["runner"] for row in job["strategy"]["matrix"]["include"]].count("ubuntu-24.04") == 1
     assert len({step["with"]["name"] for step in uploads}) == len(uploads)
     assert all(step["with"]["name"].startswith("dist-") for step in uploads)  # what the next jobs download
+>>>>>>> main
 
 
 @pytest.mark.parametrize("path", sorted((REPO / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda p: p.stem)

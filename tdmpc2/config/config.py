@@ -25,7 +25,7 @@ from tdmpc2.config.sharing import check_sharing, stored_for
 from tdmpc2.config.sizes import budget, check_widths, model_widths
 from tdmpc2.config.tables import KEYS, WIDTHS, check_keys, plain
 from tdmpc2.config.values import check_value, convert, is_nothing
-from tdmpc2.tasks import TASK_SETS, TaskSpec, listed, lookup, nearest, read_specs, task_names
+from tdmpc2.tasks import TASK_SETS, TaskSpec, listed, lookup, nearest, padded_sizes, read_specs, task_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class Config(Keys):
     @cached_property
     def obs_dim(self) -> int:
         """Padded observation size O."""
-        return max(spec.obs_dim for spec in self.task_specs)
+        return padded_sizes(self.task_specs)[0]
 
     @property
     def observes_images(self) -> bool:
@@ -110,7 +110,7 @@ class Config(Keys):
     @cached_property
     def action_dim(self) -> int:
         """Padded action size A."""
-        return max(spec.action_dim for spec in self.task_specs)
+        return padded_sizes(self.task_specs)[1]
 
     @property
     def discounts(self) -> tuple[float, ...]:

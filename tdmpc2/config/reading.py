@@ -44,11 +44,12 @@ def parse_cfg(
         from gymnasium.error import UnregisteredEnv
 
         from tdmpc2.envs import task_spec
-        from tdmpc2.envs.task_sets import own_set
+        from tdmpc2.envs.task_sets import OwnSet, own_set
 
         try:
-            task, names = (None if from_file else own_set(task)) or (task, (task,))
-            values["task_specs"] = tuple(task_spec(name, from_file=from_file) for name in names)
+            found = (None if from_file else own_set(task)) or OwnSet(task, (task,))
+            values["task_specs"] = found.padded([task_spec(name, from_file=from_file) for name in found.tasks])
+            task = found.name
         except (UnregisteredEnv, ModuleNotFoundError, ValueError) as error:
             raise ValueError(f"task={task} in {origin}: {error}") from error
     config = Config(**{**values, "task": task})

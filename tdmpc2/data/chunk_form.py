@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tdmpc2.support.archives import Record
-from tdmpc2.tasks import TaskSpec
+from tdmpc2.tasks import TaskSpec, padded_sizes
 
 DTYPES = {"obs": torch.float32, "action": torch.float32, "reward": torch.float32, "task": torch.int32}
 #: The same of a file whose episodes have lengths of their own.
@@ -35,10 +35,11 @@ class Layout(NamedTuple):
     @classmethod
     def of(cls, specs: Sequence[TaskSpec]) -> Layout:
         """Compute the layout of a task set. Where lengths differ (MT80), long episodes are cut to the shortest."""
+        obs_dim, action_dim = padded_sizes(specs)
         return cls(
             rows=min(spec.episode_length for spec in specs) + 1,
-            obs_dim=max(spec.obs_dim for spec in specs),
-            action_dim=max(spec.action_dim for spec in specs),
+            obs_dim=obs_dim,
+            action_dim=action_dim,
             num_tasks=len(specs),
             longest=max(spec.episode_length for spec in specs),
         )

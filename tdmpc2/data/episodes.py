@@ -16,7 +16,7 @@ from tdmpc2.data.chunk_form import Layout
 from tdmpc2.data.collect_record import Record
 from tdmpc2.data.unequal import Recorded, write_recorded
 from tdmpc2.envs import task_spec
-from tdmpc2.envs.task_sets import own_set
+from tdmpc2.envs.task_sets import OwnSet, own_set
 from tdmpc2.support.files import locked
 from tdmpc2.support.text import shown
 from tdmpc2.tasks import TASK_SETS, TaskSpec, nearest
@@ -117,13 +117,12 @@ def _task_set(task: str, task_set: str | None) -> tuple[str, tuple[TaskSpec, ...
             raise ValueError(f"{argument}={shown(name)} must be a name")
     if task_set is None:
         return task, (task_spec(task),), 0
-    own = (task_set, TASK_SETS[task_set]) if task_set in TASK_SETS else own_set(task_set)
+    own = OwnSet(task_set, TASK_SETS[task_set]) if task_set in TASK_SETS else own_set(task_set)
     if own is None:
         raise ValueError(f"task_set='{task_set}' is not one of {', '.join(TASK_SETS)}.{nearest(task_set, TASK_SETS)}")
-    name, names = own
-    if task not in names:
-        raise ValueError(f"'{task}' is not a task of {name}.{nearest(task, names)}")
-    return name, tuple(task_spec(task) for task in names), names.index(task)
+    if task not in own.tasks:
+        raise ValueError(f"'{task}' is not a task of {own.name}.{nearest(task, own.tasks)}")
+    return own.name, own.padded([task_spec(task) for task in own.tasks]), own.tasks.index(task)
 
 
 def _check_episode(origin: str, episode: Any, spec: TaskSpec) -> tuple[Floats, Floats, Floats]:

@@ -31,9 +31,9 @@ def check_task_teachers(student: Config, teachers: Mapping[str, Config]) -> None
             f"distillation_targets={', '.join(latent)} compares latents, of which each teacher has its own: leave it "
             "out beside teachers, or name one teacher for all tasks, teacher_config.checkpoint=FILE"
         )
-    own = {spec.name: spec for spec in student.task_specs}
+    own = {spec.name: spec.unpadded() for spec in student.task_specs}
     for task, teacher in teachers.items():
-        theirs = {spec.name: spec for spec in teacher.task_specs}
+        theirs = {spec.name: spec.unpadded() for spec in teacher.task_specs}
         if task not in own:
             raise ValueError(f"teachers: '{task}' is no task of the student.{nearest(task, own)}")
         if task not in theirs:

@@ -12,7 +12,7 @@ import gymnasium
 from tdmpc2.envs.modules import import_module_of
 from tdmpc2.envs.multitask import MultiTaskEnv
 from tdmpc2.envs.registry import build_env, checked_seed, family_of
-from tdmpc2.envs.task_sets import own_set
+from tdmpc2.envs.task_sets import OwnSet, own_set
 from tdmpc2.envs.wrappers import Env
 from tdmpc2.tasks import TASK_SETS, TASKS, TaskSpec
 
@@ -58,8 +58,8 @@ def make_env(task: str | EnvConfig, seed: int | None = None, *, render_mode: str
         if len(task.task_specs) > 1:
             return MultiTaskEnv(task.task_specs, seed, render_mode)
         return build_env(task.task_specs[0].name, seed, render_mode, task.obs)
-    if names := TASK_SETS.get(task) or (own_set(task) or ("", ()))[1]:
-        return MultiTaskEnv([task_spec(name) for name in names], checked_seed(seed), render_mode)
+    if found := OwnSet(task, TASK_SETS[task]) if task in TASK_SETS else own_set(task):
+        return MultiTaskEnv(found.padded([task_spec(name) for name in found.tasks]), checked_seed(seed), render_mode)
     import_module_of(task)
     return build_env(task, seed, render_mode)
 

@@ -11,7 +11,7 @@ from gymnasium.spaces import Box
 
 from tdmpc2.envs.registry import build_env
 from tdmpc2.envs.wrappers import Action, Info, Observation, PadEnv
-from tdmpc2.tasks import TaskSpec, nearest
+from tdmpc2.tasks import TaskSpec, nearest, padded_sizes
 
 
 class MultiTaskEnv(gymnasium.Env[Observation, Action]):
@@ -28,8 +28,7 @@ class MultiTaskEnv(gymnasium.Env[Observation, Action]):
         self.specs = {spec.name: spec for spec in specs}
         self.render_mode = render_mode
         self._seed = seed
-        self._obs_dim = max(spec.obs_dim for spec in specs)
-        self._action_dim = max(spec.action_dim for spec in specs)
+        self._obs_dim, self._action_dim = padded_sizes(specs)
         self.observation_space = Box(-np.inf, np.inf, (self._obs_dim,), np.float32)
         self.action_space = Box(-1.0, 1.0, (self._action_dim,), np.float32, seed=seed)
         self._envs: dict[str, PadEnv] = {}

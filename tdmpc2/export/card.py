@@ -48,7 +48,7 @@ def card_of(cfg: Config, file: Checkpoint, task_ids: Sequence[int], precision: s
 
 def _task(cfg: Config, task_id: int) -> dict[str, Any]:
     spec = cfg.task_specs[task_id]
-    return {**spec.plain(), "discount": cfg.discounts[task_id], "environment": environment_facts(spec.name)}
+    return {**spec.unpadded().plain(), "discount": cfg.discounts[task_id], "environment": environment_facts(spec.name)}
 
 
 def environment_facts(name: str) -> dict[str, Any] | None:

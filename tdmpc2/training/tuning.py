@@ -71,7 +71,7 @@ def _one_of_many(own: Config, alone: Config, origin: str) -> dict[str, Any]:
             f"{origin} takes at most {own.obs_dim} and {own.action_dim}: fine-tune a file whose tasks are as large, or "
             "leave out checkpoint to learn the task from the beginning"
         )
-    known = {one.name: one for one in own.task_specs}
+    known = {one.name: one.unpadded() for one in own.task_specs}
     if known.get(spec.name, spec) != spec:
         raise ValueError(f"{origin} knows another task called '{spec.name}': {_sizes(known[spec.name])}, not as here")
     specs = own.task_specs if spec.name in known else (*own.task_specs, spec)

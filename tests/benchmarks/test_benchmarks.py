@@ -26,6 +26,7 @@ from tests.helpers.reference import REPO
 KEYS = ["benchmark", "machine", "versions", "date", "commit", "options", "results"]
 NAMES = sorted(path.stem for path in (REPO / "benchmarks").glob("[a-z]*.py") if path.stem != "benchmarks")
 COMPILING = ("kernels", "plan", "update")  # whose subject torch.compile is
+STARTING = ("export", "stepping", "train")  # processes, which takes seconds
 WITH_A_COMPILER = ("kernels", "native", "update")  # skipped without one; tests/native runs the one of that name
 
 
@@ -78,7 +79,7 @@ def test_help_of_every_benchmark_is_printed(name: str, capsys: pytest.CaptureFix
     assert "--quick" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*WITH_A_COMPILER, "export", "train")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*WITH_A_COMPILER, *STARTING)])
 @pytest.mark.usefixtures("no_compiler")
 def test_benchmark_without_arguments_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -120,12 +121,41 @@ def test_train_benchmark_of_learning_online_runs(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*COMPILING, "export", "train"])
+@pytest.mark.parametrize("name", [*COMPILING, *STARTING])
 def test_benchmark_that_compiles_or_starts_processes_runs(name: str) -> None:
     command = [sys.executable, str(REPO / "benchmarks" / f"{name}.py"), "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     if not done.stdout.startswith("skipped: "):
         check_output(name, done.stdout)
+
+
+def test_stepping_benchmark_names_a_family_that_is_not_installed_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tdmpc2.envs.registry.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as end:
+        quick_run("stepping", capsys, "Meta-World", "MyoSuite")
+    assert end.value.code == 0
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(
+        "Meta-World: left out: Task 'mw-reach' needs Meta-World, which is not installed: make setup"
+    )
+    assert second.startswith("MyoSuite: left out: ")
+    assert last == "skipped: none of these families can be played here"
+
+
+def test_stepping_benchmark_refuses_a_family_that_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        quick_run("stepping", capsys, "Metaworld")
+    assert end.value.code == 2
+    assert "no family is called Metaworld; there are DMControl, " in capsys.readouterr().err
+
+
+def test_stepping_benchmark_counts_steps_of_all_environments() -> None:
+    times = _harness.Timings({"alone": np.array([2.0, 2.0]), "workers": np.array([1.0, 0.5])})
+    assert importlib.import_module("benchmarks.stepping").rates(times, 300) == {
+        "alone": 150.0, "workers": 400.0, "speedup": 3.0
+    }  # fmt: skip
 
 
 @pytest.mark.usefixtures("no_compiler")

@@ -94,6 +94,38 @@ def test_task_set_file_learns_online_and_its_model_knows_its_tasks(tmp_path: Pat
     assert np.isfinite(agent.act(np.zeros(agent.cfg.obs_dim, np.float32), t0=True, task=STANDS)).all()
 
 
+@pytest.fixture
+def padded_file(tmp_path: Path) -> Path:
+    (path := tmp_path / "wide.yaml").write_text(f"tasks: [pendulum-spin, '{STANDS}']\npadding: {{obs: 7, action: 3}}\n")
+    return path
+
+
+def test_task_set_file_pads_environments_and_models_to_its_sizes(padded_file: Path) -> None:
+    cfg = parse_cfg({"task": str(padded_file), "model_size": 1})
+    assert (cfg.obs_dim, cfg.action_dim) == (7, 3)
+    assert Config(**cfg.to_dict()) == cfg
+    env = make_env(str(padded_file), seed=3)
+    obs, _ = env.reset(options={"task": STANDS})
+    assert (obs.shape, obs[4:].tolist(), env.action_space.shape) == ((7,), [0.0] * 3, (3,))
+
+
+def test_padded_task_set_is_kept_by_data_and_checkpoints(padded_file: Path, tmp_path: Path) -> None:
+    """Both are read where the file of the set is not there any more."""
+    rng = np.random.default_rng(0)
+    for task, obs_dim, action_dim in (("pendulum-spin", 3, 1), (STANDS, 4, 2)):
+        steps = task_spec(task).episode_length
+        episode = rng.normal(size=(steps + 1, obs_dim)), rng.uniform(-1, 1, (steps, action_dim)), rng.random(steps)
+        write_episodes(tmp_path / "data", task, [episode], task_set=str(padded_file))
+    keys = {key: value for key, value in SMALL.items() if key != "seed_steps"}
+    cfg = parse_cfg({**keys, "task": str(padded_file), "task_dim": 8, "steps": 2, "data_dir": str(tmp_path / "data"),
+                     "work_dir": str(tmp_path / "run")})  # fmt: skip
+    model = train_offline(cfg, None)
+    padded_file.unlink()
+    agent = load_agent(model)
+    assert (agent.cfg.obs_dim, agent.cfg.action_dim) == (7, 3)
+    assert agent.act(np.zeros(7, np.float32), t0=True, task=STANDS).shape == (3,)
+
+
 def test_task_set_file_learns_from_stored_episodes(set_file: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for task, obs_dim, action_dim in (("pendulum-spin", 3, 1), (STANDS, 4, 2)):
@@ -119,7 +151,19 @@ def test_task_set_file_learns_from_stored_episodes(set_file: Path, tmp_path: Pat
         ("tasks: [walker-walk, walker-wolk]", "Did you mean 'walker-walk'"),
         ("{name: mt30, tasks: [walker-walk, cup-catch]}", "name=mt30 is a task set or task already"),
         ("{name: ../up, tasks: [walker-walk, cup-catch]}", "must be up to 100 letters"),
-        ("{padding: 3, tasks: [walker-walk, cup-catch]}", "unknown entry 'padding'"),
+        ("{pad: 3, tasks: [walker-walk, cup-catch]}", "unknown entry 'pad'; a task set has a name, tasks and padding"),
+        ("{padding: 3, tasks: [walker-walk, cup-catch]}", r"padding=3 must be two sizes, as in 'padding: {obs: 39, "),
+        ("{padding: {obs: 39}, tasks: [walker-walk, cup-catch]}", "must be two sizes"),
+        ("{padding: {obs: 39, action: true}, tasks: [walker-walk, cup-catch]}", "must be two sizes"),
+        ("{padding: {obs: 39, action: 0}, tasks: [walker-walk, cup-catch]}", "must be two sizes"),
+        (
+            "{padding: {obs: 23, action: 6}, tasks: [walker-walk, cup-catch]}",
+            "obs: 23, and its task 'walker-walk' has 24",
+        ),
+        (
+            "{padding: {obs: 24, action: 5}, tasks: [cup-catch, walker-walk]}",
+            "action: 5, and its task 'walker-walk'",
+        ),
         ("tasks: [walker-walk", "is no YAML file"),
         ("!!python/object/apply:os.system ['true']", "is no YAML file"),
     ],

@@ -19,6 +19,7 @@ from tdmpc2.data.exchange.new_folder import new_folder
 from tdmpc2.data.exchange.rows import Own, OwnData
 from tdmpc2.support.extras import install_hint, missing_packages
 from tdmpc2.support.files import json_text, write_text
+from tdmpc2.tasks import padded_sizes
 from tdmpc2.tracking.progress import Progress
 
 _VERSION = "v3.0"
@@ -68,8 +69,7 @@ class _Writer:
     def __init__(self, folder: Path, data: OwnData, fps: float) -> None:
         self._folder, self._fps = folder, fps
         self._tasks = {spec.name: number for number, spec in enumerate(data.tasks)}
-        self._obs_dim = max(spec.obs_dim for spec in data.tasks)
-        self._action_dim = max(spec.action_dim for spec in data.tasks)
+        self._obs_dim, self._action_dim = padded_sizes(data.tasks)
         self.frames = 0
         self._episodes: list[dict[str, Any]] = []
         self._stats = _Stats()
