@@ -68,7 +68,6 @@ def test_what_workflows_call_exists() -> None:
     assert WORKFLOWS["release"][True]["push"]["tags"] == ["v*"]  # YAML reads `on` as a truth value
 
 
-<<<<<<< HEAD
 def test_scheduled_workflow_tries_the_newest_versions_of_each_family_alone() -> None:
     workflow = WORKFLOWS["newest"]
     assert workflow[True]["schedule"]
@@ -84,7 +83,8 @@ def test_scheduled_workflow_tries_the_newest_versions_of_each_family_alone() -> 
     assert not [line for line in needed if "=" in line or "<" in line], "a version is pinned"
     packages = {family.needs for family in FAMILIES if family.needs}
     assert packages <= {line.lower() for line in needed}
-=======
+
+
 def test_release_takes_the_source_archive_from_one_job() -> None:
     """Two archives of one name: whichever is downloaded last would be published, and not the one that was tried."""
     job = WORKFLOWS["release"]["jobs"]["wheels"]
@@ -94,7 +94,6 @@ def test_release_takes_the_source_archive_from_one_job() -> None:
     assert [row["runner"] for row in job["strategy"]["matrix"]["include"]].count("ubuntu-24.04") == 1
     assert len({step["with"]["name"] for step in uploads}) == len(uploads)
     assert all(step["with"]["name"].startswith("dist-") for step in uploads)  # what the next jobs download
->>>>>>> main
 
 
 @pytest.mark.parametrize("path", sorted((REPO / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda p: p.stem)
