@@ -46,11 +46,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     values, texts = read_options("targets", __doc__, argv, OPTIONS, PLANNER_KEYS)
     names, planning = tuple(dict.fromkeys(values["columns"])), typed_values(texts)
+    if values["precision"] != "auto":
+        planning = {"precision": values["precision"], **planning}
     if planning and "plan" not in names:
         key = next(iter(planning))
         raise ValueError(
             f"{key}={planning[key]} is a setting of plans, and columns={','.join(names)} has none: add plan"
         )
+    planning.setdefault("precision", "auto")
     from tdmpc2.data.store.teacher_columns import open_targets
     from tdmpc2.support.runtime import resolve_device, set_num_threads
     from tdmpc2.training.plan_labels import compute_plans, plans_at_once, settings
@@ -66,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         columns = [open_targets(store, teacher.sha256, teacher.label, name) for name in outputs]
         compute_all(columns, agent, batch_rows=values["batch_rows"] or 4096)
     if "plan" in names:
-        planner = teacher.load(device, values["precision"], **planning)
+        planner = teacher.load(device, **planning)
         store, at_once = store or _store(values["data_dir"], planner), values["batch_rows"] or plans_at_once(device)
         columns = [open_targets(store, teacher.sha256, teacher.label, "plan", settings(planner, at_once))]
         compute_plans(columns[0], planner, at_once=at_once)

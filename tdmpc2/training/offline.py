@@ -18,7 +18,7 @@ from tdmpc2.training.callbacks import Callback
 from tdmpc2.training.divergence import Diagnosis, diagnosis_of
 from tdmpc2.training.loop import Run
 from tdmpc2.training.preflight import dry_run, preflight
-from tdmpc2.training.teacher import add_targets, fit_pca
+from tdmpc2.training.teacher import add_targets, fit_pca, made_outputs
 
 
 def train(cfg: Config, teacher_cfg: Config | None, callbacks: Sequence[Callback] = ()) -> Path:
@@ -61,6 +61,8 @@ def _learn(run: Run) -> None:
         data, lazy_targets = open_data(cfg, agent.device, data_device), None
         if run.teacher and not run.live_teacher:
             data, lazy_targets = add_targets(data, run.teacher, cfg, agent.device)
+            if made := made_outputs(data, run.teacher, cfg):
+                run.attach("made outputs", made)
     if data_record(cfg.data_dir, cfg.task) != run.resumed.record["data"]:
         raise ValueError(f"The files in data_dir={cfg.data_dir} were replaced while they were read: start again")
     sampler = data.sampler

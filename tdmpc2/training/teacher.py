@@ -12,9 +12,11 @@ import torch
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256, load_file
+from tdmpc2.checkpoints.run_state import START_NEW
 from tdmpc2.config import Config, TaskTeacher
 from tdmpc2.data.placement import Data
 from tdmpc2.data.sampler import SliceSampler
+from tdmpc2.data.store.column_making import differences, read_made
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.data.store.teacher_columns import TeacherTargets, find_targets, open_targets
 from tdmpc2.distillation.targets import TARGETS, only_cached
@@ -182,6 +184,46 @@ def add_targets(
         for column in (*columns, *made)
     }
     return data._replace(sampler=data.sampler.over(replace(dataset, targets=given))), None
+
+
+class MadeOutputs:
+    """How the outputs were made that only a cache serves, such as plans; a run that goes on wants the same.
+
+    Args:
+        run_dir: of the run.
+        settings: of each column, by its name.
+    """
+
+    def __init__(self, run_dir: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        self._run_dir, self._settings = run_dir, settings
+
+    def state(self) -> Mapping[str, Any]:
+        """Return the settings of each column."""
+        return dict(self._settings)
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Require the settings of the beginning.
+
+        Raises:
+            ValueError: the outputs were made anew with other settings.
+        """
+        for name, settings in self._settings.items():
+            if changed := differences(state[name], settings):
+                raise ValueError(
+                    f"{self._run_dir}: the column '{name}' was made anew since the run began ({changed}): make it "
+                    f"again as it was, or {START_NEW}"
+                )
+
+
+def made_outputs(data: Data, teacher: Teacher | Teachers, cfg: Config) -> MadeOutputs | None:
+    """Read how the outputs of a run were made that only a cache serves; None if it needs none.
+
+    Raises:
+        ValueError: they are not there, or damaged.
+    """
+    columns = [_made(name, data, teacher) for name in cfg.distillation_terms if not TARGETS[name].live]
+    settings = {column.name: read_made(column.path, column.name) for column in columns}
+    return MadeOutputs(cfg.run_dir, settings) if settings else None
 
 
 def _made(target: str, data: Data, teacher: Teacher | Teachers) -> TeacherTargets:

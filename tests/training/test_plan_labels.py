@@ -232,6 +232,15 @@ def test_command_labels_and_training_imitates(
         losses.append(rows(run.run_dir / "train.csv"))
     assert losses[0] == losses[1]
     assert all(row["distillation_plan_loss"] > 0 for row in losses[0])
+    [plans] = data.rglob("plan.json")
+    made = json.loads(plans.read_text())
+    plans.write_text(json.dumps(made | {"num_samples": 16}))  # as if they had been made anew with another budget
+    with pytest.raises(
+        ValueError, match=r"'plan' was made anew since the run began .num_samples was 8 and is now 16.:"
+    ):
+        train(run.replace(steps=12), None)
+    plans.write_text(json.dumps(made))
+    train(run.replace(steps=12), None)
     live = cfg.replace(
         data_dir=str(data), teachers={task: tmp_path / "teacher.pt"}, steps=10, distillation_targets=targets[:3]
     )
@@ -247,6 +256,7 @@ def test_command_labels_and_training_imitates(
         (["data"], "name the teacher's checkpoint, teacher=FILE, or teachers of single tasks"),
         (["data", "a.pt", "teachers={walker-walk: b.pt}"], "name the teacher's checkpoint, teacher=FILE, or"),
         (["data", "a.pt", "num_samples=8"], "num_samples=8 is a setting of plans, and columns=reward has none"),
+        (["data", "a.pt", "precision=int8"], "precision=int8 is a setting of plans, and columns=reward has none"),
         (["data", "teachers={walker-walk: b.pt}", "task=cup-spin"], "task=cup-spin beside teachers"),
         (["data", "a.pt", "columns=plans"], "columns: 'plans' is not one of reward, value, policy, plan. Did you mean"),
     ],

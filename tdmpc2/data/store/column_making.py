@@ -48,11 +48,14 @@ def check_made(path: Path, name: str, made: Mapping[str, Any]) -> None:
     Raises:
         ValueError: it was begun in another way; the message names what differs.
     """
-    before = read_made(path, name)
-    others = [key for key in dict.fromkeys((*before, *made)) if before.get(key) != made.get(key)]
-    if others:
-        ways = (f"{key} was {shown(before.get(key))} and is now {shown(made.get(key))}" for key in others[:3])
+    if changed := differences(read_made(path, name), made):
         raise ValueError(
-            f"{path / name}.npy was begun in another way ({'; '.join(ways)}): go on as it was begun, or delete "
+            f"{path / name}.npy was begun in another way ({changed}): go on as it was begun, or delete "
             f"{name}.npy and {name}.check.npy there to begin anew"
         )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Write down what differs between two records, the first three of them; empty if nothing does."""
+    others = [key for key in dict.fromkeys((*before, *now)) if before.get(key) != now.get(key)]
+    return "; ".join(f"{key} was {shown(before.get(key))} and is now {shown(now.get(key))}" for key in others[:3])
