@@ -1,0 +1,165 @@
+"""A small student of many tasks, from nothing to files with cards, in one command that goes on where it was stopped.
+
+python examples/reproduce.py --smoke                     # every stage at toy size, in a minute or two
+python examples/reproduce.py --work-dir reproduce --student student.pt
+python examples/reproduce.py --work-dir reproduce --only teachers
+
+Stages: teachers learn by acting, one for each body whose tasks share it and one for each other task; their replay,
+noisy episodes of theirs and, for all other tasks, the planned play of a published student become the data; a student of
+1M parameters is distilled from all teachers, and again on states that it visits itself; everything is evaluated, the
+student is quantised, and the files get their cards. Without --student the student begins from random weights, and the
+tasks without a teacher have random play.
+
+The plan is printed first: every command as it can be typed, hours on this machine and disk. A step that is done is
+skipped; one that was killed is continued by its own command. What commands print is in WORK_DIR/logs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from reproduce_steps import FULL, SMOKE, STAGES, Step, estimate, steps_of
+
+from tdmpc2.support.cli import one_line_errors
+from tdmpc2.support.entries import check_entries, nothing_or, number, text
+from tdmpc2.support.files import free_disk, json_text, locked, read_json, size_text, write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+_RECORD = {"command": text(r"(?s).{1,100000}"), "seconds": number(0)}
+_CONTEXT = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+#: Loaded once by the process that starts the commands, so that each of them begins at once.
+_LOADED = ("__main__", "torch._dynamo", "tdmpc2.commands.hydra_app", "tdmpc2.training.online", "tdmpc2.studies.heldout")
+
+
+def run_command(words: Sequence[str], log: str) -> None:
+    """Run a command of the project in this process, which was made for it and ends with the one that made it."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: nothing goes on training without its maker
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    name, *rest = words
+    sys.argv = [f"tdmpc2 {name}", *rest]
+    import_module(f"tdmpc2.commands.{name}").main(rest)
+
+
+class Pipeline:
+    """The steps of a working directory, with a record of each that is done."""
+
+    def __init__(self, work: Path, steps: Sequence[Step]) -> None:
+        self.work, self.steps = work, steps
+
+    def record(self, step: Step) -> Path:
+        """The file that says that a step is done."""
+        return self.work / "done" / f"{step.name}.json"
+
+    def is_done(self, step: Step) -> bool:
+        """Tell by its record if a step is done.
+
+        Raises:
+            ValueError: it was done by another command.
+        """
+        path = self.record(step)
+        if not path.exists():
+            return False
+        found = check_entries(str(path), read_json(path), _RECORD, "delete it to do the step again")
+        if found["command"] != step.line:
+            raise ValueError(f"{path} is of another command, so that {self.work} holds other results: set --work-dir")
+        return True
+
+    def run(self, step: Step) -> None:
+        """Run a step whose record is not there, and write the record.
+
+        Raises:
+            ValueError: the command failed; the message has the end of what it printed.
+        """
+        log = self.work / "logs" / f"{step.name}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if step.begins_anew is not None:  # half an evaluation is not continued, and its directory would not be taken
+            shutil.rmtree(step.begins_anew, ignore_errors=True)
+        print(f"\n$ {step.line}  >> {log}", flush=True)
+        start = time.perf_counter()
+        if not step.is_there():
+            process = _CONTEXT.Process(target=run_command, args=(step.words, str(log)))
+            process.start()
+            process.join()
+            if process.exitcode:
+                tail = log.read_text(errors="replace").strip().splitlines()[-6:] if log.exists() else []
+                raise ValueError(f"{step.name} ended with {process.exitcode}; the end of {log}:\n" + "\n".join(tail))
+        seconds = time.perf_counter() - start
+        write_text(self.record(step), json_text({"command": step.line, "seconds": seconds}) + "\n")
+        print(f"  {step.name}: {seconds:.0f} s", flush=True)
+
+
+def commit_of(work: Path) -> str | None:
+    """Tell the commit of the source tree that a working directory was begun with; None outside a repository."""
+    path = work / "begun.json"
+    if not path.exists():
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+        write_text(path, json_text({"commit": found.stdout.strip() or None}) + "\n")
+    begun = check_entries(str(path), read_json(path), {"commit": nothing_or(text(r"[0-9a-f]{40,64}"))})
+    commit: str | None = begun["commit"]
+    return commit
+
+
+def print_plan(pipeline: Pipeline, wanted: Sequence[Step], smoke: bool) -> None:
+    """Print every step, with the hours and the disk that those to do are expected to take."""
+    hours, size = estimate(SMOKE if smoke else FULL, [step for step in wanted if not pipeline.is_done(step)])
+    total = 0.0
+    for step in wanted:
+        done = pipeline.is_done(step)
+        total += 0 if done else hours[step.name]
+        print(f"{step.stage:<11} {'done' if done else f'{hours[step.name]:6.2f} h':>9}  {step.line}")
+    print(
+        f"{len(wanted)} steps, {total:.2f} hours by a short timing of an update, plans and a step of the simulator "
+        f"(updates timed without teachers), {size_text(size)} of disk; {size_text(free_disk(pipeline.work))} are free"
+    )
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work-dir", default="reproduce", help="directory of everything (default: %(default)s)")
+    parser.add_argument("--student", help="checkpoint of all tasks to begin with, such as the published one")
+    parser.add_argument("--only", choices=STAGES, help="this stage alone")
+    parser.add_argument("--smoke", action="store_true", help="all stages at toy size")
+    parser.add_argument("--plan", action="store_true", help="print the plan and stop")
+    args = parser.parse_args(argv)
+    for name, path in (("--work-dir", args.work_dir), ("--student", args.student)):
+        if path is not None and not re.fullmatch(r"[\w./:@+-]+", path):
+            raise ValueError(f"{name} {path}: a name without spaces and other signs is needed, for the command lines")
+    if args.student is not None and not Path(args.student).is_file():
+        raise ValueError(f"--student {args.student} does not exist: README.md says where the published one is")
+    work = Path(args.work_dir)
+    work.mkdir(parents=True, exist_ok=True)
+    steps = steps_of(SMOKE if args.smoke else FULL, str(work), args.student, commit_of(work))
+    pipeline = Pipeline(work, steps)
+    wanted = [step for step in steps if args.only in (None, step.stage)]
+    with locked(work / ".lock", f"Another process is at work in {work}: wait for it, or set --work-dir"):
+        print_plan(pipeline, wanted, args.smoke)
+        if args.plan:
+            return
+        _CONTEXT.set_forkserver_preload(list(_LOADED))
+        for step in wanted:
+            if not pipeline.is_done(step):
+                pipeline.run(step)
+        if all(map(pipeline.is_done, steps)):
+            print(f"\nAll {len(steps)} steps are done; the files with their cards are in {work / 'models'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The command that makes teachers, data, a student and its copies: all of it at toy size, killed midway."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tdmpc2.checkpoints.files import load_file
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def command(directory: Path, *words: str) -> list[str]:
+    return [sys.executable, str(REPO / "examples" / "reproduce.py"), "--work-dir", str(directory), "--smoke", *words]
+
+
+def run(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(directory, *words), cwd=REPO, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+@pytest.mark.slow
+def test_all_stages_are_taken_and_go_on_after_a_kill(tmp_path: Path) -> None:
+    """What was done before the kill is not done again, and the files at the end have their cards."""
+    work = tmp_path / "work"
+    first = subprocess.Popen(command(work), cwd=REPO, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    seen = next((line for line in first.stdout if line.startswith("  replay-pendulum: ")), None)
+    first.kill()  # in the step after it; the command that it had started dies with it
+    first.communicate()
+    assert seen is not None
+    taught = work / "teachers" / "pendulum" / "model.pt"
+    before = taught.stat().st_mtime_ns
+
+    done = run(work)
+    assert done.returncode == 0, done.stderr
+    assert "All 29 steps are done" in done.stdout
+    assert taught.stat().st_mtime_ns == before
+
+    student = load_file(work / "models" / "student.pt")
+    assert student.card is not None
+    assert [score["action"] for score in student.card["scores"]] == ["planner", "policy"]
+    assert set(student.card["trust"]["tasks"]) == {"pendulum-swingup", "pendulum-spin", "cartpole-balance", "cup-catch"}
+    assert student.card["start"] == "random weights"
+    copy = load_file(work / "models" / "student_int8.pt")
+    assert copy.card is not None
+    assert any(tensor.dtype == torch.int8 for tensor in torch.load(copy.origin, weights_only=True)["model"].values())
+
+    again = run(work, "--plan")
+    assert again.stdout.count(" done  tdmpc2 ") == 29
+    assert "29 steps, 0.00 hours" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--student", "nowhere.pt"], "--student nowhere.pt does not exist: README.md says where the published one is"),
+        (["--student", "a b.pt"], "--student a b.pt: a name without spaces"),
+    ],
+)
+def test_file_that_cannot_be_is_refused_before_anything_is_made(tmp_path: Path, words: list[str], message: str) -> None:
+    refused = run(tmp_path / "work", *words)
+    assert refused.returncode == 2
+    assert message in refused.stderr
+    assert not (tmp_path / "work").exists()
