@@ -312,21 +312,21 @@ def _cards(scale: Scale, work: str, student: str | None, commit: str | None) -> 
     about = ["license=mit", f"processor={processor_name()}, {usable_cores()} cores", "overwrite=true"]
     about += [f"commit={commit}"] if commit else []
 
-    def card(name: str, file: str, run: str, scores: str, *more: str) -> Step:
+    def card(name: str, file: str, runs: Sequence[str], scores: str, *more: str) -> Step:
         found = f"evaluation=[{work}/scores/{scores}-planned,{work}/scores/{scores}-alone]"
-        words = ("checkpoint", "card", file, f"run={run}", found, *more, *about, f"out={work}/models/{name}.pt")
+        words = ("checkpoint", "card", file, f"run={_list(runs)}", found, *more, *about, f"out={work}/models/{name}.pt")
         return Step("cards", f"card-{name}", words)
 
     for name in scale.teachers:
         run = f"{work}/teachers/{name}"
-        yield card(f"teacher_{name}", f"{run}/model.pt", run, name)
-    run = _last(scale, work)
+        yield card(f"teacher_{name}", f"{run}/model.pt", [run], name)
+    run, rounds = _last(scale, work), [f"{work}/student/{number}" for number in range(scale.rounds + 1)]
     begin = (f"start={Path(student).name}" if student else "start=random weights",)
     data = (f"data={work}/data/all-{scale.rounds}",)
-    yield card("student", f"{run}/model.pt", run, "student", *data, f"heldout={run}/heldout.json", *begin)
+    yield card("student", f"{run}/model.pt", rounds, "student", *data, f"heldout={run}/heldout.json", *begin)
     for recipe in scale.recipes:
         copy = f"{work}/copies/model_{recipe}.pt"
-        yield card(f"student_{recipe}", copy, run, f"student_{recipe}", *data, *begin)
+        yield card(f"student_{recipe}", copy, rounds, f"student_{recipe}", *data, *begin)
 
 
 def estimate(scale: Scale, steps: Sequence[Step]) -> tuple[dict[str, float], int]:

@@ -38,14 +38,14 @@ def _few(entry: Entry, most: int = _MOST) -> Entry:
 
 
 _WORDS = text(r"(?s).{1,300}", "a text of at most 300 letters")
-_LINE = text(r"(?s).{1,4000}", "a text of at most 4,000 letters")
 _INTERVAL = nothing_or(_few(list_of(number(), least=2), 2))
 _ERROR = number(0)
+_TEXT = text(r"(?s).{1,16000}", "a text of at most 16,000 letters")
 _CARD = {
     "format": whole(1, FORMAT),
     "written_by": _WORDS,
     "license": text(r"[a-z0-9][a-z0-9.+-]{0,40}", "the name of a license").optional,
-    "command": _LINE.optional,
+    "command": _TEXT.optional,
     "commit": text(r"[0-9a-f]{7,64}", "the name of a commit, 7 to 64 hexadecimal digits").optional,
     "hours": number(0, 1e6).optional,
     "processor": _WORDS.optional,

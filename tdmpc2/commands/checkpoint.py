@@ -44,7 +44,7 @@ VERBS = {
         "write into a file what it was trained on and what was measured of it",
         (
             _FILE,
-            Option("run", "directory of the run that trained it", kind=Path),
+            Option("run", "directories of the runs that trained it one after another", (), Path, many=True),
             Option("evaluation", "directories with results.json of this very file", (), Path, many=True),
             Option("data", "episodes that it was trained on", (), many=True, aliases=("data_dir",)),
             Option("heldout", "heldout.json of this very file, for its trust figures", kind=Path),
@@ -118,7 +118,7 @@ def _card(checkpoint: Checkpoint, values: dict[str, Any]) -> None:
     said = {key: values[key] for key in ("command", "commit", "processor", "start", "license") if values[key]}
     card = new_card(
         checkpoint,
-        run=values["run"],
+        runs=values["run"],
         evaluations=values["evaluation"],
         data=values["data"],
         heldout=values["heldout"],

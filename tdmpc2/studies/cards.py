@@ -10,7 +10,7 @@ from typing import Any
 
 from tdmpc2.checkpoints.card import FORMAT, NAME, check_card
 from tdmpc2.checkpoints.files import Checkpoint
-from tdmpc2.config import KEYS, UNDECISIVE, as_typed, from_record
+from tdmpc2.config import KEYS, UNDECISIVE, Config, as_typed, from_record
 from tdmpc2.data.placement import data_record
 from tdmpc2.data.source import CHUNKS, find_form, open_source
 from tdmpc2.studies.runs import Run, read_run
@@ -63,7 +63,7 @@ _HELDOUT = {"sha256": SHA256, "protocol": record(), "trust": record()}
 def new_card(
     checkpoint: Checkpoint,
     *,
-    run: Path | None = None,
+    runs: Sequence[Path] = (),
     evaluations: Sequence[Path] = (),
     data: Sequence[str] = (),
     heldout: Path | None = None,
@@ -73,7 +73,8 @@ def new_card(
 
     Args:
         checkpoint: read with its checksum.
-        run: directory of the run that trained it: command, steps, hours, teachers and where its weights came from.
+        runs: directories of the runs that trained it, each from the weights of the one before: commands, steps and
+            hours of all, the last one's teachers, and where the weights of the first one came from.
         evaluations: directories with the ``results.json`` of evaluations of just this file.
         data: episodes that it was trained on.
         heldout: the ``heldout.json`` of this file.
@@ -86,9 +87,9 @@ def new_card(
     card: dict[str, Any] = {**before, "format": FORMAT, "written_by": f"tdmpc2 {version()}"}
     files = [*before.get("files", ()), *([checkpoint.sha256] if checkpoint.sha256 else [])]
     card["files"] = list(dict.fromkeys(files))[-20:]
-    trained = None if run is None else read_run(run)
-    if trained is not None:
-        card |= _of_run(trained)
+    trained = [read_run(run) for run in runs]
+    if trained:
+        card |= _of_runs(trained)
     if data:
         card["data"] = [_of_data(name, checkpoint, trained) for name in data]
     scores = [_of_evaluation(directory, card["files"]) for directory in evaluations]
@@ -109,35 +110,48 @@ def _kind(score: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(score[key] for key in ("sha256", "action", "plan", "precision", "noise"))
 
 
-def _of_run(run: Run) -> dict[str, Any]:
-    """Tell how a run was made: files by their names alone, since their directories are of one machine."""
-    cfg = from_record(run.config)
-    left_out = (UNDECISIVE - {"seed", "distillation_targets", "distillation_weight"}) | cfg.following()
-    typed = {
-        key: Path(value).name if KEYS[key].path and isinstance(value, str) else value
-        for key, value in cfg.to_dict().items()
-        if key in KEYS and key not in left_out and value != KEYS[key].default
-    }
+def _of_runs(runs: Sequence[Run]) -> dict[str, Any]:
+    """Tell how runs that go on from each other were made."""
+    configs = [from_record(run.config) for run in runs]
+    first, last = configs[0], configs[-1]
     card: dict[str, Any] = {
-        "command": " ".join(["tdmpc2 train", *(f"{key}={as_typed(value)}" for key, value in typed.items())]),
-        "steps": run.step,
-        "start": "random weights" if cfg.checkpoint is None else Path(cfg.checkpoint).name,
+        "command": "; ".join(map(_command, configs)),
+        "steps": sum(run.step for run in runs),
+        "start": "random weights" if first.checkpoint is None else _short(first.checkpoint),
     }
-    if run.seconds is not None:
-        card["hours"] = run.seconds / 3600
-    teachers = {entry.task: Path(entry.checkpoint).name for entry in cfg.teachers or ()}
-    if not teachers and (sha256 := run.config.get("teacher_sha256")):
+    seconds = [run.seconds for run in runs if run.seconds is not None]
+    if len(seconds) == len(runs):  # or it would be the time of some of them
+        card["hours"] = sum(seconds) / 3600
+    teachers = {entry.task: _short(entry.checkpoint) for entry in last.teachers or ()}
+    if not teachers and (sha256 := runs[-1].config.get("teacher_sha256")):
         teachers = {"all": f"sha256 {sha256}"}
     return card | ({"teachers": teachers} if teachers else {})
 
 
-def _of_data(name: str, checkpoint: Checkpoint, run: Run | None) -> dict[str, Any]:
-    identity = data_record(name, str((checkpoint.config or {}).get("task", "mt30")))
-    recorded = run.config.get("data") if run is not None else None
-    if recorded and not share_episodes(recorded, identity):
-        raise ValueError(f"data={name} has no episodes that {run.path if run else ''} was trained on: name its data")
+def _command(cfg: Config) -> str:
+    """Write the line of a run, with the keys that its weights depend on and that are not the usual ones."""
+    left_out = (UNDECISIVE - {"seed"}) | cfg.following()
+    typed = {
+        key: _short(value) if KEYS[key].path and isinstance(value, str) else value
+        for key, value in ((key, getattr(cfg, key)) for key in KEYS if key not in left_out)
+        if value != KEYS[key].default
+    }
+    return " ".join(["tdmpc2 train", *(f"{key}={as_typed(value)}" for key, value in typed.items())])
+
+
+def _short(file: str) -> str:
+    """Name a file by itself and its directory: where that lies is of one machine, and many are called model.pt."""
+    return "/".join(Path(file).parts[-2:]).lstrip("/")
+
+
+def _of_data(name: str, checkpoint: Checkpoint, runs: Sequence[Run]) -> dict[str, Any]:
+    task = str((checkpoint.config or {}).get("task", "mt30"))
+    identity = data_record(name, task)
+    recorded = [run.config["data"] for run in runs if run.config.get("data")]
+    if recorded and not any(share_episodes(data, identity) for data in recorded):
+        raise ValueError(f"data={name} has no episodes that {runs[-1].path} was trained on: name its data")
     _, form = find_form(name)
-    index = open_source(name, (checkpoint.config or {}).get("task") if form == CHUNKS else None).index
+    index = open_source(name, task if form == CHUNKS else None).index
     return {
         "name": Path(name).resolve().name,
         "episodes": len(index),

@@ -47,6 +47,7 @@ def test_all_stages_are_taken_and_go_on_after_a_kill(tmp_path: Path) -> None:
     assert [score["action"] for score in student.card["scores"]] == ["planner", "policy"]
     assert set(student.card["trust"]["tasks"]) == {"pendulum-swingup", "pendulum-spin", "cartpole-balance", "cup-catch"}
     assert student.card["start"] == "random weights"
+    assert student.card["steps"] == 40, "of both rounds"
     copy = load_file(work / "models" / "student_int8.pt")
     assert copy.card is not None
     assert any(tensor.dtype == torch.int8 for tensor in torch.load(copy.origin, weights_only=True)["model"].values())

@@ -71,7 +71,7 @@ def test_card_of_other_file_run_or_data_is_refused(cfg: Config, tmp_path: Path) 
         new_card(file, evaluations=[write_results(tmp_path / "eval", "ab" * 32)])
     collect(Config(tasks=TASKS, episodes_per_task=1, seed=9), None, tmp_path / "other")
     with pytest.raises(ValueError, match=r"data=.*other has no episodes that .* was trained on"):
-        new_card(file, run=cfg.run_dir, data=[str(tmp_path / "other")])
+        new_card(file, runs=[cfg.run_dir], data=[str(tmp_path / "other")])
     (tmp_path / "heldout.json").write_text('{"errors": {}, "step": 20}')
     with pytest.raises(ValueError, match=r"heldout\.json: sha256 is missing.*tdmpc2 heldout"):
         new_card(file, heldout=tmp_path / "heldout.json")
@@ -92,3 +92,21 @@ def test_card_is_not_written_into_the_file_unasked(
     assert safetensors
     checkpoint.main(["card", str(model), "processor=one core", f"out={tmp_path / 'm.safetensors'}"])
     assert (load_file(tmp_path / "m.safetensors").card or {})["processor"] == "one core"
+
+
+def test_card_of_run_that_went_on_from_another_has_the_hours_of_both(cfg: Config, tmp_path: Path) -> None:
+    """A student of several rounds had the hours of its last round, and teachers that were all called model.pt."""
+    first = train(cfg, None)
+    again = cfg.replace(work_dir=str(tmp_path / "second"), checkpoint=str(first), steps=15)
+    second = train(again.replace(teachers={TASKS[0]: str(first)}), None)
+    one, both = (
+        new_card(load_file(second, identify=True), runs=runs)
+        for runs in ([again.run_dir], [cfg.run_dir, again.run_dir])
+    )
+    assert both["hours"] > one["hours"] > 0
+    assert both["steps"] == 35
+    assert (one["start"], both["start"]) == ("run/model.pt", "random weights")
+    assert both["teachers"] == {TASKS[0]: "run/model.pt"}
+    line = both["command"].split("; ")[1]
+    assert "checkpoint=run/model.pt" in line
+    assert "freeze" not in line, "a key with its usual value"
