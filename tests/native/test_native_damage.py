@@ -83,7 +83,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
         content, lambda card: card["networks"].update(products=["int4"] * len(card["networks"]["products"]))
     ),
     "which is newer than this library": lambda content: with_card(
-        content, lambda card: card["networks"].update(format=2)
+        content, lambda card: card["networks"].update(format=3)
     ),
     "it does not say 'tasks'": lambda content: with_card(content, lambda card: card.pop("tasks")),
     "it lists no tasks": lambda content: with_card(content, lambda card: card.update(tasks=[])),
