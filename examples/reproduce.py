@@ -29,7 +29,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from reproduce_steps import FULL, SMOKE, STAGES, Step, estimate, steps_of
+from reproduce_estimate import estimate
+from reproduce_steps import FULL, SMOKE, STAGES, Step, steps_of
 
 from tdmpc2.support.cli import one_line_errors
 from tdmpc2.support.entries import check_entries, nothing_or, number, text

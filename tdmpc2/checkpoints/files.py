@@ -75,7 +75,7 @@ class Checkpoint:
 
     @property
     def card(self) -> dict[str, Any] | None:
-        """What the file says of itself, see :mod:`tdmpc2.checkpoints.card`; None if it has no card."""
+        """The card of the file, see :mod:`tdmpc2.checkpoints.card`; None if it has none."""
         return self.extra.get(CARD)
 
     @property

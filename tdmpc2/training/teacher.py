@@ -218,11 +218,21 @@ class MadeOutputs:
 def made_outputs(data: Data, teacher: Teacher | Teachers, cfg: Config) -> MadeOutputs | None:
     """Read how the outputs of a run were made that only a cache serves; None if it needs none.
 
+    Args:
+        data: data in a store, with its columns attached (:func:`add_targets`).
+        teacher: whose outputs.
+        cfg: the run.
+
     Raises:
-        ValueError: they are not there, or damaged.
+        ValueError: a damaged column or record of one.
     """
-    columns = [_made(name, data, teacher) for name in cfg.distillation_terms if not TARGETS[name].live]
-    settings = {column.name: read_made(column.path, column.name) for column in columns}
+    assert data.store is not None
+    settings = {}
+    for name in [target.cached_as for term in cfg.distillation_terms if not (target := TARGETS[term]).live]:
+        assert name is not None
+        column = find_targets(data.store, teacher.sha256, name)
+        assert column is not None  # its rows were looked through when it was attached
+        settings[name] = read_made(column.path, name)
     return MadeOutputs(cfg.run_dir, settings) if settings else None
 
 

@@ -26,7 +26,7 @@ def run(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_all_stages_are_taken_and_go_on_after_a_kill(tmp_path: Path) -> None:
-    """What was done before the kill is not done again, and the files at the end have their cards."""
+    """Steps that were done before the kill are not done again, and the files at the end have their cards."""
     work = tmp_path / "work"
     first = subprocess.Popen(command(work), cwd=REPO, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None

@@ -1,4 +1,4 @@
-"""What a CUDA GPU computes in its own way is what the plain paths compute: `make gpu` runs these."""
+"""Paths of their own on a CUDA GPU compute the same as the plain ones: `make gpu` runs these."""
 
 from __future__ import annotations
 

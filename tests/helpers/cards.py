@@ -52,7 +52,7 @@ def trust(**changes: Any) -> dict[str, Any]:
 
 
 def write_results(directory: Path, sha256: str, action: str = "planner", score: float = 40.0) -> Path:
-    """What an evaluation of a file leaves, as far as a card needs it."""
+    """Write the files that an evaluation leaves, as far as a card needs them."""
     settings = {"eval_episodes": 2, "eval_seed": 100, "eval_noise": False, "num_samples": 64, "iterations": 3}
     settings |= {"horizon": 3, "plan_action": "mean"}
     protocol = {"sha256": sha256, "action": action, "precision": "fp32", "config": settings}
