@@ -1,8 +1,10 @@
 """Train for hours, watch memory and open files, and say whether either grows.
 
     python -m tests.soak offline --minutes 120 --figure memory.png
+    python -m tests.soak own --minutes 120 -- task=walker-walk mode=online work_dir=run
 
-The training evaluates, saves, logs a CSV and an offline W&B run all the while, as users' runs do.
+The training evaluates, saves, logs a CSV and an offline W&B run all the while, as users' runs do. With ``own`` it is the
+one of the arguments of train.py after ``--``: its run stays where they put it, and the same arguments go on with it.
 """
 
 from __future__ import annotations
@@ -129,8 +131,17 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
 
 
-def soak(kind: str, minutes: float, every: float, directory: Path) -> tuple[list[Sample], str]:
+def soak(
+    kind: str, minutes: float, every: float, directory: Path, own: Sequence[str] = ()
+) -> tuple[list[Sample], str]:
     """Train for some minutes, then ask it to end.
+
+    Args:
+        kind: of :data:`KINDS`, or ``own``.
+        minutes: after which it is asked.
+        every: seconds between two samples.
+        directory: in which one of :data:`KINDS` is trained, and the output is kept.
+        own: arguments of train.py, run in the current directory.
 
     Returns:
         The samples, and what is wrong with its end: it ended before, or not with the exit code of a run that can go
@@ -139,8 +150,9 @@ def soak(kind: str, minutes: float, every: float, directory: Path) -> tuple[list
     if kind == "offline":
         _collected(directory)
     with (directory / "output.txt").open("wb") as output:
-        command = [sys.executable, str(REPO / "train.py"), *KINDS[kind], "work_dir=run"]
-        process = subprocess.Popen(command, cwd=directory, env=_environment(), stdout=output, stderr=subprocess.STDOUT)
+        command = [sys.executable, str(REPO / "train.py"), *(own if kind == "own" else (*KINDS[kind], "work_dir=run"))]
+        place = None if kind == "own" else directory
+        process = subprocess.Popen(command, cwd=place, env=_environment(), stdout=output, stderr=subprocess.STDOUT)
         try:
             samples = watch(process, minutes, every)
             process.send_signal(signal.SIGTERM)
@@ -157,13 +169,18 @@ def soak(kind: str, minutes: float, every: float, directory: Path) -> tuple[list
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a session from the command line; exit code 1 if something grew."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
-    parser.add_argument("kind", nargs="?", default="offline", choices=KINDS)
+    parser.add_argument("kind", nargs="?", default="offline", choices=(*KINDS, "own"))
     parser.add_argument("--minutes", type=float, default=120.0)
     parser.add_argument("--every", type=float, default=10.0, help="seconds between two samples")
     parser.add_argument("--figure", type=Path, help="PNG to draw")
-    given = parser.parse_args(argv)
+    parser.epilog = "The kind own is followed by -- and arguments of train.py."
+    words = list(sys.argv[1:] if argv is None else argv)
+    split = words.index("--") if "--" in words else len(words)
+    given, own = parser.parse_args(words[:split]), words[split + 1 :]
+    if (given.kind == "own") != bool(own):
+        parser.error("the kind own, and only it, takes arguments of train.py after --")
     with tempfile.TemporaryDirectory(prefix="tdmpc2-soak-") as directory:
-        samples, fault = soak(given.kind, given.minutes, given.every, Path(directory))
+        samples, fault = soak(given.kind, given.minutes, given.every, Path(directory), own)
     if len(samples) < 4:
         sys.exit(fault or "too few samples: more --minutes, or a smaller --every")
     if given.figure:

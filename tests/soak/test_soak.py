@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.soak.session import Sample, grown, soak
+from tests.soak.session import KINDS, Sample, grown, main, soak
 
 
 def _series(slope: float) -> list[Sample]:
@@ -27,6 +27,21 @@ def test_grown_warm_up_is_not_counted():
 def test_grown_one_descriptor_more_is_named():
     samples = [sample._replace(open_files=40 + i // 20) for i, sample in enumerate(_series(0.0))]
     assert [line.split()[0] for line in grown(samples)] == ["open_files"]
+
+
+@pytest.mark.parametrize("given", [["own"], ["offline", "--", "steps=3"]])
+def test_main_arguments_of_train_without_the_kind_own_or_the_reverse_are_refused(given, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(given)
+    assert "takes arguments of train.py" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_soak_own_run_stays_where_its_arguments_put_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.soak.session.grown", lambda samples: [])  # twelve seconds are all warm-up
+    own = [*KINDS["online"], f"work_dir={tmp_path / 'mine'}"]
+    main(["own", "--minutes", "0.2", "--every", "1", "--", *own])
+    assert (tmp_path / "mine" / "run.json").is_file()
 
 
 @pytest.mark.slow
