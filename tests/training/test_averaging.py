@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ from tdmpc2.play.evaluation import Evaluation
 from tdmpc2.training import averaging, loop
 from tdmpc2.training.averaging import AveragedWeights
 from tdmpc2.training.offline import train
+from tdmpc2.training.online import train_online
 from tests.helpers.agents import random_batch
+from tests.helpers.online import config as online
+from tests.helpers.online import interrupt
 from tests.helpers.runs import equal, weights
+from tests.helpers.toy_envs import STANDS
 
 
 def test_average_follows_its_formula(tiny_cfg: Config) -> None:
@@ -68,6 +73,25 @@ def test_killed_run_keeps_its_average_bit_for_bit(cfg: Config, tmp_path: Path, m
     (path.parent / "ema.pt").unlink()  # as after a kill between the two files of the last save
     train(cfg, None)
     assert equal(path.parent / "ema.pt", straight.parent / "ema.pt")
+
+
+def test_average_of_a_step_whose_updates_were_interrupted_is_that_of_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Learning online: the run is stopped in the burst of updates after its last step, and saves it a second time."""
+    stopped, straight = (
+        online(tmp_path / name, STANDS, steps=21, ema_decay=0.9, work_dir=str(tmp_path / name))
+        for name in ("stopped", "straight")
+    )
+    with monkeypatch.context() as patch:
+        once = iter([signal.SIGTERM])
+        interrupt(patch, 21, lambda: [signal.raise_signal(number) for number in once])
+        with pytest.raises(SystemExit):
+            train_online(stopped, None)
+    before = weights(stopped.run_dir / "ema.pt")
+    files = [train_online(run, None).parent / "ema.pt" for run in (stopped, straight)]
+    assert equal(*files)
+    assert not all(torch.equal(tensor, before[name]) for name, tensor in weights(files[0]).items())
 
 
 @pytest.mark.parametrize("played", ["model", "ema"])
