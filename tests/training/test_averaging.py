@@ -12,9 +12,9 @@ from torch.testing import assert_close
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file
-from tdmpc2.config import Config
+from tdmpc2.config import Config, model_parts, training_parts
 from tdmpc2.play.evaluation import Evaluation
-from tdmpc2.training import averaging, loop
+from tdmpc2.training import averaging, loop, preflight
 from tdmpc2.training.averaging import AveragedWeights
 from tdmpc2.training.offline import train
 from tdmpc2.training.online import train_online
@@ -111,6 +111,16 @@ def test_evaluations_play_the_weights_that_are_named(cfg: Config, played: str, m
     assert len(seen) == 1
     assert all(torch.equal(tensor, seen[0][name]) for name, tensor in weights(path.parent / file).items())
     assert equal(path.parent / "best.pt", path.parent / file)
+
+
+def test_average_counts_where_memory_is_estimated(tiny_cfg: Config) -> None:
+    """It is as large as the model; while it is saved, the weights that it stands in for are kept as well."""
+    plain = tiny_cfg.replace(model_size=19)
+    agent, averaged = TDMPC2(plain), plain.replace(ema_decay=0.9)
+    model = sum(part.bytes for part in model_parts(plain))
+    assert sum(part.bytes for part in training_parts(averaged)) == sum(p.bytes for p in training_parts(plain)) + model
+    estimates = [float(preflight._room(agent, cfg, 0, 0)[0].split()[2]) for cfg in (plain, averaged)]
+    assert estimates[1] - estimates[0] == pytest.approx(2 * model / 1e9, abs=0.03)
 
 
 def test_average_of_another_model_is_refused(tiny_cfg: Config) -> None:
