@@ -30,14 +30,16 @@ from importlib import import_module
 from pathlib import Path
 
 from reproduce_estimate import estimate
-from reproduce_steps import FULL, SMOKE, STAGES, Step, steps_of
+from reproduce_steps import FULL, SMOKE, STAGES, Origin, Step, steps_of
 
 from tdmpc2.support.cli import one_line_errors
 from tdmpc2.support.entries import check_entries, nothing_or, number, text
 from tdmpc2.support.files import free_disk, json_text, locked, read_json, size_text, write_text
+from tdmpc2.support.runtime import processor_name, usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 _RECORD = {"command": text(r"(?s).{1,100000}"), "seconds": number(0)}
+_BEGUN = {"commit": nothing_or(text(r"[0-9a-f]{40,64}")), "processor": text().optional}
 _CONTEXT = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
 #: Loaded once by the process that starts the commands, so that each of them begins at once.
 _LOADED = ("__main__", "torch._dynamo", "tdmpc2.commands.hydra_app", "tdmpc2.training.online", "tdmpc2.studies.heldout")
@@ -105,15 +107,22 @@ class Pipeline:
         print(f"  {step.name}: {seconds:.0f} s", flush=True)
 
 
-def commit_of(work: Path) -> str | None:
-    """Tell the commit of the source tree that a working directory was begun with; None outside a repository."""
+def origin_of(work: Path) -> Origin:
+    """Tell where a working directory was begun; cards name it, wherever and with how many cores the work goes on."""
     path = work / "begun.json"
+    here = {"processor": f"{processor_name()}, {usable_cores()} cores"}
     if not path.exists():
+        write_text(path, json_text({"commit": _commit(), **here}) + "\n")
+    begun = check_entries(str(path), read_json(path), _BEGUN, "delete it, and the card steps in done")
+    return Origin(**{**here, **begun})
+
+
+def _commit() -> str | None:
+    try:
         found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-        write_text(path, json_text({"commit": found.stdout.strip() or None}) + "\n")
-    begun = check_entries(str(path), read_json(path), {"commit": nothing_or(text(r"[0-9a-f]{40,64}"))})
-    commit: str | None = begun["commit"]
-    return commit
+    except OSError:  # no git
+        return None
+    return found.stdout.strip() or None
 
 
 def print_plan(pipeline: Pipeline, wanted: Sequence[Step], smoke: bool) -> None:
@@ -147,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--student {args.student} does not exist: README.md says where the published one is")
     work = Path(args.work_dir)
     work.mkdir(parents=True, exist_ok=True)
-    steps = steps_of(SMOKE if args.smoke else FULL, str(work), args.student, commit_of(work))
+    steps = steps_of(SMOKE if args.smoke else FULL, str(work), args.student, origin_of(work))
     pipeline = Pipeline(work, steps)
     wanted = [step for step in steps if args.only in (None, step.stage)]
     with locked(work / ".lock", f"Another process is at work in {work}: wait for it, or set --work-dir"):

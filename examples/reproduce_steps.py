@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tdmpc2.checkpoints.reading import read_outline
-from tdmpc2.support.runtime import processor_name, usable_cores
 from tdmpc2.tasks import MT30
 
 WALKER = ("walker-stand", "walker-walk", "walker-run", "walker-walk-backwards", "walker-run-backwards")
@@ -34,6 +33,13 @@ class Work(NamedTuple):
 
 
 NOTHING = Work()
+
+
+class Origin(NamedTuple):
+    """Where a working directory was begun."""
+
+    processor: str
+    commit: str | None  # of the source; None outside a repository
 
 
 @dataclass(frozen=True)
@@ -158,14 +164,14 @@ def _list(names: Sequence[str]) -> str:
     return f"[{','.join(names)}]"
 
 
-def steps_of(scale: Scale, work: str, student: str | None, commit: str | None) -> list[Step]:
+def steps_of(scale: Scale, work: str, student: str | None, origin: Origin) -> list[Step]:
     """List all steps in the order in which they are taken.
 
     Args:
         scale: sizes.
         work: directory of everything.
         student: checkpoint that the student begins with, and that plays the tasks without a teacher.
-        commit: of the source, for the cards.
+        origin: for the cards.
     """
     return [
         *_teachers(scale, work),
@@ -173,7 +179,7 @@ def steps_of(scale: Scale, work: str, student: str | None, commit: str | None) -
         *_student(scale, work, student),
         *_evaluations(scale, work, student),
         *_copies(scale, work),
-        *_cards(scale, work, student, commit),
+        *_cards(scale, work, student, origin),
     ]
 
 
@@ -302,9 +308,9 @@ def _copies(scale: Scale, work: str) -> Iterator[Step]:
         yield from _scores(scale, work, "quantising", f"student_{recipe}", copy, scale.tasks)
 
 
-def _cards(scale: Scale, work: str, student: str | None, commit: str | None) -> Iterator[Step]:
-    about = ["license=mit", f"processor={processor_name()}, {usable_cores()} cores", "overwrite=true"]
-    about += [f"commit={commit}"] if commit else []
+def _cards(scale: Scale, work: str, student: str | None, origin: Origin) -> Iterator[Step]:
+    about = ["license=mit", f"processor={origin.processor}", "overwrite=true"]
+    about += [f"commit={origin.commit}"] if origin.commit else []
 
     def card(name: str, file: str, runs: Sequence[str], scores: str, *more: str) -> Step:
         found = f"evaluation=[{work}/scores/{scores}-planned,{work}/scores/{scores}-alone]"

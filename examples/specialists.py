@@ -41,8 +41,11 @@ def configure(tasks: Sequence[str], out: Path, typed: dict[str, Any]) -> list[Co
     """Describe the run of each specialist.
 
     Raises:
-        ValueError: a key or a task is none.
+        ValueError: a key or a task is none, or a key is not for all specialists.
     """
+    for key in ("task", "tasks", "work_dir", "exp_name"):
+        if key in typed:
+            raise ValueError(f"{key}={typed[key]}: each specialist has its own, from --tasks and --out: leave it out")
     names = [name for task in tasks for name in task_names(task)]
     share = typed.get("share_body") is True
     cfgs = []

@@ -41,15 +41,19 @@ class Config(Keys):
     def __new__(cls, *_: Any, **values: Any) -> Config:
         """Refuse unknown keys as a command line does, and not as Python does for arguments."""
         check_keys(values.keys() - {"task_specs"}, "Config(...)")
-        return super().__new__(cls)
+        self = super().__new__(cls)
+        if values.get("planner") is not None:
+            self.__dict__["_typed"] = values.keys()  # which win over the preset, also where they are the defaults
+        return self
 
     def __post_init__(self) -> None:
         hints = _hints()
         for name, key in KEYS.items():
             object.__setattr__(self, name, convert(key, hints[name], getattr(self, name)))
+        typed = self.__dict__.pop("_typed", ())
         for name, value in PRESETS.get(self.planner or "", {}).items():  # the preset is resolved, like "auto"
             object.__setattr__(self, "planner", None)
-            if getattr(self, name) == KEYS[name].default:
+            if name not in typed:
                 object.__setattr__(self, name, value)
         if not self.task_specs:
             object.__setattr__(self, "task_specs", tuple(lookup(name) for name in task_names(self.task)))

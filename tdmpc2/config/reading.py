@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from tdmpc2.config.config import Config
+from tdmpc2.config.presets import with_preset
 from tdmpc2.config.tables import KEYS, check_keys
 from tdmpc2.config.values import convert, is_nothing
 from tdmpc2.tasks import TASK_SETS
@@ -39,6 +40,9 @@ def parse_cfg(
     resolved = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)
     values: dict[str, Any] = {str(name): value for name, value in typing.cast(dict, resolved).items()}
     check_keys((name for name in values if name != "task_specs"), origin)
+    composed = KEYS.keys() <= values.keys()  # by Hydra: it has all keys, also those that nobody typed
+    typed = {name for name in KEYS.keys() & values.keys() if not composed or values[name] != KEYS[name].default}
+    values = with_preset(values, typed)
     task = convert(KEYS["task"], str, values.get("task", Config.task)).strip()
     if task not in TASK_SETS and not values.get("task_specs"):
         from gymnasium.error import UnregisteredEnv

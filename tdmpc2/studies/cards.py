@@ -54,6 +54,7 @@ _SETTINGS = {
     "iterations": whole(1),
     "horizon": whole(1),
     "plan_action": text().optional,
+    "plan_start": text().optional,
 }
 _TASK = {"task": text(), "return": nothing_or(number()), "return_interval": _PAIR}
 #: Entries of ``heldout.json``.
@@ -107,7 +108,8 @@ def with_card(checkpoint: Checkpoint, card: Mapping[str, Any]) -> Checkpoint:
 
 
 def _kind(score: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(score[key] for key in ("sha256", "action", "plan", "precision", "noise"))
+    """Tell which scores stand for one another: those of other tasks do not."""
+    return *(score[key] for key in ("sha256", "action", "plan", "precision", "noise")), *sorted(score["tasks"])
 
 
 def _of_runs(runs: Sequence[Run]) -> dict[str, Any]:
@@ -136,7 +138,8 @@ def _command(cfg: Config) -> str:
         for key, value in ((key, getattr(cfg, key)) for key in KEYS if key not in left_out)
         if value != KEYS[key].default
     }
-    return " ".join(["tdmpc2 train", *(f"{key}={as_typed(value)}" for key, value in typed.items())])
+    words = [f"{key}={as_typed(value)}" for key, value in typed.items()]
+    return " ".join(["tdmpc2 train", *(f"'{word}'" if " " in word else word for word in words)])
 
 
 def _short(file: str) -> str:
@@ -174,6 +177,8 @@ def _of_evaluation(directory: Path, files: Sequence[str]) -> dict[str, Any]:
     plan = f"{settings['iterations']} x {settings['num_samples']} samples, horizon {settings['horizon']}"
     if (executed := settings.get("plan_action", "sample")) != "sample":
         plan += f", {executed} of the plan"
+    if (start := settings.get("plan_start", "previous")) != "previous":
+        plan += f", begun by the {start}"
     return {
         "action": protocol["action"],
         "plan": plan if protocol["action"] == "planner" else "no planning",

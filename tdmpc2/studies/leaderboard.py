@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc2.play.evaluation import Aggregate, aggregates
-from tdmpc2.play.protocols import checkpoint_name
+from tdmpc2.play.protocols import checkpoint_name, labels
 from tdmpc2.studies.sources import SHORT, SOURCES, Source, column, find
 from tdmpc2.support.files import read_json
 from tdmpc2.support.intervals import Interval, bootstrap
@@ -89,7 +89,7 @@ def gather(evaluations: Sequence[Path], folders: Sequence[Path] = ()) -> Gathere
     Raises:
         ValueError: a file cannot be read or is not of its form; the message names it.
     """
-    entries, absent, files = [own_entry(path) for path in evaluations], [], {}
+    entries, absent, files = _told_apart([own_entry(path) for path in evaluations], evaluations), [], {}
     for source in SOURCES:
         if (found := find(source, [*folders, SHORT])) is None:
             absent.append(source)
@@ -99,6 +99,19 @@ def gather(evaluations: Sequence[Path], folders: Sequence[Path] = ()) -> Gathere
         entries.append(Entry(*about, scores, found.values))
         files[source] = found.files
     return Gathered(tuple(entries), tuple(absent), files)
+
+
+def _told_apart(entries: Sequence[Entry], directories: Sequence[Path]) -> list[Entry]:
+    """Name evaluations that look the same by what they differ in, such as the budget of their plans."""
+    rows = [(entry.name, entry.planned, entry.protocol) for entry in entries]
+    found = list(entries)
+    for row in {row for row in rows if rows.count(row) > 1}:
+        own = [number for number, other in enumerate(rows) if other == row]
+        protocols = [read_json(directories[number] / "results.json")["protocol"] for number in own]
+        names = labels(protocols, [directories[number].name for number in own])
+        for number, name in zip(own, names, strict=True):
+            found[number] = replace(entries[number], name=name)
+    return found
 
 
 def own_entry(directory: Path) -> Entry:

@@ -34,6 +34,9 @@ def test_full_is_the_default() -> None:
 def test_typed_keys_win_over_a_preset() -> None:
     cfg = parse_cfg({"planner": "fast", "num_samples": 64})
     assert planning(cfg) == {**FAST, "num_samples": 64}
+    for cfg in (parse_cfg({"planner": "fast", "num_samples": 512}), Config(planner="fast", num_samples=512)):
+        assert planning(cfg) == {**FAST, "num_samples": 512}  # the key's default, which was asked for all the same
+    assert planning(parse_cfg({**Config().to_dict(), "planner": "fast", "iterations": 4})) == {**FAST, "iterations": 4}
     assert with_preset({"planner": "fast", "num_samples": 512}) == {**FAST, "num_samples": 512}
     assert with_preset({"planner": "null", "lr": 1}) == {"lr": 1}
 
@@ -46,6 +49,8 @@ def test_preset_replaces_what_a_file_says(tiny_cfg: Config) -> None:
     assert tiny_cfg.replace(planner="policy").mpc is False
     with pytest.raises(ValueError, match=r"planner=quick is not one of full, fast, policy"):
         tiny_cfg.replace(planner="quick")
+    with pytest.raises(ValueError, match=r"planner=\['fast'\] is not one of full, fast, policy"):
+        tiny_cfg.replace(planner=["fast"])
     with pytest.raises(ValueError, match=r"planner=fsat is not one of full, fast, policy\. Did you mean 'fast'"):
         parse_cfg({"planner": "fsat"})
 

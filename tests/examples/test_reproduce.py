@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,21 @@ def test_all_stages_are_taken_and_go_on_after_a_kill(tmp_path: Path) -> None:
     again = run(work, "--plan")
     assert again.stdout.count(" done  tdmpc2 ") == 29
     assert "29 steps, 0.00 hours" in again.stdout
+
+
+def test_cards_name_where_the_work_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer cores, on another machine or without git the command lines of the cards stay as they were."""
+    monkeypatch.syspath_prepend(REPO / "examples")
+    reproduce, lines = importlib.import_module("reproduce"), []
+    for _ in range(2):
+        origin = reproduce.origin_of(tmp_path)
+        lines.append([step.line for step in reproduce.steps_of(reproduce.SMOKE, "work", None, origin)])
+        monkeypatch.setattr(reproduce, "usable_cores", lambda: 77)
+        monkeypatch.setenv("PATH", str(tmp_path))
+    assert lines[0] == lines[1]
+    assert any("processor=" in line for line in lines[0])
+    (tmp_path / "begun.json").unlink()
+    assert reproduce.origin_of(tmp_path) == (f"{reproduce.processor_name()}, 77 cores", None)
 
 
 @pytest.mark.parametrize(

@@ -54,10 +54,19 @@ def test_tasks_of_one_body_are_one_specialist_if_they_share_it(example: ModuleTy
     assert len(example.configure(["mt30"], tmp_path, {"steps": 9})) == 30
 
 
-def test_word_that_is_no_key_is_refused(
-    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--stepz", "--stepz is no key of train.py"),
+        ("work_dir=mine", "work_dir=mine: each specialist has its own, from --tasks and --out: leave it out"),
+        ("tasks=[cup-catch]", "tasks=['cup-catch']: each specialist has its own"),
+    ],
+)
+def test_word_that_is_no_key_of_all_specialists_is_refused(
+    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, message: str
 ) -> None:
+    """Also keys that each has of its own: they would be set aside without a word."""
     with pytest.raises(SystemExit) as end:
-        example.main(["--out", str(tmp_path / "out"), "--tasks", STANDS, "--stepz"])
+        example.main(["--out", str(tmp_path / "out"), "--tasks", STANDS, word])
     assert end.value.code == 2
-    assert "--stepz is no key of train.py" in capsys.readouterr().err + capsys.readouterr().out
+    assert message in capsys.readouterr().err

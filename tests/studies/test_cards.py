@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +15,7 @@ from tdmpc2.config import Config
 from tdmpc2.play.collector import collect
 from tdmpc2.quantization.copies import payload
 from tdmpc2.quantization.recipes import RECIPES
-from tdmpc2.studies.cards import new_card
+from tdmpc2.studies.cards import new_card, with_card
 from tdmpc2.training.offline import train
 from tests.helpers.cards import write_results
 from tests.helpers.runs import TASKS, equal
@@ -92,6 +95,34 @@ def test_card_is_not_written_into_the_file_unasked(
     assert safetensors
     checkpoint.main(["card", str(model), "processor=one core", f"out={tmp_path / 'm.safetensors'}"])
     assert (load_file(tmp_path / "m.safetensors").card or {})["processor"] == "one core"
+
+
+def test_scores_of_other_plans_and_tasks_stand_beside_each_other(cfg: Config, tmp_path: Path) -> None:
+    """An evaluation takes the place of an older one of its kind, but not of one with another start or other tasks."""
+    file = load_file(train(cfg, None), identify=True)
+    assert file.sha256 is not None
+    scores: list[dict[str, Any]] = []
+    for number, (start, task) in enumerate([("previous", "a"), ("policy", "a"), ("policy", "b"), ("policy", "b")]):
+        path = write_results(tmp_path / str(number), file.sha256, score=float(number)) / "results.json"
+        results = json.loads(path.read_text())
+        results["protocol"]["config"]["plan_start"] = start
+        results["tasks"][0]["task"] = task
+        path.write_text(json.dumps(results))
+        card = new_card(with_card(file, {"scores": scores}), evaluations=[path])
+        scores = card["scores"]
+    assert [(one["score"], one["plan"].removeprefix("3 x 64 samples, horizon 3")) for one in scores] == [
+        (0.0, ", mean of the plan"),
+        (1.0, ", mean of the plan, begun by the policy"),
+        (3.0, ", mean of the plan, begun by the policy"),
+    ]
+
+
+def test_command_on_a_card_can_be_typed_again(cfg: Config) -> None:
+    """A target with its weight has a space in it."""
+    targets = ("reward", "policy 0.5")
+    run = cfg.replace(distillation_targets=targets, steps=1)
+    card = new_card(load_file(train(run, None), identify=True), runs=[run.run_dir])
+    assert "distillation_targets=[reward,policy 0.5]" in shlex.split(card["command"])
 
 
 def test_card_of_run_that_went_on_from_another_has_the_hours_of_both(cfg: Config, tmp_path: Path) -> None:

@@ -29,6 +29,17 @@ def evaluation(folder: Path, action: str = "planner", tasks: tuple[str, ...] = M
     return folder
 
 
+def test_evaluations_of_one_file_are_told_apart_by_their_settings(tmp_path: Path) -> None:
+    """Plans of two budgets, twice one of them, and the policy: every row has another name or acts another way."""
+    folders = [evaluation(tmp_path / str(number), action) for number, action in enumerate(["planner"] * 3 + ["policy"])]
+    for folder, samples in zip(folders, (512, 128, 128, 512), strict=True):
+        about = json.loads((folder / "results.json").read_text())
+        about["protocol"]["config"]["num_samples"] = samples
+        (folder / "results.json").write_text(json.dumps(about))
+    names = [entry.name for entry in gather(folders).entries if entry.own]
+    assert names == ["mine, num_samples=512", "mine, num_samples=128 (1)", "mine, num_samples=128 (2)", "mine"]
+
+
 def put(folder: Path, name: str, text: str) -> Path:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
