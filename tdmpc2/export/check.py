@@ -105,21 +105,20 @@ def check(rows: Sequence[Parity]) -> bool:
     return not wrong
 
 
-def compare(request: Request, source: Source, steps: Sequence[Step], paths: Mapping[str, Path]) -> list[Parity]:
+def compare(request: Request, source: Source, steps: Sequence[Step], runtimes: Mapping[str, Any]) -> list[Parity]:
     """Compare exported files with the plain model on the observations of each task.
 
     Args:
         request: names the observations.
         source: the model.
         steps: what was exported.
-        paths: the file of each step by its name.
+        runtimes: the file of each step by its name, opened: functions of tensors by name.
 
     Raises:
         ValueError: a task cannot be played here, and there are no data.
     """
     policy = next(step for step in steps if isinstance(step, PolicyStep))
     plan = next(step for step in steps if isinstance(step, PlanStep))
-    runtimes = {step.name: Runtime(paths[step.name]) for step in steps}
     rows = []
     for number, task_id in enumerate(progress(plan.task_ids, "Comparing", unit="tasks")):
         rows.append(parity(source, policy, plan, runtimes, number, observations_of(request, source, task_id)))

@@ -14,8 +14,9 @@ from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.config import Config
 from tdmpc2.export.check import NETWORKS, Runtime
 from tdmpc2.export.graph import PlanStep, PolicyStep, Step
-from tdmpc2.export.onnx_file import export, model_of, read_card, target_files
+from tdmpc2.export.onnx_file import ENDING, export, model_of, read_card
 from tdmpc2.export.request import Request, load
+from tdmpc2.export.step_files import target_files
 from tests.export.conftest import TASKS
 from tests.export.test_graph import given
 from tests.helpers.agents import small_config
@@ -132,6 +133,6 @@ def test_published_student_passes_its_check(tmp_path: Path) -> None:
         overrides={"num_samples": 64, "iterations": 1},
     )  # fmt: skip
     assert export(request)
-    card = read_card(target_files(request)["plan"])
+    card = read_card(target_files(request, ENDING)["plan"])
     assert card["budget"]["num_elites"] == 8
     assert card["action"] == {"size": 6, "low": -1.0, "high": 1.0}
