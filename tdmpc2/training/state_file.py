@@ -82,7 +82,7 @@ def read_state(path: Path, agent: TDMPC2) -> State:
         ("weights", _wrong_tensors(content["weights"], agent.model.state_dict())),
         ("training: optim", _wrong_optimiser(training["optim"], agent.optim)),
         ("training: pi_optim", _wrong_optimiser(training["pi_optim"], agent.pi_optim)),
-        ("training: scale", _wrong_number(training["scale"], positive=True)),
+        ("training: scale", _wrong_scale(training["scale"], agent.scale)),
         ("training: generator", _wrong_generator(training["generator"], agent.generator)),
     ):
         if wrong:
@@ -160,6 +160,13 @@ def _wrong_number(value: Any, positive: bool = False) -> str:
     if not value.isfinite() or value < 0 or (positive and value == 0):
         return f"is {float(value):g}, expected a finite number {'above' if positive else 'from'} 0"
     return ""
+
+
+def _wrong_scale(value: Tensor, expected: Tensor) -> str:
+    """Say what is wrong with the running range of values, of all tasks or [T] of each."""
+    if expected.ndim:
+        return _wrong_tensor(value, expected, least=1.0)
+    return _wrong_number(value, positive=True)
 
 
 def _wrong_generator(value: Tensor, generator: torch.Generator) -> str:

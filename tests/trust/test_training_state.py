@@ -123,6 +123,22 @@ def test_state_with_wrong_entry_is_refused_before_anything_is_loaded(
     assert all(torch.equal(a, b) for a, b in zip(before, agent.model.state_dict().values(), strict=True))
 
 
+def test_state_with_scales_of_tasks_is_read_and_one_of_other_tasks_refused(cfg: Config, tmp_path: Path) -> None:
+    own = cfg.replace(value_scale="per_task", work_dir=str(tmp_path))
+    agent = TDMPC2(own)
+    agent.scale = 1.0 + torch.rand(len(own.task_specs))
+    run_dir.save(agent, tmp_path, 1, None, wall_seconds=1.0)
+    again = TDMPC2(own)
+    run_dir.restore(again, tmp_path)
+    assert torch.equal(again.scale, agent.scale)
+
+    for wrong, words in ((agent.scale[1:], "has shape"), (torch.zeros_like(agent.scale), "has the value 0")):
+        agent.scale = wrong
+        run_dir.save(agent, tmp_path, 1, None, wall_seconds=1.0)
+        with pytest.raises(ValueError, match=f"training: scale: {words}"):
+            run_dir.restore(again, tmp_path)
+
+
 @pytest.mark.parametrize("layout", ["in a larger storage", "every second byte"])
 def test_state_with_generator_that_is_a_view_is_read(cfg: Config, saved: Path, tmp_path: Path, layout: str) -> None:
     """Another program may store tensors together; torch itself dies by a signal at a generator's state in the middle
