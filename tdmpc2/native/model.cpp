@@ -211,7 +211,8 @@ Model::Model(const TensorFile& file, const Card& card, const Kernels& kernels, t
         }
     }
     networks = {card.latent_dim, task_dim, card.action_dim, card.num_bins, card.simnorm_dim, int32_t(layers.size()),
-                card.episodic ? termination : 0, settings[3], settings[4], padded(file.floats("bins", {card.num_bins})), layers.data()};
+                card.episodic ? termination : 0, settings[3], settings[4],
+                padded(file.floats("bins", {card.num_bins})), layers.data()};
 }
 
 }  // namespace tdmpc2

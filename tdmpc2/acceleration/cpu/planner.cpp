@@ -185,8 +185,8 @@ struct Tile {
         }
     }
 
-    // Weights of what comes after a step, from the logits of its termination in `hidden`. One that cannot be compared ends
-    // the episode as well, as in tdmpc2/planner.py.
+    // Give what comes after a predicted end no weight, from the logits of termination in `hidden`. A NaN ends the episode as
+    // well, as in tdmpc2/planner.py.
     void end_terminated(int count) const {
         for (int r = 0; r < count; r++) weight[r] *= hidden.row(r)[0] <= 0 ? 1.0f : 0.0f;
     }
