@@ -154,6 +154,26 @@ def test_cache_of_teachers_is_each_teachers_own_and_zero_without_one(
     assert_close(columns["policy"].values[2, 7], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_episodes_without_a_teacher_are_filled_together_and_once(
+    tmp_path: Path, teachers: dict[str, TDMPC2], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one, the half million episodes that nobody teaches would take longer than the teachers do."""
+    store = make_store(tmp_path / "many", two_tasks(), episodes=30)
+    column, filled, original = empty(store), [], TeacherTargets.put
+
+    def put(self: TeacherTargets, index: torch.Tensor, numbers: torch.Tensor) -> None:
+        if not numbers.any():
+            filled.append(len(index))
+        original(self, index, numbers)
+
+    monkeypatch.setattr(TeacherTargets, "put", put)
+    compute_plans(column, teachers, torch.arange(0, 20))
+    compute_plans(column, teachers, torch.arange(30))
+    untaught = store.task == 1
+    assert filled == [int(untaught[:20].sum()), int(untaught[20:].sum())]
+    assert not column.values[untaught, 1:].any()
+
+
 def test_column_of_plans_goes_on_only_as_it_was_begun(store: EpisodeStore) -> None:
     """Plans of two budgets in one column would be labels of two teachers."""
     made = settings(make_expert(two_tasks()), 16)
