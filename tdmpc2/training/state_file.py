@@ -132,11 +132,11 @@ def _wrong_optimiser(found: Mapping[str, Any], optimiser: torch.optim.Optimizer)
     if len(groups) != len(own):
         return f"it has {len(groups)} groups of parameters, expected {len(own)}"
     for there, here in zip(groups, own, strict=True):
-        if not isinstance(there, Mapping) or there.get("params") != here["params"]:
+        if not isinstance(there, Mapping) or not _equal(there.get("params"), here["params"]):
             return "its groups are of other parameters than this run's"
         for key in _SETTINGS:
             value = there.get(key, here[key])
-            if (tuple(value) if isinstance(value, list) else value) != here[key]:
+            if not _equal(value, here[key]):
                 return f"{key} is {shown(value)}, but {shown(here[key])} in this run"
     for index, entry in moments.items():
         if type(index) is not int or not 0 <= index < len(parameters):
@@ -150,6 +150,14 @@ def _wrong_optimiser(found: Mapping[str, Any], optimiser: torch.optim.Optimizer)
             if wrong := _wrong_tensor(entry[name], parameters[index].detach(), least):
                 return f"{name} of parameter {index} {wrong}"
     return ""
+
+
+def _equal(found: Any, expected: Any) -> bool:
+    """Compare what a file holds, which may be a tensor, with a plain value or a sequence of them."""
+    if isinstance(expected, (list, tuple)):
+        same = isinstance(found, (list, tuple)) and len(found) == len(expected)
+        return same and all(map(_equal, found, expected))
+    return not isinstance(found, (Tensor, list, tuple)) and bool(found == expected)
 
 
 def _wrong_number(value: Any, positive: bool = False) -> str:

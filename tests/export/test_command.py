@@ -121,6 +121,14 @@ def test_regret_of_rounded_weights_is_not_the_exports(regret: float, rounding: f
     assert row.right == right
 
 
+def test_plans_of_equal_worth_behind_an_end_are_right() -> None:
+    """Sequences that differ behind a predicted end alone are worth the same; which one is chosen is open."""
+    row = checking.Parity("Hopper-v5", 20, 0, 0, 0.1, 1, 1, 0.0, 0, 0.0)
+    assert not row.right
+    assert row._replace(ties=True).right
+    assert not row._replace(ties=True, regret=0.1, beyond=0.1).right
+
+
 def test_check_finds_a_weight_that_differs(
     request_of: Request, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -84,6 +84,15 @@ WRONG: dict[str, tuple[Change, str]] = {
     "optim": (_set("training", "optim", value={}), "optim: it lacks param_groups"),
     "groups": (_set("training", "optim", "param_groups", value=[]), "0 groups of parameters"),
     "group": (_set("training", "optim", "param_groups", 0, value=5), "of other parameters"),
+    "group of a tensor": (
+        _set("training", "optim", "param_groups", 0, "params", value=torch.ones(2)),
+        "of other param",
+    ),
+    "group with a tensor": (
+        _set("training", "optim", "param_groups", 0, "params", 0, value=torch.ones(2)),
+        "of other parameters",
+    ),
+    "lr of a tensor": (_set("training", "optim", "param_groups", 0, "lr", value=torch.ones(2)), r"lr is tensor\("),
     "betas": (_set("training", "optim", "param_groups", 0, "betas", value="xx"), "betas is 'xx'"),
     "lr": (_set("training", "pi_optim", "param_groups", 0, "lr", value=1e9), "pi_optim: lr is 1000000000.0"),
     "parameter": (_set("training", "optim", "state", "a", value={}), "moments of parameter 'a'"),
