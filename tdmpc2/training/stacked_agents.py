@@ -101,7 +101,7 @@ class StackedAgents:
         take_step(self.pi_optim, self._policy_params)
         self.pi_optim.zero_grad()
         self.models.update_target(cfg.tau)
-        return self._hand_out({**stats, "pi_scale": scale})
+        return self._hand_out({**stats, "pi_scale": scale})  # 0-d of each agent, or [tasks]
 
     def _model_losses(self, model: WorldModel, batch: Mapping[str, Tensor], noise: Any, facts: Facts) -> Any:
         loss, zs = losses.model_losses(
@@ -123,6 +123,7 @@ class StackedAgents:
         found = [dict(zip(stats, row, strict=True)) for row in rows]
         for agent, own in zip(self.agents, found, strict=True):
             agent.scale = own["pi_scale"]
+            own["pi_scale"] = agent.scale.mean()
             own |= agent.distillation.advance(own)
             increment_version(agent.model.parameters())  # packed networks go by it
         if not self.agents[0].optim.state:
