@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from tdmpc2.acceleration.layers import prepare_for_compiler
+from tdmpc2.envs import check_task
 from tdmpc2.export.card import card_of
 from tdmpc2.export.graph import STEPS, Step
 from tdmpc2.export.request import Request, load
@@ -47,6 +48,9 @@ def export(request: Request) -> bool:
     request.check_free(paths.values())
     source = load(request)
     steps = [step(source.model, num_envs=request.envs) for step in STEPS]
+    if request.check and not request.data:
+        for task_id in steps[0].task_ids:
+            check_task(source.cfg.task_specs[task_id].name)  # what cannot be played is named before a minute of writing
     for step in steps:
         model = model_of(step, card_of(source.cfg, source.file, step.task_ids, request.precision))
         with replacing(paths[step.name], overwrite=request.force) as temporary:

@@ -10,11 +10,14 @@ import numpy as np
 import onnx
 import pytest
 
+from tdmpc2.agent import TDMPC2
 from tdmpc2.commands.export import main
 from tdmpc2.export import check as checking
 from tdmpc2.export.graph import STEPS
 from tdmpc2.export.onnx_file import export, read_card, target_files
 from tdmpc2.export.request import Request, load
+from tdmpc2.tasks import TaskSpec
+from tests.helpers.agents import small_config
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -45,6 +48,16 @@ def test_command_refuses_in_one_line(
     elsewhere = () if any("out=" in word for word in words) else (f"out={tmp_path / 'robot.onnx'}",)
     assert line in refusal(capsys, str(model_file), *words, *elsewhere)
     assert {path.suffix for path in model_file.parent.iterdir()} <= {".pt", ".onnx"}
+
+
+def test_check_that_cannot_play_the_task_is_refused_before_writing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model of somebody's own environment, whose module only its user may have imported."""
+    path, task = tmp_path / "model.pt", "absent_module:Mine-v0"
+    TDMPC2(small_config(task=task, task_specs=(TaskSpec(task, 4, 2),), task_dim=0)).save(path)
+    assert "name the task yourself, as in task=absent_module:Mine-v0" in refusal(capsys, str(path), "check=true")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
 
 
 def test_command_replaces_no_file_unasked(model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
