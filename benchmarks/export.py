@@ -27,9 +27,10 @@ import numpy as np
 from benchmarks._harness import REPO, Run, make_parser, parse, print_table, report, skip, take_turns
 from benchmarks._inputs import student
 from tdmpc2.export import onnx_file
-from tdmpc2.export.check import compare
+from tdmpc2.export.check import Runtime, compare
 from tdmpc2.export.graph import STEPS
 from tdmpc2.export.request import Request, load
+from tdmpc2.export.step_files import target_files
 from tdmpc2.loading import load_agent
 from tdmpc2.support.extras import missing_packages
 from tdmpc2.support.files import size_text
@@ -58,7 +59,7 @@ def exported(path: Path, out: Path, precision: str, budget: dict[str, int], task
     """Export a checkpoint; returns the file of each step."""
     request = Request(path, precision=precision, tasks=tasks, overrides=budget, out=out / f"{precision}.onnx")
     onnx_file.export(request)
-    return onnx_file.target_files(request)
+    return target_files(request, onnx_file.ENDING)
 
 
 def agent_run(path: Path, obs: np.ndarray, task: str, precision: str, compiled: bool, **keys: Any) -> Run | None:
@@ -142,7 +143,9 @@ def differences(
     """Measure and print the differences of exported files from the plain model."""
     request = Request(path, precision=precision, tasks=tasks, steps=steps)
     source = load(request)
-    rows = compare(request, source, [step(source.model) for step in STEPS], files)
+    rows = compare(
+        request, source, [step(source.model) for step in STEPS], {name: Runtime(path) for name, path in files.items()}
+    )
     found = [{"name": f"{row.task} {precision}", **row._asdict(), "right": row.right} for row in rows]
     columns = [
         ("task", "task", ""), ("policy", "policy", ".1e"), ("(plain)", "plain", ".1e"), ("plan", "plan", ".1e"),

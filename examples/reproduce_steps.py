@@ -237,9 +237,10 @@ def _student(scale: Scale, work: str, student: str | None) -> Iterator[Step]:
                 f"visited-{number}", "student", scale, scale.tasks, visited, scale.episodes[2], _noisy(str(start))
             )
             yield _merge("student", f"data-{number}", (f"{work}/data/all-{number - 1}", visited), data)
-        rows = _rows(scale, number)
-        labelling = ("targets", data, f"teachers={{{teachers}}}", "columns=plan", *scale.labels)
-        yield Step("student", f"labels-{number}", labelling, Work(cheap_plans=rows))
+        known = (f"known={work}/data/all-{number - 1}",) if number else ()
+        labelling = ("targets", data, f"teachers={{{teachers}}}", "columns=plan", *known, *scale.labels)
+        new = _rows(scale, number) - (_rows(scale, number - 1) if number else 0)
+        yield Step("student", f"labels-{number}", labelling, Work(cheap_plans=new))
         words = (
             f"train task=mt30 mode=offline tasks={_list(scale.tasks)} data_dir={data} task_balance=tasks "
             f"distillation_targets={_list(TARGET_NAMES)} distillation_cache=full "

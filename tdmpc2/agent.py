@@ -73,8 +73,9 @@ class TDMPC2:
         if self.device.type != "cpu":
             self.model.to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(cfg.seed)
-        #: Running range of values: docs/algorithm.md, "Value scale".
-        self.scale = torch.ones((), dtype=torch.float32, device=self.device)
+        #: Running range of values, 0-d or [tasks]: docs/algorithm.md, "Value scale".
+        ranges = (len(cfg.task_specs),) if cfg.value_scale == "per_task" else ()
+        self.scale = torch.ones(ranges, dtype=torch.float32, device=self.device)
         encoder, others, policy = split_parameters(self.model)
         self.distillation = Distillation(cfg, asked, self.device)
         if cfg.update_precision == "bf16":
@@ -173,7 +174,8 @@ class TDMPC2:
         with torch.no_grad():
             task = self._context(all_ids)  # anew: the embedding has been trained
         with self.autocast():
-            shown = (batch,) if batch is not None and batch.demonstrated is not None else ()
+            needed = batch is not None and (batch.demonstrated is not None or self.scale.ndim)
+            shown = (batch,) if needed else ()
             loss, self.scale, first_step, cloning = self._policy_loss(
                 self.model, self.group, zs, task, noise, self.scale, *shown
             )
@@ -189,7 +191,7 @@ class TDMPC2:
         stats["pi_grad_norm"] = clip_grad_norm_(self._policy_params, self.cfg.grad_clip_norm)
         take_step(self.pi_optim, self._policy_params)
         self.pi_optim.zero_grad()
-        return stats | {"pi_scale": self.scale}
+        return stats | {"pi_scale": self.scale.mean()}
 
     def autocast(self) -> torch.autocast:
         """Compute the update's matrix products in ``update_precision``; everything else stays float32."""

@@ -17,7 +17,7 @@ from tdmpc2.data.batch import Batch
 from tdmpc2.distillation.distillation import Distillation
 from tdmpc2.distillation.targets import StudentOutputs, StudentPolicy, TeacherOutputs, loss_name
 from tdmpc2.distributed import ProcessGroup
-from tdmpc2.nn.math import soft_cross_entropy, updated_scale
+from tdmpc2.nn.math import soft_cross_entropy, updated_scale, updated_task_scales
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.noise import UpdateNoise
 
@@ -58,7 +58,7 @@ class PolicyLoss(NamedTuple):
     """The loss of the policy prior and what else is known after it."""
 
     loss: Tensor  # 0-d
-    scale: Tensor  # the new running range of values, 0-d
+    scale: Tensor  # the new running range of values, 0-d, or [T] if each of T tasks has its own
     first_step: StudentPolicy  # the policy at the first step, for its distillation
     cloning: Tensor | None  # 0-d, unweighted; None without demonstrations to imitate
 
@@ -152,17 +152,24 @@ def policy_loss(
 ) -> PolicyLoss:
     """Compute the loss of the policy prior on constant latents zs [H+1, B, D] (docs/algorithm.md, "Policy prior").
 
-    The actions of a batch's demonstrations are imitated; without a batch, or demonstrations in it, none are. The Q
-    weights and the task embedding are constants here, so no gradient is left in them for the next update.
+    The actions of a batch's demonstrations are imitated; without a batch, or demonstrations in it, none are. Scales [T]
+    of each task need the batch too, for the tasks of its rows. The Q weights and the task embedding are constants here,
+    so no gradient is left in them for the next update.
     """
     cfg = model.cfg
     action, info = model.pi(zs, task, noise.policy_eps)
     value = model.Q(
         zs, action, task, "avg", heads=noise.policy_heads, dropout_mask=noise.policy_dropout, detach=True
     )  # [H+1, B, 1]
-    scale = updated_scale(scale, group.gather(value[0].detach()), cfg.tau)
+    values = group.gather(value[0].detach())  # [N B, 1], of all N processes
+    if scale.ndim:
+        assert batch is not None
+        scale = updated_task_scales(scale, values, group.gather(batch.task), cfg.tau)
+        divisor = scale[batch.task].unsqueeze(-1)  # [B, 1]
+    else:
+        divisor = scale = updated_scale(scale, values, cfg.tau)
     entropy = -info["log_prob"] if cfg.policy_loss == "opt" else info["scaled_entropy"]
-    loss = -(model.rho * (cfg.entropy_coef * entropy + value / scale).mean((1, 2))).mean()
+    loss = -(model.rho * (cfg.entropy_coef * entropy + value / divisor).mean((1, 2))).mean()
     cloning = None
     if batch is not None and batch.demonstrated is not None:
         count = batch.demonstrated.sum()

@@ -89,6 +89,11 @@ class Player:
         self._last: Iteration | None = None  # of the last plan
         self._process = os.getpid()
 
+    @property
+    def cfg(self) -> Config:
+        """The settings it acts with."""
+        return self._model.cfg
+
     def __getstate__(self) -> dict[str, Any]:
         # multiprocessing cannot send the state of a generator to a process that it spawns.
         state = self.generator.get_state().cpu().numpy().tobytes()

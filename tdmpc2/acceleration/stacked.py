@@ -7,6 +7,7 @@ gradient, and the action mask takes out what the policy would say of them: to ro
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tdmpc2 import planner
+from tdmpc2.config import Config
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 
 Facts = dict[str, Tensor]  # fields of a TaskContext that are there, each [N, ...]
@@ -44,6 +46,16 @@ class StackedModels(nn.Module):
         self._masks = pad_stack([model.action_masks for model in models])  # [N, tasks, A]
         self._discounts = pad_stack([model.discounts for model in models])  # [N, tasks]
         self._head_rows = _head_rows([model.cfg.action_dim for model in models], self._masks.device)
+
+    def with_settings(self, cfg: Config) -> StackedModels:
+        """Give the same weights other settings, as :meth:`tdmpc2.nn.world_model.WorldModel.with_settings`.
+
+        Args:
+            cfg: the settings; its tasks do not matter.
+        """
+        view = copy.copy(self)  # shares the tables of parameters and modules, of which one is to be another
+        view._modules = {**self._modules, "_call": _Call(self.models[0].with_settings(cfg))}
+        return view
 
     def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, Any]]:
         """Yield the stacked weights, in the order of the models' own."""

@@ -6,8 +6,9 @@ tdmpc2 export model.pt --to onnx --tasks walker-walk pendulum-spin --precision i
 tdmpc2 export model.pt --to native --precision int8 --out robot
 
 `onnx` writes two files, one that acts by the policy alone and one that plans. Keys of the planner such as
-num_samples=128 are fixed in what is written. `native` writes a folder that CMake builds into a library for C and
-C++, which computes the same actions as this program.
+num_samples=128 are fixed in what is written. `pt2` writes the same two as programs that PyTorch runs without this
+package. `native` writes a folder that CMake builds into a library for C and C++, which computes the same actions as
+this program.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Format(NamedTuple):
 
 FORMATS = {
     "onnx": Format("policy and planner as files for ONNX Runtime", "tdmpc2.export.onnx_file:export", ("fp32", "int8")),
+    "pt2": Format("programs of torch.export", "tdmpc2.export.program_file:export", ("fp32", "int8")),
     "native": Format("a folder of C++ sources and a model", "tdmpc2.export.native:export", ("fp32", "bf16", "int8")),
 }
 PRECISIONS = tuple(dict.fromkeys(name for row in FORMATS.values() for name in row.precisions))

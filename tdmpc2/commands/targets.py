@@ -5,10 +5,12 @@ tdmpc2 targets data/mt30 teacher.pt
 tdmpc2 targets data/mt30 teacher.pt columns=reward,value,policy
 tdmpc2 targets data/mt30 teacher.pt columns=plan num_samples=256 iterations=4
 tdmpc2 targets data/mt30 "teachers={walker-walk: walk.pt, walker-run: run.pt}" columns=value,policy,plan
+tdmpc2 targets data/more teacher.pt columns=plan known=data/mt30
 tdmpc2 targets data_dir=data/mt30 teacher=teacher.pt --device cuda --batch-rows 65536
 
 `plan` plans for every stored observation, from a cold start, with the settings of the file or the planning keys typed
-here, which are recorded beside the plans; a thousand plans take about as long as two episodes of evaluation.
+here, which are recorded beside the plans; a thousand plans take about as long as two episodes of evaluation. Where data
+grew, `known` names the stores from before: what the same teachers said of their episodes is copied.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from tdmpc2.config.teachers import parse_teachers
 from tdmpc2.support.cli import one_line_errors
 
 if TYPE_CHECKING:
+    from tdmpc2.data.store.teacher_columns import TeacherTargets
     from tdmpc2.training.teacher import Teacher, Teachers
 
 OPTIONS = (
@@ -33,6 +36,8 @@ OPTIONS = (
     Option("teachers", "in its place, teachers of single tasks: {TASK: FILE, ...}"),
     Option("columns", "what to compute", ("reward",), many=True, choices=("reward", "value", "policy", "plan")),
     Option("task", "the task of a single-task file that does not name it"),
+    Option("known", "stores whose outputs of the same teachers are copied for the episodes that are here too", (),
+           many=True),
     Option("device", "where the teacher computes", "auto"),
     Option("precision", "what plans are computed in; auto: the fastest that is correct for the file here", "auto",
            choices=("auto", "fp32", "bf16", "fp16", "int8")),
@@ -67,13 +72,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         agent = teacher.load(device)
         store = _store(values["data_dir"], agent)
         columns = [open_targets(store, teacher.sha256, teacher.label, name) for name in outputs]
+        _take_over(columns, values["known"], teacher, agent)
         compute_all(columns, agent, batch_rows=values["batch_rows"] or 4096)
     if "plan" in names:
         planner = teacher.load(device, **planning)
         store, at_once = store or _store(values["data_dir"], planner), values["batch_rows"] or plans_at_once(device)
         columns = [open_targets(store, teacher.sha256, teacher.label, "plan", settings(planner, at_once))]
+        _take_over(columns, values["known"], teacher, planner)
         compute_plans(columns[0], planner, at_once=at_once)
     print(f"{columns[0].path} is complete: {', '.join(names)}")
+
+
+def _take_over(
+    columns: Sequence[TeacherTargets], known: Sequence[str], teacher: Teacher | Teachers, agent: Any
+) -> None:
+    """Copy what stores from before have of these columns, and say of how many episodes."""
+    from tdmpc2.data.store.same_episodes import take_over
+    from tdmpc2.data.store.teacher_columns import find_targets
+
+    for place in known:
+        store = _store(place, agent)
+        for column in columns:
+            source = find_targets(store, teacher.sha256, column.name)
+            count = 0 if source is None else take_over(column, source)
+            print(f"{column.name} of {count:,} episodes is taken over from {store.path}", flush=True)
 
 
 def _teacher(values: dict[str, Any]) -> Teacher | Teachers:

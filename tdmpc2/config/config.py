@@ -290,6 +290,8 @@ class Config(Keys):
         taught = {entry.task for entry in self.teachers or ()}
         if taught and taught.isdisjoint(learned := [self.task_names[task_id] for task_id in self.task_ids]):
             raise ValueError(f"teachers: the run learns {', '.join(learned)}, and none of {', '.join(sorted(taught))}")
+        if self.value_scale == "per_task" and not self.multitask:
+            raise ValueError(f"value_scale=per_task tells tasks apart, and task={self.task} is one: leave it out")
         if self.eval_weights == "ema" and not self.ema_decay:
             raise ValueError("eval_weights=ema plays averaged weights, and ema_decay=0 keeps none: set ema_decay=0.999")
         if self.min_std > self.max_std:

@@ -103,6 +103,10 @@ class Keys:
         "auto", "entropy term of the policy: TD-MPC-Opt's or that of current TD-MPC2",
         choices=("auto", "opt", "tdmpc2"), follows="mode",
     )  # fmt: skip
+    value_scale: str = key(
+        "batch", "whose range of values scales the policy's loss: the whole batch's, or each task's own (per_task)",
+        choices=("batch", "per_task"), scope=RUN, decides=True,
+    )  # fmt: skip
     entropy_coef: float = key(1e-4, "coefficient of the policy's entropy", at_least=0, sensible=MOST_COEF)
 
     num_envs: int = key(

@@ -81,8 +81,9 @@ def batch_parts(cfg: Config) -> list[Part]:
 
 
 def training_parts(cfg: Config) -> list[Part]:
-    """Weights with gradients and the optimiser's two moments, and a batch."""
-    return [part._replace(bytes=4 * part.bytes) for part in model_parts(cfg)] + batch_parts(cfg)
+    """Weights with gradients, the optimiser's two moments and their average, if there is one, and a batch."""
+    copies = 4 + bool(cfg.ema_decay)
+    return [part._replace(bytes=copies * part.bytes) for part in model_parts(cfg)] + batch_parts(cfg)
 
 
 def check_memory(cfg: Config, parts: list[Part], available: int) -> None:

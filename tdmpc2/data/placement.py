@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +16,14 @@ from tdmpc2.data.chunk_form import Layout
 from tdmpc2.data.chunks import chunk_paths, read_chunk
 from tdmpc2.data.dataset import EpisodeDataset, select_episodes, select_from_chunks
 from tdmpc2.data.index import EpisodeIndex
+from tdmpc2.data.rows import RowFormat
 from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.data.source import OTHER_TASKS, chunk_tasks
 from tdmpc2.data.store.importer import check_replaceable, clean_leftovers, ensure_store, find_store
 from tdmpc2.data.store.meta import StoreMeta
 from tdmpc2.data.store.selection import check_tasks, chunk_fingerprints
 from tdmpc2.data.store.store import EpisodeStore
+from tdmpc2.data.store.teacher_columns import COLUMNS
 from tdmpc2.data.unequal import chunk_index, is_unequal
 from tdmpc2.support.runtime import available_memory
 from tdmpc2.tracking.progress import Progress
@@ -42,13 +45,14 @@ class Data(NamedTuple):
     note: str = ""  # a line on episodes that are too short to be drawn from
 
 
-def choose_place(data_device: str, device: torch.device, size: int) -> str:
+def choose_place(data_device: str, device: torch.device, size: int, what: str = "the episodes") -> str:
     """Choose where ``size`` bytes of episodes are to lie: on the GPU if they fit, else in memory, else on disk.
 
     Args:
         data_device: ``auto``, ``cuda``, ``cpu`` or ``disk``.
         device: the device that trains.
         size: bytes.
+        what: they are of, for the message.
 
     Returns:
         ``cuda``, ``cpu`` or ``disk``.
@@ -70,36 +74,66 @@ def choose_place(data_device: str, device: torch.device, size: int) -> str:
             return place
     if data_device != "auto":
         raise ValueError(
-            f"data_device={data_device}: the episodes take {size / 1e9:.1f} GB, of {free / 1e9:.1f} GB free there "
+            f"data_device={data_device}: {what} take {size / 1e9:.1f} GB, of {free / 1e9:.1f} GB free there "
             f"{_SHARE[place]:.0%} may be used. Use data_device=disk, fewer tasks, or max_episodes_per_task"
         )
     return "disk"
 
 
-def plan_place(cfg: Config, device: torch.device) -> str:
+def plan_place(cfg: Config, device: torch.device, columns: Collection[str] = ()) -> str:
     """Choose where the episodes of a run are to lie, see :func:`choose_place`.
+
+    Args:
+        cfg: the run.
+        device: that trains.
+        columns: of a teacher's outputs, by name, that lie beside the episodes.
 
     Raises:
         ValueError: no data, damaged data or data of another task set; or no room where they were asked to be.
     """
-    return choose_place(cfg.data_device, device, data_bytes(cfg))
+    what = "the episodes and the teacher's outputs for them" if columns else "the episodes"
+    return choose_place(cfg.data_device, device, data_bytes(cfg, columns), what)
 
 
-def data_bytes(cfg: Config) -> int:
-    """Count the bytes of the episodes that a run draws from.
+def data_bytes(cfg: Config, columns: Collection[str] = ()) -> int:
+    """Count the bytes of the episodes that a run draws from, and of columns of a teacher's outputs beside them.
 
     Raises:
         ValueError: no data, damaged data or data of another task set.
     """
+    rows, size = _amount(cfg)
+    return size + rows * column_bytes(cfg, columns)
+
+
+def data_rows(cfg: Config) -> int:
+    """Count the rows of the episodes that a run draws from; of chunk files that are not looked into, at most.
+
+    Raises:
+        ValueError: no data, damaged data or data of another task set.
+    """
+    return _amount(cfg)[0]
+
+
+def column_bytes(cfg: Config, columns: Collection[str]) -> int:
+    """Count the bytes that some columns of a teacher's outputs have for each row."""
+    action_dim = Layout.of(cfg.task_specs).action_dim
+    return 4 * sum(math.prod(COLUMNS[name](action_dim)) for name in columns)
+
+
+def _amount(cfg: Config) -> tuple[int, int]:
+    """Count rows and bytes of the episodes of a run."""
     store = _find(cfg.data_dir)
     if store is not None:
-        return store.index.take(_select(store, cfg)).num_rows * store.meta.row_format.record.itemsize
+        rows = store.index.take(_select(store, cfg)).num_rows
+        return rows, rows * store.meta.row_format.record.itemsize
     if cfg.tasks is None and cfg.max_episodes_per_task is None:
-        return sum(path.stat().st_size for path in chunk_paths(cfg.data_dir))
+        size = sum(path.stat().st_size for path in chunk_paths(cfg.data_dir))
+        layout = Layout.of(cfg.task_specs)
+        return size // RowFormat(layout.obs_dim, layout.action_dim).record.itemsize, size
     with _naming_the_subset(cfg):
         _, indices, kept = select_from_chunks(cfg.data_dir, cfg.task_specs, cfg.task_ids, cfg.max_episodes_per_task)
-    row = StoreMeta(cfg.task, cfg.task_specs, len(kept)).row_format.record.itemsize
-    return EpisodeIndex.joined(indices).take(kept).num_rows * row
+    rows = EpisodeIndex.joined(indices).take(kept).num_rows
+    return rows, rows * StoreMeta(cfg.task, cfg.task_specs, len(kept)).row_format.record.itemsize
 
 
 def open_data(cfg: Config, device: torch.device, place: str | None = None) -> Data:

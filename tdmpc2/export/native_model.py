@@ -1,8 +1,19 @@
 """The model file of the planner without Python: safetensors, with a card in its metadata.
 
-tdmpc2/native/model.cpp reads it. Layers are called ``encoder.0``, ``dynamics.0``, ``reward.0``, ``pi.0`` and ``Q.0.0``
-(head, layer), each with ``weight`` [out, in], ``bias``, ``scale`` of an int8 weight, and ``gain`` and ``shift`` of its
-LayerNorm. Everything that follows from a task (its embedding, mask and discount) is a row of a table.
+tdmpc2/native/model.cpp reads it. Layers are called ``encoder.0``, ``dynamics.0``, ``reward.0``, ``pi.0``, ``Q.0.0``
+(head, layer) and, of episodic tasks, ``termination.0``, each with ``weight`` [out, in], ``bias``, ``scale`` of an int8
+weight, and ``gain`` and ``shift`` of its LayerNorm. Everything that follows from a task (its embedding, mask and
+discount) is a row of a table.
+
+A model has the oldest format that can say how it plans, so that older libraries take it if they can:
+
+======  ==================================================================================================
+format  also says
+======  ==================================================================================================
+1
+2       ``start_at_policy``: plans start at the policy's own actions
+3       ``episodic``: behind the Q heads is a termination head; nothing counts after a predicted end
+======  ==================================================================================================
 """
 
 from __future__ import annotations
@@ -27,8 +38,7 @@ from tdmpc2.nn.layers import QEnsemble
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.support.files import json_text, replacing
 
-FORMAT, CARD = 1, "tdmpc2"
-STARTING = 2  # the format of models whose plans start at the policy: libraries that do not know of it refuse them
+CARD = "tdmpc2"
 LARGEST_HEADER = 1 << 20  # bytes that the reader takes
 _PRODUCTS = ("fp32", "bf16", "int8", "int12")  # by Format of kernels.h
 _TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
@@ -150,8 +160,10 @@ def _sizes(cfg: Config, layers: Mapping[str, Affine]) -> dict[str, Any]:
     products = [
         _PRODUCTS[product_format(layer, int8 and not name.startswith("encoder."))] for name, layer in layers.items()
     ]
+    additions = {"start_at_policy": cfg.plan_start == "policy", "episodic": cfg.episodic}  # of format 2, 3, ...
+    version = max((number for number, said in enumerate(additions.values(), 2) if said), default=1)
     return {
-        "format": STARTING if cfg.plan_start == "policy" else FORMAT,
+        "format": version,
         "obs_dim": cfg.obs_dim,
         "action_dim": cfg.action_dim,
         "latent_dim": cfg.latent_dim,
@@ -162,6 +174,6 @@ def _sizes(cfg: Config, layers: Mapping[str, Affine]) -> dict[str, Any]:
         "encoder_layers": sum(name.startswith("encoder.") for name in layers),
         "multitask": int(cfg.multitask),
         "mean_action": int(cfg.plan_action == "mean"),
-        **({"start_at_policy": 1} if cfg.plan_start == "policy" else {}),
+        **{name: int(said) for name, said in list(additions.items())[: version - 1]},
         "products": products,
     }

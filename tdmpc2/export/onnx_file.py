@@ -19,18 +19,15 @@ from typing import Any
 import torch
 
 from tdmpc2.acceleration.layers import prepare_for_compiler
-from tdmpc2.envs import check_task
-from tdmpc2.export.card import card_of
-from tdmpc2.export.graph import STEPS, Step
-from tdmpc2.export.request import Request, load
-from tdmpc2.quantization.copies import stem_of
+from tdmpc2.export.graph import Step
+from tdmpc2.export.request import Request
+from tdmpc2.export.step_files import CARD, export_steps
 from tdmpc2.support.extras import install_hint, missing_packages
-from tdmpc2.support.files import json_text, replacing, size_text
+from tdmpc2.support.files import json_text
 
 OPSET = 18  # the lowest that has all that is needed: Mish and LayerNormalization; older runtimes read it as well
-CARD = "tdmpc2"  # key of the card in the metadata
 _LARGEST_CONSTANT = 64  # bytes of what is computed once for all; weights are to stay as they are
-_ENDING = ".onnx"
+ENDING = ".onnx"
 
 
 def export(request: Request) -> bool:
@@ -44,24 +41,9 @@ def export(request: Request) -> bool:
         ModuleNotFoundError: a package is missing.
     """
     require_packages()
-    paths = target_files(request)
-    request.check_free(paths.values())
-    source = load(request)
-    steps = [step(source.model, num_envs=request.envs) for step in STEPS]
-    if request.check and not request.data:
-        for task_id in steps[0].task_ids:
-            check_task(source.cfg.task_specs[task_id].name)  # what cannot be played is named before a minute of writing
-    for step in steps:
-        model = model_of(step, card_of(source.cfg, source.file, step.task_ids, request.precision))
-        with replacing(paths[step.name], overwrite=request.force) as temporary:
-            temporary.write_bytes(model.SerializeToString())
-        size = size_text(paths[step.name].stat().st_size)
-        print(f"wrote {paths[step.name]}: {step.purpose}, {request.precision}, {size}")
-    if not request.check:
-        return True
-    from tdmpc2.export.check import check, compare
+    from tdmpc2.export.check import Runtime
 
-    return check(compare(request, source, steps, paths))
+    return export_steps(request, ENDING, lambda step, card: model_of(step, card).SerializeToString(), Runtime)
 
 
 def require_packages() -> None:
@@ -70,26 +52,12 @@ def require_packages() -> None:
         raise ModuleNotFoundError(f"export --to onnx needs {', '.join(missing)}: {install_hint('export')}")
 
 
-def target_files(request: Request) -> dict[str, Path]:
-    """The file of each step: beside the checkpoint, in the directory ``out``, or named like the file ``out``."""
-    out = request.out
-    if out is not None and out.suffix and out.suffix != _ENDING and not out.is_dir():
-        raise ValueError(f"out={out} must end in {_ENDING}, or be a directory")
-    if out is not None and out.suffix == _ENDING:
-        return {step.name: out.with_name(f"{out.stem}_{step.name}{_ENDING}") for step in STEPS}
-    folder = request.checkpoint.parent if out is None else out
-    stem = stem_of(request.checkpoint)
-    stem += f"_{request.task}" if request.task else ""
-    stem += "" if request.precision == "fp32" else f"_{request.precision}"
-    return {step.name: folder / f"{stem}_{step.name}{_ENDING}" for step in STEPS}
-
-
 def model_of(step: Step, card: dict[str, Any]) -> Any:
     """Trace a step: an ``onnx.ModelProto`` with its weights and its card.
 
     Args:
         step: to export.
-        card: see :func:`tdmpc2.export.card.card_of`; the step's own name, inputs and outputs are added.
+        card: see :func:`tdmpc2.export.card.card_of` and :func:`tdmpc2.export.step_files.step_facts`.
     """
     names = [item.name for item in step.inputs]
     prepare_for_compiler(step)  # ONNX Runtime has no fast Mish either
@@ -110,14 +78,8 @@ def model_of(step: Step, card: dict[str, Any]) -> Any:
     _strip(model)
     model.producer_name, model.doc_string = "tdmpc2", f"TD-MPC2: {step.purpose}"
     model.graph.name = step.name
-    own = {
-        "step": step.name,
-        "envs": step.num_envs,
-        "inputs": [_entry(step, item) for item in step.inputs],
-        "outputs": [item._asdict() for item in step.outputs],
-    }
     del model.metadata_props[:]
-    model.metadata_props.add(key=CARD, value=json_text({**card, **own}))
+    model.metadata_props.add(key=CARD, value=json_text(card))
     return model
 
 
@@ -134,11 +96,6 @@ def read_card(path: Path) -> dict[str, Any]:
         return dict(json.loads(entries[CARD]))
     except Exception as error:
         raise ValueError(f"{path} is no ONNX file of `tdmpc2 export` [{type(error).__name__}]") from error
-
-
-def _entry(step: Step, item: Any) -> dict[str, Any]:
-    entry = item._asdict()
-    return {**entry, "below": step.cfg.num_q} if item.draw == "distinct" else entry
 
 
 def _simplify(model: Any) -> None:

@@ -9,7 +9,7 @@ extern "C" int tdmpc2_agrees(int index);
 namespace tdmpc2 {
 namespace {
 
-constexpr int widest = 1 << 16, most = 1 << 20, card_version = 2;
+constexpr int widest = 1 << 16, most = 1 << 20, card_version = 3;
 
 Format format_of(const std::string& name) {
     static const char* const names[] = {"fp32", "bf16", "int8", "int12"};
@@ -56,6 +56,7 @@ Card::Card(const TensorFile& file) {
     multitask = sizes.integer("multitask", 0, 1);
     mean_action = sizes.integer("mean_action", 0, 1);
     start_at_policy = version > 1 && sizes.integer("start_at_policy", 0, 1);
+    episodic = version > 2 && sizes.integer("episodic", 0, 1);
     const Json& budget = part(card, "budget");
     horizon = int(budget.integer("horizon", 1, 1024)), iterations = int(budget.integer("iterations", 1, 4095));
     num_samples = int(budget.integer("num_samples", 1, most)), num_elites = int(budget.integer("num_elites", 1, most));
@@ -67,7 +68,7 @@ Card::Card(const TensorFile& file) {
         tasks.push_back({task.text_of("name"), int(task.integer("obs_dim", 1, obs_dim)),
                          int(task.integer("action_dim", 1, action_dim))});
     const Json& given = sizes.at("products");
-    const size_t expected = size_t(encoder_layers) + 3 * (size_t(HEADS) + size_t(num_q));
+    const size_t expected = size_t(encoder_layers) + 3 * (size_t(HEADS) + size_t(num_q) + episodic);
     if (given.kind != Json::LIST || given.items.size() != expected) throw Refused("it lists no products");
     for (const Json& name : given.items) {
         if (name.kind != Json::TEXT) throw Refused("it lists no products");
@@ -192,23 +193,26 @@ Model::Model(const TensorFile& file, const Card& card, const Kernels& kernels, t
                                 precision));
         in = out;
     }
-    for (int network = 0; network < HEADS + card.num_q; network++) {
-        const bool head = network >= HEADS;
+    const int termination = HEADS + card.num_q;
+    for (int network = 0; network < termination + card.episodic; network++) {
         const std::string name = network == DYNAMICS ? "dynamics." : network == REWARD ? "reward." : network == PI ? "pi."
+                                 : network == termination ? "termination."
                                  : "Q." + std::to_string(network - HEADS) + ".";
-        const Parts parts{card.latent_dim, task_dim, network == PI ? 0 : card.action_dim, !head};
+        const bool acts = network != PI && network != termination;
+        const Parts parts{card.latent_dim, task_dim, acts ? card.action_dim : 0, network < HEADS};
         in = parts.first + parts.task + parts.action;
         for (int i = 0; i < 3; i++) {
             const std::string own = name + std::to_string(i);
             const int out = i < 2 ? width(own) : network == DYNAMICS ? card.latent_dim
-                            : network == PI ? 2 * card.action_dim : card.num_bins;
+                            : network == PI ? 2 * card.action_dim : network == termination ? 1 : card.num_bins;
             const Activation activation = i < 2 ? MISH : network == DYNAMICS ? SIMNORM : NONE;
             layers.push_back(layer(file, own, card.formats[next++], in, out, activation, i ? nullptr : &parts, precision));
             in = out;
         }
     }
     networks = {card.latent_dim, task_dim, card.action_dim, card.num_bins, card.simnorm_dim, int32_t(layers.size()),
-                settings[3], settings[4], padded(file.floats("bins", {card.num_bins})), layers.data()};
+                card.episodic ? termination : 0, settings[3], settings[4],
+                padded(file.floats("bins", {card.num_bins})), layers.data()};
 }
 
 }  // namespace tdmpc2

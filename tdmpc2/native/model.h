@@ -24,7 +24,7 @@ struct Card {
     std::vector<Task> tasks;
     int obs_dim, action_dim, latent_dim, task_dim, num_q, num_bins, simnorm_dim, encoder_layers;
     int horizon, iterations, num_samples, num_elites, num_pi_trajs;
-    bool multitask, mean_action, start_at_policy;
+    bool multitask, mean_action, start_at_policy, episodic;
     std::vector<Format> formats;  // of the layers: the encoder's, then three of each network
 };
 

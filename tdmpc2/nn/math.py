@@ -117,3 +117,29 @@ def updated_scale(scale: Tensor, x: Tensor, tau: float) -> Tensor:
     """Running value scale after one batch of values x [B, 1]: an average of the 5-95 percentile range, at least 1."""
     low, high = percentile_range(x)
     return torch.lerp(scale, (high - low).clamp(min=1.0).reshape(scale.shape), tau)
+
+
+def updated_task_scales(scales: Tensor, x: Tensor, ids: Tensor, tau: float) -> Tensor:
+    """Running value scale of each task [T] after one batch: that of :func:`updated_scale`, over the task's own rows.
+
+    A task with fewer than two rows in the batch keeps its scale, since they have no range.
+
+    Args:
+        scales: so far, [T].
+        x: values, [B, 1].
+        ids: tasks of the rows, [B].
+        tau: rate of the average.
+    """
+    own = ids == torch.arange(len(scales), device=ids.device).unsqueeze(1)  # [T, B]
+    ordered = torch.where(own, x.reshape(1, -1), torch.inf).sort(1).values  # a task's own values come first
+    count = own.sum(1)  # [T]
+    last = (count - 1).clamp(min=0)
+
+    def percentile(p: float) -> Tensor:
+        position = p * last / 100
+        below = position.long()
+        low, high = (ordered.gather(1, index.unsqueeze(1)).squeeze(1) for index in (below, (below + 1).minimum(last)))
+        return torch.lerp(low, high, position - below)
+
+    moved = torch.lerp(scales, (percentile(95.0) - percentile(5.0)).clamp(min=1.0), tau)
+    return torch.where(count > 1, moved, scales)

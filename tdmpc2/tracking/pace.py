@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ class Activity(NamedTuple):
     parts: Sequence[str]  # of the training line
 
 
+_ROWS = 20  # rows of the log whose pace tells what is left: a burst of updates at the beginning does not
+
+
 class Pace:
     """Clock of a run, told the time by its caller.
 
@@ -37,8 +41,8 @@ class Pace:
     """
 
     def __init__(self, step: int, total: int, now: float, before: float = 0.0) -> None:
-        self._start, self._total, self._began, self._before = step, total, now, before
-        self._last_step, self._last_time, self.paused = step, now, 0.0
+        self._total, self._began, self._before = total, now, before
+        self._rows, self.paused = deque([(step, now)], _ROWS + 1), 0.0
 
     def pause(self, seconds: float) -> None:
         """Leave time out of the speed: what an evaluation or a checkpoint took."""
@@ -50,12 +54,15 @@ class Pace:
 
     def row(self, step: int, now: float) -> Interval:
         """Close the interval since the last row."""
-        seconds = now - self._last_time
+        last_step, last_time = self._rows[-1]
+        seconds = now - last_time
         working = max(seconds - self.paused, 0.0)
-        speed = (step - self._last_step) / max(working, 1e-9)
-        self._last_step, self._last_time, self.paused = step, now, 0.0
+        speed = (step - last_step) / max(working, 1e-9)
+        self._rows.append((step, now))
+        self.paused = 0.0
         return Interval(seconds, speed, self.wall_seconds(now))
 
     def remaining(self, step: int, now: float) -> str:
-        """Time left at this start's mean pace, pauses included, as h:mm:ss."""
-        return remaining(step - self._start, self._total - self._start, now - self._began)
+        """Time left at the mean pace of this start's latest rows, pauses included, as h:mm:ss."""
+        first_step, first_time = self._rows[0]
+        return remaining(step - first_step, self._total - first_step, now - first_time)

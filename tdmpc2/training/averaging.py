@@ -59,15 +59,22 @@ class AveragedWeights:
             _copy(own, model.state_dict())
 
     def save(self, step: int) -> None:
-        """Write ``ema.pt``, a checkpoint like ``model.pt``, at a step of the run; nothing if it is there.
+        """Write ``ema.pt``, a checkpoint like ``model.pt``, at a step of the run.
 
         Raises:
             ValueError: the disk refused.
         """
-        path = self._cfg.run_dir / NAME
-        if step_of(path) != step:
-            with self.in_place():
-                self._agent.save(path, step=step, overwrite=True)
+        with self.in_place():
+            self._agent.save(self._cfg.run_dir / NAME, step=step, overwrite=True)
+
+    def restore(self, step: int) -> None:
+        """Write ``ema.pt`` again if it is missing, damaged or of another step than the run is at.
+
+        Raises:
+            ValueError: the disk refused.
+        """
+        if step_of(self._cfg.run_dir / NAME) != step:
+            self.save(step)
 
     def state(self) -> Mapping[str, Any]:
         """Return the average and how many updates it is of."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -38,6 +39,7 @@ from tdmpc2.training.divergence import Diagnosis, diverged
 from tdmpc2.training.guards import STOPPED, FiniteGuard, StopRequest, stop_on_signal
 from tdmpc2.training.headline import headline
 from tdmpc2.training.resuming import Every, Resumed, Stateful, load_part, resume_together
+from tdmpc2.training.saving_together import forget_former
 from tdmpc2.training.scoring import Evaluator, score, upload
 from tdmpc2.training.stopping import Stopping
 from tdmpc2.training.teacher import find_teacher
@@ -130,7 +132,7 @@ class Run:
         if self._averaged is not None:
             self.attach("ema", self._averaged)
             if self.resumed.step and group.main:  # a kill may have come between the files of the last save
-                self._averaged.save(self.resumed.step)
+                self._averaged.restore(self.resumed.step)
         self._guard = FiniteGuard(self.agent.device)
         self._step = self._saved = self.resumed.step
         self._updated = self.ended = False
@@ -205,6 +207,8 @@ class Run:
         begun_before = cfg.save_agent and (cfg.run_dir / "run.json").exists()
         if group.main:
             run_record.claim(cfg.run_dir, resumed.record)
+            if not in_stack:
+                forget_former(cfg.run_dir)
             if self._new_directory:  # one that was there is locked from the beginning
                 self._stack.enter_context(run_dir.hold(cfg.run_dir))
         self._logger = self._stack.enter_context(
@@ -376,9 +380,8 @@ class Run:
                     self.cfg.keep_last,
                     wall_seconds=self._logger.wall_seconds,
                     parts=parts,
+                    first=None if self._averaged is None else partial(self._averaged.save, step),
                 )
-                if self._averaged is not None:
-                    self._averaged.save(step)
         self._saved = step
 
     def _save_before(self, step: int) -> None:

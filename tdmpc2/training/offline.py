@@ -18,7 +18,7 @@ from tdmpc2.training.callbacks import Callback
 from tdmpc2.training.divergence import Diagnosis, diagnosis_of
 from tdmpc2.training.loop import Run
 from tdmpc2.training.preflight import dry_run, preflight
-from tdmpc2.training.teacher import add_targets, fit_pca, made_outputs
+from tdmpc2.training.teacher import add_targets, cached_columns, check_made, fit_pca, made_outputs
 
 
 def train(cfg: Config, teacher_cfg: Config | None, callbacks: Sequence[Callback] = ()) -> Path:
@@ -56,7 +56,10 @@ def train(cfg: Config, teacher_cfg: Config | None, callbacks: Sequence[Callback]
 def _learn(run: Run) -> None:
     cfg, agent, group = run.cfg, run.agent, run.group
     share = group.rows(cfg.batch_size)
-    data_device = group.from_main(lambda: plan_place(cfg, agent.device))
+    if run.teacher and not run.live_teacher:
+        check_made(cfg, run.teacher)  # before chunk files are imported, which takes long
+    columns = cached_columns(cfg) if run.teacher else ()
+    data_device = group.from_main(lambda: plan_place(cfg, agent.device, columns))
     with group.main_first():
         data, lazy_targets = open_data(cfg, agent.device, data_device), None
         if run.teacher and not run.live_teacher:

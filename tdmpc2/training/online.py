@@ -19,7 +19,7 @@ from tdmpc2.envs.registry import family_of
 from tdmpc2.play.evaluation import evaluate
 from tdmpc2.play.explorer import EnvironmentFailed, Explorer
 from tdmpc2.play.rollout import Episode, Floats
-from tdmpc2.support.entries import check_entries, flag, record, whole
+from tdmpc2.support.entries import Entry, check_entries, flag, whole
 from tdmpc2.support.mapped_files import FileChangedError
 from tdmpc2.tracking.progress import Progress
 from tdmpc2.training.activity import Clock
@@ -35,8 +35,17 @@ from tdmpc2.training.schedule import Schedule
 from tdmpc2.training.teacher import fit_pca
 
 #: Metrics are for the log alone, and the count of short episodes for a message: a run saved without them goes on.
+_METRICS = Entry(
+    lambda v: (
+        isinstance(v, Mapping)
+        and all(
+            isinstance(name, str) and isinstance(x, Tensor) and x.ndim == 0 and x.isfinite() for name, x in v.items()
+        )
+    ),
+    "finite numbers by name, as tensors",
+)
 _LEARNER = {
-    "done": whole(), "owed": whole(), "interrupted": flag(), "metrics": record().optional, "short": whole().optional
+    "done": whole(), "owed": whole(), "interrupted": flag(), "metrics": _METRICS.optional, "short": whole().optional
 }  # fmt: skip
 _MOST_SHORT = 100  # played episodes in a row that may be too short to learn from
 _BURST = 100  # updates in a row that are worth a progress bar

@@ -2,7 +2,8 @@
 
 The label of a row is the first action of the mean of a plan for its observation. Each plan starts cold, as at the
 beginning of an episode: none goes on from that of the step before, so a label depends on the observation alone, and the
-rows of an episode are planned for side by side. `tdmpc2 targets DIR TEACHER.pt columns=plan` makes them.
+rows of an episode are planned for side by side. Random numbers follow from the episode's content, so that its labels
+are the same in every store that holds it. `tdmpc2 targets DIR TEACHER.pt columns=plan` makes them.
 
 E plans side by side, H horizon, L steps of an episode, O observation, A action.
 """
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import PLANNER_KEYS, Config
+from tdmpc2.data.store.same_episodes import fingerprint_of
 from tdmpc2.data.store.teacher_columns import TeacherTargets, one_process
 from tdmpc2.nn.world_model import TaskContext, draw_heads
 from tdmpc2.planner import PlanNoise, draw_noise
@@ -28,7 +30,7 @@ from tdmpc2.training.teacher_cache import fill_untaught, require_writable, rows_
 #: Plans side by side where nothing is said: enough for the device to be busy.
 AT_ONCE = {"cpu": 16}
 _AT_ONCE = 256
-_HEADS_SEED = 2**40  # far from the seeds of rows
+_HEADS_SEED = 2**60  # far from the seeds of rows
 
 
 def settings(teacher: TDMPC2 | Mapping[str, TDMPC2], at_once: int) -> dict[str, Any]:
@@ -42,7 +44,7 @@ def settings(teacher: TDMPC2 | Mapping[str, TDMPC2], at_once: int) -> dict[str, 
         if key != "plan_action":  # a label is the mean, whatever is executed
             found[key] = {task: getattr(agent.cfg, key) for task, agent in agents.items()}
     of_all = {key: next(iter(values.values())) for key, values in found.items() if len(set(values.values())) == 1}
-    return {"at_once": at_once, **found, **of_all}
+    return {"at_once": at_once, "random_numbers": "by episode", **found, **of_all}
 
 
 def plans_at_once(device: torch.device) -> int:
@@ -92,52 +94,59 @@ def _plan_episode(column: TeacherTargets, share: Share, episode: int, at_once: i
     """Make the plans of an episode, group by group; groups that are complete are left as they are."""
     store, length = column.store, column.values.shape[1] - 1
     (rows,) = rows_of(torch.tensor([episode]), length)  # [L]
-    obs = share.observations(store.meta.row_format.split(store.read(episode, 1)[0])[0])  # [L+1, O]
+    content = store.read(episode, 1)  # [1, L+1, W]
+    obs = share.observations(store.meta.row_format.split(content[0])[0])  # [L+1, O]
+    seed = episode_seed(fingerprint_of(content, int(store.task[episode])))
     context = share.context(store, torch.tensor([episode]))
     for group in rows.split(at_once):
         if not column.take(group).isnan().any():
             bar.shorten(len(group))
             continue
         before = group - rows[0]  # the label of the step that leads to a row is a plan for the observation before it
-        numbers = group.tolist()
+        seeds = (seed + before).tolist()
         if share.teacher.planner.fixed_size:  # a shorter group would be compiled for on its own
             before = torch.cat([before, before[-1:].expand(at_once - len(before))])
-            numbers += numbers[-1:] * (at_once - len(numbers))
-        plans = planned_actions(share.teacher, obs[before.to(obs.device)], context, numbers, episode)[: len(group)]
+            seeds += seeds[-1:] * (at_once - len(seeds))
+        plans = planned_actions(share.teacher, obs[before.to(obs.device)], context, seeds, seed)[: len(group)]
         write(column, group, share.of_store("plan", plans, store).cpu())
         bar.update(len(group))
 
 
 @torch.no_grad()
-def planned_actions(agent: TDMPC2, obs: Tensor, context: TaskContext, numbers: list[int], episode: int) -> Tensor:
+def planned_actions(agent: TDMPC2, obs: Tensor, context: TaskContext, seeds: list[int], heads_seed: int) -> Tensor:
     """Plan from a cold start: the first action of each plan's mean, [E, A]; NaN where no value of a plan is finite.
 
     Args:
         agent: plans.
         obs: [E, O].
         context: of the one task, of one row or of none.
-        numbers: of the rows in the store, [E]; the random numbers of a plan follow from it.
-        episode: number of their episode, from which the choice of Q heads follows that plans side by side share.
+        seeds: of the rows, [E]; the random numbers of a plan follow from it.
+        heads_seed: of their episode, from which the choice of Q heads follows that plans side by side share.
     """
     cfg = agent.cfg
     context = TaskContext(*(None if x is None else x.expand(len(obs), -1) for x in context))  # type: ignore[arg-type]
     z = agent.planner.encode(obs, context)
     cold = z.new_zeros(len(obs), cfg.horizon, cfg.action_dim)
-    noise = row_noise(cfg, numbers, episode, agent.device)
+    noise = row_noise(cfg, seeds, heads_seed, agent.device)
     plan = agent.planner(z, context, cold, noise, eval_mode=True)
     finite = torch.from_numpy(has_finite_value(agent.model, z, context, plan.last)).to(z.device)
     return plan.mean[:, 0].masked_fill(~finite[:, None], torch.nan)
 
 
-def row_noise(cfg: Config, numbers: list[int], episode: int, device: torch.device) -> PlanNoise:
+def episode_seed(fingerprint: bytes) -> int:
+    """Take a seed below 2^48 from an episode's fingerprint; its rows have the next ones."""
+    return int.from_bytes(fingerprint[:6], "little")
+
+
+def row_noise(cfg: Config, seeds: list[int], heads_seed: int, device: torch.device) -> PlanNoise:
     """Draw the random numbers of plans side by side, those of each plan for itself."""
     generator = torch.Generator(device)
 
-    def of_row(number: int) -> PlanNoise:
-        return draw_noise(cfg, 1, device, generator.manual_seed(number))
+    def of_row(seed: int) -> PlanNoise:
+        return draw_noise(cfg, 1, device, generator.manual_seed(seed))
 
-    each = [of_row(number) for number in numbers]
-    generator.manual_seed(_HEADS_SEED + episode)
+    each = [of_row(seed) for seed in seeds]
+    generator.manual_seed(_HEADS_SEED + heads_seed)
     axes = {"policy": 1, "samples": 1, "value": 1, "elite": 0, "action": 0}
     joined = {name: torch.cat([getattr(noise, name) for noise in each], axis) for name, axis in axes.items()}
     heads = torch.stack([draw_heads(cfg.num_q, device, generator) for _ in range(cfg.plan_iterations)])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -16,12 +15,9 @@ from tdmpc2.checkpoints.hub import why_missing
 from tdmpc2.checkpoints.run_state import state_path
 from tdmpc2.config import Config, check_bins, check_memory, training_parts
 from tdmpc2.data.batch import Batch
-from tdmpc2.data.chunk_form import Layout
 from tdmpc2.data.chunks import chunk_paths
-from tdmpc2.data.placement import choose_place, data_bytes, data_problems, data_record
-from tdmpc2.data.rows import RowFormat
+from tdmpc2.data.placement import column_bytes, data_bytes, data_problems, data_record, data_rows, plan_place
 from tdmpc2.data.store.importer import RATE, find_store
-from tdmpc2.data.store.teacher_columns import COLUMNS
 from tdmpc2.distillation.outputs import teacher_columns
 from tdmpc2.distillation.targets import TARGETS, only_cached
 from tdmpc2.nn.layers import num_parameters
@@ -34,7 +30,7 @@ from tdmpc2.tracking.progress import clock_text
 from tdmpc2.training import run_record
 from tdmpc2.training.demonstrations import demonstrations_problems
 from tdmpc2.training.state_file import read_state
-from tdmpc2.training.teacher import Teacher, Teachers, find_teacher
+from tdmpc2.training.teacher import Teacher, Teachers, cached_columns, check_made, find_teacher
 from tdmpc2.training.tuning import load_start
 
 _CACHE_BATCH = 4096  # rows a teacher takes at a time
@@ -133,15 +129,16 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
     threads = set_num_threads(cfg.num_threads)
     teacher = find_teacher(cfg, teacher_cfg)
     run_record.check(cfg, teacher.sha256 if teacher else None, data_record(cfg.data_dir, cfg.task))
+    if teacher and cfg.distillation_cache != "off":
+        check_made(cfg, teacher)
     live_teacher = teacher.load(cfg.device) if teacher else None
     agent = TDMPC2(cfg, live_teacher if cfg.distillation_cache == "off" else None)
     load_start(agent, cfg)
     check_disk(agent, cfg)
     start = _begun(agent, cfg)
     steps = max(cfg.steps - start, 0)
-    data_line, size, imported = _data(cfg, agent.device)
-    cached = None if isinstance(live_teacher, dict) else live_teacher
-    before, before_s, before_bytes = _preparation(cfg, cached, size, imported)
+    data_line, size, imported = _data(cfg, agent.device, cached_columns(cfg) if teacher else ())
+    before, before_s, before_bytes = _preparation(cfg, _agents(live_teacher), imported)
     update_s = _update_seconds(agent, cfg, compiled=processes == 1)
     evaluations, evaluations_s = _evaluations(agent, cfg, start)
     return [
@@ -193,10 +190,12 @@ def _evaluations(agent: TDMPC2, cfg: Config, start: int) -> tuple[list[str], flo
 
 def _room(agent: TDMPC2, cfg: Config, data_in_memory: int, beside_data: int) -> list[str]:
     """Say how many bytes the run takes in memory and on disk, and how many are free."""
-    memory = data_in_memory + num_parameters(agent.model) * 4 * 4
-    memory += sum(tensor.nbytes for tensor in agent.model.state_dict().values())
+    model = sum(tensor.nbytes for tensor in agent.model.state_dict().values())
+    memory = num_parameters(agent.model) * 4 * 4 + model
     if agent.device.type == "cuda":
-        memory = data_in_memory + torch.cuda.max_memory_allocated(agent.device)
+        memory = torch.cuda.max_memory_allocated(agent.device)
+    averages = 2 * bool(cfg.ema_decay)  # the average, and the weights that it stands in for while it is saved
+    memory += data_in_memory + averages * model
     needed, free = checkpoint_bytes(agent, cfg), free_disk(cfg.run_dir)
     beside = f"; {beside_data / 1e9:.2f} GB beside the data, {free_disk(Path(cfg.data_dir)) / 1e9:.1f} GB free"
     return [
@@ -207,17 +206,17 @@ def _room(agent: TDMPC2, cfg: Config, data_in_memory: int, beside_data: int) -> 
     ]
 
 
-def _data(cfg: Config, device: torch.device) -> tuple[str, int, bool]:
+def _data(cfg: Config, device: torch.device, columns: Collection[str]) -> tuple[str, int, bool]:
     """Describe the data: one line, the bytes that are drawn from, and whether chunk files are imported first."""
-    store, size = find_store(cfg.data_dir), data_bytes(cfg)
-    place = choose_place(cfg.data_device, device, size)
+    store, size = find_store(cfg.data_dir), data_bytes(cfg, columns)
+    place = plan_place(cfg, device, columns)
     imported = store is None and (place == "disk" or cfg.distillation_cache != "off")
     what = "chunk files" if store is None else str(store.path)
     what += f", to be imported into {Path(cfg.data_dir) / 'store'} first" if imported else ""
     return f"data        {what}, {size / 1e9:.2f} GB on {place}", size, imported
 
 
-def _preparation(cfg: Config, live_teacher: TDMPC2 | None, size: int, imported: bool) -> tuple[list[str], float, int]:
+def _preparation(cfg: Config, teachers: Sequence[TDMPC2], imported: bool) -> tuple[list[str], float, int]:
     """Import and cached targets: lines, seconds and bytes, at most."""
     lines: list[str] = []
     seconds, disk = 0.0, 0
@@ -225,19 +224,12 @@ def _preparation(cfg: Config, live_teacher: TDMPC2 | None, size: int, imported: 
         disk = sum(path.stat().st_size for path in chunk_paths(cfg.data_dir))
         seconds = disk / RATE
         lines.append(f"import      {disk / 1e9:.2f} GB at {RATE / 1e6:.0f} MB/s = {clock_text(seconds)}")
-    if live_teacher is not None and cfg.distillation_cache != "off":
-        layout = Layout.of(cfg.task_specs)
-        rows = size // RowFormat(layout.obs_dim, layout.action_dim).record.itemsize
-        targets = [TARGETS[name] for name in cfg.distillation_terms]
-        names = {target.cached_as for target in targets if target.cached_as and target.live}
-        disk += 4 * rows * sum(math.prod(COLUMNS[name](layout.action_dim)) for name in names)
-        if names and cfg.distillation_cache == "full":
-            batch = random_batch(cfg.replace(batch_size=_CACHE_BATCH), live_teacher.device)
-            ids = batch.task if live_teacher.cfg.multitask else None
-            once = median_seconds(
-                lambda: teacher_columns(live_teacher.model, names, batch.obs[0], batch.action[0], ids),
-                live_teacher.device,
-            )
+    names = [name for name in cached_columns(cfg) if TARGETS[name].live]
+    if teachers and names:
+        rows = data_rows(cfg)
+        disk += rows * column_bytes(cfg, names)
+        if cfg.distillation_cache == "full":
+            once = sum(_column_seconds(teacher, names) for teacher in teachers) / len(teachers)  # each row asks one
             filling = rows / _CACHE_BATCH * once
             seconds += filling
             lines.append(
@@ -246,14 +238,29 @@ def _preparation(cfg: Config, live_teacher: TDMPC2 | None, size: int, imported: 
     return lines, seconds, disk
 
 
+def _column_seconds(teacher: TDMPC2, names: Collection[str]) -> float:
+    """Time the outputs of a teacher for as many rows as it takes at a time."""
+    batch = random_batch(teacher.cfg.replace(batch_size=_CACHE_BATCH), teacher.device)
+    ids = batch.task if teacher.cfg.multitask else None
+    return median_seconds(
+        lambda: teacher_columns(teacher.model, names, batch.obs[0], batch.action[0], ids), teacher.device
+    )
+
+
+def _agents(teacher: TDMPC2 | Mapping[str, TDMPC2] | None) -> list[TDMPC2]:
+    """List the agents of a teacher, or of teachers of single tasks, each once."""
+    if teacher is None:
+        return []
+    return list(dict.fromkeys(teacher.values())) if isinstance(teacher, Mapping) else [teacher]
+
+
 def teacher_line(
     teacher: Teacher | Teachers | None, live_teacher: TDMPC2 | Mapping[str, TDMPC2] | None, cfg: Config
 ) -> str:
     """Say which teacher a run has and when it is asked."""
     if teacher is None or live_teacher is None:
         return "none"
-    agents = live_teacher.values() if isinstance(live_teacher, Mapping) else [live_teacher]
-    count = sum(p.numel() for model in {agent.model for agent in agents} for p in model.parameters())
+    count = sum(p.numel() for agent in _agents(live_teacher) for p in agent.model.parameters())
     cache = {"off": "asked in every update", "lazy": "asked for rows that are new", "full": "asked once, before"}
     return f"{teacher.path}, {count:,} parameters, {cache[cfg.distillation_cache]}"
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,6 +88,7 @@ def save(
     *,
     wall_seconds: float | None = None,
     parts: Mapping[str, Any] | None = None,
+    first: Callable[[], None] | None = None,
 ) -> None:
     """Write ``state.pt`` and ``model.pt``, replacing the run's own older ones but for the newest ``keep_last``.
 
@@ -99,9 +100,11 @@ def save(
         keep_last: newest checkpoints that are kept; all but ``model.pt`` itself only if that is more than one.
         wall_seconds: seconds that the run has trained.
         parts: states of the run's other parts by name: tensors, numbers, strings, lists and dicts.
+        first: writes what else there is of the step; after a kill the run makes it again from ``state.pt``.
 
     Raises:
-        ValueError: a weight is not finite, or the disk refused; the older files are unchanged.
+        ValueError: a weight is not finite, and the older files are unchanged; or the disk refused, and the run goes on
+            from the older ``state.pt``.
     """
     for name, tensor in agent.model.state_dict().items():
         if not bool(tensor.isfinite().all()):
@@ -117,11 +120,18 @@ def save(
         "wall_seconds": wall_seconds,
         "parts": dict(parts or {}),
     }
+    if first is not None:
+        first()
+    model = run_dir / "model.pt"
+    again = step_of(model) == step  # the updates of a step were interrupted: nobody would notice that it is the older
+    if again:
+        agent.save(model, step=step, overwrite=True)
     save_file(state_path(run_dir), state, overwrite=True, packed=("weights", "training"))  # it is read as a whole
-    agent.save(run_dir / "model.pt", step=step, overwrite=True)
+    if not again:
+        agent.save(model, step=step, overwrite=True)
     if keep_last > 1:
         with replacing(run_dir / f"model_{step}.pt") as temporary:
-            shutil.copyfile(run_dir / "model.pt", temporary)
+            shutil.copyfile(model, temporary)
     numbered = {int(path.stem[6:]): path for path in run_dir.glob("model_*.pt") if path.stem[6:].isdigit()}
     for old in sorted(numbered, reverse=True)[keep_last if keep_last > 1 else 0 :]:
         numbered[old].unlink()

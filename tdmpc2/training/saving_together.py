@@ -45,6 +45,11 @@ def undo_half_saved(run_dirs: Sequence[Path]) -> bool:
     return half
 
 
+def forget_former(run_dir: Path) -> None:
+    """Let a run that goes on alone keep what it learns: the others no longer take it back with them."""
+    (run_dir / _BEFORE).unlink(missing_ok=True)
+
+
 def _keep(state: Path, before: Path) -> None:
     """Give a file a second name, or copy it where the disk knows no second names."""
     before.unlink(missing_ok=True)

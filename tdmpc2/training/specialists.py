@@ -104,7 +104,9 @@ class Together:
         self._dirs = [run.cfg.run_dir for run in self._runs if run.cfg.save_agent]
         self.stack = StackedAgents([run.agent for run in self._runs])
         # Kernels plan for one agent at a time, and faster than all together; a GPU has no time for so little.
-        self._plans_together = self._runs[0].agent.device.type != "cpu"
+        # Nor do plans of unequally many iterations, which a task of 20 actions or more has, go together.
+        iterations = {explorer.player.cfg.plan_iterations for explorer in self._explorers}
+        self._plans_together = self._runs[0].agent.device.type != "cpu" and len(iterations) == 1
         self._returns: dict[int, float] = {}  # of each run's newest episode
 
     def newest(self) -> str:

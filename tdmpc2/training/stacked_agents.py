@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from tdmpc2 import losses
 from tdmpc2.acceleration.cuda_graph import GraphedPlan
 from tdmpc2.acceleration.stacked import Facts, StackedModels, clip_each, context_of, pad_stack, plan
 from tdmpc2.agent import TDMPC2
-from tdmpc2.config import RUN_KEYS, Config
+from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.nn.optimisers import gradients, model_optimiser, split_parameters, take_step
 from tdmpc2.nn.world_model import WorldModel
@@ -22,7 +22,11 @@ from tdmpc2.planner import Iteration, Plan, PlanNoise
 from tdmpc2.player import Asked, Player
 from tdmpc2.support.text import shown
 
-_OWN = frozenset({"task", "tasks", "task_specs", "seed"})  # what agents of a stack may differ in
+#: Keys that agents of a stack may differ in. Those of steps count for a run, and are compared where runs are.
+_OWN = frozenset(
+    {"task", "tasks", "task_specs", "seed", "work_dir", "exp_name", "checkpoint", "demonstrations", "steps",
+     "seed_steps"}
+)  # fmt: skip
 
 
 class StackedAgents:
@@ -32,7 +36,7 @@ class StackedAgents:
     steps of their optimisers is one.
 
     Args:
-        agents: with configurations that differ in tasks and seed only, and equally many updates made.
+        agents: with configurations that differ in tasks, seed and directory only, and equally many updates made.
 
     Raises:
         ValueError: they differ in more, or learn in a way that is not stacked.
@@ -53,7 +57,7 @@ class StackedAgents:
         ]
         for stacked, own in self._optimisers:
             _join_moments(stacked, own)
-        self._plan = GraphedPlan(plan) if agents[0].device.type == "cuda" else plan
+        self._planners: dict[Config, tuple[StackedModels, Callable[..., Plan]]] = {}  # by their settings
 
     # -- learning -----------------------------------------------------------------------------------------------------
 
@@ -97,7 +101,7 @@ class StackedAgents:
         take_step(self.pi_optim, self._policy_params)
         self.pi_optim.zero_grad()
         self.models.update_target(cfg.tau)
-        return self._hand_out({**stats, "pi_scale": scale})
+        return self._hand_out({**stats, "pi_scale": scale})  # 0-d of each agent, or [tasks]
 
     def _model_losses(self, model: WorldModel, batch: Mapping[str, Tensor], noise: Any, facts: Facts) -> Any:
         loss, zs = losses.model_losses(
@@ -119,6 +123,7 @@ class StackedAgents:
         found = [dict(zip(stats, row, strict=True)) for row in rows]
         for agent, own in zip(self.agents, found, strict=True):
             agent.scale = own["pi_scale"]
+            own["pi_scale"] = agent.scale.mean()
             own |= agent.distillation.advance(own)
             increment_version(agent.model.parameters())  # packed networks go by it
         if not self.agents[0].optim.state:
@@ -133,13 +138,21 @@ class StackedAgents:
         """Plan for E environments of every agent at once.
 
         Args:
-            players: one of each agent, whose plans go on and whose random numbers are drawn.
+            players: one of each agent, whose plans go on and whose random numbers are drawn; all with one budget.
             asked: what each of them was asked, of equally many environments.
             eval_mode: without exploration noise.
 
         Returns:
             The plan of each agent, which its player keeps.
+
+        Raises:
+            ValueError: their plans take unequal numbers of iterations, as with few actions and with 20 or more.
         """
+        if len(iterations := {player.cfg.plan_iterations for player in players}) > 1:
+            raise ValueError(
+                f"plans of {min(iterations)} and of {max(iterations)} iterations are not made together: let each "
+                "player act on its own"
+            )
         device, count = self.agents[0].device, len(asked[0].obs)
         obs = pad_stack([one.obs.to(device) for one in asked])  # [N, E, O]
         ids = torch.stack([one.ids for one in asked if one.ids is not None]) if self.cfg.multitask else None
@@ -148,24 +161,34 @@ class StackedAgents:
         before = [player.plan_inputs(one) for player, one in zip(players, asked, strict=True)]
         noise = PlanNoise(*(pad_stack(parts) for parts in zip(*(drawn for _, drawn in before), strict=True)))
         mean = pad_stack([mean for mean, _ in before])
-        together: Plan = self._plan(self.models, z, context_of(facts), mean, noise, eval_mode=eval_mode)  # type: ignore[arg-type]
+        models, plan_all = self._planner(players[0].cfg)
+        together = plan_all(models, z, context_of(facts), mean, noise, eval_mode=eval_mode)
         found = [_own_plan(together, i, agent.cfg.action_dim) for i, agent in enumerate(self.agents)]
         for player, one, own in zip(players, asked, found, strict=True):
             player.keep(one, own)
         return found
 
+    def _planner(self, cfg: Config) -> tuple[StackedModels, Callable[..., Plan]]:
+        """Find what plans with the settings of players, whose budget need not be the agents' own."""
+        if cfg not in self._planners:
+            fast = GraphedPlan(plan) if self.agents[0].device.type == "cuda" else plan
+            self._planners[cfg] = self.models.with_settings(cfg), fast
+        return self._planners[cfg]
+
 
 def check_stackable(cfg: Config, first: Config) -> None:
     """Raise ``ValueError``, saying what to do, where an agent cannot learn in a stack with another."""
     values, others = cfg.to_dict(), first.to_dict()
-    differing = [name for name in values.keys() - RUN_KEYS - _OWN if values[name] != others[name]]
+    differing = [name for name in values.keys() - _OWN if values[name] != others[name]]
+    if (cfg.demonstrations is None) != (first.demonstrations is None):
+        differing.append("demonstrations")  # of its own task, but all have some or none
     if cfg.multitask != first.multitask:
         raise ValueError(f"{cfg.task} and {first.task} cannot be stacked: one of them is a model of many tasks")
     if differing:
         name = min(differing)
         raise ValueError(
             f"{name}={shown(values[name])} of {cfg.task} is {shown(others[name])} for {first.task}: agents of a stack "
-            "differ in tasks and seed only"
+            "differ in tasks, seed and directory only"
         )
     for name, unfit in (("obs", cfg.obs != "state"), ("freeze", bool(cfg.freeze)), ("teachers", bool(cfg.teachers))):
         if unfit:

@@ -82,7 +82,7 @@ def read_state(path: Path, agent: TDMPC2) -> State:
         ("weights", _wrong_tensors(content["weights"], agent.model.state_dict())),
         ("training: optim", _wrong_optimiser(training["optim"], agent.optim)),
         ("training: pi_optim", _wrong_optimiser(training["pi_optim"], agent.pi_optim)),
-        ("training: scale", _wrong_number(training["scale"], positive=True)),
+        ("training: scale", _wrong_scale(training["scale"], agent.scale)),
         ("training: generator", _wrong_generator(training["generator"], agent.generator)),
     ):
         if wrong:
@@ -132,11 +132,11 @@ def _wrong_optimiser(found: Mapping[str, Any], optimiser: torch.optim.Optimizer)
     if len(groups) != len(own):
         return f"it has {len(groups)} groups of parameters, expected {len(own)}"
     for there, here in zip(groups, own, strict=True):
-        if not isinstance(there, Mapping) or there.get("params") != here["params"]:
+        if not isinstance(there, Mapping) or not _equal(there.get("params"), here["params"]):
             return "its groups are of other parameters than this run's"
         for key in _SETTINGS:
             value = there.get(key, here[key])
-            if (tuple(value) if isinstance(value, list) else value) != here[key]:
+            if not _equal(value, here[key]):
                 return f"{key} is {shown(value)}, but {shown(here[key])} in this run"
     for index, entry in moments.items():
         if type(index) is not int or not 0 <= index < len(parameters):
@@ -152,6 +152,14 @@ def _wrong_optimiser(found: Mapping[str, Any], optimiser: torch.optim.Optimizer)
     return ""
 
 
+def _equal(found: Any, expected: Any) -> bool:
+    """Compare what a file holds, which may be a tensor, with a plain value or a sequence of them."""
+    if isinstance(expected, (list, tuple)):
+        same = isinstance(found, (list, tuple)) and len(found) == len(expected)
+        return same and all(map(_equal, found, expected))
+    return not isinstance(found, (Tensor, list, tuple)) and bool(found == expected)
+
+
 def _wrong_number(value: Any, positive: bool = False) -> str:
     """Say what is wrong with a finite number from 0 on that is kept as a tensor."""
     if not isinstance(value, Tensor) or value.shape != () or value.dtype != torch.float32:
@@ -160,6 +168,13 @@ def _wrong_number(value: Any, positive: bool = False) -> str:
     if not value.isfinite() or value < 0 or (positive and value == 0):
         return f"is {float(value):g}, expected a finite number {'above' if positive else 'from'} 0"
     return ""
+
+
+def _wrong_scale(value: Tensor, expected: Tensor) -> str:
+    """Say what is wrong with the running range of values, of all tasks or [T] of each."""
+    if expected.ndim:
+        return _wrong_tensor(value, expected, least=1.0)
+    return _wrong_number(value, positive=True)
 
 
 def _wrong_generator(value: Tensor, generator: torch.Generator) -> str:

@@ -17,6 +17,7 @@ from tdmpc2.config import Config, TaskTeacher
 from tdmpc2.data.placement import Data
 from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.data.store.column_making import differences, read_made
+from tdmpc2.data.store.importer import find_store
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.data.store.teacher_columns import TeacherTargets, find_targets, open_targets
 from tdmpc2.distillation.targets import TARGETS, only_cached
@@ -146,6 +147,14 @@ def teachers_of(entries: Sequence[TaskTeacher]) -> Teachers:
     return Teachers({task: Teacher(path, checksums[path], task) for task, path in files.items()})
 
 
+def cached_columns(cfg: Config) -> tuple[str, ...]:
+    """List the columns of a teacher's outputs that lie beside the data of a run; none if the teacher is asked live."""
+    if cfg.distillation_cache == "off":
+        return ()
+    names = (TARGETS[name].cached_as for name in cfg.distillation_terms)
+    return tuple(dict.fromkeys(name for name in names if name is not None))
+
+
 def add_targets(
     data: Data, teacher: Teacher | Teachers, cfg: Config, device: torch.device
 ) -> tuple[Data, LazyTargets | None]:
@@ -166,9 +175,9 @@ def add_targets(
     """
     assert data.store is not None
     targets = [TARGETS[name] for name in cfg.distillation_terms]
+    made = [_made(name, data, teacher) for name in cfg.distillation_terms if not TARGETS[name].live]
     names = dict.fromkeys(target.cached_as for target in targets if target.cached_as and target.live)
     columns = [open_targets(data.store, teacher.sha256, teacher.label, name) for name in names]
-    made = [_made(name, data, teacher) for name in cfg.distillation_terms if not TARGETS[name].live]
     if not all(column.complete(data.episodes) for column in columns):
         agent = teacher.load(device)
         if cfg.distillation_cache == "lazy":
@@ -236,18 +245,32 @@ def made_outputs(data: Data, teacher: Teacher | Teachers, cfg: Config) -> MadeOu
     return MadeOutputs(cfg.run_dir, settings) if settings else None
 
 
+def check_made(cfg: Config, teacher: Teacher | Teachers) -> None:
+    """Raise ``ValueError`` if a column is not there that nothing but a cache serves, before any data are opened."""
+    store = find_store(cfg.data_dir)
+    for target in [name for name in cfg.distillation_terms if not TARGETS[name].live]:
+        if store is None:
+            raise ValueError(f"{cfg.data_dir} has none of {teacher.path}: {only_cached(target)}")
+        _find_made(target, store, teacher)
+
+
+def _find_made(target: str, store: EpisodeStore, teacher: Teacher | Teachers) -> TeacherTargets:
+    name = TARGETS[target].cached_as
+    assert name is not None
+    column = find_targets(store, teacher.sha256, name)
+    if column is None:
+        raise ValueError(f"{store.path} has none of {teacher.path}: {only_cached(target)}")
+    return column
+
+
 def _made(target: str, data: Data, teacher: Teacher | Teachers) -> TeacherTargets:
     """Open the column of a target that only a cache serves.
 
     Raises:
         ValueError: it is not there, or not complete for the episodes of the run.
     """
-    store, name = data.store, TARGETS[target].cached_as
-    assert isinstance(store, EpisodeStore)
-    assert name is not None
-    column = find_targets(store, teacher.sha256, name)
-    if column is None:
-        raise ValueError(f"{store.path} has none of {teacher.path}: {only_cached(target)}")
+    assert isinstance(data.store, EpisodeStore)
+    column = _find_made(target, data.store, teacher)
     if missing := int(column.missing(data.episodes).sum()):
         raise ValueError(
             f"{column.file} lacks {missing:,} of the {len(data.episodes):,} episodes of the run: the command that "

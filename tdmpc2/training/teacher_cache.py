@@ -14,7 +14,7 @@ from torch import Tensor
 from tdmpc2.agent import TDMPC2
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.store.store import EpisodeStore
-from tdmpc2.data.store.teacher_columns import TeacherTargets, one_process
+from tdmpc2.data.store.teacher_columns import TeacherTargets, episodes_at_once, one_process
 from tdmpc2.distillation.outputs import teacher_columns
 from tdmpc2.tracking.progress import Progress
 from tdmpc2.training.cache_shares import Share, shares, untaught
@@ -93,9 +93,10 @@ def require_writable(columns: Sequence[TeacherTargets]) -> None:
 def fill_untaught(columns: Sequence[TeacherTargets], of_tasks: list[Share], episodes: Tensor) -> None:
     """Write zeros for those of the episodes [n] whose tasks have no teacher: their losses do not count."""
     for column in columns:
-        for episode in untaught(of_tasks, column.store, episodes):
-            rows = rows_of(episode[None], column.values.shape[1] - 1)
-            column.put(rows, torch.zeros(1, *column.values.shape[1:])[:, 1:])
+        own = untaught(of_tasks, column.store, episodes)
+        for block in own[column.missing(own)].split(episodes_at_once(column.values.shape)):
+            rows = rows_of(block, column.values.shape[1] - 1)
+            column.put(rows, torch.zeros(()).expand(*rows.shape, *column.values.shape[2:]))
 
 
 class LazyTargets:

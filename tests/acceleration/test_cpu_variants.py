@@ -50,7 +50,9 @@ def results(model: WorldModel) -> tuple[Tensor, Tensor]:
     return networks.estimate_value(**inputs_of(model, 2, 57)), networks.policy_rollout(**rollout_inputs(model, 2, 11))
 
 
-@pytest.mark.parametrize("sizes", [{}, {"latent_dim": 40, "mlp_dim": 70, "num_bins": 31}, {"simnorm_dim": 4}])
+@pytest.mark.parametrize(
+    "sizes", [{}, {"latent_dim": 40, "mlp_dim": 70, "num_bins": 31}, {"simnorm_dim": 4}, {"episodic": True}]
+)
 @pytest.mark.parametrize("name", ["fp32", "bf16", "int8"])
 def test_variant_plans_as_the_scalar_one(
     variant: str, monkeypatch: pytest.MonkeyPatch, name: str, sizes: dict[str, int]

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data import placement
 from tdmpc2.data.chunks import read_chunk, write_chunk
 from tdmpc2.data.episodes import write_episodes
-from tdmpc2.data.placement import choose_place, data_record, open_data
+from tdmpc2.data.placement import choose_place, data_bytes, data_record, open_data, plan_place
 from tdmpc2.data.store.importer import import_episodes
 from tdmpc2.tasks import MT30, lookup
 from tdmpc2.training.offline import train
@@ -64,6 +65,26 @@ def test_choose_place_asked_for_without_room_is_refused(monkeypatch: pytest.Monk
         choose_place("cuda", CUDA, int(70e9))
     with pytest.raises(ValueError, match="data_device=cuda, but training is on cpu"):
         choose_place("cuda", CPU, 1)
+
+
+def test_outputs_of_a_teacher_count_where_data_are_placed(
+    cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wide columns take half as much as the episodes beside which they lie: what fits alone does not fit with them."""
+    bare, wide = data_bytes(cfg), data_bytes(cfg, ("policy", "plan"))
+    assert wide == bare + 4 * 501 * 4 * 3 * cfg.action_dim
+    memory(monkeypatch, cpu=(bare + wide) / 2 / 0.6)
+    assert plan_place(cfg, CPU) == "cpu"
+    assert plan_place(cfg, CPU, ("policy", "plan")) == "disk"
+    with pytest.raises(ValueError, match="data_device=cpu: the episodes and the teacher's outputs for them take"):
+        plan_place(cfg.replace(data_device="cpu"), CPU, ("policy", "plan"))
+    teacher = Config(checkpoint=str(tmp_path / "teacher.pt"))
+    TDMPC2(cfg).save(tmp_path / "teacher.pt")
+    run = cfg.replace(distillation_cache="full", distillation_targets=("reward", "policy"), steps=1)
+    for keys in ({"dry_run": True}, {}):
+        memory(monkeypatch, cpu=(bare + 1000) / 0.6)
+        train(run.replace(**keys), teacher)
+        assert " on disk" in capsys.readouterr().out
 
 
 def as_store(cfg: Config) -> Config:

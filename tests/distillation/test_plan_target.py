@@ -81,14 +81,19 @@ def test_update_without_plans_says_where_they_come_from(tiny_cfg: Config) -> Non
 
 
 def test_run_without_cache_of_plans_is_refused(cfg: Config, tmp_path: Path) -> None:
-    """Offline without a cache, offline with a cache that nobody made, and online, where there can be none."""
+    """Offline without a cache, offline with a cache that nobody made, and online, where there can be none.
+
+    Nothing is done before: chunk files are not imported.
+    """
     make_expert(cfg).save(tmp_path / "teacher.pt")
     teacher = Config(checkpoint=str(tmp_path / "teacher.pt"))
-    plans = cfg.replace(distillation_targets=("plan",))
+    plans, there = cfg.replace(distillation_targets=("plan",)), set(Path(cfg.data_dir).rglob("*"))
     with pytest.raises(ValueError, match=ONLY_CACHED):
         train(plans, teacher)
-    with pytest.raises(ValueError, match=rf"has none of .*teacher.pt: {ONLY_CACHED}"):
-        train(plans.replace(distillation_cache="full"), teacher)
+    for dry in (True, False):
+        with pytest.raises(ValueError, match=rf"has none of .*teacher.pt: {ONLY_CACHED}"):
+            train(plans.replace(distillation_cache="full", dry_run=dry), teacher)
+    assert set(Path(cfg.data_dir).rglob("*")) == there
     online = config(tmp_path / "online", distillation_targets=("plan",))
     with pytest.raises(ValueError, match=ONLY_CACHED):
         train_online(online, teacher)

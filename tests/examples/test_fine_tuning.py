@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from tests.helpers.online import SMALL
+from tests.helpers.scripts import load_script
 from tests.helpers.toy_envs import STANDS
 from tests.helpers.tuning import BASE, file_of_many
 
@@ -19,13 +18,7 @@ FILE = Path(__file__).resolve().parents[2] / "examples" / "fine_tuning.py"
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fine_tuning", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fine_tuning"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script(FILE)
 
 
 def command(directory: Path, *words: str) -> list[str]:

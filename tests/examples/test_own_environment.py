@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,19 +13,14 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from tdmpc2.config import parse_cfg
+from tests.helpers.scripts import load_script
 
 FILE = Path(__file__).resolve().parents[2] / "examples" / "own_environment.py"
 
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("own_environment", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["own_environment"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script(FILE)
 
 
 @pytest.mark.filterwarnings("ignore:.*A Box observation space")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.loading import load_agent
 from tests.helpers.online import SMALL
+from tests.helpers.scripts import load_script
 from tests.helpers.toy_envs import POINT, STANDS
 
 FILE = Path(__file__).resolve().parents[2] / "examples" / "specialists.py"
@@ -19,12 +19,7 @@ FILE = Path(__file__).resolve().parents[2] / "examples" / "specialists.py"
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("specialists", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(FILE)
 
 
 def words(out: Path, *tasks: str, **keys: Any) -> list[str]:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tdmpc2.export.onnx_file import export, target_files
+from tdmpc2.export.onnx_file import ENDING, export
 from tdmpc2.export.request import Request
+from tdmpc2.export.step_files import target_files
 from tests.helpers.agents import make_teacher, small_config
 
 TASKS = ("pendulum-spin", "walker-walk", "cup-catch")
@@ -36,4 +37,4 @@ def request_of(model_file: Path) -> Request:
 def files(request_of: Request) -> dict[str, Path]:
     """Its files by step."""
     assert export(request_of)
-    return target_files(request_of)
+    return target_files(request_of, ENDING)

@@ -14,8 +14,9 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.commands.export import main
 from tdmpc2.export import check as checking
 from tdmpc2.export.graph import STEPS
-from tdmpc2.export.onnx_file import export, read_card, target_files
+from tdmpc2.export.onnx_file import ENDING, export, read_card
 from tdmpc2.export.request import Request, load
+from tdmpc2.export.step_files import target_files
 from tdmpc2.tasks import TaskSpec
 from tests.helpers.agents import small_config
 
@@ -87,9 +88,11 @@ def test_command_without_onnx_says_how_to_get_it(
 
 def test_files_are_named_after_checkpoint_task_and_precision(model_file: Path, tmp_path: Path) -> None:
     request = Request(model_file, task="walker-walk", precision="int8")
-    assert target_files(request)["plan"].name == "model_walker-walk_int8_plan.onnx"
-    assert target_files(replace(request, out=tmp_path))["policy"].parent == tmp_path
-    assert target_files(replace(request, out=tmp_path / "a.onnx"))["policy"] == tmp_path / "a_policy.onnx"
+    assert target_files(request, ENDING)["plan"].name == "model_walker-walk_int8_plan.onnx"
+    assert target_files(replace(request, out=tmp_path), ENDING)["policy"].parent == tmp_path
+    assert target_files(replace(request, out=tmp_path / "a.onnx"), ENDING)["policy"] == tmp_path / "a_policy.onnx"
+    own = target_files(replace(request, task="mine:Mine-v0"), ENDING)["plan"].name
+    assert ":" not in own  # which Windows has for no name of a file
 
 
 def test_read_card_of_another_file_is_one_line(model_file: Path) -> None:
@@ -98,8 +101,8 @@ def test_read_card_of_another_file_is_one_line(model_file: Path) -> None:
 
 
 def compared(request: Request, files: dict[str, Path]) -> list[checking.Parity]:
-    source = load(request)
-    return checking.compare(request, source, [step(source.model, num_envs=request.envs) for step in STEPS], files)
+    source, runtimes = load(request), {name: checking.Runtime(path) for name, path in files.items()}
+    return checking.compare(request, source, [step(source.model, num_envs=request.envs) for step in STEPS], runtimes)
 
 
 def test_check_on_played_episodes_finds_no_difference(
@@ -118,7 +121,7 @@ def test_check_on_stored_episodes_finds_no_difference(request_of: Request, data_
         request_of, tasks=("pendulum-spin",), data=str(data_dir), steps=3, check=True, out=tmp_path / "robot.onnx"
     )
     assert export(request)
-    rows = compared(request, target_files(request))
+    rows = compared(request, target_files(request, ENDING))
     assert [(row.task, row.observations) for row in rows] == [("pendulum-spin", 3)]
     assert checking.check(rows)
 
@@ -131,6 +134,14 @@ def test_regret_of_rounded_weights_is_not_the_exports(regret: float, rounding: f
     """An int8 file plans a little worse than its float32 model; an export is wrong if it plans worse than the file."""
     row = checking.Parity("cheetah-run", 20, 0, 0, 0, 0, 1, regret, rounding, regret - rounding)
     assert row.right == right
+
+
+def test_plans_of_equal_worth_behind_an_end_are_right() -> None:
+    """Sequences that differ behind a predicted end alone are worth the same; which one is chosen is open."""
+    row = checking.Parity("Hopper-v5", 20, 0, 0, 0.1, 1, 1, 0.0, 0, 0.0)
+    assert not row.right
+    assert row._replace(ties=True).right
+    assert not row._replace(ties=True, regret=0.1, beyond=0.1).right
 
 
 def test_check_finds_a_weight_that_differs(

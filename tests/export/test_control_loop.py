@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pytest
 from tdmpc2 import make_env
 from tests.helpers.forks import environment
 from tests.helpers.reference import REPO
+from tests.helpers.scripts import load_script
 
 FILE = REPO / "examples" / "onnx_control_loop.py"
 _RUN = """
@@ -36,12 +36,7 @@ def _environment_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def loop() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("onnx_control_loop", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(FILE)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.config import Config
 from tdmpc2.export.check import NETWORKS, Runtime
 from tdmpc2.export.graph import PlanStep, PolicyStep, Step
-from tdmpc2.export.onnx_file import export, model_of, read_card, target_files
+from tdmpc2.export.onnx_file import ENDING, export, model_of, read_card
 from tdmpc2.export.request import Request, load
+from tdmpc2.export.step_files import target_files
+from tdmpc2.nn.world_model import WorldModel
 from tests.export.conftest import TASKS
 from tests.export.test_graph import given
 from tests.helpers.agents import small_config
 from tests.helpers.checkpoints import published_file
+from tests.helpers.termination import balance
 
 
 def assert_same(step: Step, path: Path, seeds: int = 8) -> None:
@@ -99,10 +103,18 @@ def test_int8_file_is_the_plain_model_with_int8_weights(model_file: Path, tmp_pa
     assert 0 < (step(*inputs.values())[0] - exact).abs().max() < 0.1
 
 
+def random_model(cfg: Config) -> WorldModel:
+    model = TDMPC2(cfg).model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(0, 0.3, generator=generator)
+    return model
+
+
 KINDS: dict[str, dict[str, Any]] = {
     "several iterations": {"task": "pendulum-spin", "iterations": 2, "horizon": 3},
     "several environments": {"task": "mt30"},
-    "episodic": {"task": "pendulum-spin", "episodic": True},
     "images": {"task": "walker-walk", "obs": "rgb", "num_channels": 4},
     "images and state": {"task": "walker-walk", "obs": "rgb+state", "num_channels": 4},
     "plan's mean": {"task": "pendulum-spin", "plan_action": "mean", "num_q": 2},
@@ -113,15 +125,25 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_plan_of_every_kind_of_model_is_the_plain_one(kind: str, tmp_path: Path) -> None:
-    cfg: Config = small_config(**{"iterations": 1, "horizon": 1, **KINDS[kind]})
-    model = TDMPC2(cfg).model.requires_grad_(False)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.normal_(0, 0.3, generator=generator)
-    step, path = PlanStep(model, num_envs=1 + cfg.multitask), tmp_path / "plan.onnx"
+    model = random_model(small_config(**{"iterations": 1, "horizon": 1, **KINDS[kind]}))
+    step, path = PlanStep(model, num_envs=1 + model.cfg.multitask), tmp_path / "plan.onnx"
     path.write_bytes(model_of(step, {}).SerializeToString())
     assert_same(step, path, 4)
+
+
+@pytest.mark.slow
+def test_plan_of_tasks_that_may_terminate_is_the_plain_one(tmp_path: Path) -> None:
+    """And another than the same model's that expects no end."""
+    model = random_model(small_config(task="cheetah-run", episodic=True, iterations=1, horizon=2))
+    actions = torch.rand(1, 2, 200, model.cfg.action_dim, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    balance(model, model.encode(torch.zeros(1, model.cfg.obs_dim)), model.context(None), actions)
+    step, path = PlanStep(model), tmp_path / "plan.onnx"
+    path.write_bytes(model_of(step, {}).SerializeToString())
+    assert_same(step, path, 4)
+    endless = copy.deepcopy(step)
+    endless.model._termination[-1].bias.fill_(-1e4)
+    plans = [(step(*inputs.values())[1], endless(*inputs.values())[1]) for inputs in (given(step, i) for i in range(4))]
+    assert min(float((one - other).abs().max()) for one, other in plans) > 0.01
 
 
 @pytest.mark.slow
@@ -132,6 +154,6 @@ def test_published_student_passes_its_check(tmp_path: Path) -> None:
         overrides={"num_samples": 64, "iterations": 1},
     )  # fmt: skip
     assert export(request)
-    card = read_card(target_files(request)["plan"])
+    card = read_card(target_files(request, ENDING)["plan"])
     assert card["budget"]["num_elites"] == 8
     assert card["action"] == {"size": 6, "low": -1.0, "high": 1.0}

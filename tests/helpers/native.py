@@ -16,6 +16,7 @@ from tdmpc2.config import Config
 from tdmpc2.export.native_model import NativeSource, read_source, write_model
 from tdmpc2.export.request import Request
 from tests.helpers.reference import REPO
+from tests.helpers.termination import balance
 
 PRECISIONS = ("fp32", "bf16", "int8")
 TASKS = ("walker-walk", "pendulum-spin", "cheetah-run")
@@ -26,7 +27,7 @@ SIZES: dict[str, Any] = {
 
 
 def checkpoint(path: Path, task: str = "mt30", **changes: Any) -> Path:
-    """Save an agent whose outputs are far from constant."""
+    """Save an agent whose outputs are far from constant; of an ``episodic`` one the predicted terminations, too."""
     agent = TDMPC2(Config(task=task, **{**SIZES, **changes}))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -35,6 +36,14 @@ def checkpoint(path: Path, task: str = "mt30", **changes: Any) -> Path:
             parameter.normal_(0, (3 if "_Qs.params.8" in name else 1) / fan_in**0.5, generator=generator)
             if "ln.weight" in name or name.endswith(("params.2", "params.6")):
                 parameter.add_(1)
+    if agent.cfg.episodic:
+        ids = torch.tensor([agent.cfg.task_names.index(name) for name in TASKS]) if agent.cfg.multitask else None
+        obs = torch.randn(len(TASKS), agent.cfg.obs_dim, generator=generator)
+        actions = torch.rand(len(TASKS), agent.cfg.horizon, 200, agent.cfg.action_dim, generator=generator) * 2 - 1
+        context = agent.model.context(ids)
+        with torch.no_grad():
+            z = agent.model.encode(obs, context)
+        balance(agent.model, z, context if ids is None else context.unsqueeze(1), actions)
     agent.save(path)
     return path
 
@@ -45,11 +54,16 @@ def source_of(path: Path, precision: str, tasks: Sequence[str] = TASKS, **overri
 
 
 @cache
-def models_of(folder: Path) -> dict[str, NativeSource]:
-    """Write ``PRECISION.safetensors`` into a folder where they are missing, and return what each was written from."""
+def models_of(folder: Path, **changes: Any) -> dict[str, NativeSource]:
+    """Write ``PRECISION.safetensors`` into a folder where they are missing, and return what each was written from.
+
+    Args:
+        folder: may have been filled by another process.
+        changes: to the configuration.
+    """
     path = folder / "model.pt"
     if not path.exists():
-        checkpoint(path)
+        checkpoint(path, **changes)
     sources = {precision: source_of(path, precision) for precision in PRECISIONS}
     for precision, source in sources.items():
         if not (written := folder / f"{precision}.safetensors").exists():

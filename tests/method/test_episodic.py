@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tdmpc2 import losses, planner
-from tdmpc2.acceleration.cpu.networks import PackedNetworks, unsupported
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.sizes import infer_config
 from tdmpc2.config import Config
@@ -21,6 +20,7 @@ from tdmpc2.nn.math import decode
 from tdmpc2.noise import draw_update_noise
 from tdmpc2.quantization.recipes import RECIPES, quantize_state
 from tests.helpers.agents import random_batch
+from tests.helpers.cpu_kernels import needs_library
 
 
 @pytest.fixture
@@ -156,13 +156,14 @@ def test_compiled_losses_of_an_episodic_agent_are_one_graph(tiny_cfg: Config) ->
             assert_close(two[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
 
 
-def test_kernels_refuse_a_termination_head(agent: TDMPC2) -> None:
-    """They have none; such a model plans plainly or compiled."""
-    assert "no termination head; plan without them" in unsupported(agent.cfg)
-    with pytest.raises((ValueError, RuntimeError), match=r"termination head|not available"):
-        PackedNetworks(agent.model)
-    agent.planner.speed_up("auto", 500)
-    assert agent.planner.kind == "plain"
+@needs_library
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])
+def test_episodic_agent_from_a_file_plans_with_the_kernels(agent: TDMPC2, precision: str) -> None:
+    """Without being asked for, as other agents do."""
+    file = {"model": agent.model.state_dict(), "config": agent.cfg.to_dict()}
+    loaded = load_agent(file, device="cpu", precision=precision, quiet=True)
+    loaded.act(torch.zeros(2, agent.cfg.obs_dim), t0=True, task=[0, 3])
+    assert loaded.planner.kind == "kernels"
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

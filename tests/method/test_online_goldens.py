@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tdmpc2 import losses, planner
-from tdmpc2.acceleration.cpu.networks import PackedNetworks, unsupported
+from tdmpc2.acceleration.cpu.networks import PackedNetworks
 from tdmpc2.agent import TDMPC2
 from tdmpc2.data.batch import Batch
 from tdmpc2.nn.math import decode
@@ -86,8 +86,7 @@ def test_plans_of_single_task_model_match_recorded(case: Case) -> None:
 
 @needs_library
 def test_plans_with_the_kernels_match_recorded(case: Case) -> None:
-    if unsupported(case.agent.cfg):
-        pytest.skip(unsupported(case.agent.cfg))
+    """Values and elites follow the predicted terminations, which the kernels keep to themselves."""
     check_plans(case, dict(PackedNetworks(case.agent.model).functions()))
 
 
@@ -135,7 +134,7 @@ def check_plans(case: Case, functions: dict[str, Any]) -> None:
                     assert torch.equal(elites, g["plan/elites"][n, m, it])
                 assert_close(mean[0], g["plan/mean"][n, m], rtol=0, atol=1e-3)
                 assert_close(result.action[0], g["plan/action"][n, m], rtol=0, atol=1e-3)
-                if "plan/termination" in g:
+                if "plan/termination" in g and not functions:
                     probability = torch.stack(ended).sigmoid().view(iterations, horizon, -1)
                     assert_close(probability, g["plan/termination"][n, m], rtol=0, atol=1e-4)
 

@@ -17,6 +17,7 @@ from tdmpc2.data.dataset import Batch
 from tdmpc2.noise import UpdateNoise
 from tests.helpers.agents import random_batch
 from tests.helpers.reference import load_golden
+from tests.helpers.runs import TINY
 
 #: scenario -> (policy loss, teacher, gradient norm recorded without the references' leaks)
 SCENARIOS = {
@@ -261,3 +262,43 @@ def test_update_compiled_matches_recorded(scenario: str, published: dict[str, to
     test_update_losses_match_recorded(replayed)
     test_update_first_gradients_match_recorded(replayed)
     test_update_final_weights_match_recorded(replayed)
+
+
+def test_policy_loss_divides_the_values_of_each_task_by_its_own_scale() -> None:
+    """One wide task made the values of all others too small to learn from."""
+    cfg = Config(**TINY).replace(value_scale="per_task", tau=0.0, entropy_coef=0.0, dropout=0.0)
+    agent = TDMPC2(cfg)
+    with torch.no_grad():  # heads are zero at first, and all their values alike
+        agent.model._Qs.params[8].normal_(generator=torch.Generator().manual_seed(1))
+    batch = random_batch(cfg, 0)
+    batch = batch._replace(task=torch.arange(len(batch.task)) % 2)
+    noise, zs = agent.draw_noise(len(batch.task)), torch.rand(cfg.horizon + 1, len(batch.task), cfg.latent_dim)
+
+    def loss(*scales: float) -> torch.Tensor:
+        scale = torch.ones(len(cfg.task_specs))
+        scale[: len(scales)] = torch.tensor(scales)
+        task = agent.model.context(batch.task)
+        return losses.policy_loss(agent.model, agent.group, zs, task, noise, scale, batch).loss
+
+    alone = losses.policy_loss(
+        agent.model, agent.group, zs, agent.model.context(batch.task), noise, torch.tensor(2.0)
+    ).loss
+    assert_close(loss(2.0, 2.0), alone, rtol=1e-6, atol=0.0)
+    assert_close(loss(2.0, 3.0), loss(2.0, 1e30) + loss(1e30, 3.0), rtol=1e-5, atol=0.0)
+    assert abs(loss(2.0, 1e30)) > 1e-3
+
+
+def test_update_with_scales_of_tasks_moves_only_those_of_the_batch() -> None:
+    agent = TDMPC2(Config(**TINY).replace(value_scale="per_task"))
+    with torch.no_grad():
+        agent.model._Qs.params[8].normal_(generator=torch.Generator().manual_seed(1))
+    batch = random_batch(agent.cfg, 0)
+    stats = agent.update(batch._replace(task=torch.full_like(batch.task, 1)))
+    assert agent.scale[1] > 1
+    assert (agent.scale == 1).sum() == len(agent.scale) - 1
+    assert stats["pi_scale"] == agent.scale.mean()
+
+
+def test_value_scale_per_task_of_one_task_is_refused() -> None:
+    with pytest.raises(ValueError, match="value_scale=per_task tells tasks apart, and task=walker-walk is one"):
+        Config(task="walker-walk", value_scale="per_task")

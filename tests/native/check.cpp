@@ -48,19 +48,22 @@ int padded(int n) { return (n + padding - 1) / padding * padding; }
 
 // A world model with weights of a format, packed for a variant.
 struct Model {
-    Model(const Kernels& k, Format format) : kernels(k), format(format), number{7} {
+    Model(const Kernels& k, Format format, bool episodic) : kernels(k), format(format), number{7} {
         const Format last = format == INT8 ? INT12 : format;  // as PackedNetworks does
-        for (int network = 0; network < HEADS + heads; network++) {
-            const bool is_head = network >= HEADS, acts = network != PI;
-            add(format, latent, width, MISH, true, acts, !is_head);
+        constexpr int termination = HEADS + heads;
+        for (int network = 0; network < termination + episodic; network++) {
+            const bool ends = network == termination, is_head = network >= HEADS && !ends, acts = network != PI && !ends;
+            add(format, latent, width, MISH, true, acts, network < HEADS);
             add(format, width, width, MISH, false, false, false);
-            const int out = network == DYNAMICS ? latent : network == PI ? 2 * action : bins;
+            const int out = network == DYNAMICS ? latent : network == PI ? 2 * action : ends ? 1 : bins;
             const bool precise = network == DYNAMICS || is_head;
-            add(precise ? last : format, width, out, network == DYNAMICS ? SIMNORM : NONE, false, false, false);
+            const float centre = ends ? 1.7f : 0;  // where the head ends some sequences, and not others
+            add(precise ? last : format, width, out, network == DYNAMICS ? SIMNORM : NONE, false, false, false, centre);
         }
         std::vector<float>& values = keep(std::vector<float>(padded(bins)));
         for (int i = 0; i < bins; i++) values[i] = float(i - bins / 2) / 4;
-        networks = {latent, task, action, bins, 8, int(layers.size()), -10, 2, values.data(), layers.data()};
+        networks = {latent, task, action, bins, 8, int(layers.size()), episodic ? termination : 0, -10, 2, values.data(),
+                    layers.data()};
     }
 
     std::vector<float>& keep(std::vector<float> x) {
@@ -81,7 +84,8 @@ struct Model {
         return x.data();
     }
 
-    void add(Format own, int in, int out, Activation activation, bool first, bool acts, bool first_step) {
+    void add(Format own, int in, int out, Activation activation, bool first, bool acts, bool first_step,
+             float centre = 0) {
         const bool integers = own == INT8 || own == INT12;
         const std::vector<float> weight = number(size_t(out) * in, 0.3f);
         std::vector<int8_t> codes(weight.size());
@@ -96,7 +100,7 @@ struct Model {
             sums[j] = float(sum) * scale[j];
         }
         const bool normed = activation != NONE;
-        const float* bias = vector(out, 0.1f, 0);
+        const float* bias = vector(out, 0.1f, centre);
         const float* gain = normed ? vector(out, 0.2f, 1) : nullptr;
         const float* shift = normed ? vector(out, 0.2f, 0) : nullptr;
         layers.push_back({own, in, out, activation, packed.data(), scale, sums.data(), bias, gain, shift,
@@ -112,8 +116,8 @@ struct Model {
     Networks networks;
 };
 
-void plan(const Kernels& k, Format format, const char* name) {
-    const Model model(k, format);
+void plan(const Kernels& k, Format format, bool episodic, const char* name) {
+    const Model model(k, format, episodic);
     Numbers number{11};
     std::vector<float> z = number(envs * latent, 0.5f);
     for (float& x : z) x = x < 0 ? -x : x;
@@ -163,9 +167,9 @@ int main(int argc, char** argv) {
         const bool good = agrees(i);
         failed += !good;
         std::printf("%s self-check %s\n", k->name, good ? "passed" : "FAILED");
-        plan(*k, FP32, "fp32");
-        plan(*k, BF16, "bf16");
-        plan(*k, INT8, "int8");
+        plan(*k, FP32, false, "fp32"), plan(*k, FP32, true, "fp32 episodic");
+        plan(*k, BF16, false, "bf16"), plan(*k, BF16, true, "bf16 episodic");
+        plan(*k, INT8, false, "int8"), plan(*k, INT8, true, "int8 episodic");
         operators(*k);
     }
     return failed ? 1 : 0;

@@ -29,6 +29,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def episodic(folder: Path) -> Path:
+    """A folder with a model of tasks that may terminate in each precision."""
+    found = folder / "episodic"
+    with FileLock(folder.with_name("native.lock")):
+        models_of(found, episodic=True)
+    return found
+
+
+@pytest.fixture(scope="session")
 def built(folder: Path) -> Path:
     """The directory of a library with the variants that run here, and of the program that tests it."""
     if not (shutil.which("cmake") and shutil.which("g++")):

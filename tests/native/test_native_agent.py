@@ -19,6 +19,7 @@ from tdmpc2.export.native_library import NativeLibrary
 from tests.helpers.cpu_kernels import needs_library
 from tests.helpers.native import PRECISIONS, TASKS, checkpoint, models_of, source_of
 from tests.helpers.reference import REPO
+from tests.native.test_native_loop import changed
 
 pytestmark = pytest.mark.slow  # the library is built first
 
@@ -69,6 +70,23 @@ def test_native_agent_of_other_sizes_acts_as_python(
 
 
 @needs_library
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_native_agent_of_tasks_that_may_terminate_acts_as_python(
+    episodic: Path, opened: NativeLibrary, tmp_path: Path, precision: str
+) -> None:
+    """And otherwise than with a head that predicts no end."""
+    source, path = models_of(episodic, episodic=True)[precision], episodic / f"{precision}.safetensors"
+    for number, task_id in enumerate(source.cfg.task_ids):
+        native = opened.open(path, environments=2, threads=1 + 2 * number)
+        found = compare(source.agent, native, task_id, number, three(source.agent, task_id))
+        assert found.right, found
+    obs = three(source.agent, source.cfg.task_ids[0])
+    changed(path, endless := tmp_path / "endless.safetensors", "termination.2.bias", (slice(None),), -1e4)
+    plans = [opened.open(one, environments=2).plan(obs[0].numpy(), [0, 0]) for one in (path, endless)]
+    assert np.abs(plans[0] - plans[1]).max() > 0.05
+
+
+@needs_library
 def test_native_policy_in_fp32_is_that_of_pytorch(folder: Path, opened: NativeLibrary) -> None:
     source = models_of(folder)["fp32"]
     obs = three(source.agent, source.cfg.task_ids[0])[0]
@@ -94,16 +112,16 @@ def test_file_in_int8_opened_in_a_floating_format_acts_nearly_the_same(
 # -- random numbers of its own ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("name", ["fp32", "int8", "episodic/fp32", "episodic/int8"])
 def test_native_plans_are_the_same_whatever_the_threads_and_instructions(
-    run: Callable[..., str], folder: Path, opened: NativeLibrary, precision: str
+    run: Callable[..., str], folder: Path, episodic: Path, opened: NativeLibrary, name: str
 ) -> None:
-    path = folder / f"{precision}.safetensors"
+    path = folder / f"{name}.safetensors"
     best = opened.open(path).text("instructions")
     plans = {
-        (threads, name): run("plan", path, threads, 2, 3, name)
+        (threads, instructions): run("plan", path, threads, 2, 3, instructions)
         for threads in (1, 2, 5)
-        for name in dict.fromkeys(("scalar", best))
+        for instructions in dict.fromkeys(("scalar", best))
     }
     assert len(set(plans.values())) == 1, plans
     assert len(set(next(iter(plans.values())).split())) > 20

@@ -83,7 +83,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
         content, lambda card: card["networks"].update(products=["int4"] * len(card["networks"]["products"]))
     ),
     "which is newer than this library": lambda content: with_card(
-        content, lambda card: card["networks"].update(format=3)
+        content, lambda card: card["networks"].update(format=4)
     ),
     "it does not say 'tasks'": lambda content: with_card(content, lambda card: card.pop("tasks")),
     "it lists no tasks": lambda content: with_card(content, lambda card: card.update(tasks=[])),
@@ -91,6 +91,45 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
         content, lambda card: card["networks"].update(simnorm_dim=6)
     ),
 }  # fmt: skip
+
+
+def _without_head(content: bytes) -> bytes:
+    """The file without the numbers of the termination head, which stand between those of the Q heads and the tables."""
+    header, data = taken_apart(content)
+    own = {name: entry["data_offsets"] for name, entry in header.items() if name.startswith("termination.")}
+    first, last = min(start for start, _ in own.values()), max(end for _, end in own.values())
+    kept = {name: entry for name, entry in header.items() if name not in own}
+    for name, entry in kept.items():
+        if name != "__metadata__" and entry["data_offsets"][0] >= last:
+            entry["data_offsets"] = [place - last + first for place in entry["data_offsets"]]
+    return put_together(kept, data[:first] + data[last:])
+
+
+#: Of a model of tasks that may terminate. None of these plans as if nothing ever ended an episode.
+EPISODIC_DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "it has no tensor 'termination.0.bias'": _without_head,
+    "tensor 'termination.2.bias' has shape": lambda content: with_tensor(content, "termination.2.bias", shape=[1, 1]),
+    "it does not say 'episodic'": lambda content: with_card(content, lambda card: card["networks"].pop("episodic")),
+    "'episodic' is not a whole number from 0 to 1": lambda content: with_card(
+        content, lambda card: card["networks"].update(episodic=2)
+    ),
+    "it lists no products (episodic=0)": lambda content: with_card(
+        content, lambda card: card["networks"].update(episodic=0)
+    ),
+    "it lists no products (format 2)": lambda content: with_card(
+        content, lambda card: card["networks"].update(format=2)
+    ),
+}
+
+
+@pytest.mark.parametrize("said", EPISODIC_DAMAGES)
+def test_model_with_a_damaged_termination_head_is_refused(
+    episodic: Path, opened: NativeLibrary, tmp_path: Path, said: str
+) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(EPISODIC_DAMAGES[said]((episodic / "int8.safetensors").read_bytes()))
+    with pytest.raises(ValueError, match=re.escape(said.partition(" (")[0])):
+        opened.open(path)
 
 
 @pytest.mark.parametrize("said", DAMAGES)
@@ -165,20 +204,22 @@ def called(program: Path, *words: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_library_under_address_and_undefined_sanitizers_is_clean(
-    folder: Path, tmp_path: Path, run: Callable[..., str]
+    folder: Path, episodic: Path, tmp_path: Path, run: Callable[..., str]
 ) -> None:
     """It plans in every precision, and takes damaged files as they come: 400 of them, each refused or planned with."""
     program = sanitized(folder, "address,undefined", "build-address")
-    for precision in ("fp32", "bf16", "int8"):
-        path = folder / f"{precision}.safetensors"
+    for name in ("fp32", "bf16", "int8", "episodic/int8"):
+        path = folder / f"{name}.safetensors"
         for variant in VARIANTS:
             done = called(program, "plan", path, 3, 2, 2, variant)
             assert done.returncode == 0, done.stderr[-3000:]
             assert done.stdout == run("plan", path, 1, 2, 2, variant)
-    content, files = (folder / "int8.safetensors").read_bytes(), []
-    for number, damaged in enumerate(mutations(content, random.Random(1), 400)):
-        files.append(tmp_path / f"{number}.safetensors")
-        files[-1].write_bytes(damaged)
+    files = []
+    for number, (whole, count) in enumerate([(folder, 300), (episodic, 100)]):
+        content = (whole / "int8.safetensors").read_bytes()
+        for i, damaged in enumerate(mutations(content, random.Random(1), count)):
+            files.append(tmp_path / f"{number}_{i}.safetensors")
+            files[-1].write_bytes(damaged)
     done = called(program, "open", VARIANTS[-1], *files)
     assert done.returncode == 0, done.stdout[-300:] + done.stderr[-3000:]
     said = [line.split()[0] for line in done.stdout.splitlines()]
@@ -198,12 +239,13 @@ def test_library_under_the_thread_sanitizer_is_clean(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not (shutil.which(ARM) and shutil.which(EMULATOR)), reason=f"needs {ARM} and {EMULATOR}")
-def test_library_for_arm_plans_the_same_bits_in_int8(folder: Path, run: Callable[..., str]) -> None:
+def test_library_for_arm_plans_the_same_bits_in_int8(folder: Path, episodic: Path, run: Callable[..., str]) -> None:
     """A robot with an ARM processor does what the workstation did, with its own random numbers."""
     toolchain = f"CMAKE_TOOLCHAIN_FILE={folder / 'cmake' / 'aarch64-linux.cmake'}"
     made = build(folder, toolchain, "TDMPC2_VARIANTS=scalar;neon", target="tdmpc2_static", name="build-arm")
     program = agent_program(folder, made, "-static", compiler=ARM)
-    words = ["plan", str(folder / "int8.safetensors"), "1", "1", "2", "neon"]
-    done = subprocess.run([EMULATOR, program, *words], capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == run(*words[:-1], "scalar")
+    for whole in (folder, episodic):
+        words = ["plan", str(whole / "int8.safetensors"), "1", "1", "2", "neon"]
+        done = subprocess.run([EMULATOR, program, *words], capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == run(*words[:-1], "scalar")

@@ -20,9 +20,12 @@ pytestmark = pytest.mark.slow  # the library is built first
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("instructions", runnable())
-def test_control_loop_allocates_nothing(run: Callable[..., str], folder: Path, threads: int, instructions: str) -> None:
+@pytest.mark.parametrize("name", ["int8", "episodic/int8"])
+def test_control_loop_allocates_nothing(
+    run: Callable[..., str], folder: Path, episodic: Path, name: str, threads: int, instructions: str
+) -> None:
     """Not in a plan, a policy step, a reset or an error, nor in another thread than the one that opened the model."""
-    said = run("allocations", folder / "int8.safetensors", threads, instructions)
+    said = run("allocations", folder / f"{name}.safetensors", threads, instructions)
     acting, elsewhere, before = (int(part.split()[0]) for part in said.split(",")[:3])
     assert (acting, elsewhere) == (0, 0), said
     assert before > 10  # it does count

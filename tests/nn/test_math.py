@@ -124,6 +124,18 @@ def test_running_scale_matches_recorded() -> None:
             assert_close(g["scale_q"] / scale, g["scale_q_scaled"], **CLOSE)
 
 
+def test_scales_of_tasks_are_those_of_their_own_rows() -> None:
+    """Also of a task with one row or none, which keeps its scale, and of values below the least range of 1."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.tensor([0] * 9 + [1] * 2 + [2] + [4] * 20)[torch.randperm(32, generator=generator)]
+    x = torch.randn(32, 1, generator=generator) * torch.tensor([5.0, 100.0, 7.0, 1.0, 0.1])[ids].unsqueeze(1)
+    before = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    after = tdmath.updated_task_scales(before, x, ids, 0.1)
+    expected = [tdmath.updated_scale(before[task], x[ids == task], 0.1) for task in (0, 1, 4)]
+    assert_close(after[[0, 1, 4]], torch.stack(expected), rtol=1e-6, atol=0.0)
+    assert after[[2, 3]].tolist() == [3.0, 4.0]
+
+
 def test_two_head_reductions_match_recorded() -> None:
     g = load_golden("math.npz")
     values = tdmath.decode(g["qpair_logits"][g["qpair_idx"]], BINS)

@@ -3,8 +3,8 @@
     python -m tests.soak offline --minutes 120 --figure memory.png
     python -m tests.soak own --minutes 120 -- task=walker-walk mode=online work_dir=run
 
-The training evaluates, saves, logs a CSV and an offline W&B run all the while, as users' runs do. With ``own`` it is the
-one of the arguments of train.py after ``--``: its run stays where they put it, and the same arguments go on with it.
+The training evaluates, saves, logs a CSV and an offline W&B run all the while, as users' runs do. With ``own`` it is
+that of the arguments of train.py after ``--``: its run stays where they put it, and the same arguments go on with it.
 """
 
 from __future__ import annotations
@@ -131,9 +131,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
 
 
-def soak(
-    kind: str, minutes: float, every: float, directory: Path, own: Sequence[str] = ()
-) -> tuple[list[Sample], str]:
+def soak(kind: str, minutes: float, every: float, directory: Path, own: Sequence[str] = ()) -> tuple[list[Sample], str]:
     """Train for some minutes, then ask it to end.
 
     Args:

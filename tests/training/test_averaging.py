@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ from torch.testing import assert_close
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file
-from tdmpc2.config import Config
+from tdmpc2.config import Config, model_parts, training_parts
 from tdmpc2.play.evaluation import Evaluation
-from tdmpc2.training import averaging, loop
+from tdmpc2.training import averaging, loop, preflight
 from tdmpc2.training.averaging import AveragedWeights
 from tdmpc2.training.offline import train
+from tdmpc2.training.online import train_online
 from tests.helpers.agents import random_batch
+from tests.helpers.online import config as online
+from tests.helpers.online import interrupt
 from tests.helpers.runs import equal, weights
+from tests.helpers.toy_envs import STANDS
 
 
 def test_average_follows_its_formula(tiny_cfg: Config) -> None:
@@ -70,6 +75,25 @@ def test_killed_run_keeps_its_average_bit_for_bit(cfg: Config, tmp_path: Path, m
     assert equal(path.parent / "ema.pt", straight.parent / "ema.pt")
 
 
+def test_average_of_a_step_whose_updates_were_interrupted_is_that_of_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Learning online: the run is stopped in the burst of updates after its last step, and saves it a second time."""
+    stopped, straight = (
+        online(tmp_path / name, STANDS, steps=21, ema_decay=0.9, work_dir=str(tmp_path / name))
+        for name in ("stopped", "straight")
+    )
+    with monkeypatch.context() as patch:
+        once = iter([signal.SIGTERM])
+        interrupt(patch, 21, lambda: [signal.raise_signal(number) for number in once])
+        with pytest.raises(SystemExit):
+            train_online(stopped, None)
+    before = weights(stopped.run_dir / "ema.pt")
+    files = [train_online(run, None).parent / "ema.pt" for run in (stopped, straight)]
+    assert equal(*files)
+    assert not all(torch.equal(tensor, before[name]) for name, tensor in weights(files[0]).items())
+
+
 @pytest.mark.parametrize("played", ["model", "ema"])
 def test_evaluations_play_the_weights_that_are_named(cfg: Config, played: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, torch.Tensor]] = []
@@ -87,6 +111,16 @@ def test_evaluations_play_the_weights_that_are_named(cfg: Config, played: str, m
     assert len(seen) == 1
     assert all(torch.equal(tensor, seen[0][name]) for name, tensor in weights(path.parent / file).items())
     assert equal(path.parent / "best.pt", path.parent / file)
+
+
+def test_average_counts_where_memory_is_estimated(tiny_cfg: Config) -> None:
+    """It is as large as the model; while it is saved, the weights that it stands in for are kept as well."""
+    plain = tiny_cfg.replace(model_size=19)
+    agent, averaged = TDMPC2(plain), plain.replace(ema_decay=0.9)
+    model = sum(part.bytes for part in model_parts(plain))
+    assert sum(part.bytes for part in training_parts(averaged)) == sum(p.bytes for p in training_parts(plain)) + model
+    estimates = [float(preflight._room(agent, cfg, 0, 0)[0].split()[2]) for cfg in (plain, averaged)]
+    assert estimates[1] - estimates[0] == pytest.approx(2 * model / 1e9, abs=0.03)
 
 
 def test_average_of_another_model_is_refused(tiny_cfg: Config) -> None:

@@ -149,6 +149,29 @@ def test_agent_continued_on_other_device_seeds_generator_from_state(cfg: Config)
     assert not torch.equal(first, other)
 
 
+def test_kill_in_the_second_save_of_a_step_leaves_no_older_checkpoint(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The updates of a step were interrupted and then finished: step numbers do not tell its two checkpoints apart."""
+    agent = TDMPC2(cfg)
+    run_dir.save(agent, cfg.run_dir, 7, None)
+    state = (cfg.run_dir / "state.pt").read_bytes()
+    with torch.no_grad():
+        next(agent.model.parameters()).add_(1.0)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TDMPC2, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_dir.save(agent, cfg.run_dir, 7, None)
+    assert (cfg.run_dir / "state.pt").read_bytes() == state  # so that the run goes on, and writes both
+    run_dir.save(agent, cfg.run_dir, 7, None)
+    weights = torch.load(cfg.run_dir / "model.pt", weights_only=True)["model"]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in agent.model.state_dict().items())
+
+
 def test_save_of_non_finite_weights_is_refused(cfg: Config) -> None:
     agent = TDMPC2(cfg)
     run_dir.save(agent, cfg.run_dir, 1, None)

@@ -16,12 +16,13 @@ from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.agent import TDMPC2
 from tdmpc2.commands.targets import main
 from tdmpc2.config import Config, parse_cfg
+from tdmpc2.data.store.same_episodes import fingerprint
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.data.store.teacher_columns import TeacherTargets, open_targets, verify_targets
 from tdmpc2.tasks import TaskSpec
 from tdmpc2.training import plan_labels as module
 from tdmpc2.training.offline import train
-from tdmpc2.training.plan_labels import compute_plans, row_noise, settings
+from tdmpc2.training.plan_labels import compute_plans, episode_seed, row_noise, settings
 from tdmpc2.training.teacher_cache import compute_all
 from tests.helpers.data import make_store
 from tests.helpers.distillation import make_expert
@@ -57,8 +58,8 @@ def test_label_is_the_mean_of_a_cold_plan_for_the_observation_before(store: Epis
     assert column.values[:, 0].isnan().all()
     obs, _, _ = store.meta.row_format.split(store.rows)
     for episode, row in ((0, 1), (1, 5), (2, 6), (3, LENGTH)):
-        number, task = episode * (LENGTH + 1) + row, store.task[episode : episode + 1]
-        noise = row_noise(teacher.cfg, [number], episode, teacher.device)
+        task, seed = store.task[episode : episode + 1], episode_seed(fingerprint(store, episode))
+        noise = row_noise(teacher.cfg, [seed + row - 1], seed, teacher.device)
         z = teacher.model.encode(obs[episode, row - 1][None].float(), task)
         cold = torch.zeros(1, teacher.cfg.horizon, 2)
         plan = planner.plan(teacher.model, z, teacher.model.context(task), cold, noise, eval_mode=True)
@@ -93,9 +94,10 @@ def test_labels_interrupted_anywhere_are_the_same_in_the_end(
     undisturbed = empty(EpisodeStore.open(tmp_path / "undisturbed"))
     compute_plans(undisturbed, make_expert(two_tasks()), at_once=5)
     column, original, calls = empty(store), module.planned_actions, []
+    seeds = [episode_seed(fingerprint(store, episode)) for episode in range(4)]
 
     def interrupted(*args: Any) -> torch.Tensor:
-        calls.append(args[4])
+        calls.append(seeds.index(args[4]))
         if len(calls) % 5 == 0:
             raise KeyboardInterrupt
         return original(*args)
@@ -152,6 +154,26 @@ def test_cache_of_teachers_is_each_teachers_own_and_zero_without_one(
     assert_close(columns["policy"].values[2, 7], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_episodes_without_a_teacher_are_filled_together_and_once(
+    tmp_path: Path, teachers: dict[str, TDMPC2], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one, the half million episodes that nobody teaches would take longer than the teachers do."""
+    store = make_store(tmp_path / "many", two_tasks(), episodes=30)
+    column, filled, original = empty(store), [], TeacherTargets.put
+
+    def put(self: TeacherTargets, index: torch.Tensor, numbers: torch.Tensor) -> None:
+        if not numbers.any():
+            filled.append(len(index))
+        original(self, index, numbers)
+
+    monkeypatch.setattr(TeacherTargets, "put", put)
+    compute_plans(column, teachers, torch.arange(0, 20))
+    compute_plans(column, teachers, torch.arange(30))
+    untaught = store.task == 1
+    assert filled == [int(untaught[:20].sum()), int(untaught[20:].sum())]
+    assert not column.values[untaught, 1:].any()
+
+
 def test_column_of_plans_goes_on_only_as_it_was_begun(store: EpisodeStore) -> None:
     """Plans of two budgets in one column would be labels of two teachers."""
     made = settings(make_expert(two_tasks()), 16)
@@ -176,7 +198,7 @@ def test_settings_list_by_task_what_teachers_differ_in() -> None:
     agents = {"a": make_expert(two_tasks()), "b": make_expert(two_tasks(iterations=3))}
     assert settings(agents, 4)["iterations"] == {"a": 2, "b": 3}
     assert settings(agents, 4)["horizon"] == 3
-    assert find_keys_that_are_not_planning(settings(agents, 4)) == {"at_once", "precision"}
+    assert find_keys_that_are_not_planning(settings(agents, 4)) == {"at_once", "precision", "random_numbers"}
 
 
 def find_keys_that_are_not_planning(found: dict[str, Any]) -> set[str]:
@@ -274,7 +296,7 @@ def test_command_line_that_cannot_be_is_refused(
 def test_states_that_a_student_visits_are_labelled_as_the_page_says(
     cfg: Config, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The four commands of docs/training.md: collect by the policy, join the data, plan for them, imitate."""
+    """The commands of docs/training.md: collect by the policy, join the data, plan for the new episodes, imitate."""
     from tdmpc2.commands.collect import main as collect
     from tdmpc2.commands.data import main as data
 
@@ -283,8 +305,13 @@ def test_states_that_a_student_visits_are_labelled_as_the_page_says(
     names = ",".join(cfg.tasks or ())
     collect([f"checkpoint={student}", "mpc=false", "episodes_per_task=1", f"data_dir={visited}", f"tasks=[{names}]"])
     data(["convert", str(data_dir), str(visited), str(both)])
-    main([str(both), str(student), "columns=reward,policy,plan", "num_samples=8", "iterations=1", "device=cpu"])
-    assert "Teacher's plans: done, 4,000 plans in" in capsys.readouterr().out
+    labels = [str(student), "columns=reward,policy,plan", "num_samples=8", "iterations=1", "device=cpu"]
+    main([str(visited), *labels])
+    assert "Teacher's plans: done, 1,000 plans in" in capsys.readouterr().out
+    main([str(both), *labels, f"known={visited}"])
+    text = capsys.readouterr().out
+    assert f"plan of 2 episodes is taken over from {visited}" in text
+    assert "Teacher's plans: done, 3,000 plans in" in text
     torch.set_num_threads(1)
     imitates = cfg.replace(
         data_dir=str(both), distillation_cache="full", distillation_targets=("reward", "policy", "plan 5"), steps=5

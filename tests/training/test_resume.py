@@ -23,7 +23,7 @@ from tdmpc2.training.guards import STOPPED, FiniteGuard, stop_on_signal
 from tdmpc2.training.offline import train
 from tests.helpers.forks import ForkServer
 from tests.helpers.reference import REPO
-from tests.helpers.runs import TINY, equal, rows, snapshot
+from tests.helpers.runs import TASKS, TINY, equal, rows, snapshot
 
 CPU = torch.device("cpu")
 
@@ -251,10 +251,18 @@ def test_checkpoint_size_estimate_is_an_upper_bound(cfg: Config) -> None:
     assert written <= preflight.checkpoint_bytes(TDMPC2(cfg), cfg) < 3 * written
 
 
-def test_dry_run_counts_import_and_cache(cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    teacher = cfg.replace(checkpoint=str(train(cfg.replace(steps=1, work_dir=str(tmp_path / "teacher")), None)))
+@pytest.mark.parametrize("teachers", [False, True])
+def test_dry_run_counts_import_and_cache(
+    cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], teachers: bool
+) -> None:
+    """One teacher of all tasks, or teachers of single tasks."""
+    file = str(train(cfg.replace(steps=1, work_dir=str(tmp_path / "teacher")), None))
+    taught = cfg.replace(teachers=dict.fromkeys(TASKS, file)) if teachers else cfg
     capsys.readouterr()
-    train(cfg.replace(dry_run=True, distillation_cache="full", data_device="disk"), teacher)
+    train(
+        taught.replace(dry_run=True, distillation_cache="full", data_device="disk"),
+        None if teachers else cfg.replace(checkpoint=file),
+    )
     text = capsys.readouterr().out
     assert re.search(r"data        chunk files, to be imported into .*store first, 0\.\d\d GB on disk", text)
     assert re.search(r"import      0\.\d\d GB at 300 MB/s = 0:00:00", text)

@@ -258,3 +258,24 @@ def test_share_body_counts_short_episodes_once(tmp_path: Path) -> None:
         counts.append(learner.short)
     assert counts == [1, 2, 0, 1]
     assert replay.num_added == 12
+
+
+@pytest.mark.parametrize(
+    "metrics", [{"total_loss": "0.5"}, {"total_loss": torch.ones(2)}, {"total_loss": torch.tensor(torch.nan)}]
+)
+def test_learner_that_continues_from_other_metrics_than_finite_numbers_refuses_them(
+    metrics: dict[str, Any], tmp_path: Path
+) -> None:
+    """A text among the metrics of a damaged state was a traceback at the next save."""
+    cfg = shared(tmp_path)
+    replay = make_ring(cfg, torch.device("cpu"))
+    run: Any = SimpleNamespace(cfg=cfg)
+    learner = Learner(run, replay, Batches(cfg, replay, torch.device("cpu")))
+    state = {"done": 3, "owed": 0, "interrupted": False, "metrics": metrics, "short": 0}
+    with pytest.raises(
+        ValueError, match=r"state\.pt.*learner.*metrics is .*, expected finite numbers by name"
+    ) as error:
+        learner.load_state(state)
+    assert "\n" not in str(error.value)
+    learner.load_state({**state, "metrics": {"total_loss": torch.tensor(0.5)}})
+    assert learner.done == 3

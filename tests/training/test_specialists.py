@@ -102,6 +102,29 @@ def test_kill_in_a_save_is_undone_for_all(
         assert_same(one.run_dir, other.run_dir)
 
 
+def test_run_that_went_on_alone_after_a_kill_keeps_what_it_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while all were saved, one run was trained to its end by itself: the others do not take it back."""
+    cfgs = together(tmp_path, steps=22)
+    saved = iter([True])
+
+    def killed(*args: Any, **keys: Any) -> None:
+        if not next(saved, False):
+            raise Killed
+        original(*args, **keys)
+
+    original = run_dir.save
+    with monkeypatch.context() as patch:
+        patch.setattr(run_dir, "save", killed)
+        with pytest.raises(Killed):
+            train_specialists(cfgs)
+    train_online(cfgs[0], None)
+    with pytest.raises(ValueError, match=r"2 is at step 0 and .*1 at 22: runs of a stack go on together"):
+        train_specialists(cfgs)
+    assert torch.load(cfgs[0].run_dir / "state.pt", weights_only=True)["step"] == 22
+
+
 def test_signal_saves_all_and_the_same_call_goes_on(
     undisturbed: list[Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

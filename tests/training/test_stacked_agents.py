@@ -44,6 +44,7 @@ def updated(kind: str, **keys: object) -> tuple[list[TDMPC2], list[TDMPC2], Stac
     ("kind", "keys"),
     [*((kind, {}) for kind in KINDS), ("padded", {"policy_loss": "opt"}), ("equal", {"episodic": True}),
      ("equal", {"dropout": 0.0, "num_q": 2, "grad_clip_norm": 0.1}),
+     ("bodies", {"value_scale": "per_task"}),
      ("padded", {"bc_coef": 0.5, "demonstrations": "any", "mode": "online"})],
 )  # fmt: skip
 def test_updates_of_a_stack_equal_those_of_each_agent(kind: str, keys: dict[str, object]) -> None:
@@ -64,11 +65,15 @@ def test_updates_of_a_stack_equal_those_of_each_agent(kind: str, keys: dict[str,
                     torch.testing.assert_close(its.state[q][name], mine.state[p][name], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_plans_of_a_stack_equal_those_of_each_agent(kind: str) -> None:
+#: As an agent's own; fewer samples and iterations, as while collecting; and more iterations.
+BUDGETS: list[dict[str, int]] = [{}, {"num_samples": 8, "iterations": 1}, {"num_samples": 16, "iterations": 3}]
+
+
+@pytest.mark.parametrize(("kind", "budget"), [*((kind, {}) for kind in KINDS), *(("padded", b) for b in BUDGETS[1:])])
+def test_plans_of_a_stack_equal_those_of_each_agent(kind: str, budget: dict[str, int]) -> None:
     """Plan means, since a sampled elite may flip by rounding; two plans, of which the second goes on from the first."""
     alone, stacked, stack = updated(kind)
-    players = [[agent.player(2, seed=7, mpc=True) for agent in group] for group in (alone, stacked)]
+    players = [[agent.player(2, seed=7, mpc=True, **budget) for agent in group] for group in (alone, stacked)]
     for number in range(2):
         obs = [np.random.default_rng(number).normal(size=(2, agent.cfg.obs_dim)).astype(np.float32) for agent in alone]
         tasks = [agent.cfg.task_ids[:2] if agent.cfg.multitask else None for agent in alone]
@@ -80,6 +85,15 @@ def test_plans_of_a_stack_equal_those_of_each_agent(kind: str) -> None:
             torch.testing.assert_close(other.plan_mean, one.plan_mean, rtol=0, atol=4e-3)
             assert plan.action.shape == action.shape
             assert torch.equal(one.generator.get_state(), other.generator.get_state())
+
+
+def test_plans_of_unequally_many_iterations_are_not_made_together() -> None:
+    """A task of 20 actions or more has two iterations more; padded, the others would have plans of another length."""
+    stack = StackedAgents(made := agents("equal"))
+    players = [agent.player(1, seed=7, iterations=number) for number, agent in enumerate(made, 1)]
+    obs = np.zeros((1, made[0].cfg.obs_dim), np.float32)
+    with pytest.raises(ValueError, match="plans of 1 and of 2 iterations are not made together"):
+        stack.plan(players, [player.asked(obs, True, None) for player in players], eval_mode=False)
 
 
 def test_files_of_a_stacked_agent_are_those_of_any_agent(tmp_path: Path) -> None:
@@ -115,10 +129,13 @@ def test_kernels_plan_with_the_weights_of_a_stacked_agent() -> None:
 
 @pytest.mark.parametrize(
     ("keys", "message"),
-    [({"lr": 1e-3}, "lr=0.001 of walker-run is 0.0003 for walker-walk"), ({"obs": "rgb"}, "obs")],
-)
+    [({"lr": 1e-3}, "lr=0.001 of walker-run is 0.0003 for walker-walk"), ({"obs": "rgb"}, "obs"),
+     ({"batch_size": 4}, "batch_size=4 of walker-run is 8"), ({"save_freq": 3}, "save_freq=3 of walker-run"),
+     ({"collect_iterations": 3}, "collect_iterations=3 of walker-run is None"),
+     ({"mode": "online", "demonstrations": "any"}, "demonstrations='any' of walker-run is None for walker-walk")],
+)  # fmt: skip
 def test_agents_that_do_not_fit_are_refused(keys: dict[str, object], message: str) -> None:
-    """The message names the key."""
+    """The message names the key, also of one that says how a run is made: the first agent's would count for all."""
     cfgs = configs("equal")
     with pytest.raises(ValueError, match=message):
         StackedAgents([TDMPC2(cfgs[0]), TDMPC2(cfgs[1].replace(**keys))])

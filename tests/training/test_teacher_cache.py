@@ -17,6 +17,7 @@ from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.dataset import EpisodeDataset
 from tdmpc2.data.sampler import SliceSampler
+from tdmpc2.data.store import teacher_columns
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.data.store.teacher_columns import TeacherTargets, open_targets
 from tdmpc2.distillation import outputs
@@ -69,6 +70,28 @@ def make_valuer(cfg: Config) -> TDMPC2:
         model._Qs.params[8].normal_(0, 0.5, generator=generator)
         model._Qs.params[9].copy_(-4 * (model.bins - 2).square())
     return teacher
+
+
+def test_columns_of_any_width_are_looked_at_in_parts_of_one_size(
+    store: EpisodeStore, tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A column of twelve numbers a row is not to take twelve times the memory: checking them takes many copies."""
+    seen: list[int] = []
+    original = teacher_columns.check_numbers
+    monkeypatch.setattr(teacher_columns, "_BLOCK", 2 * 501 * 12)
+    monkeypatch.setattr(teacher_columns, "check_numbers", lambda x: seen.append(x.numel()) or original(x))
+    for name in ("reward", "policy"):
+        (column,) = open_columns(store, name)
+        assert column.missing().all()
+        assert not column.complete()
+        compute_all(column, make_teacher(tiny_cfg))
+        assert column.complete()
+        assert column.column().isfinite()[:, 1:].all()
+        assert teacher_columns.verify_targets(store) == []
+        width = column.values[0, 0].numel()
+        looked = [number for number in seen if number % (501 * width) == 0]
+        assert max(looked) == min(2 * 12 // width, EPISODES) * 501 * width
+        seen.clear()
 
 
 def test_cached_values_have_their_own_column(

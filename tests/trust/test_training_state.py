@@ -84,6 +84,15 @@ WRONG: dict[str, tuple[Change, str]] = {
     "optim": (_set("training", "optim", value={}), "optim: it lacks param_groups"),
     "groups": (_set("training", "optim", "param_groups", value=[]), "0 groups of parameters"),
     "group": (_set("training", "optim", "param_groups", 0, value=5), "of other parameters"),
+    "group of a tensor": (
+        _set("training", "optim", "param_groups", 0, "params", value=torch.ones(2)),
+        "of other param",
+    ),
+    "group with a tensor": (
+        _set("training", "optim", "param_groups", 0, "params", 0, value=torch.ones(2)),
+        "of other parameters",
+    ),
+    "lr of a tensor": (_set("training", "optim", "param_groups", 0, "lr", value=torch.ones(2)), r"lr is tensor\("),
     "betas": (_set("training", "optim", "param_groups", 0, "betas", value="xx"), "betas is 'xx'"),
     "lr": (_set("training", "pi_optim", "param_groups", 0, "lr", value=1e9), "pi_optim: lr is 1000000000.0"),
     "parameter": (_set("training", "optim", "state", "a", value={}), "moments of parameter 'a'"),
@@ -121,6 +130,22 @@ def test_state_with_wrong_entry_is_refused_before_anything_is_loaded(
         run_dir.restore(agent, tmp_path)
     assert "\n" not in str(error.value)
     assert all(torch.equal(a, b) for a, b in zip(before, agent.model.state_dict().values(), strict=True))
+
+
+def test_state_with_scales_of_tasks_is_read_and_one_of_other_tasks_refused(cfg: Config, tmp_path: Path) -> None:
+    own = cfg.replace(value_scale="per_task", work_dir=str(tmp_path))
+    agent = TDMPC2(own)
+    agent.scale = 1.0 + torch.rand(len(own.task_specs))
+    run_dir.save(agent, tmp_path, 1, None, wall_seconds=1.0)
+    again = TDMPC2(own)
+    run_dir.restore(again, tmp_path)
+    assert torch.equal(again.scale, agent.scale)
+
+    for wrong, words in ((agent.scale[1:], "has shape"), (torch.zeros_like(agent.scale), "has the value 0")):
+        agent.scale = wrong
+        run_dir.save(agent, tmp_path, 1, None, wall_seconds=1.0)
+        with pytest.raises(ValueError, match=f"training: scale: {words}"):
+            run_dir.restore(again, tmp_path)
 
 
 @pytest.mark.parametrize("layout", ["in a larger storage", "every second byte"])

@@ -10,7 +10,7 @@ namespace tdmpc2 {
 // How a product is computed. The inputs of the last two are quantised, to 8 or to (at most) 12 bits.
 enum Format : int32_t { FP32, BF16, INT8, INT12 };
 enum Activation : int32_t { NONE, MISH, SIMNORM };
-enum Network { DYNAMICS, REWARD, PI, HEADS };  // the Q heads are HEADS, HEADS + 1, ...
+enum Network { DYNAMICS, REWARD, PI, HEADS };  // the Q heads are HEADS, HEADS + 1, ...; behind them the termination head
 
 // Vectors of one number per output are zero-padded to a multiple of this, whatever the variant.
 constexpr int padding = 64;
@@ -31,6 +31,7 @@ struct Layer {
 
 struct Networks {
     int32_t latent_dim, task_dim, action_dim, num_bins, simnorm_dim, num_layers;
+    int32_t termination;  // number of the network whose output is the logit of an episode's end; 0: there is none
     float log_std_min, log_std_max;
     const float* bins;    // zero-padded
     const Layer* layers;  // three of each network, the first with the parts of its input

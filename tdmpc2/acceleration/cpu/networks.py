@@ -32,13 +32,15 @@ from torch import Tensor, nn
 from tdmpc2 import planner
 from tdmpc2.acceleration.cpu import library
 from tdmpc2.acceleration.layers import has_mish
+from tdmpc2.checkpoints.layouts import TERMINATION
 from tdmpc2.config import Config
 from tdmpc2.nn.layers import Linear, NormedLinear, QEnsemble
 from tdmpc2.nn.world_model import Network, TaskContext, WorldModel
 
 _NONE, _MISH, _SIMNORM = range(3)  # Activation of kernels.h
 _FP32, _BF16, _INT8, _INT12 = range(4)  # Format of kernels.h
-_NETWORKS = ("_dynamics", "_reward", "_pi", "_Qs")
+_NETWORKS = ("_dynamics", "_reward", "_pi", "_Qs")  # then, of episodic tasks, the termination head
+_AFTERWARDS = ("_Qs", TERMINATION)  # what judges a step by the latent that it led to
 _PADDING = 64  # vectors of one number per output are padded to a multiple of this
 _SIMNORM_DIMS = (1, 2, 4, 8, 16)
 
@@ -89,6 +91,7 @@ class _Networks(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int32) for name in "latent_dim task_dim action_dim num_bins simnorm_dim num_layers".split()),
+        ("termination", ctypes.c_int32),
         *((name, ctypes.c_float) for name in "log_std_min log_std_max".split()),
         *((name, ctypes.c_void_p) for name in "bins layers".split()),
     )
@@ -173,8 +176,6 @@ def normed_linear(x: Tensor, layer: PackedLayer) -> Tensor:
 
 def unsupported(cfg: Config) -> str:
     """Say why no kernels fit a model of this configuration; empty if some do, which may yet not be built here."""
-    if cfg.episodic:
-        return "episodic=true: the CPU kernels have no termination head; plan without them"
     if cfg.simnorm_dim in _SIMNORM_DIMS:
         return ""
     return f"simnorm_dim={cfg.simnorm_dim}: the CPU kernels take one of {_SIMNORM_DIMS}; plan without them"
@@ -205,7 +206,7 @@ class PackedNetworks:
         self._layers: list[PackedLayer] = []
         for network, layers in networks:
             parts = [width if part in network.inputs else 0 for part, width in widths.items()]
-            repeated = not isinstance(network.module, QEnsemble)  # Q heads judge the last step alone
+            repeated = network.name not in _AFTERWARDS
             for index, layer in enumerate(layers):
                 first = index % 3 == 0
                 self._layers.append(
@@ -219,7 +220,8 @@ class PackedNetworks:
         self._bins = _padded(model.bins)
         self._structs = (_Layer * len(self._layers))(*(layer.struct for layer in self._layers))
         self._networks = _Networks(
-            *widths.values(), cfg.num_bins, cfg.simnorm_dim, len(self._layers), cfg.log_std_min, cfg.log_std_max,
+            *widths.values(), cfg.num_bins, cfg.simnorm_dim, len(self._layers),
+            len(self._layers) // 3 - 1 if cfg.episodic else 0, cfg.log_std_min, cfg.log_std_max,
             _address(self._bins), ctypes.addressof(self._structs),
         )  # fmt: skip
 
@@ -319,8 +321,9 @@ def planned(model: WorldModel) -> list[Network]:
         ValueError: the model has others.
     """
     found = [network for network in model.networks() if not network.observes]
-    if (names := [network.name for network in found]) != list(_NETWORKS):
-        raise ValueError(f"The CPU kernels have the networks {', '.join(_NETWORKS)}, the model has {', '.join(names)}")
+    known = [*_NETWORKS, *([TERMINATION] if model.cfg.episodic else [])]
+    if (names := [network.name for network in found]) != known:
+        raise ValueError(f"The CPU kernels have the networks {', '.join(known)}, the model has {', '.join(names)}")
     return found
 
 

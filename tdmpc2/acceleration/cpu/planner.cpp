@@ -137,7 +137,7 @@ constexpr int tile_rows = 48;
 struct Tile {
     Tile(Arena& arena, const Networks& n, int rows, int width)
         : n(n), latent(arena, rows, n.latent_dim), hidden(arena, rows, width),
-          action(arena.take<float>(size_t(rows) * n.action_dim)) {}
+          action(arena.take<float>(size_t(rows) * n.action_dim)), weight(arena.take<float>(rows)) {}
 
     // One network for `count` rows: from the latents (not at the first step: `shared` has them) into `out`.
     void run(int network, const float* shared, const float* actions, int count, bool first_step, const Rows& out) {
@@ -174,20 +174,26 @@ struct Tile {
             }
     }
 
-    // total += weight * decoded output in `hidden`
-    void add_decoded(int count, float weight, float* total) const {
+    // total += weight / share * decoded output in `hidden`
+    void add_decoded(int count, float share, float* total) const {
         for (int start = 0; start < count; start += lanes) {
             float value[lanes] = {};
             const int rows = smaller(lanes, count - start);
             for (int r = 0; r < rows; r++) value[r] = expected(hidden.row(start + r), n.bins, n.num_bins);
             store(value, symexp(load(value)));
-            for (int r = 0; r < rows; r++) total[start + r] += weight * value[r];
+            for (int r = 0; r < rows; r++) total[start + r] += weight[start + r] / share * value[r];
         }
+    }
+
+    // Give what comes after a predicted end no weight, from the logits of termination in `hidden`. A NaN ends the episode as
+    // well, as in tdmpc2/planner.py.
+    void end_terminated(int count) const {
+        for (int r = 0; r < count; r++) weight[r] *= hidden.row(r)[0] <= 0 ? 1.0f : 0.0f;
     }
 
     const Networks& n;
     const Rows latent, hidden;
-    float* const action;
+    float *const action, *const weight;  // weight: of each row's next reward or value
     int encoded = -1;  // format of the latents' codes
 };
 
@@ -290,20 +296,24 @@ void estimate_value(const Networks* n, int num_envs, int horizon, int samples, i
                     const float* z, const float* task, const float* mask, const float* discount, const float* actions,
                     const float* eps, const int64_t* heads, float* out) {
     constexpr int most = 256;  // heads
-    int used[HEADS + most];
+    int used[HEADS + most + 1];
     num_heads = smaller(num_heads, most);
     for (int i = 0; i < HEADS + num_heads; i++) used[i] = i < HEADS ? i : HEADS + int(heads[i - HEADS]);
-    const Job job{*n, num_envs, samples, threads, z, task, used, HEADS + num_heads};
+    used[HEADS + num_heads] = n->termination;
+    const Job job{*n, num_envs, samples, threads, z, task, used, HEADS + num_heads + (n->termination ? 1 : 0)};
     job.run([&](Tile& tile, int env, int start, int count, auto shared) {
         float* total = out + size_t(env) * samples + start;
-        for (int r = 0; r < count; r++) total[r] = 0;
-        float weight = 1;
-        for (int t = 0; t < horizon; t++, weight *= discount[env]) {
+        for (int r = 0; r < count; r++) total[r] = 0, tile.weight[r] = 1;
+        for (int t = 0; t < horizon; t++) {
             const bool first_step = t == 0;
             const float* action = actions + ((size_t(env) * horizon + t) * samples + start) * n->action_dim;
             tile.run(REWARD, shared(REWARD, first_step), action, count, first_step, tile.hidden);
-            tile.add_decoded(count, weight, total);
+            tile.add_decoded(count, 1, total);
             tile.run(DYNAMICS, shared(DYNAMICS, first_step), action, count, first_step, tile.latent);
+            for (int r = 0; r < count; r++) tile.weight[r] *= discount[env];
+            if (!n->termination) continue;
+            tile.run(n->termination, shared(n->termination, false), nullptr, count, false, tile.hidden);
+            tile.end_terminated(count);
         }
         tile.run(PI, shared(PI, false), nullptr, count, false, tile.hidden);
         tile.sample(count, mask ? mask + size_t(env) * n->action_dim : nullptr,
@@ -311,7 +321,7 @@ void estimate_value(const Networks* n, int num_envs, int horizon, int samples, i
         for (int h = 0; h < num_heads; h++) {
             const int head = used[HEADS + h];
             tile.run(head, shared(head, false), tile.action, count, false, tile.hidden);
-            tile.add_decoded(count, weight / float(num_heads), total);
+            tile.add_decoded(count, float(num_heads), total);
         }
         constexpr float largest = 3.402823466e38f;
         for (int r = 0; r < count; r++) {  // a sum that began with 0 is never -0, so that this tells of NaN

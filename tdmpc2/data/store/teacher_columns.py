@@ -21,7 +21,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ _DTYPE = np.dtype("<f4")
 _CHECK = np.dtype("<i2")
 #: Entries of ``meta.json``.
 _META = {"format": whole(1, FORMAT), "teacher": text(), "teacher_sha256": SHA256, "data_checksum": SHA256}
-_BLOCK = 4096  # episodes looked at at a time: 8 MB of MT30
+_BLOCK = 1 << 21  # numbers looked at at a time, 8 MB; checking them takes about ten times as much
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,10 +146,16 @@ class TeacherTargets:
 
     def _blocks(self, episodes: Tensor | None) -> Iterator[Tensor]:
         """Yield copies of some episodes at a time, NaN where a number is missing or damaged."""
-        for own in (torch.arange(len(self.values)) if episodes is None else episodes.cpu()).split(_BLOCK):
+        block = episodes_at_once(self.values.shape)
+        for own in (torch.arange(len(self.values)) if episodes is None else episodes.cpu()).split(block):
             self._check_sizes()
             values = self.values[own]
             yield values.masked_fill(self.checks[own] != check_numbers(values), torch.nan)
+
+
+def episodes_at_once(shape: Sequence[int]) -> int:
+    """Choose how many episodes of a column [N, L+1] or [N, L+1, W] are looked at at a time, at least one."""
+    return max(1, _BLOCK // math.prod(shape[1:]))
 
 
 def check_numbers(values: Tensor) -> Tensor:
@@ -217,8 +223,9 @@ def verify_targets(store: EpisodeStore) -> list[str]:
             except ValueError as error:
                 problems.append(str(error))
                 break
-            for number, block in enumerate(targets.values.split(_BLOCK)):
-                checks = targets.checks[number * _BLOCK : (number + 1) * _BLOCK]
+            size = episodes_at_once(targets.values.shape)
+            for number, block in enumerate(targets.values.split(size)):
+                checks = targets.checks[number * size : (number + 1) * size]
                 wrong = block.isinf() | (checks != check_numbers(block))
                 wrong[:, 0] |= ~block[:, 0].isnan()
                 if wrong.any():
@@ -226,7 +233,7 @@ def verify_targets(store: EpisodeStore) -> list[str]:
                     found = block[where]
                     wrong_check = " with another one's check number" * bool(found.isfinite() and row)
                     problems.append(
-                        f"{targets.file} holds {found}{wrong_check} in episode {number * _BLOCK + own}, row {row}. "
+                        f"{targets.file} holds {found}{wrong_check} in episode {number * size + own}, row {row}. "
                         f"{_again(path)}"
                     )
                     break
@@ -251,7 +258,8 @@ def _create(
 
     Every byte is written: a full disk would end a process that fills holes through a map.
     """
-    (episodes, *numbers), start, size = _layout(name, store)
+    shape, start, size = _layout(name, store)
+    block, (episodes, *numbers) = episodes_at_once(shape), shape
     size += _layout(name, store, _CHECK)[2]
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -267,8 +275,8 @@ def _create(
                 temporary.mkdir()
                 with open(temporary / f"{name}.npy", "wb") as file:
                     file.write(start)
-                    for first in range(0, episodes, _BLOCK):
-                        file.write(np.full((min(_BLOCK, episodes - first), *numbers), np.nan, _DTYPE).data)
+                    for first in range(0, episodes, block):
+                        file.write(np.full((min(block, episodes - first), *numbers), np.nan, _DTYPE).data)
                     file.flush()
                     os.fsync(file.fileno())
                 _add_checks(temporary, name, store)
@@ -295,7 +303,7 @@ def _add_checks(path: Path, name: str, store: EpisodeStore) -> None:
     values = torch.from_numpy(np.memmap(column, _DTYPE, "c", len(start), shape))
     with replacing(path / f"{name}.check.npy") as temporary, open(temporary, "wb") as file:
         file.write(_layout(name, store, _CHECK)[1])
-        for block in values.split(_BLOCK):
+        for block in values.split(episodes_at_once(shape)):
             file.write(check_numbers(block).numpy().astype(_CHECK).data)
 
 
@@ -322,7 +330,7 @@ def _open(path: Path, name: str, store: EpisodeStore, teacher_sha256: str | None
             raise
         raise ValueError(f"{path} is damaged [{cut(str(error))}]. {_again(path)}") from error
     if checks is None:  # of an older version, where nothing can be written
-        checks = torch.cat([check_numbers(block) for block in values.split(_BLOCK)])
+        checks = torch.cat([check_numbers(block) for block in values.split(episodes_at_once(values.shape))])
     return TeacherTargets(store, path, name, values, checks, writable)
 
 

@@ -1,0 +1,60 @@
+"""Curves of single tasks beside public ones, at tiny size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.helpers.online import SMALL
+from tests.helpers.scripts import load_script
+from tests.helpers.toy_envs import POINT, STANDS
+
+FILE = Path(__file__).resolve().parents[2] / "examples" / "learning_curves.py"
+KEYS = [f"{key}={'null' if value is None else value}" for key, value in SMALL.items() if key != "steps"]
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    return load_script(FILE)
+
+
+def test_curves_are_learned_compared_and_not_learned_again(
+    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table, every return and a figure; the same line again trains and plays nothing and says the same."""
+    words = [STANDS, POINT, "--steps", "40", "--episodes", "2", "--out", str(tmp_path), *KEYS, "eval_freq=20"]
+    example.main(words)
+    table = capsys.readouterr().out.strip().splitlines()[-4:]
+    assert table == (tmp_path / "learning_curves.md").read_text().splitlines()
+    runs = json.loads((tmp_path / "learning_curves.json").read_text())
+    assert [(run["task"], run["steps"], len(run["returns"])) for run in runs] == [(STANDS, 40, 2), (POINT, 40, 2)]
+    assert (tmp_path / "learning_curves.png").stat().st_size > 5000
+
+    monkeypatch.setattr(example, "evaluate", None)
+    example.main(words)
+    again = capsys.readouterr().out
+    assert again.count("is already trained for 40 steps") == 2
+    assert again.strip().splitlines()[-4:] == table
+
+    example.main(["--so-far", STANDS, POINT, "cup-catch", "--out", str(tmp_path)])  # of which one was not begun
+    assert [line.split(" | ")[1] for line in capsys.readouterr().out.strip().splitlines()[-2:]] == ["40", "40"]
+
+
+def test_return_is_compared_with_seeds_of_others(example: ModuleType) -> None:
+    run = example.Learned("cup-catch", 50_000, 2.5, [800.0, 1000.0], [950.0, 850.0], 50_000, None)
+    assert run.row()[4:] == ["900.0", "[-370.6, 2170.6]", "900.0 (850 to 950)", "100 %"]
+    assert run._replace(public=[]).row()[6:] == ["-", "-"]
+
+
+def test_so_far_without_runs_says_so(example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        example.main(["--so-far", "--out", str(tmp_path)])
+    assert "holds no run of walker-walk, cartpole-swingup" in capsys.readouterr().err
+
+
+def test_public_curves_are_those_of_the_seven_tasks(example: ModuleType) -> None:
+    found = example.curves("tdmpc2", 2 * 50_000)({example.PUBLIC.name: example.PUBLIC})
+    assert all(len(found[task]) == 3 for task in example.TASKS)
