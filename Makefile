@@ -19,7 +19,7 @@ LIBRARY := $(KERNELS)/kernels.so
 .PHONY: help setup test test-slow test-all test-oldest lint format type docs docs-serve wheels demo bench gpu fuzz crash soak clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) $(LIBRARY) ## make .venv with the versions of constraints.txt, and the CPU kernels
 

@@ -3,14 +3,16 @@
 Plays random episodes in dm_control, trains a 5M teacher on them, distils it into a 1M student, quantises the student,
 evaluates all three, and prints one table. Every step is a command a user would type; what they
 leave behind is in demo/. The budget is minutes, so the scores are far below a trained model's.
+Stopped in the middle, the same line goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import shlex
-import subprocess
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -20,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tdmpc2.data.dataset import EpisodeDataset
+from tdmpc2.support.programs import run_in_terminal
 from tdmpc2.tasks import MT30, lookup
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,28 +33,32 @@ PLANNER = "num_samples=64 num_elites=16 num_pi_trajs=8 iterations=3"
 console = Console()
 
 
-def run(command: str) -> float:
-    """Run one of the repository's scripts; returns seconds."""
+def run(command: str) -> None:
+    """Run one of the repository's scripts; where it fails or is stopped, end with its exit code."""
     console.print(f"\n$ python {command}", style="bold", markup=False, highlight=False)
     script, *arguments = shlex.split(command)
-    start = time.perf_counter()
-    subprocess.run([sys.executable, str(ROOT / script), *arguments], check=True)
-    return time.perf_counter() - start
+    if code := run_in_terminal([sys.executable, str(ROOT / script), *arguments]):
+        print("The demo has not ended: the same command goes on", file=sys.stderr)
+        sys.exit(code)
 
 
 def train(name: str, steps: int, *settings: str) -> float:
-    """Train into demo/<name>; the settings are the student's, or start with teacher_config."""
+    """Train into demo/<name>; the settings are the student's, or start with teacher_config. Returns seconds."""
     common = (
         f"data_dir={OUT}/data {TASKS} work_dir={OUT}/{name} steps={steps} eval_freq=0 save_freq={steps} log_freq=50"
     )
     prefixed = [s if s.startswith("teacher_config") else f"student_config.{s}" for s in (*common.split(), *settings)]
-    return run(" ".join(["train.py", *prefixed]))
+    run(" ".join(["train.py", *prefixed]))
+    with (OUT / name / "speed.csv").open() as file:
+        return float([*csv.DictReader(file)][-1]["wall_seconds"])  # of all parts of a run that was continued
 
 
 def evaluate(name: str, checkpoint: str) -> dict[str, float]:
     """Return per task, and under ``score`` the normalised score."""
     directory = OUT / f"eval-{name}"
-    run(f"evaluate.py checkpoint={checkpoint} {TASKS} {PLANNER} eval_episodes=1 work_dir={directory}")
+    if not (directory / "results.json").exists():
+        shutil.rmtree(directory, ignore_errors=True)  # what a stopped evaluation has left
+        run(f"evaluate.py checkpoint={checkpoint} {TASKS} {PLANNER} eval_episodes=1 work_dir={directory}")
     results = json.loads((directory / "results.json").read_text())
     return {t["task"]: t["return"] for t in results["tasks"]} | {"score": results["normalized_score"]}
 
@@ -67,13 +74,14 @@ def random_returns() -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()  # --help explains and runs nothing
-    if OUT.exists():
+    unfinished = (OUT / "data").is_dir() and not (OUT / "eval-student-int8" / "results.json").exists()
+    if OUT.exists() and not unfinished:
         sys.exit(f"error: {OUT}/ exists from an earlier demo: remove it first (rm -r {OUT})")
     start = time.perf_counter()
     run(f"collect.py {TASKS} data_dir={OUT}/data episodes_per_task=40")
     teacher_s = train("teacher", 400, "model_size=5", "batch_size=128", "teacher_config=null")
     student_s = train("student", 400, f"teacher_config.checkpoint={OUT}/teacher/model.pt")
-    run(f"quantize.py --checkpoint {OUT}/student/model.pt")
+    run(f"quantize.py --checkpoint {OUT}/student/model.pt --force")
 
     models = {
         "5M teacher": ("teacher", f"{OUT}/teacher/model.pt", f"{teacher_s:.0f} s"),

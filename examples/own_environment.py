@@ -10,7 +10,6 @@ the class below and in the line that registers it; keys behind the directory are
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
+
+from tdmpc2.support.programs import run_in_terminal
 
 TASK = "own_environment:Puck-v0"
 TRAINING = {
@@ -97,7 +98,8 @@ def _command(*words: str) -> None:
     """Run a command of TD-MPC-Opt where it can import this file."""
     print("\n$ PYTHONPATH=examples tdmpc2", *words, flush=True)
     path = os.pathsep.join([str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")])
-    subprocess.run([sys.executable, "-m", "tdmpc2", *words], check=True, env={**os.environ, "PYTHONPATH": path})
+    if code := run_in_terminal([sys.executable, "-m", "tdmpc2", *words], env={**os.environ, "PYTHONPATH": path}):
+        sys.exit(code)  # the command has said why
 
 
 if __name__ == "__main__":

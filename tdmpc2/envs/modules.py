@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import gymnasium
 
@@ -23,14 +24,27 @@ def import_module_of(name: str) -> None:
 
     Raises:
         ValueError: that is no name of a module.
-        ModuleNotFoundError: it is not installed.
+        ModuleNotFoundError: Python does not find it, and how it would; or it does not find one that it imports.
     """
     module = module_of(name)
     if not module:
         return
     if not all(part.isidentifier() for part in module.split(".")):
         raise ValueError(f"task={name}: '{module}' is no name of a Python module, as in my_package:Mine-v0")
-    import_module(module)
+    try:
+        import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, and what it imports is not
+        raise ModuleNotFoundError(f"{error}: {_remedy(module)}", name=error.name) from error
+
+
+def _remedy(module: str) -> str:
+    """Say how Python finds a module that it has not found."""
+    path = Path(*module.split("."))
+    if path.is_dir() or path.with_suffix(".py").is_file():
+        return "it lies in this directory, so type PYTHONPATH=. before the command"
+    return "install it, or name its directory before the command, as in PYTHONPATH=DIRECTORY"
 
 
 def check_imported(name: str) -> None:

@@ -11,6 +11,7 @@ from tdmpc2.export.native_model import read_source, write_model
 from tdmpc2.export.request import Request
 from tdmpc2.quantization.copies import stem_of
 from tdmpc2.support.files import replacing, size_text
+from tdmpc2.support.names import safe_name
 from tdmpc2.support.version import version
 
 NATIVE = Path(__file__).resolve().parents[1] / "native"
@@ -101,5 +102,6 @@ def _variants(common: list[str]) -> str:
 def _folder(request: Request) -> Path:
     if request.out is not None:
         return request.out
-    task, precision = (f"_{text}" if text else "" for text in (request.task, request.precision))
+    task = f"_{safe_name(request.task)}" if request.task else ""
+    precision = f"_{request.precision}" if request.precision else ""
     return request.checkpoint.parent / f"{stem_of(request.checkpoint)}{task}{precision}_native"

@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from tdmpc2.envs import check_task
 from tdmpc2.export.card import card_of
 from tdmpc2.export.graph import STEPS, Step
 from tdmpc2.export.request import Request, load
 from tdmpc2.quantization.copies import stem_of
 from tdmpc2.support.files import replacing, size_text
+from tdmpc2.support.names import safe_name
 
 CARD = "tdmpc2"  # name of the card in a file
 #: A file that runs: tensors by name -> outputs.
@@ -40,6 +42,9 @@ def export_steps(
     request.check_free(paths.values())
     source = load(request)
     steps = [step(source.model, num_envs=request.envs) for step in STEPS]
+    if request.check and not request.data:
+        for task_id in steps[0].task_ids:
+            check_task(source.cfg.task_specs[task_id].name)  # what cannot be played is named before a minute of writing
     for step in steps:
         card = {**card_of(source.cfg, source.file, step.task_ids, request.precision), **step_facts(step)}
         content = written(step, card)
@@ -63,7 +68,7 @@ def target_files(request: Request, ending: str) -> dict[str, Path]:
         return {step.name: out.with_name(f"{out.stem}_{step.name}{ending}") for step in STEPS}
     folder = request.checkpoint.parent if out is None else out
     stem = stem_of(request.checkpoint)
-    stem += f"_{request.task}" if request.task else ""
+    stem += f"_{safe_name(request.task)}" if request.task else ""
     stem += "" if request.precision == "fp32" else f"_{request.precision}"
     return {step.name: folder / f"{stem}_{step.name}{ending}" for step in STEPS}
 

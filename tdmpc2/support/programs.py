@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -45,6 +46,17 @@ def run_program(
         finally:
             os.close(theirs)
         return _waited(process, command, seconds, alive.close)
+
+
+def run_in_terminal(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> int:
+    """Run a command that shares this process's terminal; returns its exit code.
+
+    Ctrl-C reaches both. The command saves what it has done then, so its end is waited for instead of killing it.
+    """
+    with subprocess.Popen(command, env=env) as process:
+        while True:
+            with contextlib.suppress(KeyboardInterrupt):
+                return process.wait()
 
 
 def _start(command: Sequence[str], stdin: int, env: Mapping[str, str] | None) -> subprocess.Popen[str]:

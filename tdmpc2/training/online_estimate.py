@@ -50,7 +50,10 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
     load_start(agent, cfg)
     check_disk(agent, cfg)
     ring = plan_ring(cfg, agent.device)
+    wanted = "false" if cfg.compile == "false" else "auto"  # kernels if there are some: they need no minute to compile
+    agent.planner.speed_up(wanted, 0)
     with Explorer(cfg, agent) as explorer:
+        explorer.player.compile_planner(wanted, 0)
         explorer.begin()
         actions = explorer.act(0, random=True)
         step_s = median_seconds(lambda: _step(explorer, actions), agent.device)
@@ -58,6 +61,7 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
         plan_s = median_seconds(lambda: explorer.act(0, random=False), agent.device)
     batch = random_batch(cfg, agent.device)
     update_s = median_seconds(lambda: agent.update(batch), agent.device)
+    planned_by = "by the CPU kernels" if agent.planner.kind == "kernels" else "plainly"
     turns, parameters = cfg.steps // len(cfg.envs), num_parameters(agent.model)
     planned = max(cfg.steps - cfg.seed_steps, 0) // len(cfg.envs)
     parts = {
@@ -91,7 +95,7 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
         f"memory      about {(model + rows) / 1e9:.2f} GB, {rows / 1e9:.2f} GB of it a buffer of {ring.capacity:,} "
         f"rows, {available_memory(agent.device) / 1e9:.1f} GB free",
         f"disk        {needed / 1e9:.2f} GB for checkpoints and buffer, {free_disk(cfg.run_dir) / 1e9:.1f} GB free",
-        f"in all      about {clock_text(total)} (planned plainly, without compilation)",
+        f"in all      about {clock_text(total)} (planned {planned_by}, without compilation)",
     ]
 
 

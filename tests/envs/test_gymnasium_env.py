@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
@@ -99,9 +101,26 @@ def test_make_env_of_unsuitable_environment_is_refused(
         del gymnasium.registry["Wrong-v0"]
 
 
-def test_make_env_of_missing_module_says_so() -> None:
-    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
-        make_env("no_such_package:Thing-v0")
+@pytest.mark.parametrize(
+    ("file", "remedy"),
+    [(None, "install it, or .*PYTHONPATH=DIRECTORY"), ("beside_me.py", r"type PYTHONPATH=\. before")],
+)
+def test_make_env_of_missing_module_says_how_python_finds_it(
+    file: str | None, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An own environment's first command is often typed beside the file, where Python does not look for it."""
+    monkeypatch.chdir(tmp_path)
+    if file:
+        (tmp_path / file).touch()
+    with pytest.raises(ModuleNotFoundError, match=f"No module named 'beside_me': .*{remedy}"):
+        make_env("beside_me:Thing-v0")
+
+
+def test_make_env_of_module_that_lacks_another_names_that_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "needs_another.py").write_text("import no_such_package")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'no_such_package'$"):
+        make_env("needs_another:Thing-v0")
 
 
 def test_old_gym_env_is_translated() -> None:

@@ -10,12 +10,15 @@ import numpy as np
 import onnx
 import pytest
 
+from tdmpc2.agent import TDMPC2
 from tdmpc2.commands.export import main
 from tdmpc2.export import check as checking
 from tdmpc2.export.graph import STEPS
 from tdmpc2.export.onnx_file import ENDING, export, read_card
 from tdmpc2.export.request import Request, load
 from tdmpc2.export.step_files import target_files
+from tdmpc2.tasks import TaskSpec
+from tests.helpers.agents import small_config
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -48,6 +51,16 @@ def test_command_refuses_in_one_line(
     assert {path.suffix for path in model_file.parent.iterdir()} <= {".pt", ".onnx"}
 
 
+def test_check_that_cannot_play_the_task_is_refused_before_writing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model of somebody's own environment, whose module only its user may have imported."""
+    path, task = tmp_path / "model.pt", "absent_module:Mine-v0"
+    TDMPC2(small_config(task=task, task_specs=(TaskSpec(task, 4, 2),), task_dim=0)).save(path)
+    assert "name the task yourself, as in task=absent_module:Mine-v0" in refusal(capsys, str(path), "check=true")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
+
+
 def test_command_replaces_no_file_unasked(model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "robot_plan.onnx").write_text("mine")
     line = refusal(capsys, str(model_file), f"out={tmp_path / 'robot.onnx'}")
@@ -78,6 +91,8 @@ def test_files_are_named_after_checkpoint_task_and_precision(model_file: Path, t
     assert target_files(request, ENDING)["plan"].name == "model_walker-walk_int8_plan.onnx"
     assert target_files(replace(request, out=tmp_path), ENDING)["policy"].parent == tmp_path
     assert target_files(replace(request, out=tmp_path / "a.onnx"), ENDING)["policy"] == tmp_path / "a_policy.onnx"
+    own = target_files(replace(request, task="mine:Mine-v0"), ENDING)["plan"].name
+    assert ":" not in own  # which Windows has for no name of a file
 
 
 def test_read_card_of_another_file_is_one_line(model_file: Path) -> None:

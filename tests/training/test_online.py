@@ -26,6 +26,7 @@ from tdmpc2.training.guards import STOPPED
 from tdmpc2.training.online import train_online
 from tdmpc2.training.schedule import Schedule
 from tests.helpers.agents import make_teacher
+from tests.helpers.cpu_kernels import needs_library
 from tests.helpers.online import assert_same, config, interrupt
 from tests.helpers.runs import rows, weights
 from tests.helpers.toy_envs import FALLS, FALLS_AT, SEES, STANDS, STANDS_FOR
@@ -346,9 +347,16 @@ def test_online_dry_run_estimates_and_writes_nothing(tmp_path: Path, capsys: pyt
     train_online(cfg, None)
     text = capsys.readouterr().out
     for line in (r"updates +45 x [\d.]+ ms = 0:00:\d\d", r"plans +12 x ", r"steps +22 x ", r"evaluation +4 x 9 plans",
-                 r"memory .* a buffer of 94 rows", r"disk ", r"in all +about 0:00:\d\d"):  # fmt: skip
+                 r"memory .* a buffer of 94 rows", r"disk ", r"in all +about 0:00:\d\d .planned plainly"):  # fmt: skip
         assert re.search(rf"^{line}", text, re.MULTILINE), line
     assert not list(tmp_path.iterdir())
+
+
+@needs_library
+def test_online_dry_run_plans_as_the_run_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Plain plans take many times as long as the kernels that the run itself plans with."""
+    train_online(config(tmp_path, dry_run=True, compile="auto", eval_freq=15, eval_episodes=1), None)
+    assert re.search(r"in all +about .*\(planned by the CPU kernels, without compilation\)", capsys.readouterr().out)
 
 
 def test_online_dry_run_allocates_no_replay_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
