@@ -129,7 +129,9 @@ def draw(path: Path, out: Path, runs: Sequence[Learned]) -> None:
         axes.set(title=run.task, xlabel="agent steps", ylabel="return", ylim=(0, None))
     for axes in list(panels):
         axes.set_visible(False)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(columns, 3), fontsize=8
+    )
     save_figure(figure, path)
 
 
