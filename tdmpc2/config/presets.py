@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from tdmpc2.support.text import shown
 from tdmpc2.tasks import nearest
 
 #: Keys by preset. Keys that are typed beside a preset win.
@@ -30,6 +31,8 @@ def with_preset(values: Mapping[str, Any], typed: Collection[str] | None = None)
     if name is None or (isinstance(name, str) and name.lower() in ("null", "none", "~", "")):
         return rest
     if not isinstance(name, str) or name not in PRESETS:
+        if not isinstance(name, str):
+            raise ValueError(f"planner={shown(name)} must be one of {', '.join(PRESETS)}")
         raise ValueError(f"planner={name} is not one of {', '.join(PRESETS)}.{nearest(str(name), PRESETS)}")
     typed = rest.keys() if typed is None else typed
     return rest | {key: value for key, value in PRESETS[name].items() if key not in typed}
