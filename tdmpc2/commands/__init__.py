@@ -24,7 +24,7 @@ COMMANDS = {
     "play": "watch a checkpoint play, in a window or as a video",
     "collect": "play episodes and store them as training data",
     "quantize": "write a checkpoint in fp16, int8 and mixed precision and measure what that costs",
-    "export": "write a checkpoint as files that run without PyTorch: ONNX, or C++",
+    "export": "write a checkpoint as files that run without this program: ONNX, torch.export or C++",
     "report": "gather runs into a table with intervals over seeds, figures, or one web page",
     "leaderboard": "build a leaderboard of MT30 from public results and evaluations of your own",
     "data": "look at offline data, check it, convert it",

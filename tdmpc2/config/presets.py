@@ -30,9 +30,9 @@ def with_preset(values: Mapping[str, Any], typed: Collection[str] | None = None)
     rest = {key: value for key, value in values.items() if key != "planner"}
     if name is None or (isinstance(name, str) and name.lower() in ("null", "none", "~", "")):
         return rest
-    if not isinstance(name, str) or name not in PRESETS:
-        if not isinstance(name, str):
-            raise ValueError(f"planner={shown(name)} must be one of {', '.join(PRESETS)}")
+    if not isinstance(name, str):
+        raise ValueError(f"planner={shown(name)} must be one of {', '.join(PRESETS)}")
+    if name not in PRESETS:
         raise ValueError(f"planner={name} is not one of {', '.join(PRESETS)}.{nearest(str(name), PRESETS)}")
     typed = rest.keys() if typed is None else typed
     return rest | {key: value for key, value in PRESETS[name].items() if key not in typed}
