@@ -108,11 +108,14 @@ class Pipeline:
 
 
 def origin_of(work: Path) -> Origin:
-    """Tell where a working directory was begun; cards name it, wherever and with how many cores the work goes on."""
+    """Tell where a working directory was begun, which is here if it has no record of it yet.
+
+    Cards name this place, wherever and with how many cores the work goes on.
+    """
     path = work / "begun.json"
     here = {"processor": f"{processor_name()}, {usable_cores()} cores"}
     if not path.exists():
-        write_text(path, json_text({"commit": _commit(), **here}) + "\n")
+        return Origin(**here, commit=_commit())
     begun = check_entries(str(path), read_json(path), _BEGUN, "delete it, and the card steps in done")
     return Origin(**{**here, **begun})
 
@@ -147,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--student", help="checkpoint of all tasks to begin with, such as the published one")
     parser.add_argument("--only", choices=STAGES, help="this stage alone")
     parser.add_argument("--smoke", action="store_true", help="all stages at toy size")
-    parser.add_argument("--plan", action="store_true", help="print the plan and stop")
+    parser.add_argument("--plan", action="store_true", help="print the plan and stop; nothing is written")
     args = parser.parse_args(argv)
     for name, path in (("--work-dir", args.work_dir), ("--student", args.student)):
         if path is not None and not re.fullmatch(r"[\w./:@+-]+", path):
@@ -155,14 +158,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.student is not None and not Path(args.student).is_file():
         raise ValueError(f"--student {args.student} does not exist: README.md says where the published one is")
     work = Path(args.work_dir)
-    work.mkdir(parents=True, exist_ok=True)
-    steps = steps_of(SMOKE if args.smoke else FULL, str(work), args.student, origin_of(work))
+    origin = origin_of(work)
+    steps = steps_of(SMOKE if args.smoke else FULL, str(work), args.student, origin)
     pipeline = Pipeline(work, steps)
     wanted = [step for step in steps if args.only in (None, step.stage)]
+    if args.plan:
+        print_plan(pipeline, wanted, args.smoke)
+        return
     with locked(work / ".lock", f"Another process is at work in {work}: wait for it, or set --work-dir"):
         print_plan(pipeline, wanted, args.smoke)
-        if args.plan:
-            return
+        write_text(work / "begun.json", json_text(origin._asdict()) + "\n")
         _CONTEXT.set_forkserver_preload(list(_LOADED))
         for step in wanted:
             if not pipeline.is_done(step):

@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tdmpc2.support.programs import run_in_terminal
 from tdmpc2.support.runtime import usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,15 +33,14 @@ def run(command: str, log: Path, threads: int) -> None:
     start = time.perf_counter()
     print(f"$ OMP_NUM_THREADS={threads} python {command}  > {log}", flush=True)
     with log.open("a") as output:
-        done = subprocess.run(
+        code = run_in_terminal(
             [sys.executable, *shlex.split(command)],
             cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"},
-            stdout=output,
-            stderr=subprocess.STDOUT,
+            output=output,
         )
-    if done.returncode:
-        raise SystemExit(f"It ended with {done.returncode}; the end of {log}:\n{log.read_text()[-2000:]}")
+    if code:
+        raise SystemExit(f"It ended with {code}; the end of {log}:\n{log.read_text()[-2000:]}")
     print(f"  {log.stem}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
@@ -95,8 +94,12 @@ def main() -> None:
             for seed in SEEDS
             for target in TARGETS
         ]
-        for job in jobs:
-            job.result()
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:  # Ctrl-C: those at work save what they have done, the others do not begin
+            pool.shutdown(cancel_futures=True)
+            raise
     students = " ".join(f"{out}/students/{target or 'none'}-{seed}/model.pt" for seed in SEEDS for target in TARGETS)
     teacher = f"{out}/teacher/model.pt"
     run(

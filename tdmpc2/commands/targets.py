@@ -87,14 +87,18 @@ def _take_over(
     columns: Sequence[TeacherTargets], known: Sequence[str], teacher: Teacher | Teachers, agent: Any
 ) -> None:
     """Copy what stores from before have of these columns, and say of how many episodes."""
-    from tdmpc2.data.store.same_episodes import take_over
+    from tdmpc2.data.store.same_episodes import same_episodes, take_over
     from tdmpc2.data.store.teacher_columns import find_targets
 
     for place in known:
+        wanted = [column for column in columns if column.missing().any()]
+        if not wanted:
+            return
         store = _store(place, agent)
-        for column in columns:
-            source = find_targets(store, teacher.sha256, column.name)
-            count = 0 if source is None else take_over(column, source)
+        sources = [find_targets(store, teacher.sha256, column.name) for column in wanted]
+        same = same_episodes(wanted[0].store, store) if any(sources) else {}
+        for column, source in zip(wanted, sources, strict=True):
+            count = take_over(column, source, same) if source else 0
             print(f"{column.name} of {count:,} episodes is taken over from {store.path}", flush=True)
 
 

@@ -23,7 +23,8 @@ from tdmpc2.envs.pixels import PixelEnv
 from tdmpc2.envs.plugins import offers
 from tdmpc2.tasks import TASKS, TaskSpec, nearest
 
-INSTALL_ALL = "make setup EXTRAS=envs"  # every family's package, in the versions that work together
+# Every family's package, in the versions that work together.
+INSTALL_ALL = "make setup EXTRAS=envs in a clone of the repository"
 Floats = NDArray[np.float64]
 
 

@@ -136,7 +136,7 @@ def updated_task_scales(scales: Tensor, x: Tensor, ids: Tensor, tau: float) -> T
     last = (count - 1).clamp(min=0)
 
     def percentile(p: float) -> Tensor:
-        position = p * last / 100
+        position = p * last.to(x.dtype) / 100
         below = position.long()
         low, high = (ordered.gather(1, index.unsqueeze(1)).squeeze(1) for index in (below, (below + 1).minimum(last)))
         return torch.lerp(low, high, position - below)

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
 
 #: Runs a program in a process group of its own and kills all of it when the pipe on standard input closes: that is
 #: when its time is over, or when the process that asked for it has ended in whatever way.
@@ -48,12 +50,25 @@ def run_program(
         return _waited(process, command, seconds, alive.close)
 
 
-def run_in_terminal(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> int:
+def run_in_terminal(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    output: IO[str] | None = None,
+) -> int:
     """Run a command that shares this process's terminal; returns its exit code.
 
     Ctrl-C reaches both. The command saves what it has done then, so its end is waited for instead of killing it.
+
+    Args:
+        command: the program and its arguments.
+        env: its environment; by default that of this process.
+        cwd: where it runs; by default where this process does.
+        output: file that it prints to; by default the terminal.
     """
-    with subprocess.Popen(command, env=env) as process:
+    said = {} if output is None else {"stdout": output, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, env=env, cwd=cwd, **said) as process:  # type: ignore[call-overload]
         while True:
             with contextlib.suppress(KeyboardInterrupt):
                 return process.wait()

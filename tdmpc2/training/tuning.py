@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -74,7 +75,8 @@ def _one_of_many(own: Config, alone: Config, origin: str) -> dict[str, Any]:
     known = {one.name: one.unpadded() for one in own.task_specs}
     if known.get(spec.name, spec) != spec:
         raise ValueError(f"{origin} knows another task called '{spec.name}': {_sizes(known[spec.name])}, not as here")
-    specs = own.task_specs if spec.name in known else (*own.task_specs, spec)
+    appended = replace(spec, padding=own.task_specs[0].padding)
+    specs = own.task_specs if spec.name in known else (*own.task_specs, appended)
     return {"task": own.task, "task_specs": specs, "tasks": (spec.name,), "mode": "online"}
 
 

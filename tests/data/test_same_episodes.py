@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tdmpc2.config import Config
-from tdmpc2.data.store.same_episodes import fingerprint, take_over
+from tdmpc2.data.store.same_episodes import fingerprint, same_episodes, take_over
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.data.store.teacher_columns import COLUMNS, TeacherTargets, open_targets, verify_targets
 from tdmpc2.data.tools.convert import to_store
@@ -39,8 +39,9 @@ def grown(tmp_path: Path, old: EpisodeStore) -> EpisodeStore:
     return to_store([str(more.path), str(old.path)], tmp_path / "grown")
 
 
-def columns(store: EpisodeStore, **made: object) -> list[TeacherTargets]:
-    return [open_targets(store, SHA256, "teacher.pt", name, made or None) for name in COLUMNS]
+def columns(store: EpisodeStore) -> list[TeacherTargets]:
+    made = {"plan": {"num_samples": 16}}
+    return [open_targets(store, SHA256, "teacher.pt", name, made.get(name)) for name in COLUMNS]
 
 
 def compute(own: list[TeacherTargets]) -> None:
@@ -56,7 +57,8 @@ def test_columns_taken_over_and_completed_are_those_computed_from_nothing(
     sources, own = columns(old), columns(grown)
     compute(sources)
     sources[0].values[2, 3] = 7.0  # no longer fits its check number
-    assert [take_over(column, source) for column, source in zip(own, sources, strict=True)] == [3, 4, 4, 4]
+    same = same_episodes(grown, old)
+    assert [take_over(column, source, same) for column, source in zip(own, sources, strict=True)] == [3, 4, 4, 4]
     planned: list[int] = []
     original = plan_labels.planned_actions
     monkeypatch.setattr(plan_labels, "planned_actions", lambda *args: planned.append(args[4]) or original(*args))
@@ -69,7 +71,7 @@ def test_columns_taken_over_and_completed_are_those_computed_from_nothing(
         if column.name == "plan":
             assert content(column)["plan.npy"] == content(other)["plan.npy"]  # random numbers follow from the content
         torch.testing.assert_close(column.values, other.values, rtol=1e-5, atol=1e-6, equal_nan=True)
-    assert [take_over(column, source) for column, source in zip(own, sources, strict=True)] == [0] * 4
+    assert [take_over(column, source, same) for column, source in zip(own, sources, strict=True)] == [0] * 4
 
 
 def test_fingerprint_of_an_episode_tells_its_task_and_content(old: EpisodeStore, grown: EpisodeStore) -> None:
@@ -84,11 +86,11 @@ def test_columns_of_other_settings_or_other_data_are_not_taken_over(
     source = open_targets(old, SHA256, "teacher.pt", "plan", {"num_samples": 16})
     column = open_targets(grown, SHA256, "teacher.pt", "plan", {"num_samples": 32})
     with pytest.raises(ValueError, match=r"made in another way \(num_samples was 16 and is now 32\): leave .* known"):
-        take_over(column, source)
+        take_over(column, source, {})
     half = to_store([str(old.path)], tmp_path / "half", dtype="float16")
     with pytest.raises(ValueError, match=r"half holds other rows than .*grown: leave it out of known"):
-        take_over(column, open_targets(half, SHA256, "teacher.pt", "plan", {"num_samples": 32}))
+        same_episodes(grown, half)
     specs = (SPECS[0], TaskSpec("four-two", 4, 2, 8))
     other = make_store(tmp_path / "other", CFG.replace(task_specs=specs), episodes=2)
     with pytest.raises(ValueError, match=r"other holds other tasks than .*grown: leave it out of known"):
-        take_over(column, open_targets(other, SHA256, "teacher.pt", "plan", {"num_samples": 32}))
+        same_episodes(grown, other)

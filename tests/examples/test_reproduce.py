@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -29,12 +30,16 @@ def run(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_all_stages_are_taken_and_go_on_after_a_kill(tmp_path: Path) -> None:
     """Steps that were done before the kill are not done again, and the files at the end have their cards."""
     work = tmp_path / "work"
+    planned = run(work, "--plan")
+    assert planned.stdout.count(" h  tdmpc2 ") == 29, planned.stderr
+    assert not work.exists()
     first = subprocess.Popen(command(work), cwd=REPO, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     seen = next((line for line in first.stdout if line.startswith("  replay-pendulum: ")), None)
     first.kill()  # in the step after it; the command that it had started dies with it
     first.communicate()
     assert seen is not None
+    begun = (work / "begun.json").read_text()
     taught = work / "teachers" / "pendulum" / "model.pt"
     before = taught.stat().st_mtime_ns
 
@@ -42,6 +47,7 @@ def test_all_stages_are_taken_and_go_on_after_a_kill(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "All 29 steps are done" in done.stdout
     assert taught.stat().st_mtime_ns == before
+    assert (work / "begun.json").read_text() == begun
 
     student = load_file(work / "models" / "student.pt")
     assert student.card is not None
@@ -64,6 +70,7 @@ def test_cards_name_where_the_work_was_begun(tmp_path: Path, monkeypatch: pytest
     reproduce, lines = importlib.import_module("reproduce"), []
     for _ in range(2):
         origin = reproduce.origin_of(tmp_path)
+        (tmp_path / "begun.json").write_text(json.dumps(origin._asdict()))
         lines.append([step.line for step in reproduce.steps_of(reproduce.SMOKE, "work", None, origin)])
         monkeypatch.setattr(reproduce, "usable_cores", lambda: 77)
         monkeypatch.setenv("PATH", str(tmp_path))

@@ -47,7 +47,7 @@ def store(tmp_path: Path) -> EpisodeStore:
 
 
 def empty(store: EpisodeStore, sha256: str = SHA256, **made: Any) -> TeacherTargets:
-    return open_targets(store, sha256, "teacher.pt", "plan", made or None)
+    return open_targets(store, sha256, "teacher.pt", "plan", made or {"num_samples": 16})
 
 
 def test_label_is_the_mean_of_a_cold_plan_for_the_observation_before(store: EpisodeStore) -> None:
@@ -137,7 +137,8 @@ def teachers() -> dict[str, TDMPC2]:
 def test_cache_of_teachers_is_each_teachers_own_and_zero_without_one(
     store: EpisodeStore, teachers: dict[str, TDMPC2]
 ) -> None:
-    columns = {name: open_targets(store, SHA256, "teachers", name) for name in ("reward", "value", "policy", "plan")}
+    columns = {name: open_targets(store, SHA256, "teachers", name) for name in ("reward", "value", "policy")}
+    columns["plan"] = empty(store)
     compute_all([column for name, column in columns.items() if name != "plan"], teachers)
     compute_plans(columns["plan"], teachers)
     assert all(column.complete() for column in columns.values())
@@ -192,6 +193,10 @@ def test_column_of_plans_goes_on_only_as_it_was_begun(store: EpisodeStore) -> No
     with pytest.raises(ValueError, match=r"plan\.json is damaged .*Delete the directory"):
         empty(store, **other)
     assert "plan.json is damaged" in "".join(verify_targets(store))
+    (again.path / "plan.json").unlink()
+    with pytest.raises(ValueError, match=r"plan\.json is missing.*Delete plan\.npy and plan\.check\.npy there"):
+        empty(store, **other)
+    assert "plan.json is missing" in "".join(verify_targets(store))
 
 
 def test_settings_list_by_task_what_teachers_differ_in() -> None:

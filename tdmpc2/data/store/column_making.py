@@ -15,6 +15,9 @@ from tdmpc2.support.files import json_text, write_text
 from tdmpc2.support.reading import load_json
 from tdmpc2.support.text import cut, shown
 
+#: Columns that do not follow from the teacher's file alone.
+RECORDED = ("plan",)
+
 
 def write_made(path: Path, name: str, made: Mapping[str, Any]) -> None:
     """Write the record of a column that begins: plain values by their names.
@@ -29,11 +32,16 @@ def read_made(path: Path, name: str) -> dict[str, Any]:
     """Read the record of a column; empty for one that follows from the teacher's file alone.
 
     Raises:
-        ValueError: the record is damaged.
+        ValueError: the record is damaged, or missing beside a column that needs one.
     """
     file = path / f"{name}.json"
     again = f"Delete the directory {path}: what it held is computed again"
     if not file.exists():
+        if name in RECORDED:
+            raise ValueError(
+                f"{file} is missing, and nothing else says how {name}.npy was made. Delete {name}.npy and "
+                f"{name}.check.npy there: they are computed again"
+            )
         return {}
     try:
         content = load_json(file)

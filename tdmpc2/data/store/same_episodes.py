@@ -6,6 +6,7 @@ Data that grow are merged into a new store each time. An output of an episode is
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from tdmpc2.data.store.column_making import differences, read_made
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.data.store.teacher_columns import TeacherTargets, one_process
+from tdmpc2.tracking.progress import Progress
 
 
 def fingerprint(store: EpisodeStore, episode: int) -> bytes:
@@ -25,38 +27,52 @@ def fingerprint_of(rows: Tensor, task_id: int) -> bytes:
     return hashlib.sha256(f"{task_id} ".encode() + rows.numpy().tobytes()).digest()
 
 
-def take_over(column: TeacherTargets, source: TeacherTargets) -> int:
-    """Copy what a column lacks from that of another store, for the episodes that both stores have.
-
-    Args:
-        column: is filled; may be interrupted at any moment.
-        source: the same column of the same teacher; episodes that lack a number there are left out.
-
-    Returns:
-        Number of episodes whose numbers were copied.
+def same_episodes(store: EpisodeStore, old: EpisodeStore) -> dict[int, int]:
+    """Find the episodes of a store that another one has as well: for each its number there. Both are read whole.
 
     Raises:
-        ValueError: the stores are of other tasks or hold their rows in another form, or the outputs were made in
-            another way.
+        ValueError: the stores are of other tasks or hold their rows in another form.
     """
-    store, old = column.store, source.store
     for what, mine, its in (
         ("tasks", store.meta.tasks, old.meta.tasks),
         ("rows", store.meta.row_format, old.meta.row_format),
     ):
         if mine != its:
             raise ValueError(f"{old.path} holds other {what} than {store.path}: leave it out of known")
+    total = len(old.task) + len(store.task)
+    with Progress(total, f"Comparing with {old.path}", unit="episodes") as bar:
+
+        def prints(of: EpisodeStore) -> Iterator[bytes]:
+            for episode in range(len(of.task)):
+                yield fingerprint(of, episode)
+                bar.update()
+
+        there = {key: episode for episode, key in enumerate(prints(old))}
+        return {episode: there[key] for episode, key in enumerate(prints(store)) if key in there}
+
+
+def take_over(column: TeacherTargets, source: TeacherTargets, same: Mapping[int, int]) -> int:
+    """Copy what a column lacks from that of another store, for the episodes that both stores have.
+
+    Args:
+        column: is filled; may be interrupted at any moment.
+        source: the same column of the same teacher; episodes that lack a number there are left out.
+        same: for episodes of the column's store their numbers in the other store (:func:`same_episodes`).
+
+    Returns:
+        Number of episodes whose numbers were copied.
+
+    Raises:
+        ValueError: the outputs were made in another way.
+    """
     if changed := differences(read_made(source.path, source.name), read_made(column.path, column.name)):
-        raise ValueError(f"{source.file} was made in another way ({changed}): leave {old.path} out of known")
+        raise ValueError(f"{source.file} was made in another way ({changed}): leave {source.store.path} out of known")
     with one_process(column.path):
-        wanted = column.missing().nonzero().flatten().tolist()
-        if not wanted:
-            return 0
-        complete = (~source.missing()).nonzero().flatten().tolist()
-        there = {fingerprint(old, episode): episode for episode in complete}
-        found = [(episode, there[key]) for episode in wanted if (key := fingerprint(store, episode)) in there]
+        complete = ~source.missing()
+        found = [episode for episode in column.missing().nonzero().flatten().tolist()
+                 if episode in same and complete[same[episode]]]  # fmt: skip
         steps = torch.arange(1, column.values.shape[1])
-        for episode, its_episode in found:
-            column.put(episode * (len(steps) + 1) + steps, source.take(its_episode * (len(steps) + 1) + steps))
+        for episode in found:
+            column.put(episode * (len(steps) + 1) + steps, source.take(same[episode] * (len(steps) + 1) + steps))
         column.flush()
     return len(found)
