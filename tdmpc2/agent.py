@@ -28,11 +28,12 @@ from tdmpc2.distillation.outputs import check_teacher
 from tdmpc2.distillation.targets import TeacherOutputs, loss_name
 from tdmpc2.distillation.teachers import TaskTeachers
 from tdmpc2.distributed import ProcessGroup
+from tdmpc2.nn.inputs import TaskLike
 from tdmpc2.nn.layers import num_parameters
 from tdmpc2.nn.optimisers import gradients, load_moments, model_optimiser, split_parameters, take_step
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.noise import UpdateNoise, draw_update_noise
-from tdmpc2.player import Array, Player, TaskLike
+from tdmpc2.player import Array, Player
 from tdmpc2.support.draws import continue_generator
 from tdmpc2.support.runtime import available_memory, resolve_device
 

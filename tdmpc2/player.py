@@ -6,7 +6,7 @@ E environments, H horizon, O observation, A action, D latent.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.config import Config
+from tdmpc2.nn.inputs import TaskLike, observations, starts, task_ids
 from tdmpc2.nn.pixels import split_observation
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.planner import Iteration, Plan, PlanNoise, draw_noise, predicted_return
@@ -25,7 +26,6 @@ from tdmpc2.support.text import shown
 Array = TypeVar("Array", np.ndarray, Tensor)
 _LARGEST = torch.finfo(torch.float32).max
 _OVERFLOW = "so the weights are damaged or too large for this observation"
-TaskLike = int | str | Sequence[int | str] | np.ndarray | Tensor | None
 
 
 class Asked(NamedTuple):
@@ -202,7 +202,7 @@ class Player:
                 raise ValueError("expected_return() tells of the last plan, and there is none: call act() first")
             return (self._last.score * self._last.elite_value).sum(-1).cpu().numpy()
         x = observations(obs, self._model.cfg)
-        context = self._model.context(self._task_ids(task, len(x)))
+        context = self._model.context(task_ids(task, len(x), self._model.cfg, self._model.bins.device))
         z = self._model.encode(x.to(self._model.bins.device), context)
         heads = torch.arange(2, device=z.device) % self._model.cfg.num_q
         value = self._model.Q(z, self._model.policy_mean(z, context), context, "avg", heads=heads)
@@ -240,8 +240,8 @@ class Player:
         x = observations(obs, self._model.cfg)
         if self.num_envs not in (None, len(x)):
             raise ValueError(f"This player is for {self.num_envs} environments, but got {len(x)} observations")
-        ids = self._task_ids(task, len(x))
-        asked = Asked(x, ids, _starts(t0, len(x), self._model.bins.device))
+        ids = task_ids(task, len(x), self._model.cfg, self._model.bins.device)
+        asked = Asked(x, ids, starts(t0, len(x), self._model.bins.device))
         if x.device.type == "cpu":
             cfg = self._model.cfg
             numbers = split_observation(x, cfg.obs_dim, cfg.image_shape)[0] if cfg.obs == "rgb+state" else x
@@ -299,24 +299,6 @@ class Player:
             )
         return other
 
-    def _task_ids(self, task: TaskLike, num_envs: int) -> Tensor | None:
-        cfg = self._model.cfg
-        names = cfg.task_names
-        if not cfg.multitask:
-            return None
-        if task is None:
-            raise ValueError(f"This agent plays {len(names)} tasks: pass task=, a name or an id")
-        if isinstance(task, Tensor) and task.device.type != "cpu":
-            ids = task  # checking these would wait for the device
-            if ids.is_floating_point() or ids.ndim > 1:
-                raise ValueError(f"task is {list(ids.shape)} of {ids.dtype}: pass ids, one or [E], as integers")
-        else:
-            items = np.asarray(task, dtype=object).reshape(-1).tolist()  # names and ids may be mixed
-            ids = torch.tensor([names.index(item) if item in names else item for item in items if _known(item, names)])
-        if len(ids := ids.to(self._model.bins.device).long().reshape(-1)) not in (1, num_envs):
-            raise ValueError(f"{len(ids)} tasks for {num_envs} environments: pass one, or one for each")
-        return ids.expand(num_envs)
-
 
 def has_finite_value(model: WorldModel, z: Tensor, context: TaskContext, last: Iteration) -> NDArray[np.bool_]:
     """Tell which plans have an elite whose value is finite, [E].
@@ -338,68 +320,3 @@ def has_finite_value(model: WorldModel, z: Tensor, context: TaskContext, last: I
     eps, heads = torch.zeros_like(actions[:, 0]), torch.arange(2, device=z.device)
     value = predicted_return(model, z, context.unsqueeze(1), actions, eps, heads % model.cfg.num_q)
     return value.isfinite().any(-1).cpu().numpy() | ~suspects
-
-
-def observations(obs: np.ndarray | Tensor, cfg: Config) -> Tensor:
-    """Check observations and bring them to the form that networks take, where they are.
-
-    Args:
-        obs: [O] or [E, O]; images uint8 [C, height, width] or [E, C, height, width]; both as bytes, uint8 [P] or
-            [E, P].
-        cfg: of the model.
-
-    Returns:
-        float32 [E, O], or uint8 [E, C, height, width] or [E, P].
-
-    Raises:
-        ValueError: no array or tensor of real numbers, another shape, or none at all.
-    """
-    images, size = cfg.observes_images, ", ".join(map(str, cfg.obs_shape))
-    kind = "np.uint8" if images else "np.float32"
-    if not isinstance(obs, (np.ndarray, Tensor)):
-        raise ValueError(
-            f"The observation is a {type(obs).__name__}: pass an array or tensor [{size}] or [E, {size}], as in "
-            f"np.asarray(obs, {kind})"
-        )
-    if images and obs.dtype not in (np.uint8, torch.uint8):
-        raise ValueError(f"Images of type {obs.dtype}: pass uint8, 0 to 255")
-    strange = obs.dtype.kind not in "biuf" if isinstance(obs, np.ndarray) else obs.is_complex() or obs.is_quantized
-    if strange:
-        raise ValueError(f"Observations of type {obs.dtype}: pass real numbers, as in np.asarray(obs, np.float32)")
-    if obs.ndim not in (len(cfg.obs_shape), len(cfg.obs_shape) + 1):
-        raise ValueError(f"Observations of shape {list(obs.shape)}: pass [{size}], or [E, {size}]")
-    own = tuple(obs.shape[-len(cfg.obs_shape) :])
-    if own != cfg.obs_shape:
-        raise ValueError(
-            f"Observation of size {', '.join(map(str, own))}, but the model takes {size} "
-            f"(task={cfg.task}): use make_env(agent.cfg), which pads, or pad with zeros"
-        )
-    if not len(obs):
-        raise ValueError(f"Observations of shape {list(obs.shape)}: pass those of one environment at least")
-    if isinstance(obs, np.ndarray):
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and that is found
-            obs = torch.from_numpy(np.array(obs, np.uint8 if images else np.float32))
-    return obs.detach().to(torch.uint8 if images else torch.float32).reshape(-1, *cfg.obs_shape)
-
-
-def _starts(t0: Any, num_envs: int, device: torch.device) -> Tensor:
-    """Read where episodes start, bool [E]."""
-    given = t0
-    if isinstance(t0, Tensor) and t0.device.type != "cpu":
-        right = not t0.is_floating_point()
-    else:
-        t0 = np.asarray(t0)
-        right = t0.dtype.kind in "biu"
-    if not right:
-        raise ValueError(f"t0={given!r:.60}: pass True where an episode starts, one truth value or [E]")
-    values = torch.as_tensor(t0, device=device).bool().reshape(-1)
-    if len(values) not in (1, num_envs):
-        raise ValueError(f"{len(values)} values of t0 for {num_envs} environments: pass one, or one for each")
-    return values.expand(num_envs)
-
-
-def _known(task: Any, names: Sequence[str]) -> bool:
-    is_id = isinstance(task, (int, np.integer)) and not isinstance(task, bool)
-    if task in names or (is_id and 0 <= task < len(names)):
-        return True
-    raise ValueError(f"task={task!r} is not one of this agent's {len(names)} tasks ({names[0]}, ..., {names[-1]})")

@@ -19,7 +19,7 @@ FLOORS = (
     ("config",),
     ("checkpoints", "tracking"),
     ("data",),
-    ("nn.world_model",),
+    ("nn.world_model", "nn.inputs"),
     ("noise", "planner"),
     ("distillation",),
     ("losses",),

@@ -9,9 +9,9 @@ import torch
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
+from tdmpc2.nn.inputs import observations
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.play.rollout import Actor
-from tdmpc2.player import observations
 
 
 def agent_actor(agent: TDMPC2, *, noise: bool, seed: int | None = None, mpc: bool | None = None) -> Actor:

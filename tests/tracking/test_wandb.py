@@ -250,6 +250,7 @@ def test_wandb_stopped_process_delays_nothing(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     script = f"""
 import signal
+import psutil
 from tdmpc2.config import Config
 from tdmpc2.tracking.logger import Logger
 cfg = Config(task="walker-walk", work_dir={str(tmp_path / "run")!r}, wandb_project="p", wandb_silent=True)
