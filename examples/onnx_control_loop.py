@@ -2,16 +2,19 @@
 
 tdmpc2 export student.pt num_samples=128 iterations=3
 python examples/onnx_control_loop.py student_plan.onnx --task walker-walk
+python examples/onnx_control_loop.py model_plan.onnx --module my_tasks   # an environment of your own
 
 Neither PyTorch nor tdmpc2 is imported: all that has to be known of the model stands in the file's metadata. On a robot,
-`Simulator` is what reads its sensors and commands its actuators, and the rest stays as it is.
+a class of its own with `reset` and `step` reads sensors and commands actuators, and the rest stays as it is.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -86,7 +89,7 @@ class Controller:
         return values
 
 
-class Simulator:
+class ControlSuite:
     """A task of dm_control, as the metadata describes it: in the place of a robot.
 
     Args:
@@ -94,36 +97,68 @@ class Simulator:
         seed: of the first states.
     """
 
-    def __init__(self, facts: dict[str, Any] | None, seed: int) -> None:
+    def __init__(self, facts: dict[str, Any], seed: int) -> None:
         os.environ.setdefault("MUJOCO_GL", "disable")  # nothing is drawn
         from dm_control import suite
 
-        if facts is None or facts["library"] != "dm_control":
-            raise SystemExit("this loop simulates tasks of dm_control: put an environment of your own in its place")
         self._facts, key = facts, (facts["domain"], facts["task"])
         stock, self._reward = OWN_TASKS.get(key, (facts["task"], None))
         if (facts["domain"], stock) not in suite.ALL_TASKS:
             raise SystemExit(f"{'-'.join(key)} is no task of dm_control's own: add its reward to OWN_TASKS")
         self._env = suite.load(facts["domain"], stock, task_kwargs={"random": seed})
-        self._low = np.array([actuator["low"] for actuator in facts["actuators"]])
-        self._high = np.array([actuator["high"] for actuator in facts["actuators"]])
 
     def reset(self) -> Floats:
         """Begin an episode and observe."""
         return self._observed(self._env.reset())
 
-    def step(self, action: Floats) -> tuple[Floats, float]:
-        """Command the actuators for one step of the agent; returns what is observed after it, and the reward."""
-        native = self._low + (np.asarray(action, np.float64) + 1) / 2 * (self._high - self._low)
-        reward = 0.0
+    def step(self, action: Floats) -> tuple[Floats, float, bool]:
+        """Command the actuators for one step of the agent: next observation, reward, and if it ends the episode."""
+        native, reward = commands(self._facts, action), 0.0
         for _ in range(self._facts["action_repeat"]):
             moment = self._env.step(native)
             reward += float(moment.reward) if self._reward is None else self._reward(self._env.physics)
-        return self._observed(moment), reward
+        return self._observed(moment), reward, False
 
     def _observed(self, moment: Any) -> Floats:
         parts = [np.ravel(moment.observation[name]) for name in self._facts["observations"]]
         return np.concatenate(parts).astype(np.float32)
+
+
+class Gymnasium:
+    """An environment that is registered with Gymnasium, with the same methods."""
+
+    def __init__(self, facts: dict[str, Any], seed: int) -> None:
+        import gymnasium
+
+        env = gymnasium.make(facts["id"])
+        boxes = isinstance(env.observation_space, gymnasium.spaces.Box) and len(env.observation_space.shape) == 1
+        self._env = env if boxes else gymnasium.wrappers.FlattenObservation(env)
+        self._facts, self._seed = facts, seed
+
+    def reset(self) -> Floats:
+        """Begin an episode and observe."""
+        return self._env.reset(seed=self._seed)[0].astype(np.float32)
+
+    def step(self, action: Floats) -> tuple[Floats, float, bool]:
+        """Take one step: the next observation, the reward, and if the episode ends."""
+        space, native = self._env.action_space, commands(self._facts, action)
+        native = (np.rint(native) if space.dtype.kind in "iu" else native).astype(space.dtype)
+        observation, reward, terminated, truncated, _ = self._env.step(native)
+        return observation.astype(np.float32), float(reward), terminated or truncated
+
+
+def commands(facts: dict[str, Any], action: Floats) -> NDArray[np.float64]:
+    """Turn an action in [-1, 1] into commands within the limits of each actuator."""
+    low, high = (np.array([actuator[end] for actuator in facts["actuators"]]) for end in ("low", "high"))
+    return low + (np.asarray(action, np.float64) + 1) / 2 * (high - low)
+
+
+def simulator(facts: dict[str, Any] | None, seed: int) -> ControlSuite | Gymnasium:
+    """Build what the metadata describes."""
+    kinds = {"dm_control": ControlSuite, "gymnasium": Gymnasium}
+    if facts is None or facts["library"] not in kinds or not facts["actuators"]:
+        raise SystemExit("the file does not describe the task's environment: put a class of your own in its place")
+    return kinds[facts["library"]](facts, seed)
 
 
 def pendulum_spin(physics: Any) -> float:
@@ -143,23 +178,29 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", help="of `tdmpc2 export`")
     parser.add_argument("--task", help="one of the file's tasks; needed where it has several")
+    parser.add_argument("--module", help="imported first; registers an environment of your own with Gymnasium")
     parser.add_argument("--episodes", type=int, default=1, help="(default: %(default)s)")
     parser.add_argument("--steps", type=int, help="of an episode at most; by default as long as the task's")
     parser.add_argument("--seed", type=int, default=1, help="of the first episode (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="(default: %(default)s)")
     args = parser.parse_args(argv)
+    if args.module is not None:
+        sys.path.insert(0, os.getcwd())
+        importlib.import_module(args.module)
     controller = Controller(args.file, args.task, args.seed, args.threads)
     task, returns = controller.task, []
     for seed in range(args.seed, args.seed + args.episodes):
-        robot, seconds, total = Simulator(task["environment"], seed), [], 0.0
+        robot, seconds, total = simulator(task["environment"], seed), [], 0.0
         controller.reset()
         observation = robot.reset()
         for _ in range(min(task["episode_length"], args.steps or task["episode_length"])):
             began = time.perf_counter()
             action = controller.act(observation)
             seconds.append(time.perf_counter() - began)
-            observation, reward = robot.step(action)
+            observation, reward, ended = robot.step(action)
             total += reward
+            if ended:
+                break
         returns.append(total)
         middle, late = np.percentile(seconds, [50, 99]) * 1e3
         print(

@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--student", help="checkpoint of all tasks to begin with, such as the published one")
     parser.add_argument("--only", choices=STAGES, help="this stage alone")
     parser.add_argument("--smoke", action="store_true", help="all stages at toy size")
-    parser.add_argument("--plan", action="store_true", help="print the plan and stop; nothing is written")
+    parser.add_argument("--plan", action="store_true", help="print the plan and stop; nothing is written to WORK_DIR")
     args = parser.parse_args(argv)
     for name, path in (("--work-dir", args.work_dir), ("--student", args.student)):
         if path is not None and not re.fullmatch(r"[\w./:@+-]+", path):
@@ -167,7 +167,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     with locked(work / ".lock", f"Another process is at work in {work}: wait for it, or set --work-dir"):
         print_plan(pipeline, wanted, args.smoke)
-        write_text(work / "begun.json", json_text(origin._asdict()) + "\n")
+        if not (work / "begun.json").exists():
+            write_text(work / "begun.json", json_text(origin._asdict()) + "\n")
         _CONTEXT.set_forkserver_preload(list(_LOADED))
         for step in wanted:
             if not pipeline.is_done(step):

@@ -31,7 +31,7 @@ TARGETS = (None, "reward", "reward_logits", "value")
 def run(command: str, log: Path, threads: int) -> None:
     """Run a command of the repository; what it prints goes to a file."""
     start = time.perf_counter()
-    print(f"$ OMP_NUM_THREADS={threads} python {command}  > {log}", flush=True)
+    print(f"$ OMP_NUM_THREADS={threads} python {command}  >> {log}", flush=True)
     with log.open("a") as output:
         code = run_in_terminal(
             [sys.executable, *shlex.split(command)],
@@ -40,7 +40,9 @@ def run(command: str, log: Path, threads: int) -> None:
             output=output,
         )
     if code:
-        raise SystemExit(f"It ended with {code}; the end of {log}:\n{log.read_text()[-2000:]}")
+        raise SystemExit(
+            f"It ended with {code}; the same line goes on where it was. The end of {log}:\n{log.read_text()[-2000:]}"
+        )
     print(f"  {log.stem}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
@@ -84,20 +86,20 @@ def main() -> None:
     settings = f"model_size=5 batch_size=128 steps={TEACHER_STEPS} eval_freq={TEACHER_STEPS} save_freq=500"
     run(train_command(out, "teacher", settings, "=null"), logs / "teacher.txt", cores)
     with ThreadPoolExecutor(args.jobs) as pool:
-        jobs = [
-            pool.submit(
-                run,
-                student_command(out, target, seed),
-                logs / f"{target or 'none'}-{seed}.txt",
-                max(1, cores // args.jobs),
-            )
-            for seed in SEEDS
-            for target in TARGETS
-        ]
         try:
+            jobs = [
+                pool.submit(
+                    run,
+                    student_command(out, target, seed),
+                    logs / f"{target or 'none'}-{seed}.txt",
+                    max(1, cores // args.jobs),
+                )
+                for seed in SEEDS
+                for target in TARGETS
+            ]
             for job in jobs:
                 job.result()
-        except BaseException:  # Ctrl-C: those at work save what they have done, the others do not begin
+        except BaseException:  # Ctrl-C, or one that failed: those at work go on or save, the others do not begin
             pool.shutdown(cancel_futures=True)
             raise
     students = " ".join(f"{out}/students/{target or 'none'}-{seed}/model.pt" for seed in SEEDS for target in TARGETS)

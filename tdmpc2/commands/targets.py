@@ -67,39 +67,51 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_num_threads(None)
     teacher, device = _teacher(values), resolve_device(values["device"])
     outputs = [name for name in names if name != "plan"]
-    store = None
+    store, known = None, Known(values["known"], teacher)
     if outputs:
         agent = teacher.load(device)
         store = _store(values["data_dir"], agent)
         columns = [open_targets(store, teacher.sha256, teacher.label, name) for name in outputs]
-        _take_over(columns, values["known"], teacher, agent)
+        known.take_over(columns, agent)
         compute_all(columns, agent, batch_rows=values["batch_rows"] or 4096)
     if "plan" in names:
         planner = teacher.load(device, **planning)
         store, at_once = store or _store(values["data_dir"], planner), values["batch_rows"] or plans_at_once(device)
         columns = [open_targets(store, teacher.sha256, teacher.label, "plan", settings(planner, at_once))]
-        _take_over(columns, values["known"], teacher, planner)
+        known.take_over(columns, planner)
         compute_plans(columns[0], planner, at_once=at_once)
     print(f"{columns[0].path} is complete: {', '.join(names)}")
 
 
-def _take_over(
-    columns: Sequence[TeacherTargets], known: Sequence[str], teacher: Teacher | Teachers, agent: Any
-) -> None:
-    """Copy what stores from before have of these columns, and say of how many episodes."""
-    from tdmpc2.data.store.same_episodes import same_episodes, take_over
-    from tdmpc2.data.store.teacher_columns import find_targets
+class Known:
+    """Stores from before, whose outputs of the same teacher are copied.
 
-    for place in known:
-        wanted = [column for column in columns if column.missing().any()]
-        if not wanted:
-            return
-        store = _store(place, agent)
-        sources = [find_targets(store, teacher.sha256, column.name) for column in wanted]
-        same = same_episodes(wanted[0].store, store) if any(sources) else {}
-        for column, source in zip(wanted, sources, strict=True):
-            count = take_over(column, source, same) if source else 0
-            print(f"{column.name} of {count:,} episodes is taken over from {store.path}", flush=True)
+    Args:
+        places: where the stores are.
+        teacher: whose outputs.
+    """
+
+    def __init__(self, places: Sequence[str], teacher: Teacher | Teachers) -> None:
+        self._places, self._teacher = places, teacher
+        self._same: dict[str, dict[int, int]] = {}  # by place: episodes are read once for all columns
+
+    def take_over(self, columns: Sequence[TeacherTargets], agent: Any) -> None:
+        """Copy what each store has of these columns of one store, and say of how many episodes."""
+        from tdmpc2.data.store.same_episodes import check_same_making, same_episodes, take_over
+        from tdmpc2.data.store.teacher_columns import find_targets
+
+        for place in self._places:
+            old, wanted = _store(place, agent), [column for column in columns if not column.complete()]
+            sources = {column.name: find_targets(old, self._teacher.sha256, column.name) for column in wanted}
+            pairs = [(column, source) for column in wanted if (source := sources[column.name]) is not None]
+            for column, source in pairs:  # before episodes are read, which takes long
+                check_same_making(column, source)
+            if pairs and place not in self._same:
+                self._same[place] = same_episodes(columns[0].store, old)
+            copied = {column.name: take_over(column, source, self._same[place]) for column, source in pairs}
+            for column in columns:
+                count = copied.get(column.name, 0)
+                print(f"{column.name} of {count:,} episodes is taken over from {old.path}", flush=True)
 
 
 def _teacher(values: dict[str, Any]) -> Teacher | Teachers:

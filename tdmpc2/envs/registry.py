@@ -24,7 +24,7 @@ from tdmpc2.envs.plugins import offers
 from tdmpc2.tasks import TASKS, TaskSpec, nearest
 
 # Every family's package, in the versions that work together.
-INSTALL_ALL = "make setup EXTRAS=envs in a clone of the repository"
+INSTALL_ALL = "run `make setup EXTRAS=envs` in a clone of the repository"
 Floats = NDArray[np.float64]
 
 

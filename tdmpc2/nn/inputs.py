@@ -1,6 +1,6 @@
-"""What callers give an agent to act on: observations, starts of episodes and tasks, checked and as networks take them.
+"""What callers give an agent to act on: observations, starts of episodes and tasks.
 
-E environments, O observation.
+They are checked and brought to the form that networks take. E environments, O observation.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def observations(obs: np.ndarray | Tensor, cfg: Config) -> Tensor:
     """Check observations and bring them to the form that networks take, where they are.
 
     Args:
-        obs: [O] or [E, O]; images uint8 [C, height, width] or [E, C, height, width]; both as bytes, uint8 [P] or
-            [E, P].
+        obs: [O] or [E, O]; images uint8 [C, height, width] or [E, C, height, width]; images and numbers
+            together as bytes (``obs=rgb+state``), uint8 [P] or [E, P].
         cfg: of the model.
 
     Returns:

@@ -30,7 +30,7 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
         ValueError: ``path`` exists and ``overwrite`` is false, or the disk refused; what was there is unchanged.
     """
     path = Path(path).expanduser()
-    exists = f"{path} exists: choose another name, or say that it may be replaced (overwrite=true or --force)"
+    exists = f"{path} exists: choose another name, or allow replacing it (overwrite or force), if there is that option"
     if path.exists() and not overwrite:
         raise ValueError(exists)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

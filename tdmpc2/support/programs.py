@@ -67,8 +67,8 @@ def run_in_terminal(
         cwd: where it runs; by default where this process does.
         output: file that it prints to; by default the terminal.
     """
-    said = {} if output is None else {"stdout": output, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(command, env=env, cwd=cwd, **said) as process:  # type: ignore[call-overload]
+    errors = None if output is None else subprocess.STDOUT
+    with subprocess.Popen(command, env=env, cwd=cwd, stdout=output, stderr=errors) as process:
         while True:
             with contextlib.suppress(KeyboardInterrupt):
                 return process.wait()

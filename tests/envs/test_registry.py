@@ -54,7 +54,9 @@ def test_task_of_a_family_that_is_not_installed_names_the_command(
     name: str, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "find_spec", lambda needed: None if needed == module else object())
-    with pytest.raises(ValueError, match=f"Task '{name}' needs .*, which is not installed: make setup EXTRAS=envs"):
+    with pytest.raises(
+        ValueError, match=f"Task '{name}' needs .*, which is not installed: run `make setup EXTRAS=envs` in a clone"
+    ):
         check_task(name)
     assert task_spec(name).action_dim in (4, 39)  # known without it
 

@@ -86,7 +86,9 @@ def test_demo_leaves_another_directory_alone(commands: Commands, there: str) -> 
     assert not commands.run
 
 
-def test_command_in_the_terminal_is_waited_for_when_it_saves_after_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_in_the_terminal_is_waited_for_when_it_saves_after_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """subprocess.run would kill it a quarter of a second later, before it has saved."""
     wait, interrupted = subprocess.Popen.wait, []
 
@@ -99,3 +101,7 @@ def test_command_in_the_terminal_is_waited_for_when_it_saves_after_ctrl_c(monkey
     monkeypatch.setattr(subprocess.Popen, "wait", interrupted_wait)
     assert run_in_terminal([sys.executable, *shlex.split("-I -S -c 'raise SystemExit(75)'")]) == 75
     assert interrupted
+    program = "import os, sys; print(os.getcwd(), flush=True); sys.exit('it failed')"
+    with (tmp_path / "log").open("w") as log:
+        assert run_in_terminal([sys.executable, "-I", "-S", "-c", program], cwd=tmp_path, output=log) == 1
+    assert (tmp_path / "log").read_text().split("\n")[:2] == [str(tmp_path), "it failed"]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tdmpc2 import make_env
+from tdmpc2.export.card import environment_facts
 from tests.helpers.forks import environment
 from tests.helpers.reference import REPO
 from tests.helpers.scripts import load_script
@@ -57,14 +58,36 @@ def test_loop_drives_a_task_without_torch_and_without_this_package(step: str, fi
 def test_simulator_of_the_loop_is_the_task(task: str, loop: ModuleType, files: dict[str, Path]) -> None:
     """Same first states, observations and rewards as the environment that models are scored in."""
     controller = loop.Controller(str(files["policy"]), task)
-    robot, env = loop.Simulator(controller.task["environment"], 3), make_env(task, 3)
+    robot, env = loop.simulator(controller.task["environment"], 3), make_env(task, 3)
     np.testing.assert_allclose(robot.reset(), env.reset()[0], rtol=0, atol=0)
     for index in range(10):
         action = np.full(controller.task["action_dim"], np.sin(index), np.float32)
-        observation, reward = robot.step(action)
+        observation, reward, _ = robot.step(action)
         expected = env.step(action)
         np.testing.assert_allclose(observation, expected[0], rtol=0, atol=1e-6)
         assert reward == pytest.approx(expected[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Pendulum-v1", "MountainCarContinuous-v0"])
+def test_registered_environment_of_the_loop_is_the_task(name: str, loop: ModuleType) -> None:
+    """To its end, where the loop stops as well."""
+    facts = environment_facts(name)
+    robot, env = loop.simulator(facts, 3), make_env(name, 3)
+    np.testing.assert_allclose(robot.reset(), env.reset(seed=3)[0], rtol=0, atol=0)
+    ended = False
+    while not ended:
+        action = np.full(1, 0.9, np.float32)
+        observation, reward, ended = robot.step(action)
+        expected = env.step(action)
+        np.testing.assert_allclose(observation, expected[0], rtol=0, atol=1e-6)
+        assert reward == pytest.approx(expected[1], abs=1e-6)
+        assert ended == (expected[2] or expected[3])
+
+
+def test_environment_that_the_file_does_not_describe_is_one_line(loop: ModuleType) -> None:
+    for facts in (None, {"library": "gymnasium", "id": "CartPole-v1", "actuators": None}):
+        with pytest.raises(SystemExit, match="put a class of your own in its place"):
+            loop.simulator(facts, 1)
 
 
 def test_loop_with_a_task_that_the_file_does_not_know_is_one_line(loop: ModuleType, files: dict[str, Path]) -> None:

@@ -126,7 +126,7 @@ def work(seed: int, index: int, workers: int, share: int, only: str, scratch: Pa
                 (),
                 "",
                 ("data", "store", "run", "toy.pt"),
-                ("new*", ".new*", "data/store/*", "store/.*", "student_*", "toy-*.mp4"),
+                ("new*", ".new*", "data/store/*", "store/.*", "student_*", "toy-*.mp4", "report/*"),
                 refusals=(1, 2),
             )
             identity = " ".join(words) if name == "command line" else str(number)

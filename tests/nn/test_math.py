@@ -134,6 +134,7 @@ def test_scales_of_tasks_are_those_of_their_own_rows() -> None:
     expected = [tdmath.updated_scale(before[task], x[ids == task], 0.1) for task in (0, 1, 4)]
     assert_close(after[[0, 1, 4]], torch.stack(expected), rtol=1e-6, atol=0.0)
     assert after[[2, 3]].tolist() == [3.0, 4.0]
+    assert_close(tdmath.updated_task_scales(before.double(), x.double(), ids, 0.1).float(), after, rtol=1e-6, atol=0.0)
 
 
 def test_two_head_reductions_match_recorded() -> None:

@@ -194,7 +194,9 @@ def test_column_of_plans_goes_on_only_as_it_was_begun(store: EpisodeStore) -> No
         empty(store, **other)
     assert "plan.json is damaged" in "".join(verify_targets(store))
     (again.path / "plan.json").unlink()
-    with pytest.raises(ValueError, match=r"plan\.json is missing.*Delete plan\.npy and plan\.check\.npy there"):
+    with pytest.raises(
+        ValueError, match=r"plan\.json is missing.*Restore it, or delete plan\.npy and plan\.check\.npy"
+    ):
         empty(store, **other)
     assert "plan.json is missing" in "".join(verify_targets(store))
 
@@ -315,7 +317,9 @@ def test_states_that_a_student_visits_are_labelled_as_the_page_says(
     assert "Teacher's plans: done, 1,000 plans in" in capsys.readouterr().out
     main([str(both), *labels, f"known={visited}"])
     text = capsys.readouterr().out
-    assert f"plan of 2 episodes is taken over from {visited}" in text
+    for name in ("reward", "policy", "plan"):
+        assert f"{name} of 2 episodes is taken over from {visited}" in text
+    assert text.count("Comparing with") == 1  # for all columns
     assert "Teacher's plans: done, 3,000 plans in" in text
     torch.set_num_threads(1)
     imitates = cfg.replace(

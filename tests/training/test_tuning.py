@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,14 @@ def test_file_of_an_appended_task_is_tuned_again(tmp_path: Path, without: Path) 
     smaller = file_of_many(tmp_path, (OTHERS[0], TaskSpec(STANDS, 3, 2)))
     with pytest.raises(ValueError, match=f"knows another task called '{STANDS}': 3 observed numbers"):
         tuned(tmp_path, smaller)
+
+
+def test_appended_task_is_padded_as_its_set(tmp_path: Path) -> None:
+    wide = tuple(replace(spec, padding=(9, 5)) for spec in UNKNOWN)
+    cfg = tuned(tmp_path, file_of_many(tmp_path, wide), steps=10)
+    assert cfg.task_names == ("Other-v0", "Another-v0", STANDS)
+    assert {spec.padding for spec in cfg.task_specs} == {(9, 5)}
+    assert load_start(TDMPC2(cfg), cfg) == STANDS
 
 
 # -- continuing -------------------------------------------------------------------------------------------------------

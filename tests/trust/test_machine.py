@@ -207,7 +207,7 @@ def damage(kind: str, path: Path) -> None:
 def test_training_whose_store_is_changed_stops_by_name_and_saves(
     cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, said: str
 ) -> None:
-    """A store that was cut ended the run by SIGBUS; one that was overwritten was trained on in silence."""
+    """A store that is cut while a thread reads ahead still ends the run by SIGBUS, in one line and without saving."""
     from tdmpc2.data.tools.convert import to_store
     from tdmpc2.training import offline
 

@@ -39,8 +39,8 @@ def read_made(path: Path, name: str) -> dict[str, Any]:
     if not file.exists():
         if name in RECORDED:
             raise ValueError(
-                f"{file} is missing, and nothing else says how {name}.npy was made. Delete {name}.npy and "
-                f"{name}.check.npy there: they are computed again"
+                f"{file} is missing, and nothing else says how {name}.npy was made. Restore it, or delete "
+                f"{name}.npy and {name}.check.npy there and make them again with `tdmpc2 targets ... columns={name}`"
             )
         return {}
     try:

@@ -47,8 +47,16 @@ def same_episodes(store: EpisodeStore, old: EpisodeStore) -> dict[int, int]:
                 yield fingerprint(of, episode)
                 bar.update()
 
-        there = {key: episode for episode, key in enumerate(prints(old))}
+        there: dict[bytes, int] = {}
+        for episode, key in enumerate(prints(old)):
+            there.setdefault(key, episode)  # of two that are equal the first: columns are filled in order
         return {episode: there[key] for episode, key in enumerate(prints(store)) if key in there}
+
+
+def check_same_making(column: TeacherTargets, source: TeacherTargets) -> None:
+    """Raise ``ValueError`` if the outputs of two columns were made in different ways."""
+    if changed := differences(read_made(source.path, source.name), read_made(column.path, column.name)):
+        raise ValueError(f"{source.file} was made in another way ({changed}): leave {source.store.path} out of known")
 
 
 def take_over(column: TeacherTargets, source: TeacherTargets, same: Mapping[int, int]) -> int:
@@ -65,8 +73,7 @@ def take_over(column: TeacherTargets, source: TeacherTargets, same: Mapping[int,
     Raises:
         ValueError: the outputs were made in another way.
     """
-    if changed := differences(read_made(source.path, source.name), read_made(column.path, column.name)):
-        raise ValueError(f"{source.file} was made in another way ({changed}): leave {source.store.path} out of known")
+    check_same_making(column, source)
     with one_process(column.path):
         complete = ~source.missing()
         found = [episode for episode in column.missing().nonzero().flatten().tolist()
