@@ -130,7 +130,10 @@ class Gymnasium:
     def __init__(self, facts: dict[str, Any], seed: int) -> None:
         import gymnasium
 
-        env = gymnasium.make(facts["id"])
+        try:
+            env = gymnasium.make(facts["id"])
+        except gymnasium.error.Error as error:
+            raise SystemExit(f"{error} --module names the module that registers {facts['id']}") from error
         boxes = isinstance(env.observation_space, gymnasium.spaces.Box) and len(env.observation_space.shape) == 1
         self._env = env if boxes else gymnasium.wrappers.FlattenObservation(env)
         self._facts, self._seed = facts, seed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -26,6 +27,9 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # as :func:`repla
 def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
     """Give a temporary name beside ``path`` to write to; at the end of the block it becomes ``path``, or is deleted.
 
+    A killed process leaves its temporary file. On Linux the next one that writes ``path`` deletes it, since the name
+    tells whose it is.
+
     Raises:
         ValueError: ``path`` exists and ``overwrite`` is false, or the disk refused; what was there is unchanged.
     """
@@ -33,9 +37,12 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
     exists = f"{path} exists: choose another name, or allow replacing it (overwrite or force), if there is that option"
     if path.exists() and not overwrite:
         raise ValueError(exists)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    owner = _owner("self")
+    temporary = path.with_name(f".{path.name}.{owner}{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if owner:
+            _delete_orphans(path)
         yield temporary
         with open(temporary, "r+b") as file:  # Windows syncs only what may be written
             os.fsync(file.fileno())
@@ -48,6 +55,30 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _owner(process: int | str) -> str:
+    """Name a process of this machine as no other one is; empty if it has ended, or where that cannot be told."""
+    try:
+        started = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+        machine = Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")
+    except (OSError, IndexError):
+        return ""
+    number = os.getpid() if process == "self" else process
+    return f"{hashlib.sha256(repr(machine).encode()).hexdigest()[:8]}-{number}-{started}."
+
+
+def _delete_orphans(path: Path) -> None:
+    """Delete the temporary files of ``path`` whose processes have ended: they were killed."""
+    pattern = re.compile(
+        rf"\.{re.escape(path.name)}\.([0-9a-f]{{8}}-)(\d{{1,10}})(-\d+\.)[0-9a-f]{{8}}\.tmp", re.DOTALL
+    )
+    own = _owner("self").partition("-")[0] + "-"
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(path.parent):
+            found = pattern.fullmatch(entry.name)
+            if found and found[1] == own and _owner(int(found[2])) != "".join(found.groups()):
+                os.unlink(entry)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -88,6 +88,8 @@ def test_environment_that_the_file_does_not_describe_is_one_line(loop: ModuleTyp
     for facts in (None, {"library": "gymnasium", "id": "CartPole-v1", "actuators": None}):
         with pytest.raises(SystemExit, match="put a class of your own in its place"):
             loop.simulator(facts, 1)
+    with pytest.raises(SystemExit, match=r"--module names the module that registers Mine-v0"):
+        loop.simulator({"library": "gymnasium", "id": "Mine-v0", "actuators": [{"low": -1, "high": 1}]}, 1)
 
 
 def test_loop_with_a_task_that_the_file_does_not_know_is_one_line(loop: ModuleType, files: dict[str, Path]) -> None:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tdmpc2.support.files import check_free_disk, delete_leftovers, free_disk, read_json, replacing, size_text
+from tdmpc2.support.files import (
+    check_free_disk,
+    delete_leftovers,
+    free_disk,
+    read_json,
+    replacing,
+    size_text,
+    write_text,
+)
 
 
 def _leave(directory: Path, name: str) -> Path:
@@ -32,6 +42,36 @@ def test_leftovers_of_all_files_are_deleted(tmp_path: Path) -> None:
     (tmp_path / "notes.tmp").write_text("not ours")
     delete_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.tmp"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells by /proc whether a process has ended")
+def test_leftover_of_a_killed_process_is_deleted_by_the_next_one_that_writes_the_file(tmp_path: Path) -> None:
+    """Not those of processes that live, of other machines and of other files."""
+    waiting = """
+import sys, time
+from tdmpc2.support.files import replacing
+with replacing(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    print(temporary.name, flush=True)
+    time.sleep(600)
+"""
+    path = tmp_path / "a[1].txt"
+    children = [
+        subprocess.Popen([sys.executable, "-c", waiting, str(path)], stdout=subprocess.PIPE, text=True) for _ in "ab"
+    ]
+    try:
+        names = [child.stdout.readline().strip() for child in children if child.stdout]
+        others = [f".a[1].txt.0123abcd-{children[0].pid}-1.0123abcd.tmp", names[0].replace("a[1]", "b")]
+        for name in others:
+            (tmp_path / name).write_text("half")
+        children[0].kill()
+        children[0].wait()
+        write_text(path, "whole")
+        assert {file.name for file in tmp_path.iterdir()} == {path.name, names[1], *others}
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
 
 
 def test_free_disk_of_a_directory_to_be_made_is_that_of_its_disk(tmp_path: Path) -> None:
