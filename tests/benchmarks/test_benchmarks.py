@@ -138,7 +138,7 @@ def test_stepping_benchmark_names_a_family_that_is_not_installed_in_one_line(
     assert end.value.code == 0
     first, second, last = capsys.readouterr().out.splitlines()
     assert first.startswith(
-        "Meta-World: left out: Task 'mw-reach' needs Meta-World, which is not installed: make setup"
+        "Meta-World: left out: Task 'mw-reach' needs Meta-World, which is not installed: run `make setup"
     )
     assert second.startswith("MyoSuite: left out: ")
     assert last == "skipped: none of these families can be played here"

@@ -128,6 +128,9 @@ def test_train_keeps_last_checkpoints(cfg: Config) -> None:
     }  # fmt: skip
     assert [load_file(cfg.run_dir / f"model_{step}.pt").step for step in (12, 16, 20)] == [12, 16, 20]
     assert (cfg.run_dir / "model_20.pt").read_bytes() == (cfg.run_dir / "model.pt").read_bytes()
+    (cfg.run_dir / "model_20.pt").rename(cfg.run_dir / "model_8.pt")  # as after a kill before the copy of the last save
+    train(cfg.replace(save_freq=4, keep_last=3), None)
+    assert {path.name for path in cfg.run_dir.glob("model_*.pt")} == {"model_12.pt", "model_16.pt", "model_20.pt"}
 
 
 class Scores:
