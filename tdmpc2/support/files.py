@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import math
 import os
@@ -17,6 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from tdmpc2.support.processes import owner_of
 from tdmpc2.support.reading import NotRegularError, load_json
 from tdmpc2.support.text import cut, shown
 
@@ -37,7 +37,7 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
     exists = f"{path} exists: choose another name, or allow replacing it (overwrite or force), if there is that option"
     if path.exists() and not overwrite:
         raise ValueError(exists)
-    owner = _owner("self")
+    owner = owner_of("self")
     temporary = path.with_name(f".{path.name}.{owner}{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,27 +57,16 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
             temporary.unlink()
 
 
-def _owner(process: int | str) -> str:
-    """Name a process of this machine as no other one is; empty if it has ended, or where that cannot be told."""
-    try:
-        started = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-        machine = Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")
-    except (OSError, IndexError):
-        return ""
-    number = os.getpid() if process == "self" else process
-    return f"{hashlib.sha256(repr(machine).encode()).hexdigest()[:8]}-{number}-{started}."
-
-
 def _delete_orphans(path: Path) -> None:
     """Delete the temporary files of ``path`` whose processes have ended: they were killed."""
     pattern = re.compile(
         rf"\.{re.escape(path.name)}\.([0-9a-f]{{8}}-)(\d{{1,10}})(-\d+\.)[0-9a-f]{{8}}\.tmp", re.DOTALL
     )
-    own = _owner("self").partition("-")[0] + "-"
+    own = owner_of("self").partition("-")[0] + "-"
     with contextlib.suppress(OSError):
         for entry in os.scandir(path.parent):
             found = pattern.fullmatch(entry.name)
-            if found and found[1] == own and _owner(int(found[2])) != "".join(found.groups()):
+            if found and found[1] == own and owner_of(int(found[2])) != "".join(found.groups()):
                 os.unlink(entry)
 
 
