@@ -1,6 +1,6 @@
-"""What callers give an agent to act on: observations, starts of episodes and tasks.
+"""Check what callers give an agent to act on: observations, starts of episodes and tasks.
 
-They are checked and brought to the form that networks take. E environments, O observation.
+They are brought to the form that networks take. E environments, O observation.
 """
 
 from __future__ import annotations

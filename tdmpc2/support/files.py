@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tdmpc2.support.processes import owner_of
+from tdmpc2.support.processes import has_ended, owner_of
 from tdmpc2.support.reading import NotRegularError, load_json
 from tdmpc2.support.text import cut, shown
 
@@ -66,7 +66,7 @@ def _delete_orphans(path: Path) -> None:
     with contextlib.suppress(OSError):
         for entry in os.scandir(path.parent):
             found = pattern.fullmatch(entry.name)
-            if found and found[1] == own and owner_of(int(found[2])) != "".join(found.groups()):
+            if found and found[1] == own and has_ended(int(found[2]), "".join(found.groups())):
                 os.unlink(entry)
 
 
