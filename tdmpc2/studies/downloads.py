@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from tdmpc2.studies.sources import SITE, SOURCES
 from tdmpc2.support.download import download
-from tdmpc2.support.files import json_text, read_json, write_text
+from tdmpc2.support.files import json_text, read_json, replacing, write_text
 from tdmpc2.support.reading import read_bytes
 from tdmpc2.support.text import shown
 
@@ -44,13 +44,16 @@ def fetch_all(folder: Path, site: str = SITE, say: Callable[[str], None] = print
         if origin in failed or (folder / name).exists():
             continue
         try:
-            sums[name] = download(f"{site.rstrip('/')}/{url}", folder / name, seconds=seconds)
+            content = download(f"{site.rstrip('/')}/{url}", seconds=seconds)
         except ValueError as error:
             failed.add(origin)
             say(f"{origin}: {error}")
             continue
+        sums[name] = hashlib.sha256(content).hexdigest()
+        write_text(folder / NAME, json_text(sums, indent=1) + "\n")  # first: a kill leaves no file without checksum
+        with replacing(folder / name) as temporary:
+            temporary.write_bytes(content)
         fetched.append(name)
-        write_text(folder / NAME, json_text(sums, indent=1) + "\n")
     return fetched
 
 

@@ -1,34 +1,27 @@
-"""Fetching small public files: within a time limit, within a size, and with their checksum."""
+"""Fetching small public files: within a time limit and within a size."""
 
 from __future__ import annotations
 
-import hashlib
 import time
 import urllib.error
 import urllib.request
 from http.client import HTTPException
-from pathlib import Path
 
-from tdmpc2.support.files import replacing
 from tdmpc2.support.text import cut, shown
 
 _BLOCK = 1 << 16
 
 
-def download(url: str, path: Path, *, seconds: float = 30.0, most: int = 1 << 23) -> str:
-    """Fetch a file of the web; what was there before stays unless all of it arrives.
+def download(url: str, *, seconds: float = 30.0, most: int = 1 << 23) -> bytes:
+    """Fetch a file of the web, all of it or nothing.
 
     Args:
         url: its address, ``https://`` or ``http://``.
-        path: the file to write; its directory is made.
         seconds: time limit of the whole transfer.
         most: bytes that it may have.
 
-    Returns:
-        The SHA-256 of what was written, as hexadecimal digits.
-
     Raises:
-        ValueError: no such address, no connection, too slow, too large, cut short, or the disk refused; one line.
+        ValueError: no such address, no connection, too slow, too large, or cut short; one line.
     """
     if not url.startswith(("https://", "http://")):
         raise ValueError(f"{shown(url)} is no address of the web: it must begin with https:// or http://")
@@ -50,6 +43,4 @@ def download(url: str, path: Path, *, seconds: float = 30.0, most: int = 1 << 23
         raise ValueError(f"{url} cannot be had: {cut(str(reason) or type(error).__name__)}") from error
     if declared.isdigit() and int(declared) != len(content):
         raise ValueError(f"{url} was cut short: {len(content):,} of {int(declared):,} bytes arrived; try again")
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
-    return hashlib.sha256(content).hexdigest()
+    return bytes(content)

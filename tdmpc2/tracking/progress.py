@@ -28,6 +28,7 @@ class Progress:
 
     There is a line every 10 %, but never sooner than 10 s after the last one, and one every 30 s: work of seconds is
     one line, long work does not fill a log file. tqdm has no such rule, and rich's bar alone prints nothing there.
+    Rate and remaining time are those since the first update, which may have compiled for a minute.
 
     Args:
         total: amount of work in ``unit``; None if unknown.
@@ -44,6 +45,7 @@ class Progress:
         self._bar: bars.Progress | None = None
         self._notebook: NotebookLine | None = None
         self._done = 0
+        self._first: tuple[float, int] | None = None  # when the first update ended, and how much it did
         self._tenths = 0  # of the work since the last line
 
     def __enter__(self) -> Progress:
@@ -75,6 +77,8 @@ class Progress:
         tenth = self._tenth()
         self._done += n
         now = monotonic()
+        if self._first is None:
+            self._first = now, self._done
         if self._bar:
             if now - self._shown >= 0.1:
                 self._shown = now
@@ -114,14 +118,17 @@ class Progress:
         return 10 * self._done // self._total if self._total else 0
 
     def _status(self, now: float, text: str) -> str:
-        elapsed = now - self._began
         amount = f"{self._done:,}"
         if self._total:
             amount += f"/{self._total:,}"
-        parts = [f"{amount} {self._unit}", f"{self._done / max(elapsed, 1e-9):,.1f}/s"]
+        parts = [f"{amount} {self._unit}"]
         if self._total:
             parts[0] += f" ({self._done / self._total:.0%})"
-            parts.append(f"ETA {remaining(self._done, self._total, elapsed)}")
+        began, before = self._first or (self._began, 0)
+        if done := self._done - before:
+            parts.append(f"{done / max(now - began, 1e-9):,.1f}/s")
+            if self._total:
+                parts.append(f"ETA {remaining(done, self._total - before, now - began)}")
         return ", ".join([*parts, text] if text else parts)
 
 
