@@ -81,6 +81,10 @@ class Family:
         """Tell if the package that it needs is there; nothing is imported."""
         return not self.needs or find_spec(self.needs) is not None
 
+    def has(self, name: str) -> bool:
+        """Tell whether a task has a name of this family; it may hold anything, line breaks as well."""
+        return re.fullmatch(self.pattern, name, re.DOTALL) is not None
+
     def build(
         self, name: str, seed: int | None, render_mode: str | None, obs: str = "state"
     ) -> gymnasium.Env[Any, Any]:
@@ -183,10 +187,10 @@ def family_of(name: str) -> Family:
     """
     if name in gymnasium.registry:
         return _GYMNASIUM
-    own = next(family for family in FAMILIES if re.fullmatch(family.pattern, name))
+    own = next(family for family in FAMILIES if family.has(name))
     if own is not FAMILIES[-1] or name in TASKS:
         return own
-    return next((family for family in offered_families() if re.fullmatch(family.pattern, name)), own)
+    return next((family for family in offered_families() if family.has(name)), own)
 
 
 def offered_families() -> tuple[Family, ...]:

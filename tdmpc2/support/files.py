@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from tdmpc2.support.reading import NotRegularError, load_json
 from tdmpc2.support.text import cut, shown
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # as :func:`replacing` calls them
+_ROOM = 190  # bytes of a name beside the 50 that a temporary one adds; file systems take 255
 
 
 @contextlib.contextmanager
@@ -38,7 +40,7 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
     if path.exists() and not overwrite:
         raise ValueError(exists)
     owner = owner_of("self")
-    temporary = path.with_name(f".{path.name}.{owner}{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{_shortened(path.name)}.{owner}{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if owner:
@@ -57,10 +59,18 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
             temporary.unlink()
 
 
+def _shortened(name: str) -> str:
+    """Shorten a file name that leaves no room for what a temporary one adds; distinct names stay distinct."""
+    content = os.fsencode(name)
+    if len(content) <= _ROOM:
+        return name
+    return f"{content[: _ROOM - 20].decode(errors='ignore')}-{hashlib.sha256(content).hexdigest()[:16]}"
+
+
 def _delete_orphans(path: Path) -> None:
     """Delete the temporary files of ``path`` whose processes have ended: they were killed."""
     pattern = re.compile(
-        rf"\.{re.escape(path.name)}\.([0-9a-f]{{8}}-)(\d{{1,10}})(-\d+\.)[0-9a-f]{{8}}\.tmp", re.DOTALL
+        rf"\.{re.escape(_shortened(path.name))}\.([0-9a-f]{{8}}-)(\d{{1,10}})(-\d+\.)[0-9a-f]{{8}}\.tmp", re.DOTALL
     )
     own = owner_of("self").partition("-")[0] + "-"
     with contextlib.suppress(OSError):
@@ -89,7 +99,7 @@ def delete_leftovers(directory: Path, name: str = "*") -> None:
         directory: where to look.
         name: only leftovers of the file of this name; a glob pattern.
     """
-    for temporary in directory.glob(f".{name}.*.tmp"):
+    for temporary in directory.glob(f".{_shortened(name)}.*.tmp"):
         if _TEMPORARY.fullmatch(temporary.name) and not temporary.is_dir():  # others' files may end in .tmp as well
             temporary.unlink(missing_ok=True)
 

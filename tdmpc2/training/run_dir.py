@@ -129,23 +129,29 @@ def save(
     save_file(state_path(run_dir), state, overwrite=True, packed=("weights", "training"))  # it is read as a whole
     if not again:
         agent.save(model, step=step, overwrite=True)
-    _keep_newest(run_dir, step, keep_last)
-
-
-def _keep_newest(run_dir: Path, step: int, keep_last: int) -> None:
-    """Copy ``model.pt`` under the number of its step, if more than one is kept, and delete what is older than those."""
     if keep_last > 1:
-        with replacing(run_dir / f"model_{step}.pt") as temporary:
-            shutil.copyfile(run_dir / "model.pt", temporary)
+        _copy(run_dir, step)
+    _keep_newest(run_dir, keep_last if keep_last > 1 else 0)
+
+
+def _copy(run_dir: Path, step: int) -> None:
+    """Copy ``model.pt`` under the number of its step."""
+    with replacing(run_dir / f"model_{step}.pt") as temporary:
+        shutil.copyfile(run_dir / "model.pt", temporary)
+
+
+def _keep_newest(run_dir: Path, number: int) -> None:
+    """Delete all but the newest copies."""
     numbered = {int(path.stem[6:]): path for path in run_dir.glob("model_*.pt") if path.stem[6:].isdigit()}
-    for old in sorted(numbered, reverse=True)[keep_last if keep_last > 1 else 0 :]:
+    for old in sorted(numbered, reverse=True)[number:]:
         numbered[old].unlink()
 
 
 def restore(agent: TDMPC2, run_dir: Path) -> Saved:
     """Load ``state.pt`` into the agent, and write ``model.pt`` again if it is missing, damaged or of another step.
 
-    A kill may have come between two files of a save, so that the copy under the step's number may be missing as well.
+    A kill may have come between two files of a save: the copy under the step's number may be missing as well, or an
+    older one too many.
 
     Returns:
         The rest of the file; step 0 if there is nothing to continue.
@@ -160,8 +166,10 @@ def restore(agent: TDMPC2, run_dir: Path) -> Saved:
     state.load_into(agent)
     if step_of(model) != state.step:
         agent.save(model, step=state.step, overwrite=True)
-    if agent.cfg.keep_last > 1 and step_of(run_dir / f"model_{state.step}.pt") != state.step:
-        _keep_newest(run_dir, state.step, agent.cfg.keep_last)
+    if agent.cfg.keep_last > 1:
+        if step_of(run_dir / f"model_{state.step}.pt") != state.step:
+            _copy(run_dir, state.step)
+        _keep_newest(run_dir, agent.cfg.keep_last)
     return Saved(state.step, state.wandb_id, state.wall_seconds, state.parts)
 
 

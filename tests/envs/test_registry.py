@@ -31,6 +31,10 @@ PENDULUM = TaskSpec("Pendulum-v1", 3, 1, 200)
         ("lift-cube", "ManiSkill"),
         ("turn-faucet", "ManiSkill"),
         ("myo-pen-twirl-hard", "MyoSuite"),
+        ("walker\nwalk", "DMControl"),
+        ("mw-reach\n", "Meta-World"),
+        ("my_package:\nMine", "Gymnasium"),
+        ("", "DMControl"),
     ],
 )
 def test_family_is_recognised_by_name(name: str, family: str) -> None:

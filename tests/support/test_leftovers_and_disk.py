@@ -37,6 +37,16 @@ def test_leftovers_of_one_file_are_deleted(tmp_path: Path) -> None:
     assert not mine.exists()
 
 
+def test_file_with_the_longest_name_is_written_and_its_leftovers_are_deleted(tmp_path: Path) -> None:
+    name = "ä" * 126 + ".pt"  # 255 bytes
+    write_text(tmp_path / name, "before")
+    left = _leave(tmp_path, name), _leave(tmp_path, "ä" * 125 + "..pt")
+    write_text(tmp_path / name, "whole")
+    delete_leftovers(tmp_path, name)
+    assert {path.name for path in tmp_path.iterdir()} == {name, left[1].name}
+    assert (tmp_path / name).read_text() == "whole"
+
+
 def test_leftovers_of_all_files_are_deleted(tmp_path: Path) -> None:
     _leave(tmp_path, "a.pt"), _leave(tmp_path, "b.pt")
     (tmp_path / "notes.tmp").write_text("not ours")

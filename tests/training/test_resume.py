@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +130,9 @@ def test_train_keeps_last_checkpoints(cfg: Config) -> None:
     assert [load_file(cfg.run_dir / f"model_{step}.pt").step for step in (12, 16, 20)] == [12, 16, 20]
     assert (cfg.run_dir / "model_20.pt").read_bytes() == (cfg.run_dir / "model.pt").read_bytes()
     (cfg.run_dir / "model_20.pt").rename(cfg.run_dir / "model_8.pt")  # as after a kill before the copy of the last save
+    train(cfg.replace(save_freq=4, keep_last=3), None)
+    assert {path.name for path in cfg.run_dir.glob("model_*.pt")} == {"model_12.pt", "model_16.pt", "model_20.pt"}
+    shutil.copy(cfg.run_dir / "model_12.pt", cfg.run_dir / "model_8.pt")  # after it, before the oldest was deleted
     train(cfg.replace(save_freq=4, keep_last=3), None)
     assert {path.name for path in cfg.run_dir.glob("model_*.pt")} == {"model_12.pt", "model_16.pt", "model_20.pt"}
 

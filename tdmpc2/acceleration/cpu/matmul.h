@@ -6,6 +6,7 @@
 // bf16 all give the same bits. Weights are packed as [out / panel, words, panel words].
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "simd.h"
@@ -107,6 +108,14 @@ INLINE uint32_t element_of(From x, int format) {
     return uint32_t(int(x));
 }
 
+// A word of `count` weights of one output.
+template <Element E, class From>
+INLINE uint32_t word_of(const From* weight, int count, int format) {
+    uint32_t word = 0;
+    for (int k = 0; k < count; k++) word |= element_of<E>(weight[k], format) << (k * 32 / per_word(E));
+    return word;
+}
+
 template <Element E, class From>
 void pack_as(int format, int in, int out, const From* weight, uint32_t* packed) {
     constexpr int count = per_word(E);
@@ -116,12 +125,14 @@ void pack_as(int format, int in, int out, const From* weight, uint32_t* packed) 
             for (int i = 0; j < out && i < in; i++) sum += int(weight[size_t(j) * in + i]);
             *packed++ = uint32_t(less * sum);
         }
-        for (int i = 0; i < in; i += count)
-            for (int j = column; j < column + panel; j++) {
-                uint32_t word = 0;
-                for (int k = 0; j < out && k < count && i + k < in; k++)
-                    word |= element_of<E>(weight[size_t(j) * in + i + k], format) << (k * 32 / count);
-                *packed++ = word;
+        const From* first = weight + size_t(column) * in;
+        const int whole = column + panel <= out ? in - in % count : 0;  // inputs that fill words of all outputs
+        for (int i = 0; i < whole; i += count)
+            for (int j = 0; j < panel; j++) *packed++ = word_of<E>(first + size_t(j) * in + i, count, format);
+        for (int i = whole; i < in; i += count)
+            for (int j = 0; j < panel; j++) {
+                const int left = column + j < out ? std::min(count, in - i) : 0;
+                *packed++ = word_of<E>(first + size_t(j) * in + i, left, format);
             }
     }
 }

@@ -118,20 +118,22 @@ class PackedLayer:
     ) -> None:
         self.kernels = library.load()
         self.out, self.inputs = len(layer.weight), parts[0] if parts else layer.weight.shape[1]
-        scale = torch.ones(self.out, 1, dtype=torch.float32) if layer.scale is None else layer.scale
         weight = layer.weight[:, : self.inputs]
         code = product_format(layer, among_int8)
+        sums = None  # of weights: floating-point inputs have no offset
         if code in (_FP32, _BF16):
             weight = weight.to(layer.compute_dtype).float()
-            sums = None  # of weights: their inputs have no offset
         else:
-            sums = weight.sum(-1, dtype=torch.int32).float() * scale[:, 0]
+            assert layer.scale is not None
+            sums = weight.sum(-1, dtype=torch.int32).float() * layer.scale[:, 0]
         rows: Sequence[Tensor | None] = (None, None, None)
         if parts:
-            rows = (layer.weight.float() * scale).T.split(list(parts))
+            whole = layer.weight.float() if layer.scale is None else layer.weight.float() * layer.scale
+            rows = whole.T.split(list(parts))
+        scale = torch.ones(self.out) if layer.scale is None else layer.scale[:, 0]
         self._tensors = [
             self._packed(code, weight.contiguous()),
-            *map(_padded, (scale[:, 0], torch.zeros(self.out) if sums is None else sums)),
+            *map(_padded, (scale, torch.zeros(self.out) if sums is None else sums)),
             *map(_padded, (layer.bias, *(layer.norm or (None, None)))),
             *map(_padded, (rows[0] if first_step else None, *rows[1:])),
         ]
@@ -155,8 +157,11 @@ def _padded(x: Tensor | None) -> Tensor | None:
     """A float32 copy with zeros after the last column up to a multiple of the padding; None if there are no values."""
     if x is None or not x.numel():
         return None
-    padded = torch.zeros(*x.shape[:-1], x.shape[-1] - x.shape[-1] % -_PADDING, dtype=torch.float32)
-    padded[..., : x.shape[-1]] = x
+    width = x.shape[-1]
+    if width % _PADDING == 0:
+        return torch.empty(x.shape, dtype=torch.float32).copy_(x)
+    padded = torch.zeros(*x.shape[:-1], width - width % -_PADDING, dtype=torch.float32)
+    padded[..., :width] = x
     return padded
 
 
