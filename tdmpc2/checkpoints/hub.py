@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from tdmpc2.checkpoints import shipped
 from tdmpc2.support.extras import install_hint, missing_packages
 from tdmpc2.support.text import cut
 
@@ -63,14 +64,21 @@ def as_typed(name: str | os.PathLike[str]) -> str:
     return re.sub(r"^hf:/{1,2}", PREFIX, os.fspath(name))
 
 
+def is_path(name: str | os.PathLike[str]) -> bool:
+    """Tell if something names a file by its path: nothing is written beside one on a hub or one of the project's."""
+    return not is_hub_name(name) and shipped.find(name) is None
+
+
 def local_file(name: str | os.PathLike[str]) -> Path:
-    """Find a file on this machine: a path, or the name of one on a hub, which is downloaded unless the cache has it.
+    """Find a file on this machine: a path, the name of a model that comes with the project, or that of a file on a hub.
+
+    What is on a hub is downloaded unless the cache has it.
 
     Raises:
         ValueError: a file on a hub cannot be had; one line says why.
     """
     if not is_hub_name(name):
-        return Path(name).expanduser()
+        return shipped.find(name) or Path(name).expanduser()
     wanted = parse_name(name)
     if wanted.file is not None:
         return _download(wanted)

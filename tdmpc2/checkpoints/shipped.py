@@ -33,6 +33,16 @@ def is_name(source: str | os.PathLike[str]) -> bool:
     return isinstance(source, str) and _NAME.fullmatch(source) is not None and not Path(source).exists()
 
 
+def find(name: str | os.PathLike[str]) -> Path | None:
+    """Find the file of a model that comes with the project; None if no model is called so, or a file is.
+
+    Raises:
+        ValueError: its file is not there.
+    """
+    text = os.fspath(name)
+    return shipped_file(text) if text in SHIPPED and is_name(text) else None
+
+
 def shipped_file(name: str) -> Path:
     """Find the file of a model that comes with the project.
 

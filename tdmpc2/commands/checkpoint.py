@@ -109,11 +109,11 @@ def _convert(checkpoint: Checkpoint, values: dict[str, Any]) -> None:
 def _card(checkpoint: Checkpoint, values: dict[str, Any]) -> None:
     from tdmpc2.checkpoints.card import card_lines
     from tdmpc2.checkpoints.files import convert, save_file
-    from tdmpc2.checkpoints.hub import is_hub_name
+    from tdmpc2.checkpoints.hub import is_path
     from tdmpc2.studies.cards import new_card, with_card
 
     out = values["out"] or Path(values["file"])
-    if values["out"] is None and (is_hub_name(values["file"]) or not values["overwrite"]):
+    if values["out"] is None and not (values["overwrite"] and is_path(values["file"])):
         raise ValueError("out is missing: out=FILE for a new file, or overwrite=true to write into the file itself")
     said = {key: values[key] for key in ("command", "commit", "processor", "start", "license") if values[key]}
     card = new_card(

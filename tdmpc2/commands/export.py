@@ -65,14 +65,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"precision={values['precision']}: --to {values['to']} writes {known}")
     if values["task"] is not None and values["tasks"]:
         raise ValueError("task=NAME writes one task and tasks=[...] several: name one of the two keys")
-    from tdmpc2.checkpoints.hub import is_hub_name, local_file
+    from tdmpc2.checkpoints.hub import is_path, local_file
     from tdmpc2.export.request import Request
     from tdmpc2.quantization.command import overrides_of
 
     module, _, function = chosen.function.partition(":")
     del values["to"]
-    if is_hub_name(values["checkpoint"]):
+    if not is_path(values["checkpoint"]):
         values["checkpoint"] = local_file(values["checkpoint"])
-        values["out"] = values["out"] or Path.cwd()  # and not beside the file, which lies in the hub's cache
+        values["out"] = values["out"] or Path.cwd()  # not where the file lies
     right = getattr(import_module(module), function)(Request(**values, overrides=overrides_of(keys)))
     sys.exit(0 if right else 1)

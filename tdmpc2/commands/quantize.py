@@ -40,15 +40,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--set"]  # once stood before keys
     values, keys = read_options("quantize", __doc__, words, OPTIONS, key_names())
-    from tdmpc2.checkpoints.hub import is_hub_name, local_file
+    from tdmpc2.checkpoints.hub import is_path, local_file
     from tdmpc2.quantization.command import overrides_of, quantize, recipe_names
     from tdmpc2.quantization.measure import Settings
 
     named = values["checkpoint"]
-    source = local_file(named)  # of a hub: what is made of it is written here, not in the client's cache
+    source = local_file(named)  # where it has a name, what is made of it is written here, not where it lies
     quantize(
         source,
-        values["out"] or (Path() if is_hub_name(named) else source.parent),
+        values["out"] or (source.parent if is_path(named) else Path()),
         recipe_names(values["recipes"]),
         Settings(values["device"], values["repeats"], values["plans"], values["evaluate"], overrides_of(keys)),
         data=values["data"],

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import Checkpoint, load_file
-from tdmpc2.checkpoints.hub import as_typed, is_hub_name
+from tdmpc2.checkpoints.hub import as_typed, is_path
 from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.placement import data_record, open_data
@@ -280,11 +280,11 @@ def write_errors(results: Mapping[Path, Mapping[str, Any]]) -> None:
 
 
 def check_one_each(paths: Iterable[Path]) -> None:
-    """Raise ValueError if two checkpoints would leave their errors in the same directory, or one is on a hub."""
+    """Raise ValueError if two checkpoints would leave their errors in the same directory, or one is not the user's."""
     paths = list(paths)
-    if remote := [as_typed(path) for path in paths if is_hub_name(path)]:
+    if remote := [as_typed(path) for path in paths if not is_path(path)]:
         raise ValueError(
-            f"write leaves heldout.json beside a checkpoint, and {remote[0]} is on a hub: copy the file here"
+            f"write leaves heldout.json beside a checkpoint, and {remote[0]} lies elsewhere: copy the file here"
         )
     parents = [path.resolve().parent for path in paths]
     if len(set(parents)) < len(parents):

@@ -9,8 +9,9 @@ import pytest
 
 from tdmpc2 import load_agent
 from tdmpc2.checkpoints import shipped
-from tdmpc2.checkpoints.files import file_sha256
+from tdmpc2.checkpoints.files import file_sha256, load_file
 from tdmpc2.checkpoints.shipped import SHIPPED, Shipped
+from tdmpc2.commands import checkpoint, quantize
 from tdmpc2.config import Config
 from tdmpc2.nn.world_model import WorldModel
 from tests.helpers.agents import small_config
@@ -37,6 +38,20 @@ def test_agent_is_loaded_by_the_name_of_a_model(root: Path) -> None:
     agent = load_agent("student", device="cpu", quiet=True)
     assert isinstance(agent.model, WorldModel)
     assert agent.cfg.task == "mt30"
+
+
+def test_commands_take_the_name_as_a_file(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint.main(["inspect", "student"])
+    assert file_sha256(root / "models" / "student_int8.pt") in capsys.readouterr().out
+    assert load_file(Path("student")).model.keys() == load_file(root / "models" / "student_int8.pt").model.keys()
+
+
+def test_nothing_is_written_beside_a_model_of_the_project(root: Path) -> None:
+    quantize.main(["student", "recipes=fp16", "plans=0", "repeats=1", "device=cpu"])
+    assert [path.name for path in (root / "models").iterdir()] == ["student_int8.pt"]
+    assert Path("student_fp16.pt").is_file()
+    with pytest.raises(SystemExit):
+        checkpoint.main(["card", "student", "overwrite=true"])
 
 
 def test_unknown_name_says_which_there_are(root: Path) -> None:
