@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc2.planner import PlanNoise
+from tdmpc2.support.programs import run_program
 
 Floats = NDArray[np.float32]
 _MINUTES = 15
@@ -62,7 +62,10 @@ def build(folder: Path, *definitions: str, target: str = "tdmpc2", name: str = "
         ["-S", str(folder), "-B", str(made), *defined],
         ["--build", str(made), "--target", target, "--parallel", "2"],
     ):
-        done = subprocess.run([cmake, *command], capture_output=True, text=True, timeout=60 * _MINUTES, check=False)
+        try:
+            done = run_program([cmake, *command], 60 * _MINUTES)
+        except RuntimeError as error:
+            raise ValueError(f"{folder} could not be built: {error}") from error
         if done.returncode:
             lines = (done.stderr or done.stdout).strip().splitlines() or ["it failed"]
             wrong = next((line for line in lines if "error" in line.lower()), lines[-1])

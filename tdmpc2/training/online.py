@@ -12,6 +12,7 @@ from torch import Tensor
 from tdmpc2.checkpoints.run_state import NEW_RUN, part_of
 from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
+from tdmpc2.data.reward_range import beyond_bins
 from tdmpc2.data.ring import ReplayRing
 from tdmpc2.data.ring_files import SavedRing
 from tdmpc2.distributed import process_group
@@ -207,12 +208,16 @@ class Learner:
         self.interrupted = False
         self.metrics: Mapping[str, Tensor] = {}
         self._said_short = False
+        self._beyond_bins: set[str] = set()  # tasks of which it was said
         self._last_seed: int | None = None
 
     def store(self, step: int, episodes: Sequence[Episode]) -> None:
         """Add episodes to the buffer; the first one that is too short to be drawn from is named."""
         for episode in episodes:
             job, name = episode.job, self._run.cfg.task_specs[episode.job.task_id].name
+            if name not in self._beyond_bins and (line := beyond_bins(self._run.cfg, episode.reward, name)):
+                self._beyond_bins.add(name)
+                self._run.message(line)
             self._replay.add(episode.obs, episode.action, episode.reward, job.task_id, episode.terminated)
             if job.seed != self._last_seed:  # the same one, scored for another task of its body, follows it
                 self.short = self.short + 1 if len(episode.reward) - 1 < self._replay.horizon else 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from tdmpc2.acceleration.cpu import build, library
 from tdmpc2.acceleration.cpu.library import Kernels, Variant
 from tdmpc2.support.runtime import has_cpp_compiler
 from tests.helpers.cpu_kernels import needs_library
+from tests.helpers.reference import REPO
 
 
 @pytest.fixture
@@ -99,6 +102,16 @@ def test_library_that_is_none_gives_a_reason(tmp_path: Path, content: bytes) -> 
         library.opened(path)
 
 
+@pytest.mark.skipif(not has_cpp_compiler(), reason="no C++ compiler")
+def test_library_without_the_functions_gives_a_reason(tmp_path: Path) -> None:
+    """Another program's library under the name, or one that was built halfway."""
+    path = tmp_path / build.LIBRARY
+    (tmp_path / "empty.cpp").write_text("int nothing;\n")
+    build._run([*build._compiler(), "-shared", "-fPIC", str(tmp_path / "empty.cpp"), "-o", str(path)])
+    with pytest.raises(RuntimeError, match=r"tdmpc2_sources.*make setup"):
+        library.opened(path)
+
+
 @needs_library
 def test_library_of_other_sources_asks_for_make_setup(tmp_path: Path) -> None:
     """A developer edited a source and would measure what was there before."""
@@ -171,6 +184,36 @@ def test_build_leaves_out_variants_that_the_compiler_does_not_know(
     assert build.build(target) == ["scalar", "avx2", "avxvnni"]
     assert target.read_text().startswith("-shared")
     assert list(target.parent.iterdir()) == [target]  # nothing temporary is left
+
+
+def _runs(number: int) -> bool:
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells by /proc whether a process has ended")
+def test_killed_build_takes_its_compiler_along_and_the_next_one_deletes_what_it_left(tmp_path: Path) -> None:
+    """The compilers of a killed `make setup` went on for minutes, and its folder stayed."""
+    os.mkfifo(said := tmp_path / "said")
+    compiler = tmp_path / "endless"
+    compiler.write_text(
+        f'#!/bin/sh\n[ "$1" = -dumpmachine ] && echo x86_64-linux && exit\necho $$ > {said}\nexec sleep 600\n'
+    )
+    compiler.chmod(0o755)
+    target = tmp_path / "built" / build.LIBRARY
+    code = f"from tdmpc2.acceleration.cpu import build; from pathlib import Path; build.build(Path({str(target)!r}))"
+    with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "CXX": str(compiler)}, cwd=REPO) as process:
+        number = int(said.read_text())
+        process.kill()
+    (left,) = target.parent.iterdir()
+    assert left.name.startswith("building-")
+    while _runs(number):
+        os.sched_yield()  # the compiler is killed by its keeper; the time limit of tests ends one that is not
+    (target.parent / "building-of-mine.x").mkdir()
+    build._delete_orphans(target.parent)
+    assert [path.name for path in target.parent.iterdir()] == ["building-of-mine.x"]
 
 
 @pytest.mark.skipif(not has_cpp_compiler(), reason="no C++ compiler")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,28 @@ def test_kernel_seconds_are_measured_once_and_kept(kernels: list[str], tmp_path:
     speed.kernel_seconds.cache_clear()  # as another process
     assert speed.kernel_seconds() == first
     assert len(kernels) == 3
+
+
+def test_kernel_seconds_without_a_home_are_measured_and_not_kept(
+    kernels: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was a traceback: an account without a home, as in some containers."""
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert speed.kernel_seconds().keys() == WITH_AMX.keys()
+    assert len(kernels) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_kernel_seconds_in_a_named_pipe_are_measured_again(kernels: list[str], tmp_path: Path) -> None:
+    path = times_file(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    assert speed.kernel_seconds().keys() == WITH_AMX.keys()
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"fp32": "fast", "bf16": 1, "int8": 1}'])

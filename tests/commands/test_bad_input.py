@@ -89,6 +89,7 @@ MORE_BAD_INPUT = [
     ("train.py +student_config.new=1", "'new' in student_config"),
     ("train.py ++nonsense=1", "Unknown key 'nonsense'"),
     ("train.py teacher_cfg=null", "'teacher_cfg' on the command line"),
+    ("evaluate.py =3", "=3 does not exist"),
     ("collect.py episodes=3", "Unknown key 'episodes'"),
     ("collect.py student_config.seed=3", "Unknown key 'student_config.seed'"),
     (f"{TRAIN} student_config.batch_size=0", "batch_size=0 must be at least 1"),

@@ -69,6 +69,16 @@ def test_heldout_errors_match_values_by_hand(tiny_cfg: Config) -> None:
         heldout_errors(agent, [])
 
 
+def test_heldout_errors_that_are_not_finite_name_the_weights(tiny_cfg: Config) -> None:
+    """A model that overflows has no errors to compare."""
+    agent = TDMPC2(tiny_cfg)
+    for param in agent.model._dynamics.parameters():
+        param.data.fill_(1e30)
+    batch = Batch(torch.ones(4, 5, 24), torch.zeros(3, 5, 6), torch.zeros(3, 5, 1), torch.zeros(5, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"is (nan|inf): the weights of the model or its teacher are too large to use"):
+        heldout_errors(agent, [batch])
+
+
 def test_heldout_batches_follow_the_seed() -> None:
     data = EpisodeDataset.of(torch.randn(6, 11, 3), torch.randn(6, 11, 2), torch.randn(6, 11), torch.zeros(6).long())
     first, again, other = (list(heldout_batches(SliceSampler(data), 3, 4, 2, seed)) for seed in (12345, 12345, 12346))

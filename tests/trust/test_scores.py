@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tdmpc2.agent import TDMPC2
+from tdmpc2.commands import data
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.play.collector import collect
 from tdmpc2.play.evaluation import evaluate
@@ -19,6 +20,7 @@ from tdmpc2.support.files import json_text
 from tdmpc2.training import run_dir
 from tdmpc2.training.evaluations import read_scores
 from tdmpc2.training.offline import train
+from tdmpc2.training.online import train_online
 from tests.helpers.faulty_envs import AT, PREFIX
 from tests.helpers.playing import SIZES, fake
 
@@ -103,6 +105,26 @@ def test_training_on_rewards_beyond_the_bins_warns(tmp_path: Path, capsys: pytes
     collect(parse_cfg({**keys, "episodes_per_task": 2}), None, tmp_path / "data")
     capsys.readouterr()
     train(parse_cfg({**keys, "work_dir": str(tmp_path / "run"), "steps": 1, "eval_freq": 0}), None)
+    assert_one_warning(capsys)
+
+
+def test_inspecting_rewards_beyond_the_bins_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = parse_cfg({**SIZES, "task": f"{PREFIX}LargeReward-v0", "episodes_per_task": 2})
+    collect(cfg, None, tmp_path / "data")
+    capsys.readouterr()
+    data.main(["inspect", str(tmp_path / "data"), f"task={cfg.task}", "figure=" + str(tmp_path / "returns.png")])
+    assert_one_warning(capsys)
+
+
+def test_learning_online_from_rewards_beyond_the_bins_warns_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {**SIZES, "task": f"{PREFIX}LargeReward-v0", "mode": "online", "batch_size": 8, "seed_steps": 20}
+    train_online(parse_cfg({**keys, "work_dir": str(tmp_path / "run"), "steps": 32, "eval_freq": 0}), None)
+    assert_one_warning(capsys)
+
+
+def assert_one_warning(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line for line in capsys.readouterr().out.splitlines() if "Warning" in line]
     assert len(lines) == 1
     assert "LargeReward-v0 has rewards such as 1e+30, beyond the model's bins, -22,025 to 22,025" in lines[0]

@@ -165,6 +165,9 @@ def test_messages_about_chunks_name_the_remedy(tmp_path: Path) -> None:
     torch.save(TensorDict({**data, "obs": TensorDict({"a": data["obs"]}, batch)}, batch), path)
     with pytest.raises(ValueError, match=r"chunk_0\.pt: obs is a TensorDict, not a tensor, expected torch\.float32"):
         read_chunk(path)
+    torch.save(TensorDict({**data, "reward": data["reward"].to_sparse()}, batch), path)
+    with pytest.raises(ValueError, match=r"chunk_0\.pt: reward is .*sparse"):
+        read_chunk(path)
     torch.save(TensorDict(data, batch), path, _use_new_zipfile_serialization=False)
     with pytest.raises(ValueError, match=r"chunk_0\.pt is in the form that torch wrote before .*save it again with"):
         read_chunk(path)

@@ -100,6 +100,18 @@ def test_report_has_no_score_that_is_not_finite(tmp_path: Path, score: str, step
     assert content["groups"][0]["score"] == 50.0
 
 
+@pytest.mark.parametrize("score", ["nan", "1e400"])
+def test_report_of_an_eval_csv_with_a_last_score_that_is_not_finite_leaves_the_run_out(
+    tmp_path: Path, score: str
+) -> None:
+    good, bad = (write_run(tmp_path / "runs", seed, 50.0) for seed in (1, 2))
+    (bad / "evaluations.json").unlink()
+    (bad / "eval.csv").write_text(f"step,normalized_score\n50,51.0\n100,{score}\n")
+    study = read_study([tmp_path / "runs"])
+    assert [run.path for group in study.groups for run in group.runs] == [good]
+    assert f"{bad / 'eval.csv'} is damaged" in study.left_out[0]
+
+
 def test_report_with_losses_that_are_not_finite_is_json(tmp_path: Path) -> None:
     run = write_run(tmp_path / "runs", 1, 50.0)
     (run / "train.csv").write_text("step,reward_loss,value_loss\n100,nan,1e400\n")

@@ -9,15 +9,16 @@ compiler, and with it the processor: CXX=aarch64-linux-gnu-g++ builds for ARM.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 LIBRARY = "kernels.so"
@@ -84,7 +85,9 @@ def build(target: Path, more: Sequence[str] = ()) -> list[str]:
     compiler, machine = _compiler(), target_machine()
     variants, baseline = VARIANTS.get(machine, {SCALAR: SCALAR_FLAGS}), BASELINE.get(machine, ())
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix="building-") as own:
+    _delete_orphans(target.parent)
+    owner = _support("processes").owner_of("self")
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"building-{owner}") as own:
         variants = {name: flags for name, flags in variants.items() if _knows([*compiler, *baseline, *flags], own)}
         names = " ".join(f"F({name})" for name in variants)
         jobs = [(source, "", [f"-DTDMPC2_VARIANTS(F)={names}", f'-DTDMPC2_SOURCES="{sources_id()}"'])
@@ -101,6 +104,27 @@ def build(target: Path, more: Sequence[str] = ()) -> list[str]:
         _run([*compiler, "-shared", "-pthread", *stays, *objects, "-o", str(built)])
         built.replace(target)
     return list(variants)
+
+
+def _support(name: str) -> Any:
+    """Load a module of :mod:`tdmpc2.support` by its file: the package needs what is not installed yet."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER.parents[1] / "support" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _delete_orphans(folder: Path) -> None:
+    """Delete what builds that were killed left; one that goes on beside this one keeps its own."""
+    processes = _support("processes")
+    for left in folder.glob("building-*.*"):
+        owner = left.name.removeprefix("building-").partition(".")[0] + "."
+        _, _, rest = owner.partition("-")
+        number = rest.partition("-")[0]
+        if number.isdigit() and processes.has_ended(int(number), owner) and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _compiler() -> list[str]:
@@ -133,7 +157,7 @@ def _run(command: Sequence[str]) -> str:
     Raises:
         RuntimeError: it failed; the message begins with the compiler's first error.
     """
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    done = _support("programs").run_program(command, _SECONDS)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
         first = next((line for line in lines if "error" in line), lines[-1])
@@ -144,5 +168,5 @@ def _run(command: Sequence[str]) -> str:
 if __name__ == "__main__":
     try:
         print(f"CPU kernels for {', '.join(build(FOLDER / LIBRARY))}")
-    except (OSError, RuntimeError, subprocess.TimeoutExpired) as failure:
+    except (OSError, RuntimeError) as failure:
         sys.exit(f"The CPU kernels were not built: {failure}")

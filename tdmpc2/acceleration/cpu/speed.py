@@ -39,7 +39,10 @@ def kernel_seconds() -> dict[str, float]:
     if library.reason():
         return {}
     processor = hashlib.sha256(processor_name().encode()).hexdigest()[:8]  # homes are shared between machines
-    times = cache_dir() / f"kernels-{library.identity()}-{processor}.json"
+    try:
+        times = cache_dir() / f"kernels-{library.identity()}-{processor}.json"
+    except RuntimeError:  # no home
+        return _measure()
     return _read(times) or _write(times, _measure())
 
 

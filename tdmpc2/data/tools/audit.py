@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdmpc2.config import Config
 from tdmpc2.data.chunk_form import Layout
 from tdmpc2.data.index import EpisodeIndex, used_rows
 from tdmpc2.data.placement import choose_place
+from tdmpc2.data.reward_range import beyond_bins
 from tdmpc2.data.rows import RowFormat
 from tdmpc2.data.source import FIRST_ROW, Source
 from tdmpc2.support.runtime import available_memory, resolve_device
@@ -210,7 +212,14 @@ def describe(source: Source, measured: Audit) -> dict[str, Any]:
         "ranges": {name: _range(low.min(), high.max()) for name, (low, high) in measured.ranges.items()},
         "findings": {kind: asdict(finding) for kind, finding in measured.findings.items()},
         "filler_not_nan": measured.free_filler,
+        "warnings": _warnings(source.specs, *measured.ranges["reward"]),
     }
+
+
+def _warnings(specs: Sequence[TaskSpec], low: Tensor, high: Tensor) -> list[str]:
+    """Name the tasks with rewards, [T] smallest and largest, beyond the bins that a model has unless told otherwise."""
+    lines = (beyond_bins(Config(), torch.stack(ends), spec.name) for *ends, spec in zip(low, high, specs, strict=True))
+    return [line for line in lines if line]
 
 
 def _statistics(returns: np.ndarray | None) -> dict[str, float] | None:

@@ -144,4 +144,4 @@ def _findings(facts: dict[str, Any]) -> list[str]:
     lines.append(
         f"{'row 0 not NaN':26}{facts['filler_not_nan']:,} episodes; harmless, its action and reward are not used"
     )
-    return lines
+    return lines + facts["warnings"]
