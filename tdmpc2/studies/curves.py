@@ -17,15 +17,18 @@ from tdmpc2.support.intervals import mean_interval
 from tdmpc2.tracking.curves import Curve, read_curves
 
 Floats = NDArray[np.float64]
+EPISODES = "episode/return"
+_MOST_TASKS = 6  # that have panels of their own
 #: What is drawn, in this order: title -> names of its curves, of which the first that a run has is taken.
 _PANELS = {
     "score": ("eval/normalized_score", "eval/return"),
+    "return of episodes\nwhile learning": (EPISODES,),
     "total loss": ("train/total_loss",),
     "consistency loss": ("train/consistency_loss",),
     "reward loss": ("train/reward_loss",),
     "value loss": ("train/value_loss",),
     "policy loss": ("train/pi_loss",),
-    "updates per second": ("speed/it_per_s",),
+    "updates per second": ("speed/updates_per_s", "speed/it_per_s"),
 }
 _DISTILL = "distill/"
 _GRID = 200  # points of a mean curve
@@ -128,7 +131,7 @@ def _draw(path: Path, groups: Mapping[str, Sequence[Mapping[str, Curve]]], force
         line[0].set_ylabel(title, fontsize=8)
         _limit(line[0], groups, names)
     for axes, axis in zip(grid[-1], axes_names, strict=True):
-        axes.set_xlabel("updates" if axis == "step" else "hours of training", fontsize=8)
+        axes.set_xlabel(_steps_of(groups) if axis == "step" else "hours of training", fontsize=8)
     if any(len(runs) > 1 for runs in groups.values()):
         figure.suptitle("means and 95 % intervals over seeds; a thin line is one run", fontsize=8)
     if named:
@@ -138,10 +141,21 @@ def _draw(path: Path, groups: Mapping[str, Sequence[Mapping[str, Curve]]], force
     return ""
 
 
+def _steps_of(groups: Mapping[str, Sequence[Mapping[str, Curve]]]) -> str:
+    """Say what the steps of the runs are."""
+    online = {EPISODES in curves for runs in groups.values() for curves in runs if curves}
+    return "steps" if len(online) > 1 else "agent steps" if True in online else "updates"
+
+
 def _metrics(groups: Mapping[str, Sequence[Mapping[str, Curve]]]) -> dict[str, tuple[str, ...]]:
     """Choose the panels for which there is something to draw: title -> possible names of the curve."""
     logged = dict.fromkeys(name for runs in groups.values() for curves in runs for name in curves)
     panels = {title: names for title, names in _PANELS.items() if any(name in logged for name in names)}
+    tasks = [name for name in logged if name.startswith("episode/") and name != EPISODES]
+    if 1 < len(tasks) <= _MOST_TASKS:
+        own = {name.removeprefix("episode/"): (name,) for name in tasks}
+        before = [title for title in panels if panels[title][0].startswith(("eval/", "episode/"))]
+        panels = {title: panels[title] for title in before} | own | panels
     speed = panels.pop("updates per second", None)
     for name in logged:
         if name.startswith(_DISTILL) and name.endswith("loss"):

@@ -14,7 +14,7 @@ from tdmpc2.support.text import cut
 from tdmpc2.tracking.names import wandb_name
 
 #: Columns of ``speed.csv`` that are curves; ``seconds`` and ``wall_seconds`` are the axis.
-_SPEED = ("it_per_s", "data_wait")
+_SPEED = ("it_per_s", "updates_per_s", "data_wait")
 
 
 class Curve(NamedTuple):
@@ -36,8 +36,9 @@ def read_curves(run_dir: str | Path) -> dict[str, Curve]:
     """Read every metric that a run has logged, by its name in Weights & Biases (:mod:`tdmpc2.tracking.names`).
 
     Such names are ``train/total_loss``, ``distill/reward_loss``, ``eval/normalized_score``, ``eval/walker-walk`` (the
-    return of a task) and ``speed/it_per_s``. Hours between two rows of ``speed.csv`` are interpolated. Works while the
-    run is going on.
+    return of a task) and ``speed/it_per_s``. A run that learns by acting also has ``episode/walker-walk``, returns of
+    the episodes that it learns from, and ``episode/return``, their mean over all tasks. Hours between two rows of
+    ``speed.csv`` are interpolated. Works while the run is going on.
 
     Args:
         run_dir: directory of the run; its CSV files may be missing.
@@ -60,7 +61,8 @@ def read_curves(run_dir: str | Path) -> dict[str, Curve]:
         if row.get("return"):
             point = (_step(path, number, row), _number(path, number, row["return"]))
             points.setdefault(wandb_name("eval", row.get("task", "")), []).append(point)
-    return {name: _curve(values, clock) for name, values in points.items()}
+    curves = {name: _curve(values, clock) for name, values in points.items()}
+    return curves | {name: _curve(values, clock) for name, values in _episodes(directory / "episodes.csv").items()}
 
 
 def wall_seconds(run_dir: Path, until: int) -> float:
@@ -90,6 +92,17 @@ def _curve(points: list[tuple[int, float]], clock: tuple[NDArray[np.float64], ND
     step = np.array([step for step, _ in points], np.int64)
     seconds = np.interp(step, *clock) if len(clock[0]) > 1 else np.full(len(step), np.nan)
     return Curve(step, seconds / 3600, np.array([value for _, value in points], np.float64))
+
+
+def _episodes(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Mean return of the episodes that ended with a step, of each task and of all."""
+    returns: dict[str, dict[int, list[float]]] = {}
+    for number, row in _rows(path):
+        if row.get("return"):
+            step, value = _step(path, number, row), _number(path, number, row["return"])
+            for name in ("return", row.get("task", "")):
+                returns.setdefault(wandb_name("episode", name), {}).setdefault(step, []).append(value)
+    return {name: [(step, float(np.mean(of))) for step, of in steps.items()] for name, steps in returns.items()}
 
 
 def _cells(path: Path) -> Iterator[tuple[int, str, float]]:

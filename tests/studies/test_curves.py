@@ -91,3 +91,25 @@ def test_panels_show_distillation_losses_before_speed() -> None:
     names = ("speed/it_per_s", "distill/value_loss", "distill/factor", "train/value_loss", "eval/normalized_score")
     panels = list(curves._metrics({"": [dict.fromkeys(names)]}))  # type: ignore[list-item]
     assert panels == ["score", "value loss", "distillation:\nvalue loss", "updates per second"]
+
+
+def test_panels_of_learning_online_show_the_returns_of_each_task_after_the_score() -> None:
+    tasks = [f"episode/{name}" for name in ("walker-walk", "walker-run")]
+    names = ("speed/it_per_s", "speed/updates_per_s", "train/value_loss", "episode/return", *tasks)
+    panels = curves._metrics({"": [dict.fromkeys(names)]})  # type: ignore[list-item]
+    assert list(panels) == [
+        "return of episodes\nwhile learning", "walker-walk", "walker-run", "value loss", "updates per second"
+    ]  # fmt: skip
+    one = curves._metrics({"": [dict.fromkeys(("episode/return", "episode/walker-walk"))]})  # type: ignore[list-item]
+    assert list(one) == ["return of episodes\nwhile learning"]
+    many = [f"episode/task-{number}" for number in range(30)]
+    assert len(curves._metrics({"": [dict.fromkeys(("episode/return", *many))]})) == 1  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("runs", "label"),
+    [([{"episode/return"}], "agent steps"), ([{"train/pi_loss"}, set()], "updates"),
+     ([{"episode/return"}, {"train/pi_loss"}], "steps")],
+)  # fmt: skip
+def test_axis_of_steps_says_what_they_are(runs: list[set[str]], label: str) -> None:
+    assert curves._steps_of({"": [dict.fromkeys(run) for run in runs]}) == label  # type: ignore[arg-type]

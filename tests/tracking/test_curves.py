@@ -50,6 +50,24 @@ def test_read_curves_without_speed_file_has_no_hours(tmp_path: Path) -> None:
     assert np.isnan(curve.hours).all()
 
 
+def test_read_curves_of_learning_online_average_the_episodes_of_a_step(tmp_path: Path) -> None:
+    (tmp_path / "episodes.csv").write_text(
+        "step,task,return,length,success,terminated\n"
+        "500,cup-spin,10.0,500,0.0,0\n500,cup-spin,20.0,500,0.0,0\n500,cup-catch,60.0,500,0.0,0\n1000,cup-spin,40.0,500,0.0,0\n"
+    )
+    (tmp_path / "speed.csv").write_text("step,seconds,it_per_s,updates_per_s\n1000,3600.0,5.0,2.5\n")
+    curves = read_curves(tmp_path)
+    found = {name: list(zip(curve.step.tolist(), curve.value.tolist(), strict=True)) for name, curve in curves.items()}
+    assert found == {
+        "episode/return": [(500, 30.0), (1000, 40.0)],
+        "episode/cup-spin": [(500, 15.0), (1000, 40.0)],
+        "episode/cup-catch": [(500, 60.0)],
+        "speed/it_per_s": [(1000, 5.0)],
+        "speed/updates_per_s": [(1000, 2.5)],
+    }
+    assert curves["episode/return"].hours.tolist() == [0.5, 1.0]
+
+
 def test_read_curves_empty_directory_is_empty(tmp_path: Path) -> None:
     assert read_curves(tmp_path) == {}
 
