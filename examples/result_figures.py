@@ -17,6 +17,8 @@ RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "RESULTS.md"
 Table = list[dict[str, str]]
 
 STUDENT, SCORES = "Published student (fp16 file), all of MT30", "Scores of the recipes, four tasks x 3 episodes"
+BODY = "One body, five tasks"
+FILES = ("published_student.png", "walker.png", "quantization.png")
 RECIPES = "Recipes: size, error, regret and time"
 OUTPUTS = {"latent": "o", "reward": "s", "value": "D", "policy": "^"}
 _LOWEST, _HIGHEST = -78, 5  # dB that are drawn; what lies beyond is written
@@ -78,6 +80,26 @@ def draw_student(path: Path, table: Table) -> None:
     save_figure(figure, path, force=True)
 
 
+def draw_body(path: Path, episodes: Table, scores: Table) -> None:
+    """Draw the episodes of tasks that share a body while one model learned them, and what it plays in the end."""
+    figure = figure_class()(figsize=(10, 2.6), layout="constrained")
+    for column, (axes, row) in enumerate(zip(figure.subplots(1, len(scores), sharey=True), scores, strict=True)):
+        points = [(numbers(e["agent steps"].replace(",", ""))[0] / 1000, numbers(e[row["task"]])[0]) for e in episodes]
+        axes.plot(*zip(*points, strict=True), color="C0", marker=".", markersize=3, linewidth=1, label="while learning")
+        end = points[-1][0]
+        (planned, *_), (single, *_) = numbers(row["planned"]), numbers(row["single-task TD-MPC2, 5M"])
+        axes.plot(end, planned, "*", color="C0", markersize=11, label="in the end, noise-free")
+        axes.plot(end, single, "D", color="C1", markersize=5, label="single-task TD-MPC2 (5M), as many steps each")
+        axes.set(title=row["task"], xlabel="1,000 agent steps in all", ylim=(0, 1020), xlim=(0, end * 1.06))
+        axes.title.set_fontsize(9)
+        axes.grid(color="lightgrey", linewidth=0.4)
+        if not column:
+            axes.set_ylabel("return")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    save_figure(figure, path, force=True)
+
+
 def draw_recipes(path: Path, recipes: Table, scores: Table) -> None:
     """Draw size, errors and score of every file, side by side."""
     score_of = {row["file"].partition(" (")[0]: numbers(row["score"]) for row in scores}
@@ -132,10 +154,11 @@ def main(argv: Sequence[str]) -> None:
     text, out = RESULTS.read_text(encoding="utf-8"), Path(argv[0])
     try:
         draw_student(out / "published_student.png", read_table(text, STUDENT, "task"))
+        draw_body(out / "walker.png", read_table(text, BODY, "agent steps"), read_table(text, BODY, "task"))
         draw_recipes(out / "quantization.png", read_table(text, RECIPES, "file"), read_table(text, SCORES, "file"))
     except (ValueError, ModuleNotFoundError) as error:
         sys.exit(f"error: {error}")
-    print(*(out / name for name in ("published_student.png", "quantization.png")), sep="\n")
+    print(*(out / name for name in FILES), sep="\n")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from examples.result_figures import RECIPES, RESULTS, SCORES, STUDENT, main, numbers, read_table
+from examples.result_figures import BODY, FILES, RECIPES, RESULTS, SCORES, STUDENT, main, numbers, read_table
 from tdmpc2.config import Config
+from tdmpc2.tasks import MT30, body_of
 from tests.helpers.studies import PNG
 
 
@@ -26,11 +27,18 @@ def test_tables_of_the_recipes_are_of_the_same_files() -> None:
     assert sizes <= scores
 
 
+def test_tables_of_the_body_are_of_the_same_tasks() -> None:
+    text = RESULTS.read_text()
+    tasks = [row["task"] for row in read_table(text, BODY, "task")]
+    assert tasks == [name for name in read_table(text, BODY, "agent steps")[0] if name.startswith("walker")]
+    assert set(tasks) == set(body_of("walker-walk")) & set(MT30)
+
+
 def test_figures_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     main([str(tmp_path)])
     files = [Path(line) for line in capsys.readouterr().out.splitlines()]
-    assert [file.name for file in files] == ["published_student.png", "quantization.png"]
+    assert [file.name for file in files] == list(FILES)
     assert all(file.read_bytes().startswith(PNG) for file in files)
 
 
