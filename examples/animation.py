@@ -1,9 +1,9 @@
 """Play tasks of a checkpoint side by side, as an animated picture for a page.
 
-python examples/animation.py walker assets/walker.gif [task=walker-run ...] [KEY=VALUE ...]
+python examples/animation.py walker assets/walker.gif [tasks=[walker-walk,walker-run]] [KEY=VALUE ...]
 
-Keys are those of an agent (`tdmpc2 play --help`): num_samples=128 iterations=4 plans in a quarter of the time.
-Each task is played from its reset; the picture shows two seconds of it, from the second on.
+Keys are those of an agent (`tdmpc2 play --help`): num_samples=128 iterations=4 plans in a sixth of the time. Each task
+is played from its reset; the picture shows steps 40 to 120, every second one, twenty of them a second.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+try:
+    from PIL import Image
+except ModuleNotFoundError as error:
+    raise SystemExit("The picture is written by Pillow: pip install pillow") from error
 
 from tdmpc2 import TDMPC2, load_agent
 from tdmpc2.config import typed_values
@@ -24,7 +27,8 @@ from tdmpc2.support.files import replacing
 from tdmpc2.tracking.progress import progress
 
 SIZE, SEED = 160, 1000  # pixels of a side; of the environments, which nothing was chosen on
-FIRST, LAST, EVERY = 40, 120, 2  # steps that are shown: at 40 steps a second, two of five seconds
+FIRST, LAST, EVERY = 40, 120, 2  # steps that are shown
+MILLISECONDS = 50  # that each picture stays
 
 
 def frames(agent: TDMPC2, task_id: int) -> list[Image.Image]:
@@ -54,9 +58,11 @@ def main(checkpoint: str, target: Path, keys: Mapping[str, Any]) -> None:
         for number, frame in enumerate(row):
             picture.paste(frame, (SIZE * number, 0))
         pictures.append(picture.quantize(64, dither=Image.Dither.NONE))
+    if not pictures:
+        raise ValueError(f"{checkpoint}: an episode ended before step {FIRST}, the first that is shown")
     with replacing(target) as temporary:
         pictures[0].save(
-            temporary, "GIF", save_all=True, append_images=pictures[1:], duration=25 * EVERY, loop=0, optimize=True
+            temporary, "GIF", save_all=True, append_images=pictures[1:], duration=MILLISECONDS, loop=0, optimize=True
         )
     print(f"{target}: {', '.join(agent.cfg.task_specs[i].name for i in agent.cfg.task_ids)}")
 

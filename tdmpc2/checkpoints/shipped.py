@@ -37,10 +37,10 @@ def find(name: str | os.PathLike[str]) -> Path | None:
     """Find the file of a model that comes with the project; None if no model is called so, or a file is.
 
     Raises:
-        ValueError: its file is not there.
+        ValueError: its file is not there, or the name is nearly one of a model.
     """
     text = os.fspath(name)
-    return shipped_file(text) if text in SHIPPED and is_name(text) else None
+    return shipped_file(text) if is_name(text) and (text in SHIPPED or nearest(text, SHIPPED)) else None
 
 
 def shipped_file(name: str) -> Path:

@@ -113,7 +113,11 @@ def _card(checkpoint: Checkpoint, values: dict[str, Any]) -> None:
     from tdmpc2.studies.cards import new_card, with_card
 
     out = values["out"] or Path(values["file"])
-    if values["out"] is None and not (values["overwrite"] and is_path(values["file"])):
+    if values["out"] is None and not is_path(values["file"]):
+        raise ValueError(
+            f"out is missing: {values['file']} is no file of yours and stays as it is; out=FILE is a new one"
+        )
+    if values["out"] is None and not values["overwrite"]:
         raise ValueError("out is missing: out=FILE for a new file, or overwrite=true to write into the file itself")
     said = {key: values[key] for key in ("command", "commit", "processor", "start", "license") if values[key]}
     card = new_card(

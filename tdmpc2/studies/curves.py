@@ -152,8 +152,9 @@ def _metrics(groups: Mapping[str, Sequence[Mapping[str, Curve]]]) -> dict[str, t
     logged = dict.fromkeys(name for runs in groups.values() for curves in runs for name in curves)
     panels = {title: names for title, names in _PANELS.items() if any(name in logged for name in names)}
     tasks = [name for name in logged if name.startswith("episode/") and name != EPISODES]
-    if 1 < len(tasks) <= _MOST_TASKS:
-        own = {name.removeprefix("episode/"): (name,) for name in tasks}
+    several = any(len(curves.keys() & set(tasks)) > 1 for runs in groups.values() for curves in runs)
+    if several and len(tasks) <= _MOST_TASKS:
+        own = {f"return of\n{wrapped(name.removeprefix('episode/'), 24)}": (name,) for name in tasks}
         before = [title for title in panels if panels[title][0].startswith(("eval/", "episode/"))]
         panels = {title: panels[title] for title in before} | own | panels
     speed = panels.pop("updates per second", None)

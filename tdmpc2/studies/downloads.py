@@ -29,7 +29,7 @@ def fetch_all(folder: Path, site: str = SITE, say: Callable[[str], None] = print
         The names of the files that were fetched.
 
     Raises:
-        ValueError: the record of checksums is damaged, or the disk refused to write it.
+        ValueError: the record of checksums is damaged, or a file is no longer what was fetched.
     """
     sums, fetched = dict(recorded(folder)), []
     failed: set[str] = set()
@@ -45,14 +45,14 @@ def fetch_all(folder: Path, site: str = SITE, say: Callable[[str], None] = print
             continue
         try:
             content = download(f"{site.rstrip('/')}/{url}", seconds=seconds)
+            sums[name] = hashlib.sha256(content).hexdigest()
+            write_text(folder / NAME, json_text(sums, indent=1) + "\n")  # first: a kill leaves no file without checksum
+            with replacing(folder / name) as temporary:
+                temporary.write_bytes(content)
         except ValueError as error:
             failed.add(origin)
             say(f"{origin}: {error}")
             continue
-        sums[name] = hashlib.sha256(content).hexdigest()
-        write_text(folder / NAME, json_text(sums, indent=1) + "\n")  # first: a kill leaves no file without checksum
-        with replacing(folder / name) as temporary:
-            temporary.write_bytes(content)
         fetched.append(name)
     return fetched
 

@@ -280,11 +280,11 @@ def write_errors(results: Mapping[Path, Mapping[str, Any]]) -> None:
 
 
 def check_one_each(paths: Iterable[Path]) -> None:
-    """Raise ValueError if two checkpoints would leave their errors in the same directory, or one is not the user's."""
+    """Raise ValueError if two checkpoints would leave their errors in the same directory, or one is no path."""
     paths = list(paths)
     if remote := [as_typed(path) for path in paths if not is_path(path)]:
         raise ValueError(
-            f"write leaves heldout.json beside a checkpoint, and {remote[0]} lies elsewhere: copy the file here"
+            f"write leaves heldout.json beside a checkpoint, and {remote[0]} is no path: copy the file here"
         )
     parents = [path.resolve().parent for path in paths]
     if len(set(parents)) < len(parents):

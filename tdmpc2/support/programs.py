@@ -11,13 +11,21 @@ from pathlib import Path
 from typing import IO
 
 #: Runs a program in a process group of its own and kills all of it when the pipe on standard input closes: that is
-#: when its time is over, or when the process that asked for it has ended in whatever way.
+#: when its time is over, or when the process that asked for it has ended in whatever way. Ctrl-C and other signals to
+#: the group of both do the same.
 _KEEPER = """
 import os, signal, subprocess, sys, threading
+child = None
+def end(*_):
+    if child is None:
+        os._exit(1)
+    os.killpg(child.pid, signal.SIGKILL)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, end)
 child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
 def watch():
     os.read(0, 1)
-    os.killpg(child.pid, signal.SIGKILL)
+    end()
 threading.Thread(target=watch, daemon=True).start()
 code = child.wait()
 os._exit(code if code >= 0 else 128 - code)

@@ -37,8 +37,8 @@ def read_curves(run_dir: str | Path) -> dict[str, Curve]:
 
     Such names are ``train/total_loss``, ``distill/reward_loss``, ``eval/normalized_score``, ``eval/walker-walk`` (the
     return of a task) and ``speed/it_per_s``. A run that learns by acting also has ``episode/walker-walk``, returns of
-    the episodes that it learns from, and ``episode/return``, their mean over all tasks. Hours between two rows of
-    ``speed.csv`` are interpolated. Works while the run is going on.
+    the episodes that it learns from, and ``episode/return``, the mean of all that ended with a step. Hours between
+    two rows of ``speed.csv`` are interpolated. Works while the run is going on.
 
     Args:
         run_dir: directory of the run; its CSV files may be missing.
@@ -95,7 +95,7 @@ def _curve(points: list[tuple[int, float]], clock: tuple[NDArray[np.float64], ND
 
 
 def _episodes(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Mean return of the episodes that ended with a step, of each task and of all."""
+    """Mean return of the episodes that ended with a step: of each task, and of all tasks."""
     returns: dict[str, dict[int, list[float]]] = {}
     for number, row in _rows(path):
         if row.get("return"):

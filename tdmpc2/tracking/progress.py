@@ -28,7 +28,8 @@ class Progress:
 
     There is a line every 10 %, but never sooner than 10 s after the last one, and one every 30 s: work of seconds is
     one line, long work does not fill a log file. tqdm has no such rule, and rich's bar alone prints nothing there.
-    Rate and remaining time are those since the first update, which may have compiled for a minute.
+    Rate and remaining time leave out the first update, in which torch may compile for a minute; the last
+    line is of all the time.
 
     Args:
         total: amount of work in ``unit``; None if unknown.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -193,9 +194,8 @@ def _runs(number: int) -> bool:
         return False
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells by /proc whether a process has ended")
-def test_killed_build_takes_its_compiler_along_and_the_next_one_deletes_what_it_left(tmp_path: Path) -> None:
-    """The compilers of a killed `make setup` went on for minutes, and its folder stayed."""
+def _endless_build(tmp_path: Path) -> tuple[Path, int, subprocess.Popen[bytes]]:
+    """Begin a build whose compiler never ends: its target, the number of the compiler's process, and its own."""
     os.mkfifo(said := tmp_path / "said")
     compiler = tmp_path / "endless"
     compiler.write_text(
@@ -204,16 +204,41 @@ def test_killed_build_takes_its_compiler_along_and_the_next_one_deletes_what_it_
     compiler.chmod(0o755)
     target = tmp_path / "built" / build.LIBRARY
     code = f"from tdmpc2.acceleration.cpu import build; from pathlib import Path; build.build(Path({str(target)!r}))"
-    with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "CXX": str(compiler)}, cwd=REPO) as process:
-        number = int(said.read_text())
+    env = {**os.environ, "CXX": str(compiler)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=env, cwd=REPO, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    return target, int(said.read_text()), process
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells by /proc whether a process has ended")
+def test_killed_build_takes_its_compiler_along_and_the_next_one_deletes_what_it_left(tmp_path: Path) -> None:
+    """The compilers of a killed `make setup` went on for minutes, and its folder stayed."""
+    target, number, process = _endless_build(tmp_path)
+    with process:
         process.kill()
     (left,) = target.parent.iterdir()
     assert left.name.startswith("building-")
     while _runs(number):
         os.sched_yield()  # the compiler is killed by its keeper; the time limit of tests ends one that is not
-    (target.parent / "building-of-mine.x").mkdir()
+    machine, _, ended = left.name.removeprefix("building-").partition("-")
+    others = {"building-of-mine.x", f"building-{'0' * len(machine)}-{ended}"}  # the second is another machine's
+    for name in others:
+        (target.parent / name).mkdir()
     build._delete_orphans(target.parent)
-    assert [path.name for path in target.parent.iterdir()] == ["building-of-mine.x"]
+    assert {path.name for path in target.parent.iterdir()} == others
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_ctrl_c_ends_the_compiler_of_a_build(tmp_path: Path) -> None:
+    """It went on in a session of its own, and the build waited for it."""
+    target, number, process = _endless_build(tmp_path)
+    with process:
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait() != 0
+    while _runs(number):
+        os.sched_yield()
+    assert not list(target.parent.iterdir())
 
 
 @pytest.mark.skipif(not has_cpp_compiler(), reason="no C++ compiler")

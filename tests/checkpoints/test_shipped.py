@@ -46,12 +46,22 @@ def test_commands_take_the_name_as_a_file(root: Path, capsys: pytest.CaptureFixt
     assert load_file(Path("student")).model.keys() == load_file(root / "models" / "student_int8.pt").model.keys()
 
 
-def test_nothing_is_written_beside_a_model_of_the_project(root: Path) -> None:
+def test_nothing_is_written_beside_a_model_of_the_project(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quantize.main(["student", "recipes=fp16", "plans=0", "repeats=1", "device=cpu"])
     assert [path.name for path in (root / "models").iterdir()] == ["student_int8.pt"]
     assert Path("student_fp16.pt").is_file()
+    before = file_sha256(root / "models" / "student_int8.pt")
     with pytest.raises(SystemExit):
         checkpoint.main(["card", "student", "overwrite=true"])
+    assert "out is missing: student is no file of yours and stays as it is" in capsys.readouterr().err
+    assert file_sha256(root / "models" / "student_int8.pt") == before
+
+
+def test_command_with_a_name_that_is_nearly_one_says_which_there_are(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"'studnet' is neither a file .*Did you mean 'student'"):
+        load_file("studnet")
+    with pytest.raises(ValueError, match=r"cup-spin.* does not exist"):
+        load_file("cup-spin")
 
 
 def test_unknown_name_says_which_there_are(root: Path) -> None:

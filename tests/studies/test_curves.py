@@ -98,10 +98,13 @@ def test_panels_of_learning_online_show_the_returns_of_each_task_after_the_score
     names = ("speed/it_per_s", "speed/updates_per_s", "train/value_loss", "episode/return", *tasks)
     panels = curves._metrics({"": [dict.fromkeys(names)]})  # type: ignore[list-item]
     assert list(panels) == [
-        "return of episodes\nwhile learning", "walker-walk", "walker-run", "value loss", "updates per second"
+        "return of episodes\nwhile learning", "return of\nwalker-walk", "return of\nwalker-run", "value loss",
+        "updates per second",
     ]  # fmt: skip
     one = curves._metrics({"": [dict.fromkeys(("episode/return", "episode/walker-walk"))]})  # type: ignore[list-item]
     assert list(one) == ["return of episodes\nwhile learning"]
+    runs = [dict.fromkeys(("episode/return", task)) for task in tasks]
+    assert len(curves._metrics({"": runs})) == 1  # type: ignore[arg-type]
     many = [f"episode/task-{number}" for number in range(30)]
     assert len(curves._metrics({"": [dict.fromkeys(("episode/return", *many))]})) == 1  # type: ignore[list-item]
 

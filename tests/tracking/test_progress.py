@@ -27,6 +27,19 @@ def test_progress_of_minutes_shows_a_line_every_tenth_with_rate_and_remaining_ti
     assert lines[-1] == "Evaluating: done, 2,000 steps in 0:03:20 (10.0/s)"
 
 
+def test_progress_leaves_the_first_update_out_of_its_rate(clock: list[float]) -> None:
+    """After an update that compiled for a minute, the others promised days."""
+    stream = io.StringIO()
+    with Progress(100, "Learning", unit="updates", stream=stream) as bar:
+        for seconds in (60.0, *[1.0] * 99):
+            clock[0] += seconds
+            bar.update()
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "Learning: 1/100 updates (1%)"
+    assert lines[1] == "Learning: 11/100 updates (11%), 1.0/s, ETA 0:01:29"
+    assert lines[-1] == "Learning: done, 100 updates in 0:02:39 (0.6/s)"
+
+
 def test_progress_of_seconds_shows_one_line(clock: list[float]) -> None:
     """An evaluation of a second printed ten lines where there was no terminal."""
     stream = io.StringIO()

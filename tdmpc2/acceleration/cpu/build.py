@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -117,13 +118,12 @@ def _support(name: str) -> Any:
 
 
 def _delete_orphans(folder: Path) -> None:
-    """Delete what builds that were killed left; one that goes on beside this one keeps its own."""
+    """Delete what builds on this machine left that were killed; one that goes on beside this one keeps its own."""
     processes = _support("processes")
-    for left in folder.glob("building-*.*"):
-        owner = left.name.removeprefix("building-").partition(".")[0] + "."
-        _, _, rest = owner.partition("-")
-        number = rest.partition("-")[0]
-        if number.isdigit() and processes.has_ended(int(number), owner) and not left.is_symlink():
+    own = processes.owner_of("self").partition("-")[0]
+    for left in folder.glob("building-*"):
+        found = re.match(r"building-(([0-9a-f]{8})-([0-9]{1,10})-[0-9]+\.)", left.name)
+        if found and found[2] == own and processes.has_ended(int(found[3]), found[1]) and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
 
 
