@@ -15,14 +15,17 @@ from typing import IO
 #: the group of both do the same.
 _KEEPER = """
 import os, signal, subprocess, sys, threading
-child = None
+child, ended = None, False
 def end(*_):
-    if child is None:
-        os._exit(1)
-    os.killpg(child.pid, signal.SIGKILL)
+    global ended
+    ended = True
+    if child is not None:
+        os.killpg(child.pid, signal.SIGKILL)
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, end)
 child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
+if ended:  # while it was started
+    end()
 def watch():
     os.read(0, 1)
     end()
