@@ -7,7 +7,8 @@ tdmpc2 checkpoint card x.pt run=logs/mt30/1/default evaluation=[logs/mt30/1/eval
 tdmpc2 checkpoint push x.pt hf://user/name --dry-run
 tdmpc2 checkpoint push x.pt published/name
 
-A file may also be one on a hub, hf://user/name[@revision][/file]: it is downloaded once.
+A file may also be a model that comes with the project, by its name, or one on a hub, hf://user/name[@revision][/file],
+which is downloaded once.
 """
 
 from __future__ import annotations
