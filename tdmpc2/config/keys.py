@@ -42,7 +42,8 @@ class Keys:
 
     checkpoint: str | None = key(
         None, "weights to start from (train) or to play (evaluate, collect), also hf://user/name or the name of a "
-        "model that comes with the project; null: random weights or actions", path=True, scope=RUN, decides=True, commands=("train", "evaluate", "collect"), section="Files",
+        "model that comes with the project; null: random weights or actions", path=True, scope=RUN, decides=True,
+        commands=("train", "evaluate", "collect"), section="Files",
     )  # fmt: skip
     data_dir: str = key(
         None, "episode store, or directory of chunk_*.pt files; null: data/mt30", path=True, scope=RUN,
