@@ -3,7 +3,7 @@
 python examples/animation.py walker assets/walker.gif [tasks=[walker-walk,walker-run]] [KEY=VALUE ...]
 
 Keys are those of an agent (`tdmpc2 play --help`): num_samples=128 iterations=4 plans in a sixth of the time. Each task
-is played from its reset; the picture shows steps 40 to 120, every second one, twenty of them a second.
+is played from its reset; the picture shows steps 20 to 80, every second one, twenty of them a second.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tdmpc2.support.files import replacing
 from tdmpc2.tracking.progress import progress
 
 SIZE, SEED = 160, 1000  # pixels of a side; of the environments, which nothing was chosen on
-FIRST, LAST, EVERY = 40, 120, 2  # steps that are shown
+FIRST, LAST, EVERY = 20, 80, 2  # steps that are shown
 MILLISECONDS = 50  # that each picture stays
 
 

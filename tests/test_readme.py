@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from tdmpc2.agent import TDMPC2
-from tdmpc2.config import Config, key_names, parse_cfg
+from tdmpc2.config import key_names, parse_cfg
 from tests.helpers.command_lines import accepted, command_of, script_of
 from tests.helpers.reference import REPO
 
@@ -33,17 +31,11 @@ def commands() -> list[list[str]]:
 COMMANDS = commands()
 
 
-def test_readme_snippet_plays_an_episode(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    small = Config(
-        model_size=None, enc_dim=8, mlp_dim=8, latent_dim=8, task_dim=4, horizon=1, iterations=1, num_samples=4,
-        num_elites=2, num_pi_trajs=1,
-    )  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    TDMPC2(small).save("demo/student/model.pt")
+def test_readme_snippet_plays_the_model_that_comes_with_the_project(capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(blocks("python")[0], "README.md", "exec"), {})
-    assert re.fullmatch(r"return \d+\.\d\n", capsys.readouterr().out)
+    found = re.fullmatch(r"return (\d+\.\d)\n", capsys.readouterr().out)
+    assert found
+    assert float(found[1]) > 500  # random actions return about 40
 
 
 def test_readme_has_commands() -> None:

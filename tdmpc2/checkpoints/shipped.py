@@ -24,7 +24,9 @@ class Shipped(NamedTuple):
 
 
 #: By the name that :func:`tdmpc2.load_agent` takes.
-SHIPPED: dict[str, Shipped] = {}
+SHIPPED: dict[str, Shipped] = {
+    "walker": Shipped("walker.pt", 2873354, "b587075c3a849bc164d77970e5c572c0fb36836ef20e50ebaeee346b70c12f97"),
+}
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}")  # no path, no ending
 
 
