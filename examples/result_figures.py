@@ -1,4 +1,4 @@
-"""Draw the figures of docs/evaluation.md, docs/results.md and docs/quantization.md from the numbers in benchmarks/RESULTS.md.
+"""Draw figures of docs/evaluation.md, results.md and quantization.md from the numbers in benchmarks/RESULTS.md.
 
 python examples/result_figures.py assets
 """
