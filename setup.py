@@ -1,7 +1,8 @@
-"""Build what a wheel holds beside Python: the CPU kernels, and a copy of the configuration files.
+"""Build what a wheel holds beside Python: the CPU kernels, and copies of the configuration files and of the models.
 
 Everything else about the package is in pyproject.toml. The configuration files stay in the root, where users edit them:
-``train.py`` reads them there, and ``tdmpc2 train`` of an installed wheel reads the copy. The kernels are optional:
+``train.py`` reads them there, and ``tdmpc2 train`` of an installed wheel reads the copy. So do the models, which
+``load_agent`` finds by name. The kernels are optional:
 without a C++ compiler the package is installed all the same. They have nothing of Python's, so that one wheel serves
 all versions.
 """
@@ -20,7 +21,9 @@ from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
-TARGET = Path("tdmpc2", "commands", "yaml")
+YAML = Path("tdmpc2", "commands", "yaml")
+MODELS = Path("tdmpc2", "checkpoints", "models")
+SHIPPED = Path("tdmpc2", "checkpoints", "shipped.py")  # which models come with the project
 KERNELS = Path("tdmpc2", "acceleration", "cpu")
 OLDEST_GLIBC = (2, 17)  # the oldest that pip knows by such a name
 #: Newest GLIBCXX_3.4.N that a system has whose glibc is the one behind it (PEP 600, the tables of auditwheel).
@@ -33,15 +36,19 @@ import build as kernels  # noqa: E402 - a file of the package, which itself cann
 sys.path.pop(0)
 
 
-class BuildWithConfiguration(build_py):
-    """The usual step, and the YAML files; an editable installation has no need of the copy."""
+class BuildWithFiles(build_py):
+    """The usual step, and the files of the root; an editable installation has no need of copies."""
 
     def run(self) -> None:
         super().run()
         if self.editable_mode:
             return
-        for source in (ROOT / "generic.yaml", *sorted((ROOT / "student_config").glob("*.yaml"))):
-            target = Path(self.build_lib) / TARGET / source.relative_to(ROOT)
+        yaml = (ROOT / "generic.yaml", *sorted((ROOT / "student_config").glob("*.yaml")))
+        targets = {source: YAML / source.relative_to(ROOT) for source in yaml}
+        rows = re.findall(r'Shipped\("([\w.-]+)"', (ROOT / SHIPPED).read_text(encoding="utf-8"))
+        targets |= {ROOT / "models" / name: MODELS / name for name in rows}
+        for source, place in targets.items():
+            target = Path(self.build_lib) / place
             self.mkpath(str(target.parent))
             self.copy_file(str(source), str(target))
 
@@ -97,5 +104,5 @@ def linux_platform(libraries: list[Path], machine: str) -> str:
 
 setup(
     ext_modules=[Extension("tdmpc2.acceleration.cpu.kernels", [], optional=True)],
-    cmdclass={"build_py": BuildWithConfiguration, "build_ext": BuildKernels, "bdist_wheel": WheelForAnyPython},
+    cmdclass={"build_py": BuildWithFiles, "build_ext": BuildKernels, "bdist_wheel": WheelForAnyPython},
 )

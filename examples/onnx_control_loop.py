@@ -131,7 +131,7 @@ class Gymnasium:
         import gymnasium
 
         try:
-            env = gymnasium.make(facts["id"])
+            env = gymnasium.make(facts["id"], **facts.get("keywords", {}))
         except gymnasium.error.Error as error:
             raise SystemExit(f"{error} --module names the module that registers {facts['id']}") from error
         boxes = isinstance(env.observation_space, gymnasium.spaces.Box) and len(env.observation_space.shape) == 1

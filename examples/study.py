@@ -1,4 +1,4 @@
-"""What distillation gives, on two tasks and two CPU cores: `python examples/study.py --player models/student.pt`.
+"""What distillation gives, on two tasks and two CPU cores: `python examples/study.py --player student.pt`.
 
 Collects episodes of random play and of a trained player with noise, trains a 5M teacher on them, then, with three
 seeds each, 1M students without a teacher and with three of the distillation targets on the same budget; measures all

@@ -17,6 +17,7 @@ from tests.helpers.command_lines import accepted, command_of, script_of
 
 REPO = Path(__file__).resolve().parent.parent
 PAGES = sorted((REPO / "docs").glob("*.md"))
+READMES = (REPO / "README.md", REPO / "models" / "README.md")
 GROUPS = ("student_config", "teacher_config")
 HYDRA = {
     "hydra/launcher", "hydra.launcher.tasks_per_node", "hydra.launcher.gpus_per_node", "hydra.launcher.n_jobs",
@@ -29,10 +30,10 @@ NEEDED: dict[str, dict[str, str]] = {
     "share_body": {"mode": "online"},
     "tasks": {"task": "mt80"},
 }
+#: Tasks and sets that a reader makes, in a file or with an example's package.
+OWN_TASKS = {"my_set.yaml", "target-2", "targets"}
 #: Keys of other programs that a page explains.
 FOREIGN = {"migration.md": {"enable_wandb"}}
-#: Pages that a command writes and git does not hold.
-GENERATED = {"configuration.md"}
 PYTHON = {
     path: path.read_text()
     for folder in ("tdmpc2", "tests", "benchmarks", "examples", ".")
@@ -66,7 +67,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-COMMANDS = [(page, command) for page in (*PAGES, REPO / "models" / "README.md") for command in commands(page)]
+COMMANDS = [(page, command) for page in (*PAGES, *READMES) for command in commands(page)]
 #: Modules that still run as commands, under names that pages no longer teach.
 FORMER = {"tdmpc2.checkpoint", "tdmpc2.checkpoints", "tdmpc2.data", "tdmpc2.data.targets", "tdmpc2.heldout"}
 
@@ -75,6 +76,7 @@ def test_commands_of_pages_are_found() -> None:
     """Guard the tests below against passing because they look at nothing."""
     scripts = {command[0] for _, command in COMMANDS}
     assert scripts >= {"collect.py", "train.py", "evaluate.py", "quantize.py", "report.py", "tdmpc2", "-m"}
+    assert len(commands(REPO / "README.md")) > 10
     named = {command[1] for _, command in COMMANDS if command[0] == "tdmpc2"}
     assert named >= {"checkpoint", "data", "doctor", "heldout", "targets"}
 
@@ -89,12 +91,23 @@ def test_command_of_page_is_accepted(page: Path, command: list[str]) -> None:
         options = {word.partition("=")[0] for word in words if word.startswith("-")}
         assert all(any(f'"{option}"' in text for text in PYTHON.values()) for option in options)
         return
+    variants: list[dict[str, object]] = [{}]
+    groups: dict[str, dict[str, object]] = {group: {} for group in GROUPS}
     for override in OverridesParser.create().parse_overrides(list(accepted(name, words))):
-        key = override.key_or_group.removeprefix(f"{GROUPS[0]}.").removeprefix(f"{GROUPS[1]}.")
-        if key in HYDRA or key in GROUPS or key == "task":  # a task of one's own needs the reader's module
+        group, _, key = override.key_or_group.rpartition(".")
+        if override.key_or_group in HYDRA or key in GROUPS:
             continue
-        values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
-        assert all(parse_cfg({**NEEDED.get(key, {}), key: value}) for value in values)
+        if override.is_sweep_override():
+            values = list(override.sweep_iterator())
+            variants = [{**keys, key: value} for keys in variants for value in values]
+        else:
+            groups[group or GROUPS[0]][key] = override.value()
+    for keys in variants:
+        typed = {**groups[GROUPS[0]], **keys}
+        if ":" in str(typed.get("task")) or typed.get("task") in OWN_TASKS:
+            del typed["task"]
+        parse_cfg({**{k: v for key in typed for k, v in NEEDED.get(key, {}).items()}, **typed})
+    parse_cfg(groups[GROUPS[1]])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -115,7 +128,7 @@ def option_names() -> set[str]:
 def test_code_that_pages_cite_exists() -> None:
     """Paths such as `tdmpc2/nn/math.py`, and dotted names such as `tdmpc2.data.write_episodes`."""
     missing, seen = [], 0
-    for page in (*PAGES, REPO / "README.md", REPO / "models" / "README.md"):
+    for page in (*PAGES, *READMES):
         spans = re.findall(r"`([^`]+)`", without_blocks(page))
         paths = {span for span in spans if re.fullmatch(r"(?:tdmpc2|benchmarks|examples|tests)/[\w/.]*", span)}
         paths |= {path for span in spans for path in re.findall(r"\bpython ((?:\w+/)*\w+\.py)\b", span)}
@@ -139,7 +152,7 @@ def is_importable(name: str) -> bool:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_of_page_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
-        if target.startswith("https://") or target in GENERATED:
+        if target.startswith("https://"):
             continue
         path, _, anchor = target.partition("#")
         file = page.parent / path
@@ -149,7 +162,7 @@ def test_links_of_page_lead_somewhere(page: Path) -> None:
 
 def test_index_has_one_line_for_every_page() -> None:
     linked = re.findall(r"^- \[[^]]+\]\((\w+\.md)\): ", (REPO / "docs" / "index.md").read_text(), re.MULTILINE)
-    assert sorted(linked) == sorted({page.name for page in PAGES} - {"index.md"} | GENERATED)
+    assert sorted(linked) == sorted({page.name for page in PAGES} - {"index.md"})
 
 
 def test_snippet_of_checkpoints_page_plays_an_episode(

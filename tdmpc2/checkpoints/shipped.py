@@ -1,15 +1,18 @@
-"""Models that come with the project: one row each, found by name in the folder ``models/`` of its repository.
+"""Models that come with the project: one row each, found by name.
 
-models/README.md lists the same rows for readers. Nothing is downloaded.
+They lie in the folder ``models/`` of the repository, and a wheel has copies of them. models/README.md lists the same
+rows for readers. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
+from tdmpc2.support.reading import open_regular
 from tdmpc2.support.text import shown
 from tdmpc2.support.version import source_tree
 from tdmpc2.tasks import nearest
@@ -49,7 +52,7 @@ def shipped_file(name: str) -> Path:
     """Find the file of a model that comes with the project.
 
     Raises:
-        ValueError: there is no such model, or its file is not there; the message says which names there are.
+        ValueError: there is no such model, or its file is missing or another one; the message says what to do.
     """
     if name not in SHIPPED:
         known = ", ".join(SHIPPED) or "none yet"
@@ -59,10 +62,21 @@ def shipped_file(name: str) -> Path:
             "where to get some"
         )
     row = SHIPPED[name]
-    path = (source_tree() or Path()) / "models" / row.file
-    if not path.is_file():
+    path = _folder() / row.file
+    there = path.is_file()
+    if not there or _sha256(path) != row.sha256:
         raise ValueError(
-            f"{name}: {path} is missing. It is in the folder models/ of the project's repository, {row.bytes:,} bytes, "
-            f"sha256 {row.sha256}: put it there"
+            f"{name}: {path} is {'not the file of this version' if there else 'missing'}. It is in the folder models/ "
+            f"of the project's repository, {row.bytes:,} bytes, sha256 {row.sha256}: put it there"
         )
     return path
+
+
+def _sha256(path: Path) -> str:
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folder() -> Path:
+    root = source_tree()
+    return Path(__file__).parent / "models" if root is None else root / "models"

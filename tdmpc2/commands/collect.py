@@ -1,7 +1,7 @@
 """Play episodes and store them as training data.
 
 tdmpc2 collect tasks=[cartpole-balance,walker-stand] episodes_per_task=20
-tdmpc2 collect checkpoint=models/student.pt episodes_per_task=20 data_dir=data/mt30
+tdmpc2 collect checkpoint=student.pt episodes_per_task=20 data_dir=data/mt30
 tdmpc2 collect "mix=[0.2 random, 0.3 policy early.pt noise 0.3, 0.5 planner late.pt]" episodes_per_task=100
 
 Without a checkpoint the actions are random. `mix` shares out every task's episodes, beginner to expert. An entry is a

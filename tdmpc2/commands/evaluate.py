@@ -1,9 +1,9 @@
 """Score a checkpoint by playing its tasks.
 
-tdmpc2 evaluate checkpoint=models/student.pt
-tdmpc2 evaluate models/student.pt task=walker-walk eval_episodes=3 save_video=true
-tdmpc2 evaluate checkpoint=models/student.pt compare=models/student_int8.pt
-tdmpc2 evaluate models/student.pt mpc=both      # planned, and by the policy alone
+tdmpc2 evaluate checkpoint=student.pt
+tdmpc2 evaluate student.pt task=walker-walk eval_episodes=3 save_video=true
+tdmpc2 evaluate checkpoint=student.pt compare=student_int8.pt
+tdmpc2 evaluate student.pt mpc=both      # planned, and by the policy alone
 """
 
 from __future__ import annotations

@@ -50,7 +50,10 @@ OPTIONS = (
     Option("out", "where to write; by default beside the checkpoint", kind=Path),
     Option("force", "replace existing files, but never the checkpoint itself", False, bool),
     Option("check", "compare what was written with this program, on observations", False, bool),
-    Option("data", "check on this episode store or directory of chunk files; by default episodes are played"),
+    Option(
+        "data",
+        "check on this episode store or directory of chunk files; by default some are played",
+    ),
     Option("steps", "of each task to check on, one after the other", 8, int, least=1),
 )
 
@@ -71,8 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     module, _, function = chosen.function.partition(":")
     del values["to"]
-    if not is_path(values["checkpoint"]):
-        values["checkpoint"] = local_file(values["checkpoint"])
-        values["out"] = values["out"] or Path.cwd()  # not where the file lies
-    right = getattr(import_module(module), function)(Request(**values, overrides=overrides_of(keys)))
+    folder = (
+        values["checkpoint"].parent if is_path(values["checkpoint"]) else Path.cwd()
+    )  # never where a hub's file lies
+    values["checkpoint"] = local_file(values["checkpoint"])
+    right = getattr(import_module(module), function)(Request(**values, folder=folder, overrides=overrides_of(keys)))
     sys.exit(0 if right else 1)

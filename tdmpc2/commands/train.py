@@ -4,7 +4,7 @@ tdmpc2 train data_dir=data/mt30 teacher_config.checkpoint=teacher.pt
 tdmpc2 train teacher_config=null steps=1000
 tdmpc2 train --multirun distillation_weight=0,0.25,0.45
 tdmpc2 train task=walker-walk steps=50000
-tdmpc2 train task=walker-walk checkpoint=models/student.pt steps=10000
+tdmpc2 train task=walker-walk checkpoint=student.pt steps=10000
 
 Keys are the student's; those of its teacher are written teacher_config.KEY, and teacher_config=null trains without one.
 One task without data_dir is learned online; there is a teacher only if one is named. From a checkpoint of many tasks

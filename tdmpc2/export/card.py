@@ -10,7 +10,7 @@ from gymnasium.spaces import Box
 
 from tdmpc2.checkpoints.files import Checkpoint
 from tdmpc2.config import PLANNER_KEYS, Config
-from tdmpc2.envs.registry import build_env
+from tdmpc2.envs.registry import build_env, family_of
 from tdmpc2.support.version import version
 
 FORMAT = 1  # version of the card
@@ -68,13 +68,17 @@ def environment_facts(name: str) -> dict[str, Any] | None:
         if isinstance(inner, DMControlEnv):
             return inner.facts
         known = isinstance(inner.action_space, Box) and inner.action_space.shape == env.action_space.shape
-        return {
-            "library": "gymnasium",
-            "id": name if env.spec is None else env.spec.id,
-            "actuators": _actuators(inner.action_space) if known else None,
-        }
+        actuators = _actuators(inner.action_space) if known else None
+        if env.spec is None:  # built by its family, and not by gymnasium.make
+            return {"library": family_of(name).name, "id": name, "actuators": actuators}
+        keywords = {key: value for key, value in env.spec.kwargs.items() if _is_plain(value)}
+        return {"library": "gymnasium", "id": env.spec.id, "keywords": keywords, "actuators": actuators}
     finally:
         env.close()
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _actuators(space: Box) -> list[dict[str, Any]]:

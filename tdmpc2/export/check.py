@@ -27,6 +27,7 @@ from rich import get_console
 from torch import Tensor
 
 from tdmpc2 import planner
+from tdmpc2.config import Config
 from tdmpc2.export.graph import PlanStep, PolicyStep, Step, encoded, observed
 from tdmpc2.export.request import Request, Source
 from tdmpc2.planner import Iteration, PlanNoise
@@ -191,15 +192,29 @@ def parity(
 
 def observations_of(request: Request, source: Source, task_id: int) -> _Numbers:
     """Observations of one task, [T, E, *obs_shape]: of data, or of episodes that the policy plays."""
-    cfg, count = source.cfg, request.steps * request.envs
+    cfg = source.cfg
     if request.data is not None:
-        own = cfg.replace(tasks=(cfg.task_specs[task_id].name,)) if cfg.multitask else cfg
-        rows = stored_inputs(own, request.data, count).obs
-        return rows.unflatten(0, (request.steps, request.envs)).numpy()
+        return stored_observations(request.data, cfg, task_id, (request.steps, request.envs)).numpy()
     jobs = [Job(task_id, _SEED + number) for number in range(request.envs)]
     episodes = play(cfg, policy_actor(source.reference), jobs, max_steps=request.steps)
     length = min(len(episode.obs) for episode in episodes)
     return np.stack([episode.obs[:length] for episode in episodes], 1)[: request.steps]
+
+
+def stored_observations(data: str, cfg: Config, task_id: int, size: tuple[int, int]) -> Tensor:
+    """Draw observations [T, E, *obs_shape] of a task from stored episodes.
+
+    Args:
+        data: directory of an episode store or of chunk files.
+        cfg: configuration of the model.
+        task_id: of the task.
+        size: T and E.
+
+    Raises:
+        ValueError: no data, damaged data, data of another task set, or no episode of the task.
+    """
+    own = cfg.replace(tasks=(cfg.task_specs[task_id].name,)) if cfg.multitask else cfg
+    return stored_inputs(own, data, size[0] * size[1]).obs.unflatten(0, size)
 
 
 def table(rows: Sequence[Parity]) -> Cells:

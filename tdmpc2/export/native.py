@@ -104,4 +104,4 @@ def _folder(request: Request) -> Path:
         return request.out
     task = f"_{safe_name(request.task)}" if request.task else ""
     precision = f"_{request.precision}" if request.precision else ""
-    return request.checkpoint.parent / f"{stem_of(request.checkpoint)}{task}{precision}_native"
+    return request.default_folder / f"{stem_of(request.checkpoint)}{task}{precision}_native"

@@ -16,6 +16,7 @@ from torch import Tensor
 from tdmpc2.acceleration.cpu import library
 from tdmpc2.acceleration.cpu.networks import PackedNetworks
 from tdmpc2.agent import TDMPC2
+from tdmpc2.export.check import stored_observations
 from tdmpc2.export.native_library import NativeAgent, NativeLibrary, build
 from tdmpc2.export.native_model import NativeSource
 from tdmpc2.export.request import Request
@@ -42,16 +43,19 @@ class Difference(NamedTuple):
 
 
 def check(request: Request, source: NativeSource, folder: Path) -> bool:
-    """Build the folder, compare actions on random observations of every task, and print a table.
+    """Build the folder, compare actions on observations of every task, and print a table.
+
+    The observations are random numbers unless the request names data.
 
     Returns:
         True if they are the same.
 
     Raises:
-        ValueError: it cannot be built or loaded here, or there are no kernels to compare with.
+        ValueError: it cannot be built or loaded here, there are no kernels to compare with, or the data cannot be read.
     """
     if reason := library.reason():
         raise ValueError(f"--check compares with the CPU kernels, which are not here: {reason}")
+    inputs = [_inputs(request, source, task_id) for task_id in source.cfg.task_ids]  # first: they are what can be wrong
     path = build(folder) / "libtdmpc2.so"
     try:
         native = NativeLibrary(path).open(folder / "model.safetensors")
@@ -59,8 +63,7 @@ def check(request: Request, source: NativeSource, folder: Path) -> bool:
         raise ValueError(f"{path} cannot be loaded: {error}") from error
     rows = []
     for number, task_id in enumerate(progress(source.cfg.task_ids, "Comparing", unit="tasks")):
-        obs = observations(source.agent, task_id, request.steps)
-        rows.append(compare(source.agent, native, task_id, number, obs))
+        rows.append(compare(source.agent, native, task_id, number, inputs[number]))
     native.close()
     cells = [
         (row.task, str(row.observations), f"{row.plan:.1e}", f"{row.policy:.1e}", "same" if row.right else "DIFFERENT")
@@ -69,6 +72,12 @@ def check(request: Request, source: NativeSource, folder: Path) -> bool:
     title = "largest differences between the actions of the library and of this program"
     get_console().print(terminal_table(Cells(title, ("task", "observations", "planned", "policy", ""), cells)))
     return all(row.right for row in rows)
+
+
+def _inputs(request: Request, source: NativeSource, task_id: int) -> Tensor:
+    if request.data is None:
+        return observations(source.agent, task_id, request.steps)
+    return stored_observations(request.data, source.cfg, task_id, (request.steps, 1))
 
 
 def observations(agent: TDMPC2, task_id: int, steps: int) -> Tensor:

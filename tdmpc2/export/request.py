@@ -31,7 +31,8 @@ class Request:
         tasks: the tasks in their order; empty: all of the file.
         precision: of the weights.
         envs: number of environments that act at once.
-        out: where to write; None: beside the checkpoint.
+        out: where to write; None: a name made of the checkpoint's and the task's, in ``folder``.
+        folder: see ``out``; None: beside the checkpoint.
         force: replace what is there.
         check: compare what was written with the plain model.
         data: directory of episodes to compare on; None: play some.
@@ -45,11 +46,17 @@ class Request:
     precision: str = "fp32"
     envs: int = 1
     out: Path | None = None
+    folder: Path | None = None
     force: bool = False
     check: bool = False
     data: str | None = None
     steps: int = 8
     overrides: Mapping[str, Any] | None = None
+
+    @property
+    def default_folder(self) -> Path:
+        """Where files are written whose name was not asked for."""
+        return self.checkpoint.parent if self.folder is None else self.folder
 
     def check_free(self, paths: Iterable[Path]) -> None:
         """Raise ``ValueError`` if a file to write is there and must stay, or is the checkpoint itself."""

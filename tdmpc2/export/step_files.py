@@ -66,7 +66,7 @@ def target_files(request: Request, ending: str) -> dict[str, Path]:
         raise ValueError(f"out={out} must end in {ending}, or be a directory")
     if out is not None and out.suffix == ending:
         return {step.name: out.with_name(f"{out.stem}_{step.name}{ending}") for step in STEPS}
-    folder = request.checkpoint.parent if out is None else out
+    folder = request.default_folder if out is None else out
     stem = stem_of(request.checkpoint)
     stem += f"_{safe_name(request.task)}" if request.task else ""
     stem += "" if request.precision == "fp32" else f"_{request.precision}"

@@ -1,5 +1,7 @@
 #include "safetensors.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cmath>
@@ -69,6 +71,8 @@ struct Close {
 }  // namespace
 
 TensorFile::TensorFile(const char* path) {
+    struct stat status;  // opening a named pipe would wait for somebody who writes into it
+    if (!stat(path, &status) && (status.st_mode & S_IFMT) != S_IFREG) throw Refused("it is no regular file");
     const std::unique_ptr<std::FILE, Close> file(std::fopen(path, "rb"));
     if (!file) throw Refused(std::strerror(errno));
     unsigned char length[8];

@@ -2,6 +2,7 @@
 #include "tdmpc2.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -49,8 +50,14 @@ Budget budget_of(const Card& card, const tdmpc2_options& o) {
     b.iterations = chosen("iterations", o.iterations, card.iterations, 1, 4095);
     b.horizon = chosen("horizon", o.horizon, card.horizon, 1, 1024);
     b.samples = chosen("num_samples", o.num_samples, card.num_samples, 2, 1 << 20);
-    b.elites = chosen("num_elites", o.num_elites, card.num_elites, 1, b.samples);
-    b.policy_samples = chosen("num_pi_trajs", o.num_pi_trajs, card.num_pi_trajs, 0, b.samples - 1);
+    // As Python scales them where num_samples alone is typed (config/sizes.py).
+    const auto scaled = [&](int of, int least, int most) {
+        if (!o.num_samples) return of;
+        return std::min(std::max(least, int(std::nearbyint(double(of) * b.samples / card.num_samples))), most);
+    };
+    b.elites = chosen("num_elites", o.num_elites, scaled(card.num_elites, 2, b.samples), 1, b.samples);
+    b.policy_samples =
+        chosen("num_pi_trajs", o.num_pi_trajs, scaled(card.num_pi_trajs, 1, b.samples - 1), 0, b.samples - 1);
     b.explore = o.explore;
     return b;
 }

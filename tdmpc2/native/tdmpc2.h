@@ -56,7 +56,7 @@ typedef struct tdmpc2_options {
     int explore;           /* not 0: actions with exploration noise, as in training */
     int iterations;        /* of MPPI; this and the next four: 0 as the file says */
     int horizon;
-    int num_samples;
+    int num_samples;       /* the next two keep their proportion to it where they are 0 */
     int num_elites;
     int num_pi_trajs;
     const char* instructions; /* scalar, avx2, avxvnni, avx512, neon or dotprod; NULL: the fastest that this processor has */

@@ -82,6 +82,30 @@ def test_name_without_its_file_says_where_it_is(root: Path) -> None:
         load_agent("student")
 
 
+def test_other_file_in_the_place_of_a_model_is_refused(root: Path) -> None:
+    """Such as the one of another version, whose numbers are not those of the documentation."""
+    with (root / "models" / "student_int8.pt").open("ab") as file:
+        file.write(b"0")
+    with pytest.raises(ValueError, match=r"student_int8\.pt is not the file of this version.*sha256 [0-9a-f]{64}"):
+        load_agent("student")
+
+
+def test_file_that_lies_where_an_installed_copy_is_used_is_not_taken(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An installed copy has its models in the package, whatever ``models/`` of the directory it is used in holds."""
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(shipped, "source_tree", lambda: None)
+    with pytest.raises(ValueError, match=r"checkpoints/models/student_int8\.pt is missing"):
+        load_agent("student")
+
+
+def test_source_distribution_holds_every_model() -> None:
+    assert set(re.findall(r"include models/(\S+\.pt)", (REPO / "MANIFEST.in").read_text())) == {
+        row.file for row in SHIPPED.values()
+    }
+
+
 def test_name_of_a_version_without_models_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shipped, "SHIPPED", {})
     with pytest.raises(

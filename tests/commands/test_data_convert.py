@@ -1,4 +1,4 @@
-"""``python -m tdmpc2.data convert`` merges, thins out and compacts."""
+"""``tdmpc2 data convert`` merges, thins out and compacts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m tdmpc2.data inspect`` measures both forms of data."""
+"""``tdmpc2 data inspect`` measures both forms of data."""
 
 from __future__ import annotations
 

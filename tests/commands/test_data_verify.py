@@ -1,4 +1,4 @@
-"""``python -m tdmpc2.data verify`` lists all damage."""
+"""``tdmpc2 data verify`` lists all damage."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tdmpc2.agent import TDMPC2
+from tdmpc2.checkpoints.shipped import SHIPPED
 from tdmpc2.config import parse_cfg
 from tdmpc2.support.extras import EXTRAS
 from tests.helpers.forks import environment
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.slow
 SOURCES = (
     "tdmpc2",
     "student_config",
+    "models",
     "generic.yaml",
     "pyproject.toml",
     "setup.py",
@@ -115,6 +117,12 @@ def test_wheel_holds_the_configuration_files_as_they_are(wheel: Path) -> None:
             assert archive.read(name) == path.read_bytes()
         assert len([name for name in archive.namelist() if name.endswith(".yaml")]) == len(files)
         assert "tdmpc2/py.typed" in archive.namelist()
+
+
+def test_wheel_holds_the_models_that_are_found_by_name(programs: Path, tmp_path: Path) -> None:
+    listed = run(programs, "tdmpc2", "checkpoint", "inspect", "walker", cwd=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    assert SHIPPED["walker"].sha256 in listed.stdout
 
 
 def test_wheel_holds_the_sources_of_the_planner_without_python(wheel: Path) -> None:

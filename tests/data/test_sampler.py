@@ -242,7 +242,7 @@ def test_position_is_written_and_read(tmp_path: Path) -> None:
 
 
 def test_buffer_that_grows_draws_from_new_episodes() -> None:
-    """The next part's buffer is filled while it is drawn from, with episodes of any length."""
+    """Online, the buffer is filled while it is drawn from, with episodes of any length."""
     ring = Ring(100)
     first = ring.episode(4)
     sampler = SliceSampler(ring, horizon=2)

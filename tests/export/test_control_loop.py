@@ -84,6 +84,27 @@ def test_registered_environment_of_the_loop_is_the_task(name: str, loop: ModuleT
         assert ended == (expected[2] or expected[3])
 
 
+def test_environment_of_the_loop_has_the_keywords_of_the_task(loop: ModuleType) -> None:
+    """LunarLander-v3 is discrete unless it is built with continuous=True."""
+    pytest.importorskip("Box2D", reason="Box2D is not installed: make setup EXTRAS=envs")
+    facts = environment_facts("lunarlander-continuous")
+    assert facts is not None
+    assert facts["keywords"] == {"continuous": True}
+    robot, env = loop.simulator(facts, 3), make_env("lunarlander-continuous", 3)
+    np.testing.assert_allclose(robot.reset(), env.reset(seed=3)[0], rtol=0, atol=0)
+    action = np.array([0.9, -0.4], np.float32)
+    np.testing.assert_allclose(robot.step(action)[0], env.step(action)[0], rtol=0, atol=1e-6)
+
+
+def test_environment_that_gymnasium_does_not_make_is_said_to_be_of_its_family(loop: ModuleType) -> None:
+    pytest.importorskip("metaworld", reason="metaworld is not installed: make setup EXTRAS=envs")
+    facts = environment_facts("mw-reach")
+    assert facts is not None
+    assert (facts["library"], facts["id"], len(facts["actuators"])) == ("Meta-World", "mw-reach", 4)
+    with pytest.raises(SystemExit, match="put a class of your own in its place"):
+        loop.simulator(facts, 1)
+
+
 def test_environment_that_the_file_does_not_describe_is_one_line(loop: ModuleType) -> None:
     for facts in (None, {"library": "gymnasium", "id": "CartPole-v1", "actuators": None}):
         with pytest.raises(SystemExit, match="put a class of your own in its place"):

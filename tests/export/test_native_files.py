@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tdmpc2.acceleration.cpu import build
+from tdmpc2.commands.export import main
 from tdmpc2.export import native
 from tdmpc2.export.native_model import LARGEST_HEADER, read_card, safetensors, write_model
 from tdmpc2.export.request import Request
@@ -72,6 +73,19 @@ def test_weights_that_fp16_holds_exactly_take_half_the_room(file: Path, tmp_path
     assert half < 0.75 * full
 
 
+def test_model_of_the_project_is_exported_into_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was written loose into the working directory, where --force replaced the README.md that was there."""
+    monkeypatch.chdir(tmp_path)
+    Path("README.md").write_text("mine")
+    with pytest.raises(SystemExit) as ended:
+        main(["walker", "--to", "native", "--force"])
+    assert ended.value.code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "walker_fp32_native"]
+    assert Path("README.md").read_text() == "mine"
+
+
 def test_folder_has_every_source_once(tmp_path: Path) -> None:
     native.write_sources(tmp_path)
     written = {path.name for path in (tmp_path / "src").iterdir()} | {
@@ -106,6 +120,12 @@ def test_existing_files_are_left_unless_they_may_be_replaced(file: Path, tmp_pat
     with pytest.raises(ValueError, match=r"There is already .*CMakeLists.txt: --force replaces"):
         native.export(Request(file, tasks=("walker-walk",), out=tmp_path))
     assert (tmp_path / "CMakeLists.txt").read_text() == "mine"
+
+
+def test_data_of_a_check_are_read_before_a_library_is_built(file: Path, tmp_path: Path) -> None:
+    """They were ignored, so that a directory that does not exist passed."""
+    with pytest.raises(ValueError, match="nowhere"):
+        native.export(Request(file, out=tmp_path / "robot", check=True, data=str(tmp_path / "nowhere")))
 
 
 def test_number_of_environments_belongs_to_the_library(file: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Both forms of one data set, and the answers of ``python -m tdmpc2.data``."""
+"""Both forms of one data set, and the answers of ``tdmpc2 data``."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from tdmpc2.config.sizes import budget
 from tdmpc2.export.native_check import compare, observations
 from tdmpc2.export.native_library import NativeLibrary
 from tests.helpers.cpu_kernels import needs_library
@@ -125,6 +126,18 @@ def test_native_plans_are_the_same_whatever_the_threads_and_instructions(
     }
     assert len(set(plans.values())) == 1, plans
     assert len(set(next(iter(plans.values())).split())) > 20
+
+
+@pytest.mark.parametrize("num_samples", [16, 40, 128])
+def test_budget_of_a_library_keeps_its_proportions_as_in_python(
+    folder: Path, opened: NativeLibrary, num_samples: int
+) -> None:
+    """With num_samples=16 alone it refused the file's own 8 elites of 64, or took them for all."""
+    cfg, path = models_of(folder)["fp32"].cfg, folder / "fp32.safetensors"
+    scaled = budget(num_samples, (cfg.num_samples, cfg.num_elites, cfg.num_pi_trajs))
+    obs = np.full((1, 24), 0.3, np.float32)
+    alone = opened.open(path, num_samples=num_samples).plan(obs, [0])
+    assert np.array_equal(alone, opened.open(path, num_samples=num_samples, **scaled).plan(obs, [0]))
 
 
 def test_native_plans_follow_the_seed_and_start_anew_with_it(folder: Path, opened: NativeLibrary) -> None:

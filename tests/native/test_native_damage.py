@@ -141,7 +141,8 @@ def test_damaged_model_is_refused_and_says_why(folder: Path, opened: NativeLibra
 
 
 def test_path_that_is_no_file_is_refused(opened: NativeLibrary, tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "nowhere", Path("/dev/null")):
+    os.mkfifo(tmp_path / "pipe")  # which nobody writes into
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "pipe", Path("/dev/null")):
         with pytest.raises(ValueError, match=str(path)):
             opened.open(path)
 
