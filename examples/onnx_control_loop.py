@@ -112,7 +112,7 @@ class ControlSuite:
         return self._observed(self._env.reset())
 
     def step(self, action: Floats) -> tuple[Floats, float, bool]:
-        """Command the actuators for one step of the agent: next observation, reward, and if it ends the episode."""
+        """Act for one step of the agent; return the next observation, the reward, and whether the episode ended."""
         native, reward = commands(self._facts, action), 0.0
         for _ in range(self._facts["action_repeat"]):
             moment = self._env.step(native)
@@ -143,7 +143,7 @@ class Gymnasium:
         return self._env.reset(seed=self._seed)[0].astype(np.float32)
 
     def step(self, action: Floats) -> tuple[Floats, float, bool]:
-        """Take one step: the next observation, the reward, and if the episode ends."""
+        """Take one step; return the next observation, the reward, and whether the episode ended."""
         space, native = self._env.action_space, commands(self._facts, action)
         native = (np.rint(native) if space.dtype.kind in "iu" else native).astype(space.dtype)
         observation, reward, terminated, truncated, _ = self._env.step(native)

@@ -238,7 +238,7 @@ def estimate_value(
 def predicted_return(
     model: WorldModel, z: Tensor, task: TaskContext, actions: Tensor, eps: Tensor, heads: Tensor
 ) -> Tensor:
-    """Compute :func:`estimate_value` as the networks give it, NaN and infinities included."""
+    """Compute what :func:`estimate_value` does, without replacing NaN and infinities."""
     z = z.unsqueeze(1)  # [E, 1, D] at the first step: its products are shared by all samples
     total = torch.zeros_like(actions[:, 0, :, 0])
     discount = task.discount.squeeze(-1)  # broadcastable to [E, S]

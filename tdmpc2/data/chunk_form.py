@@ -76,7 +76,7 @@ def check_fields(path: Path, chunk: Mapping[str, Any]) -> None:
 def check_sizes(path: Path, chunk: Mapping[str, Tensor], records: Sequence[Record]) -> None:
     """Require that all values are in the file: reading mapped ones beyond its end ends the process.
 
-    So are tensors refused that show few stored values as many: a file of some kilobytes could claim any size.
+    Expanded views are refused, too: with them a file of some kilobytes could claim any size.
     """
     for name, tensor in chunk.items():
         there = tensor.untyped_storage().nbytes()

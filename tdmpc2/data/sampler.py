@@ -95,7 +95,7 @@ class SliceSampler(Sampler, Generic[E]):
     Args:
         dataset: the episodes.
         episodes: numbers of those to draw from, [n] int64; all by default.
-        balance: ``episodes``: every episode is equally likely; ``tasks``: every task is, then its episodes are.
+        balance: ``episodes`` draws an episode uniformly; ``tasks`` draws a task uniformly, then one of its episodes.
         horizon: H of the slices a torchrl buffer samples.
         seed: seed of the slices a torchrl buffer samples; the buffer's own generator is not used.
         step: number of the first batch a torchrl buffer samples.

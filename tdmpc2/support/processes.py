@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def owner_of(process: int | str) -> str:
-    """Name a process of this machine as no other one is; empty if it has ended, or where that cannot be told.
+    """Return a name that no other process of this machine ever has; empty if it has ended, or where that is unknown.
 
     Args:
         process: its number, or ``self``.

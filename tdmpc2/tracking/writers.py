@@ -27,7 +27,16 @@ class Writer(Protocol):
         terminal: bool,
         evaluate_again: bool = False,
     ) -> None:
-        """Begin, or continue what was written until ``step``, whose evaluation may come again; a terminal redraws."""
+        """Begin, or continue what was written until ``step``.
+
+        Args:
+            cfg: of the run.
+            teacher: configuration of its teacher, if it has one.
+            step: that the run continues from.
+            run_id: of W&B, to continue the same run there.
+            terminal: the output is a terminal, where lines are drawn again.
+            evaluate_again: the evaluation of ``step`` will be written once more.
+        """
 
     def log(self, step: int, row: Mapping[str, Any]) -> None:
         """Write numbers by name."""

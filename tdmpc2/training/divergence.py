@@ -38,7 +38,7 @@ def diagnose_stored(data_dir: str | None) -> Callable[[int], Diagnosis]:
 def diagnosis_of(origin: str, batch: Batch, data_dir: str) -> Diagnosis:
     """Tell damaged data, which no learning rate mends, from a step that was too large.
 
-    Checksums do not tell: they may have been renewed after an index was changed, so that rows are taken for others.
+    Checksums alone cannot tell: whoever changed an index may have given it a valid new checksum.
 
     Args:
         origin: says which episodes the batch is of.

@@ -63,7 +63,7 @@ def write_scores(run_dir: Path, scores: Mapping[int, float], label: str) -> None
 
 
 def factor_between(recorded: str, wanted: str) -> float | None:
-    """Find what scores of one scale are multiplied by to be on another; None if nothing brings them there."""
+    """Return the factor that converts scores of one scale into another; None if there is no such factor."""
     if recorded == wanted:
         return 1
     return _PER_SCORE if (recorded, wanted) == (_NORMALIZED, _RETURN) else None

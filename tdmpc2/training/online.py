@@ -195,8 +195,7 @@ class Learner:
 
     Attributes:
         done: updates made.
-        owed: updates that are due and not yet made: those of a step that a signal cut short, or all until there is an
-            episode to learn from.
+        owed: updates that are still due: a signal cut the last step short, or no episode has been stored yet.
         interrupted: the last step was cut short; its updates are to be made before the next one.
         metrics: of the last update; where there are fewer updates than steps, most steps have none of their own.
         short: played episodes in a row that were too short to be drawn from.

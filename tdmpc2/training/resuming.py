@@ -53,7 +53,7 @@ class Stateful(Protocol):
         """
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from a former :meth:`state`; what files of its own hold beyond it is of steps taken again."""
+        """Continue from a former :meth:`state`; later content of its own files is dropped: those steps are repeated."""
 
 
 class Resumed(NamedTuple):

@@ -75,7 +75,7 @@ def _record_of(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] 
 
 
 def _has_random_seed_steps(path: Path) -> bool:
-    """Tell if a run began from a checkpoint before there were fine-tuning, its keys and its policy in the seed steps.
+    """Tell if a run that starts from a checkpoint is older than fine-tuning, so that its seed steps are random.
 
     The record goes on saying so, since the next start completes it by the keys that are newer than the run.
     """

@@ -18,8 +18,8 @@ _BEFORE = "state.before.pt"  # beside state.pt while runs are saved; empty where
 def saved_together(run_dirs: Sequence[Path]) -> Iterator[None]:
     """Keep the former state of every run until all have saved theirs in the block.
 
-    Where every run has its former state, a kill came before the end of the block; where one has not, before its
-    beginning or after its end, and all states are equally old.
+    If every run has a former state beside its own, the process was killed inside the block, and all are restored. If
+    one has none, it was killed before or after the block, and the states belong together as they are.
     """
     for run_dir in run_dirs:
         _keep(state_path(run_dir), run_dir / _BEFORE)
@@ -46,7 +46,7 @@ def undo_half_saved(run_dirs: Sequence[Path]) -> bool:
 
 
 def forget_former(run_dir: Path) -> None:
-    """Let a run that goes on alone keep what it learns: the others no longer take it back with them."""
+    """Delete the former state of a run that goes on alone, so that restoring the others does not restore it as well."""
     (run_dir / _BEFORE).unlink(missing_ok=True)
 
 

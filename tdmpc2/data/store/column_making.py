@@ -64,6 +64,6 @@ def check_made(path: Path, name: str, made: Mapping[str, Any]) -> None:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Write down what differs between two records, the first three of them; empty if nothing does."""
+    """Describe up to three differences between two records; empty if they are equal."""
     others = [key for key in dict.fromkeys((*before, *now)) if before.get(key) != now.get(key)]
     return "; ".join(f"{key} was {shown(before.get(key))} and is now {shown(now.get(key))}" for key in others[:3])

@@ -67,10 +67,10 @@ class Part:
         return self.content.read(self.index, episodes)
 
     def verifying(self) -> AbstractContextManager[Verify]:
-        """Give a function that compares with the recorded checksums what some episodes [n] are read from.
+        """Give a function that compares what some episodes [n] are read from with the recorded checksums.
 
-        Episodes come in ascending order. Of a chunk file everything has been read at the end of the block, since its
-        checksums are of whole arrays; of a store the blocks that have one of the episodes.
+        Episodes come in ascending order. A chunk file is verified whole, at the end of the block, since its checksums
+        are of whole arrays; in a store, only the blocks that hold one of the episodes are.
 
         Raises:
             ValueError: damage, at one of the calls or at the end.
