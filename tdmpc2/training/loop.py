@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -33,12 +32,12 @@ from tdmpc2.support.runtime import set_num_threads
 from tdmpc2.tracking.logger import Logger
 from tdmpc2.tracking.pace import Activity
 from tdmpc2.training import run_dir, run_record
-from tdmpc2.training.averaging import AveragedWeights
 from tdmpc2.training.callbacks import Callback
 from tdmpc2.training.divergence import Diagnosis, diverged
 from tdmpc2.training.guards import STOPPED, FiniteGuard, StopRequest, stop_on_signal
 from tdmpc2.training.headline import headline
-from tdmpc2.training.resuming import Every, Resumed, Stateful, load_part, resume_together
+from tdmpc2.training.resuming import Every, Resumed, resume_together
+from tdmpc2.training.saving import Saving
 from tdmpc2.training.saving_together import forget_former
 from tdmpc2.training.scoring import Evaluator, score, upload
 from tdmpc2.training.stopping import Stopping
@@ -127,14 +126,11 @@ class Run:
         checksum = self.teacher.sha256 if self.teacher else None
         self.resumed: Resumed = resume_together(group, self.agent, cfg, checksum, data, self._evaluate_now)
 
-        self._parts: dict[str, Stateful] = {}
-        self._averaged = AveragedWeights(self.agent, cfg) if cfg.ema_decay else None
-        if self._averaged is not None:
-            self.attach("ema", self._averaged)
-            if self.resumed.step and group.main:  # a kill may have come between the files of the last save
-                self._averaged.restore(self.resumed.step)
+        self._saving = Saving(self.agent, cfg, group, self.resumed)
+        #: Saves and continues a part with the run, see :meth:`~tdmpc2.training.saving.Saving.attach`.
+        self.attach = self._saving.attach
         self._guard = FiniteGuard(self.agent.device)
-        self._step = self._saved = self.resumed.step
+        self._step = self.resumed.step
         self._updated = self.ended = False
         self._batches: Batches | None = None
         self._diagnose: Callable[[int], Diagnosis] | None = None
@@ -155,18 +151,6 @@ class Run:
         if not left:
             print(f"{self.cfg.run_dir} is already trained for {self.resumed.step:,} steps; set steps higher to go on")
         return not left
-
-    def attach(self, name: str, part: Stateful) -> None:
-        """Save and continue a part with the run; one that was saved is brought to where it was.
-
-        All processes give the state of their part, the main one saves its own; all continue from that.
-
-        Raises:
-            ValueError: what was saved is not a state of this part.
-        """
-        if name in self.resumed.parts:
-            load_part(self.cfg.run_dir, name, part, self.resumed.parts[name])
-        self._parts[name] = part
 
     def tell(self, callbacks: Sequence[Callback]) -> None:
         """Tell callbacks what happens, and end when one of them asks for it.
@@ -274,7 +258,7 @@ class Run:
         """Take one gradient step; remember the first one with a loss or gradient that is not finite."""
         compiling, began = self.agent.update_compiled and not self._updated, monotonic()
         # Minutes in which there is nothing to save, unless steps were taken before the first update.
-        self._stop.at_once = compiling and self._step - self._stride <= self._saved
+        self._stop.at_once = compiling and self._step - self._stride <= self._saving.step
         if self._stop.at_once and self._stop:
             raise SystemExit(STOPPED)
         metrics = self.updated(self.agent.update(batch))
@@ -285,8 +269,7 @@ class Run:
     def updated(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
         """Do what follows an update of the agent, which another may have made with those of other runs."""
         self._stop.at_once, self._updated = False, True
-        if self._averaged is not None:
-            self._averaged.update()
+        self._saving.updated()
         self._guard.watch(self._step, metrics)
         if self._stopping.callbacks:
             self._stopping.callbacks.updated(self._step, metrics)
@@ -332,7 +315,7 @@ class Run:
         if logging or saving:
             self._check_finite()
         if saving:
-            self._save(step)
+            self._saving.save(step, self._logger)
             if not stopping and self.cfg.save_agent and self.group.main:
                 upload(self.cfg, self._logger, "model.pt", f"step-{step}")
         return self._evaluate_now.due(step)
@@ -350,7 +333,7 @@ class Run:
     def save(self, step: int) -> None:
         """Save at a step that was the last to be complete, before an error ends the run."""
         self._check_finite()
-        self._save(step)
+        self._saving.save(step, self._logger)
 
     def _log(self, step: int, metrics: Mapping[str, Tensor]) -> None:
         waited = self._batches.take_wait(self._logger.paused) if self._batches else None
@@ -361,35 +344,17 @@ class Run:
         bad = self._guard.first_bad_step()
         if bad is None:
             return
-        good = f"{self.model_path} is of step {self._saved:,}, before it" if self._saved else "Nothing was saved before"
+        saved = self._saving.step
+        good = f"{self.model_path} is of step {saved:,}, before it" if saved else "Nothing was saved before"
         text = diverged(bad, good, self._diagnose(bad) if self._diagnose else Diagnosis())
         self._logger.alert("Training diverged", text)
         raise ValueError(text)
 
-    def _save(self, step: int) -> None:
-        if not self.cfg.save_agent:
-            return
-        with self._logger.pause():
-            parts = {name: part.state() for name, part in self._parts.items()}  # together: one may be spread over all
-            if self.group.main:
-                run_dir.save(
-                    self.agent,
-                    self.cfg.run_dir,
-                    step,
-                    self._logger.run_id,
-                    self.cfg.keep_last,
-                    wall_seconds=self._logger.wall_seconds,
-                    parts=parts,
-                    first=None if self._averaged is None else partial(self._averaged.save, step),
-                )
-        self._saved = step
-
     def _save_before(self, step: int) -> None:
         """Save what was learned before a step that cannot be taken, unless nothing was or it is saved already."""
         done = step - self._stride
-        if done > self._saved and self._updated:
-            self._check_finite()
-            self._save(done)
+        if done > self._saving.step and self._updated:
+            self.save(done)
 
     def end(self, step: int) -> None:
         """End the run after a step that is saved: with the exit code of a signal, or quietly for a callback.
@@ -412,8 +377,7 @@ class Run:
 
         # Several processes gather their results together, so that none of them may leave on its own.
         each_step = leave_if_told if self.group.world_size == 1 else None
-        ema = self._averaged.in_place() if self._averaged and self.cfg.eval_weights == "ema" else nullcontext()
-        with self._logger.pause(), ema:
+        with self._logger.pause(), self._saving.evaluated_weights():
             result = score(self._play, self.agent, self.cfg, self._logger, step, each_step)
         if self._stopping.callbacks and result is not None:
             self._stopping.callbacks.evaluated(step, result)
