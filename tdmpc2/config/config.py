@@ -217,7 +217,8 @@ class Config(Keys):
             "policy_loss": "tdmpc2" if mode == "online" else "opt",
             "rho": 0.7 if self.episodic else 0.5,
             "discount_max": 0.99 if self.episodic else 0.995,
-            "seed_steps": max(1000, 5 * max(lengths), self.num_envs * sum(lengths)),
+            "task_balance": "tasks" if mode == "online" and self.multitask else "episodes",
+            "seed_steps": max(1000, 5 * max(lengths), self.num_envs * len(lengths) * max(lengths)),
             **budget(self.num_samples),
             **model_widths(self.model_size, self.task, self.multitask),
         }

@@ -63,8 +63,8 @@ class Keys:
         on_resume=MAY_CHANGE, section="Data",
     )  # fmt: skip
     task_balance: str = key(
-        "episodes", "what is equally likely to be drawn: each episode, or each task", choices=("episodes", "tasks"),
-        scope=RUN, decides=True,
+        "auto", "what is equally likely to be drawn: each episode, or each task; auto: each task where many are "
+        "learned online", choices=("auto", "episodes", "tasks"), scope=RUN, follows="task", decides=True,
     )  # fmt: skip
     max_episodes_per_task: int | None = key(
         None, "train on so many episodes of each task, evenly spaced; null: all", at_least=1, scope=RUN, decides=True

@@ -45,7 +45,13 @@ class Data(NamedTuple):
     note: str = ""  # a line on episodes that are too short to be drawn from
 
 
-def choose_place(data_device: str, device: torch.device, size: int, what: str = "the episodes") -> str:
+def choose_place(
+    data_device: str,
+    device: torch.device,
+    size: int,
+    what: str = "the episodes",
+    remedy: str = "fewer tasks, or max_episodes_per_task",
+) -> str:
     """Choose where ``size`` bytes of episodes are to lie: on the GPU if they fit, else in memory, else on disk.
 
     Args:
@@ -53,6 +59,7 @@ def choose_place(data_device: str, device: torch.device, size: int, what: str = 
         device: the device that trains.
         size: bytes.
         what: they are of, for the message.
+        remedy: what makes them fewer, for the message.
 
     Returns:
         ``cuda``, ``cpu`` or ``disk``.
@@ -74,8 +81,8 @@ def choose_place(data_device: str, device: torch.device, size: int, what: str = 
             return place
     if data_device != "auto":
         raise ValueError(
-            f"data_device={data_device}: {what} take {size / 1e9:.1f} GB, of {free / 1e9:.1f} GB free there "
-            f"{_SHARE[place]:.0%} may be used. Use data_device=disk, fewer tasks, or max_episodes_per_task"
+            f"data_device={data_device}: {size / 1e9:.1f} GB are needed for {what}, and of {free / 1e9:.1f} GB free "
+            f"there {_SHARE[place]:.0%} may be used. Use data_device=disk, {remedy}"
         )
     return "disk"
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.envs.modules import module_of
 from tdmpc2.envs.stepping import Played, Step
+from tdmpc2.support.text import cut
 from tdmpc2.tasks import TaskSpec
 
 #: Seconds that a worker may take for one answer; building a simulator takes the longest.
@@ -34,9 +35,14 @@ class WorkerLost(ValueError):
 
 
 class Worker:
-    """A process that holds environments."""
+    """A process that holds environments.
+
+    Attributes:
+        episodes: task and seed of each that is known by its number, for messages.
+    """
 
     def __init__(self) -> None:
+        self.episodes: dict[int, tuple[str, int]] = {}
         mine, its = socket.socketpair()
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -76,19 +82,23 @@ class Worker:
             if not self._connection.poll(SECONDS):
                 self._process.kill()
                 raise WorkerLost(
-                    f"the process that steps the environments did not answer for {SECONDS:g} s ({self._waiting}), and "
+                    f"the process that steps {self._names()} did not answer for {SECONDS:g} s ({self._waiting}), and "
                     "was ended"
                 )
             kind, answer = self._connection.recv()
         except (EOFError, OSError) as error:
             code = self._process.wait()
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            raise WorkerLost(f"the process that steps the environments {how} ({self._waiting})") from error
+            raise WorkerLost(f"the process that steps {self._names()} {how} ({self._waiting})") from error
         if kind == "fault":
             raise EnvironmentFault(answer)
         if kind == "error":
             raise answer if isinstance(answer, Exception) else EnvironmentFault(answer)
         return answer
+
+    def _names(self) -> str:
+        known = ", ".join(f"{task} (seed {seed})" for task, seed in self.episodes.values())
+        return cut(known, 200) or "the environments"
 
     def close(self) -> None:
         """End the process."""
@@ -224,12 +234,16 @@ class EachInWorkers:
         workers.prepare([one.task for one in played])
         parts = [(worker, played[part]) for worker, part in workers.parts(len(played))]
         self._of = {one.number: worker for worker, own in parts for one in own}
+        for worker, own in parts:
+            worker.episodes = {one.number: (one.task, one.seed) for one in own}
         together((worker, "alone", (own, *form), {}) for worker, own in parts)
         self._begun: list[Worker] = []
 
     def reset(self, number: int, seed: int) -> NDArray[Any]:
         """Begin an episode, as there."""
-        first: NDArray[Any] = self._of[number].ask("reset_one", number, seed)
+        worker = self._of[number]
+        worker.episodes[number] = worker.episodes[number][0], seed
+        first: NDArray[Any] = worker.ask("reset_one", number, seed)
         return first
 
     def begin(self, actions: Mapping[int, NDArray[np.floating[Any]]]) -> None:

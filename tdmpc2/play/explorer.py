@@ -27,7 +27,20 @@ _PLAYER = 0x5EED  # what the seed of the player's draws is told apart by from th
 
 
 class EnvironmentFailed(ValueError):
-    """An environment raised, or returned what the agent cannot learn from; the message says what to do."""
+    """An environment raised, or returned what the agent cannot learn from; the message says what to do.
+
+    Attributes:
+        remedy: what ends the message where nothing was learned yet; elsewhere the same command goes on. Empty if it
+            would only meet the same again.
+    """
+
+    remedy = ": try another seed"
+
+
+class TerminationRefused(EnvironmentFailed):
+    """An episode terminated in a run that does not learn from terminations: its keys have to change."""
+
+    remedy = ""
 
 
 class Explorer:
@@ -206,7 +219,7 @@ class Explorer:
             raise EnvironmentFailed(f"{self._number(i)}: {outcome}")
         if outcome.terminated and not self._cfg.episodic:
             task = self._cfg.task_specs[self.task_ids[i]].name
-            raise EnvironmentFailed(
+            raise TerminationRefused(
                 f"{task} (seed {running.seed}, step {len(running.action) + 1}): the episode terminated, which "
                 "episodic=false does not learn from: set episodic=true (and exp_name, for a run of its own), or wrap "
                 "the environment so that it goes on until its time limit"
@@ -278,13 +291,13 @@ class Explorer:
     @contextlib.contextmanager
     def _failing_together(self) -> Iterator[None]:
         """Raise in all processes what fails in one, so that none goes on alone."""
-        failure = ""
+        failure = None
         try:
             yield
         except EnvironmentFailed as error:
-            failure = str(error)
-        if first := next(filter(None, self._group.collect(failure)), ""):
-            raise EnvironmentFailed(first)
+            failure = type(error), str(error)
+        for kind, message in filter(None, self._group.collect(failure)):
+            raise kind(message)
 
     def __enter__(self) -> Explorer:
         return self

@@ -311,14 +311,12 @@ def saving_before(step: int, run: Run) -> Iterator[None]:
     try:
         yield
     except EnvironmentFailed as error:
-        last = step - len(run.cfg.envs)
+        last, place = step - len(run.cfg.envs), f"step {step:,} of the run"
         if last <= 0 or not run.cfg.save_agent:
-            raise ValueError(f"{error} (step {step:,} of the run): try another seed") from error
+            raise ValueError(f"{error} ({place}){error.remedy}") from error
         run.save(last)
-        raise ValueError(
-            f"{error} (step {step:,} of the run; what it learned before is saved, and the same command goes on with a "
-            "new episode there)"
-        ) from error
+        goes_on = ", and the same command goes on with a new episode there" if error.remedy else ""
+        raise ValueError(f"{error} ({place}; what it learned before is saved{goes_on})") from error
 
 
 @contextmanager

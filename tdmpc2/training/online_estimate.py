@@ -87,13 +87,15 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
     if cfg.demonstrations:
         size = demonstrations_bytes(cfg) / 1e9
         lines.append(f"shown       {cfg.demonstrations}, {size:.2f} GB beside the buffer, half of each batch")
-    rows = ring.bytes
+    mapped = ring.place == "disk"
     model = parameters * 4 * 4 + sum(tensor.nbytes for tensor in agent.model.state_dict().values())
-    needed = checkpoint_bytes(agent, cfg) + rows * cfg.save_agent
+    needed = checkpoint_bytes(agent, cfg) + ring.bytes * (cfg.save_agent + mapped)
     return [
         *lines,
-        f"memory      about {(model + rows) / 1e9:.2f} GB, {rows / 1e9:.2f} GB of it a buffer of {ring.capacity:,} "
-        f"rows, {available_memory(agent.device) / 1e9:.1f} GB free",
+        f"buffer      {ring.capacity:,} rows, {ring.bytes / 1e9:.2f} GB "
+        + ("on disk, read from there and saved a second time" if mapped else "in memory, saved on disk"),
+        f"memory      about {(model + ring.bytes * (not mapped)) / 1e9:.2f} GB, "
+        f"{available_memory(agent.device) / 1e9:.1f} GB free",
         f"disk        {needed / 1e9:.2f} GB for checkpoints and buffer, {free_disk(cfg.run_dir) / 1e9:.1f} GB free",
         f"in all      about {clock_text(total)} (planned {planned_by}, without compilation)",
     ]

@@ -13,6 +13,7 @@ from tdmpc2.data.rows import FrameFormat, RowFormat
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.support.files import check_free_disk
 from tdmpc2.support.runtime import local_processes
+from tdmpc2.training.demonstrations import demonstrations_bytes
 
 _PLACES = ("cuda", "cpu", "disk")  # the slower one for all, where one process has no room
 
@@ -64,7 +65,10 @@ def plan_ring(cfg: Config, device: torch.device, group: ProcessGroup | None = No
     capacity = min(cfg.buffer_size, 2 * steps)  # an episode has a row more than steps
     size = capacity * 4 * row_format.words
     beside = local_processes() if group.world_size > 1 else 1  # on this machine
-    place = max(group.collect(choose_place(cfg.data_device, device, size * beside)), key=_PLACES.index)
+    shown = demonstrations_bytes(cfg)  # drawn from beside it, so that there must be room for both
+    what = "the replay buffer and the demonstrations" if shown else "the replay buffer"
+    place = choose_place(cfg.data_device, device, (size + shown) * beside, what, "or a lower buffer_size")
+    place = max(group.collect(place), key=_PLACES.index)
     if cfg.save_agent and group.main:
         saved = sum(path.stat().st_size for path in (cfg.run_dir / "replay").glob("episodes_*.pt"))
         needed = max(size - saved, 0) + size * beside * (place == "disk")

@@ -9,6 +9,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.envs.registry import score_label
+from tdmpc2.envs.workers import WorkerLost
 from tdmpc2.play.evaluation import Evaluation, num_steps
 from tdmpc2.play.results import table_rows, write_video
 from tdmpc2.play.rollout import Frames
@@ -53,7 +54,7 @@ def score(
         logger.message(line)
     try:
         result = evaluate(agent, cfg, film=film, each_step=each_step)
-    except EnvironmentFault as fault:  # which says nothing about the training, so that goes on
+    except (EnvironmentFault, WorkerLost) as fault:  # which says nothing about the training, so that goes on
         logger.message(f"Evaluation at step {step:,} has no score: {fault}")
         if cfg.save_agent and agent.group.main:
             label = score_label(cfg.task_specs[task_id] for task_id in cfg.task_ids)

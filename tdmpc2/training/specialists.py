@@ -203,12 +203,10 @@ class Together:
         except EnvironmentFailed as error:
             last = step - len(self._runs[0].cfg.envs)
             if last <= 0 or not self._dirs:
-                raise ValueError(f"{error} (step {step:,}): try another seed") from error
+                raise ValueError(f"{error} (step {step:,}){error.remedy}") from error
             self._save(last)
-            raise ValueError(
-                f"{error} (step {step:,}; what was learned before is saved, and the same command goes on with a new "
-                "episode there)"
-            ) from error
+            goes_on = ", and the same command goes on with a new episode there" if error.remedy else ""
+            raise ValueError(f"{error} (step {step:,}; what was learned before is saved{goes_on})") from error
 
     @contextmanager
     def _saving_at(self, step: int) -> Iterator[None]:

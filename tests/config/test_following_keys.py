@@ -130,10 +130,23 @@ def test_mode_is_online_for_one_task_without_data(typed: dict[str, Any], mode: s
     ({"task": "walker-walk", "num_envs": 10}, 5000),
     ({"mode": "online"}, 15_000),
     ({"mode": "online", "tasks": ["walker-walk", "walker-run"]}, 2500),
+    ({"task": "mt80", "mode": "online"}, 40_000),  # 80 environments step together: 500 turns for the longest episodes
     ({"task": "walker-walk", "seed_steps": 0}, 0),
 ])  # fmt: skip
 def test_seed_steps_give_every_environment_an_episode(typed: dict[str, Any], seed_steps: int) -> None:
     assert Config(**typed).seed_steps == seed_steps
+
+
+@pytest.mark.parametrize(("typed", "balance"), [
+    ({}, "episodes"),
+    ({"task": "walker-walk"}, "episodes"),
+    ({"mode": "online"}, "tasks"),
+    ({"mode": "online", "task_balance": "episodes"}, "episodes"),
+    ({"task_balance": "tasks"}, "tasks"),
+])  # fmt: skip
+def test_many_tasks_that_are_learned_online_are_drawn_equally_often(typed: dict[str, Any], balance: str) -> None:
+    """Tasks that share a body are stored several times, and those with short episodes have more of them."""
+    assert Config(**typed).task_balance == balance
 
 
 def test_episodic_learning_sees_terminations_at_the_end_of_slices() -> None:
@@ -152,7 +165,7 @@ def test_cached_targets_are_refused_while_learning_online() -> None:
 def test_following_names_the_keys_that_are_as_they_follow() -> None:
     """Reports leave these out of a run's label, whose model_size already says them."""
     every = {*WIDTHS, "num_elites", "num_pi_trajs", "policy_loss", "mode"}
-    every |= {"data_dir", "rho", "discount_max", "seed_steps"}
+    every |= {"data_dir", "rho", "discount_max", "seed_steps", "task_balance"}
     assert Config(num_samples=64, model_size=5).following() == every
     assert Config(num_elites=8, policy_loss="tdmpc2").following() == every - {"num_elites", "policy_loss"}
     assert every - Config(**SMALL).following() == {"enc_dim", "mlp_dim", "latent_dim", "task_dim"}

@@ -36,7 +36,21 @@ def scripted(text: str, ended: str = "") -> Scenario:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["train", "cache", "online", "both", "shown", "share_body", "tune", "collect", "import", "from-run", "targets"],
+    [
+        "train",
+        "cache",
+        "online",
+        "both",
+        "shown",
+        "share_body",
+        "images",
+        "many",
+        "tune",
+        "collect",
+        "import",
+        "from-run",
+        "targets",
+    ],
 )
 def test_command_killed_at_random_moments_ends_as_undisturbed(tmp_path: Path, name: str, forks: ForkServer) -> None:
     (tally,) = crash(forks, [name], kills=2, seed=1, root=tmp_path)

@@ -59,10 +59,16 @@ def test_choose_place_auto_takes_fastest_with_room(
 def test_choose_place_asked_for_without_room_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     memory(monkeypatch, cuda=80e9, cpu=20e9)
     assert choose_place("cpu", CUDA, int(12e9)) == "cpu"
-    with pytest.raises(ValueError, match=r"data_device=cpu: the episodes take 13\.0 GB, of 20\.0 GB free"):
+    with pytest.raises(
+        ValueError, match=r"data_device=cpu: 13\.0 GB are needed for the episodes, and of 20\.0 GB free"
+    ):
         choose_place("cpu", CUDA, int(13e9))
-    with pytest.raises(ValueError, match=r"data_device=cuda: the episodes take 70\.0 GB, of 80\.0 GB free"):
+    with pytest.raises(
+        ValueError, match=r"data_device=cuda: 70\.0 GB are needed for the episodes, and of 80\.0 GB free"
+    ):
         choose_place("cuda", CUDA, int(70e9))
+    with pytest.raises(ValueError, match=r"13\.0 GB are needed for the buffer.*data_device=disk, or a smaller one"):
+        choose_place("cpu", CUDA, int(13e9), "the buffer", "or a smaller one")
     with pytest.raises(ValueError, match="data_device=cuda, but training is on cpu"):
         choose_place("cuda", CPU, 1)
 
@@ -76,7 +82,7 @@ def test_outputs_of_a_teacher_count_where_data_are_placed(
     memory(monkeypatch, cpu=(bare + wide) / 2 / 0.6)
     assert plan_place(cfg, CPU) == "cpu"
     assert plan_place(cfg, CPU, ("policy", "plan")) == "disk"
-    with pytest.raises(ValueError, match="data_device=cpu: the episodes and the teacher's outputs for them take"):
+    with pytest.raises(ValueError, match="are needed for the episodes and the teacher's outputs for them, and of"):
         plan_place(cfg.replace(data_device="cpu"), CPU, ("policy", "plan"))
     teacher = Config(checkpoint=str(tmp_path / "teacher.pt"))
     TDMPC2(cfg).save(tmp_path / "teacher.pt")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.nn.pixels import SHIFT, random_shift, shift_images
 from tdmpc2.nn.world_model import WorldModel
+from tests.helpers.agents import small_config
 from tests.helpers.online_golden import Recorded, agent_files, read
 from tests.helpers.reference import shared_file
 
@@ -59,3 +61,13 @@ def test_pixel_encoder_keeps_the_rows_of_its_images(rows: tuple[int, ...]) -> No
     model = WorldModel(Config(task="cup-catch", obs="rgb", model_size=1), torch.Generator().manual_seed(1))
     images = torch.randint(256, (*rows, 9, 64, 64), dtype=torch.uint8)
     assert model.encode(images).shape == (*rows, 128)
+
+
+def test_random_shift_is_off_while_acting() -> None:
+    """The reference shifts the images it acts on, so that its actions are random without exploration noise."""
+    agent = TDMPC2(small_config(task="walker-walk", mode="online", obs="rgb", mpc=False))
+    images = torch.randint(256, (9, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = agent.model.policy_mean(agent.model.encode(images[None]), None)[0]
+    for _ in range(3):
+        torch.testing.assert_close(torch.as_tensor(agent.act(images, t0=True, eval_mode=True)), expected)

@@ -346,8 +346,10 @@ def test_online_dry_run_estimates_and_writes_nothing(tmp_path: Path, capsys: pyt
     cfg = config(tmp_path, FALLS, dry_run=True, num_envs=2, eval_freq=15, eval_episodes=1, episodic=True)
     train_online(cfg, None)
     text = capsys.readouterr().out
-    for line in (r"updates +45 x [\d.]+ ms = 0:00:\d\d", r"plans +12 x ", r"steps +22 x ", r"evaluation +4 x 9 plans",
-                 r"memory .* a buffer of 94 rows", r"disk ", r"in all +about 0:00:\d\d .planned plainly"):  # fmt: skip
+    for line in (
+        r"updates +45 x [\d.]+ ms = 0:00:\d\d", r"plans +12 x ", r"steps +22 x ", r"evaluation +4 x 9 plans",
+        r"buffer +94 rows, 0\.00 GB in memory", r"memory ", r"disk ", r"in all +about 0:00:\d\d .planned plainly",
+    ):  # fmt: skip
         assert re.search(rf"^{line}", text, re.MULTILINE), line
     assert not list(tmp_path.iterdir())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import signal
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box
 
+from tdmpc2.envs.workers import Worker, WorkerLost
 from tdmpc2.training.online import train_online
 from tests.helpers.online import config, interrupt
 from tests.helpers.toy_envs import FALLS
@@ -133,6 +135,48 @@ def test_online_termination_without_episodic_says_what_to_do(tmp_path: Path) -> 
         train_online(config(tmp_path, FALLS), None)
 
 
+def test_online_termination_without_episodic_does_not_advise_to_go_on(tmp_path: Path) -> None:
+    """The same command would only meet the next one, whatever the seed."""
+    for saves in (True, False):
+        with pytest.raises(ValueError, match=r"the episode terminated.*: set episodic=true") as error:
+            train_online(config(tmp_path / str(saves), FALLS, save_agent=saves), None)
+        assert not re.search("another seed|same command", str(error.value))
+
+
+def test_online_run_whose_worker_is_killed_names_its_episodes_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config(tmp_path, num_envs=2, env_workers=1, eval_freq=0)
+    processes: list[int] = []
+    begin = Worker.begin
+
+    def noting(self: Worker, name: str, *args: Any, **kwargs: Any) -> None:
+        processes.append(self._process.pid)
+        begin(self, name, *args, **kwargs)
+
+    monkeypatch.setattr(Worker, "begin", noting)
+    interrupt(monkeypatch, 36, lambda: os.kill(processes[-1], signal.SIGKILL))
+    task = re.escape(cfg.task)
+    said = rf"steps {task} \(seed \d+\), {task} \(seed \d+\) was killed by signal 9 .*, and the same command goes on"
+    with pytest.raises(ValueError, match=said):
+        train_online(cfg, None)
+    monkeypatch.undo()
+    train_online(cfg, None)
+    assert torch.load(cfg.run_dir / "state.pt", weights_only=True)["step"] == 46
+
+
+def test_online_evaluation_whose_worker_is_killed_has_no_score_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost(*_: Any, **__: Any) -> None:
+        raise WorkerLost("the process that steps the environments was killed by signal 9 (step)")
+
+    monkeypatch.setattr("tdmpc2.training.online.evaluate", lost)
+    train_online(cfg := config(tmp_path, eval_freq=20), None)
+    assert "has no score: the process that steps" in capsys.readouterr().out
+    assert torch.load(cfg.run_dir / "state.pt", weights_only=True)["step"] == 45
+
+
 def test_online_environment_that_does_not_repeat_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +198,8 @@ def test_online_environment_that_does_not_repeat_is_named(
     ({"buffer_size": 7}, "buffer_size=7 does not hold the 8 rows of one episode"),
     ({"task": "lift-cube"}, "ManiSkill 3 has no task 'lift-cube' any more"),
     ({"data_device": "cuda"}, "data_device=cuda, but training is on cpu"),
+    ({"data_device": "cpu", "buffer_size": 10**15, "steps": 10**14},
+     "data_device=cpu: .* GB are needed for the replay buffer.* Use data_device=disk, or a lower buffer_size"),
 ])  # fmt: skip
 def test_online_run_that_cannot_work_is_refused_before_the_first_step(
     tmp_path: Path, keys: dict[str, Any], message: str
