@@ -1,4 +1,4 @@
-"""The order of the packages: no module imports one that stands above it, and no imports run in a circle."""
+"""The order of the packages: no module imports one above it, and no imports run in a circle."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def modules() -> dict[str, Path]:
 
 @cache
 def imports() -> dict[str, set[str]]:
-    """Module -> modules of the package that it imports, anywhere in its text."""
+    """Map each module to the modules of the package that it imports, anywhere in its text."""
     arrows: dict[str, set[str]] = {}
     for name, path in modules().items():
         targets: set[str] = set()
@@ -67,7 +67,7 @@ def imports() -> dict[str, set[str]]:
 
 
 def floor(module: str) -> tuple[int, str]:
-    """Number of a module's floor and the entry of the table that it belongs to."""
+    """Return the number of a module's floor and the entry of the table that it belongs to."""
     name = module.removeprefix("tdmpc2.")
     fitting = [
         (len(box), number, box)

@@ -1,4 +1,4 @@
-"""The fast update: losses that are compiled, products in bf16, Mish of LayerNorm as one operator."""
+"""The fast update: compiled losses, products in bf16, and LayerNorm with Mish as one operator."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_update_with_fused_operator_differs_by_rounding_only(tiny_cfg: Config, t
 
 @pytest.mark.slow
 def test_compiled_run_continued_is_bitwise_equal(cfg: Config, tmp_path: Any) -> None:
-    """In bf16, since what is compiled for it is what fp32 has and the casts."""
+    """A compiled run in bf16 covers the fp32 case as well: bf16 only adds casts to the same compiled functions."""
     cfg = cfg.replace(compile="true", update_precision="bf16")
     straight = load_file(train(cfg.replace(steps=10, work_dir=str(tmp_path / "straight")), None)).model
     train(cfg.replace(steps=5), None)
@@ -121,7 +121,7 @@ def test_train_continued_with_other_update_precision_is_refused(cfg: Config) -> 
 
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that takes no time."""
+    """Replace the compiler by one that returns each function as it is."""
     monkeypatch.setattr("tdmpc2.acceleration.compiled_update.can_compile", lambda device: True)
     monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *args: function(*args))
 

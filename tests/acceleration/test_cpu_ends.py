@@ -31,7 +31,7 @@ def test_kernels_encode_as_plain(cfg: Config) -> None:
 
 
 def test_kernels_encode_with_int8_weights_as_plain() -> None:
-    """They are widened to float32, as PyTorch does it."""
+    """The kernels widen int8 encoder weights to float32, as PyTorch does."""
     model = random_model(small())
     set_precision(model, lambda matrix: "int8-weight-only" if matrix.startswith("_encoder") else "int8")
     obs, context = torch.randn(3, model.cfg.obs_dim), model.context(torch.tensor([1, 2, 3]))
@@ -52,7 +52,7 @@ def test_kernels_refit_as_plain(samples: int, elites: int, horizon: int) -> None
 
 
 def test_kernels_refit_to_values_that_had_to_be_replaced() -> None:
-    """Values that overflowed are the largest numbers, whose difference is infinite; the scores still add up to 1."""
+    """Values that overflow become the largest numbers, whose difference is infinite; scores still add up to 1."""
     cfg = small(num_samples=4, num_elites=3, num_pi_trajs=1)
     largest = torch.finfo(torch.float32).max
     value = torch.tensor([[largest, 0.0, -largest, -largest]])

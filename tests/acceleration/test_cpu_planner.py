@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 def random_model(cfg: Config, seed: int = 0) -> WorldModel:
-    """A model whose outputs are far from constant."""
+    """Make a model whose outputs are far from constant."""
     generator = torch.Generator().manual_seed(seed)
     model = WorldModel(cfg).requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -45,7 +45,7 @@ def small(task: str = "mt30", **changes: Any) -> Config:
 
 
 def inputs_of(model: WorldModel, num_envs: int, samples: int, seed: int = 0) -> dict[str, Any]:
-    """Arguments of ``estimate_value``."""
+    """Make arguments of ``estimate_value``."""
     cfg = model.cfg
     torch.manual_seed(seed)
     ids = torch.arange(num_envs) * 5 % len(cfg.task_specs)
@@ -149,7 +149,7 @@ def test_cpu_planner_quantised_matches_emulated_arithmetic(
 def test_cpu_planner_values_of_published_student_are_within_limit(
     published: dict[str, Tensor], name: str, limit: float
 ) -> None:
-    """Errors relative to the spread of an environment's values, in dB: what decides the ranking of its samples."""
+    """Errors are measured relative to the spread of an environment's values, which decides how samples rank."""
     model = WorldModel(Config(device="cpu")).requires_grad_(False)
     model.load_state_dict(published)
     low = set_precision(copy.deepcopy(model), name)

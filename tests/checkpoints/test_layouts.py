@@ -68,7 +68,7 @@ def test_world_model_state_is_layout_a() -> None:
 
 
 class UpstreamLike(nn.Module):
-    """The head containers of current TD-MPC2: tensordict parameters, one of them sharing memory with another."""
+    """The head containers of current TD-MPC2: tensordict parameters, one of which shares another's memory."""
 
     def __init__(self, mlp: int, joint: int, bins: int, num_q: int) -> None:
         super().__init__()

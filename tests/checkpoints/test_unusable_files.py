@@ -44,7 +44,7 @@ def test_load_file_of_other_kind_is_refused(tmp_path: Path, content: bytes) -> N
 
 
 class Touch:
-    """Unpickling this creates a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

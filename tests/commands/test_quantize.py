@@ -41,7 +41,7 @@ def model_file(tmp_path: Path) -> Path:
 
 
 def make_model_file(folder: Path) -> Path:
-    """A full-precision file of one agent, whose measurement plays one task."""
+    """Save a full-precision model of one task, so that measuring it plays one task only."""
     path = folder / "in" / "x.pt"
     agent = TDMPC2(small_config(tasks=("pendulum-spin",), mlp_dim=32, num_samples=32))
     generator = torch.Generator().manual_seed(0)
@@ -260,7 +260,7 @@ def test_quantize_onto_existing_files_needs_force(
 def test_quantize_interrupted_before_its_report_finishes_it(
     model_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Stopped while it measured, it refused to go on: its own files were "already there"."""
+    """A command stopped while measuring used to refuse to go on because its own files were already there."""
 
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt

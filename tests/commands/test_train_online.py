@@ -16,7 +16,7 @@ from tdmpc2.config import Config
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tuple[str, Config, Config | None]]]:
-    """The runs that a command line starts, none of which is made."""
+    """Record the runs that a command line would start, without starting them."""
     runs: list[tuple[str, Config, Config | None]] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tdmpc2.training.online.train_online", lambda *args: runs.append(("online", *args)))
@@ -65,7 +65,7 @@ def test_train_command_online_has_a_teacher_only_if_one_is_named(
 ])  # fmt: skip
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_train_command_reads_teachers_of_tasks(trained: list[Any], words: list[str], mode: str) -> None:
-    """The teacher that the configuration files name for offline training then has no part."""
+    """The teachers of single tasks replace the one teacher that the configuration files name."""
     main([*words, f"mode={mode}"])
     ((how, cfg, teacher),) = trained
     assert (how, teacher) == (mode, None)

@@ -378,7 +378,7 @@ def test_config_error_is_one_line() -> None:
     [("learning_rate", "lr"), ("num-steps", "steps"), ("gamma", "discount_max"), ("Batchsize", "batch_size")],
 )
 def test_key_by_the_name_that_others_use_is_answered_with_ours(typed: str, key: str) -> None:
-    """`learning_rate` was refused without a suggestion, since nothing here is spelt like it."""
+    """`learning_rate` used to be refused without a suggestion, since no key is spelt like it."""
     with pytest.raises(ValueError, match=f"Unknown key '{typed}' in a file. Did you mean '{key}'"):
         check_keys([typed], "a file")
 

@@ -1,4 +1,4 @@
-"""Run a command, kill it at a moment, or let it find the disk full."""
+"""Running a command, and killing it at some moment or letting it find the disk full."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HANGS = 300.0  # seconds after which a command that takes a few is taken to hang
 
 @dataclass(frozen=True)
 class Kill:
-    """SIGKILL to all processes of the command, so many seconds after its start or its first sign of work."""
+    """A SIGKILL to all processes of the command, some seconds after its start or its first sign of work."""
 
     seconds: float
     from_start: bool = False
@@ -29,7 +29,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class FullDisk:
-    """A disk that lets no file grow beyond so many bytes, which needs no disk of its own and no rights."""
+    """A limit on the size of files, which acts like a full disk and needs no permissions."""
 
     largest: int
 

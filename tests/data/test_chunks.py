@@ -75,7 +75,7 @@ def test_read_chunk_of_installed_tensordict_is_equal(tmp_path: Path, locked: boo
 
 
 class _OldTensorDict:
-    """Pickles as in tensordict 0.2: under this name, as a plain object with these attributes."""
+    """An object that is pickled as a TensorDict of tensordict 0.2 was."""
 
     __module__, __qualname__ = "tensordict.tensordict", "TensorDict"
 
@@ -226,7 +226,7 @@ def test_write_chunk_on_full_disk_leaves_nothing(tmp_path: Path) -> None:
 
 
 def _write_and_die(path: Path, moment: str) -> None:
-    """Run in a process of its own: killed half-way through the bytes, before they are flushed, or before the rename."""
+    """Write a chunk and die half-way through the bytes, before they are flushed, or before the rename."""
 
     def die(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -181,7 +181,7 @@ def _stop_at_call(monkeypatch: pytest.MonkeyPatch, function: str, number: int) -
 def test_ensure_store_stopped_is_finished_by_next_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, replaces: bool
 ) -> None:
-    """Stopped before each call of each function that changes files: the next call makes the same store."""
+    """Wherever a call is stopped between two changes of files, the next call makes the same store."""
     make_chunks(tmp_path / "whole", [TASKS, [1]])
     whole = content(ensure_store(tmp_path / "whole", "three", SPECS, quiet=True).path)
     stopped, number = True, 0
@@ -225,7 +225,7 @@ def test_ensure_store_with_stale_journal_reads_nothing_again(
 
 
 def test_import_ignores_finished_store_of_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal names, sizes and tasks, and a journal that a kill left."""
+    """A finished store whose journal was left behind is not taken for one of other files with equal names and sizes."""
     make_chunks(tmp_path / "big")
     make_chunks(tmp_path / "big2", first=50)
     with monkeypatch.context() as patch:

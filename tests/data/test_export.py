@@ -44,7 +44,7 @@ def test_export_files_equal_imported_files(tmp_path: Path) -> None:
 
 
 def test_export_writes_a_record(tmp_path: Path) -> None:
-    """An export names its tasks, and collect.py takes it."""
+    """The record of an export names its tasks, and collect.py can add to it."""
     data = fields([0, 1, 1], length=500, obs_dim=24, action_dim=6)
     write_chunk(tmp_path / "chunks/chunk_0.pt", **data)
     cfg = Config(task="mt30")

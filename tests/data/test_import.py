@@ -146,7 +146,7 @@ def test_import_of_mt80_layout_gives_the_obvious_bytes(tmp_path: Path) -> None:
 
 
 def test_import_reads_rows_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces smaller than a block, and episodes that do not follow one another."""
+    """Pieces may be smaller than a block, and the chosen episodes need not follow one another."""
     make_chunks(tmp_path / "chunks", [TASKS * 3, TASKS * 2])
     monkeypatch.setattr("tdmpc2.data.store.importer._PIECE", 2 * (L + 1) * RowFormat(4, 2).record.itemsize)
     tasks = TASKS * 5

@@ -35,7 +35,7 @@ import_episodes([root / "chunks"], root / "out", "three", SPECS, block=2, max_pe
 
 
 def _slow_import(forks: ForkServer, root: Path, max_per_task: int | None = None) -> Job:
-    """A process that holds the lock and waits for the file ``go``."""
+    """Run a process that holds the lock and waits for the file ``go``."""
     process = forks.start(["-c", SLOW_IMPORT.replace("MAX", str(max_per_task)), root], REPO)
     while not (root / "reading").exists():
         assert process.poll() is None

@@ -83,7 +83,7 @@ def test_gap_schedule_while_training_lowers_its_factor(tiny_cfg: Config, monkeyp
 def test_schedule_of_continued_agent_goes_on(
     tiny_cfg: Config, schedule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through a file, with every target, in the middle of the gap's first average."""
+    """An agent saved and loaded while the gap schedule still forms its first average goes on exactly."""
     monkeypatch.setattr(distill, "GAP_UPDATES", 5)
     keys = {"distillation_schedule": schedule, "distillation_targets": LIVE, "steps": 10}
     cfg = tiny_cfg.replace(**keys)

@@ -1,4 +1,4 @@
-"""The teacher computes what the targets need, once."""
+"""The teacher computes what the targets need, and each output only once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test the example that learns one's own environment: the environment, its keys, and the whole path at tiny size."""
+"""The example that learns a user's own environment: the environment, its keys, and the whole path at tiny size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_environment_of_the_example_is_what_gymnasium_asks_for(example: ModuleTy
 
 
 def test_puck_pushed_to_its_target_is_rewarded(example: ModuleType) -> None:
-    """A controller that everybody knows does it: push along the way, brake with the velocity."""
+    """A proportional-derivative controller solves the task."""
     env = example.Puck()
     obs, _ = env.reset(seed=1)
     first = env.step(np.zeros(2, np.float32))[1]

@@ -236,7 +236,7 @@ _PLAIN = {
 
 
 def random_line(rng: random.Random) -> list[str]:
-    """Put a command line together: a real command, real keys, values that may be anything."""
+    """Compose a command line of a real command, real keys, and values that may be anything."""
     from tdmpc2.config import key_names
 
     name = rng.choice(("train", "online", "tune", "evaluate", "collect", *_PLAIN, "x"))

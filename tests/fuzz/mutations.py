@@ -1,4 +1,4 @@
-"""Changes to a file's bytes and to what it holds; every change is drawn from the generator that is passed."""
+"""Changes to a file's bytes and content, drawn from the generator that is passed."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def change_tree(rng: random.Random, tree: Any, values: tuple[Callable[[random.Ra
 
 
 def _near(rng: random.Random, value: Any, values: tuple[Callable[[random.Random], Any], ...]) -> Any:
-    """Something in the place of a value: half of the time of its own kind."""
+    """Draw something in the place of a value, half of the time of the same kind."""
     if rng.random() < 0.5:
         return rng.choice(values)(rng)
     if isinstance(value, torch.Tensor):
@@ -142,7 +142,7 @@ def _near(rng: random.Random, value: Any, values: tuple[Callable[[random.Random]
 
 
 def change_tensor(rng: random.Random, tensor: torch.Tensor) -> Any:
-    """Another type, shape, layout or value in the place of a tensor."""
+    """Change the type, shape, layout or value of a tensor."""
     values: tuple[Callable[[], Any], ...] = (
         lambda: tensor.double() * 1e300,
         lambda: tensor.double().mul(1e30).float(),
@@ -184,7 +184,7 @@ def _copy(tree: Any) -> Any:
 
 
 def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """Every dict or list of a tree with each of its keys."""
+    """Yield every dict or list of a tree with each of its keys."""
     keys = tree.keys() if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
     for key in list(keys):
         yield tree, key
@@ -211,7 +211,7 @@ def change_torch(rng: random.Random, data: bytes) -> bytes:
 
 
 def _tensordict(tree: Any, like: TensorDict) -> Any:
-    """The tree as a TensorDict where it can be one."""
+    """Turn the tree into a TensorDict where that is possible."""
     for batch_size in (like.batch_size, [], None):
         try:
             return TensorDict(tree, batch_size=batch_size)

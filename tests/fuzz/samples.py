@@ -1,4 +1,4 @@
-"""The real files that are changed: made once by the real commands at tiny size."""
+"""The real files that are changed, made once by the real commands at tiny size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process from which commands can be forked that have imported everything they need, and made what they all make."""
+"""A process that has imported what commands need and run some of them, so that forks of it start fast."""
 
 from __future__ import annotations
 

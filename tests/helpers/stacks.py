@@ -1,4 +1,4 @@
-"""Agents of single tasks that are stacked, and the same agents apart."""
+"""Agents of single tasks for stacks, and the same agents apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random models of tasks that may terminate, whose head predicts that some steps end the episode and others do not."""
+"""Random models of tasks that may terminate, whose head predicts the end for some steps and not for others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tdmpc2.nn.world_model import TaskContext, WorldModel
 
 
 def logits_of(model: WorldModel, z: Tensor, task: TaskContext, actions: Tensor) -> Tensor:
-    """Logits of termination after every action of sequences, [H, E, S].
+    """Compute the logits of termination after every action of sequences, [H, E, S].
 
     Args:
         model: has a termination head.

@@ -48,7 +48,7 @@ def make_agent(
 
 
 def replay(scenario: str, published: dict[str, torch.Tensor], compile: str = "false") -> dict[str, Any]:
-    """Five updates of one recorded scenario, with everything that was recorded about them."""
+    """Run five updates of one recorded scenario and return everything that was recorded about them."""
     g = load_golden("update.npz")
     agent = make_agent(g, published, scenario, compile)
     initial = {name: p.clone() for name, p in agent.model.state_dict().items()}
@@ -182,7 +182,7 @@ def test_policy_loss_has_gradient_in_the_policy_only(tiny_cfg: Config) -> None:
 
 
 def test_cloning_loss_is_the_formula(tiny_cfg: Config) -> None:
-    """Word for word: steps, demonstrations, and the actions that a task has."""
+    """The loss is summed in plain loops over steps, demonstrations and the actions that each task has."""
     agent = TDMPC2(tiny_cfg)
     model, batch = agent.model, random_batch(tiny_cfg, 0)
     count = len(batch.task)
@@ -245,7 +245,7 @@ def test_agent_with_teacher_of_other_task_set_is_refused(tiny_cfg: Config) -> No
 
 
 def test_update_needs_no_device_synchronisation(tiny_cfg: Config) -> None:
-    """Reading a tensor on the host fails on a fake tensor, so a whole update traces only without any such read."""
+    """On fake tensors, an update that reads a tensor on the host would fail."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
@@ -265,7 +265,7 @@ def test_update_compiled_matches_recorded(scenario: str, published: dict[str, to
 
 
 def test_policy_loss_divides_the_values_of_each_task_by_its_own_scale() -> None:
-    """One wide task made the values of all others too small to learn from."""
+    """With one scale for all, a task of large values made those of the others too small to learn from."""
     cfg = Config(**TINY).replace(value_scale="per_task", tau=0.0, entropy_coef=0.0, dropout=0.0)
     agent = TDMPC2(cfg)
     with torch.no_grad():  # heads are zero at first, and all their values alike

@@ -33,7 +33,7 @@ def put_together(header: dict[str, Any] | bytes, data: bytes) -> bytes:
 
 
 def with_card(content: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
-    """The file with a change to its card."""
+    """Change the card of a file."""
     header, data = taken_apart(content)
     card = json.loads(header["__metadata__"]["tdmpc2"])
     change(card)
@@ -94,7 +94,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 def _without_head(content: bytes) -> bytes:
-    """The file without the numbers of the termination head, which stand between those of the Q heads and the tables."""
+    """Remove the termination head's numbers, which are between those of the Q heads and the tables."""
     header, data = taken_apart(content)
     own = {name: entry["data_offsets"] for name, entry in header.items() if name.startswith("termination.")}
     first, last = min(start for start, _ in own.values()), max(end for _, end in own.values())
@@ -151,7 +151,7 @@ def test_path_that_is_no_file_is_refused(opened: NativeLibrary, tmp_path: Path) 
 
 
 def mutations(content: bytes, rng: random.Random, count: int) -> Iterator[bytes]:
-    """Files with changed bytes, most of them in the header, cut ones, and ones whose numbers were exchanged."""
+    """Yield damaged files: changed bytes, mostly in the header, cut or repeated parts, exchanged numbers."""
     header, data = taken_apart(content)
     size = len(content) - len(data)
     text = content[8:size]
@@ -189,7 +189,7 @@ VARIANTS = [name for name in ("scalar", "avx2") if name in runnable()]
 
 
 def sanitized(folder: Path, kinds: str, name: str) -> Path:
-    """The program of agent.cpp with a library under sanitizers."""
+    """Compile agent.cpp with a library under sanitizers."""
     flags = f"-fsanitize={kinds} -fno-sanitize-recover=all"
     flags_list = f"-O1;{flags.replace(' ', ';')}"
     made = build(folder, f"TDMPC2_VARIANTS={';'.join(VARIANTS)}", f"TDMPC2_MORE_FLAGS={flags_list}",
@@ -207,7 +207,7 @@ def called(program: Path, *words: object) -> subprocess.CompletedProcess[str]:
 def test_library_under_address_and_undefined_sanitizers_is_clean(
     folder: Path, episodic: Path, tmp_path: Path, run: Callable[..., str]
 ) -> None:
-    """It plans in every precision, and takes damaged files as they come: 400 of them, each refused or planned with."""
+    """The library plans in every precision and opens 400 damaged files, most of which it refuses."""
     program = sanitized(folder, "address,undefined", "build-address")
     for name in ("fp32", "bf16", "int8", "episodic/int8"):
         path = folder / f"{name}.safetensors"
@@ -229,7 +229,7 @@ def test_library_under_address_and_undefined_sanitizers_is_clean(
 
 
 def test_library_under_the_thread_sanitizer_is_clean(folder: Path) -> None:
-    """Two agents in two threads, each with helpers."""
+    """Two agents plan in two threads, each with helper threads."""
     program = sanitized(folder, "thread", "build-thread")
     for variant in VARIANTS:
         done = called(program, "threads", folder / "int8.safetensors", variant)
@@ -241,7 +241,7 @@ def test_library_under_the_thread_sanitizer_is_clean(folder: Path) -> None:
 
 @pytest.mark.skipif(not (shutil.which(ARM) and shutil.which(EMULATOR)), reason=f"needs {ARM} and {EMULATOR}")
 def test_library_for_arm_plans_the_same_bits_in_int8(folder: Path, episodic: Path, run: Callable[..., str]) -> None:
-    """A robot with an ARM processor does what the workstation did, with its own random numbers."""
+    """A robot with an ARM processor does what the workstation did, with the library's own random numbers."""
     toolchain = f"CMAKE_TOOLCHAIN_FILE={folder / 'cmake' / 'aarch64-linux.cmake'}"
     made = build(folder, toolchain, "TDMPC2_VARIANTS=scalar;neon", target="tdmpc2_static", name="build-arm")
     program = agent_program(folder, made, "-static", compiler=ARM)

@@ -1,4 +1,4 @@
-"""Matrix products in every number format, and what an agent of each kind of file computes in."""
+"""Matrix products in every number format, and the formats in which agents of each kind of file compute."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def exact(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """The int8 product in float64: every row in 256 steps from its smallest to its largest value."""
+    """Compute the int8 product in float64: each row in 256 steps from its smallest to its largest value."""
     low, high = (bound.double() for bound in x.aminmax(dim=-1, keepdim=True))
     step = (high - low) / 255
     rows = ((x.double() - low) / step).round() * step + low
@@ -129,7 +129,7 @@ def test_int8_layer_compiled_equals_plain() -> None:
 
 
 def formats(agent: TDMPC2) -> dict[str, set[torch.dtype]]:
-    """Types of each network's weights."""
+    """Collect the types of each network's weights."""
     found: dict[str, set[torch.dtype]] = {}
     for name, parameter in agent.model.named_parameters():
         if parameter.ndim > 1 and not name.startswith(("_task_emb", "_target")) and ".ln." not in name:

@@ -126,7 +126,7 @@ def test_num_steps_counts_all_episodes(agent: TDMPC2) -> None:
 
 
 def test_evaluate_ends_at_the_step_that_raises(agent: TDMPC2) -> None:
-    """A run that is told to stop does not play the rest of the evaluation."""
+    """A run that is told to stop must not play the rest of the evaluation."""
     steps: list[int] = []
 
     def stop_at_the_third() -> None:

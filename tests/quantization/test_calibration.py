@@ -32,7 +32,7 @@ from tests.helpers.toy_envs import FALLS
 
 
 def predicted_errors(found: Iterable[Sensitivity], int8: Iterable[str]) -> dict[str, float]:
-    """Predict errors in dB by output with some matrices in int8, as the sum of the powers of theirs alone."""
+    """Predict errors in dB for each output, by adding the powers of the errors of single matrices."""
     chosen = set(int8)
     powers = [[10 ** (s.errors[name] / 10) for name in OUTPUTS] for s in found if s.matrix in chosen]
     with np.errstate(divide="ignore"):

@@ -47,7 +47,7 @@ MOST_GROWTH = {"memory_mb": 0.03, "open_files": 0.0, "threads": 0.0}
 
 
 class Sample(NamedTuple):
-    """State of the training and of all processes it started.
+    """The state of the training and of all processes that it started.
 
     Attributes:
         minutes: since the start.
@@ -88,7 +88,7 @@ def _sample(processes: Sequence[psutil.Process], minutes: float) -> Sample:
 
 
 def growth(samples: Sequence[Sample]) -> dict[str, float]:
-    """Compare the medians of the last quarter of the samples with those of the second one, as shares of the latter."""
+    """Compare the medians of the last quarter of the samples with those of the second quarter, as shares."""
     values = np.array(samples)  # [samples, 4]
     warm = int(WARM_UP * len(values))
     before, after = (np.median(part, axis=0) for part in (values[warm : 2 * warm], values[-warm:]))
@@ -96,7 +96,7 @@ def growth(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 def grown(samples: Sequence[Sample]) -> list[str]:
-    """Name what has grown by more than noise, in words."""
+    """Name in words what has grown by more than noise."""
     return [
         f"{name} grew by {share:.1%} (allowed: {MOST_GROWTH[name]:.0%})"
         for name, share in growth(samples).items()

@@ -1,4 +1,4 @@
-"""The tool that watches long trainings: what it calls growth, and one short session of the real command."""
+"""The tool that watches long trainings: what counts as growth, and one short session of the real command."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_grown_flat_series_reports_nothing():
 
 
 def test_grown_leak_of_one_mb_a_sample_names_memory():
-    """A leak of a megabyte every ten seconds is one that fills 24 GB in less than three days."""
+    """A leak of a megabyte every ten seconds fills 24 GB in less than three days."""
     (line,) = grown(_series(1.0))
     assert line.startswith("memory_mb grew by")
 

@@ -45,7 +45,7 @@ def test_draw_run_leaves_curves_beside_the_logs(tmp_path: Path) -> None:
 
 
 def test_draw_run_reports_a_damaged_file_in_a_line(tmp_path: Path) -> None:
-    """A figure that fails at the end of a training run must not look like a run that failed."""
+    """A figure that fails at the end of a training run must not make the run look failed."""
     run = write_run(tmp_path, 1, 20)
     (run / "train.csv").write_text("step,total_loss\n1,many\n")
     line = draw_run(run)

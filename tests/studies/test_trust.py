@@ -1,4 +1,4 @@
-"""Trust figures: rollouts against no change, by hand."""
+"""Trust figures: rollouts are compared with predicting no change, computed by hand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_trust_figures_are_of_each_task() -> None:
 
 
 def test_figures_of_agent_are_those_of_its_own_rollouts(tiny_cfg: Config) -> None:
-    """The third latent under the data's actions, against the encoding of the third observation, start by start."""
+    """Latents rolled out with the data's actions are compared with encoded observations, start by start."""
     agent, teacher = TDMPC2(tiny_cfg), TDMPC2(tiny_cfg.replace(seed=7))
     generator = torch.Generator().manual_seed(0)
     for network in (agent, teacher):  # the last layers start at zero

@@ -1,4 +1,4 @@
-"""Weights & Biases: an offline run as its file has it."""
+"""Weights & Biases: the content of an offline run's file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.helpers.wandb_reader import OfflineRun, read_run
 
 
 class Recorded(NamedTuple):
-    """An offline run of 400 records, as its file has it."""
+    """An offline run of 400 records, read back from its file."""
 
     cfg: Config
     path: Path

@@ -85,7 +85,7 @@ def test_train_with_evaluations_gives_equal_weights(cfg: Config, tmp_path: Path)
 
 
 def test_evaluation_of_one_episode_has_no_interval(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    """It was shown as an interval from the score to the score."""
+    """The score of one episode used to be shown with an interval from that score to itself."""
     train(cfg.replace(steps=2, tasks=("pendulum-spin",), mpc=False, eval_episodes=1, eval_freq=2), None)
     assert list(rows(cfg.run_dir / "eval.csv")[0]) == ["step", "normalized_score"]
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("eval: step 2"))

@@ -138,7 +138,7 @@ def test_train_keeps_last_checkpoints(cfg: Config) -> None:
 
 
 class Scores:
-    """Evaluations with given scores by call, which can end the run instead."""
+    """A stand-in for evaluations with a given score for each call, or None to end the run."""
 
     def __init__(self, scores: dict[int, float | None]) -> None:
         self.scores, self.calls = scores, 0
@@ -190,7 +190,7 @@ def test_train_repeats_evaluation_that_was_cut_off(cfg: Config, scored: Any, tmp
 def test_train_does_not_double_rows_of_cut_off_evaluation(
     cfg: Config, scored: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed between the rows and the record of the score."""
+    """The run is killed between writing an evaluation's rows and recording its score."""
     cfg = cfg.replace(eval_freq=10)
     scored({1: 3.0})
     record = run_dir.record_score
@@ -215,7 +215,7 @@ def test_train_does_not_double_rows_of_cut_off_evaluation(
 def test_dry_run_estimates_and_writes_nothing(
     cfg: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], begun: bool
 ) -> None:
-    """The planner would be compiled for so many plans, which takes most of a minute; here it is only asked."""
+    """The planner is only asked about compiling, which would take most of a minute."""
     asked: list[tuple[str, int]] = []
     monkeypatch.setattr(FastPlanner, "speed_up", lambda self, wanted, plans: asked.append((wanted, plans)) or "")
     if begun:
@@ -262,7 +262,7 @@ def test_checkpoint_size_estimate_is_an_upper_bound(cfg: Config) -> None:
 def test_dry_run_counts_import_and_cache(
     cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], teachers: bool
 ) -> None:
-    """One teacher of all tasks, or teachers of single tasks."""
+    """The estimates hold for one teacher of all tasks and for teachers of single tasks."""
     file = str(train(cfg.replace(steps=1, work_dir=str(tmp_path / "teacher")), None))
     taught = cfg.replace(teachers=dict.fromkeys(TASKS, file)) if teachers else cfg
     capsys.readouterr()
