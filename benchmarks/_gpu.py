@@ -31,7 +31,7 @@ PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("plan", ()), ("update", ()), ("evaluation", ()), ("train", ("--processes", "1")),
     ("train", ("--online",)), ("stacked", ("--agents", "30")),
 )  # fmt: skip
-#: Where a result tells its plain and its fast time, by benchmark.
+#: Keys of the plain and the fast time in a result, by benchmark.
 TIMES = {"stacked": ("alone_ms", "stacked_ms")}
 
 
@@ -109,7 +109,7 @@ def main(
         print("make gpu: torch finds no CUDA GPU here, so nothing was tested or measured")
         return 1
     found: dict[str, Any] = {"machine": machine(args.device), "versions": versions(), "commit": commit()}
-    endings = {"tests": "passed" if tests() in (0, 5) else "failed"}  # 5: there were none
+    endings = {"tests": "passed" if tests() in (0, 5) else "failed"}  # 5: pytest found no tests
     found |= {"benchmarks": []}
     for name, options in PARTS:
         words = [*options, "--device", args.device, *(["--quick"] if args.quick else [])]

@@ -32,8 +32,8 @@ from tdmpc2.tracking.progress import progress
 
 REPO = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "tensordict", "torchrl", "gymnasium", "dm_control", "mujoco", "numpy")
-SECONDS = 20.0  # that the turns of one table may take by default
-NARROW = 0.02  # half of a ratio's 95 % interval, as a share of the ratio, from which more turns say little
+SECONDS = 20.0  # that the turns of one table may take, unless told otherwise
+NARROW = 0.02  # turns may end once half of each ratio's 95 % interval is below this share of it
 Run = Callable[[], Any]
 Column = tuple[str, str, str]
 

@@ -26,7 +26,7 @@ from tdmpc2.training import run_dir
 from tdmpc2.training.loop import Run
 from tdmpc2.training.online import Loop
 
-_EPISODES = 20  # of random play that are in the buffer from the beginning
+_EPISODES = 20  # random ones that the buffer holds from the beginning
 _SAVED = 10_000  # steps between two saves
 
 
@@ -42,7 +42,7 @@ class Learning:
         for number in range(_EPISODES):
             rows = [rng.standard_normal((length + 1, size), np.float32) for size in (cfg.obs_dim, cfg.action_dim, 1)]
             self.loop.replay.add(rows[0], np.tanh(rows[1]), rows[2][:, 0], cfg.task_ids[number % len(cfg.task_ids)])
-        next(self._turns)  # at random; from the second on all is planned
+        next(self._turns)  # the first turn acts randomly, all later ones plan
         self._numbers = itertools.count()
 
     def steps(self, count: int) -> None:

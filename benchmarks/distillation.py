@@ -31,7 +31,7 @@ def measure(cfg: Config, teacher_cfg: Config, repeats: int, limit: float | None)
     teacher.model.requires_grad_(False)
     batch = random_batch(cfg, teacher.device)
     runs: dict[str, Run] = {"none": partial(TDMPC2(cfg).update, batch)}
-    live = tuple(name for name, target in TARGETS.items() if target.live)  # plans are made beforehand
+    live = tuple(name for name, target in TARGETS.items() if target.live)  # not ``plan``, made beforehand
     for name, targets in [*((target, (target,)) for target in live), ("all", live)]:
         agent = TDMPC2(cfg.replace(distillation_targets=targets), teacher)
         if agent.distillation.needs_pca:

@@ -39,7 +39,7 @@ FULL_MINUTES = 2
 DISK_GB = 2
 
 CFG = Config(task="mt30")
-PAUSE = 5  # seconds: a virtual machine hands freed memory back, and what runs at once after a deletion gains by that
+PAUSE = 5  # seconds after a deletion, until a virtual machine has returned the freed memory: what runs sooner is faster
 FILE = 4096  # episodes per chunk file: 254 MB as in a store, 263 MB in the file
 
 

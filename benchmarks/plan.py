@@ -65,7 +65,7 @@ def product_run(cfg: Config, precision: str, num_envs: int, device: torch.device
     for inputs, outputs, count in products(cfg):
         x, w = torch.randn(rows, inputs, device=device), torch.randn(outputs, inputs, device=device)
         if precision == "int8":
-            pads = (0, -inputs % 8), (0, -inputs % 8, 0, -outputs % 8)  # which CUDA wants
+            pads = (0, -inputs % 8), (0, -inputs % 8, 0, -outputs % 8)  # CUDA needs multiples of 8
             x8, w8 = F.pad(x.to(torch.int8), pads[0]), F.pad(w.to(torch.int8), pads[1])
             runs.append((partial(torch._int_mm, x8, w8.T), count))
         else:
@@ -126,7 +126,7 @@ def busy_processes(count: int) -> Iterator[None]:
     try:
         for process in processes:
             assert process.stdout is not None
-            process.stdout.readline()  # it has begun
+            process.stdout.readline()  # wait until it has begun
         yield
     finally:
         for process in processes:

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(parser, argv, {"repeats": 30}, workers=1)
     if unknown := [name for name in args.families if name not in ROWS]:
         parser.error(f"no family is called {', '.join(unknown)}; there are {', '.join(ROWS)}")
-    limit = None if args.limit is None else args.limit / 4  # a row's turns: the others' simulators wait
+    limit = None if args.limit is None else args.limit / 4  # a row gets a quarter: others follow
     results = []
     for name in args.families or (QUICK if args.quick else ROWS):
         row = ROWS[name]._replace(steps=3) if args.quick else ROWS[name]

@@ -50,7 +50,7 @@ def train(name: str, steps: int, *settings: str) -> float:
     prefixed = [s if s.startswith("teacher_config") else f"student_config.{s}" for s in (*common.split(), *settings)]
     run(" ".join(["train.py", *prefixed]))
     with (OUT / name / "speed.csv").open() as file:
-        return float([*csv.DictReader(file)][-1]["wall_seconds"])  # of all parts of a run that was continued
+        return float([*csv.DictReader(file)][-1]["wall_seconds"])  # also of a continued run
 
 
 def evaluate(name: str, checkpoint: str) -> dict[str, float]:

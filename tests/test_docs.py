@@ -23,7 +23,7 @@ HYDRA = {
     "hydra/launcher", "hydra.launcher.tasks_per_node", "hydra.launcher.gpus_per_node", "hydra.launcher.n_jobs",
     "hydra.launcher.ray.init.num_cpus", "hydra.launcher.ray.remote.num_cpus",
 }  # fmt: skip
-#: With which other keys a key is tried: images are of one task, sharing is by acting, and what stays is that of a file.
+#: Keys that another key needs: images are of one task, sharing bodies needs online mode, freezing needs a file.
 NEEDED: dict[str, dict[str, str]] = {
     "freeze": {"checkpoint": "model.pt"},
     "obs": {"task": "walker-walk"},

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-#: From the bottom up. A module belongs to the longest name that it starts with; those on one line know nothing of one
-#: another. Entry points that keep former names alive (``__main__`` and the like) stand with the commands.
+#: From the bottom up. A module belongs to the longest name that it starts with; modules on one line do not import each
+#: other. Entry points that keep former names alive (``__main__`` and the like) are listed with the commands.
 FLOORS = (
     ("support", "tasks", "nn"),
     ("distributed", "envs", "distillation.projection"),

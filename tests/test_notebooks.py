@@ -13,7 +13,7 @@ from tests.helpers.reference import REPO, SHARED
 
 nbformat = pytest.importorskip("nbformat", reason="notebooks need nbformat")
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
-#: What stands in the cell of parameters is replaced by this.
+#: Replaces the content of the cell of parameters.
 SMALL = {
     "quickstart": "STEPS = 25\nBUDGET = {'num_samples': 32, 'iterations': 1}",
     "imagination": "STEPS, AHEAD = 12, 4\nBUDGET = {'num_samples': 48, 'iterations': 2, 'horizon': 3}",

@@ -65,14 +65,14 @@ def test_what_workflows_call_exists() -> None:
         assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets), name
         for package in re.findall(r"grep '\^(\w+==)' constraints.txt", said):
             assert re.search(rf"^{package}", (REPO / "constraints.txt").read_text(), re.MULTILINE)
-    assert WORKFLOWS["release"][True]["push"]["tags"] == ["v*"]  # YAML reads `on` as a truth value
+    assert WORKFLOWS["release"][True]["push"]["tags"] == ["v*"]  # YAML reads the key `on` as True
 
 
 def test_scheduled_workflow_tries_the_newest_versions_of_each_family_alone() -> None:
     workflow = WORKFLOWS["newest"]
     assert workflow[True]["schedule"]
     job = workflow["jobs"]["family"]
-    assert job["strategy"]["fail-fast"] is False  # one family that broke hides no other
+    assert job["strategy"]["fail-fast"] is False  # a broken family must not hide others
     rows = job["strategy"]["matrix"]["include"]
     lists = {path.stem: path.read_text() for path in (REPO / "docker" / "newest").glob("*.txt")}
     assert sorted(row["family"] for row in rows) == sorted(lists)

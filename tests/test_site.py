@@ -105,7 +105,7 @@ class _Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.links: list[str] = []
-        self.fetched: list[str] = []  # without being asked
+        self.fetched: list[str] = []  # loaded without a click
         self.ids: set[str] = set()
         self.feed(text)
 

@@ -239,7 +239,7 @@ def test_norm_mish_far_from_zero_matches_float64() -> None:
     y = torch.tensor([-1e4, -90.0, -88.0, -20.0, 0.0, 20.0, 90.0, 1e4]).repeat(2)[None]
     zeros = torch.zeros_like(y).requires_grad_()
     x = torch.full((1, 1, 16), 3.0, requires_grad=True)
-    got = norm_mish.norm_mish(x, zeros, zeros, y.requires_grad_())  # LayerNorm gives y
+    got = norm_mish.norm_mish(x, zeros, zeros, y.requires_grad_())  # LayerNorm returns its bias, y
     assert_close(got[0], F.mish(y), rtol=1e-6, atol=1e-30)
     slope, want = (torch.autograd.grad(out.sum(), y)[0] for out in (got, F.mish(y)))
     assert_close(slope, want, rtol=1e-5, atol=1e-7)
@@ -260,4 +260,4 @@ def test_dropout_mask_elements_are_independent(rate: float) -> None:
 
     assert near(dropped.sum(), rate)
     assert near((dropped[1:] & dropped[:-1]).sum(), rate**2)
-    assert near(2 * dropped[size // 2 :].sum(), rate)  # up to the end
+    assert near(2 * dropped[size // 2 :].sum(), rate)  # also in the second half

@@ -220,9 +220,9 @@ def test_killed_build_takes_its_compiler_along_and_the_next_one_deletes_what_it_
     (left,) = target.parent.iterdir()
     assert left.name.startswith("building-")
     while _runs(number):
-        os.sched_yield()  # the compiler is killed by its keeper; the time limit of tests ends one that is not
+        os.sched_yield()  # its supervisor kills the compiler; if not, the tests' time limit ends this loop
     machine, _, ended = left.name.removeprefix("building-").partition("-")
-    others = {"building-of-mine.x", f"building-{'0' * len(machine)}-{ended}"}  # the second is another machine's
+    others = {"building-of-mine.x", f"building-{'0' * len(machine)}-{ended}"}  # the second one is of another machine
     for name in others:
         (target.parent / name).mkdir()
     build._delete_orphans(target.parent)

@@ -129,7 +129,7 @@ def test_head_that_predicts_no_end_changes_no_bit(name: str) -> None:
 @pytest.mark.parametrize("bias", [-1e4, 1e4])
 def test_value_that_overflows_behind_an_end_counts_as_in_the_plain_plan(bias: float) -> None:
     model = with_bias(episodic(vmax=200.0), bias)
-    model._Qs.params[9].fill_(-200)[:, -1] = 200  # certain of the last bin, whose value overflows
+    model._Qs.params[9].fill_(-200)[:, -1] = 200  # all weight is on the last bin, whose value overflows
     inputs = inputs_of(model, 2, 20)
     assert torch.equal(PackedNetworks(model).estimate_value(**inputs), planner.estimate_value(model, **inputs))
 
@@ -156,7 +156,7 @@ def test_quantised_head_matches_emulated_arithmetic(monkeypatch: pytest.MonkeyPa
     assert (logits[:, rows] > 0).any()
     assert float(rows.float().mean()) > 0.5
     want, got = planner.estimate_value(model, **inputs)[rows], networks.estimate_value(**inputs)[rows]
-    # Sums in another order move a few inputs across the edge between two codes: far less than quantising did.
+    # Sums in another order move a few inputs to the next code, which is far less than the error of quantising.
     assert relative_db(got, want) < relative_db(want, exact[rows]) - 10
 
 

@@ -19,7 +19,7 @@ from tdmpc2.precision import execution
 from tdmpc2.quantization.recipes import RECIPES, quantize_state
 
 CPU = torch.device("cpu")
-#: Shaped as measured: with AMX the kernels were slower in bf16, without it they were faster.
+#: As measured once: with AMX the kernels were slower in bf16, and without it faster.
 WITH_AMX = {"fp32": 90.0, "bf16": 118.0, "int8": 60.0}
 WITHOUT_AMX = {"fp32": 72.0, "bf16": 41.0, "int8": 35.0}
 
@@ -29,7 +29,7 @@ WITHOUT_AMX = {"fp32": 72.0, "bf16": 41.0, "int8": 35.0}
     [
         (("fp32", "bf16"), WITH_AMX, "fp32"),
         (("fp32", "bf16"), WITHOUT_AMX, "bf16"),
-        (("fp32", "bf16"), {"bf16": 0.95, "fp32": 1.0}, "fp32"),  # as fast, but for what timing disturbs
+        (("fp32", "bf16"), {"bf16": 0.95, "fp32": 1.0}, "fp32"),  # equally fast up to noise
         (("bf16", "int8"), {"int8": 3.0, "bf16": 1.0}, "bf16"),
     ],
 )
@@ -73,7 +73,7 @@ def test_kernel_seconds_are_measured_once_and_kept(kernels: list[str], tmp_path:
     first = speed.kernel_seconds()
     assert kernels == ["torch.float32", "torch.bfloat16", "torch.int8"]
     assert json.loads(next((tmp_path / "tdmpc2").iterdir()).read_text()) == first
-    speed.kernel_seconds.cache_clear()  # as another process
+    speed.kernel_seconds.cache_clear()  # as in another process
     assert speed.kernel_seconds() == first
     assert len(kernels) == 3
 

@@ -25,8 +25,8 @@ from tests.helpers.reference import REPO
 
 KEYS = ["benchmark", "machine", "versions", "date", "commit", "options", "results"]
 NAMES = sorted(path.stem for path in (REPO / "benchmarks").glob("[a-z]*.py") if path.stem != "benchmarks")
-COMPILING = ("kernels", "plan", "update")  # whose subject torch.compile is
-STARTING = ("export", "stepping", "train")  # processes, which takes seconds
+COMPILING = ("kernels", "plan", "update")  # these measure torch.compile
+STARTING = ("export", "stepping", "train")  # these start processes, which takes seconds
 WITH_A_COMPILER = ("kernels", "native", "update")  # skipped without one; tests/native runs the one of that name
 
 
@@ -221,7 +221,7 @@ def test_runner_goes_on_after_a_failure_and_returns_it(
         (folder / f"{name}.py").write_text(f"MINUTES = 1\nFULL_MINUTES = 2\nDISK_GB = 0\n{body}\n")
     monkeypatch.setattr(runner, "_FOLDER", folder)
     monkeypatch.setattr(runner, "_ROOT", tmp_path)
-    monkeypatch.delenv("PYTHONPATH", raising=False)  # it may name the real ones
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # it may name the real benchmarks
     monkeypatch.chdir(tmp_path)
     assert runner.main(list(bodies)) == 1
     endings = [line.split(", ")[0].split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[-5:]]

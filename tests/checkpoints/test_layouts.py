@@ -33,7 +33,7 @@ def test_layout_round_trip_is_exact(sizes: dict[str, int], seed: int) -> None:
     assert_same_tensors(to_layout_a(b), a)
     assert_same_tensors(to_layout_a(c), a)
     assert_same_tensors(to_layout_a(a), a)
-    assert (dict(b), dict(c)) == copies  # dict equality of the same objects: nothing was replaced
+    assert (dict(b), dict(c)) == copies  # tensors compare by identity here, so none was replaced
     assert all(a[name] is before[name] for name in before)
     assert len(a) == len(before)
 

@@ -125,7 +125,7 @@ def test_command_with_bad_input_fails_in_one_line_and_changes_nothing(
 ) -> None:
     before = files(traps)
     outcome = run(command, traps)
-    if "cannot start, something is missing" in outcome.err:  # a list: one line for each thing
+    if "cannot start, something is missing" in outcome.err:  # a list with one line for each missing thing
         assert outcome.code == 2
         assert re.search(message, outcome.err)
     else:

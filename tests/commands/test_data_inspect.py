@@ -42,7 +42,7 @@ def test_inspect_says_what_the_data_take_on_disk_and_in_memory(tmp_path: Path, r
     memory = facts["memory"]
     assert memory["float32"]["bytes"] == 9 * ((L + 1) * 4 * 7 + 8)
     assert memory["float16"]["bytes"] == 9 * ((L + 1) * (2 * 6 + 4) + 8)
-    assert memory["float32"]["auto"] in memory["float32"]["fits"]  # so little fits everywhere
+    assert memory["float32"]["auto"] in memory["float32"]["fits"]  # so little data fit everywhere
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -90,7 +90,7 @@ def test_inspect_of_bad_values_says_where(tmp_path: Path, run_data: Any, form: s
     data["action"][3, 1, 1] = torch.nan
     data["action"][2, 2, 1] = 0.5  # task 1 has one action
     data["obs"][0, 1, 3] = 1e-30  # task 0 has three observations
-    data["action"][1, 0] = 7.0  # filler, harmless
+    data["action"][1, 0] = 7.0  # row 0 is filler
     facts = facts_of(run_data, write(tmp_path / "d", form, data))
     findings = {name: (f["values"], f["episodes"], f["first"]) for name, f in facts["findings"].items()}
     where = (lambda i: f"chunk_{int(i >= 4)}.pt, episode {i - 4 * (i >= 4)}") if form == "chunks" else (

@@ -26,7 +26,7 @@ from tdmpc2.precision import execution
 from tdmpc2.support.names import safe_name
 from tests.helpers.commands import EVALUATE, RUN, SIZES, STUDENT, TASKS, Run, files, good, refused, start
 
-# The whole path, once for this file
+# The whole way from data to evaluation, once for this file
 
 
 def test_commands_leave_only_the_documented_files(home: Path) -> None:
@@ -68,7 +68,7 @@ def test_evaluate_prints_and_writes_results(run: Run, cwd: Path) -> None:
     config = protocol["config"]
     assert (protocol["action"], protocol["precision"], protocol["planner"]) == ("planner", "fp32", "plain")
     assert (config["num_samples"], config["horizon"]) == (12, 2)  # typed
-    assert (config["num_elites"], config["iterations"], config["latent_dim"]) == (3, 1, 16)  # of the file, 4 of 16
+    assert (config["num_elites"], config["iterations"], config["latent_dim"]) == (3, 1, 16)  # in proportion: 4 of 16
     lines = (directory / "results.csv").read_text().splitlines()
     assert lines[0] == "task,seed,return,success"
     assert [line.split(",")[:2] for line in lines[1:]] == [["pendulum-spin", "100"], ["cartpole-balance", "100"]]
@@ -176,12 +176,12 @@ def test_train_multirun_makes_one_directory_per_run(run: Run, cwd: Path) -> None
     assert sorted(re.sub(r"-[0-9a-f]{8}$", "-CHECKSUM", name) for name in runs) == sorted(
         [f"logs/mt30/1/{name}" for name in ("default", "teacher")]
         + [f"logs/mt30/{seed}/data_dir_data-seed_{seed}" for seed in (1, 2)]
-        + [f"logs/mt30/{seed}/data_dir_more_data_seed_{seed}-CHECKSUM" for seed in (1, 2)]  # of a path with a slash
+        + [f"logs/mt30/{seed}/data_dir_more_data_seed_{seed}-CHECKSUM" for seed in (1, 2)]  # the path has a slash
     )
     assert sorted(path.name for path in cwd.iterdir()) == ["data", "logs", "more", "quantised", "student.pt"]
     settings = "task=pendulum-spin mpc=false"
     outcome = good(run(f"{EVALUATE} checkpoint=logs/mt30/2/data_dir_data-seed_2/model.pt {settings}", cwd))
-    assert "data_dir_data-seed_2: policy" in outcome.out  # not "model", as every run's file is called
+    assert "data_dir_data-seed_2: policy" in outcome.out  # and not "model", the name of every run's file
 
 
 @pytest.mark.parametrize(
@@ -215,11 +215,11 @@ def test_scripts_with_own_environment_run(run: Run, tmp_path: Path) -> None:
     evaluate = f"{EVALUATE} checkpoint=run/model.pt work_dir=result save_video=true"
     refused(run(evaluate, tmp_path), f"names the module .* name the task yourself, as in task={task}")
     outcome = good(run(f"{evaluate} task={task}", tmp_path))
-    assert outcome.out.splitlines()[-1].startswith("Return: ")  # of unknown scale
+    assert outcome.out.splitlines()[-1].startswith("Return: ")  # not a score: the scale is unknown
     assert sorted(files(tmp_path / "result")) == ["results.csv", "results.json", f"{safe_name(task)}.mp4"]
 
 
-# Starting from nothing
+# Scripts in a new interpreter
 
 
 def test_scripts_without_files_say_what_is_missing(tmp_path: Path) -> None:

@@ -75,11 +75,11 @@ def test_train_command_reads_teachers_of_tasks(trained: list[Any], words: list[s
 
 
 @pytest.mark.parametrize(("line", "keys"), [
-    ("task=walker-walk", {"model_size": 5, "num_q": 5, "tasks": ("walker-walk",)}),  # as the file has them
+    ("task=walker-walk", {"model_size": 5, "num_q": 5, "tasks": ("walker-walk",)}),  # the file's own sizes
     ("task=walker-walk model_size=1", {"model_size": 1, "num_q": 2}),  # refused when the weights are loaded
     ("task=walker-walk freeze=encoder,Q seed_steps=10", {"freeze": ("encoder", "Q"), "seed_steps": 10}),
     ("task=walker-run mode=online", {"tasks": ("walker-run",), "mode": "online", "policy_loss": "tdmpc2"}),
-    ("task=walker-flip", {"tasks": ("walker-flip",), "num_tasks": 31}),  # appended to the 30
+    ("task=walker-flip", {"tasks": ("walker-flip",), "num_tasks": 31}),  # a 31st task
     ("mode=online tasks=[walker-run,walker-walk]", {"tasks": ("walker-run", "walker-walk"), "num_q": 5}),
 ])  # fmt: skip
 def test_train_command_from_a_file_of_many_tasks_takes_what_the_file_decides(

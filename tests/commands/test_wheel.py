@@ -98,7 +98,7 @@ def installed(wheel: Path, root: Path, without: Collection[str] = ()) -> Path:
     command = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "-q", wheel]
     own = {
         name: value for name, value in os.environ.items() if name != "PYTHONPATH"
-    }  # a source tree is no installation
+    }  # a source tree does not count as installed
     subprocess.run(command, check=True, capture_output=True, env=own)
     return python.parent
 

@@ -23,7 +23,7 @@ def test_preset_is_a_set_of_planning_keys_with_values_they_may_have(name: str) -
     assert PRESETS[name].keys() <= {"mpc", *PLANNER_KEYS}
     cfg = parse_cfg({"planner": name})
     assert {key: getattr(cfg, key) for key in PRESETS[name]} == PRESETS[name]
-    assert cfg.planner is None  # it is resolved, and what is recorded are the keys
+    assert cfg.planner is None  # the preset is replaced by its keys, which are recorded
     assert from_record(cfg.to_dict()) == cfg
 
 
@@ -35,7 +35,7 @@ def test_typed_keys_win_over_a_preset() -> None:
     cfg = parse_cfg({"planner": "fast", "num_samples": 64})
     assert planning(cfg) == {**FAST, "num_samples": 64}
     for cfg in (parse_cfg({"planner": "fast", "num_samples": 512}), Config(planner="fast", num_samples=512)):
-        assert planning(cfg) == {**FAST, "num_samples": 512}  # the key's default, which was asked for all the same
+        assert planning(cfg) == {**FAST, "num_samples": 512}  # typed, though it is the key's default
     assert planning(parse_cfg({**Config().to_dict(), "planner": "fast", "iterations": 4})) == {**FAST, "iterations": 4}
     assert with_preset({"planner": "fast", "num_samples": 512}) == {**FAST, "num_samples": 512}
     assert with_preset({"planner": "null", "lr": 1}) == {"lr": 1}

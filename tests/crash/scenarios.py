@@ -31,7 +31,7 @@ _SHARE_BODY = """
 """
 
 
-#: Steps of a file and of the run, half and half, of episodes that fall.
+#: Half of each batch is from a file and half from the run, whose episodes terminate.
 _SHOWN = f"task={FALLS} episodic=true demonstrations=data bc_coef=0.5 steps=200 eval_freq=0"
 _TEACHERS = ("pendulum-spin", "walker-walk")
 #: Images of three frames, 64 x 64, and those of two cameras beside five numbers.
@@ -42,7 +42,7 @@ _MANY_TASKS = """
     task=mt30 mode=online tasks=[pendulum-swingup,cartpole-balance] task_balance=tasks task_dim=8 num_envs=1 mpc=false
     utd=0.05 seed_steps=1000 steps=2400 buffer_size=3500 log_freq=100 save_freq=300 eval_freq=0
 """
-_WIDTHS = "model_size=null enc_dim=16 mlp_dim=16 latent_dim=16".split()  # which a file decides
+_WIDTHS = "model_size=null enc_dim=16 mlp_dim=16 latent_dim=16".split()  # left out where a file decides
 
 
 @dataclass(frozen=True)

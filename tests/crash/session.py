@@ -29,8 +29,8 @@ class Tally:
     name: str
     kills: int = 0
     full_disks: int = 0
-    continued: int = 0  # starts after a disturbance
-    rounds: int = 0  # brought to the end and compared
+    continued: int = 0  # starts that followed a disturbance
+    rounds: int = 0  # that ended and were compared
     problems: list[str] = field(default_factory=list)
 
 

@@ -82,7 +82,7 @@ def test_batches_waiting_is_counted_as_share(ahead: int) -> None:
     iterator = iter(batches)
     next(iterator)
     assert batches.take_wait() > 0.9
-    threading.Event().wait(0.2)  # the update
+    threading.Event().wait(0.2)  # the time of an update
     next(iterator)
     assert batches.take_wait() < 0.5
     iterator.close()

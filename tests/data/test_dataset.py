@@ -103,7 +103,7 @@ def test_dataset_load_needs_no_second_copy(tmp_path: Path) -> None:
     dataset = EpisodeDataset.load(tmp_path, specs, (0,), progress=watch)
     size = dataset.obs.nbytes + dataset.action.nbytes + dataset.reward.nbytes
     assert size > 100e6
-    assert peak < 4 / 3 * size  # the whole and less than one of its three chunks
+    assert peak < 4 / 3 * size  # the data and less than one of the three chunks
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------

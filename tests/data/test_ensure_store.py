@@ -71,7 +71,7 @@ def test_ensure_store_of_changed_files_of_equal_size_is_replaced(tmp_path: Path)
     assert store.meta.row_format.split(store.rows)[0][:, 0, 0].tolist() == [0, 1, 2, 100, 101, 102, 103]
     (tmp_path / "chunk_1.pt").unlink()
     write_chunk(tmp_path / "chunk_1.pt", **fields(TASKS[3:], first=3))
-    assert chunk_fingerprints(tmp_path) == before  # of equal data
+    assert chunk_fingerprints(tmp_path) == before  # the data are equal
 
 
 def test_chunk_fingerprint_of_other_file_is_refused(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_export_round_trip_is_exact(tmp_path: Path) -> None:
     assert second.checksum == first.checksum
     for name in ("rows.npy", "task.npy"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
-    again = import_episodes([tmp_path / "first"], tmp_path / "third", "three", SPECS)  # a store from a store
+    again = import_episodes([tmp_path / "first"], tmp_path / "third", "three", SPECS)  # from a store
     assert again.checksum == first.checksum
     assert again.meta.source == {}
 

@@ -107,10 +107,10 @@ def test_import_to_float16_rounds_to_nearest(tmp_path: Path) -> None:
         assert stored.dtype == torch.float16
         given = data[name][:, 1:].double()
         error = (stored[:, 1:].double() - given).abs()
-        assert bool((error <= 2**-11 * given.abs() + 2**-25).all())  # half of the last bit
+        assert bool((error <= 2**-11 * given.abs() + 2**-25).all())  # at most half of the last bit
         assert error.max() > 0
     assert torch.equal(reward[:, 1:], data["reward"][:, 1:])
-    # Once rounded, nothing is lost any more, in whatever form it is passed on.
+    # Rounded values lose nothing more when they are converted to another form.
     export_chunks(store, tmp_path / "back")
     again = import_episodes([tmp_path / "back"], tmp_path / "again", "three", SPECS, dtype="float16", block=2)
     assert again.checksum == store.checksum

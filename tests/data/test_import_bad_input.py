@@ -68,7 +68,7 @@ def test_import_of_chunk_with_short_arrays_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name, values in records.items():
             archive.writestr(name, values[: len(values) // 2] if name.endswith(("/data/0", "/data/3")) else values)
-    torch.load(path, weights_only=False, mmap=True)  # nothing is noticed
+    torch.load(path, weights_only=False, mmap=True)  # torch does not notice
     claims = "arrays of 448, 224, 112, 112 bytes and holds 224, 224, 112, 56"
     refused(tmp_path, rf"chunk_1\.pt \([\d,]+ bytes\) is shorter than it says: it claims {claims}")
 

@@ -88,7 +88,7 @@ def test_import_on_full_disk_is_refused_cleanly(tmp_path: Path, kind: str, messa
     done = subprocess.run(
         [*namespace, "sh", "-c", command, sys.executable, FULL_DISK], capture_output=True, text=True, cwd=REPO
     )
-    assert done.returncode == 0, done.stderr  # -7 would be the bus error
+    assert done.returncode == 0, done.stderr  # -7 would be a bus error
     assert "refused: " in done.stdout
     assert message in done.stdout
     assert done.stdout.splitlines()[-1] == "left: ['.finished.lock', '.out.lock', 'finished']"

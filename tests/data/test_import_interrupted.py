@@ -85,7 +85,7 @@ def test_import_keeps_users_store_with_partial_name(tmp_path: Path, name: str, c
     own = import_episodes([tmp_path / "chunks"], tmp_path / name, "three", SPECS, max_per_task=1).path
     before = content(own)
     for _ in range(2):
-        with suppress(ValueError):  # it may be in the way
+        with suppress(ValueError):  # the existing store may be in the way
             if command == "import":
                 import_episodes([own], out, "three", SPECS, dtype="float16")
             else:
@@ -169,7 +169,7 @@ def test_import_journal_is_written_after_its_data(tmp_path: Path, monkeypatch: p
         pytest.skip("needs /proc")
     monkeypatch.setattr(os, "fsync", record)
     import_episodes([tmp_path / "chunks"], tmp_path / "out", "three", SPECS, block=2)
-    assert lines == [0, 0, 1, 2, 3]  # the first is of the header
+    assert lines == [0, 0, 1, 2, 3]  # the first call is for the header
 
 
 def test_import_of_file_changed_meanwhile_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def test_import_in_second_process_waits_for_the_first(
     assert reads == []
     if same:
         assert len(result[0].task) == len(TASKS)
-    else:  # what it waited for is something else
+    else:  # the other process imported something else
         assert "out exists: name another directory" in str(result[0])
         assert EpisodeStore.open(tmp_path / "out").meta.episodes == 3
 

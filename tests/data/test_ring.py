@@ -130,7 +130,7 @@ def test_ring_in_a_file_is_the_ring_in_memory(tmp_path: Path) -> None:
     """A ring that exceeds the memory can lie in a file, which disappears with the process."""
     lengths = [5, 9, 4, 7, 3, 8]
     one, two = filled(lengths, 25), filled(lengths, 25, file=tmp_path / "rows.bin")
-    assert not list(tmp_path.iterdir())  # nothing is left of it however the process ends
+    assert not list(tmp_path.iterdir())  # however the process ends, no file is left
     for first, second in zip(one.sampler.draw(3, 32, 3, 7), two.sampler.draw(3, 32, 3, 7), strict=True):
         assert first is second or torch.equal(first, second)
 

@@ -211,12 +211,12 @@ def test_store_closes_its_file_with_itself(tmp_path: Path) -> None:
     root = write_store(tmp_path / "d", episodes())
     store = EpisodeStore.open(root)
     rows = store.rows
-    assert open_rows(root) == 2  # a map has a descriptor of its own
+    assert open_rows(root) == 2  # the file and its memory map
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         del store
     assert open_rows(root) == 1
-    assert rows.sum() != 0  # what is mapped stays
+    assert rows.sum() != 0  # the map can still be read
     del rows
     assert open_rows(root) == 0
 

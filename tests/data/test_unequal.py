@@ -116,7 +116,7 @@ def test_store_of_equal_episodes_is_that_of_the_version_before(tmp_path: Path, d
 
 def test_slices_stay_inside_episodes_and_end_where_they_terminate(store: EpisodeStore) -> None:
     dataset = EpisodeDataset.map(store, terminations=True)
-    drawn = torch.tensor([0, 2, 3, 4])  # the other one is too short
+    drawn = torch.tensor([0, 2, 3, 4])  # episode 1 is too short
     batch = SliceSampler(dataset, drawn).draw(0, 4000, 2, seed=1)
     episode, row = batch.obs[..., 0], batch.obs[..., 1]
     assert torch.equal(episode, episode[:1].expand_as(episode))
@@ -126,7 +126,7 @@ def test_slices_stay_inside_episodes_and_end_where_they_terminate(store: Episode
     assert batch.terminated is not None
     assert torch.equal(batch.terminated[..., 0], expected.float())
     shares = torch.bincount(episode[0].long(), minlength=5)[drawn] / 4000
-    assert (shares - 0.25).abs().max() < 0.03  # episodes alike, whatever their lengths
+    assert (shares - 0.25).abs().max() < 0.03  # equal shares, whatever the lengths
     starts = torch.bincount(row[0, episode[0] == 2].long()) / (episode[0] == 2).sum()
     assert (starts - 1 / (L - 1)).abs().max() < 0.06
     assert torch.equal(batch.task, torch.tensor(TASKS)[episode[0].long()])

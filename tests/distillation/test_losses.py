@@ -57,7 +57,7 @@ def test_reward_logits_loss_matches_plain_version(generator: torch.Generator, te
     same = teacher.clone().requires_grad_()
     loss(same, teacher, temperature).backward()  # type: ignore[no-untyped-call]
     assert same.grad is not None
-    assert same.grad.abs().max() < 1e-12  # the least it can be: the teacher's own logits
+    assert same.grad.abs().max() < 1e-12  # the minimum is at the teacher's own logits
 
 
 def test_reward_logits_loss_temperature_keeps_gradient_size(generator: torch.Generator) -> None:
@@ -148,4 +148,4 @@ def test_policy_loss_matches_plain_version(generator: torch.Generator) -> None:
     ]
     finite = squashed[0].isfinite() & squashed[1].isfinite()
     sampled = (squashed[0] - squashed[1])[finite].mean() * 2
-    assert float(sampled) == pytest.approx(float(slow), rel=0.05)  # of the actions, after tanh: the same
+    assert float(sampled) == pytest.approx(float(slow), rel=0.05)  # tanh does not change the divergence

@@ -83,7 +83,7 @@ def test_train_distilling_killed_continues_exactly(
     fitted: list[int] = []
     monkeypatch.setattr(distill, "fit_pca", lambda *args: fitted.append(1) or fit(*args))
     assert equal(train(cfg, expert), straight)
-    assert not fitted  # it is in the state
+    assert not fitted  # the PCA is in the state
     log = rows(cfg.run_dir / "train.csv")
     assert [row["distillation_factor"] for row in log] == pytest.approx(
         [(1 + math.cos(math.pi * step / 20)) / 2 for step in range(20)], abs=1e-6

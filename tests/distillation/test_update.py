@@ -164,7 +164,7 @@ def test_update_with_target_weight_zero_is_unchanged(tiny_cfg: Config, target: s
     assert torch.equal(default.generator.get_state(), other.generator.get_state())
     for first, second in zip(before, after, strict=True):
         assert all(torch.equal(first[name], second[name]) for name in first if name != "total_loss")
-        assert_close(first["total_loss"], second["total_loss"])  # the order of the sum may be another
+        assert_close(first["total_loss"], second["total_loss"])  # summed in another order
 
 
 def test_update_default_target_is_reward_with_its_weight(tiny_cfg: Config) -> None:

@@ -32,7 +32,7 @@ def test_env_passes_gymnasium_checker(name: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         check_env(env.unwrapped, skip_render_check=True)
-    unexpected = [str(w.message) for w in caught if "observation space m" not in str(w.message)]  # it is unbounded
+    unexpected = [str(w.message) for w in caught if "observation space m" not in str(w.message)]  # it has no bounds
     assert unexpected == []
 
 

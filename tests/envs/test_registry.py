@@ -62,7 +62,7 @@ def test_task_of_a_family_that_is_not_installed_names_the_command(
         ValueError, match=f"Task '{name}' needs .*, which is not installed: run `make setup EXTRAS=envs` in a clone"
     ):
         check_task(name)
-    assert task_spec(name).action_dim in (4, 39)  # known without it
+    assert task_spec(name).action_dim in (4, 39)  # known without the package
 
 
 @pytest.mark.parametrize(("name", "near"), [("mw-reech", "mw-reach"), ("myo-poze", "myo-pose")])
@@ -115,7 +115,7 @@ def test_label_of_mixed_tasks_is_return_where_one_has_no_scale() -> None:
 
 
 def test_table_agrees_with_the_success_scores_of_task_files() -> None:
-    of_one_kind = [name for name in TASKS if family_of(name).name != "ManiSkill"]  # which has both
+    of_one_kind = [name for name in TASKS if family_of(name).name != "ManiSkill"]  # ManiSkill has both kinds
     assert {name for name in of_one_kind if TASKS[name].success_score} == {
         name for name in of_one_kind if family_of(name).score == "success"
     }

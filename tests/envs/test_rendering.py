@@ -38,7 +38,7 @@ def _frame(name: str, steps: int = 0, **state: Any) -> np.ndarray:
 
 @pytest.mark.usefixtures("opengl")
 def test_render_gives_frames_of_the_state(env: Callable) -> None:
-    env("cheetah-run")  # one without rendering was built before
+    env("cheetah-run")  # built before without rendering
     image = _frame("cheetah-run")
     assert image.shape == (384, 384, 3)
     assert image.dtype == np.uint8

@@ -71,7 +71,7 @@ def test_stopped_demo_goes_on_without_what_has_ended(commands: Commands, capsys:
     assert commands.run[:3] == ["collect", "train teacher", "train student"]
     assert commands.run[-2:] == ["evaluate eval-student", "evaluate eval-student-int8"]
     assert "evaluate eval-teacher" not in commands.run
-    assert "7 s" in capsys.readouterr().out  # of the training, not of the command that found it done
+    assert "7 s" in capsys.readouterr().out  # of the training, not of the repeated command
 
 
 @pytest.mark.parametrize("there", ["a finished demo", "something else"])

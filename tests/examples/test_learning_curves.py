@@ -39,7 +39,7 @@ def test_curves_are_learned_compared_and_not_learned_again(
     assert again.count("is already trained for 40 steps") == 2
     assert again.strip().splitlines()[-4:] == table
 
-    example.main(["--so-far", STANDS, POINT, "cup-catch", "--out", str(tmp_path)])  # of which one was not begun
+    example.main(["--so-far", STANDS, POINT, "cup-catch", "--out", str(tmp_path)])  # one was not begun
     assert [line.split(" | ")[1] for line in capsys.readouterr().out.strip().splitlines()[-2:]] == ["40", "40"]
 
 

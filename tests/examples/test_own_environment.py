@@ -47,7 +47,7 @@ def test_keys_of_the_example_are_keys(example: ModuleType) -> None:
 @pytest.mark.slow
 def test_example_trains_plays_and_films(tmp_path: Path) -> None:
     words = "steps=120 seed_steps=101 batch_size=8 utd=0.05 compile=false".split()
-    words += "num_samples=16 num_elites=4 iterations=1 eval_episodes=2".split()  # the whole budget is a minute's work
+    words += "num_samples=16 num_elites=4 iterations=1 eval_episodes=2".split()  # the full budget takes a minute
     subprocess.run([sys.executable, FILE, str(tmp_path / "own"), *words], check=True, timeout=500)
     results = json.loads((tmp_path / "own/played/results.json").read_text())
     assert len(results["tasks"]) == 1

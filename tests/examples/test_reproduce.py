@@ -36,7 +36,7 @@ def test_all_stages_are_taken_and_go_on_after_a_kill(tmp_path: Path) -> None:
     first = subprocess.Popen(command(work), cwd=REPO, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     seen = next((line for line in first.stdout if line.startswith("  replay-pendulum: ")), None)
-    first.kill()  # in the step after it; the command that it had started dies with it
+    first.kill()  # during the next step, whose command dies with it
     first.communicate()
     assert seen is not None
     begun = (work / "begun.json").read_text()

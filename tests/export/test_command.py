@@ -92,7 +92,7 @@ def test_files_are_named_after_checkpoint_task_and_precision(model_file: Path, t
     assert target_files(replace(request, out=tmp_path), ENDING)["policy"].parent == tmp_path
     assert target_files(replace(request, out=tmp_path / "a.onnx"), ENDING)["policy"] == tmp_path / "a_policy.onnx"
     own = target_files(replace(request, task="mine:Mine-v0"), ENDING)["plan"].name
-    assert ":" not in own  # which Windows has for no name of a file
+    assert ":" not in own  # not allowed in names on Windows
 
 
 def test_read_card_of_another_file_is_one_line(model_file: Path) -> None:

@@ -79,7 +79,7 @@ def attempt(words: list[str], folder: Path, seed: int, writes: tuple[str, ...], 
     if result.outcome in ("worked", "refused"):
         after = fingerprints(folder)
         changed = [name for name, value in before.items() if after.get(name) != value]
-        asked = {word.partition("=")[2] for word in words}  # such as html=name
+        asked = {word.partition("=")[2] for word in words}  # files that the command names, as html=name does
         changed += [name for name in after if name not in before and name.partition("/")[0] not in asked]
         for name in changed:
             if not any(fnmatch.fnmatch(name, pattern) for pattern in (*writes, *_LOCKS)):

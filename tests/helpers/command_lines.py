@@ -62,7 +62,7 @@ def accepted(name: str, words: Sequence[str]) -> Sequence[str]:
     if hasattr(command, "APP"):
         return read_line(words, command.APP.groups, command.APP.bare).overrides
     if hasattr(command, "VERBS"):
-        if words:  # the text also names a command alone,
+        if words:  # pages also name a command alone,
             options = command.VERBS[words[0]].options
             if len(words) > 1:  # or with nothing but a verb
                 parse(words[1:], options)

@@ -16,7 +16,7 @@ from tdmpc2.data.store.meta import StoreFile, StoreMeta
 from tdmpc2.data.store.store import header
 from tests.helpers.data import SPECS, L, save_raw
 
-TASKS = [0, 0, 1, 0, 1, 0, 0, 1, 1]  # and none of task 2
+TASKS = [0, 0, 1, 0, 1, 0, 0, 1, 1]  # task 2 has no episode
 FORMS = ("chunks", "store")
 
 

@@ -31,7 +31,7 @@ def balance(model: WorldModel, z: Tensor, task: TaskContext, actions: Tensor) ->
     A random head gives all steps nearly the same logit.
     """
     first, last = model._termination[0], model._termination[-1]
-    first.weight[:, model.cfg.latent_dim :] /= 20  # of the task: within each task there are both kinds
+    first.weight[:, model.cfg.latent_dim :] /= 20  # weights of the task, so that each task has steps of both kinds
     logits = logits_of(model, z, task, actions)
     spread = (logits - logits.mean(-1, keepdim=True)).std()
     last.weight.div_(spread)

@@ -54,7 +54,7 @@ def make_agent(group: ProcessGroup, taught: bool) -> TDMPC2:
     agent = TDMPC2(cfg, teacher, group)
     with torch.no_grad():
         agent.model._task_emb.weight.mul_(100)
-        # 0 by default; with these, values are of order one, for which an absolute tolerance is meant.
+        # 0 by default. These make values of order one, for which absolute tolerances make sense.
         agent.model._Qs.params[8].normal_(std=0.6, generator=torch.Generator().manual_seed(1))
     agent.model.reset_target()
     return agent
@@ -127,8 +127,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], .
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_two_processes_update_as_one(results: tuple[dict[str, Any], ...], dtype: torch.dtype, taught: bool) -> None:
     alone, first, second = (result[f"{dtype} {taught}"] for result in results)
-    assert alone["norm"] > 1  # so that embeddings were rescaled
-    assert alone["training"]["scale"].max() > 1.01  # so that a scale of each half's values would have shown
+    assert alone["norm"] > 1  # embeddings were rescaled
+    assert alone["training"]["scale"].max() > 1.01  # it would show if each half had its own scale
     close = {"atol": DTYPES[dtype], "rtol": 0.0}
     for part in ("weights", "stats"):
         for name, value in alone[part].items():

@@ -23,7 +23,7 @@ from tdmpc2.support.runtime import has_cpp_compiler
 from tests.helpers.reference import load_golden
 
 CFG = Config(device="cpu")
-SMALLER = CFG.replace(num_samples=256, iterations=4)  # a third of the time
+SMALLER = CFG.replace(num_samples=256, iterations=4)  # to save two thirds of the time
 
 
 def make_model(state: dict[str, Tensor], dtype: torch.dtype = torch.float32, cfg: Config = CFG) -> WorldModel:

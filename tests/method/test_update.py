@@ -221,7 +221,7 @@ def test_dropout_acts_in_training_losses_only(tiny_cfg: Config) -> None:
     assert values.tolist() == [0.0, 2.0]
     assert abs(float(counts[0] / counts.sum()) - 0.5) < 0.01
     z, a = torch.randn(4, tiny_cfg.latent_dim), torch.randn(4, tiny_cfg.action_dim)
-    agent.model.train()  # no mode switch brings dropout back
+    agent.model.train()  # switching modes must not bring dropout back
     assert torch.equal(agent.model.Q(z, a, 3, "all"), agent.model.Q(z, a, 3, "all"))
     results = [agent.update(random_batch(tiny_cfg, 0), agent.draw_noise(8)) for _ in range(2)]
     assert results[0]["value_loss"] != results[1]["value_loss"]
@@ -255,7 +255,7 @@ def test_update_needs_no_device_synchronisation(tiny_cfg: Config) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", ["seed_teacher045", "upstream_noteacher_noleak"])  # every loss that is compiled
+@pytest.mark.parametrize("scenario", ["seed_teacher045", "upstream_noteacher_noleak"])  # they cover every compiled loss
 def test_update_compiled_matches_recorded(scenario: str, published: dict[str, torch.Tensor]) -> None:
     replayed = replay(scenario, published, compile="true")
     assert replayed["agent"].update_compiled
@@ -268,7 +268,7 @@ def test_policy_loss_divides_the_values_of_each_task_by_its_own_scale() -> None:
     """With one scale for all, a task of large values made those of the others too small to learn from."""
     cfg = Config(**TINY).replace(value_scale="per_task", tau=0.0, entropy_coef=0.0, dropout=0.0)
     agent = TDMPC2(cfg)
-    with torch.no_grad():  # heads are zero at first, and all their values alike
+    with torch.no_grad():  # new heads are zero and give equal values
         agent.model._Qs.params[8].normal_(generator=torch.Generator().manual_seed(1))
     batch = random_batch(cfg, 0)
     batch = batch._replace(task=torch.arange(len(batch.task)) % 2)

@@ -47,7 +47,7 @@ def with_tensor(content: bytes, name: str, **changes: object) -> bytes:
     return put_together(header, data)
 
 
-#: Damage by what the library says of it.
+#: Damage, and what the library says of it.
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "it is no safetensors file": lambda content: content[:5],
     "it ends in its header": lambda content: content[:500],
@@ -105,7 +105,7 @@ def _without_head(content: bytes) -> bytes:
     return put_together(kept, data[:first] + data[last:])
 
 
-#: Of a model of tasks that may terminate. None of these plans as if nothing ever ended an episode.
+#: Damage to an episodic model. The library must not plan with any of these as if no episode ever ended.
 EPISODIC_DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "it has no tensor 'termination.0.bias'": _without_head,
     "tensor 'termination.2.bias' has shape": lambda content: with_tensor(content, "termination.2.bias", shape=[1, 1]),
@@ -141,7 +141,7 @@ def test_damaged_model_is_refused_and_says_why(folder: Path, opened: NativeLibra
 
 
 def test_path_that_is_no_file_is_refused(opened: NativeLibrary, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")  # which nobody writes into
+    os.mkfifo(tmp_path / "pipe")  # nobody writes into it
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / "pipe", Path("/dev/null")):
         with pytest.raises(ValueError, match=str(path)):
             opened.open(path)
@@ -171,7 +171,7 @@ def mutations(content: bytes, rng: random.Random, count: int) -> Iterator[bytes]
             for _ in range(rng.randint(1, 3)):
                 changed[rng.choice(digits)] = ord(rng.choice("0123456789-e."))
             yield put_together(bytes(changed), data)
-        else:  # structure: a number of the card or of a tensor becomes another one
+        else:  # structure: another number in the card or in a tensor's entry
             card = json.loads(header["__metadata__"]["tdmpc2"])
             part = rng.choice([card["networks"], card["budget"], card["tasks"][0]])
             key = rng.choice(sorted(part))

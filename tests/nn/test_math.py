@@ -83,7 +83,7 @@ def test_dropout_mask_sits_between_affine_map_and_layer_norm(monkeypatch: pytest
     rest = {name: torch.zeros_like(p) for name, p in heads.state_dict().items()}
     heads.load_state_dict(rest | identity | {f"params.{i}": t.expand(2, *t.shape) for i, t in enumerate(state)})
     seen: list[torch.Tensor] = []
-    # The second layer's product is the only place that shows the first layer's output.
+    # The first layer's output is only visible in the second layer's product.
     original = torch.baddbmm
 
     def spy(bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,7 @@ def test_collect_on_small_disk_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     collect(toy(), None, tmp_path)
     (tmp_path / "chunk_2.pt").unlink()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, 0))
-    with pytest.raises(ValueError, match=r"needs .* more and its disk has 0 bytes free"):  # what is there needs no room
+    with pytest.raises(ValueError, match=r"needs .* more and its disk has 0 bytes free"):  # existing files need no room
         collect(toy(), None, tmp_path)
 
 
@@ -90,7 +90,7 @@ def test_collect_twice_at_once_is_refused(running: Job, tmp_path: Path) -> None:
     running.send_signal(signal.SIGKILL)
     running.wait()
     with FileLock(tmp_path / "data" / "collect_0.lock", timeout=0):
-        pass  # nobody holds it
+        pass  # the lock is free
     assert len(chunks(tmp_path / "data")) < 42
 
 

@@ -46,7 +46,7 @@ def test_collect_chunks_hold_what_was_played(data_dir: Path) -> None:
 def test_collect_with_other_seed_adds_other_episodes(data_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(data_dir, tmp_path / "data")
     before = snapshot(tmp_path / "data")
-    del before["collect.json"]  # to which a line is added
+    del before["collect.json"]  # the next collection extends it
     cfg = Config(tasks=("pendulum-spin",), episodes_per_task=1)
     returns: dict[str, np.ndarray] = {}
     paths = collect(cfg, None, tmp_path / "data", lambda shard, values: returns.update({shard.task: values}))
@@ -99,7 +99,7 @@ def test_collect_of_inverted_pendulum_and_training_on_it(tmp_path: Path) -> None
     store = to_store([str(data_dir)], tmp_path / "store")
     assert store.index.terminated.all()
     assert len(store.index.lengths.unique()) > 1
-    assert store.meta.files["rows.npy"].bytes < 60_000  # no room is taken for the thousand steps
+    assert store.meta.files["rows.npy"].bytes < 60_000  # far less than a thousand steps need
     train(
         parse_cfg(
             {

@@ -132,7 +132,7 @@ def test_env_pool_builds_only_missing_environments(monkeypatch: pytest.MonkeyPat
     with EnvPool(4, 2) as pool:
         pool.make(stands)
         pool.make(stands)
-        assert built == [STANDS, STANDS]  # a user's environment may keep something between episodes
+        assert built == [STANDS, STANDS]  # built twice, since users' environments may keep a state
 
 
 def test_noisy_actor_levels_have_their_spread(model: str) -> None:
@@ -182,7 +182,7 @@ def test_load_players_reads_shared_file_once(model: str) -> None:
         return load_toy(path, mpc)
 
     policy, planner = load_policies([MixEntry(0.5, "policy", model), MixEntry(0.5, "planner", model)], load)
-    assert loads == [True]  # the way of computing is chosen for the one that plans
+    assert loads == [True]  # loaded once, as an agent that plans
     assert policy.agent is planner.agent
     assert (policy.mpc, planner.mpc) == (False, True)
     assert policy.sha256 == planner.sha256 == file_sha256(model)
@@ -220,7 +220,7 @@ def test_collect_compiled_planner_sees_one_batch_size(monkeypatch: pytest.Monkey
     collect(cfg, agent, tmp_path / "plain")
     assert set(sizes) == {4, 2}
     sizes.clear()
-    agent.planner.kind = "compiled"  # says that it is, and is not
+    agent.planner.kind = "compiled"  # only pretends to be compiled
     collect(cfg, agent, tmp_path / "compiled")
     assert set(sizes) == {4}
     assert len(read_chunk(tmp_path / "compiled" / "chunk_1.pt")["obs"]) == 2

@@ -68,8 +68,8 @@ def test_fresh_directory_never_holds_results(tmp_path: Path) -> None:
         seen.append(directory.name)
     with results.fresh_directory(base) as one, results.fresh_directory(base) as other:  # at the same time
         seen += [one.name, other.name]
-    with results.fresh_directory(base) as directory:  # whose name is free again
-        results.write_episodes(directory, MIXED)  # and no more, as where it is interrupted
+    with results.fresh_directory(base) as directory:  # the name is free again
+        results.write_episodes(directory, MIXED)  # and nothing else, as if interrupted
     seen.append(directory.name)
     assert seen == ["eval-x", "eval-x-2", "eval-x-3", "eval-x-4", "eval-x-5", "eval-x-4"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["eval-x", "eval-x-2", "eval-x-3", "eval-x-4"]

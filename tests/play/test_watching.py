@@ -38,7 +38,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use SDL's display for tests, which is in memory only, and do not wait between frames."""
     pytest.importorskip("pygame", reason="the window is pygame's")
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    monkeypatch.setattr("tdmpc2.play.window.FRAMES_PER_SECOND", 0)  # as fast as it can
+    monkeypatch.setattr("tdmpc2.play.window.FRAMES_PER_SECOND", 0)  # does not wait between frames
 
 
 @pytest.mark.parametrize("mpc", [True, False])
@@ -77,7 +77,7 @@ def test_caption_covers_the_corner_and_leaves_the_rest() -> None:
     assert drawn.shape == frame.shape
     assert (drawn[:40, :80] != 200).any()
     assert (drawn[200:] == 200).all()
-    assert captioned(np.zeros((48, 32, 3), np.uint8), ["x"]).shape == (576, 384, 3)  # letters need pixels
+    assert captioned(np.zeros((48, 32, 3), np.uint8), ["x"]).shape == (576, 384, 3)  # enlarged, to fit letters
     with pytest.raises(ValueError, match=r"render\(\) returns float64"):
         captioned(np.zeros((4, 4, 3)), [])
 
@@ -125,7 +125,7 @@ def test_window_ends_when_it_is_closed_and_waits_while_paused() -> None:
         pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=key))
 
     with Window("test") as window:
-        assert os.environ["SDL_FRAMEBUFFER_ACCELERATION"] == "0"  # by OpenGL it ended the program: X_GLXMakeCurrent
+        assert os.environ["SDL_FRAMEBUFFER_ACCELERATION"] == "0"  # OpenGL ended the program with X_GLXMakeCurrent
         assert window.show(frame)
         assert pygame.display.get_surface().get_size() == (60, 40)
         press(pygame.K_SPACE)

@@ -71,7 +71,7 @@ def test_regret_is_difference_of_reference_values(tiny_cfg: Config) -> None:
 
     found = plan_regret(model, other, OBS, TASK, plan_fn=keeping)
     plan_regret(model, model, OBS, TASK, plan_fn=keeping)
-    once = WorldModel(tiny_cfg.replace(iterations=1)).requires_grad_(False)  # its last iteration is its first
+    once = WorldModel(tiny_cfg.replace(iterations=1)).requires_grad_(False)  # its only iteration is the first
     once.load_state_dict(model.state_dict())
     plan_regret(model, once, OBS, TASK, plan_fn=keeping)
     theirs, own, first = plans

@@ -41,7 +41,7 @@ KINDS = {
         "eval_freq=1000", *SMALL,
     ),
 }  # fmt: skip
-WARM_UP = 0.25  # share of the time in which caches fill and pools grow
+WARM_UP = 0.25  # share of the time for caches and pools to fill
 #: Growth from the second quarter to the last one, as shares, that is still the noise of an allocator.
 MOST_GROWTH = {"memory_mb": 0.03, "open_files": 0.0, "threads": 0.0}
 
@@ -82,7 +82,7 @@ def _sample(processes: Sequence[psutil.Process], minutes: float) -> Sample:
             memory += process.memory_full_info().uss
             files += process.num_fds()
             threads += process.num_threads()
-        except psutil.NoSuchProcess:  # a video's or a W&B's helper has ended meanwhile
+        except psutil.NoSuchProcess:  # a helper process has ended meanwhile
             continue
     return Sample(minutes, memory / 1e6, files, threads)
 

@@ -38,7 +38,7 @@ def test_main_arguments_of_train_without_the_kind_own_or_the_reverse_are_refused
 
 @pytest.mark.slow
 def test_soak_own_run_stays_where_its_arguments_put_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("tests.soak.session.grown", lambda samples: [])  # twelve seconds are all warm-up
+    monkeypatch.setattr("tests.soak.session.grown", lambda samples: [])  # the short run is all warm-up
     own = [*KINDS["online"], f"work_dir={tmp_path / 'mine'}"]
     main(["own", "--minutes", "0.2", "--every", "1", "--", *own])
     assert (tmp_path / "mine" / "run.json").is_file()

@@ -60,7 +60,7 @@ def test_card_command_gathers_run_data_scores_and_trust(
     assert "score, policy         30.00" in capsys.readouterr().out
 
     again = new_card(load_file(out, identify=True), evaluations=[planned])
-    assert again["scores"][-1]["action"] == "planner"  # of the file as it was before it had its card
+    assert again["scores"][-1]["action"] == "planner"  # an evaluation of the file before it had its card
     assert len(again["scores"]) == 2
     copy = load_file(payload(load_file(out), RECIPES["int8"]))
     with pytest.raises(ValueError, match="is of the file with sha256"):

@@ -22,7 +22,7 @@ def test_mean_curve_of_one_run_is_the_run() -> None:
 
 def test_mean_curve_interpolates_and_stops_averaging_where_a_run_ends() -> None:
     long = (np.array([0.0, 10.0, 20.0, 30.0]), np.array([0.0, 10.0, 20.0, 30.0]))
-    short = (np.array([0.0, 20.0]), np.array([2.0, 22.0]))  # 12 at 10
+    short = (np.array([0.0, 20.0]), np.array([2.0, 22.0]))  # interpolated: 12 at step 10
     band = mean_curve([long, short])
     np.testing.assert_array_equal(band.x, [0, 10, 20, 30])
     np.testing.assert_allclose(band.mean, [1, 11, 21, 30])

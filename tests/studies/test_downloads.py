@@ -51,7 +51,7 @@ class Server(BaseHTTPRequestHandler):
                 self.wfile.write(b"x")
                 self.wfile.flush()
                 time.sleep(0.05)
-        except OSError:  # the other side has had enough
+        except OSError:  # the client has closed the connection
             pass
 
     def log_message(self, *args: object) -> None:

@@ -17,9 +17,9 @@ from tests.helpers.agents import random_batch, small_config
 
 def test_rollout_is_worse_than_no_change_where_it_is_farther_away() -> None:
     encoded = torch.zeros(4, 3, 2)
-    encoded[3] = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])  # no change is 1 away
+    encoded[3] = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])  # the distance of predicting no change is 1
     predicted = encoded.clone()
-    predicted[3] += torch.tensor([[0.0, 0.5], [0.0, 2.0], [0.0, 1.0]])  # nearer, farther, as far
+    predicted[3] += torch.tensor([[0.0, 0.5], [0.0, 2.0], [0.0, 1.0]])  # nearer, farther and equally far
     predicted[2] = 100.0  # only the third step counts
     assert rollout_is_worse(predicted, encoded).tolist() == [False, True, False]
 

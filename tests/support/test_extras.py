@@ -20,7 +20,7 @@ def test_extras_are_those_of_the_project_file() -> None:
     declared = {
         name: tuple(re.split(r"[<>=]", text)[0] for text in texts)
         for name, texts in PROJECT["optional-dependencies"].items()
-        if name not in ("dev", "envs")  # groups of others
+        if name not in ("dev", "envs")  # groups of other extras
     }
     assert {name: extra.packages for name, extra in EXTRAS.items()} == declared
 

@@ -25,7 +25,7 @@ def alone(path: Path, content: str) -> bool:
 def test_replacing_makes_file_appear_when_block_ends(path: Path) -> None:
     with replacing(path) as temporary:
         temporary.write_text("new")
-        assert temporary.parent == path.parent  # of the same file system, so that the renaming is atomic
+        assert temporary.parent == path.parent  # on the same file system, for an atomic rename
         assert path.read_text() == "old"
     assert alone(path, "new")
 

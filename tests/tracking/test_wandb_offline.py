@@ -57,8 +57,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
             logger.save_artifact(checkpoint, "student", "model", ["step-40000", "best"])
             logger.alert("Training diverged", "at step 7")
             run_id = logger.run_id
-        with contextlib.suppress(ConnectionResetError):  # it has gone already
-            wandb.teardown()  # the service has written everything when it has gone
+        with contextlib.suppress(ConnectionResetError):  # the service has already ended
+            wandb.teardown()  # once it has ended, everything is written
     (path,) = (root / "run" / "wandb").glob("offline-run-*/*.wandb")
     return Recorded(cfg, path, run_id, stream.getvalue(), read_run(path))
 

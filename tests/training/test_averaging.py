@@ -50,7 +50,7 @@ def test_run_with_average_learns_the_same_weights(cfg: Config, tmp_path: Path) -
     assert load_file(path.parent / "ema.pt").step == 20
     assert not equal(path, path.parent / "ema.pt")
     agent = TDMPC2(cfg)
-    agent.load(path.parent / "ema.pt")  # a checkpoint like any other
+    agent.load(path.parent / "ema.pt")  # an ordinary checkpoint
 
 
 def test_killed_run_keeps_its_average_bit_for_bit(cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

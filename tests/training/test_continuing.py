@@ -36,7 +36,7 @@ def test_train_of_finished_run_changes_nothing(cfg: Config, capsys: pytest.Captu
 def test_train_continued_is_exact(
     cfg: Config, trained_teacher: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taught: bool
 ) -> None:
-    # Values of so small an agent never reach the range at which the scale leaves 1.
+    # An agent this small has values whose range is too narrow to move the scale from 1.
     monkeypatch.setattr("tdmpc2.losses.updated_scale", lambda scale, value, tau: scale + tau * value.std())
     with_teacher = trained_teacher if taught else None
     straight = train(cfg, with_teacher)
@@ -90,8 +90,8 @@ def test_train_continued_with_allowed_changes_works(cfg: Config, data_dir: Path,
         "wandb_project": "p", "wandb_entity": "e", "wandb_silent": True, "disable_wandb": True,
         "teacher_score": 30.5, "control_score": 14.0, "env_workers": 2, "tracker": ("tensorboard",),
     }  # fmt: skip
-    needed = {"device", "num_threads", "save_agent"}  # this machine's, and what is looked at below
-    files = {"teachers", "demonstrations"}  # may lie elsewhere, but not be others; tests of their own hold that
+    needed = {"device", "num_threads", "save_agent"}  # they depend on the machine, or are checked below
+    files = {"teachers", "demonstrations"}  # may be moved but not replaced, as other tests check
     assert changes.keys() == CHANGEABLE - needed - files
     assert all(value != getattr(start, key) for key, value in changes.items())
     assert equal(train(start.replace(**changes), None), straight)
@@ -105,7 +105,7 @@ def test_train_rewrites_model_that_lags_behind_state(cfg: Config, lag: str) -> N
     train(cfg, None)
     newest = path.read_bytes()
     path.write_bytes(older) if lag == "older" else path.unlink()
-    assert train(cfg, None) == path  # also where nothing is left to train
+    assert train(cfg, None) == path  # also if nothing is left to train
     assert path.read_bytes() == newest
 
 
@@ -166,7 +166,7 @@ def test_kill_in_the_second_save_of_a_step_leaves_no_older_checkpoint(
         patch.setattr(TDMPC2, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             run_dir.save(agent, cfg.run_dir, 7, None)
-    assert (cfg.run_dir / "state.pt").read_bytes() == state  # so that the run goes on, and writes both
+    assert (cfg.run_dir / "state.pt").read_bytes() == state  # so the run continues and writes both files
     run_dir.save(agent, cfg.run_dir, 7, None)
     weights = torch.load(cfg.run_dir / "model.pt", weights_only=True)["model"]
     assert all(torch.equal(tensor, weights[name]) for name, tensor in agent.model.state_dict().items())
@@ -188,7 +188,7 @@ def test_train_diverging_keeps_last_good_checkpoint(cfg: Config, monkeypatch: py
     update, updates = TDMPC2.update, itertools.count(1)
 
     def diverging(agent: TDMPC2, batch: Any) -> dict[str, torch.Tensor]:
-        if next(updates) == 4:  # a learning rate that is far too high does this, but in which step depends on rounding
+        if next(updates) == 4:  # as far too high learning rates do, in a step that depends on rounding
             with torch.no_grad():
                 agent.model._dynamics[1].bias.fill_(float("inf"))  # type: ignore[union-attr,operator]
         return update(agent, batch)

@@ -96,7 +96,7 @@ def test_run_with_demonstrations_that_is_stopped_continues_bit_for_bit(
     with pytest.raises(SystemExit):
         train_online(cfg, None)
     monkeypatch.undo()
-    moved = shutil.move(cfg.demonstrations or "", tmp_path / "moved")  # which it may be
+    moved = shutil.move(cfg.demonstrations or "", tmp_path / "moved")  # moving is allowed
     train_online(cfg.replace(demonstrations=str(moved)), None)
     first, second = (torch.load(run / "state.pt", weights_only=True) for run in (straight, cfg.run_dir))
     assert all(torch.equal(tensor, second["weights"][name]) for name, tensor in first["weights"].items())

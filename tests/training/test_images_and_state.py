@@ -82,7 +82,7 @@ def test_encode_shifts_the_images_alone(cfg: Config) -> None:
 def test_update_trains_both_encoders(cfg: Config) -> None:
     agent = TDMPC2(cfg)
     before = {name: tensor.clone() for name, tensor in agent.model.state_dict().items()}
-    for seed in range(2):  # reward's last layer is zero before the first one
+    for seed in range(2):  # the first update starts from a last layer of zeros
         agent.update(random_batch(cfg.replace(seed=seed), agent.device))
     moved = [name for name, tensor in agent.model.state_dict().items() if not torch.equal(tensor, before[name])]
     assert {"_encoder.state.0.bias", "_encoder.rgb.2.weight", "_encoder.rgb.10.ln.weight"} <= set(moved)

@@ -157,8 +157,8 @@ def test_online_run_told_to_stop_continues_bit_for_bit(
 
 
 @pytest.mark.parametrize("keys", [
-    {"num_envs": 4, "steps": 44, "utd": 2.0},  # updates of an ordinary step
-    {"num_envs": 2, "steps": 28, "seed_steps": 27},  # the burst, in the step in which episodes end
+    {"num_envs": 4, "steps": 44, "utd": 2.0},  # among the updates of an ordinary step
+    {"num_envs": 2, "steps": 28, "seed_steps": 27},  # in the burst, when episodes end as well
 ])  # fmt: skip
 def test_online_run_told_to_stop_between_its_last_updates_continues_bit_for_bit(
     tmp_path: Path, keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -281,7 +281,7 @@ def test_online_run_logs_losses_speed_and_episodes(tmp_path: Path, capsys: pytes
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("step 30/45"))
     for part in ("return ", "updates/s", "it/s", "acting ", "environment ", "updating ", "other ", "ETA 0:"):
         assert part in line
-    assert "success" not in line  # which the task has no notion of
+    assert "success" not in line  # the task defines no success
 
 
 def test_online_run_without_an_update_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

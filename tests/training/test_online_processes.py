@@ -26,7 +26,7 @@ from tests.helpers.online import config
 from tests.helpers.runs import rows
 from tests.helpers.toy_envs import FALLS, SEES, STANDS, ToyEnv
 
-#: Environments that do not split evenly; what the policy does is continuous in its input, other than a plan.
+#: Environments that do not split evenly. Small errors change a policy's actions little, unlike a plan's.
 POLICY: dict[str, Any] = {"num_envs": 3, "mpc": False, "steps": 60, "save_freq": 15}
 RUNS: dict[str, dict[str, Any]] = {
     "policy": POLICY,

@@ -84,7 +84,7 @@ def test_labels_of_cpu_kernels_are_those_of_the_plain_planner(store: EpisodeStor
     if teacher.planner.kind != "kernels":
         pytest.skip("the CPU kernels are not here")
     close = (plain.values - fast.values)[:, 1:].abs() < 1e-4
-    assert close.float().mean() > 0.95  # where two sequences are equally good, rounding chooses
+    assert close.float().mean() > 0.95  # rounding decides between equally good sequences
 
 
 def test_labels_interrupted_anywhere_are_the_same_in_the_end(
@@ -106,9 +106,9 @@ def test_labels_interrupted_anywhere_are_the_same_in_the_end(
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             compute_plans(column, make_expert(two_tasks()), at_once=5)
-    assert calls == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]  # three groups an episode; the one that was cut short comes again
+    assert calls == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]  # three groups an episode; the interrupted one is repeated
     monkeypatch.undo()
-    column.values[0, 3] = 7.0  # as damage to the disk would
+    column.values[0, 3] = 7.0  # as damage of the disk
     compute_plans(column, make_expert(two_tasks()), at_once=5)
     assert content(column) == content(undisturbed)
     assert verify_targets(store) == []

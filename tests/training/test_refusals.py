@@ -85,7 +85,7 @@ def test_train_with_unplayable_evaluations_is_refused(
     with pytest.raises(ValueError, match=r"evaluation: save_video needs imageio"):
         train(cfg.replace(eval_freq=2, save_video=True), None)
     assert not cfg.run_dir.exists()
-    train(cfg.replace(steps=1, eval_freq=2, save_video=True), None)  # none would be played
+    train(cfg.replace(steps=1, eval_freq=2, save_video=True), None)  # no evaluation would be played
 
 
 def test_train_on_data_of_other_lengths_is_refused(cfg: Config, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tdmpc2.training.specialists import train_specialists
 from tests.helpers.online import assert_same, config, interrupt
 from tests.helpers.toy_envs import POINT, STANDS
 
-TASKS = (STANDS, POINT)  # of other sizes and lengths
+TASKS = (STANDS, POINT)  # with different sizes and lengths
 
 
 def together(directory: Path, **keys: Any) -> list[Config]:
@@ -132,7 +132,7 @@ def test_signal_saves_all_and_the_same_call_goes_on(
     cfgs = together(tmp_path / "stopped")
     for step in (21, 28):
         with monkeypatch.context() as patch:
-            once = iter([signal.SIGTERM])  # a second one, of the other run's turn, would end the process
+            once = iter([signal.SIGTERM])  # a second signal would end the process
             interrupt(patch, step, lambda once=once: [signal.raise_signal(number) for number in once])
             with pytest.raises(SystemExit) as end:
                 train_specialists(cfgs)

@@ -65,7 +65,7 @@ def test_updates_of_a_stack_equal_those_of_each_agent(kind: str, keys: dict[str,
                     torch.testing.assert_close(its.state[q][name], mine.state[p][name], rtol=1e-3, atol=1e-6)
 
 
-#: As an agent's own; fewer samples and iterations, as while collecting; and more iterations.
+#: The agent's own budget; fewer samples and iterations, as while collecting; and more iterations.
 BUDGETS: list[dict[str, int]] = [{}, {"num_samples": 8, "iterations": 1}, {"num_samples": 16, "iterations": 3}]
 
 

@@ -244,7 +244,7 @@ def test_lazy_cache_computes_each_row_once(
     assert torch.equal(first.teacher_reward, again.teacher_reward)  # type: ignore[arg-type]
     rows[:, 3] = (
         rows[:, 3] - rows[:, 3] % 501 + torch.arange(490, 494)
-    )  # one row that is new: a batch of the same shape
+    )  # one new row still takes a batch of the same shape
     before = targets.values.clone()
     lazy.fill(sampler.gather(rows), rows)
     assert asked == [(1, 16, 24)] * 2
@@ -254,7 +254,7 @@ def test_lazy_cache_computes_each_row_once(
     assert asked[2:] == [(3, 16, 24)]
     two.fill(sampler.gather(rows), rows)
     assert len(asked) == 3
-    assert torch.equal(open_targets(store, SHA256, "x").values.isnan(), targets.values.isnan())  # it is in the file
+    assert torch.equal(open_targets(store, SHA256, "x").values.isnan(), targets.values.isnan())  # the file has it, too
 
 
 def test_lazy_cache_hit_needs_no_device_transfer(store: EpisodeStore, teacher: TDMPC2) -> None:

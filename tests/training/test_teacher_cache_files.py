@@ -109,7 +109,7 @@ def test_cache_damaged_is_refused(store: EpisodeStore, teacher: TDMPC2) -> None:
         with pytest.raises(ValueError, match=message) as error:
             empty(store)
         assert f"Delete the directory {targets.path}" in str(error.value)
-        if "another teacher" not in message:  # only a user of the teacher knows its checksum's end
+        if "another teacher" not in message:  # verify only knows the beginning of the checksum
             assert verify_targets(store) == [str(error.value)]
         (targets.path / name).write_bytes(original)
     for position, value, where in (
@@ -129,7 +129,7 @@ def test_cache_damaged_is_refused(store: EpisodeStore, teacher: TDMPC2) -> None:
     (targets.path / "reward.npy").unlink()
     (line,) = verify_targets(store)
     assert "is damaged [FileNotFoundError" in line
-    assert empty(store).values.isnan().all()  # nothing of it was there to lose
+    assert empty(store).values.isnan().all()  # there was nothing to lose
 
 
 def test_cache_on_full_disk_leaves_nothing(store: EpisodeStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_cache_on_full_disk_leaves_nothing(store: EpisodeStore, monkeypatch: pyt
     with pytest.raises(ValueError, match=r"needs .* more and its disk has 10,000 bytes free: make room"):
         empty(store)
     monkeypatch.undo()
-    leftover = store.path / "targets" / f".{SHA256[:16]}-{store.checksum[:16]}.tmp"  # of a process that was killed
+    leftover = store.path / "targets" / f".{SHA256[:16]}-{store.checksum[:16]}.tmp"  # left by a killed process
     leftover.mkdir()
     (leftover / "reward.npy").write_bytes(b"half")
     assert empty(store).values.isnan().all()

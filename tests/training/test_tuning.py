@@ -109,7 +109,7 @@ def test_missing_file_is_left_to_the_checks_before_the_run(tmp_path: Path) -> No
 def test_terminating_task_gets_a_head_that_the_file_lacks(tmp_path: Path, without: Path) -> None:
     """A model of tasks that never terminate is tuned to one that does."""
     cfg = tuned(tmp_path, without, FALLS, episodic=True, horizon=2, steps=24, utd=0.3)
-    assert (cfg.rho, cfg.discount_max) == (0.7, 0.995)  # the file's values are of its discounts
+    assert (cfg.rho, cfg.discount_max) == (0.7, 0.995)  # discounts are the file's
     trained = weights(train_online(cfg, None))
     assert (trained["_termination.2.weight"] != TDMPC2(cfg).model._termination[2].weight).any()
 
@@ -197,7 +197,7 @@ def test_new_task_gets_a_row_of_its_own(
     for step, (_, action) in enumerate(turns[:STANDS_FOR], 1):
         assert np.array_equal(action, uniform_actions(cfg, np.array([2]), numbered_generator(cfg.seed, step, 1)))
     agent = load_agent(cfg.run_dir / "model.pt", device="cpu", task=STANDS)
-    for step, (obs, action) in enumerate(turns[STANDS_FOR:], STANDS_FOR + 1):  # no update until then
+    for step, (obs, action) in enumerate(turns[STANDS_FOR:], STANDS_FOR + 1):  # there is no update before
         assert np.array_equal(action, prior_actions(agent.model, obs, np.array([2]), numbered_generator(1, step, 1)))
     rows, known = agent.model._task_emb.weight, weights(without)["_task_emb.weight"]
     assert torch.equal(rows[:2], known)

@@ -112,7 +112,7 @@ def test_killed_process_ends_the_other(cfg: Config, forks: ForkServer) -> None:
     port, arguments = free_port(), [REPO / "train.py", *command(cfg, steps=100_000, save_freq=10)]
     jobs = [forks.start(arguments, REPO, launched(rank, port)) for rank in (0, 1)]
     jobs[0].wait_for("step 20/")
-    jobs[0].kill()  # the one that the others met at
+    jobs[0].kill()  # the process that hosts the rendezvous
     assert jobs[1].wait() == 2
     said = jobs[1].err.read_text()
     assert re.search(r"^error: process 1 of 2: another one has ended or cannot be reached \(", said, re.M)
@@ -163,7 +163,7 @@ def test_sigterm_ends_all_processes_with_the_code_of_a_stop_and_saves_once(
     assert [job.wait() for job in jobs] == [STOPPED, STOPPED]
     by = "SIGTERM" if 0 in told else "a signal to another process"
     (step,) = re.findall(rf"Stopped by {by} at step (\d+), everything is saved", jobs[0].out.read_text())
-    assert [path.name for path in cfg.run_dir.glob("model_*.pt")] == [f"model_{step}.pt"]  # one for each time
+    assert [path.name for path in cfg.run_dir.glob("model_*.pt")] == [f"model_{step}.pt"]  # saved once
     assert torch.load(cfg.run_dir / "state.pt", weights_only=True)["step"] == int(step)
     assert "error" not in "".join(job.err.read_text() for job in jobs)
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="users and mo
 @pytest.fixture
 def variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in compile_cache.VARIABLES:
-        monkeypatch.setenv(name, "")  # remembered, to be put back
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores it
         monkeypatch.delenv(name)
     monkeypatch.setattr(compile_cache, "_move_headers", lambda folder: None)
     monkeypatch.setattr(compile_cache, "_PREPARED", set())
@@ -165,7 +165,7 @@ def test_compiler_that_does_not_work_is_none(tmp_path: Path, monkeypatch: pytest
 @needs_compiler
 def test_compiler_that_works_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "g++")
-    monkeypatch.setattr(Path, "exists", lambda self: True)  # Python's headers, which are not the question here
+    monkeypatch.setattr(Path, "exists", lambda self: True)  # as if Python's headers were there
     assert runtime.has_cpp_compiler()
 
 

@@ -88,7 +88,7 @@ def test_scores_are_recorded_with_the_checksum_of_what_played(
     scored: list[Any] = []
     monkeypatch.setattr(scoring, "score", lambda file, agent: scored.append(file) or pytest.skip.Exception)
     _replaced_after_loading(monkeypatch, path, models[1])
-    with pytest.raises((AttributeError, TypeError)):  # there is no score to print
+    with pytest.raises((AttributeError, TypeError)):  # the stub has no score to print
         scoring.score_files([str(path)], {"device": "cpu", "compile": False})
     assert scored[0].sha256 == file_sha256(models[0])
 
@@ -193,7 +193,7 @@ def test_share_episodes_goes_by_content() -> None:
     assert not share_episodes({}, {})
     assert tells_content({"checksum": "ab"})
     assert tells_content({"chunk_0.pt": "5-0000000a"})
-    assert not tells_content({"chunk_0.pt": "5"})  # the size alone, as early versions had it
+    assert not tells_content({"chunk_0.pt": "5"})  # only a size, as in early versions
 
 
 def test_save_and_read_with_identity_agree(tmp_path: Path) -> None:

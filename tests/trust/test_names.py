@@ -20,7 +20,7 @@ from tdmpc2.tracking.wandb import WandbRun
 from tdmpc2.training.run_dir import lock
 from tdmpc2.training.scoring import video_name
 
-#: What W&B takes for an artifact; Windows refuses none of these letters.
+#: What W&B accepts as the name of an artifact; Windows accepts all these letters, too.
 ALLOWED = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 HARD = [
     "lr=1e-3", "my run", "sweep/lr3", "my_tasks:Mine-v0", "x" * 300, "größe", "..", ".", ".hidden", "ends.", "CON",

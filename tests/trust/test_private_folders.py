@@ -108,7 +108,7 @@ def gone(pid: int) -> bool:
     end = time.monotonic() + 20
     while time.monotonic() < end:
         try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:  # where nobody buries what has ended
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:  # no parent has collected its exit status
                 return True
         except psutil.NoSuchProcess:
             return True

@@ -152,7 +152,7 @@ def test_shown_value_is_short_and_printable(case: int) -> None:
 
 def test_read_text_of_larger_file_than_its_kind_is_refused(tmp_path: Path) -> None:
     with open(tmp_path / "run.json", "wb") as file:
-        os.truncate(file.fileno(), 10**12)  # takes no room on the disk
+        os.truncate(file.fileno(), 10**12)  # a sparse file takes no room on the disk
     with pytest.raises(ValueError, match=r"run\.json has more than 67,108,864 bytes"):
         read_text(tmp_path / "run.json")
 
