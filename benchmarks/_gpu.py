@@ -1,10 +1,10 @@
-"""Test and measure on a CUDA GPU everything that has a path of its own there: `make gpu`.
+"""Test and measure on a CUDA GPU every code path that is used only there: `make gpu`.
 
 python -m benchmarks._gpu [--minutes 30]
 
-Tests marked `gpu` come first; then the benchmarks of plans, updates, evaluation, training and stacked agents; with
---minutes, thirty specialists then learn for so long (examples/specialists.py), and go on when it is called again. What
-was measured is one file, --out, and one table. Without a GPU it says so and exits with 1.
+Tests marked `gpu` come first, then the benchmarks of plans, updates, evaluation, training and stacked agents. With
+--minutes, thirty specialists then learn for so long (examples/specialists.py); a later call continues them. All results
+are in one file, --out, and in one table. Without a GPU the command says so and exits with 1.
 """
 
 from __future__ import annotations

@@ -55,7 +55,8 @@ class Timings:
     def uncertainty(self) -> float:
         """Return half of the widest 95 % interval of a ratio to the first variant, as a share of that ratio.
 
-        It is that of the median of values spread normally. One variant has no ratio: then it is its time's.
+        The interval is that of the median of normally distributed values. A single variant has no ratio, so its time
+        counts instead.
         """
         first, *others = (np.log(np.maximum(values, 1e-12)) for values in self.seconds.values())
         logs = [other - first for other in others] or [first]

@@ -1,4 +1,4 @@
-"""Steps of learning online: the whole loop, the same on plain paths, and its parts alone; and what a save costs."""
+"""Time of a step of learning online: the whole loop, the same on plain paths, its parts alone, and a save."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SAVED = 10_000  # steps between two saves
 
 
 class Learning:
-    """A run that learns online, of which some turns are taken at a time."""
+    """A run that learns online and takes a given number of turns at a time."""
 
     def __init__(self, cfg: Config, stack: contextlib.ExitStack) -> None:
         run = stack.enter_context(Run.open(cfg, None, ProcessGroup(), evaluate, stride=len(cfg.envs)))
@@ -51,7 +51,7 @@ class Learning:
             next(self._turns)
 
     def part(self, name: str, count: int) -> None:
-        """Do one part of so many turns, and nothing else."""
+        """Do only one part of so many turns."""
         self.explorer.begin()
         parts: dict[str, Callable[[], Any]] = {
             "acting": lambda: self.explorer.act(0, random=False),

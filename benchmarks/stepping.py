@@ -90,7 +90,7 @@ def stepping(name: str, row: Row, workers: int, repeats: int, limit: float | Non
 
 
 def player(pool: EnvPool, spec: TaskSpec, count: int, steps: int) -> Callable[[], None]:
-    """Return a function that takes so many random steps in each of ``count`` environments, and goes on where it was."""
+    """Return a function that takes so many random steps in each of ``count`` environments, and later continues."""
     envs: Any = pool.make([spec] * count)
     envs.reset(seed=list(range(count)))
     rng = np.random.default_rng(0)
@@ -106,7 +106,7 @@ def player(pool: EnvPool, spec: TaskSpec, count: int, steps: int) -> Callable[[]
 
 
 def rates(times: Timings, steps: int) -> dict[str, float]:
-    """Steps per second of both ways, whose turns have ``steps`` each, and their ratio."""
+    """Return the steps per second of both ways, whose turns have ``steps`` each, and their ratio."""
     rates = {way: 1e3 * steps / times.ms(way) for way in times.seconds}
     return rates | {"speedup": times.speedup("workers")}
 

@@ -6,8 +6,8 @@ python examples/learning_curves.py --so-far
 A run for each task lies in --out, one is trained after the other, and the agent that each one ends with plays
 --episodes episodes. Keys are those of train.py. Left in --out: ``learning_curves.md`` with the table,
 ``learning_curves.json``, and ``learning_curves.png``: evaluations, the episodes that were played while learning, and
-what single-task TD-MPC2 of 5M parameters had after as many control steps, mean and range of its seeds. Stopped, the
-same line goes on where it was. --so-far trains nothing and shows the runs as they are.
+what single-task TD-MPC2 of 5M parameters had after as many control steps, mean and range of its seeds. If it is
+stopped, the same line goes on where it was. --so-far trains nothing and shows the runs as they are.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What distillation gives, on two tasks and two CPU cores: `python examples/study.py --player student.pt`.
+"""Measure what distillation gives, on two tasks and two CPU cores: `python examples/study.py --player student.pt`.
 
 Collects episodes of random play and of a trained player with noise, trains a 5M teacher on them, then, with three
 seeds each, 1M students without a teacher and with three of the distillation targets on the same budget; measures all
 on episodes collected with another seed; and writes the table and the figure. Every step is a command a user would
-type. Stopped, the same line goes on where it was.
+type. If it is stopped, the same line goes on where it was.
 """
 
 from __future__ import annotations
