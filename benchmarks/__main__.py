@@ -25,9 +25,9 @@ _QUICK = "Small runs, whose numbers mean nothing: seconds each, minutes where so
 
 
 class Cost(NamedTuple):
-    """Minutes on two cores, those of --full, and GB written meanwhile, as a benchmark declares them.
+    """The cost of a benchmark, as it declares it: minutes on two cores, minutes with --full, and GB written.
 
-    One that declares ``BY_NAME`` runs where it is named, or with --full, so that all others stay a quarter of an hour.
+    One that declares ``BY_NAME`` runs only if it is named or with --full, so that all others take a quarter of an hour.
     """
 
     minutes: float

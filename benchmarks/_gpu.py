@@ -1,10 +1,10 @@
-"""Test and measure on a CUDA GPU everything that has a path of its own there: `make gpu`.
+"""Test and measure on a CUDA GPU every code path that is used only there: `make gpu`.
 
 python -m benchmarks._gpu [--minutes 30]
 
-Tests marked `gpu` come first; then the benchmarks of plans, updates, evaluation, training and stacked agents; with
---minutes, thirty specialists then learn for so long (examples/specialists.py), and go on when it is called again. What
-was measured is one file, --out, and one table. Without a GPU it says so and exits with 1.
+Tests marked `gpu` come first, then the benchmarks of plans, updates, evaluation, training and stacked agents. With
+--minutes, thirty specialists then learn for so long (examples/specialists.py); a later call continues them. All results
+are in one file, --out, and in one table. Without a GPU the command says so and exits with 1.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("plan", ()), ("update", ()), ("evaluation", ()), ("train", ("--processes", "1")),
     ("train", ("--online",)), ("stacked", ("--agents", "30")),
 )  # fmt: skip
-#: Where a result tells its plain and its fast time, by benchmark.
+#: Keys of the plain and the fast time in a result, by benchmark.
 TIMES = {"stacked": ("alone_ms", "stacked_ms")}
 
 
@@ -109,7 +109,7 @@ def main(
         print("make gpu: torch finds no CUDA GPU here, so nothing was tested or measured")
         return 1
     found: dict[str, Any] = {"machine": machine(args.device), "versions": versions(), "commit": commit()}
-    endings = {"tests": "passed" if tests() in (0, 5) else "failed"}  # 5: there were none
+    endings = {"tests": "passed" if tests() in (0, 5) else "failed"}  # 5: pytest found no tests
     found |= {"benchmarks": []}
     for name, options in PARTS:
         words = [*options, "--device", args.device, *(["--quick"] if args.quick else [])]

@@ -32,8 +32,8 @@ from tdmpc2.tracking.progress import progress
 
 REPO = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "tensordict", "torchrl", "gymnasium", "dm_control", "mujoco", "numpy")
-SECONDS = 20.0  # that the turns of one table may take by default
-NARROW = 0.02  # half of a ratio's 95 % interval, as a share of the ratio, from which more turns say little
+SECONDS = 20.0  # that the turns of one table may take, unless told otherwise
+NARROW = 0.02  # turns may end once half of each ratio's 95 % interval is below this share of it
 Run = Callable[[], Any]
 Column = tuple[str, str, str]
 
@@ -55,7 +55,8 @@ class Timings:
     def uncertainty(self) -> float:
         """Return half of the widest 95 % interval of a ratio to the first variant, as a share of that ratio.
 
-        It is that of the median of values spread normally. One variant has no ratio: then it is its time's.
+        The interval is that of the median of normally distributed values. A single variant has no ratio, so its time
+        counts instead.
         """
         first, *others = (np.log(np.maximum(values, 1e-12)) for values in self.seconds.values())
         logs = [other - first for other in others] or [first]

@@ -77,7 +77,7 @@ def student(args: argparse.Namespace) -> Iterator[Path]:
     agent, generator = TDMPC2(make_config(args, device="cpu")), torch.Generator().manual_seed(0)
     with tempfile.TemporaryDirectory() as directory, torch.no_grad():
         for weight in agent.model.parameters():
-            if weight.ndim > 1 and not weight.any():  # last layers, with which all values would be the same
+            if weight.ndim > 1 and not weight.any():  # last layers begin at zero, so all values would be equal
                 weight.normal_(0, 0.1, generator=generator)
         agent.save(Path(directory) / "random.pt")
         yield Path(directory) / "random.pt"

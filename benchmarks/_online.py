@@ -1,4 +1,4 @@
-"""Steps of learning online: the whole loop, the same on plain paths, and its parts alone; and what a save costs."""
+"""Time of a step of learning online: the whole loop, the same on plain paths, its parts alone, and a save."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tdmpc2.training import run_dir
 from tdmpc2.training.loop import Run
 from tdmpc2.training.online import Loop
 
-_EPISODES = 20  # of random play that are in the buffer from the beginning
+_EPISODES = 20  # random ones that the buffer holds from the beginning
 _SAVED = 10_000  # steps between two saves
 
 
 class Learning:
-    """A run that learns online, of which some turns are taken at a time."""
+    """A run that learns online and takes a given number of turns at a time."""
 
     def __init__(self, cfg: Config, stack: contextlib.ExitStack) -> None:
         run = stack.enter_context(Run.open(cfg, None, ProcessGroup(), evaluate, stride=len(cfg.envs)))
@@ -42,7 +42,7 @@ class Learning:
         for number in range(_EPISODES):
             rows = [rng.standard_normal((length + 1, size), np.float32) for size in (cfg.obs_dim, cfg.action_dim, 1)]
             self.loop.replay.add(rows[0], np.tanh(rows[1]), rows[2][:, 0], cfg.task_ids[number % len(cfg.task_ids)])
-        next(self._turns)  # at random; from the second on all is planned
+        next(self._turns)  # the first turn acts randomly, all later ones plan
         self._numbers = itertools.count()
 
     def steps(self, count: int) -> None:
@@ -51,7 +51,7 @@ class Learning:
             next(self._turns)
 
     def part(self, name: str, count: int) -> None:
-        """Do one part of so many turns, and nothing else."""
+        """Do only one part of so many turns."""
         self.explorer.begin()
         parts: dict[str, Callable[[], Any]] = {
             "acting": lambda: self.explorer.act(0, random=False),

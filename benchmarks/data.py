@@ -84,18 +84,18 @@ def drop_cache(path: Path) -> None:
 
 
 def resident_mb() -> float:
-    """Anonymous and shared memory of this process."""
+    """Return the anonymous and shared memory of this process in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))) / 1024
 
 
 def median_ms(function: Callable[[int], Any], repeats: int) -> float:
-    """Median time of ``function(0)``, ``function(1)``, ..."""
+    """Return the median time of ``function(0)``, ``function(1)``, ... in ms."""
     return take_turns({"": numbered(function)}, repeats, warm_up=0).ms("")
 
 
 def measure_store(root: Path, written: int, repeats: int) -> dict[str, float]:
-    """Opening and drawing."""
+    """Measure opening a store and drawing from it."""
     start = time.perf_counter()
     store = EpisodeStore.open(root)
     sampler = SliceSampler(EpisodeDataset.map(store))
@@ -130,7 +130,7 @@ def measure_store(root: Path, written: int, repeats: int) -> dict[str, float]:
 
 
 def measure_torchrl(root: Path, written: int, repeats: int) -> dict[str, float]:
-    """torchrl's sampler over the same rows, and ours through torchrl; warm pages: the same draws are made twice."""
+    """Measure torchrl's sampler over the same rows, and ours through torchrl, with warm pages and equal draws."""
     store = EpisodeStore.open(root)
     dataset = EpisodeDataset.map(store)
     own = SliceSampler(dataset, torch.arange(written), horizon=H, seed=SEED)
@@ -157,7 +157,7 @@ def measure_torchrl(root: Path, written: int, repeats: int) -> dict[str, float]:
 
 
 def measure_layouts(root: Path, written: int, repeats: int) -> dict[str, float]:
-    """The same rows as records, as three arrays and as a memory-mapped TensorDict: 0.5 GB, cold, then warm in turns."""
+    """Measure the same rows as records, as three arrays and as a memory-mapped TensorDict, cold and then warm."""
     store = EpisodeStore.open(root)
     count, length = min(8_000, written), store.rows.shape[1]
     sampler = SliceSampler(EpisodeDataset.map(store), torch.arange(count))

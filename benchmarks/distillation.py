@@ -2,10 +2,10 @@
 
 python benchmarks/distillation.py --full
 
-Every update is of the same random batch; weights are random, since times do not depend on them. On a processor its time
-is counted, not the clock's, so that other programs do not count. Results, for each target: `name`, `ms` (median) and
-`step_over_reward_step` (median of the ratios of steps of the same turn); `none` is an update without a teacher, `all`
-one with every target.
+Every update is of the same random batch; weights are random, since times do not depend on them. On a CPU, processor
+time is counted instead of the clock's, so that other programs do not matter. Results, for each target: `name`, `ms`
+(median) and `step_over_reward_step` (median of the ratios of steps of the same turn); `none` is an update without a
+teacher, `all` one with every target.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def measure(cfg: Config, teacher_cfg: Config, repeats: int, limit: float | None)
     teacher.model.requires_grad_(False)
     batch = random_batch(cfg, teacher.device)
     runs: dict[str, Run] = {"none": partial(TDMPC2(cfg).update, batch)}
-    live = tuple(name for name, target in TARGETS.items() if target.live)  # plans are made beforehand
+    live = tuple(name for name, target in TARGETS.items() if target.live)  # not ``plan``, made beforehand
     for name, targets in [*((target, (target,)) for target in live), ("all", live)]:
         agent = TDMPC2(cfg.replace(distillation_targets=targets), teacher)
         if agent.distillation.needs_pca:

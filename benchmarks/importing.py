@@ -39,7 +39,7 @@ FULL_MINUTES = 2
 DISK_GB = 2
 
 CFG = Config(task="mt30")
-PAUSE = 5  # seconds: a virtual machine hands freed memory back, and what runs at once after a deletion gains by that
+PAUSE = 5  # seconds after a deletion, until a virtual machine has returned the freed memory: what runs sooner is faster
 FILE = 4096  # episodes per chunk file: 254 MB as in a store, 263 MB in the file
 
 
@@ -54,7 +54,7 @@ def make_chunks(root: Path, size: float) -> int:
 
 
 def copy(source: Path, target: Path) -> float:
-    """Seconds to copy a directory and to flush it to the disk."""
+    """Copy a directory and flush it to the disk; returns the seconds that took."""
     start = time.perf_counter()
     subprocess.run(["cp", "-r", source, target], check=True)
     for path in target.iterdir():
@@ -64,7 +64,7 @@ def copy(source: Path, target: Path) -> float:
 
 
 def resident() -> int:
-    """Bytes of this process in memory, whatever they belong to; 0 where the system does not say."""
+    """Return the bytes of this process in memory, or 0 where the system does not say."""
     path = Path("/proc/self/status")
     if not path.exists():
         return 0
@@ -101,7 +101,7 @@ def measured_import(source: str, target: str) -> None:
 
 
 def run_import(source: Path, target: Path) -> tuple[float, int]:
-    """Seconds and peak growth of memory in bytes of an import."""
+    """Import in a process; returns seconds and the peak growth of memory in bytes."""
     command = [sys.executable, "-m", "benchmarks.importing", "--import", str(source.resolve()), str(target.resolve())]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=REPO)
     seconds, peak = json.loads(done.stdout)

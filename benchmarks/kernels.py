@@ -1,4 +1,4 @@
-"""Time of one layer by the CPU kernels against PyTorch, eager and compiled, interleaved. Whole plans: plan.py.
+"""Time of one layer by the CPU kernels against PyTorch, eager and compiled, interleaved; plan.py times plans.
 
 python benchmarks/kernels.py --full --threads 2
 

@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ("Hz at p95", "hz", ".0f"), ("speedup", "speedup", ".1f"), ("regret", "regret", ".2f"),
     ]  # fmt: skip
     results: list[dict[str, Any]] = []
-    counts = args.threads if isinstance(args.threads, list) else [1, args.threads]  # not typed: all cores
+    counts = args.threads if isinstance(args.threads, list) else [1, args.threads]  # by default all cores
     for threads in sorted(set(counts)):
         torch.set_num_threads(threads)
         runs = {PLAIN: act_run(plain, one, one_task)}

@@ -2,7 +2,7 @@
 
 python benchmarks/logger.py --full
 
-Also the call that uploads a checkpoint, every hundred rows. Results: `name`, and `median`, `p99` and `max` in ms.
+The call that uploads a checkpoint is timed every hundred rows. Results: `name`, and `median`, `p99` and `max` in ms.
 """
 
 from __future__ import annotations

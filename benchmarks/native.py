@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def task_of(checkpoint: Path) -> str | None:
-    """The task to measure; None: the file has only one."""
+    """Return the task to measure, or None if the file has only one."""
     cfg = load_agent(checkpoint, device="cpu", precision="fp32", compile=False, quiet=True).cfg
     names = [cfg.task_names[task_id] for task_id in cfg.task_ids]
     return None if not cfg.multitask else TASK if TASK in names else names[0]
@@ -103,7 +103,7 @@ def times(args: Any, folder: Path, made: Path, request: Request) -> list[dict[st
 
 
 def control_loop(args: Any, folder: Path, made: Path, request: Request) -> list[dict[str, Any]]:
-    """Run the example of a control loop, several times for the first action, then for long; then plain arithmetic."""
+    """Run the example's control loop several times for its first action, once for long, and then plain arithmetic."""
     model = folder / "small.safetensors"
     write_model(model, read_source(replace(request, overrides=SMALL)))
     program = compiled(REPO / "examples" / "cpp" / "control_loop.cpp", folder, f"-I{folder / 'include'}", made=made)

@@ -2,13 +2,13 @@
 
 python benchmarks/plan.py --full
 
-The model is the MT30 student of --size with random weights; the time of a plan does not depend on them. On a CPU the
-kernels of this project and torch.compile, on CUDA torch.compile and one graph. Results: `name`, `num_envs`, `plain_ms`,
-`fast_ms`, `matmul_ms` (medians, per environment) and `speedup` (median of the turns'). `matmul_ms` is the time of a
-plan's matrix products alone, by PyTorch in the same format, measured in the same turns. With --busy N, everything is
-timed once more beside N processes that each keep a core busy: `busy_ms`, and `slowdown` against `fast_ms`. As many as
-there are cores leave a plan half of them; where threads wait for one another by spinning, it takes far more than twice
-the time.
+The model is the MT30 student of --size with random weights; the time of a plan does not depend on them. The fast ways
+are the CPU kernels and torch.compile on a CPU, torch.compile and one graph on CUDA. Results: `name`, `num_envs`,
+`plain_ms`, `fast_ms`, `matmul_ms` (medians, per environment) and `speedup` (median of the turns'). `matmul_ms` is the
+time of a plan's matrix products alone, by PyTorch in the same format, measured in the same turns. With --busy N,
+everything is timed once more beside N processes that each keep a core busy: `busy_ms`, and `slowdown` against
+`fast_ms`. As many as there are cores leave a plan half of them; where threads wait for one another by spinning, it
+takes far more than twice the time.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def product_run(cfg: Config, precision: str, num_envs: int, device: torch.device
     for inputs, outputs, count in products(cfg):
         x, w = torch.randn(rows, inputs, device=device), torch.randn(outputs, inputs, device=device)
         if precision == "int8":
-            pads = (0, -inputs % 8), (0, -inputs % 8, 0, -outputs % 8)  # which CUDA wants
+            pads = (0, -inputs % 8), (0, -inputs % 8, 0, -outputs % 8)  # CUDA needs multiples of 8
             x8, w8 = F.pad(x.to(torch.int8), pads[0]), F.pad(w.to(torch.int8), pads[1])
             runs.append((partial(torch._int_mm, x8, w8.T), count))
         else:
@@ -126,7 +126,7 @@ def busy_processes(count: int) -> Iterator[None]:
     try:
         for process in processes:
             assert process.stdout is not None
-            process.stdout.readline()  # it has begun
+            process.stdout.readline()  # wait until it has begun
         yield
     finally:
         for process in processes:

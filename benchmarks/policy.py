@@ -4,7 +4,7 @@ python benchmarks/policy.py mt30_1M_steps_045dist_fp16.pt
 
 On one core by default. Without a file an untrained 1M model of MT30 is timed, which takes as long. Results: `name` (the
 number of environments), `act_ms` (median of a whole call, all checks included), `per_second`, `networks_ms` (the
-encoder's and the policy's forward passes alone) and `checks`, the part of a call that is not those.
+encoder's and the policy's forward passes alone) and `checks`, the rest of a call.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def make_run(what: str, cfg: Config) -> Run:
     """Return a function that updates or plans once."""
     agent = TDMPC2(cfg)
     if what == "update":
-        if cfg.compile == "true":  # without the C++ wrapper: what is called from C++ the profiler does not see
+        if cfg.compile == "true":  # without the C++ wrapper, whose calls the profiler does not see
             losses = compiled_update.compiled(agent.model, agent.device, cpp_wrapper=False)
             agent._model_losses, agent._policy_loss = losses
         batch = random_batch(cfg, agent.device)

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(parser, argv, {"repeats": 30}, workers=1)
     if unknown := [name for name in args.families if name not in ROWS]:
         parser.error(f"no family is called {', '.join(unknown)}; there are {', '.join(ROWS)}")
-    limit = None if args.limit is None else args.limit / 4  # a row's turns: the others' simulators wait
+    limit = None if args.limit is None else args.limit / 4  # a row gets a quarter: others follow
     results = []
     for name in args.families or (QUICK if args.quick else ROWS):
         row = ROWS[name]._replace(steps=3) if args.quick else ROWS[name]
@@ -90,7 +90,7 @@ def stepping(name: str, row: Row, workers: int, repeats: int, limit: float | Non
 
 
 def player(pool: EnvPool, spec: TaskSpec, count: int, steps: int) -> Callable[[], None]:
-    """Return a function that takes so many random steps in each of ``count`` environments, and goes on where it was."""
+    """Return a function that takes so many random steps in each of ``count`` environments, and later continues."""
     envs: Any = pool.make([spec] * count)
     envs.reset(seed=list(range(count)))
     rng = np.random.default_rng(0)
@@ -106,7 +106,7 @@ def player(pool: EnvPool, spec: TaskSpec, count: int, steps: int) -> Callable[[]
 
 
 def rates(times: Timings, steps: int) -> dict[str, float]:
-    """Steps per second of both ways, whose turns have ``steps`` each, and their ratio."""
+    """Return the steps per second of both ways, whose turns have ``steps`` each, and their ratio."""
     rates = {way: 1e3 * steps / times.ms(way) for way in times.seconds}
     return rates | {"speedup": times.speedup("workers")}
 

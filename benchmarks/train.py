@@ -70,7 +70,7 @@ def overhead(cfg: Config, steps: int, threads: int, directory: Path) -> list[dic
     starts, ends = (np.array(column)[_WARM_UP:] for column in zip(*spans, strict=True))
     inside = ends[:-1] - starts[:-1]
     outside = starts[1:] - ends[:-1]
-    # Outside it is a mean, since a row is logged in one step of log_freq.
+    # The time outside is a mean, since only one step in log_freq logs a row.
     return [
         {"name": "inside the update", "ms": 1e3 * float(np.median(inside))},
         {"name": "outside of it", "ms": 1e3 * float(outside.mean()), "overhead": float(outside.sum() / inside.sum())},

@@ -79,7 +79,7 @@ def product_shapes(run: Run) -> list[tuple[list[int], list[int]]]:
 
 def make_products(shapes: list[tuple[list[int], list[int]]], dtype: torch.dtype, device: torch.device) -> Run:
     """Return a function that computes matrix products of these shapes, and nothing else, in this type."""
-    # Equal shapes share their factors, and with that memory.
+    # Products of equal shapes share their factors, to save memory.
     factors = {str(pair): tuple(torch.randn(shape, device=device).to(dtype) for shape in pair) for pair in shapes}
 
     def multiply() -> None:

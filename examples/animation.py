@@ -26,9 +26,9 @@ from tdmpc2.support.cli import one_line_errors
 from tdmpc2.support.files import replacing
 from tdmpc2.tracking.progress import progress
 
-SIZE, SEED = 160, 1000  # pixels of a side; of the environments, which nothing was chosen on
+SIZE, SEED = 160, 1000  # pixels of a side; seed of the environments, on which nothing was chosen
 FIRST, LAST, EVERY = 20, 80, 2  # steps that are shown
-MILLISECONDS = 50  # that each picture stays
+MILLISECONDS = 50  # for which each picture is shown
 
 
 def frames(agent: TDMPC2, task_id: int) -> list[Image.Image]:
@@ -53,7 +53,7 @@ def main(checkpoint: str, target: Path, keys: Mapping[str, Any]) -> None:
     agent = load_agent(checkpoint, **keys)
     columns = [frames(agent, task_id) for task_id in progress(agent.cfg.task_ids, "Playing", unit="tasks")]
     pictures = []
-    for row in zip(*columns, strict=False):  # an episode that ended before is the shortest
+    for row in zip(*columns, strict=False):  # ends with the shortest episode
         picture = Image.new("RGB", (SIZE * len(row), SIZE))
         for number, frame in enumerate(row):
             picture.paste(frame, (SIZE * number, 0))

@@ -3,7 +3,7 @@
 Plays random episodes in dm_control, trains a 5M teacher on them, distils it into a 1M student, quantises the student,
 evaluates all three, and prints one table. Every step is a command a user would type; what they
 leave behind is in demo/. The budget is minutes, so the scores are far below a trained model's.
-Stopped in the middle, the same line goes on.
+If it is stopped in the middle, the same line goes on.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def train(name: str, steps: int, *settings: str) -> float:
     prefixed = [s if s.startswith("teacher_config") else f"student_config.{s}" for s in (*common.split(), *settings)]
     run(" ".join(["train.py", *prefixed]))
     with (OUT / name / "speed.csv").open() as file:
-        return float([*csv.DictReader(file)][-1]["wall_seconds"])  # of all parts of a run that was continued
+        return float([*csv.DictReader(file)][-1]["wall_seconds"])  # also of a continued run
 
 
 def evaluate(name: str, checkpoint: str) -> dict[str, float]:
@@ -64,7 +64,7 @@ def evaluate(name: str, checkpoint: str) -> dict[str, float]:
 
 
 def random_returns() -> dict[str, float]:
-    """Mean return per task of the collected episodes, and their score."""
+    """Return the mean return per task of the collected episodes, and their score."""
     ids = [MT30.index(name) for name in TASKS.removeprefix("tasks=[").rstrip("]").split(",")]
     data = EpisodeDataset.load(OUT / "data", [lookup(name) for name in MT30], ids)
     means = {MT30[task_id]: float(values.mean()) for task_id, values in data.episode_returns().items()}

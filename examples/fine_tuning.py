@@ -5,8 +5,8 @@ python examples/fine_tuning.py CHECKPOINT [--task walker-walk] [--steps 10000] [
 For each seed the file is fine-tuned by acting for so many agent steps, and a model of the same sizes learns the task
 alone from nothing for as many. All are evaluated on the same episodes with the same planner. Left in --out (default:
 fine_tuning): the runs, ``fine_tuning.md`` with the table, ``fine_tuning.json`` with every return, and
-``fine_tuning.png`` with the learning curves. Keys are those of train.py, for both kinds of runs. Stopped, the same line
-goes on where it was.
+``fine_tuning.png`` with the learning curves. Keys are those of train.py, for both kinds of runs. If it is stopped, the
+same line goes on where it was.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ python examples/learning_curves.py --so-far
 A run for each task lies in --out, one is trained after the other, and the agent that each one ends with plays
 --episodes episodes. Keys are those of train.py. Left in --out: ``learning_curves.md`` with the table,
 ``learning_curves.json``, and ``learning_curves.png``: evaluations, the episodes that were played while learning, and
-what single-task TD-MPC2 of 5M parameters had after as many control steps, mean and range of its seeds. Stopped, the
-same line goes on where it was. --so-far trains nothing and shows the runs as they are.
+what single-task TD-MPC2 of 5M parameters had after as many control steps, mean and range of its seeds. If it is
+stopped, the same line goes on where it was. --so-far trains nothing and shows the runs as they are.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ TASKS = (
     "walker-walk", "cartpole-swingup", "cup-catch", "finger-spin", "pendulum-spin", "reacher-easy", "cheetah-run",
 )  # fmt: skip
 PUBLIC = SHORT / "single_task_curves.csv"
-_REPEAT = 2  # control steps of an agent's step in DMControl, whose tasks the public curves are of
+_REPEAT = 2  # control steps in an agent's step in DMControl, which the public curves are about
 
 
 class Learned(NamedTuple):
     """A run, and how good its agent is."""
 
     task: str
-    steps: int  # of the agent, when it played
+    steps: int  # that the agent had trained when it played
     hours: float  # of training until then, without breaks
-    returns: list[float]  # of its episodes, or the mean alone of an evaluation while it learns
+    returns: list[float]  # of its episodes, or only the mean of an evaluation while it learns
     public: list[float]  # returns of seeds of single-task TD-MPC2 after all steps; empty if unknown
     all_steps: int  # of the run
     curve: Curve | None  # evaluations

@@ -90,7 +90,7 @@ class Controller:
 
 
 class ControlSuite:
-    """A task of dm_control, as the metadata describes it: in the place of a robot.
+    """A task of dm_control that the metadata describes; it takes the place of a robot.
 
     Args:
         facts: entry ``environment`` of a task in the metadata.

@@ -81,7 +81,7 @@ gymnasium.register("Puck-v0", entry_point=Puck, max_episode_steps=100)
 
 
 def main(directory: Path, *keys: str) -> None:
-    """Train, then play and film: two commands that one could as well type."""
+    """Train, then play and film, by two commands that a user could type as well."""
     run = directory / "run"
     typed = dict(key.split("=", 1) for key in keys)
     _command("train", f"task={TASK}", f"work_dir={run}", *_words({**TRAINING, **typed}))

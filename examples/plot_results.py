@@ -1,4 +1,4 @@
-"""Bars of the return per task of one or more evaluations.
+"""Draw bars of the return per task of one or more evaluations.
 
 python examples/plot_results.py assets/student.png logs/mt30/1/eval-student/results.json
 

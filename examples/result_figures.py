@@ -21,7 +21,7 @@ BODY = "One body, five tasks"
 FILES = ("published_student.png", "walker.png", "quantization.png")
 RECIPES = "Recipes: size, error, regret and time"
 OUTPUTS = {"latent": "o", "reward": "s", "value": "D", "policy": "^"}
-_LOWEST, _HIGHEST = -78, 5  # dB that are drawn; what lies beyond is written
+_LOWEST, _HIGHEST = -78, 5  # dB that are drawn; errors beyond are written as numbers
 _EXACT = "exact"
 
 

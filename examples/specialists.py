@@ -5,9 +5,9 @@ python examples/specialists.py --tasks walker-walk cup-catch pendulum-swingup st
 Keys are those of train.py, for all specialists; --tasks mt30 is all thirty tasks, and share_body=true teaches tasks of
 one body to one specialist. Each learns as ``train.py task=TASK`` would, with random numbers and a replay of its own.
 In --out it leaves ``TASK/``, the directory of its run with ``model.pt``, and ``data/TASK-STEPS``, an episode store of
-what it played. Stopped or killed, the same line goes on where it was. On a GPU the specialists of a batch are expected
-to take little longer than one; on a CPU it is for trying out. env_workers=1 steps each one's environments in a process
-of its own.
+what it played. If it is stopped or killed, the same line goes on. On a GPU the specialists of a batch are expected to
+take little longer than one; on a CPU it is for trying out. env_workers=1 steps each one's environments in a process of
+its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tdmpc2.training.specialists import train_specialists
 
 
 def groups(tasks: Sequence[str], share_body: bool) -> dict[str, list[str]]:
-    """Divide tasks among specialists: name -> tasks. Those of one body are one's if they are to be shared."""
+    """Divide tasks among specialists: name -> tasks. Tasks of one body get one specialist if bodies are shared."""
     found: dict[str, list[str]] = {}
     for task in tasks:
         body = body_of(task) if share_body else (task,)

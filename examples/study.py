@@ -1,9 +1,9 @@
-"""What distillation gives, on two tasks and two CPU cores: `python examples/study.py --player student.pt`.
+"""Measure what distillation gives, on two tasks and two CPU cores: `python examples/study.py --player student.pt`.
 
 Collects episodes of random play and of a trained player with noise, trains a 5M teacher on them, then, with three
 seeds each, 1M students without a teacher and with three of the distillation targets on the same budget; measures all
 on episodes collected with another seed; and writes the table and the figure. Every step is a command a user would
-type. Stopped, the same line goes on where it was.
+type. If it is stopped, the same line goes on where it was.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tdmpc2.support.runtime import usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = "tasks=[cartpole-swingup,pendulum-spin]"
-#: A fraction of the full planner's samples and iterations; compared are students, with equal planners.
+#: A fraction of the full planner's samples and iterations, equal for all students that are compared.
 PLANNER = "num_samples=64 num_elites=16 num_pi_trajs=8 iterations=3 eval_episodes=3 compile=false"
 TEACHER_STEPS = STEPS = 1500
 SEEDS = (1, 2, 3)
@@ -99,7 +99,7 @@ def main() -> None:
             ]
             for job in jobs:
                 job.result()
-        except BaseException:  # Ctrl-C, or one that failed: those at work go on or save, the others do not begin
+        except BaseException:  # Ctrl-C or a failed run: running ones go on or save, others do not begin
             pool.shutdown(cancel_futures=True)
             raise
     students = " ".join(f"{out}/students/{target or 'none'}-{seed}/model.pt" for seed in SEEDS for target in TARGETS)

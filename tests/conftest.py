@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with long files where that is asked for, so that no process is left with one at the end."""
+    """Run files with many slow tests first if --slow-files-first is given, so that none is left for the end."""
     if config.getoption("--slow-files-first"):
         slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
         items.sort(key=lambda item: -slow[item.path])  # stable: files without slow tests keep their order
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def _signals() -> None:
-    """Ctrl-C and a closed terminal end what is tested, also where the tests run in the background or under nohup."""
+    """Restore the default handlers, which background shells and nohup replace, so that signals end what is tested."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -39,7 +39,7 @@ def _signals() -> None:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Start every test with one thread, whatever the one before it in this process has set."""
+    """Start every test with one thread, whatever an earlier test in this process has set."""
     torch.set_num_threads(1)
 
 
@@ -51,7 +51,7 @@ def without_meta_world(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_console(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rich's shared console remembers whether the first test that used it ran on a terminal."""
+    """Reset Rich's shared console, which remembers whether the first test that used it ran on a terminal."""
     monkeypatch.setattr("rich._console", None)
 
 
@@ -62,7 +62,7 @@ def golden() -> Callable[[str], dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="session")
 def published() -> dict[str, torch.Tensor]:
-    """The published student's weights in float32, layout (a)."""
+    """Load the published student's weights in float32, in layout (a)."""
     return {name: tensor.float() for name, tensor in load_golden("weights.npz").items()}
 
 
@@ -73,7 +73,7 @@ def tiny_cfg() -> Config:
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three random episodes of each task."""
+    """Collect three random episodes of each task."""
     from tdmpc2.play.collector import collect
 
     path = tmp_path_factory.mktemp("data")
@@ -83,20 +83,20 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def forks() -> Iterator[ForkServer]:
-    """Commands in processes of their own that start at once."""
+    """Return a server that runs commands in processes of their own, which start at once."""
     with fork_server() as server:
         yield server
 
 
 @pytest.fixture
 def cfg(data_dir: Path, tmp_path: Path) -> Config:
-    """A run of 20 steps on them."""
+    """Configure a run of 20 steps on the data of ``data_dir``."""
     return Config(data_dir=str(data_dir), work_dir=str(tmp_path / "run"), **TINY)
 
 
 @pytest.fixture
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing is written to where the tests were started."""
+    """Work in a folder of the test's own and check that nothing was written to it."""
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     yield

@@ -1,6 +1,6 @@
-"""Lowest versions that pyproject.toml allows, as constraints for pip: ``python tests/oldest.py > oldest.txt``.
+"""The lowest versions that pyproject.toml allows, as constraints: ``python tests/oldest.py > oldest.txt``.
 
-``make test-oldest`` runs the tests with them: a bound that nothing was tried with promises what nobody knows.
+``make test-oldest`` runs the tests with them, since a lower bound that was never tried may be wrong.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _REQUIREMENT = re.compile(r"([\w.-]+)(?:\[[\w,-]+\])?[=>]=([\w.]+)")
 
 
 def oldest(text: str) -> list[str]:
-    """Name the lowest version of each package that a pyproject.toml asks for, its optional ones included.
+    """Name the lowest version of each package that a pyproject.toml asks for, including optional ones.
 
     Args:
         text: content of the file.

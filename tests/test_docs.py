@@ -1,4 +1,4 @@
-"""Test the pages in docs/: their commands and keys exist, snippets run, links and citations lead somewhere."""
+"""The pages in docs/: their commands and keys exist, snippets run, links and citations lead somewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HYDRA = {
     "hydra/launcher", "hydra.launcher.tasks_per_node", "hydra.launcher.gpus_per_node", "hydra.launcher.n_jobs",
     "hydra.launcher.ray.init.num_cpus", "hydra.launcher.ray.remote.num_cpus",
 }  # fmt: skip
-#: With which other keys a key is tried: images are of one task, sharing is by acting, and what stays is that of a file.
+#: Keys that another key needs: images are of one task, sharing bodies needs online mode, freezing needs a file.
 NEEDED: dict[str, dict[str, str]] = {
     "freeze": {"checkpoint": "model.pt"},
     "obs": {"task": "walker-walk"},
@@ -52,7 +52,7 @@ def without_blocks(page: Path) -> str:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Words of every command of this project, in a block or in the text, without ``python`` and variables before it."""
+    """Find the words of every command of this project in a page, without ``python`` and variables before it."""
     lines = "".join(blocks(page, "")).replace("\\\n", " ").splitlines()
     lines += re.findall(r"`((?:python|tdmpc2) [^`]*)`", without_blocks(page))
     words = [shlex.split(line, comments=True) for line in lines]
@@ -62,7 +62,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def anchors(page: Path) -> set[str]:
-    """Anchors of a page's headings, as GitHub makes them."""
+    """List the anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -73,7 +73,7 @@ FORMER = {"tdmpc2.checkpoint", "tdmpc2.checkpoints", "tdmpc2.data", "tdmpc2.data
 
 
 def test_commands_of_pages_are_found() -> None:
-    """Guard the tests below against passing because they look at nothing."""
+    """Finding commands at all keeps the tests below from passing without looking at any."""
     scripts = {command[0] for _, command in COMMANDS}
     assert scripts >= {"collect.py", "train.py", "evaluate.py", "quantize.py", "report.py", "tdmpc2", "-m"}
     assert len(commands(REPO / "README.md")) > 10
@@ -83,7 +83,7 @@ def test_commands_of_pages_are_found() -> None:
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda x: " ".join(x)[:60] if isinstance(x, list) else "")
 def test_command_of_page_is_accepted(page: Path, command: list[str]) -> None:
-    """A page that teaches a name kept for older command lines only fails here, too."""
+    """A command is also refused here if it uses a name that is kept for older command lines only."""
     assert FORMER.isdisjoint(command)
     name, words = command_of(command)
     if name is None:
@@ -120,13 +120,13 @@ def test_keys_in_the_text_of_page_exist(page: Path) -> None:
 
 
 def option_names() -> set[str]:
-    """Keys of the commands that compose no configuration."""
+    """List the keys of the commands that compose no configuration."""
     modules = [import_module(f"tdmpc2.commands.{name}") for name in tdmpc2.commands.COMMANDS]
     return {option.key for module in modules for option in getattr(module, "OPTIONS", ())}
 
 
 def test_code_that_pages_cite_exists() -> None:
-    """Paths such as `tdmpc2/nn/math.py`, and dotted names such as `tdmpc2.data.write_episodes`."""
+    """Pages cite paths such as `tdmpc2/nn/math.py` and dotted names such as `tdmpc2.data.write_episodes`."""
     missing, seen = [], 0
     for page in (*PAGES, *READMES):
         spans = re.findall(r"`([^`]+)`", without_blocks(page))
@@ -141,7 +141,7 @@ def test_code_that_pages_cite_exists() -> None:
 
 
 def is_importable(name: str) -> bool:
-    """True if a dotted name is a module, or an attribute of one."""
+    """Tell if a dotted name is a module or an attribute of one."""
     module, _, attribute = name.rpartition(".")
     try:
         return hasattr(import_module(module), attribute) or import_module(name) is not None
@@ -189,7 +189,7 @@ def test_headings_that_the_code_cites_exist() -> None:
 
 
 def test_tests_that_hold_departures_exist() -> None:
-    """Every departure from the references names the tests that hold it; a renamed test must be renamed there, too."""
+    """Every departure from the references names the tests that check it, so a renamed test is renamed there, too."""
     table = (REPO / "docs" / "algorithm.md").read_text().partition("## Departures")[2]
     rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
     assert len(rows) >= 10

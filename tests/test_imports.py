@@ -1,4 +1,4 @@
-"""The order of the packages: no module imports one that stands above it, and no imports run in a circle."""
+"""The order of the packages: no module imports one above it, and no imports run in a circle."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-#: From the bottom up. A module belongs to the longest name that it starts with; those on one line know nothing of one
-#: another. Entry points that keep former names alive (``__main__`` and the like) stand with the commands.
+#: From the bottom up. A module belongs to the longest name that it starts with; modules on one line do not import each
+#: other. Entry points that keep former names alive (``__main__`` and the like) are listed with the commands.
 FLOORS = (
     ("support", "tasks", "nn"),
     ("distributed", "envs", "distillation.projection"),
@@ -50,7 +50,7 @@ def modules() -> dict[str, Path]:
 
 @cache
 def imports() -> dict[str, set[str]]:
-    """Module -> modules of the package that it imports, anywhere in its text."""
+    """Map each module to the modules of the package that it imports, anywhere in its text."""
     arrows: dict[str, set[str]] = {}
     for name, path in modules().items():
         targets: set[str] = set()
@@ -67,7 +67,7 @@ def imports() -> dict[str, set[str]]:
 
 
 def floor(module: str) -> tuple[int, str]:
-    """Number of a module's floor and the entry of the table that it belongs to."""
+    """Return the number of a module's floor and the entry of the table that it belongs to."""
     name = module.removeprefix("tdmpc2.")
     fitting = [
         (len(box), number, box)

@@ -13,7 +13,7 @@ from tests.helpers.reference import REPO, SHARED
 
 nbformat = pytest.importorskip("nbformat", reason="notebooks need nbformat")
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
-#: What stands in the cell of parameters is replaced by this.
+#: Replaces the content of the cell of parameters.
 SMALL = {
     "quickstart": "STEPS = 25\nBUDGET = {'num_samples': 32, 'iterations': 1}",
     "imagination": "STEPS, AHEAD = 12, 4\nBUDGET = {'num_samples': 48, 'iterations': 2, 'horizon': 3}",
@@ -42,7 +42,7 @@ def test_notebook_is_kept_without_outputs(path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the places that notebooks know, so that what they write is not left beside them."""
+    """Copy what the notebooks need, so that their outputs are not written into the repository."""
     (tmp_path / "notebooks").mkdir()
     for name in ("student_config", "generic.yaml", "docs"):
         (tmp_path / name).symlink_to(REPO / name)
@@ -56,7 +56,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """At a tiny size; with the published student where it is, else with a model made on the spot."""
+    """Notebooks run at tiny size, with the published student if it is there and a model made on the spot otherwise."""
     nbclient = pytest.importorskip("nbclient", reason="notebooks need nbclient")
     pytest.importorskip("ipykernel", reason="notebooks need ipykernel")
     monkeypatch.setenv("TMPDIR", str(tmp_path))

@@ -1,4 +1,4 @@
-"""The lowest versions that are allowed, as what they are tested with."""
+"""The list of the lowest allowed versions, which they are tested with."""
 
 from __future__ import annotations
 

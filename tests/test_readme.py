@@ -1,4 +1,4 @@
-"""The README: its snippet runs, and what it names exists. Its commands are tested in test_docs.py."""
+"""The README: its snippet runs, and what it names exists; its commands are tested in test_docs.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Releases: one version, a changelog that says what is new, a citation, and workflows that do what .ci/run does."""
+"""Releases: one version, a changelog, a citation, and workflows that do what .ci/run does."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def test_what_workflows_call_exists() -> None:
         assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets), name
         for package in re.findall(r"grep '\^(\w+==)' constraints.txt", said):
             assert re.search(rf"^{package}", (REPO / "constraints.txt").read_text(), re.MULTILINE)
-    assert WORKFLOWS["release"][True]["push"]["tags"] == ["v*"]  # YAML reads `on` as a truth value
+    assert WORKFLOWS["release"][True]["push"]["tags"] == ["v*"]  # YAML reads the key `on` as True
 
 
 def test_scheduled_workflow_tries_the_newest_versions_of_each_family_alone() -> None:
     workflow = WORKFLOWS["newest"]
     assert workflow[True]["schedule"]
     job = workflow["jobs"]["family"]
-    assert job["strategy"]["fail-fast"] is False  # one family that broke hides no other
+    assert job["strategy"]["fail-fast"] is False  # a broken family must not hide others
     rows = job["strategy"]["matrix"]["include"]
     lists = {path.stem: path.read_text() for path in (REPO / "docker" / "newest").glob("*.txt")}
     assert sorted(row["family"] for row in rows) == sorted(lists)
@@ -86,7 +86,7 @@ def test_scheduled_workflow_tries_the_newest_versions_of_each_family_alone() -> 
 
 
 def test_release_takes_the_source_archive_from_one_job() -> None:
-    """Two archives of one name: whichever is downloaded last would be published, and not the one that was tried."""
+    """Of two archives of the same name, the one downloaded last would be published instead of the tested one."""
     job = WORKFLOWS["release"]["jobs"]["wheels"]
     uploads = [step for step in job["steps"] if "upload-artifact" in step.get("uses", "")]
     paths = {step["with"]["path"]: step.get("if", "") for step in uploads}
@@ -109,7 +109,7 @@ def test_issue_template_asks_for_something(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def setup_file() -> Any:
-    """The functions of setup.py, which itself would build something."""
+    """Load the functions of setup.py without building anything."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setuptools, "setup", lambda **_: None)
         spec = importlib.util.spec_from_file_location("setup_file", REPO / "setup.py")

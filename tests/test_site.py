@@ -1,4 +1,4 @@
-"""The documentation site: what becomes of a page, what is searched and found, and that every link leads somewhere."""
+"""The documentation site: pages are converted, searches find them, and every link leads somewhere."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_messages_are_taken_from_the_code() -> None:
 
 
 def test_quoted_messages_are_those_of_the_program() -> None:
-    """A message that was reworded is no longer found by those who search for it."""
+    """Users search for messages; one that was reworded must be reworded in the troubleshooting page, too."""
     page = (REPO / "docs" / "troubleshooting.md").read_text()
     quoted = [text for bold in re.findall(r"\*\*(.+?)\*\*", page, re.DOTALL) for text in re.findall(r'"([^"]+)"', bold)]
     assert len(quoted) > 40
@@ -100,12 +100,12 @@ def test_quoted_messages_are_those_of_the_program() -> None:
 
 
 class _Page(HTMLParser):
-    """What a page refers to, and the anchors it has."""
+    """A parser that keeps what a page refers to, and the anchors it has."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.links: list[str] = []
-        self.fetched: list[str] = []  # without being asked
+        self.fetched: list[str] = []  # loaded without a click
         self.ids: set[str] = set()
         self.feed(text)
 
@@ -122,7 +122,7 @@ class _Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site."""
+    """Build the site."""
     for module in ("zensical", "mkdocstrings", "latex2mathml"):
         pytest.importorskip(module, reason="the site needs the packages of the extra 'docs'")
     build = tmp_path_factory.mktemp("repo") / "build" / "site"
@@ -166,7 +166,7 @@ def test_every_link_of_the_site_leads_somewhere_and_nothing_is_fetched_from_else
     ],
 )
 def test_search_finds_the_page(html: Path, query: str, page: str) -> None:
-    """What is searched in is one file of texts; a hit has all words of the query."""
+    """The search reads one file of texts, and a hit has all words of the query."""
     items = json.loads((html / "search.json").read_text())["items"]
     words = query.lower().split()
     texts = {item["location"]: f"{item['title']} {item['text']}".lower() for item in items}

@@ -24,7 +24,7 @@ static void apply(const std::vector<float>& action) { static_cast<void>(action);
 
 static double milliseconds(Clock::duration time) { return std::chrono::duration<double, std::milli>(time).count(); }
 
-// Of sorted numbers.
+// The numbers have to be sorted.
 static double percentile(const std::vector<double>& sorted, double share) {
     return sorted[std::min(sorted.size() - 1, size_t(share * double(sorted.size())))];
 }

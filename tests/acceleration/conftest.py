@@ -1,4 +1,4 @@
-"""Fixtures: tests without gradients."""
+"""A fixture that turns gradients off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiled functions belong to who had them compiled."""
+"""Compiled functions: one agent never drops what another one had compiled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def scaled_sum(x: Tensor, layer: torch.nn.Module) -> Tensor:
 
 @pytest.fixture
 def counter(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
-    """A backend that counts graphs, in place of the compiler."""
+    """Replace the compiler by a backend that counts graphs."""
     counter, compile_with = CompileCounter(), torch.compile
 
     def compiled(function: Callable[..., Any], options: object, **keys: Any) -> Callable[..., Any]:
@@ -30,7 +30,7 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
 
 
 def test_own_copy_of_many_agents_neither_meets_a_limit_nor_drops_what_others_compiled(counter: CompileCounter) -> None:
-    """torch compiles eight variants of one code, so the ninth agent of a sweep dropped what all others had compiled."""
+    """torch keeps eight variants of a function; the ninth agent of a sweep used to drop those of all others."""
     x = torch.ones(2, 3)
     layers = [torch.nn.Linear(3, size) for size in range(1, 13)]
     functions = [compile_once(scaled_sum, lambda x, layer: x.shape, {}) for _ in layers]

@@ -1,4 +1,4 @@
-"""The fast update: losses that are compiled, products in bf16, Mish of LayerNorm as one operator."""
+"""The fast update: compiled losses, products in bf16, and LayerNorm with Mish as one operator."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_update_with_fused_operator_differs_by_rounding_only(tiny_cfg: Config, t
 
 @pytest.mark.slow
 def test_compiled_run_continued_is_bitwise_equal(cfg: Config, tmp_path: Any) -> None:
-    """In bf16, since what is compiled for it is what fp32 has and the casts."""
+    """A compiled run in bf16 covers the fp32 case as well: bf16 only adds casts to the same compiled functions."""
     cfg = cfg.replace(compile="true", update_precision="bf16")
     straight = load_file(train(cfg.replace(steps=10, work_dir=str(tmp_path / "straight")), None)).model
     train(cfg.replace(steps=5), None)
@@ -121,7 +121,7 @@ def test_train_continued_with_other_update_precision_is_refused(cfg: Config) -> 
 
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that takes no time."""
+    """Replace the compiler by one that returns each function as it is."""
     monkeypatch.setattr("tdmpc2.acceleration.compiled_update.can_compile", lambda device: True)
     monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *args: function(*args))
 
@@ -239,7 +239,7 @@ def test_norm_mish_far_from_zero_matches_float64() -> None:
     y = torch.tensor([-1e4, -90.0, -88.0, -20.0, 0.0, 20.0, 90.0, 1e4]).repeat(2)[None]
     zeros = torch.zeros_like(y).requires_grad_()
     x = torch.full((1, 1, 16), 3.0, requires_grad=True)
-    got = norm_mish.norm_mish(x, zeros, zeros, y.requires_grad_())  # LayerNorm gives y
+    got = norm_mish.norm_mish(x, zeros, zeros, y.requires_grad_())  # LayerNorm returns its bias, y
     assert_close(got[0], F.mish(y), rtol=1e-6, atol=1e-30)
     slope, want = (torch.autograd.grad(out.sum(), y)[0] for out in (got, F.mish(y)))
     assert_close(slope, want, rtol=1e-5, atol=1e-7)
@@ -260,4 +260,4 @@ def test_dropout_mask_elements_are_independent(rate: float) -> None:
 
     assert near(dropped.sum(), rate)
     assert near((dropped[1:] & dropped[:-1]).sum(), rate**2)
-    assert near(2 * dropped[size // 2 :].sum(), rate)  # up to the end
+    assert near(2 * dropped[size // 2 :].sum(), rate)  # also in the second half

@@ -27,11 +27,11 @@ def test_kernels_encode_as_plain(cfg: Config) -> None:
     found = PackedNetworks(model).encode(obs, context)
     assert_close(found, model.encode(obs, context), rtol=0, atol=2e-5)
     alone = PackedNetworks(model).encode(obs[1:2], model.context(torch.tensor([0])))
-    assert torch.equal(alone[0], found[1])  # whatever is beside it
+    assert torch.equal(alone[0], found[1])  # whatever else is in the batch
 
 
 def test_kernels_encode_with_int8_weights_as_plain() -> None:
-    """They are widened to float32, as PyTorch does it."""
+    """The kernels widen int8 encoder weights to float32, as PyTorch does."""
     model = random_model(small())
     set_precision(model, lambda matrix: "int8-weight-only" if matrix.startswith("_encoder") else "int8")
     obs, context = torch.randn(3, model.cfg.obs_dim), model.context(torch.tensor([1, 2, 3]))
@@ -42,7 +42,7 @@ def test_kernels_encode_with_int8_weights_as_plain() -> None:
 def test_kernels_refit_as_plain(samples: int, elites: int, horizon: int) -> None:
     cfg = small(num_samples=samples, num_elites=elites, num_pi_trajs=1, horizon=horizon)
     model = random_model(cfg)
-    context = model.context(torch.tensor([0, 21])).unsqueeze(1)  # of six actions and of fewer
+    context = model.context(torch.tensor([0, 21])).unsqueeze(1)  # tasks with six actions and with fewer
     generator = torch.Generator().manual_seed(0)
     actions = torch.rand(2, horizon, samples, cfg.action_dim, generator=generator) * 2 - 1
     value = torch.stack([torch.randperm(samples, generator=generator) for _ in range(2)]) * 10 / samples - 5.0
@@ -52,7 +52,7 @@ def test_kernels_refit_as_plain(samples: int, elites: int, horizon: int) -> None
 
 
 def test_kernels_refit_to_values_that_had_to_be_replaced() -> None:
-    """Values that overflowed are the largest numbers, whose difference is infinite; the scores still add up to 1."""
+    """Values that overflow become the largest numbers, whose difference is infinite; scores still add up to 1."""
     cfg = small(num_samples=4, num_elites=3, num_pi_trajs=1)
     largest = torch.finfo(torch.float32).max
     value = torch.tensor([[largest, 0.0, -largest, -largest]])

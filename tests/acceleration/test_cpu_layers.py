@@ -74,4 +74,4 @@ def test_cpu_int8_layer_with_one_nan_input_gives_nan_row(position: int) -> None:
     x[3, position] = torch.nan
     got = normed_linear(x, PackedLayer(linear(layer)))
     assert got.isnan().all(1).nonzero().tolist() == got.isnan().any(1).nonzero().tolist() == [[3]]
-    assert layer(x).isnan().all(1).nonzero().tolist() == [[3]]  # as the plain product
+    assert layer(x).isnan().all(1).nonzero().tolist() == [[3]]  # as in the plain product

@@ -21,14 +21,14 @@ from tests.helpers.reference import REPO
 
 @pytest.fixture
 def undecided() -> Iterator[None]:
-    """The variant is chosen anew in the test, and again after it."""
+    """Forget the chosen variant before and after the test."""
     library._load.cache_clear()
     yield
     library._load.cache_clear()
 
 
 class Named(Kernels):
-    """Functions of no use."""
+    """Kernels with a name and without functions."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -39,7 +39,7 @@ def variant(name: str, *, runs: bool = True, agrees: bool = True) -> Variant:
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, *variants: Variant, wanted: str = "") -> str:
-    """The name of the variant in use, or why there is none."""
+    """Return the name of the variant in use, or why there is none."""
     monkeypatch.setattr(library, "variants", lambda: variants)
     monkeypatch.setenv(library.VARIABLE, wanted)
     library._load.cache_clear()
@@ -57,7 +57,7 @@ def test_fastest_variant_that_runs_here_is_chosen(undecided: None, monkeypatch: 
 
 
 def test_scalar_variant_is_chosen_by_name_alone(undecided: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A processor that only it runs on is faster with PyTorch."""
+    """PyTorch is faster where only the scalar variant runs, so that one is used only if it is asked for."""
     old = SCALAR, variant("avx2", runs=False)
     assert chosen(monkeypatch, *old) == "this processor has none of the instructions of avx2"
     assert chosen(monkeypatch, *old, wanted="scalar") == "scalar"
@@ -105,7 +105,7 @@ def test_library_that_is_none_gives_a_reason(tmp_path: Path, content: bytes) -> 
 
 @pytest.mark.skipif(not has_cpp_compiler(), reason="no C++ compiler")
 def test_library_without_the_functions_gives_a_reason(tmp_path: Path) -> None:
-    """Another program's library under the name, or one that was built halfway."""
+    """Another program's library of the same name, or one that was built halfway, is refused with a reason."""
     path = tmp_path / build.LIBRARY
     (tmp_path / "empty.cpp").write_text("int nothing;\n")
     build._run([*build._compiler(), "-shared", "-fPIC", str(tmp_path / "empty.cpp"), "-o", str(path)])
@@ -115,7 +115,7 @@ def test_library_without_the_functions_gives_a_reason(tmp_path: Path) -> None:
 
 @needs_library
 def test_library_of_other_sources_asks_for_make_setup(tmp_path: Path) -> None:
-    """A developer edited a source and would measure what was there before."""
+    """A developer who edits a source must not go on measuring the old library."""
     for path in (*build.FOLDER.glob("*.h"), *build.FOLDER.glob("*.cpp"), build.FOLDER / "build.py", library._PATH):
         shutil.copy(path, tmp_path)
     assert library.opened(tmp_path / build.LIBRARY)
@@ -127,7 +127,7 @@ def test_library_of_other_sources_asks_for_make_setup(tmp_path: Path) -> None:
 
 @needs_library
 def test_library_needs_no_openmp_runtime() -> None:
-    """A second one beside PyTorch's would have threads of its own spin on the same cores."""
+    """A second OpenMP runtime beside PyTorch's would let its threads spin on the same cores."""
     content = library._PATH.read_bytes()
     assert not [name for name in (b"libgomp", b"libiomp", b"libomp") if name in content]
 
@@ -173,7 +173,7 @@ def test_build_with_broken_compiler_gives_a_reason(
 def test_build_leaves_out_variants_that_the_compiler_does_not_know(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compilers of some years ago know no BF16 instructions; the other variants are built all the same."""
+    """Older compilers know no BF16 instructions and still build all other variants."""
     script = tmp_path / "old"
     script.write_text(
         '#!/bin/sh\n[ "$1" = -dumpmachine ] && echo x86_64-linux && exit\n'
@@ -195,7 +195,7 @@ def _runs(number: int) -> bool:
 
 
 def _endless_build(tmp_path: Path) -> tuple[Path, int, subprocess.Popen[bytes]]:
-    """Begin a build whose compiler never ends: its target, the number of the compiler's process, and its own."""
+    """Begin a build whose compiler never ends; return its target, the compiler's process id and the build."""
     os.mkfifo(said := tmp_path / "said")
     compiler = tmp_path / "endless"
     compiler.write_text(
@@ -213,16 +213,16 @@ def _endless_build(tmp_path: Path) -> tuple[Path, int, subprocess.Popen[bytes]]:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells by /proc whether a process has ended")
 def test_killed_build_takes_its_compiler_along_and_the_next_one_deletes_what_it_left(tmp_path: Path) -> None:
-    """The compilers of a killed `make setup` went on for minutes, and its folder stayed."""
+    """A killed `make setup` used to leave its compilers running for minutes and its folder behind."""
     target, number, process = _endless_build(tmp_path)
     with process:
         process.kill()
     (left,) = target.parent.iterdir()
     assert left.name.startswith("building-")
     while _runs(number):
-        os.sched_yield()  # the compiler is killed by its keeper; the time limit of tests ends one that is not
+        os.sched_yield()  # its supervisor kills the compiler; if not, the tests' time limit ends this loop
     machine, _, ended = left.name.removeprefix("building-").partition("-")
-    others = {"building-of-mine.x", f"building-{'0' * len(machine)}-{ended}"}  # the second is another machine's
+    others = {"building-of-mine.x", f"building-{'0' * len(machine)}-{ended}"}  # the second one is of another machine
     for name in others:
         (target.parent / name).mkdir()
     build._delete_orphans(target.parent)
@@ -231,7 +231,7 @@ def test_killed_build_takes_its_compiler_along_and_the_next_one_deletes_what_it_
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_ctrl_c_ends_the_compiler_of_a_build(tmp_path: Path) -> None:
-    """It went on in a session of its own, and the build waited for it."""
+    """After Ctrl-C the compiler used to go on in its own session, and the build waited for it."""
     target, number, process = _endless_build(tmp_path)
     with process:
         os.killpg(process.pid, signal.SIGINT)
@@ -243,7 +243,7 @@ def test_ctrl_c_ends_the_compiler_of_a_build(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not has_cpp_compiler(), reason="no C++ compiler")
 def test_scalar_variant_is_scalar_whatever_the_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With CXX="g++ -march=native" the variant that others are compared with was as fast, and as wrong, as they."""
+    """CXX="g++ -march=native" used to vectorise the scalar variant too, which the others are compared with."""
     monkeypatch.setenv("CXX", "g++ -march=x86-64-v3")
     if (machine := build.target_machine()) != "x86_64":
         pytest.skip(f"the compiler is one for {machine}")

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 
 
 def random_model(cfg: Config, seed: int = 0) -> WorldModel:
-    """A model whose outputs are far from constant."""
+    """Make a model whose outputs are far from constant."""
     generator = torch.Generator().manual_seed(seed)
     model = WorldModel(cfg).requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -45,7 +45,7 @@ def small(task: str = "mt30", **changes: Any) -> Config:
 
 
 def inputs_of(model: WorldModel, num_envs: int, samples: int, seed: int = 0) -> dict[str, Any]:
-    """Arguments of ``estimate_value``."""
+    """Make arguments of ``estimate_value``."""
     cfg = model.cfg
     torch.manual_seed(seed)
     ids = torch.arange(num_envs) * 5 % len(cfg.task_specs)
@@ -107,7 +107,7 @@ def test_cpu_planner_of_odd_sizes_equals_plain(
     cfg = small(horizon=horizon, mlp_dim=width, latent_dim=8 * groups, num_bins=bins, task_dim=width)
     model = random_model(cfg, seed=bins)
     networks, inputs = PackedNetworks(model), inputs_of(model, num_envs, samples)
-    # One unit wide, LayerNorm divides by the square root of its epsilon and rounding errors with it: loose.
+    # With one unit, LayerNorm divides rounding errors by the square root of its epsilon, so the limit is loose.
     want, got = planner.estimate_value(model, **inputs), networks.estimate_value(**inputs)
     assert_close(got, want, rtol=2e-3, atol=2e-3 * max(1.0, float(want.abs().max())))
     rollout = rollout_inputs(model, num_envs, samples)
@@ -128,7 +128,7 @@ def test_cpu_planner_quantised_matches_emulated_arithmetic(
     inputs, rollout = inputs_of(plain, 2, 200), rollout_inputs(plain, 2, 24)
 
     def formats(matrix: str) -> str:
-        if name == "only int8":  # codes of one byte in all layers, where others have room for more
+        if name == "only int8":  # all layers have codes of one byte, others have wider ones
             return "int8"
         return planning_format(name, matrix) if name != "mixed" else MIXED.get(matrix.removesuffix(".weight"), "fp32")
 
@@ -139,7 +139,7 @@ def test_cpu_planner_quantised_matches_emulated_arithmetic(
     want = planner.estimate_value(model, **inputs), planner.policy_rollout(model, **rollout)
     got = networks.estimate_value(**inputs), networks.policy_rollout(**rollout)
     for got_one, want_one, exact_one in zip(got, want, exact, strict=True):
-        # Sums in another order move a few inputs across the edge between two codes: far less than quantising did.
+        # Sums in another order move a few inputs to the next code, which is far less than the error of quantising.
         assert relative_db(got_one, want_one) < relative_db(want_one, exact_one) - 10
         assert relative_db(got_one, exact_one) < -15
 
@@ -149,7 +149,7 @@ def test_cpu_planner_quantised_matches_emulated_arithmetic(
 def test_cpu_planner_values_of_published_student_are_within_limit(
     published: dict[str, Tensor], name: str, limit: float
 ) -> None:
-    """Errors relative to the spread of an environment's values, in dB: what decides the ranking of its samples."""
+    """Errors are measured relative to the spread of an environment's values, which decides how samples rank."""
     model = WorldModel(Config(device="cpu")).requires_grad_(False)
     model.load_state_dict(published)
     low = set_precision(copy.deepcopy(model), name)
@@ -159,7 +159,7 @@ def test_cpu_planner_values_of_published_student_are_within_limit(
 
     def error(values: Tensor) -> float:
         errors, std = values - want, want.std(-1, keepdim=True)
-        errors = (errors - errors.mean(-1, keepdim=True)) / std  # without what all samples have in common
+        errors = (errors - errors.mean(-1, keepdim=True)) / std  # errors that all samples share change no ranking
         return relative_db(1 + errors, torch.ones_like(errors))
 
     found = error(PackedNetworks(low).estimate_value(**inputs))
@@ -196,7 +196,7 @@ def test_cpu_planner_with_non_finite_values_counts_zero(name: str) -> None:
     assert torch.equal(got == 0, planner.estimate_value(model, **inputs) == 0)
 
     model = random_model(small(vmax=200.0))
-    model._Qs.params[9].fill_(-200)[:, -1] = 200  # certain of the last bin, whose value overflows
+    model._Qs.params[9].fill_(-200)[:, -1] = 200  # all weight is on the last bin, whose value overflows
     inputs = inputs_of(model, 2, 20)
     want = planner.estimate_value(model, **inputs)
     assert float(want.max()) == torch.finfo(torch.float32).max

@@ -58,7 +58,7 @@ def without_bf16(sums: dict[str, str]) -> dict[str, str]:
 def test_all_variants_that_run_here_compute_the_same_bits(here: dict[str, dict[str, str]]) -> None:
     assert here["scalar"]["self-check"] == "passed"
     assert {"fp32 values", "int8 values", "int8 actions", "norm_mish gradient"} < here["scalar"].keys()
-    for name in ("fp32", "int8"):  # the episodic model is the same one with a head that ends some sequences
+    for name in ("fp32", "int8"):  # the episodic model only adds a head that ends some sequences
         assert here["scalar"][f"{name} episodic values"] != here["scalar"][f"{name} values"]
         assert here["scalar"][f"{name} episodic actions"] == here["scalar"][f"{name} actions"]
     for variant, sums in here.items():

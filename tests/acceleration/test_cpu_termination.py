@@ -1,4 +1,4 @@
-"""Models of tasks that may terminate, in the CPU kernels: nothing counts after a step that is predicted to end one."""
+"""Models of tasks that may terminate, in the CPU kernels: nothing counts after a predicted termination."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ pytestmark = [needs_library, pytest.mark.usefixtures("no_grad")]
 
 
 def episodic(task: str = "mt30", seed: int = 0, **changes: Any) -> WorldModel:
-    """A random model whose head predicts both."""
+    """Make a random model whose head predicts the end for some steps and not for others."""
     model = random_model(small(task, episodic=True, **changes), seed)
     return balance(model, **sequences_of(inputs_of(model, 3, 200)))
 
 
 def sequences_of(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Of the arguments of ``estimate_value`` those that lead to terminations."""
+    """Pick the arguments of ``estimate_value`` that ``logits_of`` takes, too."""
     return {name: inputs[name] for name in ("z", "task", "actions")}
 
 
 def with_bias(model: WorldModel, bias: float) -> WorldModel:
-    """The same model with another bias of its termination: -1e4 never ends an episode, 1e4 always does."""
+    """Copy a model with another bias of its termination head: -1e4 never ends an episode, 1e4 always does."""
     changed = copy.deepcopy(model)
     changed._termination[-1].bias.fill_(bias)
     return changed
 
 
 def clear(logits: Tensor, margin: float) -> Tensor:
-    """Samples no logit of which is so near to 0 that rounding could decide about an end, [E, S]."""
+    """Mark samples whose logits are too far from 0 for rounding to decide about a termination, [E, S]."""
     rows = (logits.abs() > margin).all(0)
     assert float(rows.float().mean()) > 0.6
     return rows
@@ -62,7 +62,7 @@ def clear(logits: Tensor, margin: float) -> Tensor:
     ids=["many tasks", "one step", "six steps", "38 actions", "one action"],
 )
 def test_values_of_an_episodic_model_equal_plain(task: str, num_envs: int, changes: dict[str, int], seed: int) -> None:
-    """Of every size, and other than those of the same model that expects no end."""
+    """Values differ from those of a model that never predicts termination only where one is predicted."""
     model = episodic(task, seed, **changes)
     inputs = inputs_of(model, num_envs, 61, seed)
     logits = logits_of(model, **sequences_of(inputs))
@@ -80,9 +80,9 @@ def test_values_of_an_episodic_model_equal_plain(task: str, num_envs: int, chang
 def test_plan_of_an_episodic_model_is_plain_and_avoids_the_end(
     monkeypatch: pytest.MonkeyPatch, seed: int, horizon: int
 ) -> None:
-    """With any number of threads the same action to the last bit; a plan that expects no end chooses another.
+    """The plan is the same to the last bit with any number of threads, and another one if no end is predicted.
 
-    Tasks of several actions: sequences that end at once are worth the same if their first actions are both 1.
+    The tasks have several actions: with one, sequences that end at once and begin with the action 1 are worth the same.
     """
     budget = {"num_samples": 64, "num_elites": 8, "num_pi_trajs": 8, "iterations": 3}
     model = episodic(seed=seed, horizon=horizon, num_q=3, **budget)
@@ -129,16 +129,16 @@ def test_head_that_predicts_no_end_changes_no_bit(name: str) -> None:
 @pytest.mark.parametrize("bias", [-1e4, 1e4])
 def test_value_that_overflows_behind_an_end_counts_as_in_the_plain_plan(bias: float) -> None:
     model = with_bias(episodic(vmax=200.0), bias)
-    model._Qs.params[9].fill_(-200)[:, -1] = 200  # certain of the last bin, whose value overflows
+    model._Qs.params[9].fill_(-200)[:, -1] = 200  # all weight is on the last bin, whose value overflows
     inputs = inputs_of(model, 2, 20)
     assert torch.equal(PackedNetworks(model).estimate_value(**inputs), planner.estimate_value(model, **inputs))
 
 
 @pytest.mark.parametrize("name", ["bf16", "int8", "int8-weight-only", "mixed"])
 def test_quantised_head_matches_emulated_arithmetic(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Ends are those of the same arithmetic in plain PyTorch, in every format that the other networks have.
+    """The kernels predict the same terminations as the emulated arithmetic, whatever format the head has.
 
-    Errors are compared with those of quantising where that moves no end.
+    Values are compared where quantising changes no predicted termination.
     """
     plain = episodic(num_q=5)
     inputs = inputs_of(plain, 2, 200)
@@ -156,7 +156,7 @@ def test_quantised_head_matches_emulated_arithmetic(monkeypatch: pytest.MonkeyPa
     assert (logits[:, rows] > 0).any()
     assert float(rows.float().mean()) > 0.5
     want, got = planner.estimate_value(model, **inputs)[rows], networks.estimate_value(**inputs)[rows]
-    # Sums in another order move a few inputs across the edge between two codes: far less than quantising did.
+    # Sums in another order move a few inputs to the next code, which is far less than the error of quantising.
     assert relative_db(got, want) < relative_db(want, exact[rows]) - 10
 
 
@@ -170,7 +170,7 @@ def test_head_in_fp16_is_the_same_numbers_in_float32() -> None:
 
 
 def test_environment_of_an_episodic_model_is_valued_the_same_whatever_the_others() -> None:
-    """A second task beside the first has ends of its own."""
+    """The terminations of other environments in the batch do not change an environment's values."""
     networks, inputs = PackedNetworks(model := episodic()), inputs_of(model, 3, 100)
     together = networks.estimate_value(**inputs)
     for env in range(3):
@@ -181,7 +181,7 @@ def test_environment_of_an_episodic_model_is_valued_the_same_whatever_the_others
 
 
 def test_planner_with_kernels_follows_a_head_that_has_changed() -> None:
-    """Training goes on, or other weights are loaded: the plan packs anew."""
+    """The planner packs the weights again after the termination head has changed."""
     model = episodic(num_samples=32, num_elites=4, num_pi_trajs=4, iterations=2)
     fast, context = FastPlanner(model), model.context(torch.tensor([3]))
     fast.speed_up("true", 0)
@@ -196,7 +196,7 @@ def test_planner_with_kernels_follows_a_head_that_has_changed() -> None:
 
 
 def test_model_whose_head_is_missing_is_refused() -> None:
-    """It says that its episodes may end, and has nothing to tell when: to plan as if they did not would be wrong."""
+    """Without its termination head, an episodic model would be planned with as if its episodes never ended."""
     model = episodic()
     held, found = model.networks(), planned(model)
     assert [network.name for network in found] == ["_dynamics", "_reward", "_pi", "_Qs", "_termination"]

@@ -45,7 +45,7 @@ def lowered(name: str, **changes: Any) -> WorldModel:
 
 
 def results(model: WorldModel) -> tuple[Tensor, Tensor]:
-    """Values and actions of the planner's two functions."""
+    """Compute values and actions with the planner's two functions."""
     networks = PackedNetworks(model)
     return networks.estimate_value(**inputs_of(model, 2, 57)), networks.policy_rollout(**rollout_inputs(model, 2, 11))
 
@@ -57,7 +57,7 @@ def results(model: WorldModel) -> tuple[Tensor, Tensor]:
 def test_variant_plans_as_the_scalar_one(
     variant: str, monkeypatch: pytest.MonkeyPatch, name: str, sizes: dict[str, int]
 ) -> None:
-    """A recorded int8 episode is the same on a laptop and on a robot's ARM processor."""
+    """An int8 episode that was recorded on a laptop is the same on a robot's ARM processor."""
     model = lowered(name, **sizes)
     got = results(model)
     force(monkeypatch, library.SCALAR)
@@ -96,7 +96,7 @@ def use_threads(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 
 def test_kernels_called_from_several_threads_at_once_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Players of one agent may act in threads of a server."""
+    """A server may let players of one agent act in several threads at once."""
     use_threads(monkeypatch, 3)
     model = random_model(small())
     networks, inputs = PackedNetworks(model), inputs_of(model, 2, 300)
@@ -107,7 +107,7 @@ def test_kernels_called_from_several_threads_at_once_give_the_same(monkeypatch: 
 
 
 def test_kernels_in_a_forked_process_have_threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child has none of the threads that its parent's kernels waited for."""
+    """A forked child has none of its parent's threads, so the kernels must start their own."""
     use_threads(monkeypatch, 3)
     model = random_model(small(num_q=3))
     networks, inputs = PackedNetworks(model), inputs_of(model, 2, 100)
@@ -123,7 +123,7 @@ def test_kernels_in_a_forked_process_have_threads_of_their_own(monkeypatch: pyte
 
 
 def test_gradient_of_norm_mish_does_not_depend_on_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training run is continued on a machine with more cores."""
+    """A run that continues on a machine with more cores must compute the same gradients."""
     x, weights = torch.randn(2, 203, 48), tuple(torch.randn(2, 48) for _ in range(3))
     found = []
     for threads in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""Ways of planning: the one that is chosen, and that each follows the weights as they are."""
+"""Ways of planning: which one is chosen, and that each follows changes of the weights."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_fast_planner_is_chosen_where_it_pays(agent: TDMPC2, monkeypatch: pytest
 
 @needs_library
 def test_kernels_after_weight_change_plan_with_new_weights(agent: TDMPC2) -> None:
-    """Without planning anew, an agent that trains between evaluations would play with its first weights."""
+    """An agent that trains between evaluations must not play with the weights that were packed first."""
     agent = TDMPC2(agent.cfg.replace(seed=3))
     agent.compile_planner()
     assert agent.planner.kind == "kernels"
@@ -86,7 +86,7 @@ def test_kernels_after_weight_change_plan_with_new_weights(agent: TDMPC2) -> Non
 
 @needs_library
 def test_kernels_after_update_are_packed_once() -> None:
-    """Without the target heads, whose operation PyTorch counts where it does not count the optimiser's."""
+    """The kernels notice the optimiser's changes, which PyTorch does not count; with tau=0 nothing else changes."""
     cfg = Config(task="cartpole-balance", device="cpu", lr=0.05, tau=0.0, **SMALL)
     agent = TDMPC2(cfg)
     agent.compile_planner()
@@ -111,7 +111,7 @@ def test_kernels_after_update_are_packed_once() -> None:
 @needs_library
 @pytest.mark.parametrize("place", ["a layer", "a Q head", "bins"])
 def test_kernels_notice_another_scale_of_int8_weights(place: str) -> None:
-    """Scales are no parameters, and neither are the bins; weights with new ones went on being planned with the old."""
+    """Scales and bins are no parameters; a change of them used to go unnoticed, and old weights planned on."""
     agent = TDMPC2(Config(device="cpu", **SMALL))
     agent.set_precision("int8", lambda matrix: "int8", torch.float32)
     agent.compile_planner()
@@ -164,7 +164,7 @@ def test_cuda_graph_plan_equals_plain_plan(precision: str) -> None:
 
 @needs_library
 def test_kernels_are_left_by_a_model_that_moves_to_another_device(agent: TDMPC2) -> None:
-    """They would read an address of that device's memory, which ends the process."""
+    """The kernels would read an address of the other device's memory, which ends the process."""
     other = TDMPC2(agent.cfg.replace(seed=4))
     other.compile_planner()
     assert other.planner.kind == "kernels"

@@ -1,4 +1,4 @@
-"""Layers that take the place of the plain ones for training: the same numbers, the same parameters, other classes."""
+"""Layers that replace the plain ones for training, with the same numbers and parameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tdmpc2.nn.world_model import WorldModel
 
 
 def norm_mish(x: Tensor, bias: Tensor, gain: Tensor, shift: Tensor, factors: Tensor | None = None) -> Tensor:
-    """The operator of the CPU kernels in plain PyTorch."""
+    """Compute the operator of the CPU kernels in plain PyTorch."""
     h = x + bias[:, None]
     h = h if factors is None else h * factors
     return F.mish(F.layer_norm(h, h.shape[-1:]) * gain[:, None] + shift[:, None])
@@ -104,7 +104,7 @@ def test_prepare_for_compiler_keeps_simnorm(model: WorldModel) -> None:
 
 
 def test_mish_compiled_has_the_values_and_slopes_of_the_plain_one() -> None:
-    """Far to the right its exponential would overflow, far to the left its value is a tiny negative number."""
+    """Inputs include large ones, where the exponential would overflow, and very negative ones."""
     x = torch.tensor([-90.0, -20.0, -1.2, -1e-3, 0.0, 0.5, 3.0, 19.0, 21.0, 500.0], requires_grad=True)
     fast = torch.compile(layers.mish, backend="aot_eager")
     got, want = fast(x), F.mish(x)
@@ -133,7 +133,7 @@ def test_keep_products_only_returns_float32_from_every_network_under_autocast(mo
 
 
 def test_keep_products_only_normalises_in_float32(model: WorldModel) -> None:
-    """In bf16, the groups of a latent would add up to one within 0.4 % only."""
+    """In bf16, the groups of a latent would add up to one only within 0.4 %."""
     layers.keep_products_only(model)
     with torch.autocast("cpu", torch.bfloat16):
         z = model.encode(torch.ones(4, model.cfg.obs_dim), torch.arange(4))

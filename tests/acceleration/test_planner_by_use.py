@@ -26,7 +26,7 @@ def source(tiny_cfg: Config) -> dict[str, Any]:
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """No kernels, and a compiler that takes no time and notes what it was given; compiling pays after three plans."""
+    """Hide the kernels, note what is compiled instead of compiling, and let compiling pay after three plans."""
     names: list[str] = []
 
     def compile_quickly(function: Any, **_: Any) -> Any:
@@ -61,7 +61,7 @@ def test_load_agent_compiles_after_enough_plans_and_says_so_once(
 
 
 def test_load_agent_counts_plans_for_each_number_of_environments(source: dict[str, Any], compiled: list[str]) -> None:
-    """A planner is compiled for one number of environments, so those of another do not repay it."""
+    """A planner is compiled for one number of environments, so plans for another number do not count."""
     agent = load_agent(source, device="cpu")
     assert plan(agent, 3, num_envs=1) == "plain"
     assert plan(agent, 3, num_envs=2) == "plain"
@@ -100,7 +100,7 @@ def test_load_agent_without_compiler_says_what_is_missing(
 def test_load_agent_takes_the_kernels_where_there_are_any(
     source: dict[str, Any], compiled: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The README's first snippet used to plan in the slowest way, and a faster one was a sentence further down."""
+    """The README's first snippet used to plan in the slowest way."""
 
     class Kernels:
         def __init__(self, model: object) -> None:
@@ -142,7 +142,7 @@ def test_a_copy_of_a_quiet_agent_is_quiet(
 def test_load_agent_goes_by_the_kernels_speed_only_where_it_will_plan_with_them(
     source: dict[str, Any], monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], asked: bool
 ) -> None:
-    """Loading a policy built the kernels and timed them, seconds for nothing."""
+    """Loading an agent that never uses the kernels used to spend seconds on building and timing them."""
     times: list[int] = []
     monkeypatch.setattr("tdmpc2.precision.kernel_seconds", lambda: times.append(1) or {})
     cfg = Config(**{**source["config"], "simnorm_dim": keys.get("simnorm_dim", 8), "latent_dim": 32})
@@ -152,6 +152,6 @@ def test_load_agent_goes_by_the_kernels_speed_only_where_it_will_plan_with_them(
 
 
 def test_an_agent_that_was_not_loaded_plans_plainly(tiny_cfg: Config, compiled: list[str]) -> None:
-    """A run must not depend on how often it was evaluated before."""
+    """The results of a run must not depend on how often it was evaluated before."""
     agent = TDMPC2(tiny_cfg.replace(task="cartpole-balance"))
     assert plan(agent, 9) == "plain"

@@ -1,4 +1,4 @@
-"""The fastest number format, by measurement."""
+"""The fastest number format, found by measurement."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tdmpc2.precision import execution
 from tdmpc2.quantization.recipes import RECIPES, quantize_state
 
 CPU = torch.device("cpu")
-#: Shaped as measured: with AMX the kernels were slower in bf16, without it they were faster.
+#: As measured once: with AMX the kernels were slower in bf16, and without it faster.
 WITH_AMX = {"fp32": 90.0, "bf16": 118.0, "int8": 60.0}
 WITHOUT_AMX = {"fp32": 72.0, "bf16": 41.0, "int8": 35.0}
 
@@ -29,7 +29,7 @@ WITHOUT_AMX = {"fp32": 72.0, "bf16": 41.0, "int8": 35.0}
     [
         (("fp32", "bf16"), WITH_AMX, "fp32"),
         (("fp32", "bf16"), WITHOUT_AMX, "bf16"),
-        (("fp32", "bf16"), {"bf16": 0.95, "fp32": 1.0}, "fp32"),  # as fast, but for what timing disturbs
+        (("fp32", "bf16"), {"bf16": 0.95, "fp32": 1.0}, "fp32"),  # equally fast up to noise
         (("bf16", "int8"), {"int8": 3.0, "bf16": 1.0}, "bf16"),
     ],
 )
@@ -41,7 +41,7 @@ def test_fastest_is_the_first_unless_another_is_clearly_faster(
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
-    """Kernels that compute nothing, and note in which format they were packed."""
+    """Replace the kernels by ones that compute nothing and note the format they were packed in."""
     packed: list[str] = []
 
     class Networks:
@@ -62,7 +62,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[st
 
 
 def times_file(home: Path) -> Path:
-    """Where the times of the processor at hand are kept."""
+    """Return the file that keeps the times of this processor."""
     speed.kernel_seconds()
     speed.kernel_seconds.cache_clear()
     (path,) = (home / "tdmpc2").glob("kernels-0-avx2-*.json")
@@ -73,7 +73,7 @@ def test_kernel_seconds_are_measured_once_and_kept(kernels: list[str], tmp_path:
     first = speed.kernel_seconds()
     assert kernels == ["torch.float32", "torch.bfloat16", "torch.int8"]
     assert json.loads(next((tmp_path / "tdmpc2").iterdir()).read_text()) == first
-    speed.kernel_seconds.cache_clear()  # as another process
+    speed.kernel_seconds.cache_clear()  # as in another process
     assert speed.kernel_seconds() == first
     assert len(kernels) == 3
 
@@ -81,7 +81,7 @@ def test_kernel_seconds_are_measured_once_and_kept(kernels: list[str], tmp_path:
 def test_kernel_seconds_without_a_home_are_measured_and_not_kept(
     kernels: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was a traceback: an account without a home, as in some containers."""
+    """An account without a home directory, as in some containers, used to end in a traceback."""
 
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
@@ -143,7 +143,7 @@ def test_auto_precision_is_the_fastest_that_is_correct_for_the_file(
     seconds: dict[str, float],
     expected: dict[str, str | None],
 ) -> None:
-    """An int8 file planned ten times slower than a float32 one where neither kernels nor int8 units are there."""
+    """Without kernels and int8 units, an int8 file used to plan ten times slower than a float32 one."""
     monkeypatch.setattr("tdmpc2.precision.kernel_seconds", lambda: seconds)
     monkeypatch.setattr("tdmpc2.precision.has_fast_bf16", lambda device: False)
     chosen = {name: execution("auto", files[name], CPU).name for name in expected}
@@ -153,7 +153,7 @@ def test_auto_precision_is_the_fastest_that_is_correct_for_the_file(
 def test_auto_precision_without_kernels_does_not_go_by_their_speed(
     files: dict[str, Checkpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """compile=False plans with torch's products, whatever the kernels could do."""
+    """An agent with compile=False plans with torch's products, so the speed of the kernels must not count."""
     monkeypatch.setattr("tdmpc2.precision.kernel_seconds", lambda: WITHOUT_AMX)
     monkeypatch.setattr("tdmpc2.precision.has_fast_bf16", lambda device: False)
     assert execution("auto", files["int8"], CPU, kernels=False).name == "fp32"

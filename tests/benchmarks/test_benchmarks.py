@@ -25,14 +25,14 @@ from tests.helpers.reference import REPO
 
 KEYS = ["benchmark", "machine", "versions", "date", "commit", "options", "results"]
 NAMES = sorted(path.stem for path in (REPO / "benchmarks").glob("[a-z]*.py") if path.stem != "benchmarks")
-COMPILING = ("kernels", "plan", "update")  # whose subject torch.compile is
-STARTING = ("export", "stepping", "train")  # processes, which takes seconds
+COMPILING = ("kernels", "plan", "update")  # these measure torch.compile
+STARTING = ("export", "stepping", "train")  # these start processes, which takes seconds
 WITH_A_COMPILER = ("kernels", "native", "update")  # skipped without one; tests/native runs the one of that name
 
 
 @pytest.fixture(autouse=True)
 def _process_as_before() -> Iterator[None]:
-    """Keep what a benchmark sets for its own process from the tests after it."""
+    """Undo what a benchmark sets for its own process, so that later tests are not affected."""
     threads, environment = torch.get_num_threads(), dict(os.environ)
     yield
     torch.set_num_threads(threads)
@@ -42,7 +42,7 @@ def _process_as_before() -> Iterator[None]:
 
 @pytest.fixture
 def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without a C++ compiler, where nothing waits for one."""
+    """Pretend that there is no C++ compiler, so that nothing waits for one."""
     tools = tmp_path / "bin"
     tools.mkdir()
     for tool in ("cp", "git"):
@@ -53,7 +53,7 @@ def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def quick_run(name: str, capsys: pytest.CaptureFixture[str], *options: str) -> str:
-    """Run a benchmark in this process, with one thread as the other tests; returns what it printed."""
+    """Run a benchmark in this process with one thread, and return what it printed."""
     importlib.import_module(f"benchmarks.{name}").main([*options, "--quick", "--threads", "1"])
     return capsys.readouterr().out
 
@@ -84,7 +84,7 @@ def test_help_of_every_benchmark_is_printed(name: str, capsys: pytest.CaptureFix
 def test_benchmark_without_arguments_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A bare `make bench` once ended at the first benchmark that demanded a checkpoint."""
+    """A bare `make bench` used to end at the first benchmark that demanded a checkpoint."""
     monkeypatch.chdir(tmp_path)
     check_output(name, quick_run(name, capsys))
     assert {path.name for path in tmp_path.iterdir()} == {"bin"}, "files are left behind"
@@ -175,7 +175,7 @@ def test_checkpoint_that_does_not_exist_is_named(tmp_path: Path, capsys: pytest.
 
 @pytest.mark.parametrize("command", [["benchmarks/kernels.py"], ["-m", "benchmarks.kernels"]], ids=["file", "module"])
 def test_benchmark_starts_as_file_and_as_module(command: list[str]) -> None:
-    """Both import the same package, whatever PYTHONPATH says."""
+    """Started as a file or as a module, a benchmark finds its package without PYTHONPATH."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, *command, "--help"], cwd=REPO, env=environment, capture_output=True, text=True
@@ -221,7 +221,7 @@ def test_runner_goes_on_after_a_failure_and_returns_it(
         (folder / f"{name}.py").write_text(f"MINUTES = 1\nFULL_MINUTES = 2\nDISK_GB = 0\n{body}\n")
     monkeypatch.setattr(runner, "_FOLDER", folder)
     monkeypatch.setattr(runner, "_ROOT", tmp_path)
-    monkeypatch.delenv("PYTHONPATH", raising=False)  # it may name the real ones
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # it may name the real benchmarks
     monkeypatch.chdir(tmp_path)
     assert runner.main(list(bodies)) == 1
     endings = [line.split(", ")[0].split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[-5:]]
@@ -275,7 +275,7 @@ def test_timings_are_per_call_without_warm_up_and_preparation() -> None:
 def turns_made(
     slow: Iterator[float], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, **options: Any
 ) -> tuple[int, str]:
-    """Turns of a variant of one second and of another one, and what was said about them."""
+    """Let two variants take turns by a simulated clock; return the number of turns and what was printed."""
     now = 0.0
 
     def spend(seconds: float) -> None:
@@ -303,7 +303,7 @@ def test_turns_end_once_ratios_are_known_or_time_is_over(
     seconds: list[float], options: dict[str, Any], turns: int, reason: str,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """All benchmarks together once took 49 minutes, most of them for turns that changed no digit."""
+    """All benchmarks together used to take 49 minutes, mostly for turns that changed no digit."""
     made, said = turns_made(itertools.cycle(seconds), capsys, monkeypatch, **options)
     assert made == turns
     assert said == (f"{turns} of 20 turns: {reason}; --full makes all\n" if reason else "")
@@ -327,7 +327,7 @@ def test_ratio_is_the_median_of_the_turns_ratios() -> None:
 
 
 def test_wide_table_breaks_names_of_columns_and_never_cells(capsys: pytest.CaptureFixture[str]) -> None:
-    """Budgets such as num_samples=256 were once cut to the same few letters at 80 columns."""
+    """At 80 columns, budgets such as num_samples=256 used to be cut to the same few letters."""
     columns = [(f"a long name of a column {key}", key, "") for key in "abcde"]
     cells = ["num_samples=256", "num_samples=128"]
     _harness.print_table([{"a": cell, "b": 1, "c": 2.5, "e": "x"} for cell in cells], columns)

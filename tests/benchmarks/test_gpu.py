@@ -17,7 +17,7 @@ from tdmpc2.training.guards import STOPPED
 
 
 def measured(name: str, words: Sequence[str]) -> tuple[str, str]:
-    """A benchmark that takes no time; the evaluation fails."""
+    """Stand in for a benchmark and take no time; the one called evaluation fails."""
     assert list(words)[-3:] == ["--device", "cpu", "--quick"]
     if name == "evaluation":
         return "failed (exit code 1)", "Killed"
@@ -28,7 +28,7 @@ def measured(name: str, words: Sequence[str]) -> tuple[str, str]:
 def test_machine_without_a_gpu_is_named_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Nothing is run or written, and the exit code is an error's."""
+    """Without a GPU nothing is run or written, and the exit code is 1."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert _gpu.main(["--out", str(tmp_path / "gpu.json")], tests=lambda: pytest.fail("was run")) == 1
     assert len(capsys.readouterr().out.splitlines()) == 1
@@ -39,7 +39,7 @@ def test_machine_without_a_gpu_is_named_in_one_line(
 def test_results_are_one_file_and_one_table(
     code: int, result: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A benchmark that fails costs its rows only, and the exit code says so."""
+    """A benchmark that fails costs only its own rows, and the exit code is 1."""
     words = ["--quick", "--device", "cpu", "--out", str(tmp_path / "gpu.json")]
     assert _gpu.main(words, tests=lambda: code, measure=measured) == 1
     found = json.loads((tmp_path / "gpu.json").read_text())
@@ -54,7 +54,7 @@ def test_results_are_one_file_and_one_table(
 
 
 def test_specialists_are_taught_until_the_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are told to save by a signal, and what they reached is read from their tables."""
+    """When the time is over, SIGTERM lets the specialists save; their scores are read from their tables."""
     told: list[int] = []
 
     class Teaching:
@@ -94,7 +94,7 @@ def test_specialists_that_fail_are_named(tmp_path: Path, monkeypatch: pytest.Mon
 def test_command_measures_and_teaches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """One benchmark and two specialists, in processes as on a GPU; the others have tests of their own."""
+    """The command runs one benchmark and teaches two specialists in processes, as it does on a GPU."""
     monkeypatch.setattr(_gpu, "PARTS", (("stacked", ("--agents", "2")),))
     keys = "model_size=null enc_dim=16 mlp_dim=16 latent_dim=16 num_q=2 num_samples=16 num_elites=4 num_pi_trajs=4"
     steps = "steps=515 seed_steps=510 utd=0.01 batch_size=8 iterations=1 compile=false num_threads=1"

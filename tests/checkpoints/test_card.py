@@ -37,7 +37,7 @@ def test_card_of_converted_file_is_the_same(path: Path, layout: str) -> None:
 
 @pytest.mark.parametrize("recipe", ["fp16", "int8"])
 def test_card_of_quantised_file_names_the_file_that_was_scored(path: Path, recipe: str) -> None:
-    """Scores of the full-precision file must not read as those of its copy, whose numbers are others."""
+    """The scores of a full-precision file must not pass for those of its quantised copy."""
     out = path.with_name(f"x_{recipe}.pt")
     save_file(out, payload(load_file(path), RECIPES[recipe]), overwrite=False)
     kept = load_file(out, identify=True)
@@ -69,7 +69,7 @@ BAD: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_file_with_wrong_card_is_refused_by_name(tmp_path: Path, state: dict[str, Tensor], case: str) -> None:
-    """A card comes from strangers: one that is none, too large or of a newer version is a line, not a traceback."""
+    """A card that is malformed, too large or of a newer version is refused in one line, not with a traceback."""
     content, message = BAD[case]
     torch.save({"model": state, "card": content}, tmp_path / "x.pt")
     with pytest.raises(ValueError, match=message) as error:
@@ -82,7 +82,7 @@ def test_file_with_wrong_card_is_refused_by_name(tmp_path: Path, state: dict[str
 def test_inspect_shows_the_card_without_control_characters(
     path: Path, capsys: pytest.CaptureFixture[str], state: dict[str, Tensor]
 ) -> None:
-    """A card that clears the terminal or adds a line of its own is shown as the letters that it holds."""
+    """Control characters in a card are printed as escapes, so that they cannot clear the terminal."""
     wicked = card(processor="\x1b[2J", teachers={"walk\ner": "a\r.pt"}, commit="0123456789ab")
     save_file(path, {"model": state, "card": wicked}, overwrite=True)
     command.main(["inspect", str(path)])

@@ -123,7 +123,7 @@ def test_save_file_below_a_file_is_refused(tmp_path: Path) -> None:
 # -- interruptions ----------------------------------------------------------------------------------------------------
 
 
-# Stops at a chosen point of the second save, says so on stdout and waits there to be killed.
+# The process stops at a chosen point of its second save, prints that and waits to be killed.
 KILLED = """
 import os, sys, torch
 from tdmpc2.checkpoints.files import save_file

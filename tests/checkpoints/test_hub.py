@@ -1,4 +1,4 @@
-"""Checkpoints on a hub, against a stand-in of its HTTP interface: the real one is not reached by tests."""
+"""Checkpoints on a hub, tested against a stand-in of its HTTP interface instead of the real one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytest.importorskip("huggingface_hub")
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client asks again after a failure; nobody waits for that here."""
+    """Skip the waits between the client's retries."""
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
 
 
@@ -76,7 +76,7 @@ def test_card_of_the_owner_is_kept_by_a_second_push(hub: Hub, agent: TDMPC2) -> 
 
 
 def test_names_choose_revision_and_file(hub: Hub, agent: TDMPC2, tmp_path: Path) -> None:
-    """A repository that others made has a file of another name and two branches; as a path a name loses a slash."""
+    """A name may choose a branch and a file; as a Path it loses one slash and is understood all the same."""
     agent.save(tmp_path / "old.pt", step=1)
     agent.save(tmp_path / "new.pt", step=2)
     old, new = ((tmp_path / name).read_bytes() for name in ("old.pt", "new.pt"))
@@ -118,7 +118,7 @@ def test_what_was_downloaded_is_read_without_a_connection(
     ],
 )
 def test_what_cannot_be_had_is_one_line(hub: Hub, name: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The last one is a pickle that would run a command: a file of a hub is read as any other."""
+    """Every fault ends in one line, including a file on the hub that would run a command when unpickled."""
     hub.files["me/many"] = {"main": {"x.pt": b"cos\nsystem\n(S'touch hacked'\ntR."}}
     assert command("inspect", name) == 2
     said = capsys.readouterr().err.strip()
@@ -173,7 +173,7 @@ def test_push_command_writes_a_folder_and_keeps_what_is_there(
 
 @pytest.mark.slow
 def test_push_command_pushes_a_quantised_file(hub: Hub, agent: TDMPC2, tmp_path: Path) -> None:
-    """Quantised from a name, the copies lie where the command was typed; pushed, they keep their precision."""
+    """Files quantised from a hub name are written to the working directory; a pushed one keeps its precision."""
     agent.push_to_hub("me/walker", step=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)

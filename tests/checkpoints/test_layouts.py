@@ -33,7 +33,7 @@ def test_layout_round_trip_is_exact(sizes: dict[str, int], seed: int) -> None:
     assert_same_tensors(to_layout_a(b), a)
     assert_same_tensors(to_layout_a(c), a)
     assert_same_tensors(to_layout_a(a), a)
-    assert (dict(b), dict(c)) == copies  # dict equality of the same objects: nothing was replaced
+    assert (dict(b), dict(c)) == copies  # tensors compare by identity here, so none was replaced
     assert all(a[name] is before[name] for name in before)
     assert len(a) == len(before)
 
@@ -68,7 +68,7 @@ def test_world_model_state_is_layout_a() -> None:
 
 
 class UpstreamLike(nn.Module):
-    """The head containers of current TD-MPC2: tensordict parameters, one of them sharing memory with another."""
+    """The head containers of current TD-MPC2: tensordict parameters, one of which shares another's memory."""
 
     def __init__(self, mlp: int, joint: int, bins: int, num_q: int) -> None:
         super().__init__()

@@ -52,12 +52,12 @@ def test_save_file_packed_reads_back_equal(tmp_path: Path, content: dict[str, An
 
 
 def test_pack_copies_no_large_tensor(content: dict[str, Any]) -> None:
-    """A state of a model of 317M parameters is not held in memory twice."""
+    """The state of a model of 317M parameters must not be in memory twice."""
     assert pack(content)["large"] is content["large"]
 
 
 def test_pack_aligns_every_tensor(content: dict[str, Any]) -> None:
-    """Vector instructions find each tensor where torch would have put it."""
+    """Packed tensors start at multiples of 64 bytes, where torch would have put them."""
     packed = pack(content)
     places = [tensor.storage_offset() * 4 for tensor in (packed["matrix"], packed["nested"][0]["count"])]
     assert len(set(places)) == 2
@@ -65,7 +65,7 @@ def test_pack_aligns_every_tensor(content: dict[str, Any]) -> None:
 
 
 def test_run_state_has_few_records(tmp_path: Path) -> None:
-    """Torch takes as long for a step count of four bytes as for a matrix; a state has some two hundred tensors."""
+    """torch takes as long for a record of four bytes as for a matrix, and a state has some 200 small tensors."""
     agent = TDMPC2(Config(**TINY))
     for optimiser in (agent.optim, agent.pi_optim):
         for parameter in (parameter for group in optimiser.param_groups for parameter in group["params"]):
@@ -85,7 +85,7 @@ def test_read_outline_has_all_but_the_values(tmp_path: Path, content: dict[str, 
 
 
 def test_read_outline_of_damaged_values_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
-    """The values are not kept, but a flipped bit among them is still found, so that a run mends its checkpoint."""
+    """A flipped bit is found even in values that are not kept, so that a run can repair its checkpoint."""
     save_file(tmp_path / "x.pt", content, overwrite=False)
     damaged = bytearray((tmp_path / "x.pt").read_bytes())
     damaged[len(damaged) // 2] ^= 1  # in the large tensor
@@ -95,7 +95,7 @@ def test_read_outline_of_damaged_values_is_refused(tmp_path: Path, content: dict
 
 
 def test_restored_moments_are_no_views(tmp_path: Path) -> None:
-    """Processes are sent the state of a continued run; each view would carry all moments with it."""
+    """Views would carry the storage of all moments along when a state is sent to another process."""
     agent = TDMPC2(Config(**TINY))
     for parameter in (parameter for group in agent.optim.param_groups for parameter in group["params"]):
         parameter.grad = torch.ones_like(parameter)

@@ -76,7 +76,7 @@ def source_dim(config: dict[str, Any] | None) -> int:
 
 @pytest.mark.parametrize("name", ["fp16", "int8", "mixed"])
 def test_safetensors_copy_of_published_file_computes_the_same(tmp_path: Path, name: str) -> None:
-    """Their int8 tensors are of a kind that the format does not have: they get their scale beside them."""
+    """The format has no quantised tensors, so each scale is stored beside its int8 values."""
     source = load_file(published_file(name))
     path = tmp_path / "copy.safetensors"
     save_file(path, convert(source, "safetensors"), overwrite=False)
@@ -112,7 +112,7 @@ def test_safetensors_library_reads_what_we_write_and_we_read_what_it_writes(smal
 
 
 def test_any_flipped_bit_is_noticed_or_changes_nothing(small: Path, tmp_path: Path) -> None:
-    """A bit of the disk flips, in the header or in the values."""
+    """A bit that flips in the header or in the values is refused, or the file reads the same."""
     data, good = small.read_bytes(), load_file(small)
     header = 8 + int.from_bytes(data[:8], "little")
     rng = random.Random(3)
@@ -160,7 +160,7 @@ def changed(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], byt
 
 
 def with_entries(text: str) -> Callable[[bytes], bytes]:
-    """Other metadata, with a valid checksum: by somebody with intent."""
+    """Replace the metadata and renew its checksum, as somebody with intent would."""
 
     def change(header: dict[str, Any]) -> None:
         crcs = json.loads(header["__metadata__"]["crc32"])

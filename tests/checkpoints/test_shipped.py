@@ -1,4 +1,4 @@
-"""Models that come with the project: found by name, listed for readers, and never in the way of files."""
+"""Models that come with the project: they are found by name and listed, and a user's own file comes first."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.reference import REPO
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project that ships one small model, and a folder elsewhere to work in."""
+    """Make a project that ships one small model, and work in another folder."""
     from tdmpc2.agent import TDMPC2
 
     cfg: Config = small_config()
@@ -70,7 +70,7 @@ def test_unknown_name_says_which_there_are(root: Path) -> None:
 
 
 def test_file_of_that_name_comes_first(root: Path) -> None:
-    """A user's own file that is called like a model is the user's."""
+    """A user's own file comes before the model of the same name."""
     Path("student").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match=r"student \(16 bytes\) is truncated or not a checkpoint|was refused"):
         load_agent("student")
@@ -83,7 +83,7 @@ def test_name_without_its_file_says_where_it_is(root: Path) -> None:
 
 
 def test_other_file_in_the_place_of_a_model_is_refused(root: Path) -> None:
-    """Such as the one of another version, whose numbers are not those of the documentation."""
+    """The model of another version would not have the numbers of the documentation."""
     with (root / "models" / "student_int8.pt").open("ab") as file:
         file.write(b"0")
     with pytest.raises(ValueError, match=r"student_int8\.pt is not the file of this version.*sha256 [0-9a-f]{64}"):
@@ -93,7 +93,7 @@ def test_other_file_in_the_place_of_a_model_is_refused(root: Path) -> None:
 def test_file_that_lies_where_an_installed_copy_is_used_is_not_taken(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An installed copy has its models in the package, whatever ``models/`` of the directory it is used in holds."""
+    """An installed copy takes models from its package only, not from ``models/`` in the working directory."""
     monkeypatch.chdir(root)
     monkeypatch.setattr(shipped, "source_tree", lambda: None)
     with pytest.raises(ValueError, match=r"checkpoints/models/student_int8\.pt is missing"):
@@ -121,7 +121,7 @@ def test_path_is_not_taken_for_a_name() -> None:
 
 
 def test_readme_of_models_lists_the_same_files() -> None:
-    """Name, file, size and checksum of every row, and the file itself, which a row without would promise."""
+    """The table in models/README.md has the name, size and checksum of every shipped file, and each file exists."""
     text = (REPO / "models" / "README.md").read_text()
     table = text.partition("| name | file | bytes | sha256 |")[2].partition("## Card of a file")[0]
     rows = re.findall(r"^\| `?([\w-]+)`? \| `?([\w.-]+)`? \| ([\d,]+) \| `?([0-9a-f]{64})`? \|$", table, re.MULTILINE)

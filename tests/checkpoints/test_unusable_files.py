@@ -44,7 +44,7 @@ def test_load_file_of_other_kind_is_refused(tmp_path: Path, content: bytes) -> N
 
 
 class Touch:
-    """Unpickling this creates a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -73,7 +73,7 @@ def test_load_file_of_malicious_pickle_is_refused(tmp_path: Path, write: Any, in
         assert "'posix.system', which is not a tensor" in str(error.value)
     assert not mark.exists()
     torch.load(path, weights_only=False) if write is not _write_pickle else pickle.loads(path.read_bytes())
-    assert mark.exists()  # the file does what it was refused for
+    assert mark.exists()  # read without checks, the file does what it was refused for
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,9 @@ def run(forks: ForkServer) -> Run:
 
 @pytest.fixture(scope="package")
 def home(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data, a teacher, a student and its quantised copies, made by typing commands in it.
+    """Make a folder with data, a teacher, a student and its quantised copies by typing commands in it.
 
-    Processes that run tests side by side share it: nobody writes to it but the one that makes it.
+    Test processes that run side by side share the folder, so no test may write to it.
     """
     base = tmp_path_factory.getbasetemp()
     folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
@@ -53,7 +53,7 @@ def _make_home(run: Run, cwd: Path) -> Path:
 
 @pytest.fixture
 def cwd(home: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+    """Copy the folder of ``home``, so that a test may write to it."""
     shutil.copytree(home, tmp_path / "home")
     return tmp_path / "home"
 
@@ -62,7 +62,7 @@ def cwd(home: Path, tmp_path: Path) -> Path:
 def run_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """Run the command line in an empty directory: exit code, standard output, standard error."""
+    """Return a function that runs ``tdmpc2 data`` in an empty directory: exit code, stdout, stderr."""
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)

@@ -1,4 +1,4 @@
-"""Bad input to the scripts: one line, and nothing is destroyed."""
+"""Bad input to the scripts ends in one line and destroys nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Bomb:
 
 @pytest.fixture(scope="module")
 def traps(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same folder with bad files in it."""
+    """Copy the folder of ``home`` and put bad files into it."""
     cwd = tmp_path_factory.mktemp("traps") / "home"
     shutil.copytree(home, cwd)
     content = (cwd / "student.pt").read_bytes()
@@ -125,7 +125,7 @@ def test_command_with_bad_input_fails_in_one_line_and_changes_nothing(
 ) -> None:
     before = files(traps)
     outcome = run(command, traps)
-    if "cannot start, something is missing" in outcome.err:  # a list: one line for each thing
+    if "cannot start, something is missing" in outcome.err:  # a list with one line for each missing thing
         assert outcome.code == 2
         assert re.search(message, outcome.err)
     else:

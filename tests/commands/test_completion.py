@@ -1,4 +1,4 @@
-"""Completion by the tab key, asked for as shells do. The key check once refused Hydra's own words for it."""
+"""Completion by the tab key, asked for as shells do; Hydra's own words for it used to be refused as keys."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_inspect_says_what_the_data_take_on_disk_and_in_memory(tmp_path: Path, r
     memory = facts["memory"]
     assert memory["float32"]["bytes"] == 9 * ((L + 1) * 4 * 7 + 8)
     assert memory["float16"]["bytes"] == 9 * ((L + 1) * (2 * 6 + 4) + 8)
-    assert memory["float32"]["auto"] in memory["float32"]["fits"]  # so little fits everywhere
+    assert memory["float32"]["auto"] in memory["float32"]["fits"]  # so little data fit everywhere
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -50,7 +50,7 @@ def test_inspect_says_what_the_data_take_on_disk_and_in_memory(tmp_path: Path, r
 def test_inspect_of_episodes_measures_them_task_by_task(
     tmp_path: Path, run_data: Any, monkeypatch: pytest.MonkeyPatch, form: str, block: int
 ) -> None:
-    """Episodes are read some at a time; how many must not matter to what is measured."""
+    """What is measured does not depend on how many episodes are read at a time."""
     monkeypatch.setattr(audit, "_BLOCK", block)
     data = episodes()
     facts = facts_of(run_data, write(tmp_path / "d", form, data))
@@ -90,7 +90,7 @@ def test_inspect_of_bad_values_says_where(tmp_path: Path, run_data: Any, form: s
     data["action"][3, 1, 1] = torch.nan
     data["action"][2, 2, 1] = 0.5  # task 1 has one action
     data["obs"][0, 1, 3] = 1e-30  # task 0 has three observations
-    data["action"][1, 0] = 7.0  # filler, harmless
+    data["action"][1, 0] = 7.0  # row 0 is filler
     facts = facts_of(run_data, write(tmp_path / "d", form, data))
     findings = {name: (f["values"], f["episodes"], f["first"]) for name, f in facts["findings"].items()}
     where = (lambda i: f"chunk_{int(i >= 4)}.pt, episode {i - 4 * (i >= 4)}") if form == "chunks" else (
@@ -190,7 +190,7 @@ def test_inspect_says_where_training_would_put_episodes(
 
 
 def test_inspect_leaves_no_figure_unasked(tmp_path: Path, run_data: Any) -> None:
-    """It left one in the directory in which the command was typed."""
+    """`inspect` used to leave a figure in the working directory."""
     root = write_chunks(tmp_path / "recorded", episodes())
     before = sorted(path.name for path in root.iterdir())
     code, out, _ = run_data("inspect", root)
@@ -217,7 +217,7 @@ def test_figure_that_is_no_png_is_refused(tmp_path: Path, run_data: Any) -> None
 
 
 def test_tasks_without_episodes_are_counted_not_listed(tmp_path: Path, run_data: Any) -> None:
-    """Data of two tasks of thirty was a table of 28 rows of "0 -"."""
+    """The table of data with two of thirty tasks used to have 28 rows of "0 -"."""
     _, out, _ = run_data("inspect", write_chunks(tmp_path / "d", episodes()))
     names = [line.split()[1] for line in out.splitlines() if line[:3].strip().isdigit()]
     assert names == [SPECS[0].name, SPECS[1].name]

@@ -1,4 +1,4 @@
-"""The doctor: everything is looked at, remedies are lines to type, and it survives a broken installation."""
+"""The doctor looks at everything, names remedies that can be typed, and survives a broken installation."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_rendering_needs_one_backend(
 
 
 def test_missing_counts_only_what_can_be_got(capsys: pytest.CaptureFixture[str]) -> None:
-    """A machine without a GPU was counted as one that misses something."""
+    """A machine without a GPU used to be reported as one where something is missing."""
     doctor.main(["--json"])
     findings = [Finding(**finding) for finding in json.loads(capsys.readouterr().out)["findings"]]
     assert all(finding.remedy for finding in findings if finding.status == MISSING)
@@ -122,7 +122,7 @@ def test_kernels_in_use_are_named_with_those_one_can_choose() -> None:
 def test_kernels_that_are_not_there_have_a_reason_and_a_remedy_if_there_is_one(
     monkeypatch: pytest.MonkeyPatch, built: bool
 ) -> None:
-    """Nobody can add instructions to a processor; a compiler can be installed."""
+    """A remedy is named only where there is one: a compiler can be installed, processor instructions cannot."""
     monkeypatch.setattr(library, "_load", lambda: (None, "out of cheese"))
     monkeypatch.setattr(library, "is_built", lambda: built)
     finding = by_name(list(doctor.processor()))["CPU kernels"]

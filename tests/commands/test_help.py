@@ -39,7 +39,7 @@ def page_of(name: str, capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_help_of_every_command_loads_nothing_slow() -> None:
-    """It took 4 to 8 seconds, most of them for importing PyTorch."""
+    """`--help` used to take 4 to 8 seconds, mostly for importing PyTorch."""
     child = subprocess.run([sys.executable, "-c", _HEAVY], env=environment(), capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
     assert child.stdout.splitlines()[-1] == "loaded:"
@@ -60,7 +60,7 @@ def test_help_has_purpose_and_three_examples_that_are_accepted(name: str, capsys
 def test_help_explains_the_keys_that_matter_and_no_others(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`--help` printed 170 lines of keys without a word on any of them."""
+    """`--help` used to print 170 lines of keys without explaining any of them."""
     monkeypatch.setenv("COLUMNS", "110")
     page = page_of(name, capsys)
     text = " ".join(page.split())
@@ -127,7 +127,7 @@ def test_script_of_a_command_is_short(name: str) -> None:
 
 
 def test_help_of_the_demo_starts_nothing(tmp_path: Path) -> None:
-    """It ran the whole demo, whose folder then blocked the next one."""
+    """`--help` used to run the whole demo, whose folder then blocked the next run."""
     outcome = start("examples/demo.py --help", tmp_path)
     assert outcome.code == 0
     assert "make demo" in outcome.out

@@ -1,4 +1,4 @@
-"""Many runs through Hydra's launchers, for real at tiny size; each needs its extra."""
+"""Many runs through Hydra's launchers, at tiny size; each launcher needs its extra."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_multirun_of_tasks_and_seeds_trains_each_once(tmp_path: Path, launcher: 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_multirun_goes_on_where_one_run_cannot_work(tmp_path: Path, launcher: str) -> None:
-    """Episodes of seven steps hold no slice of nine."""
+    """One run of the sweep fails, since its horizon of 9 exceeds its episodes of 7 steps; the other one is trained."""
     done = sweep(tmp_path, launcher, f"task={STANDS}", "horizon=9,3")
     assert done.returncode == 1
     assert "horizon=9 must be at most 7" in done.stdout + done.stderr

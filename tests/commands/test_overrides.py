@@ -34,7 +34,7 @@ def test_none_is_null(value: str) -> None:
 
 
 def test_value_without_a_key_is_the_checkpoint() -> None:
-    """`evaluate.py some/file.pt` was "mismatched input"."""
+    """`evaluate.py some/file.pt` used to be refused as "mismatched input" by Hydra's grammar."""
     assert overrides("some/file.pt", "mpc=false") == ["checkpoint=some/file.pt", "mpc=false"]
 
 
@@ -53,7 +53,7 @@ def test_path_is_quoted_where_hydra_needs_it(path: str) -> None:
 
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF, exclude_characters="$[{~,"), min_size=1))
 def test_text_arrives_as_it_was_typed(text: str) -> None:
-    """Whatever stands behind the equals sign; lists, interpolations, sweeps and null are a language of their own."""
+    """A value keeps every character; lists, interpolations, sweeps and null are excluded, since they mean more."""
     (override,) = parse(overrides(f"exp_name={text}"))
     if text.strip().lower() in ("null", "none") or text[0] in "'\"":
         return
@@ -93,7 +93,7 @@ def test_existing_file_with_a_comma_is_one_file(tmp_path: Path) -> None:
 
 
 def test_flags_of_hydra_may_stand_anywhere() -> None:
-    """Hydra itself takes overrides only in a row."""
+    """Hydra itself accepts overrides only in one uninterrupted row."""
     line = read_line(["steps=1", "--cfg", "job", "seed=2", "-m", "--info"])
     assert (line.flags, line.overrides) == (["--cfg", "job", "-m", "--info"], ["steps=1", "seed=2"])
 

@@ -41,12 +41,12 @@ def model_file(tmp_path: Path) -> Path:
 
 
 def make_model_file(folder: Path) -> Path:
-    """A full-precision file of one agent, whose measurement plays one task."""
+    """Save a full-precision model of one task, so that measuring it plays one task only."""
     path = folder / "in" / "x.pt"
     agent = TDMPC2(small_config(tasks=("pendulum-spin",), mlp_dim=32, num_samples=32))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for param in (agent.model._reward[2].weight, agent.model._Qs.params[8]):  # which are zero in a new model
+        for param in (agent.model._reward[2].weight, agent.model._Qs.params[8]):  # zero in a new model
             param.normal_(0, 0.1, generator=generator)
     agent.save(path, step=7)
     return path
@@ -146,7 +146,7 @@ def test_quantize_report_measures_each_recipe(quantised: Quantised, name: str) -
     row, full = quantised.row(name), quantised.row("fp32")
     assert row["file_bytes"] == quantised.written(name).stat().st_size
     assert row["size_ratio"] == row["file_bytes"] / full["file_bytes"] < 1
-    if row["computes_in"] == "fp32":  # this processor has no instructions for it
+    if row["computes_in"] == "fp32":  # this processor has no instructions for the format
         assert row["weight_bytes"] == full["weight_bytes"]
     else:
         assert row["weight_bytes"] < full["weight_bytes"]
@@ -260,7 +260,7 @@ def test_quantize_onto_existing_files_needs_force(
 def test_quantize_interrupted_before_its_report_finishes_it(
     model_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Stopped while it measured, it refused to go on: its own files were "already there"."""
+    """A command stopped while measuring used to refuse to go on because its own files were already there."""
 
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
@@ -342,7 +342,7 @@ def test_quantize_comparison_files_are_not_replaced(
     run(model_file, "--recipes", "int8", "--plans", "0", "--out", str(tmp_path), "--compare", *map(str, paths))
     compared = [row["name"] for row in report_of(tmp_path)["recipes"]][2:]
     assert compared == ["a/model", "b/model", f"{tmp_path.name}/int8"]
-    out = tmp_path / "longer"  # a horizon that is set for all is not a difference
+    out = tmp_path / "longer"  # a horizon that is set for all recipes is no difference
     run(
         model_file, "--recipes", "bf16", "--plans", "0", "--out", str(out), "--compare", str(int8), "--set", "horizon=4"
     )
@@ -368,7 +368,7 @@ def test_quantize_of_single_task_file_without_config_works(tmp_path: Path) -> No
     run(tmp_path / "old.pt", *budget)
     assert report_of(tmp_path, "old")["inputs"].startswith("40 standard-normal rows")
     assert load_agent(tmp_path / "old_int8.pt", device="cpu", task="cup-catch").cfg.obs_dim == 8
-    run(tmp_path / "old_fp16.pt", "--recipes", "fp16,bf16", "--force", *budget)  # the first is the file itself
+    run(tmp_path / "old_fp16.pt", "--recipes", "fp16,bf16", "--force", *budget)  # the first recipe is the file's own
     assert [row["name"] for row in report_of(tmp_path, "old")["recipes"]] == ["fp32", "fp16", "bf16"]
     run(tmp_path / "old.pt", "--out", str(tmp_path / "named"), *budget, "task=cup-catch")
     assert report_of(tmp_path / "named", "old")["inputs"].startswith("40 rows of 1 tasks")
@@ -377,7 +377,7 @@ def test_quantize_of_single_task_file_without_config_works(tmp_path: Path) -> No
 
 def test_quantize_of_published_student_reports_small_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tdmpc2.precision.kernel_seconds", dict)
-    for ability in ("has_fast_bf16", "has_fast_int8"):  # so that every file is computed in what it stores
+    for ability in ("has_fast_bf16", "has_fast_int8"):  # then every file computes in the format it stores
         monkeypatch.setattr(f"tdmpc2.precision.{ability}", lambda device: True)
     source = shared_file("checkpoints/mt30_1M_steps_045dist_fp16.pt")
     budget = ["--set", "num_samples=64", "iterations=2"]

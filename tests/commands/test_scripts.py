@@ -26,7 +26,7 @@ from tdmpc2.precision import execution
 from tdmpc2.support.names import safe_name
 from tests.helpers.commands import EVALUATE, RUN, SIZES, STUDENT, TASKS, Run, files, good, refused, start
 
-# The whole path, once for this file
+# The whole way from data to evaluation, once for this file
 
 
 def test_commands_leave_only_the_documented_files(home: Path) -> None:
@@ -51,7 +51,7 @@ def test_commands_leave_only_the_documented_files(home: Path) -> None:
 
 
 def test_evaluate_prints_and_writes_results(run: Run, cwd: Path) -> None:
-    """A planned evaluation of the file's own tasks, with two words of the command line against the file's."""
+    """A file's own tasks are played with the planner; two typed keys replace the values of the file."""
     outcome = good(run(f"{EVALUATE} checkpoint=student.pt num_samples=12 eval_episodes=1 horizon=2", cwd))
     assert re.fullmatch(r"Normalized score: \d+\.\d\d", outcome.out.splitlines()[-1])
     assert "student: planner (1 x 12 samples, horizon 2), fp32 on cpu (plain), noise-free" in outcome.out
@@ -68,7 +68,7 @@ def test_evaluate_prints_and_writes_results(run: Run, cwd: Path) -> None:
     config = protocol["config"]
     assert (protocol["action"], protocol["precision"], protocol["planner"]) == ("planner", "fp32", "plain")
     assert (config["num_samples"], config["horizon"]) == (12, 2)  # typed
-    assert (config["num_elites"], config["iterations"], config["latent_dim"]) == (3, 1, 16)  # of the file, 4 of 16
+    assert (config["num_elites"], config["iterations"], config["latent_dim"]) == (3, 1, 16)  # in proportion: 4 of 16
     lines = (directory / "results.csv").read_text().splitlines()
     assert lines[0] == "task,seed,return,success"
     assert [line.split(",")[:2] for line in lines[1:]] == [["pendulum-spin", "100"], ["cartpole-balance", "100"]]
@@ -91,7 +91,7 @@ def test_evaluate_again_overwrites_nothing(run: Run, cwd: Path) -> None:
 
 @pytest.mark.slow
 def test_evaluate_of_chosen_tasks_plays_only_them(run: Run, cwd: Path) -> None:
-    """Tasks the file was not trained on are its tasks all the same."""
+    """Chosen tasks may include one that the model was not trained on."""
     outcome = good(run(f"{EVALUATE} checkpoint=student.pt tasks=[cup-spin,pendulum-spin] mpc=false eval_seed=7", cwd))
     lines = (cwd / "logs/mt30/1/eval-student/results.csv").read_text().splitlines()
     assert [line.split(",")[:2] for line in lines[1:]] == [["cup-spin", "7"], ["pendulum-spin", "7"]]
@@ -99,7 +99,7 @@ def test_evaluate_of_chosen_tasks_plays_only_them(run: Run, cwd: Path) -> None:
 
 
 def test_evaluate_compare_of_precisions_prints_difference(run: Run, cwd: Path) -> None:
-    """The report names both files; quantised files say what they compute in."""
+    """The report names both files, and a quantised file says in which format it computes."""
     settings = f"mpc=false eval_episodes=2 {TASKS} exp_name=comparison"
     outcome = good(run(f"{EVALUATE} checkpoint=student.pt compare=quantised/model_int8.pt {settings}", cwd))
     *_, difference, last = outcome.out.splitlines()
@@ -148,7 +148,7 @@ def test_collect_with_checkpoint_plays_its_agent(run: Run, cwd: Path) -> None:
 
 
 def test_train_again_stops_continues_or_is_refused(run: Run, cwd: Path) -> None:
-    """The same command is done, more steps continue it, another configuration is refused."""
+    """The same command has nothing left to do, more steps continue the run, another configuration is refused."""
     command = f"train.py {STUDENT} teacher_config.checkpoint=logs/mt30/1/teacher/model.pt"
     before = files(cwd)
     assert "already trained for 10 steps" in good(run(command, cwd)).out
@@ -164,7 +164,7 @@ def test_train_again_stops_continues_or_is_refused(run: Run, cwd: Path) -> None:
 
 
 def test_train_multirun_makes_one_directory_per_run(run: Run, cwd: Path) -> None:
-    """Swept keys name the runs, and have the values of their names; keys that all of them share do not."""
+    """A run's directory is named by its swept keys and their values, not by keys that all runs share."""
     shared = f"{STUDENT} teacher_config.checkpoint=logs/mt30/1/teacher/model.pt student_config.steps=2"
     shutil.copytree(cwd / "data", cwd / "more" / "data")
     shared = shared.replace("student_config.data_dir=data", "student_config.data_dir=data,more/data")
@@ -176,12 +176,12 @@ def test_train_multirun_makes_one_directory_per_run(run: Run, cwd: Path) -> None
     assert sorted(re.sub(r"-[0-9a-f]{8}$", "-CHECKSUM", name) for name in runs) == sorted(
         [f"logs/mt30/1/{name}" for name in ("default", "teacher")]
         + [f"logs/mt30/{seed}/data_dir_data-seed_{seed}" for seed in (1, 2)]
-        + [f"logs/mt30/{seed}/data_dir_more_data_seed_{seed}-CHECKSUM" for seed in (1, 2)]  # of a path with a slash
+        + [f"logs/mt30/{seed}/data_dir_more_data_seed_{seed}-CHECKSUM" for seed in (1, 2)]  # the path has a slash
     )
     assert sorted(path.name for path in cwd.iterdir()) == ["data", "logs", "more", "quantised", "student.pt"]
     settings = "task=pendulum-spin mpc=false"
     outcome = good(run(f"{EVALUATE} checkpoint=logs/mt30/2/data_dir_data-seed_2/model.pt {settings}", cwd))
-    assert "data_dir_data-seed_2: policy" in outcome.out  # not "model", as every run's file is called
+    assert "data_dir_data-seed_2: policy" in outcome.out  # and not "model", the name of every run's file
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_train_multirun_makes_one_directory_per_run(run: Run, cwd: Path) -> None
     ],
 )
 def test_sweep_name_is_typeable(monkeypatch: pytest.MonkeyPatch, swept: str) -> None:
-    """As the value of an override, without quotes."""
+    """The directory of a run in a sweep can be typed as the value of an override, without quotes."""
     settings = OmegaConf.create({"mode": RunMode.MULTIRUN, "job": {"override_dirname": swept}})
     monkeypatch.setattr(HydraConfig, "get", lambda: settings)
     path = f"logs/mt30/1/{sweep_name()}/model.pt"
@@ -204,7 +204,7 @@ def test_sweep_name_is_typeable(monkeypatch: pytest.MonkeyPatch, swept: str) -> 
 
 
 def test_scripts_with_own_environment_run(run: Run, tmp_path: Path) -> None:
-    """A Gymnasium environment named by its module and id, from collecting to evaluating and filming."""
+    """A Gymnasium environment, named by module and id, is collected, trained on, evaluated and filmed."""
     task = "tests.helpers.toy_envs:Stands-v0"
     sizes = SIZES.replace("task_dim=8 ", "")
     good(run(f"collect.py task={task} data_dir=data episodes_per_task=3 num_threads=1", tmp_path))
@@ -215,11 +215,11 @@ def test_scripts_with_own_environment_run(run: Run, tmp_path: Path) -> None:
     evaluate = f"{EVALUATE} checkpoint=run/model.pt work_dir=result save_video=true"
     refused(run(evaluate, tmp_path), f"names the module .* name the task yourself, as in task={task}")
     outcome = good(run(f"{evaluate} task={task}", tmp_path))
-    assert outcome.out.splitlines()[-1].startswith("Return: ")  # of unknown scale
+    assert outcome.out.splitlines()[-1].startswith("Return: ")  # not a score: the scale is unknown
     assert sorted(files(tmp_path / "result")) == ["results.csv", "results.json", f"{safe_name(task)}.mp4"]
 
 
-# Starting from nothing
+# Scripts in a new interpreter
 
 
 def test_scripts_without_files_say_what_is_missing(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_cfg_job_prints_every_key(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_other_dialect_is_understood(run: Run, cwd: Path) -> None:
-    """`evaluate.py --checkpoint x.pt` printed Hydra's usage, `evaluate.py x.pt` a grammar error."""
+    """`evaluate.py --checkpoint x.pt` used to print Hydra's usage, and `evaluate.py x.pt` a grammar error."""
     settings = "--mpc false --tasks [pendulum-spin, cartpole-balance] --eval-episodes=1 --device cpu"
     outcome = good(run(f"evaluate.py student.pt {settings}", cwd))
     assert re.search(r"cartpole-balance +1 +", outcome.out)

@@ -16,7 +16,7 @@ from tdmpc2.config import Config
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tuple[str, Config, Config | None]]]:
-    """The runs that a command line starts, none of which is made."""
+    """Record the runs that a command line would start, without starting them."""
     runs: list[tuple[str, Config, Config | None]] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tdmpc2.training.online.train_online", lambda *args: runs.append(("online", *args)))
@@ -65,7 +65,7 @@ def test_train_command_online_has_a_teacher_only_if_one_is_named(
 ])  # fmt: skip
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_train_command_reads_teachers_of_tasks(trained: list[Any], words: list[str], mode: str) -> None:
-    """The teacher that the configuration files name for offline training then has no part."""
+    """The teachers of single tasks replace the one teacher that the configuration files name."""
     main([*words, f"mode={mode}"])
     ((how, cfg, teacher),) = trained
     assert (how, teacher) == (mode, None)
@@ -75,11 +75,11 @@ def test_train_command_reads_teachers_of_tasks(trained: list[Any], words: list[s
 
 
 @pytest.mark.parametrize(("line", "keys"), [
-    ("task=walker-walk", {"model_size": 5, "num_q": 5, "tasks": ("walker-walk",)}),  # as the file has them
+    ("task=walker-walk", {"model_size": 5, "num_q": 5, "tasks": ("walker-walk",)}),  # the file's own sizes
     ("task=walker-walk model_size=1", {"model_size": 1, "num_q": 2}),  # refused when the weights are loaded
     ("task=walker-walk freeze=encoder,Q seed_steps=10", {"freeze": ("encoder", "Q"), "seed_steps": 10}),
     ("task=walker-run mode=online", {"tasks": ("walker-run",), "mode": "online", "policy_loss": "tdmpc2"}),
-    ("task=walker-flip", {"tasks": ("walker-flip",), "num_tasks": 31}),  # appended to the 30
+    ("task=walker-flip", {"tasks": ("walker-flip",), "num_tasks": 31}),  # a 31st task
     ("mode=online tasks=[walker-run,walker-walk]", {"tasks": ("walker-run", "walker-walk"), "num_q": 5}),
 ])  # fmt: skip
 def test_train_command_from_a_file_of_many_tasks_takes_what_the_file_decides(

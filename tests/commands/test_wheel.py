@@ -42,7 +42,7 @@ SOURCES = (
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the sources, because a build leaves files beside them."""
+    """Copy the sources, because a build leaves files beside them."""
     source = tmp_path_factory.mktemp("source")
     for name in (*SOURCES, "LICENSE"):
         path = REPO / name
@@ -68,7 +68,7 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pure(source: Path, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel that is made where there is no compiler."""
+    """Build the wheel that results without a compiler."""
     return built(source, tmp_path_factory.mktemp("pure"), CXX="no-such-compiler")
 
 
@@ -78,12 +78,12 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def installed(wheel: Path, root: Path, without: Collection[str] = ()) -> Path:
-    """Directory of the programs of a new environment in which the wheel is installed.
+    """Install the wheel in a new environment and return the directory of its programs.
 
     Args:
         wheel: the file.
         root: an empty directory.
-        without: modules of this environment's libraries that the new one has not.
+        without: modules of this environment's libraries that the new one does not have.
     """
     venv.create(root / "venv", with_pip=False)
     python = root / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
@@ -98,7 +98,7 @@ def installed(wheel: Path, root: Path, without: Collection[str] = ()) -> Path:
     command = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "-q", wheel]
     own = {
         name: value for name, value in os.environ.items() if name != "PYTHONPATH"
-    }  # a source tree is no installation
+    }  # a source tree does not count as installed
     subprocess.run(command, check=True, capture_output=True, env=own)
     return python.parent
 
@@ -126,7 +126,7 @@ def test_wheel_holds_the_models_that_are_found_by_name(programs: Path, tmp_path:
 
 
 def test_wheel_holds_the_sources_of_the_planner_without_python(wheel: Path) -> None:
-    """`tdmpc2 export --to native` of an installed wheel writes them."""
+    """`tdmpc2 export --to native` needs these sources in an installed wheel."""
     with zipfile.ZipFile(wheel) as archive:
         held = {name: archive.read(name) for name in archive.namelist() if not name.endswith((".py", ".so"))}
     for folder in (REPO / "tdmpc2" / "native", REPO / "tdmpc2" / "acceleration" / "cpu"):
@@ -136,7 +136,7 @@ def test_wheel_holds_the_sources_of_the_planner_without_python(wheel: Path) -> N
 
 
 def test_wheel_runs_outside_the_repository(programs: Path, tmp_path: Path) -> None:
-    """There was no command in the wheel, and the configuration files were only in the clone."""
+    """The wheel used to have no command, and the configuration files were only in the clone."""
     listed = run(programs, "tdmpc2", "--help", cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
     assert "  evaluate " in listed.stdout
@@ -163,7 +163,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="builds 
 
 @needs_compiler
 def test_wheel_brings_the_kernels_for_any_python(wheel: Path, programs: Path, tmp_path: Path) -> None:
-    """Users have no compiler; the wheel's own library is loaded, and nothing is built."""
+    """Users may have no compiler, so the wheel's own library is loaded and nothing is built."""
     assert re.search(r"-py3-none-(manylinux_2_\d+_|macosx_)", wheel.name)
     code = (
         "from tdmpc2.acceleration.cpu import library as l; "
@@ -200,7 +200,7 @@ def test_wheel_evaluates_the_published_student(programs: Path, tmp_path: Path) -
 @needs_compiler
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="reads the symbols with readelf")
 def test_tag_of_the_wheel_is_what_its_library_needs(wheel: Path, tmp_path: Path) -> None:
-    """An installer believes the name: a library of a newer glibc would not be loaded, and nobody would know why."""
+    """Installers trust the wheel's name: a library that needs a newer glibc would fail to load unnoticed."""
     with zipfile.ZipFile(wheel) as archive:
         library = archive.extract(KERNELS, tmp_path)
     named = re.search(r"manylinux_2_(\d+)_", wheel.name)
@@ -256,7 +256,7 @@ for line in sys.argv[1:]:
 def test_fresh_environment_looks_scores_quantises_and_plays(
     kernels: bool, extras: bool, wheel: Path, pure: Path, tmp_path: Path
 ) -> None:
-    """With and without a compiler, with and without optional packages; one process, since importing takes longest."""
+    """The commands run with and without kernels and extras; they share a process, since importing is slow."""
     modules = {module for extra in EXTRAS.values() for module in extra.modules} - {"PIL", "setuptools"}
     programs = installed(wheel if kernels else pure, tmp_path / "env", () if extras else modules)
     home = tmp_path / "home"

@@ -1,4 +1,4 @@
-"""The dialect: how a command line is taken apart."""
+"""The forms in which a command line may be typed, and how it is split into words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tdmpc2.commands.words import Word, items, listed, read, repeated_key
 
 @pytest.mark.parametrize("typed", [["steps=3"], ["--steps", "3"], ["--steps=3"]])
 def test_setting_may_be_written_in_three_ways(typed: list[str]) -> None:
-    """Two dialects, `key=value` here and `--key value` there, were the most likely first mistake."""
+    """Mixing up `key=value` and `--key value` used to be the most likely first mistake."""
     assert read(typed) == [Word("steps", "3")]
 
 
@@ -44,7 +44,7 @@ def test_negative_number_is_a_value() -> None:
     ],
 )
 def test_list_the_shell_took_apart_is_one_value(typed: list[str], value: str) -> None:
-    """`tasks=[a, b]` without quotes was "no viable alternative at input"."""
+    """`tasks=[a, b]` without quotes used to end in "no viable alternative at input"."""
     assert read([*typed, "steps=3"]) == [Word("tasks", value), Word("steps", "3")]
 
 
@@ -109,5 +109,5 @@ def test_listed_values_are_read_back() -> None:
     ],
 )
 def test_repeated_key_is_found_within_one_mapping(text: str, twice: str | None) -> None:
-    """Of teachers={a: x, a: y} the last was taken, without a word."""
+    """teachers={a: x, a: y} used to take the last value silently."""
     assert repeated_key(text) == twice

@@ -215,7 +215,7 @@ def test_config_count_of_zero_is_refused() -> None:
     for name in ("steps", "batch_size", "iterations", "horizon", "eval_episodes", "episodes_per_task", "log_freq",
                  "save_freq", "buffer_size", "num_elites", "num_pi_trajs", "num_enc_layers"):  # fmt: skip
         fail(f"{name}=0 must be at least 1", **{**WIDTHS, name: 0})
-    assert Config(eval_freq=0).eval_freq == 0  # never
+    assert Config(eval_freq=0).eval_freq == 0  # 0 means never
 
 
 def test_config_value_at_boundary_is_allowed() -> None:
@@ -330,7 +330,7 @@ def test_config_derives_iterations_and_bins() -> None:
     assert Config().plan_iterations == 6
     assert parse_cfg({"task": "dog-run", "iterations": 4}).plan_iterations == 6
     cfg = parse_cfg({"task": "dog-run"}).replace(seed=2).replace(seed=3)
-    assert (cfg.iterations, cfg.plan_iterations) == (6, 8)  # derived, not accumulated
+    assert (cfg.iterations, cfg.plan_iterations) == (6, 8)  # derived anew and not added twice
     assert Config().bin_size == pytest.approx(0.2)
 
 
@@ -378,7 +378,7 @@ def test_config_error_is_one_line() -> None:
     [("learning_rate", "lr"), ("num-steps", "steps"), ("gamma", "discount_max"), ("Batchsize", "batch_size")],
 )
 def test_key_by_the_name_that_others_use_is_answered_with_ours(typed: str, key: str) -> None:
-    """`learning_rate` was refused without a suggestion, since nothing here is spelt like it."""
+    """`learning_rate` used to be refused without a suggestion, since no key is spelt like it."""
     with pytest.raises(ValueError, match=f"Unknown key '{typed}' in a file. Did you mean '{key}'"):
         check_keys([typed], "a file")
 

@@ -1,4 +1,4 @@
-"""Keys that follow others unless they are typed: widths, elites and policy trajectories, mode and policy loss."""
+"""Keys whose defaults follow other keys: widths, elites and policy trajectories, mode and policy loss."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def budget(cfg: Config) -> tuple[int, int, int]:
     ],
 )
 def test_elites_follow_the_samples_unless_typed(typed: dict[str, Any], expected: tuple[int, int, int]) -> None:
-    """num_samples=64 alone used to keep 64 elites of 64: no selection at all, and 32 was refused."""
+    """num_samples=64 alone used to keep 64 elites of 64 samples, which selects nothing; 32 was refused."""
     assert budget(parse_cfg(typed)) == expected
 
 
@@ -58,7 +58,7 @@ def test_replace_refuses_a_bad_number_of_samples(bad: Any) -> None:
 
 
 def test_elites_of_a_file_do_not_count_as_typed(tmp_path: Path) -> None:
-    """A file stores resolved numbers; who evaluates it with fewer samples gets as many fewer elites."""
+    """A file stores resolved numbers; an evaluation with fewer samples still gets proportionally fewer elites."""
     TDMPC2(Config(**SMALL, device="cpu")).save(tmp_path / "x.pt")
     assert budget(load_agent(tmp_path / "x.pt", device="cpu").cfg) == (512, 64, 24)
     assert budget(load_agent(tmp_path / "x.pt", device="cpu", num_samples=64).cfg) == (64, 8, 3)
@@ -66,7 +66,7 @@ def test_elites_of_a_file_do_not_count_as_typed(tmp_path: Path) -> None:
 
 
 def test_width_beside_a_model_size_is_refused_unless_equal() -> None:
-    """It used to be ignored without a word."""
+    """A width beside a model size used to be ignored silently."""
     with pytest.raises(ValueError, match=r"enc_dim=512 beside model_size=1, which has enc_dim=256 .* model_size=null"):
         parse_cfg({"enc_dim": 512})
     with pytest.raises(ValueError, match=r"latent_dim=768 beside model_size=19, .* latent_dim=512 for task=mt30"):
@@ -117,7 +117,7 @@ def test_auto_is_resolved_and_stored_resolved() -> None:
     ({"mode": "online", "policy_loss": "opt"}, "online", "opt"),
 ])  # fmt: skip
 def test_mode_is_online_for_one_task_without_data(typed: dict[str, Any], mode: str, policy_loss: str) -> None:
-    """A command line names one task to learn it by acting, and data or a task set to learn from what is stored."""
+    """A single task without data is learned by acting; data or a task set are learned from what is stored."""
     cfg = Config(**typed)
     assert (cfg.mode, cfg.policy_loss) == (mode, policy_loss)
     assert cfg.data_dir == "data/mt30"
@@ -150,7 +150,7 @@ def test_many_tasks_that_are_learned_online_are_drawn_equally_often(typed: dict[
 
 
 def test_episodic_learning_sees_terminations_at_the_end_of_slices() -> None:
-    """The reference overwrote what its user had set for these environments."""
+    """episodic=true has other defaults for rho and discount_max, but typed values stay; the reference replaced them."""
     assert (Config().rho, Config().discount_max) == (0.5, 0.995)
     assert (Config(episodic=True).rho, Config(episodic=True).discount_max) == (0.7, 0.99)
     typed = Config(episodic=True, rho=0.5, discount_max=0.995)
@@ -163,7 +163,7 @@ def test_cached_targets_are_refused_while_learning_online() -> None:
 
 
 def test_following_names_the_keys_that_are_as_they_follow() -> None:
-    """Reports leave these out of a run's label, whose model_size already says them."""
+    """Reports leave derived keys out of a run's label, because model_size already implies them."""
     every = {*WIDTHS, "num_elites", "num_pi_trajs", "policy_loss", "mode"}
     every |= {"data_dir", "rho", "discount_max", "seed_steps", "task_balance"}
     assert Config(num_samples=64, model_size=5).following() == every

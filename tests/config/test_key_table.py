@@ -1,4 +1,4 @@
-"""One more key is one more line: every table, the help and the reference page are derived from it."""
+"""The table of keys: one line adds a key to the configuration, the help and the reference page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REPO = Path(__file__).resolve().parents[2]
 
 
 def run_python(code: str, root: Path) -> str:
-    """Standard output of a Python program that imports the package from ``root``."""
+    """Return the standard output of a Python program that imports the package from ``root``."""
     environment = os.environ | {"PYTHONPATH": str(root)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -42,7 +42,7 @@ def run_python(code: str, root: Path) -> str:
 
 
 def declared(**facts: float) -> Key:
-    """A key of a table of its own."""
+    """Declare a key in a table of its own."""
     return key_table(make_dataclass("Table", [("rate", float, key(1.0, "a rate", section="Toys", **facts))]))["rate"]  # type: ignore[arg-type]
 
 
@@ -73,7 +73,7 @@ print(json.dumps({
 
 
 def test_one_more_line_adds_a_key_everywhere(tmp_path: Path) -> None:
-    """A copy of the package gets one declaration more, and nothing else."""
+    """A copy of the package gets one more declaration and no other change."""
     shutil.copytree(REPO / "tdmpc2", tmp_path / "tdmpc2", ignore=shutil.ignore_patterns("__pycache__"))
     table = tmp_path / "tdmpc2" / "config" / "keys.py"
     text = table.read_text()
@@ -160,7 +160,7 @@ def test_every_default_is_allowed() -> None:
 
 
 def test_reference_page_is_up_to_date() -> None:
-    """If this fails: python -m tdmpc2.config --write docs/configuration.md."""
+    """Write the page again if this fails: python -m tdmpc2.config --write docs/configuration.md."""
     assert (REPO / "docs" / "configuration.md").read_text() == markdown()
 
 

@@ -18,7 +18,7 @@ RECORD: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "run
 
 @pytest.fixture
 def run(tmp_path: Path) -> Config:
-    """The configuration, as typed today, of a run in ``tmp_path`` that an older version began."""
+    """Return today's configuration of a run in ``tmp_path`` that an older version began."""
     (tmp_path / "run.json").write_text(json.dumps(RECORD))
     return Config(
         tasks=("pendulum-spin",), data_dir="data", work_dir=str(tmp_path), device="cpu", num_threads=1, steps=2,
@@ -42,7 +42,7 @@ def test_older_run_continues_without_a_difference(run: Config) -> None:
 
 
 def test_older_run_continues_with_the_elites_of_today(run: Config) -> None:
-    """The same command line now scales the elites, which no update reads; it is said."""
+    """The command line now implies fewer elites than it did; no update reads them, so a note suffices."""
     _, note = run_record.check(run.replace(num_elites=None, num_pi_trajs=None), None, RECORD["data"])
     assert "num_elites: 64 there, 8 now; num_pi_trajs: 24 there, 3 now" in note
 
@@ -65,7 +65,7 @@ def test_key_that_is_no_more_is_refused_with_its_name(run: Config) -> None:
 
 
 def test_older_checkpoint_configuration_is_read() -> None:
-    """A checkpoint of that version holds all of this but what belongs to the run."""
+    """A checkpoint of the older version holds the same keys except those of the run."""
     cfg = from_record(RECORD)
     assert (cfg.model_size, cfg.enc_dim, cfg.task_dim) == (1, 256, 96)
     assert cfg.replace(num_samples=32).num_elites == 32

@@ -23,7 +23,7 @@ def test_preset_is_a_set_of_planning_keys_with_values_they_may_have(name: str) -
     assert PRESETS[name].keys() <= {"mpc", *PLANNER_KEYS}
     cfg = parse_cfg({"planner": name})
     assert {key: getattr(cfg, key) for key in PRESETS[name]} == PRESETS[name]
-    assert cfg.planner is None  # it is resolved, and what is recorded are the keys
+    assert cfg.planner is None  # the preset is replaced by its keys, which are recorded
     assert from_record(cfg.to_dict()) == cfg
 
 
@@ -35,14 +35,14 @@ def test_typed_keys_win_over_a_preset() -> None:
     cfg = parse_cfg({"planner": "fast", "num_samples": 64})
     assert planning(cfg) == {**FAST, "num_samples": 64}
     for cfg in (parse_cfg({"planner": "fast", "num_samples": 512}), Config(planner="fast", num_samples=512)):
-        assert planning(cfg) == {**FAST, "num_samples": 512}  # the key's default, which was asked for all the same
+        assert planning(cfg) == {**FAST, "num_samples": 512}  # typed, though it is the key's default
     assert planning(parse_cfg({**Config().to_dict(), "planner": "fast", "iterations": 4})) == {**FAST, "iterations": 4}
     assert with_preset({"planner": "fast", "num_samples": 512}) == {**FAST, "num_samples": 512}
     assert with_preset({"planner": "null", "lr": 1}) == {"lr": 1}
 
 
 def test_preset_replaces_what_a_file_says(tiny_cfg: Config) -> None:
-    """A model that was trained with a small budget is asked for the full one, with elites in its proportion."""
+    """A model trained with a small budget can be asked for the full one; its elites grow in proportion."""
     cfg = tiny_cfg.replace(planner="full")
     assert (cfg.num_samples, cfg.iterations, cfg.num_elites, cfg.num_pi_trajs) == (512, 6, 128, 128)
     assert tiny_cfg.replace(planner="fast", num_samples=16).num_samples == 16
@@ -79,7 +79,7 @@ def test_agent_is_loaded_and_players_are_made_with_a_preset(tiny_cfg: Config) ->
 def test_command_line_takes_a_preset_and_typed_keys_win(
     command: str, words: list[str], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where a typed value is the key's default, which Hydra's composed configuration does not show."""
+    """A typed value wins even if it is the key's default, which Hydra's composed configuration does not show."""
     seen: list[Any] = []
     if command == "evaluate":
         from tdmpc2.commands import evaluate as module

@@ -20,7 +20,7 @@ from tdmpc2.config import Config, MixEntry, has_teacher, parse_cfg
     ],
 )  # fmt: skip
 def test_enumerated_value_suggests_the_nearest(name: str, value: str, suggested: str | None) -> None:
-    """Keys and tasks had a suggestion, values had none."""
+    """A misspelt value used to be refused without a suggestion, unlike a misspelt key or task."""
     with pytest.raises(ValueError, match=f"^{name}={value} is not one of ") as error:
         Config(**{name: value})
     assert str(error.value).endswith(f" Did you mean '{suggested}'?") == (suggested is not None)
@@ -124,7 +124,7 @@ def test_home_directory_in_mix(form: str, monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )  # fmt: skip
 def test_wrong_mix_is_refused_by_the_configuration(entry: Any, message: str) -> None:
-    """The configuration promised errors from construction, and a wrong mixture passed."""
+    """A wrong mixture used to pass, although the configuration promises errors at construction."""
     with pytest.raises(ValueError, match=r"^mix: ") as error:
         Config(mix=["1 random", entry])  # type: ignore[arg-type]
     assert message in str(error.value)
@@ -136,7 +136,7 @@ def test_mix_without_entries_is_refused() -> None:
 
 
 def test_list_of_tasks_for_task_names_the_key_for_lists() -> None:
-    """``task=[a]`` for ``tasks=[a]`` once ended in a traceback of evaluate.py."""
+    """``task=[a]`` for ``tasks=[a]`` used to end in a traceback of evaluate.py."""
     with pytest.raises(ValueError, match=r"task=\['pendulum-spin'\] must be one value, not a list; tasks=\[...\]"):
         parse_cfg({"task": ["pendulum-spin"]})
 
@@ -152,6 +152,6 @@ def test_list_of_tasks_for_task_names_the_key_for_lists() -> None:
     ],
 )  # fmt: skip
 def test_number_that_no_update_survives_is_refused(keys: dict[str, Any], message: str) -> None:
-    """The first update was not finite, and the learning rate was blamed."""
+    """Such a number used to make the first update infinite, and the message blamed the learning rate."""
     with pytest.raises(ValueError, match=message):
         Config(**keys)

@@ -1,4 +1,4 @@
-"""Files that are promised to be equal, without the times in them."""
+"""Comparison of files that are promised to be equal except for the times in them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _bytes(path: Path) -> Any:
 
 
 def _state(path: Path) -> Any:
-    """The values of a training state: the same ones can be pickled in another way."""
+    """Read the values of a training state; equal values may be pickled differently."""
     return _plain(torch.load(path, weights_only=True))
 
 
@@ -64,7 +64,7 @@ def content(directory: Path) -> dict[str, Any]:
 
 
 def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Name the files that are missing, too many, or say something else."""
+    """Name the files that are missing, left over or different."""
     lines = [f"{name} is missing" for name in expected.keys() - found.keys()]
     lines += [f"{name} is left over" for name in found.keys() - expected.keys()]
     lines += [f"{name} differs" for name in expected.keys() & found.keys() if expected[name] != found[name]]
@@ -76,7 +76,7 @@ def _is_clock(name: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Without times, and with tensors as type, shape and bytes, which can be compared."""
+    """Drop times, and turn tensors into type, shape and bytes, which can be compared."""
     if isinstance(value, torch.Tensor):
         array = np.ascontiguousarray(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
         return str(value.dtype), tuple(value.shape), array.tobytes()

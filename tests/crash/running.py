@@ -1,4 +1,4 @@
-"""Run a command, kill it at a moment, or let it find the disk full."""
+"""Running a command, and killing it at some moment or letting it find the disk full."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from tests.helpers.forks import ForkServer
 
 _VARIABLES = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONDONTWRITEBYTECODE": "1"}
-HANGS = 300.0  # seconds after which a command that takes a few is taken to hang
+HANGS = 300.0  # seconds after which a command is taken to hang; it should need a few
 
 
 @dataclass(frozen=True)
 class Kill:
-    """SIGKILL to all processes of the command, so many seconds after its start or its first sign of work."""
+    """A SIGKILL to all processes of the command, some seconds after its start or its first sign of work."""
 
     seconds: float
     from_start: bool = False
@@ -29,7 +29,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class FullDisk:
-    """A disk that lets no file grow beyond so many bytes, which needs no disk of its own and no rights."""
+    """A limit on the size of files, which acts like a full disk and needs no permissions."""
 
     largest: int
 
@@ -89,7 +89,7 @@ def run(
                 time.sleep(0.002)
             end = time.monotonic()
         finally:
-            os.close(write)  # the command has opened it for itself
+            os.close(write)  # the command has a descriptor of its own
         reader.join()
     code = None if killed else job.poll()
     output = b"".join(printed).decode(errors="replace")
@@ -98,7 +98,7 @@ def run(
 
 def _state(directory: Path) -> dict[str, tuple[int, int]]:
     state = {}
-    with suppress(FileNotFoundError):  # it went while one looked, which is a change as well
+    with suppress(FileNotFoundError):  # a file vanished meanwhile, which is a change, too
         for path in directory.rglob("*"):
             status = path.stat()
             state[str(path)] = status.st_mtime_ns, status.st_size

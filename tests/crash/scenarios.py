@@ -31,7 +31,7 @@ _SHARE_BODY = """
 """
 
 
-#: Steps of a file and of the run, half and half, of episodes that fall.
+#: Half of each batch is from a file and half from the run, whose episodes terminate.
 _SHOWN = f"task={FALLS} episodic=true demonstrations=data bc_coef=0.5 steps=200 eval_freq=0"
 _TEACHERS = ("pendulum-spin", "walker-walk")
 #: Images of three frames, 64 x 64, and those of two cameras beside five numbers.
@@ -42,7 +42,7 @@ _MANY_TASKS = """
     task=mt30 mode=online tasks=[pendulum-swingup,cartpole-balance] task_balance=tasks task_dim=8 num_envs=1 mpc=false
     utd=0.05 seed_steps=1000 steps=2400 buffer_size=3500 log_freq=100 save_freq=300 eval_freq=0
 """
-_WIDTHS = "model_size=null enc_dim=16 mlp_dim=16 latent_dim=16".split()  # which a file decides
+_WIDTHS = "model_size=null enc_dim=16 mlp_dim=16 latent_dim=16".split()  # left out where a file decides
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _module(name: str, *arguments: str) -> tuple[str, ...]:
 
 
 def _short_episodes(directory: Path) -> None:
-    """Random episodes of a task whose evaluations take no time."""
+    """Collect random episodes of a task that is evaluated in no time."""
     from tdmpc2.config import parse_cfg
     from tdmpc2.play.collector import collect
 
@@ -82,14 +82,14 @@ def _nothing(directory: Path) -> None:
 
 
 def _many_tasks(directory: Path) -> None:
-    """A tiny model of tasks that the one that is learned is not among."""
+    """Save a tiny model of many tasks, without the one that is to be learned."""
     from tests.helpers.tuning import OTHERS, file_of_many
 
     file_of_many(directory, OTHERS)
 
 
 def _agent(directory: Path) -> None:
-    """A tiny agent, to be mixed with random play."""
+    """Save a tiny agent, to be mixed with random play."""
     from tdmpc2.agent import TDMPC2
     from tdmpc2.config import Config
 
@@ -97,7 +97,7 @@ def _agent(directory: Path) -> None:
 
 
 def _store_and_teacher(directory: Path, episodes: int = 200, **widths: Any) -> None:
-    """Random episodes of MT30 and a random teacher, by default with about two seconds of work for it."""
+    """Make random episodes of MT30 and a random teacher, by default with about two seconds of work for it."""
     from tdmpc2.config import Config
     from tests.helpers.agents import make_teacher
     from tests.helpers.data import make_store
@@ -108,14 +108,14 @@ def _store_and_teacher(directory: Path, episodes: int = 200, **widths: Any) -> N
 
 
 def _logs(directory: Path) -> None:
-    """Episodes of other lengths, some of which fell."""
+    """Write episodes of unequal lengths, some of which terminate."""
     from tests.helpers.unequal import write_logs
 
     write_logs(directory / "data")
 
 
 def _many_logs(directory: Path) -> None:
-    """Chunk files with 6,000 episodes of 1 to 9 steps."""
+    """Write chunk files with 6,000 episodes of 1 to 9 steps."""
     from tests.helpers.unequal import write_logs
 
     for seed in range(2):
@@ -123,7 +123,7 @@ def _many_logs(directory: Path) -> None:
 
 
 def _played(directory: Path) -> None:
-    """A run that has played some hundred episodes."""
+    """Train a run that has played some hundred episodes."""
     from tdmpc2.training.online import train_online
     from tests.helpers.online import config
 
@@ -131,7 +131,7 @@ def _played(directory: Path) -> None:
 
 
 def _store_and_teachers(directory: Path) -> None:
-    """Random episodes of MT30, and random teachers of two tasks of it."""
+    """Make random episodes of MT30 and random teachers of two of its tasks."""
     from tdmpc2.config import parse_cfg
     from tests.helpers.agents import make_teacher
 
@@ -141,7 +141,7 @@ def _store_and_teachers(directory: Path) -> None:
 
 
 def _chunks(directory: Path) -> None:
-    """Two chunk files of 40 MB in all."""
+    """Write two chunk files of 40 MB in all."""
     from tdmpc2.data.chunks import write_chunk
     from tests.helpers.data import fields
 
@@ -151,7 +151,7 @@ def _chunks(directory: Path) -> None:
 
 
 def _runs(directory: Path) -> None:
-    """Finished runs with and without a teacher, three seeds each."""
+    """Write finished runs with and without a teacher, three seeds each."""
     from tests.helpers.studies import write_run
 
     for seed in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""Rounds of disturbances for every command, and the table of what came of them."""
+"""Rounds of disturbances for every command, and the table of their outcomes."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _FULL_DISKS, _FROM_START = 0.25, 0.2  # shares of the disturbances, and of the k
 
 @dataclass
 class Tally:
-    """The count of disturbances of one command, and what went wrong."""
+    """The number of disturbances of one command, and what went wrong."""
 
     name: str
     kills: int = 0
     full_disks: int = 0
-    continued: int = 0  # starts after a disturbance
-    rounds: int = 0  # brought to the end and compared
+    continued: int = 0  # starts that followed a disturbance
+    rounds: int = 0  # that ended and were compared
     problems: list[str] = field(default_factory=list)
 
 
 class Command:
-    """One command with the files of its undisturbed run."""
+    """A command with the files of its undisturbed run."""
 
     def __init__(self, name: str, root: Path, server: ForkServer) -> None:
         self._server = server
@@ -57,7 +57,7 @@ class Command:
         print(f"{name}: {self.seconds:.1f} s undisturbed, {self.work:.2f} s of it work", flush=True)
 
     def round(self, draw: random.Random, most_kills: int) -> None:
-        """Disturb the command some times, let it end, and compare."""
+        """Disturb the command a few times, let it finish, and compare its files."""
         tally, name = self.tally, self.tally.name
         self._begun += 1
         directory = self._root / f"round-{self._begun}"
@@ -101,7 +101,7 @@ class Command:
         return chosen
 
     def _is_good(self, outcome: Outcome, done: list[str]) -> bool:
-        """Tell if the command has come to its end."""
+        """Tell if the command finished its work, or refused to start because it was done."""
         refused = outcome.code == 2 and bool(self.scenario.ended) and self.scenario.ended in _last(outcome)
         good = outcome.code == 0 or refused
         if not good:
@@ -170,7 +170,7 @@ def main() -> None:
 
 
 def table(tallies: Sequence[Tally]) -> str:
-    """Arrange what happened, a line for each command and one for all."""
+    """Format the outcomes, a line for each command and one for all."""
     rows = [(t.name, t.kills, t.full_disks, t.continued, t.rounds, len(t.problems)) for t in tallies]
     rows.append(("all", *(sum(column) for column in list(zip(*rows, strict=True))[1:])))  # type: ignore[arg-type]
     head = ("command", "kills", "full disks", "continued", "compared", "differences")
@@ -180,12 +180,12 @@ def table(tallies: Sequence[Tally]) -> str:
 
 
 def sizes(directory: Path) -> dict[str, int]:
-    """Bytes of the files of a directory, in the order of their names."""
+    """List the bytes of the files of a directory, in the order of their names."""
     paths = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
     return {name: paths[name].stat().st_size for name in sorted(paths)}
 
 
 def _last(outcome: Outcome) -> str:
-    """The last line that was printed."""
+    """Return the last line that was printed."""
     lines = outcome.output.strip().splitlines()
     return lines[-1][:300] if lines else "nothing printed"

@@ -1,4 +1,4 @@
-"""The kill runs themselves: what they notice, and a short run of some commands."""
+"""The tool for kill runs: which faults it notices, and a short run of some commands."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_killed_command_has_no_code(tmp_path: Path, forks: ForkServer) -> None:
 
 
 def test_times_are_not_compared(tmp_path: Path) -> None:
-    """But everything else is, tensors bit by bit."""
+    """Times may differ; everything else is compared, tensors bit by bit."""
 
     def write(directory: Path, seconds: float, weight: float) -> dict[str, Any]:
         directory.mkdir(exist_ok=True)
@@ -135,7 +135,7 @@ def test_table_adds_up() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process does not learn that its parent has ended")
 def test_job_of_a_server_that_is_killed_ends_with_it(tmp_path: Path) -> None:
-    """Two of them computed for an hour beside everything that was timed."""
+    """Two jobs of killed servers used to compute for an hour beside everything that was timed."""
     with pytest.raises(AssertionError), fork_server() as server:  # noqa: PT012 - it is the end of the context that raises
         job = server.start(["-c", "import time; print('at work', flush=True); time.sleep(600)"], tmp_path)
         job.wait_for("at work")

@@ -1,4 +1,4 @@
-"""Fixtures: how much an import reads."""
+"""A fixture that notes how much an import reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tdmpc2.data.store.parts import Part
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Number of episodes of each read."""
+    """Note the number of episodes of each read."""
     counts: list[int] = []
     read = Part.read
 

@@ -36,6 +36,6 @@ def test_from_any_missing_field_is_named() -> None:
 
 @pytest.mark.parametrize("name", ["obs", "teacher_reward"])
 def test_from_any_array_is_refused_by_name(name: str) -> None:
-    """Arrays for the teacher's outputs were once dropped without a word, and nothing was distilled."""
+    """Arrays of teacher outputs used to be dropped silently, so that nothing was distilled."""
     with pytest.raises(ValueError, match=f"The batch's '{name}' is a ndarray"):
         Batch.from_any({**FIELDS, name: np.zeros((3, 2, 1))})

@@ -69,7 +69,7 @@ def test_batches_left_early_end_their_threads() -> None:
 
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_batches_waiting_is_counted_as_share(ahead: int) -> None:
-    """The first batch comes when it is let go of after a known time; what follows is measured anew."""
+    """The first batch is held back for a known time; each call measures anew since the last one."""
     release = threading.Event()
 
     def held(step: int) -> Batch:
@@ -82,7 +82,7 @@ def test_batches_waiting_is_counted_as_share(ahead: int) -> None:
     iterator = iter(batches)
     next(iterator)
     assert batches.take_wait() > 0.9
-    threading.Event().wait(0.2)  # the update
+    threading.Event().wait(0.2)  # the time of an update
     next(iterator)
     assert batches.take_wait() < 0.5
     iterator.close()

@@ -75,7 +75,7 @@ def test_read_chunk_of_installed_tensordict_is_equal(tmp_path: Path, locked: boo
 
 
 class _OldTensorDict:
-    """Pickles as in tensordict 0.2: under this name, as a plain object with these attributes."""
+    """An object that is pickled as a TensorDict of tensordict 0.2 was."""
 
     __module__, __qualname__ = "tensordict.tensordict", "TensorDict"
 
@@ -149,10 +149,10 @@ def test_read_chunk_of_malicious_pickle_runs_nothing(tmp_path: Path) -> None:
     torch.save({"obs": torch.zeros(1), "x": _Malicious(mark)}, tmp_path / "chunk_0.pt")
     with pytest.raises(ValueError, match=r"chunk_0\.pt is refused: loading it would run posix\.mkdir") as error:
         EpisodeDataset.load(tmp_path, SPECS, ALL)
-    assert "weights_only" not in "".join(traceback.format_exception(error.value))  # torch's advice is the wrong one
+    assert "weights_only" not in "".join(traceback.format_exception(error.value))  # torch's own advice would be wrong
     assert not mark.exists()
     torch.load(tmp_path / "chunk_0.pt", weights_only=False)
-    assert mark.exists()  # it would have
+    assert mark.exists()  # unpickling the file does run its command
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -226,7 +226,7 @@ def test_write_chunk_on_full_disk_leaves_nothing(tmp_path: Path) -> None:
 
 
 def _write_and_die(path: Path, moment: str) -> None:
-    """Run in a process of its own: killed half-way through the bytes, before they are flushed, or before the rename."""
+    """Write a chunk and die half-way through the bytes, before they are flushed, or before the rename."""
 
     def die(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -255,7 +255,7 @@ def test_write_chunk_killed_leaves_no_chunk(tmp_path: Path, moment: str) -> None
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    assert len(os.listdir(tmp_path)) == 2  # it died while its own file was there under a temporary name
+    assert len(os.listdir(tmp_path)) == 2  # it died with a temporary file beside the old one
     assert chunk_paths(tmp_path) == [tmp_path / "chunk_0.pt"]
     assert len(EpisodeDataset.load(tmp_path, SPECS, (2,))) == 1
     write_chunk(path, **fields([0, 1], first=1))

@@ -103,7 +103,7 @@ def test_dataset_load_needs_no_second_copy(tmp_path: Path) -> None:
     dataset = EpisodeDataset.load(tmp_path, specs, (0,), progress=watch)
     size = dataset.obs.nbytes + dataset.action.nbytes + dataset.reward.nbytes
     assert size > 100e6
-    assert peak < 4 / 3 * size  # the whole and less than one of its three chunks
+    assert peak < 4 / 3 * size  # the data and less than one of the three chunks
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def test_dataset_load_of_missing_data_says_what_is_expected(tmp_path: Path, ther
 
 
 def test_dataset_load_of_bad_value_names_file_and_episode(tmp_path: Path) -> None:
-    """Also with a subset of the tasks and beyond the first block of episodes."""
+    """The episode is named correctly with a subset of the tasks and beyond the first block of episodes."""
     tasks = [0, 1] * 400
     data = fields(tasks)
     data["reward"][777, 2] = torch.nan

@@ -71,7 +71,7 @@ def test_ensure_store_of_changed_files_of_equal_size_is_replaced(tmp_path: Path)
     assert store.meta.row_format.split(store.rows)[0][:, 0, 0].tolist() == [0, 1, 2, 100, 101, 102, 103]
     (tmp_path / "chunk_1.pt").unlink()
     write_chunk(tmp_path / "chunk_1.pt", **fields(TASKS[3:], first=3))
-    assert chunk_fingerprints(tmp_path) == before  # of equal data
+    assert chunk_fingerprints(tmp_path) == before  # the data are equal
 
 
 def test_chunk_fingerprint_of_other_file_is_refused(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def _stop_at_call(monkeypatch: pytest.MonkeyPatch, function: str, number: int) -
 def test_ensure_store_stopped_is_finished_by_next_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, replaces: bool
 ) -> None:
-    """Stopped before each call of each function that changes files: the next call makes the same store."""
+    """Wherever a call is stopped between two changes of files, the next call makes the same store."""
     make_chunks(tmp_path / "whole", [TASKS, [1]])
     whole = content(ensure_store(tmp_path / "whole", "three", SPECS, quiet=True).path)
     stopped, number = True, 0
@@ -225,7 +225,7 @@ def test_ensure_store_with_stale_journal_reads_nothing_again(
 
 
 def test_import_ignores_finished_store_of_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal names, sizes and tasks, and a journal that a kill left."""
+    """A finished store whose journal was left behind is not taken for one of other files with equal names and sizes."""
     make_chunks(tmp_path / "big")
     make_chunks(tmp_path / "big2", first=50)
     with monkeypatch.context() as patch:

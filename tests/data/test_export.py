@@ -29,7 +29,7 @@ def test_export_round_trip_is_exact(tmp_path: Path) -> None:
     assert second.checksum == first.checksum
     for name in ("rows.npy", "task.npy"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
-    again = import_episodes([tmp_path / "first"], tmp_path / "third", "three", SPECS)  # a store from a store
+    again = import_episodes([tmp_path / "first"], tmp_path / "third", "three", SPECS)  # from a store
     assert again.checksum == first.checksum
     assert again.meta.source == {}
 
@@ -44,7 +44,7 @@ def test_export_files_equal_imported_files(tmp_path: Path) -> None:
 
 
 def test_export_writes_a_record(tmp_path: Path) -> None:
-    """An export names its tasks, and collect.py takes it."""
+    """The record of an export names its tasks, and collect.py can add to it."""
     data = fields([0, 1, 1], length=500, obs_dim=24, action_dim=6)
     write_chunk(tmp_path / "chunks/chunk_0.pt", **data)
     cfg = Config(task="mt30")

@@ -107,10 +107,10 @@ def test_import_to_float16_rounds_to_nearest(tmp_path: Path) -> None:
         assert stored.dtype == torch.float16
         given = data[name][:, 1:].double()
         error = (stored[:, 1:].double() - given).abs()
-        assert bool((error <= 2**-11 * given.abs() + 2**-25).all())  # half of the last bit
+        assert bool((error <= 2**-11 * given.abs() + 2**-25).all())  # at most half of the last bit
         assert error.max() > 0
     assert torch.equal(reward[:, 1:], data["reward"][:, 1:])
-    # Once rounded, nothing is lost any more, in whatever form it is passed on.
+    # Rounded values lose nothing more when they are converted to another form.
     export_chunks(store, tmp_path / "back")
     again = import_episodes([tmp_path / "back"], tmp_path / "again", "three", SPECS, dtype="float16", block=2)
     assert again.checksum == store.checksum
@@ -146,7 +146,7 @@ def test_import_of_mt80_layout_gives_the_obvious_bytes(tmp_path: Path) -> None:
 
 
 def test_import_reads_rows_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces smaller than a block, and episodes that do not follow one another."""
+    """Pieces may be smaller than a block, and the chosen episodes need not follow one another."""
     make_chunks(tmp_path / "chunks", [TASKS * 3, TASKS * 2])
     monkeypatch.setattr("tdmpc2.data.store.importer._PIECE", 2 * (L + 1) * RowFormat(4, 2).record.itemsize)
     tasks = TASKS * 5

@@ -61,21 +61,21 @@ def test_import_of_truncated_chunk_is_refused(tmp_path: Path, part: float) -> No
 
 
 def test_import_of_chunk_with_short_arrays_is_refused(tmp_path: Path) -> None:
-    """An intact archive, but with the values of fewer episodes than its pickle speaks of."""
+    """The archive is intact but holds fewer values than its pickle claims."""
     path = make_chunks(tmp_path / "chunks") / "chunk_1.pt"
     with zipfile.ZipFile(path) as archive:
         records = {record.filename: archive.read(record) for record in archive.infolist()}
     with zipfile.ZipFile(path, "w") as archive:
         for name, values in records.items():
             archive.writestr(name, values[: len(values) // 2] if name.endswith(("/data/0", "/data/3")) else values)
-    torch.load(path, weights_only=False, mmap=True)  # nothing is noticed
+    torch.load(path, weights_only=False, mmap=True)  # torch does not notice
     claims = "arrays of 448, 224, 112, 112 bytes and holds 224, 224, 112, 56"
     refused(tmp_path, rf"chunk_1\.pt \([\d,]+ bytes\) is shorter than it says: it claims {claims}")
 
 
 @pytest.mark.parametrize("changed", [b"cpuq\nK\xf0tq\x0b", b"cpuq\nM\xff\xfftq\x0b"])
 def test_import_of_chunk_claiming_more_values_is_refused(tmp_path: Path, changed: bytes) -> None:
-    """84 numbers (K 84 in the pickle) of obs become 240, or 65535 and reach beyond the end of the file."""
+    """The pickle's 84 numbers of obs (K 84) become 240, or 65535, which reach beyond the end of the file."""
     path = make_chunks(tmp_path / "chunks") / "chunk_0.pt"
     raw = path.read_bytes()
     before = b"cpuq\nK\x54tq\x0b"

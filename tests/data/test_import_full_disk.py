@@ -72,7 +72,7 @@ print("left:", sorted(path.name for path in (root / "disk").iterdir()))
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "message"), [("plain", "more and its disk has "), ("quota", "No space left")])
 def test_import_on_full_disk_is_refused_cleanly(tmp_path: Path, kind: str, message: str) -> None:
-    """A disk of 256 kB; with ``quota`` the system says there is room, and the reservation is what fails."""
+    """The disk has 256 kB; with ``quota`` the system reports free room, and reserving it fails."""
     namespace = ["unshare", "-rm"]
     mount = "mount -t tmpfs -o size=256k tmpfs"
     (tmp_path / "disk").mkdir()
@@ -88,7 +88,7 @@ def test_import_on_full_disk_is_refused_cleanly(tmp_path: Path, kind: str, messa
     done = subprocess.run(
         [*namespace, "sh", "-c", command, sys.executable, FULL_DISK], capture_output=True, text=True, cwd=REPO
     )
-    assert done.returncode == 0, done.stderr  # -7 would be the bus error
+    assert done.returncode == 0, done.stderr  # -7 would be a bus error
     assert "refused: " in done.stdout
     assert message in done.stdout
     assert done.stdout.splitlines()[-1] == "left: ['.finished.lock', '.out.lock', 'finished']"

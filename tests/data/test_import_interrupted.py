@@ -85,7 +85,7 @@ def test_import_keeps_users_store_with_partial_name(tmp_path: Path, name: str, c
     own = import_episodes([tmp_path / "chunks"], tmp_path / name, "three", SPECS, max_per_task=1).path
     before = content(own)
     for _ in range(2):
-        with suppress(ValueError):  # it may be in the way
+        with suppress(ValueError):  # the existing store may be in the way
             if command == "import":
                 import_episodes([own], out, "three", SPECS, dtype="float16")
             else:
@@ -94,7 +94,7 @@ def test_import_keeps_users_store_with_partial_name(tmp_path: Path, name: str, c
 
 
 def test_import_continued_keeps_blocks_of_unchanged_files(tmp_path: Path, reads: list[int]) -> None:
-    """A bad value in the last file: once it is mended, only that file's blocks are read again."""
+    """After a bad value in the last file is mended, only that file's blocks are read again."""
     make_chunks(tmp_path / "chunks", [TASKS, TASKS[:2]])
     data = fields(TASKS[:2], first=7)
     write_chunk(tmp_path / "good/chunk_0.pt", **data)
@@ -155,7 +155,7 @@ def test_import_of_other_data_starts_afresh(
 
 
 def test_import_journal_is_written_after_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The journal does not yet speak of a block when its rows reach the disk."""
+    """The journal names a block only after the block's rows have reached the disk."""
     make_chunks(tmp_path / "chunks")
     journal = tmp_path / ".out.partial/journal"
     fsync, lines = os.fsync, []
@@ -169,7 +169,7 @@ def test_import_journal_is_written_after_its_data(tmp_path: Path, monkeypatch: p
         pytest.skip("needs /proc")
     monkeypatch.setattr(os, "fsync", record)
     import_episodes([tmp_path / "chunks"], tmp_path / "out", "three", SPECS, block=2)
-    assert lines == [0, 0, 1, 2, 3]  # the first is of the header
+    assert lines == [0, 0, 1, 2, 3]  # the first call is for the header
 
 
 def test_import_of_file_changed_meanwhile_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ import_episodes([root / "chunks"], root / "out", "three", SPECS, block=2, max_pe
 
 
 def _slow_import(forks: ForkServer, root: Path, max_per_task: int | None = None) -> Job:
-    """A process that holds the lock and waits for the file ``go``."""
+    """Run a process that holds the lock and waits for the file ``go``."""
     process = forks.start(["-c", SLOW_IMPORT.replace("MAX", str(max_per_task)), root], REPO)
     while not (root / "reading").exists():
         assert process.poll() is None
@@ -72,7 +72,7 @@ def test_import_in_second_process_waits_for_the_first(
     assert reads == []
     if same:
         assert len(result[0].task) == len(TASKS)
-    else:  # what it waited for is something else
+    else:  # the other process imported something else
         assert "out exists: name another directory" in str(result[0])
         assert EpisodeStore.open(tmp_path / "out").meta.episodes == 3
 

@@ -1,4 +1,4 @@
-"""Places and forms of data while training, neither of which training depends on."""
+"""Where and in which form training keeps its data; the results do not depend on it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TASKS = ("walker-stand", "pendulum-spin")
 
 @pytest.fixture
 def cfg(tmp_path: Path, tiny_cfg: Config) -> Config:
-    """Four episodes of two tasks in two chunk files."""
+    """Write four episodes of two tasks to two chunk files and configure a run on them."""
     generator = torch.Generator().manual_seed(0)
     for number, name in enumerate(TASKS):
         reward = torch.rand(2, 501, generator=generator)
@@ -76,7 +76,7 @@ def test_choose_place_asked_for_without_room_is_refused(monkeypatch: pytest.Monk
 def test_outputs_of_a_teacher_count_where_data_are_placed(
     cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Wide columns take half as much as the episodes beside which they lie: what fits alone does not fit with them."""
+    """Teacher outputs need memory beside the episodes, so episodes that fit alone may have to stay on disk."""
     bare, wide = data_bytes(cfg), data_bytes(cfg, ("policy", "plan"))
     assert wide == bare + 4 * 501 * 4 * 3 * cfg.action_dim
     memory(monkeypatch, cpu=(bare + wide) / 2 / 0.6)
@@ -136,7 +136,7 @@ def test_open_data_beyond_memory_imports_once(
 
 @pytest.mark.parametrize("data_device", ["cpu", "disk"])
 def test_open_data_includes_episodes_only_in_store(cfg: Config, data_device: str) -> None:
-    """Imported, chunk files deleted, others collected: the directory holds episodes in two places."""
+    """A directory whose store was imported from deleted files, beside new chunk files, is refused."""
     open_data(on_disk(cfg), CPU)
     root = Path(cfg.data_dir)
     (root / "chunk_0.pt").unlink()
@@ -148,7 +148,7 @@ def test_open_data_includes_episodes_only_in_store(cfg: Config, data_device: str
 
 
 def test_open_data_with_stale_store_reads_the_chunks(cfg: Config) -> None:
-    """Other episodes in files of the same names and sizes."""
+    """A store is not used once its files hold other episodes, even with the same names and sizes."""
     before = open_data(on_disk(cfg), CPU).sampler.draw(0, 20, 3, 1).obs
     path = Path(cfg.data_dir) / "chunk_0.pt"
     chunk, size = {name: tensor.clone() for name, tensor in read_chunk(path).items()}, path.stat().st_size
@@ -204,7 +204,7 @@ def test_open_data_of_any_place_gives_gpu_the_same_batches(cfg: Config, place: s
 
 @pytest.mark.parametrize("form", ["chunks", "store"])
 def test_single_task_from_data_of_many_is_told_how(tmp_path: Path, form: str) -> None:
-    """The refusal did not say that tasks=[...] is the way to train on one task of a set."""
+    """The refusal used to leave out that tasks=[...] trains on one task of a set."""
     data, sizes = tmp_path / "data", lookup("pendulum-spin")
     episode = (np.zeros((501, sizes.obs_dim)), np.zeros((500, sizes.action_dim)), np.zeros(500))
     write_episodes(data, "pendulum-spin", [episode], task_set="mt30")

@@ -20,7 +20,7 @@ FORMAT = RowFormat(2, 1)
 
 
 def add(ring: ReplayRing, number: int, steps: int, task: int = 0, terminated: bool = False) -> None:
-    """Episode ``number``: obs[t] = (number, t), reward[t] = action[t] = 1000 number + t, row 0 not a number."""
+    """Add episode ``number`` with obs[t] = (number, t), reward[t] = action[t] = 1000 number + t and row 0 of NaN."""
     row = np.arange(steps + 1, dtype=np.float32)
     reward = 1000 * number + row
     reward[0] = np.nan
@@ -35,7 +35,7 @@ def filled(lengths: list[int], capacity: int, horizon: int = 3, **options: objec
 
 
 def newest_that_fit(lengths: list[int], capacity: int) -> list[int]:
-    """Plain version of what a ring keeps: the newest episodes whose rows fit together."""
+    """Compute plainly what a ring keeps: the newest episodes whose rows fit together."""
     kept: list[int] = []
     for number in reversed(range(len(lengths))):
         if sum(lengths[n] + 1 for n in [*kept, number]) > capacity:
@@ -50,7 +50,7 @@ episodes = st.lists(st.integers(1, 11), min_size=1, max_size=40)
 @settings(max_examples=150, deadline=None)
 @given(lengths=episodes, capacity=st.integers(12, 60), horizon=st.integers(1, 5))
 def test_ring_keeps_the_newest_whole_episodes(lengths: list[int], capacity: int, horizon: int) -> None:
-    """Episodes of any lengths, some over the seam, some too short for a slice, more than fit."""
+    """Episodes of any length are kept whole, even across the end of the ring; short ones are not drawn."""
     ring = filled(lengths, capacity, horizon)
     kept = newest_that_fit(lengths, capacity)
     assert len(ring) == len(kept)
@@ -66,7 +66,7 @@ def test_ring_keeps_the_newest_whole_episodes(lengths: list[int], capacity: int,
 def test_ring_draws_slices_of_whole_episodes_that_are_there(
     lengths: list[int], capacity: int, horizon: int, seed: int
 ) -> None:
-    """No slice runs over the end of an episode into another one, also where the rows of one lie over the seam."""
+    """No slice runs from one episode into another, even where an episode crosses the end of the ring."""
     ring = filled(lengths, capacity, horizon)
     drawn = [n for n in newest_that_fit(lengths, capacity) if lengths[n] >= horizon]
     if not drawn:
@@ -86,7 +86,7 @@ def test_ring_draws_slices_of_whole_episodes_that_are_there(
 
 
 def test_ring_draws_every_episode_equally_often_and_then_every_start() -> None:
-    """Length does not matter for the choice of the episode; one of 3 steps has one start, one of 9 has seven."""
+    """An episode's length does not matter for its choice: 3 steps have one start, 9 steps have seven."""
     ring = filled([3, 9, 5, 2], 60)
     batch = ring.sampler.draw(0, 30_000, 3, seed=1)
     number, start = batch.obs[0].long().T
@@ -127,10 +127,10 @@ def test_ring_without_a_long_enough_episode_has_nothing_to_draw() -> None:
 
 
 def test_ring_in_a_file_is_the_ring_in_memory(tmp_path: Path) -> None:
-    """A buffer beyond the memory."""
+    """A ring that exceeds the memory can lie in a file, which disappears with the process."""
     lengths = [5, 9, 4, 7, 3, 8]
     one, two = filled(lengths, 25), filled(lengths, 25, file=tmp_path / "rows.bin")
-    assert not list(tmp_path.iterdir())  # nothing is left of it however the process ends
+    assert not list(tmp_path.iterdir())  # however the process ends, no file is left
     for first, second in zip(one.sampler.draw(3, 32, 3, 7), two.sampler.draw(3, 32, 3, 7), strict=True):
         assert first is second or torch.equal(first, second)
 
@@ -158,7 +158,7 @@ def test_torchrl_buffer_over_a_ring_samples_its_batches() -> None:
 def test_saved_ring_continues_as_it_was(
     lengths: list[int], saves: set[int], capacity: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Saved now and then, restored from the last save, filled further: the same episodes, numbers and batches."""
+    """A ring restored from its last save and filled further has the same episodes, numbers and batches."""
     directory = tmp_path_factory.mktemp("ring")
     ring = ReplayRing(FORMAT, capacity, 3, terminations=True)
     saved = SavedRing(ring, directory)
@@ -178,7 +178,7 @@ def test_saved_ring_continues_as_it_was(
 
 
 def test_saved_ring_writes_only_what_is_new_and_deletes_what_was_dropped(tmp_path: Path) -> None:
-    """The cost of a save does not grow with the buffer, and a full one does not fill the disk."""
+    """The cost of a save does not grow with the buffer, and a full buffer does not fill the disk."""
     ring = ReplayRing(FORMAT, 50, 3)
     saved = SavedRing(ring, tmp_path)
     sizes = []
@@ -215,7 +215,7 @@ def test_saved_ring_names_the_file_that_cannot_be_read(tmp_path: Path, harm: str
     ("name", "../../other.pt"), ("name", 7), ("first", -1), ("sha256", "x"), ("last", 1.5),
 ])  # fmt: skip
 def test_saved_ring_refuses_a_state_that_leads_elsewhere(tmp_path: Path, entry: str, value: object) -> None:
-    """A file never decides what is read or deleted."""
+    """A damaged state must not choose which files are read or deleted."""
     state = SavedRing(filled([9, 9], 50), tmp_path).state()
     damaged = {**state, "files": [{**state["files"][0], entry: value}]}
     with pytest.raises(ValueError, match=rf"state\.pt: replay: files: {entry} is .*, expected"):
@@ -223,7 +223,7 @@ def test_saved_ring_refuses_a_state_that_leads_elsewhere(tmp_path: Path, entry: 
 
 
 def test_saved_ring_of_other_tasks_is_refused(tmp_path: Path) -> None:
-    """The episodes of another run's buffer have ids that mean other tasks here, or none."""
+    """Task ids in the buffer of another run may mean other tasks here, or none."""
     state = SavedRing(filled([9, 9, 9], 50), tmp_path).state()
     SavedRing(ReplayRing(FORMAT, 50, 3), tmp_path, (0, 1, 2)).load_state(state)
     with pytest.raises(ValueError, match=r"episodes_0\.pt has an episode of task id 2, which is none of .*\(0, 1\)"):

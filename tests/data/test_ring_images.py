@@ -20,7 +20,7 @@ Images = NDArray[np.uint8]
 
 
 def episode(steps: int, seed: int) -> tuple[Images, NDArray[np.float32], NDArray[np.float32]]:
-    """An episode as the environment shows it: the newest three frames, the first one repeated."""
+    """Make an episode as the environment shows it: the newest three frames, with the first one repeated."""
     rng = np.random.default_rng(seed)
     frames = rng.integers(256, size=(steps + 1, 3, 3, 5), dtype=np.uint8)
     numbers = np.arange(steps + 1)
@@ -35,7 +35,7 @@ def ring(capacity: int, file: Path | None = None) -> ReplayRing:
 @settings(max_examples=40, deadline=None)
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8), capacity=st.integers(10, 40))
 def test_gather_of_images_gives_the_observations_that_were_seen(lengths: list[int], capacity: int) -> None:
-    """Also behind the seam of the ring, and for the first rows of an episode."""
+    """Observations are right across the end of the ring and for the first rows of an episode."""
     buffer = ring(capacity)
     kept = {}
     for number, steps in enumerate(lengths):

@@ -1,4 +1,4 @@
-"""Data that grow: what a teacher said of episodes is taken over by every store that holds them."""
+"""Teacher outputs of episodes are taken over by every store that holds the same episodes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def old(tmp_path: Path) -> EpisodeStore:
 
 @pytest.fixture
 def grown(tmp_path: Path, old: EpisodeStore) -> EpisodeStore:
-    """More episodes, and those of the old store behind them."""
+    """Make a store of more episodes, followed by those of the old store."""
     more = make_store(tmp_path / "more", CFG, episodes=3, seed=2)
     return to_store([str(more.path), str(old.path)], tmp_path / "grown")
 
@@ -53,7 +53,7 @@ def compute(own: list[TeacherTargets]) -> None:
 def test_columns_taken_over_and_completed_are_those_computed_from_nothing(
     old: EpisodeStore, grown: EpisodeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the store holds an episode at another place, and where its number was damaged before."""
+    """Episodes may lie at another place in the new store, and a damaged number is computed again."""
     sources, own = columns(old), columns(grown)
     compute(sources)
     sources[0].values[2, 3] = 7.0  # no longer fits its check number

@@ -1,4 +1,4 @@
-"""Slices for training and for torchrl. Observations carry their episode and row, so that a slice can be recognised."""
+"""Slices for training and for torchrl. Observations carry their episode and row, so that slices are recognised."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_sampler_draws_every_slice_equally_often() -> None:
 
 
 def test_sampler_order_is_that_of_the_documented_generator() -> None:
-    """Changing it would silently change the data of resumed runs."""
+    """Another order would silently change the data of resumed runs."""
     seed, step = 3, 1234
     generator = np.random.Generator(np.random.Philox(key=seed, counter=step << 192))
     episode, start = draw_slices(690_000, 500, step, 256, 3, seed)
@@ -141,7 +141,7 @@ def test_sampler_on_gpu_gives_the_same_batches(tmp_path: Path) -> None:
 
 
 class Ring:
-    """Episodes of any length, end to end in a torchrl storage, as online training keeps them: a stand-in for tests."""
+    """A stand-in for the storage of online training: episodes of any length, end to end in a torchrl storage."""
 
     def __init__(self, capacity: int) -> None:
         self.storage = LazyTensorStorage(capacity)
@@ -149,7 +149,7 @@ class Ring:
         self.first_rows = self.lengths = self.task
 
     def episode(self, length: int, task: int = 0) -> TensorDict:
-        """Note one more episode and give its rows, which hold their episode and place."""
+        """Note one more episode and return its rows, which hold their episode and place."""
         last = self.first_rows[-1:] + self.lengths[-1:] + 1
         self.first_rows = torch.cat([self.first_rows, last if len(last) else torch.zeros(1, dtype=torch.int64)])
         self.lengths = torch.cat([self.lengths, torch.tensor([length])])
@@ -187,7 +187,7 @@ def test_starts_of_unequal_episodes_are_uniform_within_each() -> None:
 @settings(deadline=None)
 @given(length=st.integers(3, 600), step=st.integers(0, 2**40), tasks=st.booleans())
 def test_equal_lengths_one_by_one_give_the_draws_of_one_length(length: int, step: int, tasks: bool) -> None:
-    """One code path for both: a data set of equal episodes is drawn from as it was before lengths could differ."""
+    """Equal episodes are drawn as they were before lengths could differ."""
     count = np.array([3, 4]) if tasks else 7
     one, each = (draw_slices(count, lengths, step, 32, 3, 5) for lengths in (length, np.full(7, length)))
     assert all(np.array_equal(a, b) for a, b in zip(one, each, strict=True))
@@ -242,7 +242,7 @@ def test_position_is_written_and_read(tmp_path: Path) -> None:
 
 
 def test_buffer_that_grows_draws_from_new_episodes() -> None:
-    """Online, the buffer is filled while it is drawn from, with episodes of any length."""
+    """Online, the buffer grows while it is drawn from, so new episodes must be drawn, too."""
     ring = Ring(100)
     first = ring.episode(4)
     sampler = SliceSampler(ring, horizon=2)

@@ -21,7 +21,7 @@ def uneven(data: EpisodeDataset, balance: str, count: int, episodes: torch.Tenso
 
 
 def chi_square(counts: np.ndarray, expected: np.ndarray) -> float:
-    """Standard deviations from what chance gives."""
+    """Compute how many standard deviations the counts are from chance."""
     cells = len(counts) - 1
     return float(abs(((counts - expected) ** 2 / expected).sum() - cells) / np.sqrt(2 * cells))
 
@@ -44,7 +44,7 @@ def test_balance_decides_shares_of_tasks() -> None:
 def test_selection_is_drawn_as_a_data_set_of_its_own(
     tasks: list[int], limit: int | None, balance: str, step: int, data: st.DataObject
 ) -> None:
-    """Left on disk, episodes are picked by number; in memory only those are kept: the batches are the same."""
+    """Episodes picked by number on disk give the same batches as only those episodes in memory."""
     whole = in_memory(tasks)
     wanted = data.draw(st.lists(st.sampled_from(sorted(set(tasks))), min_size=1, unique=True))
     episodes = select_episodes(whole.task, SPECS, wanted, "there", limit)

@@ -167,7 +167,7 @@ VALUES = [None, True, -1, 0, 1, 2, 1.5, 10**30, "", "x", [], ["x"], [[]], {}, {"
 
 
 def test_store_open_of_edited_meta_is_refused_or_harmless(store: EpisodeStore) -> None:
-    """Every entry, and every entry of an entry, replaced by values of all kinds."""
+    """Every entry of meta.json, nested ones included, is replaced by values of all kinds."""
     text = (store.path / "meta.json").read_text()
     edits: list[tuple[Any, ...]] = []
 
@@ -207,16 +207,16 @@ def open_rows(root: Path) -> int:
 
 
 def test_store_closes_its_file_with_itself(tmp_path: Path) -> None:
-    """Descriptors were left to the garbage collector, whose time nobody knows, with a warning for each."""
+    """Descriptors used to wait for the garbage collector, which warned about each of them."""
     root = write_store(tmp_path / "d", episodes())
     store = EpisodeStore.open(root)
     rows = store.rows
-    assert open_rows(root) == 2  # a map has a descriptor of its own
+    assert open_rows(root) == 2  # the file and its memory map
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         del store
     assert open_rows(root) == 1
-    assert rows.sum() != 0  # what is mapped stays
+    assert rows.sum() != 0  # the map can still be read
     del rows
     assert open_rows(root) == 0
 

@@ -1,4 +1,4 @@
-"""Stores and chunk files of episodes that have lengths of their own and may terminate."""
+"""Stores and chunk files of episodes that differ in length and may terminate."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ EPISODES = st.lists(st.tuples(st.integers(1, L), st.booleans(), st.integers(0, 2
 def test_unequal_round_trip_keeps_every_episode(
     episodes: list[tuple[int, bool, int]], cut: int, block: int, dtype: str
 ) -> None:
-    """Chunk files -> store -> chunk files -> store, and a store of the store, in any split and precision."""
+    """Episodes survive chunk files, stores and their copies in any split and precision."""
     index = index_of(*map(list, zip(*episodes, strict=True)))  # type: ignore[arg-type]
     with TemporaryDirectory() as name:
         root = Path(name)
@@ -85,7 +85,7 @@ def test_unequal_round_trip_keeps_every_episode(
 
 
 def test_equal_episodes_without_terminations_give_the_former_format(tmp_path: Path) -> None:
-    """Bytes are those that older versions write and read, whichever form of file the episodes come from."""
+    """Such a store has the bytes of older versions, whichever form of file its episodes come from."""
     index = index_of([L] * 5, [False] * 5, TASKS)
     write_parts(tmp_path / "chunks", index, 2)
     write_chunk(
@@ -107,7 +107,7 @@ def test_equal_episodes_without_terminations_give_the_former_format(tmp_path: Pa
     ("float16", "f1d6836d575b321b5bf11ddfd152bd73e49828cf810f3e51ab1aab3756895e18"),
 ])  # fmt: skip
 def test_store_of_equal_episodes_is_that_of_the_version_before(tmp_path: Path, dtype: str, checksum: str) -> None:
-    """Checksums that commit 00f05a5, which knew format 1 only, gave to the stores it made of these files."""
+    """The checksums were computed by commit 00f05a5, which only knew format 1."""
     chunks = make_chunks(tmp_path / "chunks")
     assert (
         import_episodes([chunks], tmp_path / "s", "three", SPECS, dtype=dtype, block=3, quiet=True).checksum == checksum
@@ -116,7 +116,7 @@ def test_store_of_equal_episodes_is_that_of_the_version_before(tmp_path: Path, d
 
 def test_slices_stay_inside_episodes_and_end_where_they_terminate(store: EpisodeStore) -> None:
     dataset = EpisodeDataset.map(store, terminations=True)
-    drawn = torch.tensor([0, 2, 3, 4])  # the other one is too short
+    drawn = torch.tensor([0, 2, 3, 4])  # episode 1 is too short
     batch = SliceSampler(dataset, drawn).draw(0, 4000, 2, seed=1)
     episode, row = batch.obs[..., 0], batch.obs[..., 1]
     assert torch.equal(episode, episode[:1].expand_as(episode))
@@ -126,7 +126,7 @@ def test_slices_stay_inside_episodes_and_end_where_they_terminate(store: Episode
     assert batch.terminated is not None
     assert torch.equal(batch.terminated[..., 0], expected.float())
     shares = torch.bincount(episode[0].long(), minlength=5)[drawn] / 4000
-    assert (shares - 0.25).abs().max() < 0.03  # episodes alike, whatever their lengths
+    assert (shares - 0.25).abs().max() < 0.03  # equal shares, whatever the lengths
     starts = torch.bincount(row[0, episode[0] == 2].long()) / (episode[0] == 2).sum()
     assert (starts - 1 / (L - 1)).abs().max() < 0.06
     assert torch.equal(batch.task, torch.tensor(TASKS)[episode[0].long()])
@@ -144,7 +144,7 @@ def test_flipped_bit_is_found(store: EpisodeStore, name: str) -> None:
 
 
 def _numbers(name: str, values: list[int]) -> Callable[[Path], None]:
-    """Write other numbers with checksums of their own, as somebody who means it does."""
+    """Write other numbers and renew their checksums, as somebody with intent would."""
 
     def change(root: Path) -> None:
         meta = json.loads((root / "meta.json").read_text())

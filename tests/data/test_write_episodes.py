@@ -1,4 +1,4 @@
-"""Episodes of one's own, written as data: what is stored, what is refused."""
+"""Writing a user's own episodes as data: what is stored and what is refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def episode(seed: int = 0, steps: int = T, obs_dim: int = OBS, action_dim: int =
 
 
 def test_written_episodes_are_read_as_given(tmp_path: Path) -> None:
-    """A user had to find out about the file's layout and types from error messages."""
+    """Users had to find the file's layout and types by trial and error before ``write_episodes`` existed."""
     logs = [episode(0), episode(1)]
     assert write_episodes(tmp_path, STANDS, logs) == tmp_path / "chunk_0.pt"
     cfg = parse_cfg({"task": STANDS, "data_dir": str(tmp_path)})
@@ -49,7 +49,7 @@ def test_written_episodes_are_read_as_given(tmp_path: Path) -> None:
 
 
 def test_rewards_follow_their_actions(tmp_path: Path) -> None:
-    """Row t of the data has what led to observation t: reward[0] belongs to action[0] and obs[1]."""
+    """Row t holds what led to observation t: reward[0] belongs to action[0] and obs[1]."""
     obs, action, reward = np.zeros((T + 1, OBS)), np.zeros((T, A)), np.zeros(T)
     obs[1], action[0], reward[0] = 1, 0.5, 7
     write_episodes(tmp_path, STANDS, [(obs, action, reward)])
@@ -149,7 +149,7 @@ def test_rounding_above_one_is_cut(tmp_path: Path) -> None:
 
 
 def test_episodes_that_end_early_are_kept_with_their_ends(tmp_path: Path) -> None:
-    """Logs of a robot that falls, or whose recording was stopped: no two have one length."""
+    """Logs of a robot that falls, or whose recording was stopped, have different lengths."""
     logs = [episode(0, 3), episode(1), episode(2, 5)]
     write_episodes(tmp_path, STANDS, logs, terminated=[True, False, False])
     cfg = parse_cfg({"task": STANDS})
@@ -189,7 +189,7 @@ def test_directory_of_other_data_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
 def test_task_ids_of_other_integers_are_converted(tmp_path: Path, dtype: torch.dtype) -> None:
-    """A hand-made file with int64 ids, numpy's default, was refused."""
+    """A hand-made file with int64 ids, numpy's default, used to be refused."""
     data = fields([0, 0])
     save_raw(tmp_path / "chunk_0.pt", {**data, "task": data["task"].to(dtype)})
     assert EpisodeDataset.load(tmp_path, SPECS, (0,)).task.tolist() == [0, 0]
@@ -203,7 +203,7 @@ def test_task_ids_that_fit_no_set_are_refused_not_cut(tmp_path: Path) -> None:
 
 
 def test_importing_the_package_stays_cheap() -> None:
-    """Names of ``tdmpc2.data`` are found on first use: importing it loads neither torch nor torchrl."""
+    """Importing ``tdmpc2.data`` loads neither torch nor torchrl; its names are resolved on first use."""
     code = (
         "import sys, tdmpc2.data; print([name for name in ('torch', 'torchrl', 'tensordict') if name in sys.modules])"
     )

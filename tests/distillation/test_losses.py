@@ -1,4 +1,4 @@
-"""Every distillation loss against a plain version."""
+"""Every distillation loss is compared with a plain version."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def test_reward_logits_loss_matches_plain_version(generator: torch.Generator, te
     same = teacher.clone().requires_grad_()
     loss(same, teacher, temperature).backward()  # type: ignore[no-untyped-call]
     assert same.grad is not None
-    assert same.grad.abs().max() < 1e-12  # the least it can be: the teacher's own logits
+    assert same.grad.abs().max() < 1e-12  # the minimum is at the teacher's own logits
 
 
 def test_reward_logits_loss_temperature_keeps_gradient_size(generator: torch.Generator) -> None:
-    """For logits that are small beside T it tends to that of half the squared difference of logits over K."""
+    """For logits far below T, the gradient is that of half the squared difference of centred logits over K."""
     student, teacher = 1e-2 * normal(generator, B, K), 1e-2 * normal(generator, B, K)
     student.requires_grad_()
     (grad,) = torch.autograd.grad(distill_losses.reward_logits_loss(student, teacher, 100.0), student)
@@ -80,7 +80,7 @@ def test_next_state_linear_loss_matches_plain_version(generator: torch.Generator
 
 
 def test_next_state_pca_loss_matches_plain_version(generator: torch.Generator) -> None:
-    """Against the singular value decomposition, in numpy."""
+    """The principal components are compared with a singular value decomposition in numpy."""
     data = normal(generator, 300, 24) @ normal(generator, 24, 24) + 3
     pca, share = fit_pca(data, 16)
     centred = data.numpy() - data.numpy().mean(0)
@@ -103,7 +103,7 @@ def test_next_state_pca_loss_matches_plain_version(generator: torch.Generator) -
 
 
 def test_fit_pca_finds_the_directions_of_the_data(generator: torch.Generator) -> None:
-    """Data of three directions, in 24 dimensions: they are found, and the rest is no part of the share."""
+    """Three directions of data in 24 dimensions are found, and they explain the whole variance."""
     directions = torch.linalg.qr(normal(generator, 24, 3)).Q
     data = normal(generator, 4000, 3) * torch.tensor([3.0, 2.0, 1.0]) @ directions.T
     pca, share = fit_pca(data, 3)
@@ -148,4 +148,4 @@ def test_policy_loss_matches_plain_version(generator: torch.Generator) -> None:
     ]
     finite = squashed[0].isfinite() & squashed[1].isfinite()
     sampled = (squashed[0] - squashed[1])[finite].mean() * 2
-    assert float(sampled) == pytest.approx(float(slow), rel=0.05)  # of the actions, after tanh: the same
+    assert float(sampled) == pytest.approx(float(slow), rel=0.05)  # tanh does not change the divergence

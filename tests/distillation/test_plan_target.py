@@ -1,4 +1,4 @@
-"""The target ``plan``: the policy's mean action against planned actions that were made beforehand."""
+"""The target ``plan`` compares the policy's mean action with actions that were planned beforehand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ONLY_CACHED = (
 
 
 def test_plan_loss_matches_plain_version() -> None:
-    """Two rows, the second of a task with one action of two; number by number."""
+    """The loss of two rows is computed by hand; the task of the second has one action of two."""
     mean = torch.tensor([[0.3, -1.2], [0.5, 0.0]])
     plan = torch.tensor([[0.1, -0.4], [-0.2, 0.9]])
     own = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
@@ -81,9 +81,9 @@ def test_update_without_plans_says_where_they_come_from(tiny_cfg: Config) -> Non
 
 
 def test_run_without_cache_of_plans_is_refused(cfg: Config, tmp_path: Path) -> None:
-    """Offline without a cache, offline with a cache that nobody made, and online, where there can be none.
+    """A run is refused offline without a cache or before one was made, and online, where there is none.
 
-    Nothing is done before: chunk files are not imported.
+    It is refused before chunk files are imported.
     """
     make_expert(cfg).save(tmp_path / "teacher.pt")
     teacher = Config(checkpoint=str(tmp_path / "teacher.pt"))

@@ -76,6 +76,6 @@ def test_distillation_without_needed_output_is_refused(tiny_cfg: Config) -> None
         TDMPC2(keys("reward", "value", "policy")).update(batch)
     with pytest.raises(ValueError, match="needs the teacher's reward of 3 steps, but teacher_reward has 1"):
         TDMPC2(keys("reward_horizon")).update(batch)
-    assert "distillation_loss" not in TDMPC2(keys("value")).update(batch)  # a reward that nothing asks for
+    assert "distillation_loss" not in TDMPC2(keys("value")).update(batch)  # no target uses the reward
     with pytest.raises(ValueError, match=r"next_state_pca: call agent\.distillation\.fit_pca first"):
         TDMPC2(keys("next_state_pca"), make_expert(tiny_cfg)).update(batch)

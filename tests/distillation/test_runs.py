@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 @pytest.fixture
 def expert(cfg: Config, tmp_path: Path) -> Config:
-    """A teacher in a file."""
+    """Save a teacher to a file."""
     make_expert(cfg).save(tmp_path / "expert.pt")
     return Config(checkpoint=str(tmp_path / "expert.pt"))
 
@@ -34,7 +34,7 @@ LEARNING: dict[str, Any] = {"steps": 120, "log_freq": 1, "lr": 2e-3, "batch_size
 
 @pytest.fixture(scope="module")
 def untaught(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
-    """The training log of a student that is not taught, but measured by every target."""
+    """Return the training log of a student that is measured by every target and taught by none."""
     root = tmp_path_factory.mktemp("untaught")
     keys = {**TINY, **LEARNING, "distillation_targets": [f"{target} 0" for target in LIVE]}
     cfg = Config(data_dir=str(data_dir), work_dir=str(root / "run"), **keys)
@@ -47,7 +47,7 @@ def untaught(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[d
 def test_train_with_any_target_lowers_its_loss(
     cfg: Config, expert: Config, untaught: list[dict[str, float]], target: str
 ) -> None:
-    """The loss falls, and further than in a student that is not taught but is measured alike."""
+    """The loss falls further than that of a student that is measured but not taught."""
     weight = 5.0 if target not in ("value", "policy", "reward_logits") else 1.0
     cfg = cfg.replace(**LEARNING, distillation_targets=(f"{target} {weight}",))
     train(cfg, expert)
@@ -83,7 +83,7 @@ def test_train_distilling_killed_continues_exactly(
     fitted: list[int] = []
     monkeypatch.setattr(distill, "fit_pca", lambda *args: fitted.append(1) or fit(*args))
     assert equal(train(cfg, expert), straight)
-    assert not fitted  # it is in the state
+    assert not fitted  # the PCA is in the state
     log = rows(cfg.run_dir / "train.csv")
     assert [row["distillation_factor"] for row in log] == pytest.approx(
         [(1 + math.cos(math.pi * step / 20)) / 2 for step in range(20)], abs=1e-6

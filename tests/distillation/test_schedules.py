@@ -55,8 +55,8 @@ def test_gap_schedule_matches_plain_version(tiny_cfg: Config) -> None:
         assert factors[-1] == pytest.approx(expected, abs=1e-4)
         average = sum(losses[:number]) / number if number <= 100 else average + (loss - average) / 100
         start = average if number <= 100 else start
-    assert factors[100] == pytest.approx(1)  # a running mean of what the first hundred were
-    assert all(a >= b for a, b in zip(factors[101:600], factors[102:601], strict=True))  # while the loss is below it
+    assert factors[100] == pytest.approx(1)  # still the average of the first hundred losses
+    assert all(a >= b for a, b in zip(factors[101:600], factors[102:601], strict=True))  # the loss is below average
     assert 0.1 < factors[600] < 0.2
     assert factors[-1] > factors[601]
     for loss, factor in ((0.0, 0.0), (math.nan, math.nan)):
@@ -83,7 +83,7 @@ def test_gap_schedule_while_training_lowers_its_factor(tiny_cfg: Config, monkeyp
 def test_schedule_of_continued_agent_goes_on(
     tiny_cfg: Config, schedule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through a file, with every target, in the middle of the gap's first average."""
+    """An agent saved and loaded while the gap schedule still forms its first average goes on exactly."""
     monkeypatch.setattr(distill, "GAP_UPDATES", 5)
     keys = {"distillation_schedule": schedule, "distillation_targets": LIVE, "steps": 10}
     cfg = tiny_cfg.replace(**keys)
@@ -125,7 +125,7 @@ def test_projection_is_not_in_the_model_state(tiny_cfg: Config, tmp_path: Path) 
     assert TDMPC2(cfg).load(tmp_path / "x.pt") is None
     assert [id(p) for p in student.distillation.parameters] == [id(p) for p in student.optim.param_groups[2]["params"]]
     assert student.optim.param_groups[2]["lr"] == cfg.lr
-    stats = student.update(random_batch(cfg, 2, 16))  # clipped together with the model's, here not at all
+    stats = student.update(random_batch(cfg, 2, 16))  # its gradient is clipped with the model's, here not at all
     grads = [p.grad for group in student.optim.param_groups for p in group["params"] if p.grad is not None]
     assert student.distillation.parameters[0].grad.norm() > 0  # type: ignore[union-attr]
     norm = torch.stack([grad.norm() for grad in grads]).norm()

@@ -1,4 +1,4 @@
-"""A distillation target is one row."""
+"""A new distillation target takes one row of the table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tdmpc2.distillation.targets import TARGETS, Target, TeacherOutputs
 def test_target_added_as_one_row_is_configured_computed_and_logged(
     tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole way of one more target, for real: the row below is all that is added."""
+    """One more row in the table of targets is configured, computed and logged without any other change."""
     row = Target(
         "mean absolute error of decoded values",
         needs="value",

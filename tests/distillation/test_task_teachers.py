@@ -1,4 +1,4 @@
-"""Teachers of single tasks: whose rows they teach, what the others get, and which of them do not fit."""
+"""Teachers of single tasks: which rows they teach, what other rows get, and which teachers are refused."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ of_rows = pytest.mark.parametrize("target", TAUGHT)
 
 
 def alone(task: str, **keys: Any) -> TDMPC2:
-    """A teacher of one task that has the task's own sizes."""
+    """Make a teacher of one task that has the task's own sizes."""
     widths = {"model_size": None, "enc_dim": 16, "mlp_dim": 16, "latent_dim": 16, "num_q": 3}
     return make_expert(parse_cfg({**widths, "task": task, "device": "cpu", **keys}))
 
 
 def part(outputs: Any, row: int) -> Any:
-    """One row of outputs; its batch axis is the last but one, or the only one that has B entries."""
+    """Pick one row of outputs; the batch axis is the one of size B."""
     picked = {}
     for name, value in outputs._asdict().items():
         if isinstance(value, tuple):
@@ -96,7 +96,7 @@ def test_rows_of_a_task_without_a_teacher_are_not_distilled(tiny_cfg: Config) ->
 
 
 def test_outputs_are_those_of_each_teacher_in_its_own_sizes(tiny_cfg: Config) -> None:
-    """Two single tasks with fewer observations and actions than the padding, and one of a model of many."""
+    """Two teachers know one task, in sizes below the padding; one knows many; the fourth task has no teacher."""
     names = ("cup-catch", "pendulum-spin", "walker-walk", "cartpole-balance")
     models = {"cup-catch": alone("cup-catch").model, "pendulum-spin": alone("pendulum-spin", seed=2).model}
     many = make_expert(tiny_cfg).model
@@ -124,7 +124,7 @@ def test_outputs_are_those_of_each_teacher_in_its_own_sizes(tiny_cfg: Config) ->
 
 
 def test_update_with_teachers_of_tasks_needs_no_synchronisation(tiny_cfg: Config) -> None:
-    """Reading a tensor on the host fails on a fake tensor."""
+    """On fake tensors, an update that reads a tensor on the host would fail."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     cfg = tiny_cfg.replace(distillation_targets=TAUGHT)
@@ -188,7 +188,7 @@ def test_teachers_that_cannot_be_are_refused(keys: dict[str, Any], message: str)
 def test_offline_run_with_teachers_of_tasks_is_distilled_and_knows_them_again(
     cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The files may be moved; others are refused."""
+    """A run continues if its teachers' files were moved, and is refused with other teachers."""
     for name in TASKS:
         alone(name).save(tmp_path / f"{name}.pt")
     cfg = cfg.replace(steps=6, teachers={name: tmp_path / f"{name}.pt" for name in TASKS})

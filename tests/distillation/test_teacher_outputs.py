@@ -1,4 +1,4 @@
-"""The teacher computes what the targets need, once."""
+"""The teacher computes what the targets need, and each output only once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_teacher_outputs_compute_only_what_targets_need(
     assert len(encoded) == 1
     assert torch.equal(encoded[0], batch.obs[steps[0] : steps[1]])
     monkeypatch.undo()
-    model.context(batch.task, train=True)  # so that the norms of the embedding are what they will be
+    model.context(batch.task, train=True)  # rescales the embedding, as the update would
     z = [model.encode(batch.obs[t], batch.task) for t in range(4)]
     if "reward" in targets or "reward_horizon" in targets:
         assert got.reward is not None

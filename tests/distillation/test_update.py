@@ -1,4 +1,4 @@
-"""Distillation in an update: weights, where the gradient goes, targets without weight."""
+"""Distillation in an update: weights, which networks get gradients, targets without weight."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 @every_target
 def test_update_with_target_weights_its_loss(tiny_cfg: Config, target: str) -> None:
-    """The loss that is logged, from the networks as they were before the update; and its share in the total."""
+    """The logged loss is that of the networks before the update, and the total contains it with its weight."""
     cfg = tiny_cfg.replace(
         dropout=0, distillation_targets=("reward 2", f"{target} 0.3") if target != "reward" else ("reward 2",)
     )
@@ -100,7 +100,7 @@ REACHES = {
 
 @every_target
 def test_update_with_target_reaches_its_networks_only(tiny_cfg: Config, target: str) -> None:
-    """Gradients with the target and with its weight zero, of students that otherwise do the same."""
+    """Gradients with a target's weight at one and at zero differ in its own networks only."""
     grads: list[dict[str, Tensor]] = []
     for weight in (0.0, 1.0):
         cfg = tiny_cfg.replace(lr=0, grad_clip_norm=1e9, distillation_targets=(f"{target} {weight}",))
@@ -128,7 +128,7 @@ def test_update_with_target_reaches_its_networks_only(tiny_cfg: Config, target: 
 
 
 def test_update_policy_target_follows_weight_and_schedule(tiny_cfg: Config) -> None:
-    """The share of the gradient is proportional to the weight times the factor."""
+    """The target's part of the gradient is proportional to its weight times the schedule's factor."""
     grads: list[tuple[float, int, Tensor]] = []
     for weight in (0, 2, 3):
         keys = {"distillation_targets": (f"policy {weight}",), "distillation_schedule": "linear", "steps": 4}
@@ -155,7 +155,7 @@ def test_update_policy_target_follows_weight_and_schedule(tiny_cfg: Config) -> N
 
 @pytest.mark.parametrize("target", [name for name in LIVE if name != "reward"])
 def test_update_with_target_weight_zero_is_unchanged(tiny_cfg: Config, target: str) -> None:
-    """Neither the weights nor the random numbers: bit for bit the updates of the default."""
+    """A target of weight zero changes neither the weights nor the random numbers."""
     default = make_student(tiny_cfg, make_expert(tiny_cfg))
     other_cfg = tiny_cfg.replace(distillation_targets=("reward", f"{target} 0"), distillation_schedule="constant")
     other = make_student(other_cfg, make_expert(other_cfg))
@@ -164,7 +164,7 @@ def test_update_with_target_weight_zero_is_unchanged(tiny_cfg: Config, target: s
     assert torch.equal(default.generator.get_state(), other.generator.get_state())
     for first, second in zip(before, after, strict=True):
         assert all(torch.equal(first[name], second[name]) for name in first if name != "total_loss")
-        assert_close(first["total_loss"], second["total_loss"])  # the order of the sum may be another
+        assert_close(first["total_loss"], second["total_loss"])  # summed in another order
 
 
 def test_update_default_target_is_reward_with_its_weight(tiny_cfg: Config) -> None:
@@ -191,7 +191,7 @@ def test_update_without_teacher_distils_nothing(tiny_cfg: Config) -> None:
 
 
 def test_update_with_all_targets_needs_no_synchronisation(tiny_cfg: Config) -> None:
-    """Reading a tensor on the host fails on a fake tensor."""
+    """On fake tensors, an update that reads a tensor on the host would fail."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     for schedule in ("linear", "gap"):

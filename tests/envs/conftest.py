@@ -12,7 +12,7 @@ from tdmpc2.envs import make_env
 
 @pytest.fixture(scope="module")
 def env() -> Iterator[Callable[[str], gymnasium.Env]]:
-    """Environments by name, built once for this file."""
+    """Return a function that makes environments by name, each once for this file."""
     built: dict[str, gymnasium.Env] = {}
 
     def get(name: str) -> gymnasium.Env:

@@ -1,4 +1,4 @@
-"""Tasks that are one body with different rewards are scored as in their own environments, bit for bit."""
+"""Tasks that share a body are scored bit for bit as in their own environments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REWARDED = {
 
 @pytest.fixture
 def play(env: Callable[[str], Any]) -> Callable[..., tuple[list[Any], dict[str, list[float]]]]:
-    """Play the same random actions after each seed: observations, and rewards by task."""
+    """Play the same random actions after each seed; return observations, and rewards by task."""
 
     def played(
         task: str, also: tuple[str, ...] = (), seeds: tuple[int, ...] = _SEEDS
@@ -55,7 +55,7 @@ def named(bodies: tuple[tuple[str, ...], ...]) -> list[Any]:
 
 @pytest.mark.parametrize("body", named(BODIES))
 def test_body_scores_its_tasks_as_their_own_environments_do(body: tuple[str, ...], play: Callable[..., Any]) -> None:
-    """The same first state, observations and rewards to the last bit, the repeated action included."""
+    """First states, observations and rewards agree to the last bit, including repeated actions."""
     seeds = _REWARDED.get(body[0], _SEEDS)
     observations, rewards = play(body[0], body[1:], seeds)
     for task in body:
@@ -66,7 +66,7 @@ def test_body_scores_its_tasks_as_their_own_environments_do(body: tuple[str, ...
 
 
 def test_body_of_mt30s_walkers_is_scored_alike_whichever_task_is_played(play: Callable[..., Any]) -> None:
-    """Every task of the body leads in turn, and some rewards of all of them differ."""
+    """All rewards are the same whichever of the walker tasks is played, and they differ between tasks."""
     walkers = tuple(task for task in MT30 if task.startswith("walker-"))
     assert len(walkers) == 5
     assert set(walkers) <= set(body_of("walker-run"))
@@ -76,7 +76,7 @@ def test_body_of_mt30s_walkers_is_scored_alike_whichever_task_is_played(play: Ca
 
 
 def test_body_reacher_is_scored_with_the_target_of_each_task() -> None:
-    """Within the big target and outside the small one: the sizes are the models', and are put back."""
+    """The finger is within the big target and outside the small one; scoring restores the model's target size."""
     rewards = {}
     for task, other in (("reacher-easy", "reacher-hard"), ("reacher-hard", "reacher-easy")):
         env = DMControlEnv(task, 1)
@@ -113,7 +113,7 @@ def test_body_table_names_each_task_once() -> None:
 
 
 def test_body_reward_that_is_not_finite_names_the_task_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data must not hold it, whichever task it is for."""
+    """A reward of NaN must not get into the data, whichever task it is for."""
     env = build_env("pendulum-swingup", 1)
     monkeypatch.setattr(env.unwrapped, "_others", {"pendulum-spin": lambda _: float("nan")})
     env.reset()

@@ -1,4 +1,4 @@
-"""The 28 custom tasks against their formulas, models and first states, as written down for the tests."""
+"""The 28 custom tasks are compared with formulas, models and first states that were written down for this."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMULAS = GOLDEN / "custom_rewards.txt"
 
 
 def _formulas() -> dict[tuple[str, str], tuple[dict[str, float], list[tuple[str, str]]]]:
-    """(domain, task) -> constants, [(name, expression), ...]."""
+    """Read the formulas: (domain, task) -> constants, [(name, expression), ...]."""
     text = "\n".join(line for line in FORMULAS.read_text().splitlines() if not line.startswith("#"))
     result = {}
     for block in re.split(r"\n{2,}", text.strip()):
@@ -38,7 +38,7 @@ def _tolerance(x: float, low: float, high: float, margin: float, v: float, shape
 
 
 class _Symbols(dict):
-    """Words of formulas, read from the simulation; other words (bodies, shapes) mean themselves."""
+    """The words of formulas, read from the simulation; other words (bodies, shapes) stand for themselves."""
 
     def __init__(self, physics: Any) -> None:
         data, model = physics.named.data, physics.named.model
@@ -76,7 +76,7 @@ class _Symbols(dict):
 
 
 def _wall_distance(physics: Any, geom: str) -> float:
-    """The smallest distance to a wall along x or along y."""
+    """Compute the smallest distance to a wall along x or along y."""
     position = physics.named.data.geom_xpos[geom]
     walls = [(-0.15, -0.15), (0.15, -0.15), (0.15, 0.15), (-0.15, 0.15)]
     return min(min(abs(position[0] - x), abs(position[1] - y)) for x, y in walls)
@@ -110,7 +110,7 @@ def test_custom_task_reward_follows_its_formula(domain: str, task: str) -> None:
 
 
 def test_hopper_hop_backwards_reward_has_hard_height_limit() -> None:
-    """Tilted from upright to lying while moving backwards: reward 1 down to a height of 0.6, then 0."""
+    """A hopper that moves backwards and tilts is rewarded with 1 down to a height of 0.6, and then with 0."""
     env = load("hopper", "hop_backwards", seed=1)
     env.reset()
     physics = env.physics

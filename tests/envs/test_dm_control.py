@@ -32,7 +32,7 @@ def test_env_passes_gymnasium_checker(name: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         check_env(env.unwrapped, skip_render_check=True)
-    unexpected = [str(w.message) for w in caught if "observation space m" not in str(w.message)]  # it is unbounded
+    unexpected = [str(w.message) for w in caught if "observation space m" not in str(w.message)]  # it has no bounds
     assert unexpected == []
 
 
@@ -65,7 +65,7 @@ def test_env_reset_with_seed_is_as_fresh(name: str) -> None:
 
 
 def test_env_reset_without_seed_continues_the_stream() -> None:
-    """Episode k depends on the seed and k only, not on the actions."""
+    """Episode k depends only on the seed and on k, not on the actions."""
     one, two = make_env("reacher-easy", seed=5), make_env("reacher-easy", seed=6)
     episodes = [one.reset()[0] for _ in range(3)]
     again = [two.reset(seed=5)[0]]
@@ -114,7 +114,7 @@ def test_env_is_truncated_after_500_steps(env: Callable) -> None:
 
 
 def test_env_termination_skips_second_control_step() -> None:
-    """The one task of the suite that terminates; dm_control would start a new episode in the next control step."""
+    """LQR terminates; dm_control would begin a new episode in the second control step."""
     env = make_env("lqr-lqr-2-1", seed=1)
     env.reset()
     with env.unwrapped.physics.reset_context():

@@ -12,7 +12,7 @@ from tdmpc2.envs import make_env
 from tdmpc2.envs.registry import family_of
 from tdmpc2.tasks import TASKS
 
-OTHERS = [name for name in TASKS if family_of(name).name != "DMControl"]  # whose own tests play them all
+OTHERS = [name for name in TASKS if family_of(name).name != "DMControl"]  # DMControl's own tests play all its tasks
 FEW = ["ms-push-cube", "mw-reach", "mw-lever-pull", "myo-key-turn-hard", "mujoco-halfcheetah", "lunarlander-continuous"]
 
 
@@ -30,7 +30,7 @@ def test_task_passes_gymnasiums_check_and_plays_an_episode(name: str) -> None:
     env, spec = make_env(name, seed=3), TASKS[name]
     assert env.observation_space.shape == (spec.obs_dim,)
     assert env.action_space.shape == (spec.action_dim,)
-    if family_of(name).entry_point:  # the others are Gymnasium's own
+    if family_of(name).entry_point:  # others are registered by Gymnasium itself
         with warnings.catch_warnings(action="ignore"):  # about spaces without bounds
             check_env(env.unwrapped, skip_render_check=True)
     env.action_space.seed(1)
@@ -44,5 +44,5 @@ def test_task_passes_gymnasiums_check_and_plays_an_episode(name: str) -> None:
     assert np.isfinite(rewards).all()
     assert info["success"] in (0.0, 1.0)
     np.testing.assert_array_equal(env.reset(seed=5)[0], first)
-    assert not np.array_equal(env.reset()[0], first) or name.startswith("myo-")  # fixed ones begin alike
+    assert not np.array_equal(env.reset()[0], first) or name.startswith("myo-")  # some of MyoSuite's always begin alike
     env.close()

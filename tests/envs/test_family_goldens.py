@@ -1,4 +1,4 @@
-"""Compare Meta-World, MyoSuite and Gymnasium environments with episodes recorded from TD-MPC2's wrappers of them.
+"""Meta-World, MyoSuite and Gymnasium are compared with episodes recorded from TD-MPC2's wrappers.
 
 The files alone decide which tasks and seeds are tried; another folder of the same form is named by ``TDMPC2_GOLDEN``.
 """

@@ -1,4 +1,4 @@
-"""Environments of the user, with the new and the old gym API."""
+"""Environments of users, with the new and the old gym API."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Broken(Counter):
 
 
 class _OldCounter:
-    """The old gym API."""
+    """An environment with the old gym API."""
 
     observation_space = Box(0, 10, (2,), np.float32)
     action_space = Box(-1, 1, (1,), np.float32)
@@ -108,7 +108,7 @@ def test_make_env_of_unsuitable_environment_is_refused(
 def test_make_env_of_missing_module_says_how_python_finds_it(
     file: str | None, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An own environment's first command is often typed beside the file, where Python does not look for it."""
+    """A user's first command is often typed beside the module's file, where Python does not look for it."""
     monkeypatch.chdir(tmp_path)
     if file:
         (tmp_path / file).touch()

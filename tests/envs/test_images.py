@@ -1,4 +1,4 @@
-"""Environments that observe images beside other numbers: nothing is lost, mixed up, or flattened unsaid."""
+"""Environments that observe images and numbers: nothing is lost, mixed up or silently flattened."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def spaces(monkeypatch: pytest.MonkeyPatch, space: Space[Any]) -> None:
 
 
 def test_task_spec_counts_numbers_and_images_apart() -> None:
-    """Two cameras, three and one channels, are four channels of one image; the vectors have five numbers."""
+    """Two cameras with three channels and one make one image of four channels; the vectors have five numbers."""
     spec = task_spec(SEES)
     assert (spec.obs_dim, spec.image) == (5, (4, 40, 44))
     assert task_spec(STANDS).image is None
@@ -33,7 +33,7 @@ def test_task_spec_counts_numbers_and_images_apart() -> None:
 
 
 def test_attributes_of_a_users_environment_are_not_taken_for_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment of numbers had an attribute image_shape of its own, and was refused as one of images."""
+    """An environment with its own attribute image_shape used to be refused as one of images."""
     names = {"image_shape": (84, 84, 3), "observed_image": None, "as_state": "mine"}
     space = {"observation_space": ANGLE, "action_space": Box(-1, 1, (1,), np.float32)}
     env = type("Env", (gymnasium.Env,), {**space, **names, "reset": lambda self, **_: (np.zeros(2, np.float32), {})})
@@ -46,7 +46,7 @@ def test_attributes_of_a_users_environment_are_not_taken_for_ours(monkeypatch: p
 
 @pytest.mark.parametrize("obs", ["rgb+state", "rgb"])
 def test_images_of_an_environment_are_stacked_beside_its_numbers(obs: str) -> None:
-    """Frames of "above" and then of the camera, as keys are sorted, oldest first; before them the numbers."""
+    """Numbers come first, then frames from oldest to newest, with cameras in the order of their keys."""
     cfg = parse_cfg({"task": SEES, "obs": obs})
     env = make_env(cfg, 3)
     seen = env.reset()[0]
@@ -103,7 +103,7 @@ def test_config_that_would_lose_images_is_refused(keys: dict[str, Any], said: st
 
 
 def test_make_env_of_images_by_name_says_how_to_observe_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are never flattened, and never left out."""
+    """Images are refused with the remedy, never flattened and never left out."""
     spaces(monkeypatch, Dict({"angle": ANGLE, "view": VIEW}))
     with pytest.raises(ValueError, match=r"Dict with images \(view\).*obs=rgb\+state learns from all of it"):
         make_env("Spaces-v0")

@@ -1,4 +1,4 @@
-"""ManiSkill's tasks where there is no graphics device, and files that have to be downloaded."""
+"""ManiSkill's tasks without a graphics device, and tasks whose files have to be downloaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tdmpc2.envs.mani_skill import ManiSkillEnv, can_draw
 
 @pytest.mark.parametrize("name", ["pick-ycb", "turn-faucet"])
 def test_task_whose_files_are_missing_names_the_command(name: str) -> None:
-    """Its own package asks on the console, where nobody may sit."""
+    """ManiSkill itself would wait for an answer on the console, which nobody may read."""
     with pytest.raises(ValueError, match=rf"Task '{name}' needs files .* -m mani_skill.utils.download_asset \w+-v1"):
         task_spec(name)
 

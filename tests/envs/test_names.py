@@ -26,7 +26,7 @@ def test_task_table_sizes_are_those_of_the_environments(env: Callable) -> None:
 
 @pytest.mark.parametrize("name", ["quadruped-walk", "quadruped-escape", "humanoid-run", "dog-run"])
 def test_task_table_sizes_of_large_robots_are_right(name: str) -> None:
-    """Also: dm_control's quadruped does not run as it is with numpy >= 2.4, and escape not without OpenGL."""
+    """Quadrupeds run with numpy >= 2.4 and escape without OpenGL, where dm_control's own tasks do not."""
     env = make_env(name, seed=3)
     first = _check_sizes(env, task_spec(name))
     env.step(env.action_space.sample())

@@ -41,7 +41,7 @@ def test_pixel_env_reset_repeats_the_first_frame(env: gymnasium.Env) -> None:
     assert env.observation_space.contains(obs)
     frames = obs.reshape(3, 3, 64, 64)
     assert (frames == frames[0]).all()
-    assert len(np.unique(frames)) > 20  # a picture
+    assert len(np.unique(frames)) > 20  # enough colours for a picture
     assert info["state"].shape == (8,)
 
 
@@ -102,7 +102,7 @@ def test_build_env_of_an_own_environment_with_frames_gives_images() -> None:
 def test_build_env_of_frames_that_are_no_images_is_an_environment_fault(
     frame: Callable[..., Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Floats between 0 and 1 became black pictures without a word."""
+    """Frames of floats between 0 and 1 used to become black pictures silently."""
     monkeypatch.setattr("tests.helpers.toy_envs.ToyEnv.frame", frame)
     with pytest.raises(EnvironmentFault, match=rf"Stands-v0 \(seed 1, step 0\): .*{said}"):
         build_env(STANDS, 1, obs="rgb").reset(seed=1)

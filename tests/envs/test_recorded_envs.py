@@ -1,4 +1,4 @@
-"""The 30 MT30 environments against recorded first states, steps, rollouts and rewards."""
+"""The 30 MT30 environments are compared with recorded first states, steps, rollouts and rewards."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ TOUCHDOWN = (1, 48)  # seed, step
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_env_single_steps_match_recorded(env: gymnasium.Env, seed: int, recorded: Golden) -> None:
-    """Every recorded state and action lead to the next recorded one, so errors cannot add up."""
+    """Each step starts from a recorded state, so errors cannot add up."""
     task = env.unwrapped.test_task
     data = {key: recorded[f"{task}/{seed}/{key}"] for key in ("qpos", "qvel", "action", "obs", "reward")}
     env.reset(seed=seed)
@@ -103,7 +103,7 @@ def test_env_single_steps_match_recorded(env: gymnasium.Env, seed: int, recorded
 
 
 def test_env_probe_states_match_recorded(env: gymnasium.Env, probes: Golden) -> None:
-    """64 chosen states whose rewards cover the whole range, which random play does not."""
+    """The 64 chosen states cover the whole range of rewards, unlike random play."""
     data = {key: probes[f"{env.unwrapped.test_task}/1/probe_{key}"] for key in ("qpos", "qvel", "obs", "reward")}
     env.reset(seed=1)
     for i in range(len(data["reward"])):

@@ -48,7 +48,7 @@ def test_registered_name_is_gymnasium_whatever_its_form(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("reach", [check_task, make_env, task_spec])
 def test_task_that_its_family_has_no_more_names_the_successor(reach: Callable[[str], object]) -> None:
-    """It was an unknown task, as if misspelt."""
+    """A task that was renamed used to be refused as unknown, as if it were misspelt."""
     with pytest.raises(ValueError, match="no task 'lift-cube' any more: pick-cube"):
         reach("lift-cube")
 
@@ -62,7 +62,7 @@ def test_task_of_a_family_that_is_not_installed_names_the_command(
         ValueError, match=f"Task '{name}' needs .*, which is not installed: run `make setup EXTRAS=envs` in a clone"
     ):
         check_task(name)
-    assert task_spec(name).action_dim in (4, 39)  # known without it
+    assert task_spec(name).action_dim in (4, 39)  # known without the package
 
 
 @pytest.mark.parametrize(("name", "near"), [("mw-reech", "mw-reach"), ("myo-poze", "myo-pose")])
@@ -104,7 +104,7 @@ def _toy_spec(name: str) -> TaskSpec:
     ],
 )
 def test_score_is_by_the_rule_of_the_family(spec: TaskSpec, score: float, label: str) -> None:
-    """The return of an environment of one's own was divided by ten, as if it were one of DMControl's."""
+    """The return of a user's environment used to be divided by ten, as if it were a task of DMControl."""
     assert score_rule(spec).score(np.array([500.0]), np.array([0.25])) == [score]
     assert score_rule(spec).label == label
 
@@ -115,7 +115,7 @@ def test_label_of_mixed_tasks_is_return_where_one_has_no_scale() -> None:
 
 
 def test_table_agrees_with_the_success_scores_of_task_files() -> None:
-    of_one_kind = [name for name in TASKS if family_of(name).name != "ManiSkill"]  # which has both
+    of_one_kind = [name for name in TASKS if family_of(name).name != "ManiSkill"]  # ManiSkill has both kinds
     assert {name for name in of_one_kind if TASKS[name].success_score} == {
         name for name in of_one_kind if family_of(name).score == "success"
     }
@@ -123,7 +123,7 @@ def test_table_agrees_with_the_success_scores_of_task_files() -> None:
 
 @pytest.mark.parametrize("name", sorted(NAMED))
 def test_named_gymnasium_task_lasts_as_long_as_the_table_says(name: str) -> None:
-    """LunarLander-v3 has 1000 steps of its own, and TD-MPC2's has 500."""
+    """Gymnasium's LunarLander-v3 has 1000 steps; the task of TD-MPC2 has 500."""
     if name in ("bipedal-walker", "lunarlander-continuous"):
         pytest.importorskip("Box2D", reason="Box2D is not installed: make setup EXTRAS=envs")
     env = make_env(name)

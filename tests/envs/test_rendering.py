@@ -1,4 +1,4 @@
-"""Rendering."""
+"""Pictures of the simulated tasks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _frame(name: str, steps: int = 0, **state: Any) -> np.ndarray:
 
 @pytest.mark.usefixtures("opengl")
 def test_render_gives_frames_of_the_state(env: Callable) -> None:
-    env("cheetah-run")  # one without rendering was built before
+    env("cheetah-run")  # built before without rendering
     image = _frame("cheetah-run")
     assert image.shape == (384, 384, 3)
     assert image.dtype == np.uint8
@@ -49,7 +49,7 @@ def test_render_gives_frames_of_the_state(env: Callable) -> None:
 
 @pytest.mark.usefixtures("opengl")
 def test_render_of_custom_task_shows_floor_far_behind() -> None:
-    """Below the horizon, 50 m behind the start, one sees the floor and not the stars of the sky."""
+    """The floor of a custom task still fills the picture 50 m behind the start, where others show the sky."""
     stars = {name: (_frame(name, rootx=-50)[295:330] > 180).any() for name in ("cheetah-run", "cheetah-run-backwards")}
     assert stars == {"cheetah-run": True, "cheetah-run-backwards": False}
 

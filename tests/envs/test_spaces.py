@@ -1,4 +1,4 @@
-"""Spaces of Gymnasium environments that cannot be learned from are refused with what to do."""
+"""Spaces of Gymnasium environments that cannot be learned from are refused with a remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VECTOR = Box(-1, 1, (2,), np.float32)
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, observation: Space[Any] = VECTOR, action: Space[Any] = VECTOR) -> str:
-    """The error of an environment with these spaces."""
+    """Return the error of an environment with these spaces."""
     env = type("Env", (gymnasium.Env,), {"observation_space": observation, "action_space": action})
     monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.registry))
     gymnasium.register("Spaces-v0", env, max_episode_steps=10, disable_env_checker=True)
@@ -34,7 +34,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, observation: Space[Any] = VECTOR, a
     ],
 )
 def test_images_are_refused_as_states(monkeypatch: pytest.MonkeyPatch, space: Box) -> None:
-    """They were flattened to thousands of numbers without a word."""
+    """Images used to be flattened silently to thousands of numbers."""
     message = refusal(monkeypatch, observation=space)
     assert "\n" not in message
     assert f"images, Box of shape {space.shape} and type {space.dtype}" in message
@@ -101,7 +101,7 @@ def test_actions_that_are_no_bounded_vector_name_space_and_remedy(
 
 
 class Reach(gymnasium.Env[Any, Any]):
-    """A goal dictionary, and an action of which the second entry is fixed and, in ``whole`` ones, all are integers."""
+    """An environment with a goal dictionary and a fixed second action; in a ``whole`` one, actions are integers."""
 
     observation_space = Dict({"desired_goal": Box(0, 9, (1,), np.float64), "arm": Dict({"angle": Box(-1, 1, (2, 1))})})
 
@@ -126,7 +126,7 @@ def reach(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> gy
 
 
 def test_dictionary_of_vectors_is_laid_end_to_end_in_the_order_of_its_keys(reach: gymnasium.Env[Any, Any]) -> None:
-    """Goal dictionaries of robotics environments were refused."""
+    """Goal dictionaries of robotics environments used to be refused."""
     obs, _ = reach.reset()
     assert obs.dtype == np.float32
     assert obs.tolist() == [0.25, 0.5, 7.0]
@@ -136,7 +136,7 @@ def test_dictionary_of_vectors_is_laid_end_to_end_in_the_order_of_its_keys(reach
 def test_action_entry_of_one_value_is_left_out_and_whole_numbers_are_rounded_to(
     reach: gymnasium.Env[Any, Any], taken: list[float]
 ) -> None:
-    """Both were refused, though there is something to choose."""
+    """Actions with a fixed entry and actions of whole numbers used to be refused."""
     assert reach.action_space.shape == (2,)
     reach.reset()
     info = reach.step(np.array([0.5, 0.3], np.float32))[4]

@@ -1,4 +1,4 @@
-"""Task sets of one's own: YAML files, and tables and families that installed packages offer."""
+"""Task sets of users: YAML files, and tables and families from installed packages."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_task_set_file_makes_an_environment_of_all_its_tasks(set_file: Path) -> 
 
 
 def test_task_set_file_learns_online_and_its_model_knows_its_tasks(tmp_path: Path) -> None:
-    """The file of the set is not needed to play the model, and a continued run finds its place."""
+    """The model plays its tasks after the file of the task set was deleted."""
     (path := tmp_path / "toys.yaml").write_text(f"tasks: ['{STANDS}', 'tests.helpers.toy_envs:Point-v0']")
     keys = {**SMALL, "task": str(path), "mode": "online", "task_dim": 8, "work_dir": str(tmp_path / "run")}
     model = train_online(parse_cfg(keys), None)
@@ -110,7 +110,7 @@ def test_task_set_file_pads_environments_and_models_to_its_sizes(padded_file: Pa
 
 
 def test_padded_task_set_is_kept_by_data_and_checkpoints(padded_file: Path, tmp_path: Path) -> None:
-    """Both are read where the file of the set is not there any more."""
+    """Data and checkpoints keep the padding of a task set whose file was deleted."""
     rng = np.random.default_rng(0)
     for task, obs_dim, action_dim in (("pendulum-spin", 3, 1), (STANDS, 4, 2)):
         steps = task_spec(task).episode_length
@@ -180,7 +180,7 @@ def test_task_set_file_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_task_set_file_that_a_checkpoint_names_is_not_opened(set_file: Path) -> None:
-    """What a file says of its task is a name: it chooses no file of the user's that is read."""
+    """The task in a checkpoint is only a name, and never makes the program read a file of the user's."""
     with pytest.raises(ValueError, match="Unknown task"):
         parse_cfg({"task": str(set_file)}, "model.pt", from_file=True)
 
@@ -222,7 +222,7 @@ def test_package_whose_sets_are_wrong_spoils_no_other_task(install: Callable[...
 
 
 def test_package_of_the_examples_plays_all_its_tasks(install: Callable[..., None]) -> None:
-    """The entry points of its pyproject.toml name what its module has."""
+    """The entry points in the example's pyproject.toml exist in its module, and all its tasks are played."""
     folder = REPO / "examples" / "own_family"
     points = tomllib.loads((folder / "pyproject.toml").read_text())["project"]["entry-points"][plugins.GROUP]
     source = (folder / "target_tasks.py").read_text()

@@ -101,7 +101,7 @@ def test_multi_task_env_reset_option_chooses_the_task(env: Callable) -> None:
 
 
 def test_multi_task_env_tasks_continue_their_own_streams(env: Callable) -> None:
-    """Each task is a fresh environment of the common seed when first used and goes on with its own episodes."""
+    """Each task has its own environment with the common seed, whose episodes continue whenever it is used."""
     multi = make_env("mt30", seed=9)
     env("cup-catch").reset(seed=9)
     second = env("cup-catch").reset()[0]

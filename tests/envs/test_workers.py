@@ -1,4 +1,4 @@
-"""Environments in worker processes: what they do is what they do here, and none is lost, hangs or is left behind."""
+"""Environments in worker processes act as those in this process; none is lost, hangs or is left behind."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture
 def one() -> Iterator[WorkerVecEnv]:
-    """One environment in a worker, at the start of an episode."""
+    """Make one environment in a worker, at the start of an episode."""
     cfg = parse_cfg({"task": STANDS})
     with Workers(1) as all_of_them:
         env = WorkerVecEnv(all_of_them, 1).build(cfg.task_specs, [3], cfg.obs_dim, cfg.action_dim)
@@ -56,7 +56,7 @@ def played(cfg: Config, **keys: Any) -> list[Episode]:
 
 @pytest.mark.parametrize("render", [(), (2,)])
 def test_episodes_of_several_families_in_workers_equal_those_here(mixed: Config, render: tuple[int, ...]) -> None:
-    """Two tasks in two processes, episodes of 7 and of more steps, frames of one of them."""
+    """Two tasks with episodes of different lengths run in two processes; frames are kept of one episode."""
     here, there = played(mixed, render=render), played(mixed.replace(env_workers=2), render=render)
     for one, two in zip(here, there, strict=True):
         assert (one.episode_return, one.success, one.terminated) == (two.episode_return, two.success, two.terminated)
@@ -110,7 +110,7 @@ def test_ended_run_leaves_no_worker(one: WorkerVecEnv) -> None:
 
 @pytest.mark.parametrize("started", ["make()", "thread = Thread(target=make); thread.start(); thread.join()"])
 def test_worker_ends_with_a_caller_that_is_killed(started: str) -> None:
-    """Not with the thread that has started it, but in the middle of whatever it does: nobody waits for it."""
+    """A worker outlives the thread that started it, and ends with its caller even while it is busy."""
     script = f"""
 import time
 from threading import Thread

@@ -1,4 +1,4 @@
-"""The example that plays tasks side by side: one column for each, one picture for every second step."""
+"""The example that plays tasks side by side, a column for each and a picture for every second step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ image = pytest.importorskip("PIL.Image", reason="pictures need Pillow")
 
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The example, for episodes of a few steps."""
+    """Load the example with settings for episodes of a few steps."""
     example = runpy.run_path(str(FILE))
     example["frames"].__globals__.update(FIRST=1, LAST=100, EVERY=2)
     return example["main"]

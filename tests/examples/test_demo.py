@@ -19,7 +19,7 @@ FILE = Path(__file__).resolve().parents[2] / "examples" / "demo.py"
 
 
 class Commands:
-    """Stands for the commands of the demo: notes them, leaves the files that the demo reads, and fails once."""
+    """A stand-in for the demo's commands: it notes them, writes the files that the demo reads, and fails once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         spec = importlib.util.spec_from_file_location("demo", FILE)
@@ -60,7 +60,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
 
 
 def test_stopped_demo_goes_on_without_what_has_ended(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ctrl-C in the second evaluation: training commands end at once by themselves, evaluations are not repeated."""
+    """After Ctrl-C in the second evaluation, the first one is not repeated; training commands find nothing to do."""
     commands.stopped = "eval-student"
     with pytest.raises(SystemExit) as ended:
         commands.demo.main()
@@ -71,7 +71,7 @@ def test_stopped_demo_goes_on_without_what_has_ended(commands: Commands, capsys:
     assert commands.run[:3] == ["collect", "train teacher", "train student"]
     assert commands.run[-2:] == ["evaluate eval-student", "evaluate eval-student-int8"]
     assert "evaluate eval-teacher" not in commands.run
-    assert "7 s" in capsys.readouterr().out  # of the training, not of the command that found it done
+    assert "7 s" in capsys.readouterr().out  # of the training, not of the repeated command
 
 
 @pytest.mark.parametrize("there", ["a finished demo", "something else"])
@@ -89,7 +89,7 @@ def test_demo_leaves_another_directory_alone(commands: Commands, there: str) -> 
 def test_command_in_the_terminal_is_waited_for_when_it_saves_after_ctrl_c(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """subprocess.run would kill it a quarter of a second later, before it has saved."""
+    """subprocess.run would kill the command a quarter of a second after Ctrl-C, before it has saved."""
     wait, interrupted = subprocess.Popen.wait, []
 
     def interrupted_wait(self: subprocess.Popen[str], timeout: float | None = None) -> int:

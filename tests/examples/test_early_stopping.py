@@ -1,4 +1,4 @@
-"""The example that ends a run early: its rule, and that a run ends by it."""
+"""The example that ends a run early: its rule, and a run that it ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def example() -> dict[str, Any]:
 
 
 def test_early_stopping_waits_for_so_many_evaluations_without_a_better_one(example: dict[str, Any]) -> None:
-    """Scores rise, fall twice, rise to a new best, and then never again."""
+    """Two lower scores before a new best do not end the run; three evaluations without a better score do."""
     rule = example["EarlyStopping"](patience=3)
     answers = [
         rule.on_evaluation(step, SimpleNamespace(normalized_score=score))

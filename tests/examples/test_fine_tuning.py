@@ -1,4 +1,4 @@
-"""The comparison of fine-tuning with the file before and a run from scratch, at tiny size."""
+"""The comparison of fine-tuning with the original file and with a run from scratch, at tiny size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def command(directory: Path, *words: str) -> list[str]:
 def test_fine_tuning_is_compared_with_before_and_from_scratch(
     example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A table, every return, and a figure of the curves; the same line again trains nothing and says the same."""
+    """The example writes a table, every return and a figure; run again, it trains nothing and prints the same."""
     words = command(tmp_path, "--seeds", "1,2")
     example.main(words)
     out = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""Curves of single tasks beside public ones, at tiny size."""
+"""The example that compares learning curves of single tasks with public ones, at tiny size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def example() -> ModuleType:
 def test_curves_are_learned_compared_and_not_learned_again(
     example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A table, every return and a figure; the same line again trains and plays nothing and says the same."""
+    """The example writes a table, every return and a figure; run again, it plays nothing and prints the same."""
     words = [STANDS, POINT, "--steps", "40", "--episodes", "2", "--out", str(tmp_path), *KEYS, "eval_freq=20"]
     example.main(words)
     table = capsys.readouterr().out.strip().splitlines()[-4:]
@@ -39,7 +39,7 @@ def test_curves_are_learned_compared_and_not_learned_again(
     assert again.count("is already trained for 40 steps") == 2
     assert again.strip().splitlines()[-4:] == table
 
-    example.main(["--so-far", STANDS, POINT, "cup-catch", "--out", str(tmp_path)])  # of which one was not begun
+    example.main(["--so-far", STANDS, POINT, "cup-catch", "--out", str(tmp_path)])  # one was not begun
     assert [line.split(" | ")[1] for line in capsys.readouterr().out.strip().splitlines()[-2:]] == ["40", "40"]
 
 

@@ -1,4 +1,4 @@
-"""Test the example that learns one's own environment: the environment, its keys, and the whole path at tiny size."""
+"""The example that learns a user's own environment: the environment, its keys, and the whole path at tiny size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_environment_of_the_example_is_what_gymnasium_asks_for(example: ModuleTy
 
 
 def test_puck_pushed_to_its_target_is_rewarded(example: ModuleType) -> None:
-    """A controller that everybody knows does it: push along the way, brake with the velocity."""
+    """A proportional-derivative controller solves the task."""
     env = example.Puck()
     obs, _ = env.reset(seed=1)
     first = env.step(np.zeros(2, np.float32))[1]
@@ -47,7 +47,7 @@ def test_keys_of_the_example_are_keys(example: ModuleType) -> None:
 @pytest.mark.slow
 def test_example_trains_plays_and_films(tmp_path: Path) -> None:
     words = "steps=120 seed_steps=101 batch_size=8 utd=0.05 compile=false".split()
-    words += "num_samples=16 num_elites=4 iterations=1 eval_episodes=2".split()  # the whole budget is a minute's work
+    words += "num_samples=16 num_elites=4 iterations=1 eval_episodes=2".split()  # the full budget takes a minute
     subprocess.run([sys.executable, FILE, str(tmp_path / "own"), *words], check=True, timeout=500)
     results = json.loads((tmp_path / "own/played/results.json").read_text())
     assert len(results["tasks"]) == 1

@@ -24,7 +24,7 @@ PROTOCOL = {"checkpoint": "logs/student/model.pt", "config": Config().to_dict()}
     ],
 )
 def test_figure_says_how_many_episodes_its_bars_stand_for(counts: tuple[int, ...], text: str) -> None:
-    """Single episodes of tasks that vary from 0 to 1000 were drawn like certain numbers."""
+    """Single episodes, which vary from 0 to 1000, used to be drawn as if they were certain."""
     assert episodes_text([{"tasks": [{"episodes": count} for count in counts]}]) == text
 
 
@@ -52,7 +52,7 @@ def test_figure_of_evaluations_of_one_file_names_what_differs(tmp_path: Path, mo
 
 @pytest.mark.parametrize("content", [None, "{}", "x"])
 def test_file_that_holds_no_results_is_named_in_one_line(tmp_path: Path, content: str | None) -> None:
-    """A missing file ended in a traceback."""
+    """A missing file used to end in a traceback."""
     path = tmp_path / "results.json"
     if content is not None:
         path.write_text(content)

@@ -1,4 +1,4 @@
-"""The command that makes teachers, data, a student and its copies: all of it at toy size, killed midway."""
+"""The command that makes teachers, data, a student and its copies, at toy size and killed midway."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_all_stages_are_taken_and_go_on_after_a_kill(tmp_path: Path) -> None:
-    """Steps that were done before the kill are not done again, and the files at the end have their cards."""
+    """Steps done before the kill are not repeated, and the final files have their cards."""
     work = tmp_path / "work"
     planned = run(work, "--plan")
     assert planned.stdout.count(" h  tdmpc2 ") == 29, planned.stderr
@@ -36,7 +36,7 @@ def test_all_stages_are_taken_and_go_on_after_a_kill(tmp_path: Path) -> None:
     first = subprocess.Popen(command(work), cwd=REPO, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     seen = next((line for line in first.stdout if line.startswith("  replay-pendulum: ")), None)
-    first.kill()  # in the step after it; the command that it had started dies with it
+    first.kill()  # during the next step, whose command dies with it
     first.communicate()
     assert seen is not None
     begun = (work / "begun.json").read_text()
@@ -65,7 +65,7 @@ def test_all_stages_are_taken_and_go_on_after_a_kill(tmp_path: Path) -> None:
 
 
 def test_cards_name_where_the_work_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With fewer cores, on another machine or without git the command lines of the cards stay as they were."""
+    """Continued with fewer cores or without git, the command lines of the cards stay as they were."""
     monkeypatch.syspath_prepend(REPO / "examples")
     reproduce, lines = importlib.import_module("reproduce"), []
     for _ in range(2):

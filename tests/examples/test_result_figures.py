@@ -1,4 +1,4 @@
-"""The figures of the results are drawn from the tables in benchmarks/RESULTS.md, and from nothing else."""
+"""The figures of the results are drawn only from the tables in benchmarks/RESULTS.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers.studies import PNG
 
 
 def test_table_of_the_published_student_has_every_task_and_its_score() -> None:
-    """The table that is drawn is the one whose mean is the score above it."""
+    """The mean of the table that is drawn is the score that is stated above it."""
     table = read_table(RESULTS.read_text(), STUDENT, "task")
     assert [row["task"] for row in table] == list(Config().task_names)
     for precision, score in (("bf16", 29.23), ("int8", 27.41)):

@@ -31,7 +31,7 @@ def words(out: Path, *tasks: str, **keys: Any) -> list[str]:
 def test_specialists_leave_a_checkpoint_and_a_store_for_each_task(
     example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A second call finds everything done; one with more steps goes on."""
+    """A second call finds nothing left to do, and one with more steps continues."""
     for steps, text in ((22, "22 steps of each"), (22, "already trained"), (29, "7 steps of each")):
         example.main(words(tmp_path / "out", STANDS, POINT, steps=steps))
         assert text in capsys.readouterr().out
@@ -60,7 +60,7 @@ def test_tasks_of_one_body_are_one_specialist_if_they_share_it(example: ModuleTy
 def test_word_that_is_no_key_of_all_specialists_is_refused(
     example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, message: str
 ) -> None:
-    """Also keys that each has of its own: they would be set aside without a word."""
+    """Keys that every specialist has a value of its own for are refused, since they would be ignored silently."""
     with pytest.raises(SystemExit) as end:
         example.main(["--out", str(tmp_path / "out"), "--tasks", STANDS, word])
     assert end.value.code == 2

@@ -1,4 +1,4 @@
-"""A small model of three tasks, exported once."""
+"""Fixtures: a small model of three tasks, exported once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TASKS = ("pendulum-spin", "walker-walk", "cup-catch")
 
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MT30 model whose rewards, values and policy depend on all their inputs."""
+    """Save an MT30 model whose rewards, values and policy depend on all their inputs."""
     agent = make_teacher(small_config(iterations=1, horizon=1))
     with torch.no_grad():
         for parameter in agent.model._Qs.params[8:]:
@@ -29,12 +29,12 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def request_of(model_file: Path) -> Request:
-    """The export that most tests look at."""
+    """Describe the export that most tests use."""
     return Request(model_file, tasks=TASKS)
 
 
 @pytest.fixture(scope="session")
 def files(request_of: Request) -> dict[str, Path]:
-    """Its files by step."""
+    """Export the model and return the files by step."""
     assert export(request_of)
     return target_files(request_of, ENDING)

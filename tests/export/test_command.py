@@ -54,7 +54,7 @@ def test_command_refuses_in_one_line(
 def test_check_that_cannot_play_the_task_is_refused_before_writing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A model of somebody's own environment, whose module only its user may have imported."""
+    """The module of a user's own environment is imported only if the user names the task."""
     path, task = tmp_path / "model.pt", "absent_module:Mine-v0"
     TDMPC2(small_config(task=task, task_specs=(TaskSpec(task, 4, 2),), task_dim=0)).save(path)
     assert "name the task yourself, as in task=absent_module:Mine-v0" in refusal(capsys, str(path), "check=true")
@@ -92,7 +92,7 @@ def test_files_are_named_after_checkpoint_task_and_precision(model_file: Path, t
     assert target_files(replace(request, out=tmp_path), ENDING)["policy"].parent == tmp_path
     assert target_files(replace(request, out=tmp_path / "a.onnx"), ENDING)["policy"] == tmp_path / "a_policy.onnx"
     own = target_files(replace(request, task="mine:Mine-v0"), ENDING)["plan"].name
-    assert ":" not in own  # which Windows has for no name of a file
+    assert ":" not in own  # not allowed in names on Windows
 
 
 def test_read_card_of_another_file_is_one_line(model_file: Path) -> None:
@@ -131,13 +131,13 @@ def test_check_on_stored_episodes_finds_no_difference(request_of: Request, data_
     [(0.0001, 0, True), (0.06, 0, False), (0.24, 0.24, True), (0.24, 0.1, False)],
 )
 def test_regret_of_rounded_weights_is_not_the_exports(regret: float, rounding: float, right: bool) -> None:
-    """An int8 file plans a little worse than its float32 model; an export is wrong if it plans worse than the file."""
+    """Rounding to int8 costs some regret by itself; an export is wrong only if it adds to that."""
     row = checking.Parity("cheetah-run", 20, 0, 0, 0, 0, 1, regret, rounding, regret - rounding)
     assert row.right == right
 
 
 def test_plans_of_equal_worth_behind_an_end_are_right() -> None:
-    """Sequences that differ behind a predicted end alone are worth the same; which one is chosen is open."""
+    """Sequences that differ only after a predicted termination are worth the same, so either may be chosen."""
     row = checking.Parity("Hopper-v5", 20, 0, 0, 0.1, 1, 1, 0.0, 0, 0.0)
     assert not row.right
     assert row._replace(ties=True).right
@@ -147,7 +147,7 @@ def test_plans_of_equal_worth_behind_an_end_are_right() -> None:
 def test_check_finds_a_weight_that_differs(
     request_of: Request, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The check is worth nothing if it cannot fail."""
+    """A check that cannot fail is worth nothing."""
     changed = {name: tmp_path / path.name for name, path in files.items()}
     for name, path in files.items():
         model = onnx.load(path)

@@ -30,7 +30,7 @@ print("imported:", *sorted({"torch", "tdmpc2", "gymnasium", "tensordict"} & set(
 
 @pytest.fixture(autouse=True)
 def _environment_as_before() -> Iterator[None]:
-    """The program sets variables for itself, which other tests of this process should not find."""
+    """Restore the environment variables, since the program sets some for itself."""
     with mock.patch.dict(os.environ):
         yield
 
@@ -56,7 +56,7 @@ def test_loop_drives_a_task_without_torch_and_without_this_package(step: str, fi
 
 @pytest.mark.parametrize("task", ["pendulum-spin", "walker-walk"])
 def test_simulator_of_the_loop_is_the_task(task: str, loop: ModuleType, files: dict[str, Path]) -> None:
-    """Same first states, observations and rewards as the environment that models are scored in."""
+    """The simulator has the first states, observations and rewards of the environment that models are scored in."""
     controller = loop.Controller(str(files["policy"]), task)
     robot, env = loop.simulator(controller.task["environment"], 3), make_env(task, 3)
     np.testing.assert_allclose(robot.reset(), env.reset()[0], rtol=0, atol=0)
@@ -70,7 +70,7 @@ def test_simulator_of_the_loop_is_the_task(task: str, loop: ModuleType, files: d
 
 @pytest.mark.parametrize("name", ["Pendulum-v1", "MountainCarContinuous-v0"])
 def test_registered_environment_of_the_loop_is_the_task(name: str, loop: ModuleType) -> None:
-    """To its end, where the loop stops as well."""
+    """The environments agree until the end of the episode, where the loop stops."""
     facts = environment_facts(name)
     robot, env = loop.simulator(facts, 3), make_env(name, 3)
     np.testing.assert_allclose(robot.reset(), env.reset(seed=3)[0], rtol=0, atol=0)
@@ -85,7 +85,7 @@ def test_registered_environment_of_the_loop_is_the_task(name: str, loop: ModuleT
 
 
 def test_environment_of_the_loop_has_the_keywords_of_the_task(loop: ModuleType) -> None:
-    """LunarLander-v3 is discrete unless it is built with continuous=True."""
+    """LunarLander-v3 has discrete actions unless it is built with continuous=True."""
     pytest.importorskip("Box2D", reason="Box2D is not installed: make setup EXTRAS=envs")
     facts = environment_facts("lunarlander-continuous")
     assert facts is not None

@@ -24,7 +24,7 @@ def model(model_file: Path) -> WorldModel:
 
 
 def given(step: Step, seed: int = 0) -> dict[str, Tensor]:
-    """Inputs that a plan in the middle of an episode has."""
+    """Make the inputs of a plan in the middle of an episode."""
     generator = torch.Generator().manual_seed(seed)
     noise = planner.draw_noise(step.cfg, step.num_envs, torch.device("cpu"), generator)
     drawn = {f"noise_{name}": value for name, value in noise._asdict().items()} | {"noise": noise.action}
@@ -88,7 +88,7 @@ def test_plan_step_without_noise_of_the_action_does_not_explore(model: WorldMode
     ],
 )
 def test_inputs_that_a_model_does_not_need_are_absent(keys: dict[str, Any], absent: set[str]) -> None:
-    """A robot of one task does not pass its number, and nobody draws numbers that change nothing."""
+    """A model of one task takes no task number, and noise that changes nothing is no input."""
     cfg: Config = small_config(**keys)
     step = PlanStep(WorldModel(cfg, torch.Generator().manual_seed(1)).requires_grad_(False))
     names = {item.name for item in PlanStep(WorldModel(small_config(), torch.Generator())).inputs}
@@ -98,7 +98,7 @@ def test_inputs_that_a_model_does_not_need_are_absent(keys: dict[str, Any], abse
 
 
 def test_inputs_of_images_and_state_are_two() -> None:
-    """ONNX cannot read the bytes of a float, which is how such observations are stored here."""
+    """Observations are stored as bytes here, and ONNX cannot turn bytes into floats."""
     cfg = small_config(task="walker-walk", obs="rgb+state", num_channels=4)
     model = WorldModel(cfg, torch.Generator().manual_seed(1)).requires_grad_(False)
     step = PolicyStep(model)

@@ -53,7 +53,7 @@ def test_card_says_what_a_robot_has_to_know(file: Path, tmp_path: Path) -> None:
 def test_model_has_the_oldest_format_that_says_how_it_plans(
     tmp_path: Path, changes: dict[str, object], version: int, additions: dict[str, int]
 ) -> None:
-    """A library that was built before takes what it can plan with, and refuses the rest."""
+    """An older library can open every model that it can plan with, and refuses all others."""
     write_model(tmp_path / "model.safetensors", source_of(checkpoint(tmp_path / "model.pt", **changes), "fp32"))
     networks = read_card(tmp_path / "model.safetensors")["networks"]
     assert networks["format"] == version
@@ -62,7 +62,7 @@ def test_model_has_the_oldest_format_that_says_how_it_plans(
 
 
 def test_weights_that_fp16_holds_exactly_take_half_the_room(file: Path, tmp_path: Path) -> None:
-    """Those of a file in fp16 are stored as they were."""
+    """Weights that came from an fp16 file are stored in fp16 again."""
     source = source_of(file, "fp32", ["walker-walk"])
     write_model(tmp_path / "full.safetensors", source)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_weights_that_fp16_holds_exactly_take_half_the_room(file: Path, tmp_path
 def test_model_of_the_project_is_exported_into_a_folder_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was written loose into the working directory, where --force replaced the README.md that was there."""
+    """The export used to go into the working directory, where --force replaced the user's README.md."""
     monkeypatch.chdir(tmp_path)
     Path("README.md").write_text("mine")
     with pytest.raises(SystemExit) as ended:
@@ -123,7 +123,7 @@ def test_existing_files_are_left_unless_they_may_be_replaced(file: Path, tmp_pat
 
 
 def test_data_of_a_check_are_read_before_a_library_is_built(file: Path, tmp_path: Path) -> None:
-    """They were ignored, so that a directory that does not exist passed."""
+    """The data used to be ignored, so that a directory that does not exist passed."""
     with pytest.raises(ValueError, match="nowhere"):
         native.export(Request(file, out=tmp_path / "robot", check=True, data=str(tmp_path / "nowhere")))
 

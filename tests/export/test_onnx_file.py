@@ -27,7 +27,7 @@ from tests.helpers.termination import balance
 
 
 def assert_same(step: Step, path: Path, seeds: int = 8) -> None:
-    """The file gives what the step gives, for a few observations."""
+    """Check that the file computes what the step computes, for a few inputs."""
     runtime = Runtime(path)
     for seed in range(seeds):
         inputs = given(step, seed)
@@ -40,7 +40,7 @@ def test_policy_in_onnx_runtime_is_the_plain_policy(request_of: Request, files: 
 
 
 def test_plan_in_onnx_runtime_is_the_plain_plan(request_of: Request, files: dict[str, Path]) -> None:
-    """The executed elite as well, which Gumbel noise chooses: with so few sequences nothing hangs on a last bit."""
+    """The elite chosen by Gumbel noise is compared, too; with so few sequences no last bit decides."""
     assert_same(PlanStep(load(request_of).model), files["plan"])
 
 
@@ -70,7 +70,7 @@ def test_card_lists_the_inputs_and_outputs_of_the_graph(files: dict[str, Path]) 
 
 
 def test_file_says_nothing_of_the_machine_that_wrote_it(files: dict[str, Path], request_of: Request) -> None:
-    """The exporter notes source lines with their paths on every node."""
+    """The exporter would note source lines with their paths on every node."""
     for path in files.values():
         content = path.read_bytes()
         assert b".py" not in content
@@ -78,7 +78,7 @@ def test_file_says_nothing_of_the_machine_that_wrote_it(files: dict[str, Path], 
 
 
 def test_file_holds_every_weight_once(files: dict[str, Path], request_of: Request) -> None:
-    """Folded constants would store a transposed copy for every iteration."""
+    """Constant folding would store a transposed copy of the weights for every iteration."""
     model = load(request_of).model
     own = {name: weight for name, weight in model.state_dict().items() if not name.startswith("_target_Qs")}
     stored = sum(weight.nbytes for name, weight in own.items() if not name.startswith(("_task_emb", "_termination")))
@@ -133,7 +133,7 @@ def test_plan_of_every_kind_of_model_is_the_plain_one(kind: str, tmp_path: Path)
 
 @pytest.mark.slow
 def test_plan_of_tasks_that_may_terminate_is_the_plain_one(tmp_path: Path) -> None:
-    """And another than the same model's that expects no end."""
+    """Plans differ from those of a model that never predicts termination."""
     model = random_model(small_config(task="cheetah-run", episodic=True, iterations=1, horizon=2))
     actions = torch.rand(1, 2, 200, model.cfg.action_dim, generator=torch.Generator().manual_seed(2)) * 2 - 1
     balance(model, model.encode(torch.zeros(1, model.cfg.obs_dim)), model.context(None), actions)
@@ -148,7 +148,7 @@ def test_plan_of_tasks_that_may_terminate_is_the_plain_one(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_published_student_passes_its_check(tmp_path: Path) -> None:
-    """Its own budget would take minutes to trace; the networks are the same at any."""
+    """The budget is small because tracing the student's own one takes minutes; the networks are the same."""
     request = Request(
         published_file("fp16"), tasks=("walker-walk", "pendulum-spin"), out=tmp_path, check=True, steps=4,
         overrides={"num_samples": 64, "iterations": 1},

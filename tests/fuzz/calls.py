@@ -1,4 +1,4 @@
-"""Calls of the public functions with arguments a careless program may pass."""
+"""Calls of public functions with arguments that a careless program may pass."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def anything(rng: random.Random) -> Any:
 
 
 def random_call(rng: random.Random) -> None:
-    """Call a public function with some arguments replaced by anything."""
+    """Call a public function after replacing some arguments by arbitrary values."""
     rng.choice(CALLS)(rng)
 
 
 def _some(rng: random.Random, **right: Any) -> dict[str, Any]:
-    """The right arguments with one or two of them replaced."""
+    """Replace one or two of the right arguments."""
     for name in rng.sample(sorted(right), min(len(right), rng.choice((1, 1, 2)))):
         right[name] = anything(rng)
     return right

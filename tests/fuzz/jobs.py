@@ -236,7 +236,7 @@ _PLAIN = {
 
 
 def random_line(rng: random.Random) -> list[str]:
-    """Put a command line together: a real command, real keys, values that may be anything."""
+    """Compose a command line of a real command, real keys, and values that may be anything."""
     from tdmpc2.config import key_names
 
     name = rng.choice(("train", "online", "tune", "evaluate", "collect", *_PLAIN, "x"))
@@ -256,7 +256,7 @@ def random_line(rng: random.Random) -> list[str]:
     words = [
         f"{rng.choice(('', '', '', '--', '+', '++', '~', 'student_config.', 'teacher_config.'))}{key}={_word(rng)}"
         for key in keys
-        if key not in ("eval_episodes", "episodes_per_task")  # huge ones are honest work without an end
+        if key not in ("eval_episodes", "episodes_per_task")  # huge values of these are valid, but take forever
     ]
     return ["train" if name in ("online", "tune") else name, *base.split(), *words]
 
@@ -265,5 +265,5 @@ def _word(rng: random.Random) -> str:
     if rng.random() < 0.8:
         return rng.choice(_WORDS)
     value = rng.choice(VALUES[:7])(rng)
-    huge = isinstance(value, int) and value.bit_length() > 1000  # Python refuses to write it
+    huge = isinstance(value, int) and value.bit_length() > 1000  # Python refuses to print it
     return ("9" * 5000 if huge else str(value)).replace("\x00", "")

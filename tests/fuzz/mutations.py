@@ -1,4 +1,4 @@
-"""Changes to a file's bytes and to what it holds; every change is drawn from the generator that is passed."""
+"""Changes to a file's bytes and content, drawn from the generator that is passed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tensordict import TensorDict
 _PAGE = b"<!DOCTYPE html><html><body>404 Not Found</body></html>\n"
 _POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 4216\n"
 
-#: Values that a key of any kind may hold in a file by somebody else.
+#: Values that any key may have in a stranger's file.
 VALUES: tuple[Callable[[random.Random], Any], ...] = (
     lambda rng: None,
     lambda rng: rng.choice((True, False)),
@@ -103,7 +103,7 @@ def change_tree(rng: random.Random, tree: Any, values: tuple[Callable[[random.Ra
     places = list(_places(tree))
     if not places or rng.random() < 0.03:
         return rng.choice(values)(rng)
-    weights = [1 / (1 + sum(other is holder for other, _ in places)) for holder, _ in places]  # small dicts as often
+    weights = [1 / (1 + sum(other is holder for other, _ in places)) for holder, _ in places]  # equal for small dicts
     holder, key = rng.choices(places, weights)[0]
     match rng.randrange(8):
         case 0:
@@ -121,7 +121,7 @@ def change_tree(rng: random.Random, tree: Any, values: tuple[Callable[[random.Ra
 
 
 def _near(rng: random.Random, value: Any, values: tuple[Callable[[random.Random], Any], ...]) -> Any:
-    """Something in the place of a value: half of the time of its own kind."""
+    """Draw something in the place of a value, half of the time of the same kind."""
     if rng.random() < 0.5:
         return rng.choice(values)(rng)
     if isinstance(value, torch.Tensor):
@@ -142,7 +142,7 @@ def _near(rng: random.Random, value: Any, values: tuple[Callable[[random.Random]
 
 
 def change_tensor(rng: random.Random, tensor: torch.Tensor) -> Any:
-    """Another type, shape, layout or value in the place of a tensor."""
+    """Change the type, shape, layout or value of a tensor."""
     values: tuple[Callable[[], Any], ...] = (
         lambda: tensor.double() * 1e300,
         lambda: tensor.double().mul(1e30).float(),
@@ -184,7 +184,7 @@ def _copy(tree: Any) -> Any:
 
 
 def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """Every dict or list of a tree with each of its keys."""
+    """Yield every dict or list of a tree with each of its keys."""
     keys = tree.keys() if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
     for key in list(keys):
         yield tree, key
@@ -211,7 +211,7 @@ def change_torch(rng: random.Random, data: bytes) -> bytes:
 
 
 def _tensordict(tree: Any, like: TensorDict) -> Any:
-    """The tree as a TensorDict where it can be one."""
+    """Turn the tree into a TensorDict where that is possible."""
     for batch_size in (like.batch_size, [], None):
         try:
             return TensorDict(tree, batch_size=batch_size)
@@ -225,7 +225,7 @@ def change_json(rng: random.Random, data: bytes) -> bytes:
     try:
         changed = change_tree(rng, json.loads(data))
         return json.dumps(changed, indent=rng.choice((None, 2))).encode()
-    except (RecursionError, ValueError):  # as deep as no writer of ours goes, or an integer too long to print
+    except (RecursionError, ValueError):  # nested too deeply, or an integer too long to print
         return rng.choice((b"[" * 100_000, b'{"format": ' + b"9" * 5000 + b"}", b'{"a": 1, "a": 2}'))
 
 
@@ -265,7 +265,7 @@ def change_safetensors(rng: random.Random, data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + values
 
 
-#: Ending of a file's name -> what knows its structure.
+#: Ending of a file's name -> function that changes its structure.
 STRUCTURES: dict[str, Callable[[random.Random, bytes], bytes]] = {
     ".pt": change_torch,
     ".json": change_json,

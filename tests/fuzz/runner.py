@@ -1,4 +1,4 @@
-"""One input in a process of its own: under limits, in a folder of its own, and sorted by what came of it."""
+"""Runs one input in its own process and folder, under limits, and sorts the outcome."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def fingerprints(folder: Path) -> dict[str, str]:
 
 
 def attempt(words: list[str], folder: Path, seed: int, writes: tuple[str, ...], refusals: tuple[int, ...]) -> Result:
-    """Run a command line in a child process in this folder and sort what came of it."""
+    """Run a command line in a child process in this folder and sort its outcome."""
     before = fingerprints(folder)
     output = folder.with_name(folder.name + ".out")
     code = in_child(lambda: _work(words, seed), folder, output)
@@ -79,7 +79,7 @@ def attempt(words: list[str], folder: Path, seed: int, writes: tuple[str, ...], 
     if result.outcome in ("worked", "refused"):
         after = fingerprints(folder)
         changed = [name for name, value in before.items() if after.get(name) != value]
-        asked = {word.partition("=")[2] for word in words}  # such as html=name
+        asked = {word.partition("=")[2] for word in words}  # files that the command names, as html=name does
         changed += [name for name in after if name not in before and name.partition("/")[0] not in asked]
         for name in changed:
             if not any(fnmatch.fnmatch(name, pattern) for pattern in (*writes, *_LOCKS)):
@@ -122,7 +122,7 @@ def _size() -> int:
 
 
 def exit_code(function: Callable[[], None]) -> int:
-    """Call a function as a program would; its exit code."""
+    """Call a function as a program would, and return its exit code."""
     try:
         function()
     except SystemExit as error:
@@ -167,7 +167,7 @@ def content(path: Path) -> str:
 
 
 def sort(code: int | None, text: str, refusals: tuple[int, ...], inspects: bool) -> Result:
-    """Sort an exit code and an output by the promises that they keep; what inspects data may print NaN."""
+    """Sort an exit code and an output by the promises they keep; a command that inspects data may print NaN."""
     lines = [line for line in text.splitlines() if not _NOISE.search(line)]
     last = lines[-1] if lines else ""
     if code is None:

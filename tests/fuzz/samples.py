@@ -1,4 +1,4 @@
-"""The real files that are changed: made once by the real commands at tiny size."""
+"""The real files that are changed, made once by the real commands at tiny size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODEL = (
 MT30 = f"{MODEL} task_dim=4 tasks=[pendulum-spin,cartpole-balance]"
 TOY = f"{MODEL} task={STANDS}"
 TRAIN = f"{MT30} batch_size=8 log_freq=2 eval_freq=0 save_freq=5 data_dir=data work_dir=run"
-PLAIN = "save_csv=false"  # no figure, which takes longer than all the rest
+PLAIN = "save_csv=false"  # skips the figure, which takes longest
 ONLINE = f"{TOY} seed_steps=14 batch_size=4 horizon=2 eval_freq=0 save_freq=10 log_freq=5 work_dir=online {PLAIN}"
 FALLING = f"{MODEL} task={FALLS} episodic=true horizon=2 batch_size=4 eval_freq=0 save_freq=10 log_freq=5 {PLAIN}"
 FALLEN = f"{FALLING} mode=offline steps=1 work_dir=new teacher_config=null"
@@ -27,7 +27,7 @@ SHOWN = f"{FALLING} seed_steps=14 demonstrations=falls bc_coef=0.5"
 TAUGHT = f"{TRAIN} {PLAIN} teacher_config=null teachers={{pendulum-spin:spin.pt}}".replace(
     "work_dir=run", "work_dir=taught"
 )
-TUNED = (  # its widths are those of the file
+TUNED = (  # the file decides its widths
     f"task={STANDS} checkpoint=many.pt freeze=[encoder] num_samples=8 num_elites=4 num_pi_trajs=2 iterations=1 "
     f"num_threads=1 device=cpu compile=false seed_steps=14 batch_size=4 eval_freq=0 save_freq=10 log_freq=5 {PLAIN}"
 )
@@ -48,7 +48,7 @@ def make(folder: Path) -> None:
     command("collect", f"{MODEL} tasks=[pendulum-spin,cartpole-balance] episodes_per_task=2 data_dir=data")
     command("collect", f"{TOY} episodes_per_task=3 data_dir=toydata")
     command("collect", f"{MODEL} task={FALLS} episodes_per_task=2 data_dir=falls")
-    write_logs(folder / "falls")  # of other lengths
+    write_logs(folder / "falls")  # unequal lengths
     command("data", "convert data store")
     command("data", "convert falls fallstore")
     command("train", f"{TRAIN} steps=10 teacher_config=null")

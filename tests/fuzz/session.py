@@ -65,7 +65,7 @@ def supervise(options: argparse.Namespace, scratch: Path) -> int:
     begun = said = time.monotonic()
     while any(worker.is_alive() for worker in workers) or not results.empty():
         with contextlib.suppress(queue.Empty):
-            if (result := results.get(timeout=1)) is None:  # the time begins when the processes are warm
+            if (result := results.get(timeout=1)) is None:  # time counts once all processes are warm
                 begun = time.monotonic()
                 continue
             name, level, outcome, detail, words, kept, took = result
@@ -140,7 +140,7 @@ def work(seed: int, index: int, workers: int, share: int, only: str, scratch: Pa
             if job.checked and file.suffix == ".npy":
                 result = Result("wrong result", f"damage of {file} was not noticed")
             elif job.same is None or file.suffix not in (".pt", ".npy"):
-                pass  # nothing to compare with, or text that may say something else
+                pass  # nothing to compare with, or text that may differ
             elif content(folder / job.same) != _expected(name, file, template, scratch):
                 result = Result("wrong result", f"damage of {file} changed what is in {job.same}")
         faulty = result.outcome in FAULTS

@@ -1,4 +1,4 @@
-"""A process from which commands can be forked that have imported everything they need, and made what they all make."""
+"""A process that has imported what commands need and run some of them, so that forks of it start fast."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from tests.fuzz.jobs import JOBS
 from tests.fuzz.runner import exit_code, run_command
 
-#: Jobs that between them import what all need; a command costs seconds of imports and a tenth of a second of work.
+#: Jobs that together import what all jobs need, since imports take seconds and work a tenth of a second.
 _JOBS = (
     "evaluate", "collect", "resume, with a figure", "resume online", "quantize", "data verify store", "from-run",
     "data export terminating",

@@ -1,1 +1,1 @@
-"""Tests of what runs on a CUDA GPU; their logic has tests on a CPU elsewhere."""
+"""Tests that need a CUDA GPU; other tests check the same logic on a CPU."""

@@ -1,4 +1,4 @@
-"""Paths of their own on a CUDA GPU compute the same as the plain ones: `make gpu` runs these."""
+"""Code paths of a CUDA GPU compute the same as the plain ones; `make gpu` runs these tests."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ CLOSE: dict[str, float] = {"rtol": 1e-3, "atol": 2e-5}
 
 @pytest.fixture(autouse=True)
 def _exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products in float32, and not in the shorter type that GPUs may take for it."""
+    """Compute float32 products exactly, not in the shorter type (TF32) that GPUs may use for them."""
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
 
 
 def moved(numbers: Any, device: str) -> Any:
-    """Random numbers that were drawn on a CPU, elsewhere."""
+    """Move random numbers that were drawn on a CPU to a device."""
     return type(numbers)(*(None if x is None else x.to(device) for x in numbers))
 
 
@@ -81,7 +81,7 @@ def test_compiled_update_equals_the_plain_one(tiny_cfg: Config) -> None:
 
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_plan_as_one_graph_equals_the_plain_one(num_envs: int, tiny_cfg: Config) -> None:
-    """Also after the weights have changed in place, and in a second call, which repeats the graph."""
+    """The graph is repeated after the weights have changed in place."""
     cfg = tiny_cfg.replace(device="cuda")
     agent = TDMPC2(cfg)
     plain = agent.player(num_envs, seed=7)
@@ -98,7 +98,7 @@ def test_plan_as_one_graph_equals_the_plain_one(num_envs: int, tiny_cfg: Config)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_stacked_update_and_plan_equal_those_of_each_agent(kind: str) -> None:
-    """The stacked plan is one graph there."""
+    """On a GPU the stacked plan runs as one graph."""
     alone, stacked = agents(kind, device="cuda"), agents(kind, device="cuda")
     stack = StackedAgents(stacked)
     for number in range(3):

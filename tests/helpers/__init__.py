@@ -1,1 +1,1 @@
-"""Things that several test modules use: data, agents, runs, environments, commands."""
+"""Helpers of several test modules: data, agents, runs, environments, commands."""

@@ -12,7 +12,7 @@ from tdmpc2.data.dataset import Batch
 
 
 def small_config(**keys: Any) -> Config:
-    """A model that trains and plans in milliseconds, MT30 padding and ids."""
+    """Configure a model that trains and plans in milliseconds, with the padding and ids of MT30."""
     small: dict[str, Any] = {
         "task": "mt30", "model_size": None, "enc_dim": 16, "mlp_dim": 16, "latent_dim": 16, "task_dim": 8, "num_q": 3,
         "num_samples": 16, "num_elites": 4, "num_pi_trajs": 4, "iterations": 2, "batch_size": 8, "device": "cpu",
@@ -29,7 +29,7 @@ def random_batch(cfg: Config, seed: int, batch: int = 8) -> Batch:
 
 
 def make_teacher(cfg: Config) -> TDMPC2:
-    """An agent of another width whose rewards, 0.2 to 1, depend on all its inputs (a new one's are all zero)."""
+    """Make an agent of another width whose rewards, 0.2 to 1, depend on all inputs (a new agent's are zero)."""
     teacher = TDMPC2(cfg.replace(seed=7, model_size=None, latent_dim=24))
     model, generator = teacher.model, torch.Generator().manual_seed(3)
     last: Any = model._reward[-1]

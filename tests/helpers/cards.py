@@ -1,4 +1,4 @@
-"""Cards of checkpoints: a whole one, and files that an evaluation and a held-out measurement leave."""
+"""Cards of checkpoints, and the files of evaluations and held-out measurements that cards are made from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SHA256 = "ab" * 32
 
 
 def card(**changes: Any) -> dict[str, Any]:
-    """A card with every entry."""
+    """Make a card with every entry."""
     return {
         "format": 1,
         "written_by": "tdmpc2 0.2.0",

@@ -1,4 +1,4 @@
-"""Command lines of the documentation, read by the commands themselves."""
+"""Command lines of the documentation, parsed as the commands themselves would."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODULES = {
 
 
 def command_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The command that a line runs, and the words behind it; None if it runs something else.
+    """Find the command that a line runs and the words behind it; None if it runs something else.
 
     Args:
         words: the line without ``python``, such as ``["train.py", "steps=1"]`` or ``["tdmpc2", "train", "steps=1"]``.
@@ -45,7 +45,7 @@ def command_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def script_of(words: Sequence[str]) -> Path:
-    """The file that a line without a command runs, ``examples/demo.py`` or ``-m tdmpc2.config``."""
+    """Find the file that a line without a command runs: ``examples/demo.py`` or ``-m tdmpc2.config``."""
     if words[0] != "-m":
         return REPO / words[0]
     module = REPO / words[1].replace(".", "/")
@@ -53,7 +53,7 @@ def script_of(words: Sequence[str]) -> Path:
 
 
 def accepted(name: str, words: Sequence[str]) -> Sequence[str]:
-    """The overrides Hydra would get; empty for the commands without Hydra.
+    """Return the overrides that Hydra would get; they are empty for commands without Hydra.
 
     Raises:
         ValueError: the command would refuse the line.
@@ -62,7 +62,7 @@ def accepted(name: str, words: Sequence[str]) -> Sequence[str]:
     if hasattr(command, "APP"):
         return read_line(words, command.APP.groups, command.APP.bare).overrides
     if hasattr(command, "VERBS"):
-        if words:  # the text also names a command alone,
+        if words:  # pages also name a command alone,
             options = command.VERBS[words[0]].options
             if len(words) > 1:  # or with nothing but a verb
                 parse(words[1:], options)

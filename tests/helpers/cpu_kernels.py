@@ -27,7 +27,7 @@ def emulated(
     *,
     among_int8: bool = False,
 ) -> Tensor:
-    """The kernels' product, with exact sums."""
+    """Compute the kernels' product with exact sums."""
     factor = torch.ones(len(weight), 1) if scale is None else scale
     if weight.dtype == torch.int8 and (wide in (None, torch.int8) or among_int8):
         largest = 255 if wide in (None, torch.int8) else 4095

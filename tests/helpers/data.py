@@ -27,7 +27,7 @@ ALL = (0, 1, 2)
 def fields(
     tasks: list[int], first: int = 0, length: int = L, obs_dim: int = 4, action_dim: int = 2
 ) -> dict[str, Tensor]:
-    """Episodes ``first``, ``first + 1``, ... of the given tasks: obs[e, t] = (e, t, ...), reward[e, t] = 100 e + t."""
+    """Make episodes ``first``, ``first + 1``, ... of tasks: obs[e, t] = (e, t, ...), reward[e, t] = 100 e + t."""
     episode = torch.arange(first, first + len(tasks), dtype=torch.float32)[:, None].expand(-1, length + 1)
     row = torch.arange(length + 1, dtype=torch.float32).expand(len(tasks), -1)
     obs, action = torch.zeros(*row.shape, obs_dim), torch.zeros(*row.shape, action_dim)
@@ -45,7 +45,7 @@ def in_memory(tasks: list[int], length: int = L) -> EpisodeDataset:
 
 
 def save_raw(path: Path, data: dict[str, Any]) -> Path:
-    """A file as others may have written it, without the checks of ``write_chunk``."""
+    """Save a file as others may have written it, without the checks of ``write_chunk``."""
     torch.save(TensorDict(data, batch_size=data["reward"].shape[:1]), path)
     return path
 
@@ -97,7 +97,7 @@ EPISODES = 7
 def make_store(
     path: Path, cfg: Config, episodes: int = EPISODES, dtype: str = "float32", seed: int = 0
 ) -> EpisodeStore:
-    """Random episodes of the tasks in turn."""
+    """Make a store of random episodes of the tasks in turn."""
     meta = StoreMeta(cfg.task, cfg.task_specs, episodes, dtype)
     shape, layout = (episodes, meta.layout.rows), meta.layout
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Both forms of one data set, and the answers of ``tdmpc2 data``."""
+"""Both forms of one data set, for tests of ``tdmpc2 data``."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tdmpc2.data.store.meta import StoreFile, StoreMeta
 from tdmpc2.data.store.store import header
 from tests.helpers.data import SPECS, L, save_raw
 
-TASKS = [0, 0, 1, 0, 1, 0, 0, 1, 1]  # and none of task 2
+TASKS = [0, 0, 1, 0, 1, 0, 0, 1, 1]  # task 2 has no episode
 FORMS = ("chunks", "store")
 
 
 def episodes(tasks: list[int] = TASKS, seed: int = 0) -> dict[str, Tensor]:
-    """Random episodes in the padded form, as a recording has them."""
+    """Make random episodes in the padded form, as a recording has them."""
     generator = torch.Generator().manual_seed(seed)
     n, task = len(tasks), torch.tensor(tasks, dtype=torch.int32)
     own_obs = torch.arange(4) < torch.tensor([s.obs_dim for s in SPECS])[task.long(), None]
@@ -34,7 +34,7 @@ def episodes(tasks: list[int] = TASKS, seed: int = 0) -> dict[str, Tensor]:
 
 
 def write_chunks(root: Path, data: dict[str, Tensor], sizes: tuple[int, ...] = (4, 5)) -> Path:
-    """Chunk files of some episodes each, unchecked, with the record of collecting that names the tasks."""
+    """Write chunk files of some episodes each, unchecked, with the record of collecting that names the tasks."""
     root.mkdir(parents=True)
     parts = [
         dict(zip(data, values, strict=True)) for values in zip(*(v.split(sizes) for v in data.values()), strict=True)
@@ -47,7 +47,7 @@ def write_chunks(root: Path, data: dict[str, Tensor], sizes: tuple[int, ...] = (
 
 
 def write_store(root: Path, data: dict[str, Tensor], dtype: str = "float32", block: int = 2) -> Path:
-    """A store as its format describes it, unchecked, without the importer."""
+    """Write a store as its format describes it, unchecked and without the importer."""
     root.mkdir(parents=True)
     meta = StoreMeta("three", SPECS, len(data["task"]), dtype, block=block)
     rows = meta.row_format.join(data["obs"], data["action"], data["reward"]).numpy()

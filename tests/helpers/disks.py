@@ -10,7 +10,7 @@ import pytest
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """A disk that refuses to let a file grow beyond ``size`` bytes."""
+    """Let no file grow beyond ``size`` bytes, as on a full disk."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))

@@ -1,4 +1,4 @@
-"""Teachers and students that have learned something, and losses number by number."""
+"""Teachers and students that have learned something, and losses computed number by number."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ every_target = pytest.mark.parametrize("target", LIVE)
 
 
 def make_expert(cfg: Config, seed: int = 3) -> TDMPC2:
-    """A teacher with values and a policy that depend on their inputs, as after training."""
+    """Make a teacher whose values and policy depend on their inputs, as after training."""
     expert = make_teacher(cfg)
     generator, model = torch.Generator().manual_seed(seed), expert.model
     policy: Any = model._pi[-1]
@@ -37,7 +37,7 @@ def make_expert(cfg: Config, seed: int = 3) -> TDMPC2:
 
 
 def make_student(cfg: Config, expert: TDMPC2) -> TDMPC2:
-    """One that has learned something: a new one's rewards and values are zero. With a PCA if it needs one."""
+    """Make a student whose rewards and values are not zero as in a new one, with a PCA if it needs one."""
     student = TDMPC2(cfg, expert)
     generator, model = torch.Generator().manual_seed(11), student.model
     with torch.no_grad():
@@ -50,7 +50,7 @@ def make_student(cfg: Config, expert: TDMPC2) -> TDMPC2:
 
 
 def decoded(logits: Tensor) -> float:
-    """The value of one row of logits, number by number."""
+    """Compute the value of one row of logits, number by number."""
     exps = [math.exp(x) for x in logits.tolist()]
     mean = sum(e * c for e, c in zip(exps, BINS.tolist(), strict=True)) / sum(exps)
     return math.copysign(math.expm1(abs(mean)), mean)

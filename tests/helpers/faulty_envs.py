@@ -1,7 +1,7 @@
-"""Small Gymnasium environments that do what no environment may; importing the module registers them.
+"""Small Gymnasium environments with faults; importing the module registers them.
 
-``tests.helpers.faulty_envs:NAME-v0`` does it in step 3 of 8, in its episodes of a seed other than 101 as well unless
-the name says so.
+``tests.helpers.faulty_envs:NAME-v0`` has its fault in step 3 of 8, and in episodes of other seeds than 101 as well
+unless the name says so.
 """
 
 from __future__ import annotations

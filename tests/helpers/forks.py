@@ -1,4 +1,4 @@
-"""Commands in forks of one process that has everything imported: they start in a tenth of a second, not in several.
+"""Commands in forks of one process that has everything imported, so that they start in a tenth of a second.
 
 A fork is a process of its own. It can be killed or stopped by a signal as one that a shell has started.
 """
@@ -80,23 +80,23 @@ for line in sys.stdin:
 
 
 def environment() -> dict[str, str]:
-    """The variables of a command: one thread, wide lines, no network."""
+    """Return the variables of a command: one thread, wide lines, no network."""
     own = {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "WANDB_MODE": "disabled", "PYTHONPATH": str(REPO)}
     return {**{k: v for k, v in os.environ.items() if k not in ("TDMPC2_TRACEBACK", "FORCE_COLOR")}, **own}
 
 
 class Job:
-    """A command at work, with the leading methods of ``subprocess.Popen``; its output is in files."""
+    """A command at work, with the main methods of ``subprocess.Popen``; its output is in files."""
 
     def __init__(self, pid: int, code: Path, out: Path, err: Path) -> None:
         self.pid, self.out, self.err, self._code = pid, out, err, code
 
     def poll(self) -> int | None:
-        """The exit code; None while it runs."""
+        """Return the exit code, or None while the command runs."""
         return int(self._code.read_text()) if self._code.exists() else None
 
     def wait(self, timeout: float = 60) -> int:
-        """Wait for the end; returns the exit code."""
+        """Wait for the command's end and return its exit code."""
         deadline = time.monotonic() + timeout
         while (code := self.poll()) is None:
             assert time.monotonic() < deadline, f"still running after {timeout} s: {self.out.read_text()}"
@@ -104,7 +104,7 @@ class Job:
         return code
 
     def wait_for(self, text: str, timeout: float = 60) -> None:
-        """Wait until it has printed a text."""
+        """Wait until the command has printed a text."""
         deadline = time.monotonic() + timeout
         while text not in self.out.read_text():
             assert self.poll() is None, self.out.read_text() + self.err.read_text()
@@ -112,7 +112,7 @@ class Job:
             time.sleep(0.005)
 
     def kill(self) -> None:
-        """Kill it and what it has started, if it still runs."""
+        """Kill the command and what it has started, if it still runs."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 

@@ -149,7 +149,7 @@ def serving() -> Iterator[Hub]:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, url: str, cache: Any, offline: bool = False) -> None:
-    """Point the client of this process to a hub and a cache, as its environment variables do when it is imported."""
+    """Point the client of this process to a hub and a cache, which it otherwise learns when it is imported."""
     from huggingface_hub import constants
 
     monkeypatch.setenv("HF_TOKEN", TOKEN)

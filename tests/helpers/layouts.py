@@ -17,7 +17,7 @@ PARTS = ("weight", "bias", "ln.weight", "ln.bias")
 def shapes_a(
     *, enc=8, enc_layers=2, mlp=16, latent=8, num_q=2, tasks=30, emb=4, obs=5, action=3, bins=11
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of layout (a), written down a second time."""
+    """List the names and shapes of layout (a), written down independently of the package."""
     emb = emb if tasks else 0
     nets = {
         "_encoder.state": ([obs + emb, *[enc] * (enc_layers - 1), latent], True),
@@ -42,7 +42,7 @@ def state_a(seed: int = 0, **sizes: int) -> dict[str, Tensor]:
 
 
 def meta_a(size: int, task: str) -> dict[str, Tensor]:
-    """A model of a published size without memory, with its sizes written down."""
+    """Make a state of a published size on the meta device, without memory."""
     widths = MODEL_SIZES[size]
     emb = 96 if task == "mt80" or size in (1, 317) else 64
     dims = {"mt30": (30, 24, 6), "mt80": (80, 39, 6), "walker-walk": (0, 24, 6)}[task]
@@ -62,7 +62,7 @@ def meta_a(size: int, task: str) -> dict[str, Tensor]:
 
 
 def state_c(a: dict[str, Tensor], encoder_layers: int) -> dict[str, Tensor]:
-    """Layout (c) of a layout (a) state, pair by pair."""
+    """Convert a state of layout (a) to layout (c), pair by pair."""
     pairs = {"_dynamics.0.0": "_dynamics.0", "_dynamics.0.3": "_dynamics.1", "_dynamics.0.6": "_dynamics.2"}
     pairs |= {"_dynamics.0.1": "_dynamics.0.ln", "_dynamics.0.4": "_dynamics.1.ln", "_dynamics.1": "_dynamics.2.ln"}
     for net in ("_reward", "_pi"):
@@ -76,7 +76,7 @@ def state_c(a: dict[str, Tensor], encoder_layers: int) -> dict[str, Tensor]:
 
 
 def quantised(a: dict[str, Tensor]) -> dict[str, Tensor]:
-    """This project's int8 form: matrices int8 with one scale per row and head, the rest half precision, no targets."""
+    """Make this project's int8 form: matrices in int8 with scales, the rest in half precision, no target heads."""
     state: dict[str, Tensor] = {}
     for name, tensor in a.items():
         if name.startswith("_target_Qs"):

@@ -1,4 +1,4 @@
-"""Data sets as others make them: random play of three public environments recorded by Minari, and files as newt's."""
+"""Data sets as others make them: random play recorded by Minari, and files in the form of newt's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS = 40
 def record(
     task: str, root: Path, monkeypatch: pytest.MonkeyPatch, form: str = "hdf5", episodes: int | None = None
 ) -> str:
-    """Record a data set of a task into a folder of data sets; returns its id."""
+    """Record a data set of a task into a folder of data sets and return its id."""
     import minari
 
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
@@ -36,7 +36,7 @@ def record(
 
 
 def environment(task: str) -> gymnasium.Env[Any, Any]:
-    """An environment as others build it: not by this package where there is another way."""
+    """Build an environment as others do, and not by this package where there is another way."""
     if task == "walker-walk":
         from tdmpc2 import make_env
 
@@ -49,7 +49,7 @@ def environment(task: str) -> gymnasium.Env[Any, Any]:
 
 
 def play(env: gymnasium.Env[Any, Any], seed: int) -> Any:
-    """Play an episode of random actions, as one of Minari's buffers: it may terminate, or is cut off."""
+    """Play an episode of random actions as one of Minari's buffers; it may terminate or be cut off."""
     from minari.data_collector.episode_buffer import EpisodeBuffer
 
     obs, _ = env.reset(seed=seed)
@@ -73,7 +73,7 @@ def play(env: gymnasium.Env[Any, Any], seed: int) -> Any:
 
 
 def demonstrations(lengths: tuple[int, ...], dims: tuple[int, int], ended: int | None = None) -> dict[str, Tensor]:
-    """Fields of a file of MMBench: random episodes of a task of these sizes, padded; one may terminate."""
+    """Make the fields of a file of MMBench: random episodes of one task, padded; one may terminate."""
     generator = torch.Generator().manual_seed(1)
     counts = torch.tensor(lengths) + 1
     episode, first = torch.arange(len(lengths)).repeat_interleave(counts), counts.cumsum(0) - counts
@@ -89,7 +89,7 @@ def demonstrations(lengths: tuple[int, ...], dims: tuple[int, int], ended: int |
 
 
 def write_demonstrations(path: Path, lengths: tuple[int, ...], dims: tuple[int, int]) -> None:
-    """Write such a file."""
+    """Write a file of demonstrations in the form of MMBench."""
     fields = demonstrations(lengths, dims)
     torch.save(TensorDict(fields, batch_size=[len(fields["obs"])]), path)
 

@@ -1,4 +1,4 @@
-"""A small model of several tasks, exported, and the program that uses the library of it."""
+"""Exported small models of several tasks, and the C++ programs that use the library."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZES: dict[str, Any] = {
 
 
 def checkpoint(path: Path, task: str = "mt30", **changes: Any) -> Path:
-    """Save an agent whose outputs are far from constant; of an ``episodic`` one the predicted terminations, too."""
+    """Save an agent whose outputs are far from constant, including the terminations of an ``episodic`` one."""
     agent = TDMPC2(Config(task=task, **{**SIZES, **changes}))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -72,17 +72,17 @@ def models_of(folder: Path, **changes: Any) -> dict[str, NativeSource]:
 
 
 def runnable() -> list[str]:
-    """Names of the variants of the kernels that this processor runs."""
+    """Name the variants of the kernels that this processor runs."""
     return [found.name for found in library.variants() if found.runs_here] if not library.reason() else ["scalar"]
 
 
 def agent_program(folder: Path, made: Path, *flags: str, compiler: str = "g++") -> Path:
-    """Compile tests/native/agent.cpp with the static library in a directory that was built in."""
+    """Compile tests/native/agent.cpp with the static library that was built in a directory."""
     return compiled(folder, made / "agent", *flags, str(made / "libtdmpc2.a"), compiler=compiler)
 
 
 def compiled(folder: Path, program: Path, *words: str, compiler: str = "g++") -> Path:
-    """Compile a program of tests/native, which is called as it is."""
+    """Compile the source in tests/native that has the program's name."""
     source = str(REPO / "tests" / "native" / f"{program.name}.cpp")
     command = [compiler, "-std=c++17", "-O1", "-I", str(folder / "include"), "-pthread", source, *words]
     done = subprocess.run([*command, "-o", str(program)], capture_output=True, text=True, timeout=300, check=False)

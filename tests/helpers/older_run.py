@@ -67,7 +67,7 @@ def make(archive: Path) -> None:
 
 
 def unpack(directory: Path) -> tuple[Config, Config]:
-    """Put data, teacher and run into a directory; returns the configurations that continue the run."""
+    """Put data, teacher and run into a directory and return the configurations that continue the run."""
     archive = Path(__file__).parents[1] / "golden" / "run_0.1.0.zip"
     shutil.unpack_archive(archive, directory)
     write_data(directory)

@@ -1,4 +1,4 @@
-"""Tiny runs that learn online, stopping them in a certain step, and comparing what they left."""
+"""Tiny runs that learn online, stopped in a certain step and compared by what they left."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def config(directory: Path, task: str = STANDS, **keys: Any) -> Config:
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[], None]) -> None:
-    """Do something in the turn of a step."""
+    """Call a function in the turn of a given step."""
     original = Explorer.act
 
     def act(self: Explorer, number: int, **kwargs: Any) -> Any:
@@ -38,7 +38,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[], None
 
 
 def assert_same(one: Path, two: Path) -> None:
-    """Two runs left the same weights, logs and buffers."""
+    """Check that two runs left the same weights, logs and buffers."""
     first, second = (torch.load(run / "state.pt", weights_only=True) for run in (one, two))
     assert all(torch.equal(tensor, second["weights"][name]) for name, tensor in first["weights"].items())
     assert first["parts"]["learner"] == second["parts"]["learner"]

@@ -1,4 +1,4 @@
-"""Numbers recorded from the reference's online agents: files, and the agents they are of.
+"""Numbers recorded from the reference's online agents, and agents rebuilt from them.
 
 Whatever a file holds follows from its arrays: sizes, discount, number of updates and plans. Another folder of such
 files is read by setting TDMPC2_GOLDEN to the folder above ``online``.
@@ -23,12 +23,12 @@ Recorded = dict[str, torch.Tensor]
 
 
 def golden_folder() -> Path:
-    """The folder that the files of ``online/`` are read from."""
+    """Return the folder that the files of ``online/`` are read from."""
     return Path(os.environ.get("TDMPC2_GOLDEN", SHARED / "golden")) / "online"
 
 
 def agent_files() -> list[tuple[Path, int]]:
-    """Files of agents, and their latent sizes; those of environments have another form."""
+    """List the files of agents with their latent sizes; those of environments have another form."""
     found = []
     for path in sorted(golden_folder().glob("*.npz")):
         with np.load(path) as arrays:
@@ -43,7 +43,7 @@ def read(path: Path) -> Recorded:
 
 
 def config_of(g: Recorded, **keys: Any) -> Config:
-    """The configuration of the agent that a file is of."""
+    """Return the configuration of the agent that a file was recorded from."""
     pixels = g["fwd/obs"].ndim == 4
     found = {"latent_dim": g["fwd/z"].shape[1], "num_q": len(g["fwd/q"])}
     if not pixels:

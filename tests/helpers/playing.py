@@ -19,7 +19,7 @@ from tests.helpers.toy_envs import STANDS
 
 
 def by_hand(spec: TaskSpec, seed: int, actions: Sequence[Floats]) -> tuple[np.ndarray, np.ndarray, bool, float]:
-    """Observations [T+1, obs_dim] and rewards [T] of one environment, until its episode ends."""
+    """Play one environment until its episode ends: observations [T+1, obs_dim] and rewards [T]."""
     env = make_env(spec.name, seed)
     observations, rewards, terminated, info = [env.reset()[0]], [], False, {"success": 0.0}
     for action in actions:
@@ -58,7 +58,7 @@ SMALL_AGENT: dict[str, Any] = {
 
 
 def fake(*tasks: tuple[str, list[float], list[float]], seed: int = 100) -> Evaluation:
-    """Results from (task, returns, successes)."""
+    """Make results from (task, returns, successes)."""
     return Evaluation(
         tuple(
             TaskResult(

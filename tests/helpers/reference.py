@@ -1,4 +1,4 @@
-"""Recorded numbers and published files: the tests' own, and the optional ones beside the repository."""
+"""Recorded numbers and published files: the tests' own ones, and optional ones beside the repository."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHARED = Path(os.environ.get("TDMPC2_SHARED", REPO.parent / "shared"))
 
 
 def shared_file(relative: str) -> Path:
-    """A file of ``../shared``; where it is absent the test is skipped, or fails if TDMPC2_REQUIRE_SHARED=1 (CI)."""
+    """Find a file of ``../shared``; without it the test is skipped, or fails if TDMPC2_REQUIRE_SHARED=1 (CI)."""
     path = SHARED / relative
     if not path.exists():
         absent = pytest.fail if os.environ.get("TDMPC2_REQUIRE_SHARED") == "1" else pytest.skip
@@ -24,7 +24,7 @@ def shared_file(relative: str) -> Path:
 
 
 def load_golden(name: str) -> dict[str, torch.Tensor]:
-    """Recorded arrays as tensors; small files live in tests/golden, larger ones in ``../shared/golden``."""
+    """Load recorded arrays as tensors; small files are in tests/golden, larger ones in ``../shared/golden``."""
     own = GOLDEN / name
     with np.load(own if own.exists() else shared_file(f"golden/{name}")) as arrays:
         return {

@@ -1,4 +1,4 @@
-"""Agents of single tasks that are stacked, and the same agents apart."""
+"""Agents of single tasks for stacks, and the same agents apart."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def agents(kind: str, **keys: Any) -> list[TDMPC2]:
     made = [TDMPC2(cfg) for cfg in configs(kind, **keys)]
     with torch.no_grad():
         for agent in made:
-            if agent.cfg.multitask:  # rows that are too long, which learning shortens
+            if agent.cfg.multitask:  # too long, so that learning shortens them
                 agent.model._task_emb.weight.mul_(100)
             last: Any = agent.model._reward[-1]
             last.weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(agent.cfg.seed))

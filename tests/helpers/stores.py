@@ -19,7 +19,7 @@ TASKS = [0, 1, 2, 2, 1, 0, 1]
 
 
 def make_chunks(root: Path, files: list[list[int]] | None = None, first: int = 0) -> Path:
-    """Chunk files of episodes of these tasks, numbered on from ``first``."""
+    """Write chunk files of episodes of these tasks, numbered on from ``first``."""
     for number, tasks in enumerate([TASKS[:3], TASKS[3:]] if files is None else files):
         write_chunk(root / f"chunk_{number}.pt", **fields(tasks, first))
         first += len(tasks)
@@ -27,12 +27,12 @@ def make_chunks(root: Path, files: list[list[int]] | None = None, first: int = 0
 
 
 def content(root: Path) -> dict[str, bytes]:
-    """All files of a directory, by name."""
+    """Read all files of a directory, by name."""
     return {path.name: path.read_bytes() for path in root.iterdir()}
 
 
 def obvious_rows(data: dict[str, Tensor], dtype: str = "float32") -> bytes:
-    """The values of ``rows.npy``, field by field with numpy."""
+    """Compute the values of ``rows.npy`` field by field with numpy."""
     record = [("obs", dtype, data["obs"].shape[2:]), ("action", dtype, data["action"].shape[2:]), ("reward", "<f4")]
     rows = np.zeros(data["reward"].shape, np.dtype(record, align=True))
     for name in ("obs", "action", "reward"):
@@ -42,7 +42,7 @@ def obvious_rows(data: dict[str, Tensor], dtype: str = "float32") -> bytes:
 
 
 def refused(tmp_path: Path, match: str, **arguments: Any) -> None:
-    """Importing ``chunks`` fails with this message, and everything is as it was."""
+    """Check that importing ``chunks`` fails with this message and changes nothing."""
     before = content(tmp_path / "chunks")
     with pytest.raises(ValueError, match=match):
         import_episodes([tmp_path / "chunks"], tmp_path / "out", "three", SPECS, **arguments)
@@ -51,7 +51,7 @@ def refused(tmp_path: Path, match: str, **arguments: Any) -> None:
 
 
 class Interrupt(BaseException):
-    """As a kill: nothing in the program handles it."""
+    """An exception that nothing in the program handles, so that it acts like a kill."""
 
 
 def write_until(monkeypatch: pytest.MonkeyPatch, blocks: int, error: BaseException) -> None:
@@ -66,7 +66,7 @@ def write_until(monkeypatch: pytest.MonkeyPatch, blocks: int, error: BaseExcepti
 
 
 def interrupted(root: Path, monkeypatch: pytest.MonkeyPatch, blocks: int = 2) -> tuple[Path, dict[str, bytes]]:
-    """Chunk files and an import of them that stopped, and what the whole store holds."""
+    """Stop an import of chunk files, and return what the whole store would hold."""
     chunks = make_chunks(root / "chunks")
     whole = content(import_episodes([chunks], root / "undisturbed", "three", SPECS, block=2, quiet=True).path)
     with monkeypatch.context() as patch:

@@ -14,7 +14,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def write_run(
     root: Path, seed: int, score: float | None, *, weight: float | None = None, step: int = 100, **changes: Any
 ) -> Path:
-    """The files that a run leaves behind; without a weight it has no teacher."""
+    """Write the files that a run leaves behind; without a weight it has no teacher."""
     name = "none" if weight is None else f"weight_{weight}"
     directory = root / str(seed) / "-".join([name, *map(str, changes.values())])
     directory.mkdir(parents=True)

@@ -15,7 +15,7 @@ def empty(store: EpisodeStore) -> TeacherTargets:
 
 
 def one_by_one(store: EpisodeStore, teacher: TDMPC2, episode: int, row: int) -> float:
-    """The slow, obvious way to the reward of a row."""
+    """Compute the teacher's reward of a row in the slow, obvious way."""
     obs, action, _ = store.meta.row_format.split(store.rows[episode])
     task = store.task[episode] if teacher.cfg.multitask else None
     return float(

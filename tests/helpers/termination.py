@@ -1,4 +1,4 @@
-"""Random models of tasks that may terminate, whose head predicts that some steps end the episode and others do not."""
+"""Random models of tasks that may terminate, whose head predicts the end for some steps and not for others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tdmpc2.nn.world_model import TaskContext, WorldModel
 
 
 def logits_of(model: WorldModel, z: Tensor, task: TaskContext, actions: Tensor) -> Tensor:
-    """Logits of termination after every action of sequences, [H, E, S].
+    """Compute the logits of termination after every action of sequences, [H, E, S].
 
     Args:
         model: has a termination head.
@@ -31,7 +31,7 @@ def balance(model: WorldModel, z: Tensor, task: TaskContext, actions: Tensor) ->
     A random head gives all steps nearly the same logit.
     """
     first, last = model._termination[0], model._termination[-1]
-    first.weight[:, model.cfg.latent_dim :] /= 20  # of the task: within each task there are both kinds
+    first.weight[:, model.cfg.latent_dim :] /= 20  # weights of the task, so that each task has steps of both kinds
     logits = logits_of(model, z, task, actions)
     spread = (logits - logits.mean(-1, keepdim=True)).std()
     last.weight.div_(spread)

@@ -54,7 +54,7 @@ for _name, _limit, _kwargs in (("Falls-v0", 9, {"falls_at": FALLS_AT}), ("Stands
 
 
 class Counter(gymnasium.Env):
-    """Observes how many steps it has made, as a matrix, and the last action."""
+    """An environment that observes its last action and, as a matrix, how many steps it has made."""
 
     observation_space = Box(0, 10, (2, 3), np.float64)
     action_space = Box(-2, 6, (1,), np.float32)
@@ -70,7 +70,7 @@ class Counter(gymnasium.Env):
 
 
 class PointEnv(gymnasium.Env[Any, Any]):
-    """A point on a line, pushed to and fro; a step's reward is 1 at 0.5 and falls to 0 at a distance of 0.5."""
+    """A point that is pushed along a line; its reward is 1 at 0.5 and falls to 0 at a distance of 0.5."""
 
     observation_space = Box(-2, 2, (1,), np.float32)
     action_space = Box(-1, 1, (1,), np.float32)
@@ -90,7 +90,7 @@ if "Point-v0" not in gymnasium.registry:
 
 
 class SeeingEnv(gymnasium.Env[Any, Any]):
-    """Observes two cameras, one in grey, and two vectors; all of it tells the step."""
+    """An environment that observes two cameras, one of them grey, and two vectors; all of them tell the step."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
     observation_space = Dict({
@@ -125,7 +125,7 @@ class SeeingEnv(gymnasium.Env[Any, Any]):
 
 
 class TargetEnv(PointEnv):
-    """The point of :class:`PointEnv`; its target, 0.5 or -0.5, is seen only: one half of the image is bright."""
+    """The point of :class:`PointEnv` with a target, 0.5 or -0.5, that only the bright half of an image shows."""
 
     observation_space = Dict({"point": Box(-2, 2, (1,), np.float32), "view": Box(0, 255, (40, 40, 3), np.uint8)})
 

@@ -1,4 +1,4 @@
-"""A terminal one can read, and the files of a logger."""
+"""A terminal that can be read, and the files of a logger."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ OFF = "Weights & Biases: off (set wandb_project to turn it on)"
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal, and knows what one shows."""
+    """A stream that claims to be a terminal and knows what it shows."""
 
     def isatty(self) -> bool:
         return True
 
     def screen(self) -> list[str]:
-        """Lines that are visible in the end: carriage return, cursor up and erase line are followed."""
+        """Return the lines that are finally visible; carriage return, cursor up and erase line are obeyed."""
         lines, row = [""], 0
         for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\n|\r|[^\x1b\n\r]+", self.getvalue()):
             if part == "\n":

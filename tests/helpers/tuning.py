@@ -21,7 +21,7 @@ BASE = {name: value for name, value in SMALL.items() if name not in ("model_size
 
 
 def file_of_many(directory: Path, specs: tuple[TaskSpec, ...] = (OTHERS[0], STANDS_SPEC, OTHERS[1])) -> Path:
-    """A model of some tasks whose rewards, values and policy depend on all their inputs."""
+    """Save a model of some tasks whose rewards, values and policy depend on all their inputs."""
     directory.mkdir(parents=True, exist_ok=True)
     agent = TDMPC2(Config(**{**SMALL, **WIDE, "seed_steps": None}, task="mt30", task_specs=specs, seed=5))
     generator = torch.Generator().manual_seed(3)
@@ -34,6 +34,6 @@ def file_of_many(directory: Path, specs: tuple[TaskSpec, ...] = (OTHERS[0], STAN
 
 
 def tuned(directory: Path, start: Path, task: str = STANDS, **keys: Any) -> Config:
-    """The run that a command line with these keys makes."""
+    """Train the run that a command line with these keys makes."""
     typed = {**BASE, "task": task, "checkpoint": str(start), "work_dir": str(directory / "run"), **keys}
     return parse_cfg(keys_from_checkpoint(typed, typed.keys()))

@@ -1,4 +1,4 @@
-"""Episodes of lengths of their own, whose rows can be recognised."""
+"""Episodes of different lengths whose rows can be recognised."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def index_of(lengths: list[int], terminated: list[bool], tasks: list[int]) -> Ep
 
 
 def unequal(index: EpisodeIndex, first: int = 0) -> dict[str, Tensor]:
-    """The fields of a chunk: obs of row t of episode e is (e, t, ...), its reward 100 e + t."""
+    """Make the fields of a chunk: obs of row t of episode e is (e, t, ...), its reward 100 e + t."""
     number = (first + torch.arange(len(index)).repeat_interleave(index.counts)).float()
     row = torch.cat([torch.arange(count) for count in index.counts.tolist()]).float()
     obs, action, reward = torch.zeros(len(row), 4), torch.zeros(len(row), 2), 100 * number + row
@@ -36,7 +36,7 @@ def unequal(index: EpisodeIndex, first: int = 0) -> dict[str, Tensor]:
 
 
 def write_parts(root: Path, index: EpisodeIndex, cut: int) -> Path:
-    """Two chunk files, the first with ``cut`` episodes; either may be left out."""
+    """Write two chunk files, the first with ``cut`` episodes; either may be left out."""
     parts = torch.arange(len(index)).split([cut, len(index) - cut])
     for number, own in enumerate(part for part in parts if len(part)):
         write_unequal(root / f"chunk_{number}.pt", **unequal(index.take(own), int(own[0])))
@@ -44,7 +44,7 @@ def write_parts(root: Path, index: EpisodeIndex, cut: int) -> Path:
 
 
 def write_logs(directory: Path, task: str = FALLS, ends: Sequence[tuple[int, bool]] = ENDS, seed: int = 0) -> Path:
-    """Episodes of a toy environment as a user's program may have logged them: steps, and whether it fell."""
+    """Write episodes of a toy environment as a user's program may log them: steps, and whether it fell."""
     rng = np.random.default_rng(seed)
     logs = [
         (rng.standard_normal((steps + 1, 4)), rng.uniform(-1, 1, (steps, 2)), rng.uniform(size=steps))

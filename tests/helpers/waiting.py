@@ -1,4 +1,4 @@
-"""A module whose import ends only with its process, like a simulator that hangs."""
+"""A module whose import never ends, like a simulator that hangs."""
 
 import threading
 

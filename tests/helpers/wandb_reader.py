@@ -1,4 +1,4 @@
-"""Reads an offline Weights & Biases run: a LevelDB-style log of ``wandb.proto`` messages.
+"""A reader of offline Weights & Biases runs, which are LevelDB-style logs of ``wandb.proto`` messages.
 
 The file is a 7-byte header and blocks of 32 KiB. A block holds chunks of (checksum, length, kind) and payload; a record
 is one chunk, or several of them when it crosses blocks.
@@ -22,7 +22,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 @dataclass
 class OfflineRun:
-    """Content of one ``.wandb`` file. Keys of nested items are joined with dots."""
+    """The content of one ``.wandb`` file. Keys of nested items are joined with dots."""
 
     run_id: str = ""
     project: str = ""
@@ -37,12 +37,12 @@ class OfflineRun:
     exit_code: int | None = None
 
     def series(self, name: str) -> list[tuple[Any, Any]]:
-        """(step, value) of every history row that holds metric ``name``."""
+        """List (step, value) of every history row that holds metric ``name``."""
         return [(row["step"], row[name]) for row in self.history if name in row]
 
 
 def read_run(path: Path) -> OfflineRun:
-    """Read a ``.wandb`` file; AssertionError if it is damaged."""
+    """Read a ``.wandb`` file; raises an AssertionError if it is damaged."""
     run = OfflineRun()
     for payload in _payloads(path.read_bytes()):
         record = wandb_internal_pb2.Record()

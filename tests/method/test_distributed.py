@@ -1,4 +1,4 @@
-"""Two processes update and evaluate as one does; the parts of that."""
+"""Two processes update and evaluate as one process does."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ALL_TARGETS = ("reward", "value 0.2", "policy 0.2", "next_state_linear 0.1")
 
 
 def computing_in(agent: TDMPC2, dtype: torch.dtype) -> TDMPC2:
-    """The agent with everything that it computes with in another type, as nobody but this test has it."""
+    """Convert everything that an agent computes with to another type, for this test only."""
     agent.model.to(dtype)
     agent.scale = agent.scale.to(dtype)
     distillation = agent.distillation
@@ -43,7 +43,7 @@ def computing_in(agent: TDMPC2, dtype: torch.dtype) -> TDMPC2:
 
 
 def make_agent(group: ProcessGroup, taught: bool) -> TDMPC2:
-    """An agent with dropout, embeddings of norm above 1 and values that differ enough to move their scale."""
+    """Make an agent with dropout, embeddings of norm above 1 and values that differ enough to move their scale."""
     keys = {**TINY, "tasks": None, "dropout": 0.2, "num_q": 3, "lr": 1e-3}
     cfg = Config(**keys)
     teacher = None
@@ -54,7 +54,7 @@ def make_agent(group: ProcessGroup, taught: bool) -> TDMPC2:
     agent = TDMPC2(cfg, teacher, group)
     with torch.no_grad():
         agent.model._task_emb.weight.mul_(100)
-        # 0 by default; with these, values are of order one, for which an absolute tolerance is meant.
+        # 0 by default. These make values of order one, for which absolute tolerances make sense.
         agent.model._Qs.params[8].normal_(std=0.6, generator=torch.Generator().manual_seed(1))
     agent.model.reset_target()
     return agent
@@ -71,7 +71,7 @@ def draw(step: int, batch_size: int, dtype: torch.dtype) -> Batch:
 
 
 def updates(group: ProcessGroup, dtype: torch.dtype, taught: bool) -> dict[str, Any]:
-    """20 updates of which every process takes its rows."""
+    """Make 20 updates of which every process takes its rows."""
     agent = computing_in(make_agent(group, taught), dtype)
     norm = agent.model._task_emb.weight.norm(dim=-1).min()
     own = group.rows(16)
@@ -87,7 +87,7 @@ def updates(group: ProcessGroup, dtype: torch.dtype, taught: bool) -> dict[str, 
 
 
 def play(group: ProcessGroup) -> list[tuple[Any, ...]]:
-    """An evaluation of five episodes and the files of its one video."""
+    """Run an evaluation of five episodes and return its result and the files of its one video."""
     cfg = parse_cfg({**TINY, "task": STANDS, "tasks": None, "mpc": False, "eval_episodes": 5, "save_video": True})
     filmed: list[str] = []
     result = evaluate(TDMPC2(cfg, group=group), film=lambda task, frames: filmed.append(f"{task} {len(frames)}"))
@@ -110,7 +110,7 @@ def _one_of_two(rank: int, port: int, directory: str) -> None:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], ...]:
-    """Of one process, and of each of two."""
+    """Return the results of one process and of each of two."""
     directory, context, port = tmp_path_factory.mktemp("results"), multiprocessing.get_context("spawn"), free_port()
     processes = [context.Process(target=_one_of_two, args=(rank, port, str(directory))) for rank in (0, 1)]
     for process in processes:
@@ -127,8 +127,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], .
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_two_processes_update_as_one(results: tuple[dict[str, Any], ...], dtype: torch.dtype, taught: bool) -> None:
     alone, first, second = (result[f"{dtype} {taught}"] for result in results)
-    assert alone["norm"] > 1  # so that embeddings were rescaled
-    assert alone["training"]["scale"].max() > 1.01  # so that a scale of each half's values would have shown
+    assert alone["norm"] > 1  # embeddings were rescaled
+    assert alone["training"]["scale"].max() > 1.01  # it would show if each half had its own scale
     close = {"atol": DTYPES[dtype], "rtol": 0.0}
     for part in ("weights", "stats"):
         for name, value in alone[part].items():
@@ -228,7 +228,7 @@ def test_stop_on_signal_of_queue_is_handed_on_at_the_end(monkeypatch: pytest.Mon
 
 
 def test_evaluation_by_more_processes_than_episodes_works() -> None:
-    """The last of four has no episode, and has the whole result."""
+    """The last of four processes plays no episode and still gets the whole result."""
     cfg = parse_cfg({**TINY, "task": STANDS, "tasks": None, "mpc": False, "eval_episodes": 3})
     shares: list[Any] = []
 

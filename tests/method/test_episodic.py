@@ -25,7 +25,7 @@ from tests.helpers.cpu_kernels import needs_library
 
 @pytest.fixture
 def agent(tiny_cfg: Config) -> TDMPC2:
-    """Many tasks, and a head whose predictions are of both kinds."""
+    """Make an agent of many tasks whose head predicts the end for some steps and not for others."""
     agent = TDMPC2(tiny_cfg.replace(episodic=True))
     with torch.no_grad():
         agent.model._task_emb.weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
@@ -48,7 +48,7 @@ def test_termination_head_reads_latent_and_task(agent: TDMPC2) -> None:
 
 
 def test_model_without_terminations_has_no_head(tiny_cfg: Config) -> None:
-    """Its file opens in the reference, which would refuse one."""
+    """The reference opens a file of such a model, and would refuse one with a termination head."""
     assert not [name for name in TDMPC2(tiny_cfg).model.state_dict() if "termination" in name]
 
 
@@ -85,7 +85,7 @@ def test_td_target_of_a_terminated_step_is_its_reward(agent: TDMPC2) -> None:
 
 
 def value_step_by_step(model: Any, z: Tensor, task: Any, actions: Tensor, eps: Tensor, heads: Tensor) -> Tensor:
-    """The planner value in the words of its definition: what comes after a predicted termination does not count."""
+    """Compute the planner's value by its definition: nothing counts after a predicted termination."""
     total, ended, discount = torch.zeros(actions.shape[0], actions.shape[2]), 0, task.discount.squeeze(-1)
     z = z.unsqueeze(1).expand(-1, actions.shape[2], -1)
     for t in range(actions.shape[1]):
@@ -98,7 +98,7 @@ def value_step_by_step(model: Any, z: Tensor, task: Any, actions: Tensor, eps: T
 
 
 def test_planner_value_ends_with_a_predicted_termination(agent: TDMPC2) -> None:
-    """Of many tasks at once, each with its own embedding."""
+    """Several tasks are planned for at once, each with its own embedding."""
     model, cfg, draw = agent.model, agent.cfg, torch.Generator().manual_seed(4)
     with torch.no_grad():
         for layer in (model._reward[-1].weight, model._Qs.params[8]):
@@ -159,7 +159,7 @@ def test_compiled_losses_of_an_episodic_agent_are_one_graph(tiny_cfg: Config) ->
 @needs_library
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])
 def test_episodic_agent_from_a_file_plans_with_the_kernels(agent: TDMPC2, precision: str) -> None:
-    """Without being asked for, as other agents do."""
+    """The kernels are chosen automatically, as they are for other agents."""
     file = {"model": agent.model.state_dict(), "config": agent.cfg.to_dict()}
     loaded = load_agent(file, device="cpu", precision=precision, quiet=True)
     loaded.act(torch.zeros(2, agent.cfg.obs_dim), t0=True, task=[0, 3])

@@ -1,4 +1,4 @@
-"""Single-task agents, with and without terminations, against numbers recorded from the reference's online training."""
+"""Single-task agents are compared with numbers recorded from the reference's online training."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def test_recorded_weights_and_discount_are_those_of_the_rule(case: Case) -> None:
-    """The files hold no weights, but the seed they are drawn with and their sums."""
+    """The files hold the seed and the sums of the weights instead of the weights themselves."""
     for name, tensor in case.weights.items():
         if name != "_termination.2.bias":
             total, absolute = case.g[f"weight_sum/{name}"].tolist()
@@ -80,13 +80,13 @@ def test_forward_of_single_task_model_matches_recorded(case: Case) -> None:
 
 
 def test_plans_of_single_task_model_match_recorded(case: Case) -> None:
-    """Sequences of calls: the first at the start of an episode, later ones warm-started."""
+    """The first call of a sequence starts an episode, and later ones continue the previous plan."""
     check_plans(case, {})
 
 
 @needs_library
 def test_plans_with_the_kernels_match_recorded(case: Case) -> None:
-    """Values and elites follow the predicted terminations, which the kernels keep to themselves."""
+    """The kernels do not return predicted terminations, but values and elites depend on them."""
     check_plans(case, dict(PackedNetworks(case.agent.model).functions()))
 
 

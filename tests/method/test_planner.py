@@ -32,7 +32,7 @@ def model(published: dict[str, torch.Tensor]) -> WorldModel:
 
 
 def recorded_noise(g: dict[str, torch.Tensor], cases: list[int], call: int) -> planner.PlanNoise:
-    """The recorded draws; the executed elite is forced through the Gumbel noise."""
+    """Return the recorded draws, with Gumbel noise that forces the recorded elite to be executed."""
     num = len(cases)
     elite = torch.full((num, CFG.num_elites), -torch.inf)
     elite[torch.arange(num), g["selected_idx"][cases, call]] = 0
@@ -59,7 +59,7 @@ def test_planner_policy_rollout_matches_recorded(model: WorldModel, g: dict[str,
 def test_plan_mean_is_executed_if_asked_for(
     model: WorldModel, g: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The elites' weighted mean of the first step, instead of one of them; the plan that is kept stays the same."""
+    """plan_action=mean executes the elites' mean instead of one elite, and keeps the same plan."""
     cases, call = list(range(6)), 0
     task = model.context(g["task"])
     start = torch.zeros(6, CFG.horizon, CFG.action_dim)
@@ -74,7 +74,7 @@ def test_plan_mean_is_executed_if_asked_for(
 def test_plan_starts_at_the_rollout_of_the_policy_if_asked_for(
     model: WorldModel, g: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The actions of its mean along what it imagines, whatever the previous plan was; its samples are the same."""
+    """plan_start=policy begins at the policy's mean actions instead of the previous plan, with the same samples."""
     monkeypatch.setattr(model, "cfg", CFG.replace(plan_start="policy"))
     cases, z, task = list(range(6)), g["z"][:, 0], model.context(g["task"])
     generator = torch.Generator().manual_seed(1)
@@ -100,7 +100,7 @@ def test_plan_starts_at_the_rollout_of_the_policy_if_asked_for(
 
 
 def test_each_iteration_matches_recorded(model: WorldModel, g: dict[str, torch.Tensor]) -> None:
-    """One iteration at a time from the recorded mean and std: values, elites, weights, refit."""
+    """Each iteration starts at the recorded mean and std; values, elites, scores and the new fit are compared."""
     task = model.context(g["task"]).unsqueeze(1)
     cases = list(range(6))
     for call in range(2):
@@ -121,7 +121,7 @@ def test_each_iteration_matches_recorded(model: WorldModel, g: dict[str, torch.T
 def test_planner_free_running_plans_match_recorded(
     model: WorldModel, g: dict[str, torch.Tensor], cases: list[int]
 ) -> None:
-    """Two successive calls, single and batched over different tasks, with and without exploration noise."""
+    """Two successive calls are planned alone and in a batch of tasks, with and without exploration noise."""
     task = model.context(g["task"][cases])
     prev_mean = torch.zeros(len(cases), 3, 6)
     for call in range(2):
@@ -138,7 +138,7 @@ def test_planner_free_running_plans_match_recorded(
 
 
 def test_planner_batched_equals_single_in_float64(published: dict[str, torch.Tensor]) -> None:
-    """Own random draws, all noise active. In float32 sums differ in the last bit and an elite may flip."""
+    """In float32, sums differ in the last bit and another elite may be chosen."""
     model = WorldModel(CFG)
     model.load_state_dict(published)
     model.double().requires_grad_(False)
@@ -179,7 +179,7 @@ def test_planner_inactive_dimensions_stay_zero(tiny_cfg: Config) -> None:
 
 
 def test_plan_of_non_finite_model_is_finite(tiny_cfg: Config) -> None:
-    """Some values that overflow spoil no plan; acting refuses where all of them do (tests/trust/test_acting.py)."""
+    """Values that overflow do not spoil a plan; acting refuses if all of them do (tests/trust/test_acting.py)."""
     model = WorldModel(tiny_cfg).requires_grad_(False)
     model._reward[-1].bias.fill_(float("nan"))  # type: ignore[union-attr,operator]
     context, noise = model.context(torch.zeros(1).long()), planner.draw_noise(tiny_cfg, 1, torch.device("cpu"), None)
@@ -188,7 +188,7 @@ def test_plan_of_non_finite_model_is_finite(tiny_cfg: Config) -> None:
 
 
 def test_planner_needs_no_device_synchronisation(tiny_cfg: Config) -> None:
-    """Reading a tensor on the host fails on a fake tensor, so a whole plan traces only without any such read."""
+    """On fake tensors, a plan that reads a tensor on the host would fail."""
     with FakeTensorMode():
         model = WorldModel(tiny_cfg).requires_grad_(False)
         ids = torch.arange(3)
@@ -209,7 +209,7 @@ class TestAct:
         assert agent.act(torch.zeros(5, 24), t0=True, task=3).shape == (5, 6)
 
     def test_act_episode_start_is_per_environment(self, tiny_cfg: Config) -> None:
-        """A row that starts forgets its plan, the others continue theirs."""
+        """An environment that starts an episode forgets its plan, and the others continue theirs."""
         obs = torch.randn(2, 24, generator=torch.Generator().manual_seed(1))
         means = []
         for t0 in ([True, True], [True, False], [False, False]):
@@ -267,7 +267,7 @@ class TestAct:
             assert np.array_equal(TDMPC2(tiny_cfg).act(obs, t0=t0, task=[0, 2]), first)
 
     def test_act_start_as_number_is_as_bool(self, tiny_cfg: Config) -> None:
-        """0 continues the plan as False does, 1 begins one as True does."""
+        """t0=0 continues the plan as False does, and t0=1 begins one as True does."""
         outcomes = []
         for later in (0, False, 1, True):
             agent = TDMPC2(tiny_cfg)

@@ -15,7 +15,7 @@ def observation(seed: int) -> Tensor:
 
 
 def test_act_other_task_without_start_raises(tiny_cfg: Config) -> None:
-    """A second caller once overwrote the plan that the first one then continued from, without a word."""
+    """A second caller used to overwrite silently the plan that the first one then continued from."""
     agent = TDMPC2(tiny_cfg)
     agent.act(observation(0), t0=True, task=0)
     agent.act(observation(1), t0=True, task=5)
@@ -82,7 +82,7 @@ def test_player_without_planning_uses_the_policy(tiny_cfg: Config) -> None:
 
 @pytest.mark.parametrize("change", ["weights", "task"])
 def test_player_looks_a_task_up_again_after_a_change(tiny_cfg: Config, change: str) -> None:
-    """What it remembers of the table of tasks is that of these weights and of this task."""
+    """A player's cached look-up of a task is renewed when the weights or the task change."""
     agent = TDMPC2(tiny_cfg.replace(mpc=False))
     with torch.no_grad():
         torch.nn.init.normal_(agent.model._task_emb.weight)

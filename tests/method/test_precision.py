@@ -1,4 +1,4 @@
-"""Planning in lower precision and compiled, against plain float32.
+"""Planning in lower precision and compiled, compared with plain float32.
 
 The sampled elite may flip on the last bit, so precisions are compared by regret (tdmpc2/quantization/regret.py).
 """
@@ -23,7 +23,7 @@ from tdmpc2.support.runtime import has_cpp_compiler
 from tests.helpers.reference import load_golden
 
 CFG = Config(device="cpu")
-SMALLER = CFG.replace(num_samples=256, iterations=4)  # a third of the time
+SMALLER = CFG.replace(num_samples=256, iterations=4)  # to save two thirds of the time
 
 
 def make_model(state: dict[str, Tensor], dtype: torch.dtype = torch.float32, cfg: Config = CFG) -> WorldModel:
@@ -33,7 +33,7 @@ def make_model(state: dict[str, Tensor], dtype: torch.dtype = torch.float32, cfg
 
 
 def regret(reference: WorldModel, other: WorldModel, rows: slice, **compiled: Any) -> Tensor:
-    """Regret of ``other`` on some of the recorded real observations, [E]."""
+    """Compute the regret of ``other`` on some of the recorded real observations, [E]."""
     g = load_golden("model_forward.npz")
     return plan_regret(reference, other, g["obs"][rows], g["task"][rows], plan_fn=partial(planner.plan, **compiled))
 

@@ -48,7 +48,7 @@ def make_agent(
 
 
 def replay(scenario: str, published: dict[str, torch.Tensor], compile: str = "false") -> dict[str, Any]:
-    """Five updates of one recorded scenario, with everything that was recorded about them."""
+    """Run five updates of one recorded scenario and return everything that was recorded about them."""
     g = load_golden("update.npz")
     agent = make_agent(g, published, scenario, compile)
     initial = {name: p.clone() for name, p in agent.model.state_dict().items()}
@@ -182,7 +182,7 @@ def test_policy_loss_has_gradient_in_the_policy_only(tiny_cfg: Config) -> None:
 
 
 def test_cloning_loss_is_the_formula(tiny_cfg: Config) -> None:
-    """Word for word: steps, demonstrations, and the actions that a task has."""
+    """The loss is summed in plain loops over steps, demonstrations and the actions that each task has."""
     agent = TDMPC2(tiny_cfg)
     model, batch = agent.model, random_batch(tiny_cfg, 0)
     count = len(batch.task)
@@ -221,7 +221,7 @@ def test_dropout_acts_in_training_losses_only(tiny_cfg: Config) -> None:
     assert values.tolist() == [0.0, 2.0]
     assert abs(float(counts[0] / counts.sum()) - 0.5) < 0.01
     z, a = torch.randn(4, tiny_cfg.latent_dim), torch.randn(4, tiny_cfg.action_dim)
-    agent.model.train()  # no mode switch brings dropout back
+    agent.model.train()  # switching modes must not bring dropout back
     assert torch.equal(agent.model.Q(z, a, 3, "all"), agent.model.Q(z, a, 3, "all"))
     results = [agent.update(random_batch(tiny_cfg, 0), agent.draw_noise(8)) for _ in range(2)]
     assert results[0]["value_loss"] != results[1]["value_loss"]
@@ -245,7 +245,7 @@ def test_agent_with_teacher_of_other_task_set_is_refused(tiny_cfg: Config) -> No
 
 
 def test_update_needs_no_device_synchronisation(tiny_cfg: Config) -> None:
-    """Reading a tensor on the host fails on a fake tensor, so a whole update traces only without any such read."""
+    """On fake tensors, an update that reads a tensor on the host would fail."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
@@ -255,7 +255,7 @@ def test_update_needs_no_device_synchronisation(tiny_cfg: Config) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", ["seed_teacher045", "upstream_noteacher_noleak"])  # every loss that is compiled
+@pytest.mark.parametrize("scenario", ["seed_teacher045", "upstream_noteacher_noleak"])  # they cover every compiled loss
 def test_update_compiled_matches_recorded(scenario: str, published: dict[str, torch.Tensor]) -> None:
     replayed = replay(scenario, published, compile="true")
     assert replayed["agent"].update_compiled
@@ -265,10 +265,10 @@ def test_update_compiled_matches_recorded(scenario: str, published: dict[str, to
 
 
 def test_policy_loss_divides_the_values_of_each_task_by_its_own_scale() -> None:
-    """One wide task made the values of all others too small to learn from."""
+    """With one scale for all, a task of large values made those of the others too small to learn from."""
     cfg = Config(**TINY).replace(value_scale="per_task", tau=0.0, entropy_coef=0.0, dropout=0.0)
     agent = TDMPC2(cfg)
-    with torch.no_grad():  # heads are zero at first, and all their values alike
+    with torch.no_grad():  # new heads are zero and give equal values
         agent.model._Qs.params[8].normal_(generator=torch.Generator().manual_seed(1))
     batch = random_batch(cfg, 0)
     batch = batch._replace(task=torch.arange(len(batch.task)) % 2)

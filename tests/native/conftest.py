@@ -18,7 +18,7 @@ from tests.helpers.native import agent_program, models_of, runnable
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An exported folder with a model in each precision, called by its name; all processes of a test run share it."""
+    """Export a folder with a model in each precision, named by it; all processes of a test run share it."""
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
     with FileLock(root / "native.lock"):
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def episodic(folder: Path) -> Path:
-    """A folder with a model of tasks that may terminate in each precision."""
+    """Export a folder with a model of tasks that may terminate, in each precision."""
     found = folder / "episodic"
     with FileLock(folder.with_name("native.lock")):
         models_of(found, episodic=True)
@@ -39,7 +39,7 @@ def episodic(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def built(folder: Path) -> Path:
-    """The directory of a library with the variants that run here, and of the program that tests it."""
+    """Build a library with the variants that run here, and the program that tests it."""
     if not (shutil.which("cmake") and shutil.which("g++")):
         pytest.skip("builds with cmake and g++")
     with FileLock(folder.with_name("native.lock")):

@@ -1,4 +1,4 @@
-"""The planner without Python acts as this program does."""
+"""The planner without Python acts as the one in Python."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow  # the library is built first
 
 
 def three(agent: object, task_id: int) -> torch.Tensor:
-    """Three observations for each of two environments, [3, 2, O]."""
+    """Make three observations for each of two environments, [3, 2, O]."""
     return observations(agent, task_id, 6).reshape(3, 2, -1)  # type: ignore[arg-type]
 
 
@@ -36,7 +36,7 @@ def three(agent: object, task_id: int) -> torch.Tensor:
 def test_native_agent_with_the_same_noise_acts_bit_for_bit_as_python(
     folder: Path, opened: NativeLibrary, precision: str, threads: int
 ) -> None:
-    """What was evaluated on a workstation is what the robot does, planned and by the policy alone."""
+    """A robot does what was evaluated on a workstation, with planning and with the policy alone."""
     source = models_of(folder)[precision]
     native = opened.open(folder / f"{precision}.safetensors", environments=2, threads=threads)
     for number, task_id in enumerate(source.cfg.task_ids):
@@ -75,7 +75,7 @@ def test_native_agent_of_other_sizes_acts_as_python(
 def test_native_agent_of_tasks_that_may_terminate_acts_as_python(
     episodic: Path, opened: NativeLibrary, tmp_path: Path, precision: str
 ) -> None:
-    """And otherwise than with a head that predicts no end."""
+    """Plans differ from those of a model that never predicts termination."""
     source, path = models_of(episodic, episodic=True)[precision], episodic / f"{precision}.safetensors"
     for number, task_id in enumerate(source.cfg.task_ids):
         native = opened.open(path, environments=2, threads=1 + 2 * number)
@@ -132,7 +132,7 @@ def test_native_plans_are_the_same_whatever_the_threads_and_instructions(
 def test_budget_of_a_library_keeps_its_proportions_as_in_python(
     folder: Path, opened: NativeLibrary, num_samples: int
 ) -> None:
-    """With num_samples=16 alone it refused the file's own 8 elites of 64, or took them for all."""
+    """num_samples=16 alone used to keep the file's 8 elites of 64, or to be refused, instead of scaling them."""
     cfg, path = models_of(folder)["fp32"].cfg, folder / "fp32.safetensors"
     scaled = budget(num_samples, (cfg.num_samples, cfg.num_elites, cfg.num_pi_trajs))
     obs = np.full((1, 24), 0.3, np.float32)
@@ -164,7 +164,7 @@ def test_environment_acts_the_same_whatever_the_number_of_others(folder: Path, o
 
 
 def test_normal_numbers_of_the_library_are_normal(folder: Path, opened: NativeLibrary) -> None:
-    """Exploration noise of one policy step after the other, judged by its first four moments.
+    """Exploration noise of several policy steps is judged by its first four moments.
 
     The model says how wide the noise has to be, so that numbers of another variance do not pass.
     """
@@ -271,7 +271,7 @@ def test_installed_library_is_found_by_cmake(built: Path, tmp_path: Path) -> Non
 def test_benchmark_of_the_library_runs(
     folder: Path, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It builds and runs examples/cpp/control_loop.cpp, too."""
+    """The benchmark also builds and runs examples/cpp/control_loop.cpp."""
     from benchmarks.native import main
 
     main([str(folder / "model.pt"), "--quick", "--threads", "1", "--built", str(built)])
@@ -283,7 +283,7 @@ def test_benchmark_of_the_library_runs(
 
 
 def test_example_plays_an_episode_in_the_simulator(folder: Path, built: Path, tmp_path: Path) -> None:
-    """Through pipes, in this project's environment: examples/cpp/simulator.cpp."""
+    """examples/cpp/simulator.cpp drives an environment of this project through pipes."""
     examples = REPO / "examples" / "cpp"
     command = ["g++", "-std=c++17", "-I", folder / "include", examples / "simulator.cpp", built / "libtdmpc2.a"]
     subprocess.run([*command, "-pthread", "-o", tmp_path / "simulator"], check=True, timeout=300)
@@ -298,7 +298,7 @@ def test_example_plays_an_episode_in_the_simulator(folder: Path, built: Path, tm
 def test_export_command_writes_a_folder_that_passes_its_check(
     folder: Path, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The library of the session stands in for one built again: its sources are compared first."""
+    """The check uses the session's library instead of building one; the written sources are the same."""
     from tdmpc2.commands.export import main
     from tdmpc2.export import native_check
 

@@ -33,7 +33,7 @@ def put_together(header: dict[str, Any] | bytes, data: bytes) -> bytes:
 
 
 def with_card(content: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
-    """The file with a change to its card."""
+    """Change the card of a file."""
     header, data = taken_apart(content)
     card = json.loads(header["__metadata__"]["tdmpc2"])
     change(card)
@@ -47,7 +47,7 @@ def with_tensor(content: bytes, name: str, **changes: object) -> bytes:
     return put_together(header, data)
 
 
-#: Damage by what the library says of it.
+#: Damage, and what the library says of it.
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "it is no safetensors file": lambda content: content[:5],
     "it ends in its header": lambda content: content[:500],
@@ -94,7 +94,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 def _without_head(content: bytes) -> bytes:
-    """The file without the numbers of the termination head, which stand between those of the Q heads and the tables."""
+    """Remove the termination head's numbers, which are between those of the Q heads and the tables."""
     header, data = taken_apart(content)
     own = {name: entry["data_offsets"] for name, entry in header.items() if name.startswith("termination.")}
     first, last = min(start for start, _ in own.values()), max(end for _, end in own.values())
@@ -105,7 +105,7 @@ def _without_head(content: bytes) -> bytes:
     return put_together(kept, data[:first] + data[last:])
 
 
-#: Of a model of tasks that may terminate. None of these plans as if nothing ever ended an episode.
+#: Damage to an episodic model. The library must not plan with any of these as if no episode ever ended.
 EPISODIC_DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "it has no tensor 'termination.0.bias'": _without_head,
     "tensor 'termination.2.bias' has shape": lambda content: with_tensor(content, "termination.2.bias", shape=[1, 1]),
@@ -141,7 +141,7 @@ def test_damaged_model_is_refused_and_says_why(folder: Path, opened: NativeLibra
 
 
 def test_path_that_is_no_file_is_refused(opened: NativeLibrary, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")  # which nobody writes into
+    os.mkfifo(tmp_path / "pipe")  # nobody writes into it
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / "pipe", Path("/dev/null")):
         with pytest.raises(ValueError, match=str(path)):
             opened.open(path)
@@ -151,7 +151,7 @@ def test_path_that_is_no_file_is_refused(opened: NativeLibrary, tmp_path: Path) 
 
 
 def mutations(content: bytes, rng: random.Random, count: int) -> Iterator[bytes]:
-    """Files with changed bytes, most of them in the header, cut ones, and ones whose numbers were exchanged."""
+    """Yield damaged files: changed bytes, mostly in the header, cut or repeated parts, exchanged numbers."""
     header, data = taken_apart(content)
     size = len(content) - len(data)
     text = content[8:size]
@@ -171,7 +171,7 @@ def mutations(content: bytes, rng: random.Random, count: int) -> Iterator[bytes]
             for _ in range(rng.randint(1, 3)):
                 changed[rng.choice(digits)] = ord(rng.choice("0123456789-e."))
             yield put_together(bytes(changed), data)
-        else:  # structure: a number of the card or of a tensor becomes another one
+        else:  # structure: another number in the card or in a tensor's entry
             card = json.loads(header["__metadata__"]["tdmpc2"])
             part = rng.choice([card["networks"], card["budget"], card["tasks"][0]])
             key = rng.choice(sorted(part))
@@ -189,7 +189,7 @@ VARIANTS = [name for name in ("scalar", "avx2") if name in runnable()]
 
 
 def sanitized(folder: Path, kinds: str, name: str) -> Path:
-    """The program of agent.cpp with a library under sanitizers."""
+    """Compile agent.cpp with a library under sanitizers."""
     flags = f"-fsanitize={kinds} -fno-sanitize-recover=all"
     flags_list = f"-O1;{flags.replace(' ', ';')}"
     made = build(folder, f"TDMPC2_VARIANTS={';'.join(VARIANTS)}", f"TDMPC2_MORE_FLAGS={flags_list}",
@@ -207,7 +207,7 @@ def called(program: Path, *words: object) -> subprocess.CompletedProcess[str]:
 def test_library_under_address_and_undefined_sanitizers_is_clean(
     folder: Path, episodic: Path, tmp_path: Path, run: Callable[..., str]
 ) -> None:
-    """It plans in every precision, and takes damaged files as they come: 400 of them, each refused or planned with."""
+    """The library plans in every precision and opens 400 damaged files, most of which it refuses."""
     program = sanitized(folder, "address,undefined", "build-address")
     for name in ("fp32", "bf16", "int8", "episodic/int8"):
         path = folder / f"{name}.safetensors"
@@ -229,7 +229,7 @@ def test_library_under_address_and_undefined_sanitizers_is_clean(
 
 
 def test_library_under_the_thread_sanitizer_is_clean(folder: Path) -> None:
-    """Two agents in two threads, each with helpers."""
+    """Two agents plan in two threads, each with helper threads."""
     program = sanitized(folder, "thread", "build-thread")
     for variant in VARIANTS:
         done = called(program, "threads", folder / "int8.safetensors", variant)
@@ -241,7 +241,7 @@ def test_library_under_the_thread_sanitizer_is_clean(folder: Path) -> None:
 
 @pytest.mark.skipif(not (shutil.which(ARM) and shutil.which(EMULATOR)), reason=f"needs {ARM} and {EMULATOR}")
 def test_library_for_arm_plans_the_same_bits_in_int8(folder: Path, episodic: Path, run: Callable[..., str]) -> None:
-    """A robot with an ARM processor does what the workstation did, with its own random numbers."""
+    """A robot with an ARM processor does what the workstation did, with the library's own random numbers."""
     toolchain = f"CMAKE_TOOLCHAIN_FILE={folder / 'cmake' / 'aarch64-linux.cmake'}"
     made = build(folder, toolchain, "TDMPC2_VARIANTS=scalar;neon", target="tdmpc2_static", name="build-arm")
     program = agent_program(folder, made, "-static", compiler=ARM)

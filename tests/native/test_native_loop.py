@@ -1,4 +1,4 @@
-"""The control loop without Python: it asks the system for nothing, and a plan that fails leaves the agent as it was."""
+"""The control loop without Python: it allocates nothing, and a plan that fails does not change the agent."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ pytestmark = pytest.mark.slow  # the library is built first
 def test_control_loop_allocates_nothing(
     run: Callable[..., str], folder: Path, episodic: Path, name: str, threads: int, instructions: str
 ) -> None:
-    """Not in a plan, a policy step, a reset or an error, nor in another thread than the one that opened the model."""
+    """Plans, policy steps, resets and errors allocate nothing, in whichever thread they are called."""
     said = run("allocations", folder / f"{name}.safetensors", threads, instructions)
     acting, elsewhere, before = (int(part.split()[0]) for part in said.split(",")[:3])
     assert (acting, elsewhere) == (0, 0), said
-    assert before > 10  # it does count
+    assert before > 10  # allocations are counted at all
     assert said.endswith("NaN refused\n")
 
 
 def test_control_loops_of_agents_that_share_threads_allocate_nothing(
     run: Callable[..., str], folder: Path, tmp_path: Path
 ) -> None:
-    """The threads made for a small model help a large one, too; also in a process that a fork has made."""
+    """Threads started for a small model also help a large one, and a forked process allocates nothing either."""
     large = tmp_path / "large.safetensors"
     write_model(large, source_of(checkpoint(tmp_path / "model.pt", mlp_dim=300, num_samples=16), "fp32"))
     assert run("shared", large, folder / "fp32.safetensors") == "0 while acting, 0 in a fork\n"
@@ -44,7 +44,7 @@ def test_control_loops_of_agents_that_share_threads_allocate_nothing(
 def test_control_loop_without_more_threads_goes_on_and_does_not_ask_again(
     run: Callable[..., str], folder: Path
 ) -> None:
-    """The system gives none when the model is opened; the next agent that is opened asks again."""
+    """If the system gives no thread when a model is opened, only the next opened agent asks again."""
     said = run("refused", folder / "int8.safetensors")
     assert said == "0 while acting, 1 threads asked for at first, 0 by plans, 3 later\n"
 
@@ -52,9 +52,9 @@ def test_control_loop_without_more_threads_goes_on_and_does_not_ask_again(
 def test_library_that_is_closed_while_its_threads_sleep_harms_nothing(
     folder: Path, built: Path, tmp_path: Path
 ) -> None:
-    """A plug-in comes and goes; its first call in a new thread allocates nothing either.
+    """A plug-in may be closed and opened again; its first call in a new thread allocates nothing either.
 
-    Some compilers make libraries stay by themselves, so that the mark is looked at, too.
+    Some compilers keep libraries loaded by themselves, so the NODELETE mark is checked, too.
     """
     said = subprocess.check_output(["readelf", "-d", built / "libtdmpc2.so"], text=True)
     assert "NODELETE" in said
@@ -65,7 +65,7 @@ def test_library_that_is_closed_while_its_threads_sleep_harms_nothing(
 
 
 def changed(path: Path, target: Path, name: str, place: tuple[slice, ...], value: float) -> None:
-    """Write a copy of a float32 model in which some numbers of a tensor are others."""
+    """Write a copy of a float32 model with other numbers in part of a tensor."""
     header, data = taken_apart(path.read_bytes())
     start, end = header[name]["data_offsets"]
     numbers = np.frombuffer(data[start:end], np.float32).reshape(header[name]["shape"]).copy()
@@ -76,7 +76,7 @@ def changed(path: Path, target: Path, name: str, place: tuple[slice, ...], value
 def test_plan_without_a_finite_value_is_an_error_and_changes_nothing(
     folder: Path, opened: NativeLibrary, tmp_path: Path
 ) -> None:
-    """Rewards of one task are no numbers. Each counts as zero, and the plan was one of noise, with the status OK."""
+    """Rewards that are no numbers count as zero; a plan of nothing else used to be noise with the status OK."""
     path = tmp_path / "model.safetensors"
     whole = slice(None)
     changed(folder / "fp32.safetensors", path, "task_embeddings", (whole, slice(1)), 0.0)

@@ -1,4 +1,4 @@
-"""Matrix products in every number format, and what an agent of each kind of file computes in."""
+"""Matrix products in every number format, and the formats in which agents of each kind of file compute."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def exact(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """The int8 product in float64: every row in 256 steps from its smallest to its largest value."""
+    """Compute the int8 product in float64: each row in 256 steps from its smallest to its largest value."""
     low, high = (bound.double() for bound in x.aminmax(dim=-1, keepdim=True))
     step = (high - low) / 255
     rows = ((x.double() - low) / step).round() * step + low
@@ -47,7 +47,7 @@ def test_int8_matmul_is_exact(rows: int, inputs: int, outputs: int, seed: int) -
     x, (weight, scale) = normal(rows, inputs, seed=seed), to_int8(normal(outputs, inputs, seed=seed + 1))
     bias = normal(outputs)
     want = exact(x, weight, scale)
-    # A tie may round either way in float32: one step of one input.
+    # In float32 a tie may round either way, which changes one input by one step.
     step = float((x.max() - x.min()) / 255 * scale.max() * 127)
     got = matmul(x, weight, bias, scale)
     assert float((got - bias - want).abs().max()) <= step * 1.01
@@ -129,7 +129,7 @@ def test_int8_layer_compiled_equals_plain() -> None:
 
 
 def formats(agent: TDMPC2) -> dict[str, set[torch.dtype]]:
-    """Types of each network's weights."""
+    """Collect the types of each network's weights."""
     found: dict[str, set[torch.dtype]] = {}
     for name, parameter in agent.model.named_parameters():
         if parameter.ndim > 1 and not name.startswith(("_task_emb", "_target")) and ".ln." not in name:
@@ -200,7 +200,7 @@ def test_load_agent_with_precision_asked_for_uses_it(payload: Callable[[str], di
             agent = load_agent(payload(recipe), device="cpu", precision=precision)
             assert agent.precision == precision
             assert formats(agent)["_Qs"] == formats(agent)["_pi"] == {dtype}
-    # Stored and computed int8 weights are the same numbers, whichever way they came.
+    # Int8 weights are the same numbers, whether they were stored or quantised while loading.
     first = load_agent(payload("fp32"), device="cpu", precision="int8").model
     second = load_agent(payload("int8"), device="cpu", precision="int8").model
     assert torch.equal(first._pi[1].weight, second._pi[1].weight)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""The maths against recorded numbers and its own properties."""
+"""The maths is compared with recorded numbers and checked for its properties."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_dropout_mask_sits_between_affine_map_and_layer_norm(monkeypatch: pytest
     rest = {name: torch.zeros_like(p) for name, p in heads.state_dict().items()}
     heads.load_state_dict(rest | identity | {f"params.{i}": t.expand(2, *t.shape) for i, t in enumerate(state)})
     seen: list[torch.Tensor] = []
-    # The second layer's product is the only place that shows the first layer's output.
+    # The first layer's output is only visible in the second layer's product.
     original = torch.baddbmm
 
     def spy(bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -125,7 +125,7 @@ def test_running_scale_matches_recorded() -> None:
 
 
 def test_scales_of_tasks_are_those_of_their_own_rows() -> None:
-    """Also of a task with one row or none, which keeps its scale, and of values below the least range of 1."""
+    """A task with one row or none keeps its scale; values below the least range of 1 are among the cases."""
     generator = torch.Generator().manual_seed(3)
     ids = torch.tensor([0] * 9 + [1] * 2 + [2] + [4] * 20)[torch.randperm(32, generator=generator)]
     x = torch.randn(32, 1, generator=generator) * torch.tensor([5.0, 100.0, 7.0, 1.0, 0.1])[ids].unsqueeze(1)

@@ -35,7 +35,7 @@ def test_networks_only_the_encoder_observes(tiny_cfg: Config) -> None:
 
 @pytest.fixture
 def model(tiny_cfg: Config) -> WorldModel:
-    """A model with an embedding of norm below one for task 0 and above one for task 1."""
+    """Make a model with an embedding of norm below one for task 0 and above one for task 1."""
     model = WorldModel(tiny_cfg, torch.Generator().manual_seed(0))
     with torch.no_grad():
         model._task_emb.weight[1] *= 1000
@@ -43,7 +43,7 @@ def model(tiny_cfg: Config) -> WorldModel:
 
 
 def test_context_does_not_write_to_the_model(model: WorldModel) -> None:
-    """Every look-up used to rescale the table, so that evaluating changed what was evaluated."""
+    """Every look-up used to rescale the table of embeddings, so that evaluating a model changed it."""
     before, version = model._task_emb.weight.clone(), model._task_emb.weight._version
     embedding = model.context(torch.arange(2)).embedding
     assert embedding is not None

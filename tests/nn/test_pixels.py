@@ -1,4 +1,4 @@
-"""The pixel encoder and the random shift against recorded numbers, and their properties."""
+"""The pixel encoder and the random shift: recorded numbers, and their properties."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_pixel_encoder_of_other_sizes_has_a_projection(size: int, latent: int) -
 
 @pytest.mark.parametrize("rows", [(), (1,), (2, 3)])
 def test_pixel_encoder_keeps_the_rows_of_its_images(rows: tuple[int, ...]) -> None:
-    """A single image without any dimension of rows was a RuntimeError of torch."""
+    """A single image without a batch dimension used to end in a RuntimeError of torch."""
     model = WorldModel(Config(task="cup-catch", obs="rgb", model_size=1), torch.Generator().manual_seed(1))
     images = torch.randint(256, (*rows, 9, 64, 64), dtype=torch.uint8)
     assert model.encode(images).shape == (*rows, 128)

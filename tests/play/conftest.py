@@ -14,12 +14,12 @@ from tests.helpers.toy_envs import STANDS
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
-    """A checkpoint of an agent for the toy task."""
+    """Save a checkpoint of an agent for the toy task."""
     TDMPC2(toy()).save(tmp_path / "toy.pt")
     return str(tmp_path / "toy.pt")
 
 
 @pytest.fixture(scope="module")
 def agent() -> TDMPC2:
-    """An untrained agent of one short task."""
+    """Make an untrained agent of one short task."""
     return TDMPC2(parse_cfg({"task": STANDS, "eval_episodes": 3, **SMALL_AGENT}))

@@ -1,4 +1,4 @@
-"""Collecting on full disks, twice at once, and killed."""
+"""Collecting on full disks, in two processes at once, and after kills."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def test_collect_on_small_disk_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     collect(toy(), None, tmp_path)
     (tmp_path / "chunk_2.pt").unlink()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, 0))
-    with pytest.raises(ValueError, match=r"needs .* more and its disk has 0 bytes free"):  # what is there needs no room
+    with pytest.raises(ValueError, match=r"needs .* more and its disk has 0 bytes free"):  # existing files need no room
         collect(toy(), None, tmp_path)
 
 
 def test_collect_on_full_disk_loses_no_file(tmp_path: Path) -> None:
-    """The files grow with their numbers of episodes here; the first that does not fit is the end."""
+    """A file that does not fit on the disk ends the collection, and all earlier files stay."""
     cfg = Config(tasks=("pendulum-spin",), episodes_per_task=3, episodes_per_file=1)
     good = collect(cfg, None, tmp_path / "good")
     size = good[0].stat().st_size
@@ -66,7 +66,7 @@ COMMAND = "collect.py tasks=[pendulum-spin,cup-spin] episodes_per_task=40 episod
 
 @pytest.fixture
 def running(tmp_path: Path, forks: ForkServer) -> Iterator[Job]:
-    """A collection at work, with at least one file done."""
+    """Start a collection and wait until at least one file is done."""
     script, *arguments = COMMAND.split()
     process = forks.start([REPO / script, *arguments], tmp_path)
     deadline = time.monotonic() + 60
@@ -90,7 +90,7 @@ def test_collect_twice_at_once_is_refused(running: Job, tmp_path: Path) -> None:
     running.send_signal(signal.SIGKILL)
     running.wait()
     with FileLock(tmp_path / "data" / "collect_0.lock", timeout=0):
-        pass  # nobody holds it
+        pass  # the lock is free
     assert len(chunks(tmp_path / "data")) < 42
 
 

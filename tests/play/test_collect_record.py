@@ -53,7 +53,7 @@ def test_collect_record_names_mixture_and_files(model: str, tmp_path: Path) -> N
 
 
 def test_collect_beside_unrecorded_files_keeps_them(tmp_path: Path) -> None:
-    """Published files, and those of a deleted record."""
+    """Published files, or those whose record was deleted, are kept, and new files get higher numbers."""
     collect(toy(), None, tmp_path)
     (tmp_path / "collect.json").unlink()
     (tmp_path / "chunk_1.pt").rename(tmp_path / "chunk_41.pt")
@@ -64,7 +64,7 @@ def test_collect_beside_unrecorded_files_keeps_them(tmp_path: Path) -> None:
 
 
 def test_collect_numbers_are_not_given_twice(tmp_path: Path) -> None:
-    """Also where a collection has none of its files yet."""
+    """Numbers of a recorded collection stay reserved even while none of its files exists."""
     for path in collect(toy(), None, tmp_path):
         path.unlink()
     assert collect(toy(seed=2), None, tmp_path)[0].name == "chunk_3.pt"
@@ -107,7 +107,7 @@ def test_collect_over_strange_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_collect_continued_with_other_threads_is_refused(tmp_path: Path) -> None:
-    """The number of threads decides the last bits of an agent's actions, and nothing of random ones."""
+    """The number of threads decides the last bits of an agent's actions, but not of random ones."""
     agent = TDMPC2(toy())
     paths = collect(toy(), agent, tmp_path / "agent")
     random = collect(toy(), None, tmp_path / "random")

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_collect_chunks_hold_what_was_played(data_dir: Path) -> None:
-    """The actions of a file, played again in an environment of the file's seed, give its observations and rewards."""
+    """A file's actions, played again with its seed, give its observations and rewards."""
     cfg = Config(tasks=TASKS, episodes_per_task=3)
     assert sorted(path.name for path in data_dir.glob("chunk*")) == ["chunk_0.pt", "chunk_1.pt"]
     for number, task_id in enumerate(cfg.task_ids):
@@ -46,7 +46,7 @@ def test_collect_chunks_hold_what_was_played(data_dir: Path) -> None:
 def test_collect_with_other_seed_adds_other_episodes(data_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(data_dir, tmp_path / "data")
     before = snapshot(tmp_path / "data")
-    del before["collect.json"]  # to which a line is added
+    del before["collect.json"]  # the next collection extends it
     cfg = Config(tasks=("pendulum-spin",), episodes_per_task=1)
     returns: dict[str, np.ndarray] = {}
     paths = collect(cfg, None, tmp_path / "data", lambda shard, values: returns.update({shard.task: values}))
@@ -76,7 +76,7 @@ def test_collect_with_agent_adds_noise(tmp_path: Path) -> None:
 
 
 def test_collect_of_episodes_that_terminate_keeps_their_ends(tmp_path: Path) -> None:
-    """A terminating environment was refused: the data held episodes of one length only."""
+    """An environment that terminates used to be refused, since all episodes had to have one length."""
     cfg = parse_cfg({"task": FALLS, "episodes_per_task": 5, "episodes_per_file": 3})
     paths = collect(cfg, None, tmp_path / "data")
     part = Part.of_chunk(paths[0], Layout.of(cfg.task_specs))
@@ -92,14 +92,14 @@ def test_collect_of_episodes_that_terminate_keeps_their_ends(tmp_path: Path) -> 
 
 
 def test_collect_of_inverted_pendulum_and_training_on_it(tmp_path: Path) -> None:
-    """Gymnasium's own environment, whose random episodes have some ten steps of a thousand."""
+    """Random episodes of this Gymnasium environment have some ten steps of at most a thousand."""
     task = "InvertedPendulum-v5"
     data_dir = tmp_path / "data"
     collect(parse_cfg({"task": task, "episodes_per_task": 12}), None, data_dir)
     store = to_store([str(data_dir)], tmp_path / "store")
     assert store.index.terminated.all()
     assert len(store.index.lengths.unique()) > 1
-    assert store.meta.files["rows.npy"].bytes < 60_000  # no room is taken for the thousand steps
+    assert store.meta.files["rows.npy"].bytes < 60_000  # far less than a thousand steps need
     train(
         parse_cfg(
             {

@@ -62,7 +62,7 @@ def test_plan_batches_are_about_equal() -> None:
 
 
 def test_collect_continued_gives_the_same_files(model: str, tmp_path: Path) -> None:
-    """Whatever was there before and whatever is played first in a process: a file depends on its number alone."""
+    """A file depends on its number only, not on existing files or on what a process has played before."""
     cfg = toy(mix=("0.4 random", f"0.3 planner {model}", f"0.3 policy {model} noise 0.2"))
     whole = collect(cfg, None, tmp_path / "whole")
     expected = chunks(tmp_path / "whole")
@@ -79,7 +79,7 @@ def test_collect_continued_gives_the_same_files(model: str, tmp_path: Path) -> N
 
 
 def test_collect_continued_with_agent_gives_the_same_files(tmp_path: Path) -> None:
-    """Also where the agent has acted in between."""
+    """The files are the same even if the agent has acted in between."""
     cfg = toy()
     agent = TDMPC2(cfg)
     paths = collect(cfg, agent, tmp_path)
@@ -132,11 +132,11 @@ def test_env_pool_builds_only_missing_environments(monkeypatch: pytest.MonkeyPat
     with EnvPool(4, 2) as pool:
         pool.make(stands)
         pool.make(stands)
-        assert built == [STANDS, STANDS]  # a user's environment may keep something between episodes
+        assert built == [STANDS, STANDS]  # built twice, since users' environments may keep a state
 
 
 def test_noisy_actor_levels_have_their_spread(model: str) -> None:
-    """Without noise the agent's own action, with it something around that, in both kinds of agent."""
+    """Without noise the actor takes the agent's own action, with noise one around it, by policy and by planner."""
     cfg = toy()
     obs, t0, ids = np.linspace(-1, 1, 400, dtype=np.float32).reshape(100, 4), np.ones(100, bool), np.zeros(100, int)
     for kind in ("policy", "planner"):
@@ -182,7 +182,7 @@ def test_load_players_reads_shared_file_once(model: str) -> None:
         return load_toy(path, mpc)
 
     policy, planner = load_policies([MixEntry(0.5, "policy", model), MixEntry(0.5, "planner", model)], load)
-    assert loads == [True]  # the way of computing is chosen for the one that plans
+    assert loads == [True]  # loaded once, as an agent that plans
     assert policy.agent is planner.agent
     assert (policy.mpc, planner.mpc) == (False, True)
     assert policy.sha256 == planner.sha256 == file_sha256(model)
@@ -220,7 +220,7 @@ def test_collect_compiled_planner_sees_one_batch_size(monkeypatch: pytest.Monkey
     collect(cfg, agent, tmp_path / "plain")
     assert set(sizes) == {4, 2}
     sizes.clear()
-    agent.planner.kind = "compiled"  # says that it is, and is not
+    agent.planner.kind = "compiled"  # only pretends to be compiled
     collect(cfg, agent, tmp_path / "compiled")
     assert set(sizes) == {4}
     assert len(read_chunk(tmp_path / "compiled" / "chunk_1.pt")["obs"]) == 2

@@ -19,7 +19,7 @@ from tests.helpers.playing import toy
 
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No CPU kernels, and a compiler that takes no time."""
+    """Hide the CPU kernels, and replace the compiler by one that returns each function as it is."""
     monkeypatch.setattr(fast_planner, "can_compile", lambda device: True)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr("tdmpc2.acceleration.cpu.library._load", lambda: (None, "no g++"))
@@ -41,7 +41,7 @@ def plan(policies: list[BehaviourPolicy], times: int) -> set[str]:
 def test_planners_that_play_little_stay_plain(
     tiny_cfg: Config, compiler: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a continued collection, a planner left to its use would be compiled at another step."""
+    """A planner compiled after some use would be compiled at another step of a continued collection."""
     monkeypatch.setattr(fast_planner, "WORTH_COMPILING", 1)
     cfg = tiny_cfg.replace(task="cartpole-balance")
     policies = planners(cfg, 2)
@@ -50,7 +50,7 @@ def test_planners_that_play_little_stay_plain(
 
 
 def test_planners_of_a_large_mix_are_all_sped_up(tiny_cfg: Config, compiler: None) -> None:
-    """More than four checkpoints were left without the CPU kernels and without compilation."""
+    """Mixtures of more than four checkpoints used to plan without the CPU kernels and without compilation."""
     cfg = tiny_cfg.replace(task="cartpole-balance", episodes_per_task=2)
     policies = planners(cfg, 6)
     shards = [collector.Shard(i, 0, "cartpole-balance", i, "planner", 2) for i in range(6)]
@@ -71,7 +71,7 @@ def test_steps_without_a_plan_do_not_count_for_compiling(
 
 @pytest.mark.parametrize("kinds", [("policy", "planner"), ("planner", "policy")])
 def test_policy_and_planner_of_one_file_act_each_in_its_way(model: str, kinds: tuple[Any, Any]) -> None:
-    """A copy of the agent, made for the second entry, went on acting as the first one does."""
+    """The agent copied for the second entry used to act as the first entry does."""
     cfg = toy()
     inputs = np.ones((2, cfg.obs_dim), np.float32), np.ones(2, bool), np.zeros(2, int)
     for policy in load_policies([MixEntry(0.5, kind, model, 0.0) for kind in kinds], load_agent):

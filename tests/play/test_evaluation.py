@@ -116,7 +116,7 @@ def test_side_by_side_fills_memory_and_cores(device: str, kind: str, num_jobs: i
         assert size == max(n for n in range(1, most + 1) if num_jobs % n == 0)
     else:
         assert size <= most
-        assert -(-num_jobs // size) == -(-num_jobs // most)  # not one batch more than needed
+        assert -(-num_jobs // size) == -(-num_jobs // most)  # as few batches as possible
     assert filmed <= 8  # frames of more episodes would fill the main memory
 
 
@@ -126,7 +126,7 @@ def test_num_steps_counts_all_episodes(agent: TDMPC2) -> None:
 
 
 def test_evaluate_ends_at_the_step_that_raises(agent: TDMPC2) -> None:
-    """A run that is told to stop does not play the rest of the evaluation."""
+    """A run that is told to stop must not play the rest of the evaluation."""
     steps: list[int] = []
 
     def stop_at_the_third() -> None:

@@ -1,4 +1,4 @@
-"""Saved state of the environments of a run that learns online."""
+"""The saved state of the environments of a run that learns online."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers.toy_envs import STANDS_FOR
 
 
 def test_ended_episode_of_another_task_is_refused(tmp_path: Path) -> None:
-    """The state of another run went into the buffer, with an id that means another task here, or none."""
+    """The state of another run used to fill the buffer with task ids that mean something else here, or nothing."""
     cfg = config(tmp_path)
     with Explorer(cfg, TDMPC2(cfg)) as explorer:
         explorer.begin()

@@ -77,7 +77,7 @@ def test_split_parts_are_within_one_of_shares(total: int, weights: list[float]) 
     assert sum(parts) == total
     assert all(abs(part - total * share) < 1 + 1e-6 for part, share in zip(parts, shares, strict=True))
     remainders = sorted(total * share - part for part, share in zip(parts, shares, strict=True))
-    assert remainders[-1] - remainders[0] <= 1 + 1e-6  # who was rounded up had the larger remainder
+    assert remainders[-1] - remainders[0] <= 1 + 1e-6  # larger remainders are rounded up
 
 
 def test_split_gives_rest_to_largest_remainder() -> None:

@@ -19,7 +19,7 @@ def test_labels_of_different_checkpoints_are_their_names() -> None:
 
 
 def test_labels_name_the_settings_that_differ() -> None:
-    """Three evaluations of one file were called student, student-2 and student-3 in the figure."""
+    """A figure used to call three evaluations of one file student, student-2 and student-3."""
     few = {**STUDENT, "config": Config(num_samples=64, num_elites=8, num_pi_trajs=3).to_dict()}
     assert labels([STUDENT, few], ["a", "b"]) == ["student, num_samples=512", "student, num_samples=64"]
 

@@ -68,8 +68,8 @@ def test_fresh_directory_never_holds_results(tmp_path: Path) -> None:
         seen.append(directory.name)
     with results.fresh_directory(base) as one, results.fresh_directory(base) as other:  # at the same time
         seen += [one.name, other.name]
-    with results.fresh_directory(base) as directory:  # whose name is free again
-        results.write_episodes(directory, MIXED)  # and no more, as where it is interrupted
+    with results.fresh_directory(base) as directory:  # the name is free again
+        results.write_episodes(directory, MIXED)  # and nothing else, as if interrupted
     seen.append(directory.name)
     assert seen == ["eval-x", "eval-x-2", "eval-x-3", "eval-x-4", "eval-x-5", "eval-x-4"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["eval-x", "eval-x-2", "eval-x-3", "eval-x-4"]
@@ -81,7 +81,7 @@ def test_fresh_directory_never_holds_results(tmp_path: Path) -> None:
 
 
 def test_fresh_directory_of_a_killed_evaluation_is_taken_again(tmp_path: Path) -> None:
-    """An evaluation killed before its first episode once left an empty file that sent the next one to eval-x-2."""
+    """The empty file of an evaluation killed at its start used to send the next one to eval-x-2."""
     (tmp_path / "eval-x").mkdir()
     (tmp_path / "eval-x" / "results.csv").touch()
     (tmp_path / ".eval-x.lock").touch()
@@ -91,7 +91,7 @@ def test_fresh_directory_of_a_killed_evaluation_is_taken_again(tmp_path: Path) -
 
 
 def shown(result: Evaluation, width: int = 100) -> list[str]:
-    """Lines of the table of an evaluation."""
+    """Return the lines of an evaluation's table."""
     console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(results.table(result, "student"))
     return console.export_text().splitlines()
@@ -107,14 +107,14 @@ def test_table_has_success_only_for_tasks_that_know_it() -> None:
 
 
 def test_table_of_dm_control_tasks_has_no_column_for_success() -> None:
-    """A column of 0.00 reads as if every episode had failed; these tasks have no notion of success."""
+    """These tasks do not define success, and a column of 0.00 would read as if every episode had failed."""
     text = "\n".join(shown(fake(("walker-walk", [500.0], [0.0]))))
     assert "success" not in text
     assert "500.0" in text
 
 
 def test_returns_without_a_scale_are_not_called_a_normalised_score() -> None:
-    """Pendulum-v1 was given a normalised score of -96.93, a tenth of its return."""
+    """Pendulum-v1 used to be given a normalised score of -96.93, a tenth of its return."""
     result = Evaluation((TaskResult("Pendulum-v1", (1, 2), (-900.0, -1000.0), (0.0, 0.0), False),))
     assert result.score_label == "return"
     assert result.normalized_score == -950
@@ -123,7 +123,7 @@ def test_returns_without_a_scale_are_not_called_a_normalised_score() -> None:
 
 
 def test_one_episode_has_no_interval_to_log() -> None:
-    """Evaluations of one episode printed "low 21.65   high 21.65", as if the score were certain."""
+    """Evaluations of one episode used to print "low 21.65   high 21.65", as if the score were certain."""
     assert fake(("walker-walk", [216.5], [0.0])).metrics() == {"normalized_score": pytest.approx(21.65)}
 
 
@@ -143,7 +143,7 @@ PROTOCOL = {"checkpoint": "logs/student/model.pt", "sha256": "1", "precision": "
     ],
 )
 def test_why_another_names_what_differs(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
-    """Evaluations went to eval-x, eval-x-2, eval-x-3 without a word of what is in which."""
+    """Nothing used to tell what the evaluations in eval-x, eval-x-2 and eval-x-3 were of."""
     results.write_results(tmp_path / "eval-x", MIXED, PROTOCOL)
     now = {**PROTOCOL, **changes}
     assert results.why_another(tmp_path / "eval-x-2", tmp_path / "eval-x", now) == reason

@@ -1,4 +1,4 @@
-"""Episodes played side by side hold what the same actions give one by one."""
+"""Episodes played side by side equal the same actions played one by one."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ PENDULUM, CARTPOLE, CUP = MT30.index("pendulum-spin"), MT30.index("cartpole-bala
 
 
 def toy_config() -> Config:
-    """A set of three tasks: 500 steps, early termination, a short time limit."""
+    """Configure a set of three tasks: 500 steps, early termination, a short time limit."""
     return Config(task="mt30", task_specs=tuple(map(task_spec, ("pendulum-spin", FALLS, STANDS))))
 
 
 def scripted(cfg: Config, num_envs: int, seed: int = 0) -> tuple[Actor, np.ndarray]:
-    """An actor that plays fixed random actions, [500, E, A]; they are not masked."""
+    """Make an actor that plays fixed random actions, [500, E, A], which are not masked."""
     script = np.random.default_rng(seed).uniform(-1, 1, (500, num_envs, cfg.action_dim)).astype(np.float32)
     actions = iter(script)
     return lambda obs, t0, task_ids: next(actions), script
@@ -61,7 +61,7 @@ def test_play_side_by_side_equals_single_episodes() -> None:
 
 
 def test_play_sums_return_in_float64() -> None:
-    """A cartpole's 500 rewards near 1: a float32 sum of them is off in the seventh digit."""
+    """A float32 sum of a cartpole's 500 rewards near 1 is wrong in the seventh digit."""
     episode = play(Config(), lambda obs, t0, ids: np.zeros((1, 6), np.float32), [Job(CARTPOLE, 0)])[0]
     assert isinstance(episode.episode_return, float)
     assert episode.episode_return != float(np.cumsum(episode.reward[1:])[-1])

@@ -68,7 +68,7 @@ def test_bootstrap_interval_moves_with_scores(sample: list[float], shift: float,
 
 
 def test_bootstrap_interval_of_known_data_is_right() -> None:
-    """For the mean of n normal values it is close to 1.96 standard errors on either side."""
+    """The interval of a mean of n normal values is close to 1.96 standard errors on either side."""
     sample = np.random.default_rng(0).normal(50, 10, 400)
     low, high = bootstrap([sample]) or (0, 0)
     error = 1.96 * sample.std() / 20
@@ -98,7 +98,7 @@ def test_bootstrap_interval_of_one_episode_is_unknown() -> None:
 
 
 def test_compare_pairs_episodes() -> None:
-    """Episodes of one seed are alike: a constant difference of 50 is certain, however much the episodes differ."""
+    """Episodes of equal seeds are paired, so a constant difference is certain however much the episodes vary."""
     first = fake(("walker-walk", [900.0, 100.0, 500.0], [0.0] * 3))
     second = fake(("walker-walk", [850.0, 50.0, 450.0], [0.0] * 3))
     difference, interval = compare(first, second)

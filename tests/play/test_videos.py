@@ -98,7 +98,7 @@ def test_score_of_both_plays_the_same_episodes_with_and_without_planning(
 def test_score_of_a_file_says_where_its_video_is(
     agent: TDMPC2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A newcomer found the video only by listing the directory."""
+    """A newcomer used to find the video only by listing the directory."""
     pytest.importorskip("imageio_ffmpeg", reason="videos need imageio-ffmpeg")
     monkeypatch.chdir(tmp_path)
     agent.save(tmp_path / "x.pt")

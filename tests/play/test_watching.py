@@ -35,15 +35,15 @@ def no_display(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A display in memory alone, which SDL brings for tests."""
+    """Use SDL's display for tests, which is in memory only, and do not wait between frames."""
     pytest.importorskip("pygame", reason="the window is pygame's")
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    monkeypatch.setattr("tdmpc2.play.window.FRAMES_PER_SECOND", 0)  # as fast as it can
+    monkeypatch.setattr("tdmpc2.play.window.FRAMES_PER_SECOND", 0)  # does not wait between frames
 
 
 @pytest.mark.parametrize("mpc", [True, False])
 def test_watched_episode_is_the_first_that_an_evaluation_scores(agent: TDMPC2, mpc: bool) -> None:
-    """A user who sees 612 in a table plays the file and has to see the same episode."""
+    """A user who sees a return of 612 in a table and plays the file has to see the same episode."""
     cfg = agent.cfg.replace(eval_episodes=1, mpc=mpc)
     playing = make_teacher(cfg)
     seen: list[Moment] = []
@@ -77,7 +77,7 @@ def test_caption_covers_the_corner_and_leaves_the_rest() -> None:
     assert drawn.shape == frame.shape
     assert (drawn[:40, :80] != 200).any()
     assert (drawn[200:] == 200).all()
-    assert captioned(np.zeros((48, 32, 3), np.uint8), ["x"]).shape == (576, 384, 3)  # letters need pixels
+    assert captioned(np.zeros((48, 32, 3), np.uint8), ["x"]).shape == (576, 384, 3)  # enlarged, to fit letters
     with pytest.raises(ValueError, match=r"render\(\) returns float64"):
         captioned(np.zeros((4, 4, 3)), [])
 
@@ -86,7 +86,7 @@ def test_caption_covers_the_corner_and_leaves_the_rest() -> None:
 def test_play_without_a_display_writes_a_video_and_says_where(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On a server nobody sees a window; an earlier video is kept."""
+    """Without a display a video is written instead of a window, and an earlier video is kept."""
     pytest.importorskip("imageio_ffmpeg", reason="videos need imageio-ffmpeg")
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
@@ -125,7 +125,7 @@ def test_window_ends_when_it_is_closed_and_waits_while_paused() -> None:
         pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=key))
 
     with Window("test") as window:
-        assert os.environ["SDL_FRAMEBUFFER_ACCELERATION"] == "0"  # by OpenGL it ended the program: X_GLXMakeCurrent
+        assert os.environ["SDL_FRAMEBUFFER_ACCELERATION"] == "0"  # OpenGL ended the program with X_GLXMakeCurrent
         assert window.show(frame)
         assert pygame.display.get_surface().get_size() == (60, 40)
         press(pygame.K_SPACE)
@@ -193,7 +193,7 @@ def test_play_of_many_tasks_asks_for_one(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_play_films_a_simulated_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The picture is the simulator's, with the numbers on it; the planner's budget is typed."""
+    """The video shows the simulator's picture with the numbers on it; the planner's budget may be typed."""
     pytest.importorskip("imageio_ffmpeg", reason="videos need imageio-ffmpeg")
     try:
         context_module()

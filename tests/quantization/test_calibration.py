@@ -32,7 +32,7 @@ from tests.helpers.toy_envs import FALLS
 
 
 def predicted_errors(found: Iterable[Sensitivity], int8: Iterable[str]) -> dict[str, float]:
-    """Predict errors in dB by output with some matrices in int8, as the sum of the powers of theirs alone."""
+    """Predict errors in dB for each output, by adding the powers of the errors of single matrices."""
     chosen = set(int8)
     powers = [[10 ** (s.errors[name] / 10) for name in OUTPUTS] for s in found if s.matrix in chosen]
     with np.errstate(divide="ignore"):
@@ -83,7 +83,7 @@ def test_played_inputs_of_short_episodes_are_first_observations() -> None:
     inputs = played_inputs(model_of(cfg), 6)
     assert inputs.task is None
     assert inputs.obs.shape == (6, 4)
-    assert inputs.obs[:, 1].tolist() == [0] * 6  # all are first observations: an episode ends before the next row
+    assert inputs.obs[:, 1].tolist() == [0] * 6  # all are first observations of episodes
     assert len(inputs.obs[:, 0].unique()) == 6
 
 
@@ -199,7 +199,7 @@ def test_choose_mixed_handles_observing_ties_and_many_matrices() -> None:
     assert mixed_recipe([Sensitivity("_encoder.state.0.weight", 9, exact)]).int8 == frozenset()
     noisy, calm = ({**exact, "reward": error} for error in (-41.0, -45.0))
     two = [Sensitivity("_reward.0.weight", 5, noisy), Sensitivity("_reward.1.weight", 5, calm)]
-    assert mixed_recipe(two).int8 == {"_reward.1.weight"}  # both are too much, the calmer is as small
+    assert mixed_recipe(two).int8 == {"_reward.1.weight"}  # together they exceed the limit
     many = [Sensitivity(f"_encoder.state.{i}.weight", i, exact) for i in range(1, 31)]
     assert mixed_recipe(many).int8 == {s.matrix for s in many[-16:]}
     assert mixed_recipe([]).int8 == frozenset()

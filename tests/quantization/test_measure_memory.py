@@ -1,4 +1,4 @@
-"""Bytes in memory, as a quantisation report gives them."""
+"""Bytes in memory, as a quantisation report states them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tdmpc2.quantization.recipes import RECIPES, quantize_state
 def test_weight_bytes_leave_out_target_heads_in_every_precision(
     tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch, fast: bool
 ) -> None:
-    """On a processor without fast bf16 and int8, quantised files seemed to take more memory than float32 ones."""
+    """Without fast bf16 and int8, quantised files used to be reported as larger in memory than float32 ones."""
     monkeypatch.setattr("tdmpc2.precision.kernel_seconds", dict)
     for ability in ("has_fast_bf16", "has_fast_int8"):
         monkeypatch.setattr(f"tdmpc2.precision.{ability}", lambda device: fast)

@@ -1,4 +1,4 @@
-"""Times of an iteration and of a plan, by a clock of the test's own."""
+"""Times of an iteration and of a plan, measured by a simulated clock."""
 
 from __future__ import annotations
 

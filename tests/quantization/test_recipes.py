@@ -113,7 +113,7 @@ def test_int8_zero_rows_and_ties_are_exact() -> None:
 
 @pytest.mark.parametrize("name", [*RECIPES, "mixed"])
 def test_recipe_stores_its_dtypes(tiny_cfg: Config, name: str) -> None:
-    """int8 matrices but the encoder's first, which takes raw observations; the embedding is never int8."""
+    """All matrices are int8 except the encoder's first, which takes raw observations, and the embedding."""
     state = WorldModel(tiny_cfg).state_dict()
     recipe = RECIPES.get(name, MIXED)
     stored = quantize_state(state, recipe)
@@ -247,7 +247,7 @@ def test_published_quantised_files_match_recorded_outputs(kind: str) -> None:
 
 
 def test_int8_of_student_matches_published_int8(published: dict[str, Tensor]) -> None:
-    """Computed in int8, on the recorded real observations and on played ones."""
+    """Both compute in int8 on recorded and on played observations; ours has the smaller errors."""
     reference, g = built(published), load_golden("model_forward.npz")
     played = played_inputs(reference, 160)
     real = slice(48)

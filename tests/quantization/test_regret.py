@@ -1,4 +1,4 @@
-"""Regret of plans: its zero, its sign, other budgets, and the recipes on the published student."""
+"""Regret of plans: when it is zero, its sign, other budgets, and the recipes on the published student."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OBS, TASK = torch.randn(5, 24, generator=torch.Generator().manual_seed(0)), torc
 
 
 def trained(cfg: Config, seed: int = 0) -> WorldModel:
-    """A model whose rewards and values differ from action to action."""
+    """Make a model whose rewards and values differ from action to action."""
     generator = torch.Generator().manual_seed(seed)
     model = WorldModel(cfg, generator).requires_grad_(False)
     for param in model.parameters():
@@ -52,7 +52,7 @@ def test_regret_of_wrong_model_is_positive(tiny_cfg: Config) -> None:
 
 
 def test_regret_is_difference_of_reference_values(tiny_cfg: Config) -> None:
-    """Against the definition, written out."""
+    """The regret is compared with its definition, written out."""
     model, other = trained(tiny_cfg), trained(tiny_cfg, 1)
     plans: list[Plan] = []
 
@@ -71,7 +71,7 @@ def test_regret_is_difference_of_reference_values(tiny_cfg: Config) -> None:
 
     found = plan_regret(model, other, OBS, TASK, plan_fn=keeping)
     plan_regret(model, model, OBS, TASK, plan_fn=keeping)
-    once = WorldModel(tiny_cfg.replace(iterations=1)).requires_grad_(False)  # its last iteration is its first
+    once = WorldModel(tiny_cfg.replace(iterations=1)).requires_grad_(False)  # its only iteration is the first
     once.load_state_dict(model.state_dict())
     plan_regret(model, once, OBS, TASK, plan_fn=keeping)
     theirs, own, first = plans
@@ -103,7 +103,7 @@ def test_regret_of_single_task_model_works() -> None:
 
 
 def test_regret_of_recipes_on_published_student_is_small(published: dict[str, Tensor]) -> None:
-    """Recorded real observations, a smaller budget for the sake of time."""
+    """Plans are made for recorded real observations, with a smaller budget to save time."""
     g, cfg = load_golden("model_forward.npz"), {"num_samples": 128, "iterations": 4, "device": "cpu"}
     full = load_agent({"model": published}, precision="fp32", **cfg).model.requires_grad_(False)
     models = []

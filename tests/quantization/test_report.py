@@ -1,4 +1,4 @@
-"""The report of a quantisation: tables that fit, rows that agree."""
+"""The report of a quantisation: its tables fit the terminal, and its rows are consistent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tdmpc2.support.tables import terminal_table
 
 
 def row(name: str, *, error: float | None = -40.1, **changes: Any) -> dict[str, Any]:
-    """A row as the measurement gives it."""
+    """Make a row as the measurement gives it."""
     return {
         "name": name, "computes_in": "int8", "file_bytes": 1_513_251, "size_ratio": 0.264, "weight_bytes": 2_513_251,
         "errors": dict.fromkeys(OUTPUTS, error), "regret": 0.053, "regret_error": 0.021, "iteration_ms": 5.25,
@@ -28,7 +28,7 @@ def row(name: str, *, error: float | None = -40.1, **changes: Any) -> dict[str, 
 
 @pytest.fixture
 def report(tiny_cfg: Any) -> Report:
-    """Of a model with the real names of matrices, in which mixed is int8."""
+    """Make a report of a model with real names of matrices, in which mixed equals int8."""
     names = [name for name, tensor in WorldModel(tiny_cfg).state_dict().items() if is_matrix(name, tensor)]
     found = [Sensitivity(name, 1_048_576, dict.fromkeys(OUTPUTS, -99.9)) for name in names]
     inputs = Inputs(torch.zeros(3, 24), torch.zeros(3, 6), torch.zeros(3).long(), "played")
@@ -39,7 +39,7 @@ def report(tiny_cfg: Any) -> Report:
 
 
 def test_tables_at_80_columns_keep_names_and_numbers_whole(report: Report) -> None:
-    """Names of matrices were broken in the middle: ``_encoder.state.0.weigh`` and a line below ``t``."""
+    """Names of matrices used to be broken in the middle: ``_encoder.state.0.weigh``, and ``t`` a line below."""
     console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     for cells in tables(report):
         console.print(terminal_table(cells))
@@ -51,7 +51,7 @@ def test_tables_at_80_columns_keep_names_and_numbers_whole(report: Report) -> No
 
 
 def test_recipes_that_came_to_the_same_file_are_named(report: Report) -> None:
-    """Two files and two rows with the same numbers appeared without a word."""
+    """Two files and two rows with the same numbers used to appear without an explanation."""
     (line,) = equal_files(report.rows)
     assert line.startswith("int8 and mixed are the same model")
     assert "every matrix is within the limit" in line

@@ -41,13 +41,13 @@ KINDS = {
         "eval_freq=1000", *SMALL,
     ),
 }  # fmt: skip
-WARM_UP = 0.25  # share of the time in which caches fill and pools grow
+WARM_UP = 0.25  # share of the time for caches and pools to fill
 #: Growth from the second quarter to the last one, as shares, that is still the noise of an allocator.
 MOST_GROWTH = {"memory_mb": 0.03, "open_files": 0.0, "threads": 0.0}
 
 
 class Sample(NamedTuple):
-    """State of the training and of all processes it started.
+    """The state of the training and of all processes that it started.
 
     Attributes:
         minutes: since the start.
@@ -82,13 +82,13 @@ def _sample(processes: Sequence[psutil.Process], minutes: float) -> Sample:
             memory += process.memory_full_info().uss
             files += process.num_fds()
             threads += process.num_threads()
-        except psutil.NoSuchProcess:  # a video's or a W&B's helper has ended meanwhile
+        except psutil.NoSuchProcess:  # a helper process has ended meanwhile
             continue
     return Sample(minutes, memory / 1e6, files, threads)
 
 
 def growth(samples: Sequence[Sample]) -> dict[str, float]:
-    """Compare the medians of the last quarter of the samples with those of the second one, as shares of the latter."""
+    """Compare the medians of the last quarter of the samples with those of the second quarter, as shares."""
     values = np.array(samples)  # [samples, 4]
     warm = int(WARM_UP * len(values))
     before, after = (np.median(part, axis=0) for part in (values[warm : 2 * warm], values[-warm:]))
@@ -96,7 +96,7 @@ def growth(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 def grown(samples: Sequence[Sample]) -> list[str]:
-    """Name what has grown by more than noise, in words."""
+    """Name in words what has grown by more than noise."""
     return [
         f"{name} grew by {share:.1%} (allowed: {MOST_GROWTH[name]:.0%})"
         for name, share in growth(samples).items()

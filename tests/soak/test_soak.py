@@ -1,4 +1,4 @@
-"""The tool that watches long trainings: what it calls growth, and one short session of the real command."""
+"""The tool that watches long trainings: what counts as growth, and one short session of the real command."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_grown_flat_series_reports_nothing():
 
 
 def test_grown_leak_of_one_mb_a_sample_names_memory():
-    """A leak of a megabyte every ten seconds is one that fills 24 GB in less than three days."""
+    """A leak of a megabyte every ten seconds fills 24 GB in less than three days."""
     (line,) = grown(_series(1.0))
     assert line.startswith("memory_mb grew by")
 
@@ -38,7 +38,7 @@ def test_main_arguments_of_train_without_the_kind_own_or_the_reverse_are_refused
 
 @pytest.mark.slow
 def test_soak_own_run_stays_where_its_arguments_put_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("tests.soak.session.grown", lambda samples: [])  # twelve seconds are all warm-up
+    monkeypatch.setattr("tests.soak.session.grown", lambda samples: [])  # the short run is all warm-up
     own = [*KINDS["online"], f"work_dir={tmp_path / 'mine'}"]
     main(["own", "--minutes", "0.2", "--every", "1", "--", *own])
     assert (tmp_path / "mine" / "run.json").is_file()

@@ -1,4 +1,4 @@
-"""The command that writes a card: only from records of the very file, run and data."""
+"""The command that writes a card, only from records of the very file, run and data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.helpers.runs import TASKS, equal
 def test_card_command_gathers_run_data_scores_and_trust(
     cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A card is written from what run, evaluations and held-out measurement left, and the weights stay."""
+    """A card is written from what run, evaluations and held-out measurement left, and the weights stay the same."""
     model = train(cfg, None)
     sha256 = load_file(model, identify=True).sha256
     assert sha256 is not None
@@ -60,7 +60,7 @@ def test_card_command_gathers_run_data_scores_and_trust(
     assert "score, policy         30.00" in capsys.readouterr().out
 
     again = new_card(load_file(out, identify=True), evaluations=[planned])
-    assert again["scores"][-1]["action"] == "planner"  # of the file as it was before it had its card
+    assert again["scores"][-1]["action"] == "planner"  # an evaluation of the file before it had its card
     assert len(again["scores"]) == 2
     copy = load_file(payload(load_file(out), RECIPES["int8"]))
     with pytest.raises(ValueError, match="is of the file with sha256"):
@@ -98,7 +98,7 @@ def test_card_is_not_written_into_the_file_unasked(
 
 
 def test_scores_of_other_plans_and_tasks_stand_beside_each_other(cfg: Config, tmp_path: Path) -> None:
-    """An evaluation takes the place of an older one of its kind, but not of one with another start or other tasks."""
+    """An evaluation replaces an older one of its kind, but not one with another start or other tasks."""
     file = load_file(train(cfg, None), identify=True)
     assert file.sha256 is not None
     scores: list[dict[str, Any]] = []
@@ -118,7 +118,7 @@ def test_scores_of_other_plans_and_tasks_stand_beside_each_other(cfg: Config, tm
 
 
 def test_command_on_a_card_can_be_typed_again(cfg: Config) -> None:
-    """A target with its weight has a space in it."""
+    """A target with a weight contains a space, so it has to be quoted."""
     targets = ("reward", "policy 0.5")
     run = cfg.replace(distillation_targets=targets, steps=1)
     card = new_card(load_file(train(run, None), identify=True), runs=[run.run_dir])
@@ -126,7 +126,7 @@ def test_command_on_a_card_can_be_typed_again(cfg: Config) -> None:
 
 
 def test_card_of_run_that_went_on_from_another_has_the_hours_of_both(cfg: Config, tmp_path: Path) -> None:
-    """A student of several rounds had the hours of its last round, and teachers that were all called model.pt."""
+    """The card of a student of several rounds used to have the hours of the last round only."""
     first = train(cfg, None)
     again = cfg.replace(work_dir=str(tmp_path / "second"), checkpoint=str(first), steps=15)
     second = train(again.replace(teachers={TASKS[0]: str(first)}), None)

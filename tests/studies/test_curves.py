@@ -22,7 +22,7 @@ def test_mean_curve_of_one_run_is_the_run() -> None:
 
 def test_mean_curve_interpolates_and_stops_averaging_where_a_run_ends() -> None:
     long = (np.array([0.0, 10.0, 20.0, 30.0]), np.array([0.0, 10.0, 20.0, 30.0]))
-    short = (np.array([0.0, 20.0]), np.array([2.0, 22.0]))  # 12 at 10
+    short = (np.array([0.0, 20.0]), np.array([2.0, 22.0]))  # interpolated: 12 at step 10
     band = mean_curve([long, short])
     np.testing.assert_array_equal(band.x, [0, 10, 20, 30])
     np.testing.assert_allclose(band.mean, [1, 11, 21, 30])
@@ -45,7 +45,7 @@ def test_draw_run_leaves_curves_beside_the_logs(tmp_path: Path) -> None:
 
 
 def test_draw_run_reports_a_damaged_file_in_a_line(tmp_path: Path) -> None:
-    """A figure that fails at the end of a training run must not look like a run that failed."""
+    """A figure that fails at the end of a training run must not make the run look failed."""
     run = write_run(tmp_path, 1, 20)
     (run / "train.csv").write_text("step,total_loss\n1,many\n")
     line = draw_run(run)

@@ -1,4 +1,4 @@
-"""Fetching public results: what a server may do wrong, checksums, and files that were changed since."""
+"""Fetching public results: faults of a server, checksums, and files that were changed since."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCORES = SOURCES[0].readings[0]
 
 
 class Server(BaseHTTPRequestHandler):
-    """Answer by the end of the path: a table for the files of PWM, and every kind of trouble."""
+    """A server that answers by the end of the path: a table for the files of PWM, and every kind of trouble."""
 
     def do_GET(self) -> None:
         if self.path.endswith("large"):
@@ -43,7 +43,7 @@ class Server(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def _drip(self) -> None:
-        """Send a byte now and then, each well within the limit of one read."""
+        """Send a byte now and then, each well within the time limit of one read."""
         self.send_response(200)
         self.end_headers()
         try:
@@ -51,7 +51,7 @@ class Server(BaseHTTPRequestHandler):
                 self.wfile.write(b"x")
                 self.wfile.flush()
                 time.sleep(0.05)
-        except OSError:  # the other side has had enough
+        except OSError:  # the client has closed the connection
             pass
 
     def log_message(self, *args: object) -> None:

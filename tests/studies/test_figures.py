@@ -1,4 +1,4 @@
-"""The figure of a study, by what it asks matplotlib to draw."""
+"""The figure of a study, checked by what it asks matplotlib to draw."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Calls]:
-    """Record the calls of a method of matplotlib's axes; they draw all the same."""
+    """Record the calls of a method of matplotlib's axes, and make them all the same."""
     axes = pytest.importorskip("matplotlib.axes").Axes
 
     def record(name: str) -> Calls:
@@ -69,7 +69,7 @@ def test_groups_that_differ_in_more_have_a_line_each(
 def test_interval_of_two_seeds_does_not_set_the_axis(
     sweep: Path, tmp_path: Path, drawn: Callable[[str], Calls]
 ) -> None:
-    """Scores between 9 and 22 were drawn on an axis that began at -20, because an interval over two seeds did."""
+    """An interval over two seeds used to make an axis begin at -20 for scores between 9 and 22."""
     limits = drawn("set_ylim")
     rows = rows_of(read_study([sweep]))
     assert min(row["interval"][0] for row in rows) < -8

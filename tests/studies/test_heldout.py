@@ -70,7 +70,7 @@ def test_heldout_errors_match_values_by_hand(tiny_cfg: Config) -> None:
 
 
 def test_heldout_errors_that_are_not_finite_name_the_weights(tiny_cfg: Config) -> None:
-    """A model that overflows has no errors to compare."""
+    """A model whose weights overflow is refused, since its errors cannot be compared."""
     agent = TDMPC2(tiny_cfg)
     for param in agent.model._dynamics.parameters():
         param.data.fill_(1e30)

@@ -22,14 +22,14 @@ DEMO = ("cartpole-balance", "cartpole-swingup", "cheetah-run-backwards", "pendul
 
 @pytest.fixture(scope="module")
 def two_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An episode of each of the two tasks that the documentation collects for this."""
+    """Collect an episode of each of the two tasks that the documentation collects for this."""
     path = tmp_path_factory.mktemp("heldout")
     collect(Config(tasks=("cartpole-balance", "pendulum-spin"), episodes_per_task=1, seed=2), None, path)
     return path
 
 
 def documented_command() -> list[str]:
-    """Words of the held-out command of docs/training.md, without the interpreter."""
+    """Return the words of the held-out command of docs/training.md, without the interpreter."""
     text = (REPO / "docs" / "training.md").read_text()
     (line,) = re.findall(r"^(?:python -m tdmpc2\.heldout|tdmpc2 heldout) (.+)$", text, re.MULTILINE)
     return shlex.split(line)
@@ -38,7 +38,7 @@ def documented_command() -> list[str]:
 def test_documented_command_measures_the_tasks_that_demo_and_data_share(
     two_tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The documentation collects two of the demo's four tasks; the next line it shows was refused for the other two."""
+    """The documented command used to be refused, since its data have two of the demo's four tasks."""
     monkeypatch.chdir(tmp_path)
     for name in ("student", "teacher"):
         TDMPC2(Config(**{**TINY, "tasks": DEMO})).save(Path("demo", name, "model.pt"))
@@ -61,7 +61,7 @@ def test_tasks_option_restricts_what_is_measured(
 
 
 def test_tasks_option_is_compared_with_the_task_of_a_single_task_checkpoint(two_tasks: Path, tmp_path: Path) -> None:
-    """The option had no effect on such a checkpoint: its one task was measured whatever was asked for."""
+    """A single-task checkpoint used to be measured on its own task, whatever tasks were asked for."""
     TDMPC2(Config(**{**TINY, "tasks": None, "task": "pendulum-spin"})).save(tmp_path / "model.pt")
     with pytest.raises(ValueError, match="the model has no task 'cartpole-balance'"):
         measure([tmp_path / "model.pt"], str(two_tasks), tasks=("cartpole-balance",), device="cpu")

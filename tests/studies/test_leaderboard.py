@@ -1,4 +1,4 @@
-"""The leaderboard: public results of every form, our own evaluations, what is missing, and the page of the command."""
+"""The leaderboard: public results of every form, own evaluations, missing files, and the written page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BMPC = next(source for source in SOURCES if source.method == "BMPC")
 
 
 def evaluation(folder: Path, action: str = "planner", tasks: tuple[str, ...] = MT30, **facts: object) -> Path:
-    """A directory as `tdmpc2 evaluate` leaves it: two episodes a task, of 400 and 600."""
+    """Write a directory as `tdmpc2 evaluate` leaves it: two episodes a task, of 400 and 600."""
     folder.mkdir(parents=True)
     rows = [f"{task},{seed},{value}," for task in tasks for seed, value in ((1, 400.0), (2, 600.0))]
     (folder / "results.csv").write_text("\r\n".join(["task,seed,return,success", *rows, ""]))
@@ -30,7 +30,7 @@ def evaluation(folder: Path, action: str = "planner", tasks: tuple[str, ...] = M
 
 
 def test_evaluations_of_one_file_are_told_apart_by_their_settings(tmp_path: Path) -> None:
-    """Plans of two budgets, twice one of them, and the policy: every row has another name or acts another way."""
+    """Two planning budgets, one of them evaluated twice, and the policy get four different names."""
     folders = [evaluation(tmp_path / str(number), action) for number, action in enumerate(["planner"] * 3 + ["policy"])]
     for folder, samples in zip(folders, (512, 128, 128, 512), strict=True):
         about = json.loads((folder / "results.json").read_text())
@@ -65,7 +65,7 @@ def test_tables_have_thirty_and_nineteen_tasks() -> None:
      ("TD-MPC2 5M", "1,000,000", 85.3), ("SAC", "100,000", 37.2), ("DreamerV3", "500,000", 67.1)],
 )  # fmt: skip
 def test_short_files_give_the_published_means(method: str, protocol: str, mean: float) -> None:
-    """Means over 30 tasks that others computed from the whole files."""
+    """Others computed these means over 30 tasks from the whole files."""
     found = summaries(gather([]).entries, MT30)
     row = next(row for row in found if row.entry.name == method and protocol in row.entry.protocol)
     assert row.mean == pytest.approx(mean, abs=0.06)
@@ -88,7 +88,7 @@ def test_downloaded_file_with_episodes_comes_before_the_short_one(tmp_path: Path
 
 
 def test_file_for_each_task_is_read_only_when_all_are_there(tmp_path: Path) -> None:
-    """A download that broke off half-way must not be taken for a result on fewer tasks."""
+    """A download that broke off half-way must not pass for a result on fewer tasks."""
     source = next(source for source in SOURCES if source.method == "SAC")
     names = list(source.readings[0].files())
     for name in names[:-1]:
@@ -167,7 +167,7 @@ def test_command_writes_the_page_with_own_rows_and_says_what_is_absent(
 
 
 def test_page_in_docs_is_what_the_command_writes() -> None:
-    """A change of the tables or sources must not leave an old page: `tdmpc2 leaderboard --force out=docs/...`."""
+    """If this fails, write the page again: `tdmpc2 leaderboard --force out=docs/...`."""
     made = page(gather([]), None, "../assets/leaderboard.png")
     assert made == (Path(__file__).parents[2] / "docs" / "leaderboard.md").read_text(encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""The report's files, and a whole small sweep."""
+"""The files of the report, and the report of a whole small sweep."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_report_without_runs_says_so(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_report_of_trained_run_has_its_score(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The formats above are those that training writes."""
+    """The files that the other tests write by hand have the format of real training runs."""
     result = evaluation.Evaluation((evaluation.TaskResult(TASKS[0], (1, 2), (100.0, 300.0), (0.0, 0.0), False),))
     monkeypatch.setattr(offline, "evaluate", lambda *_, **__: result)
     train(cfg.replace(eval_freq=10, work_dir=str(cfg.run_dir / "1")), None)
@@ -77,7 +77,7 @@ def test_report_of_trained_run_has_its_score(cfg: Config, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_report_of_multirun_sweep_end_to_end_is_complete(cfg: Config, tmp_path: Path) -> None:
-    """Real processes; one value of the sweep is refused, and the others are trained all the same."""
+    """In real processes, one value of the sweep is refused, and the runs of the others are trained and reported."""
     teacher = train(cfg.replace(work_dir=str(tmp_path / "teacher")), None)
     settings = {**TINY, "tasks": f"[{TASKS[0]}]", "steps": 4, "eval_freq": 4, "eval_episodes": 1, "mpc": False}
     settings |= {"model_size": "null", "data_dir": cfg.data_dir}

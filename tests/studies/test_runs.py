@@ -18,7 +18,7 @@ from tests.helpers.studies import write_run
 
 
 def test_mean_interval_matches_values_by_hand() -> None:
-    """t quantiles at 97.5 % from a printed table: 12.706 for one degree of freedom, 4.303 for two, 2.776 for four."""
+    """Printed t quantiles at 97.5 %: 12.706 for one degree of freedom, 4.303 for two, 2.776 for four."""
     assert mean_interval([3.0]) is None
     assert mean_interval([1.0, 3.0]) == pytest.approx((2 - 12.706, 2 + 12.706), abs=1e-3)  # s / sqrt(n) is 1
     assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)
@@ -60,7 +60,7 @@ def test_study_weight_zero_is_a_control(sweep: Path) -> None:
 
 
 def test_study_control_has_the_same_budget(sweep: Path) -> None:
-    """Runs of other batch sizes, steps or data are compared with controls of their own."""
+    """Runs with other batch sizes, steps or data are compared with controls of their own."""
     write_run(sweep, 1, 30, weight=0.4, batch_size=64)
     rows = rows_of(read_study([sweep]))
     assert [row["name"] for row in rows[-3:]] == [
@@ -161,7 +161,7 @@ def test_study_with_controls_does_not_ask_for_any(sweep: Path) -> None:
 
 
 def test_keys_that_follow_from_the_model_size_are_not_in_a_name(tmp_path: Path) -> None:
-    """A 5M teacher beside 1M students put latent_dim, mlp_dim, num_q, ... into every label of the report."""
+    """A 5M teacher beside 1M students used to put latent_dim, mlp_dim, num_q, ... into every label."""
     write_run(tmp_path, 1, 50, model_size=5)
     write_run(tmp_path, 1, 10)
     write_run(tmp_path, 1, 20, weight=0.45)

@@ -1,4 +1,4 @@
-"""Trust figures: rollouts against no change, by hand."""
+"""Trust figures: rollouts are compared with predicting no change, computed by hand."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tests.helpers.agents import random_batch, small_config
 
 def test_rollout_is_worse_than_no_change_where_it_is_farther_away() -> None:
     encoded = torch.zeros(4, 3, 2)
-    encoded[3] = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])  # no change is 1 away
+    encoded[3] = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])  # the distance of predicting no change is 1
     predicted = encoded.clone()
-    predicted[3] += torch.tensor([[0.0, 0.5], [0.0, 2.0], [0.0, 1.0]])  # nearer, farther, as far
+    predicted[3] += torch.tensor([[0.0, 0.5], [0.0, 2.0], [0.0, 1.0]])  # nearer, farther and equally far
     predicted[2] = 100.0  # only the third step counts
     assert rollout_is_worse(predicted, encoded).tolist() == [False, True, False]
 
@@ -37,7 +37,7 @@ def test_trust_figures_are_of_each_task() -> None:
 
 
 def test_figures_of_agent_are_those_of_its_own_rollouts(tiny_cfg: Config) -> None:
-    """The third latent under the data's actions, against the encoding of the third observation, start by start."""
+    """Latents rolled out with the data's actions are compared with encoded observations, start by start."""
     agent, teacher = TDMPC2(tiny_cfg), TDMPC2(tiny_cfg.replace(seed=7))
     generator = torch.Generator().manual_seed(0)
     for network in (agent, teacher):  # the last layers start at zero

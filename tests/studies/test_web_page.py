@@ -1,4 +1,4 @@
-"""The report as one web page: complete, self-contained, and deaf to what names of runs would have it do."""
+"""The report as one web page: it is complete, self-contained, and shows names of runs as plain text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOSTILE = "\"><script>alert(1)</script><img src=x onerror='alert(2)'>"
 
 
 class _Reader(HTMLParser):
-    """Elements with their attributes, and the text between them."""
+    """A parser that keeps elements with their attributes, and the text between them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def test_page_replaces_nothing_unasked(sweep: Path, tmp_path: Path, capsys: pyte
 
 
 def test_names_from_files_are_shown_and_never_obeyed(tmp_path: Path) -> None:
-    """Runs of strangers are reported, too: a folder, a task and a broken file have markup for names."""
+    """Reported runs may be a stranger's: here a folder, a task and a broken file have markup in their names."""
     root = tmp_path / "runs" / HOSTILE.replace("/", "&sol;")
     for seed in (1, 2):
         run = write_run(root, seed, 10.0)

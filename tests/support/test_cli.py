@@ -1,4 +1,4 @@
-"""Ends of a command line: errors of use, Ctrl-C, a reader that has left."""
+"""How command lines end: errors of use, Ctrl-C, and a closed output pipe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ended(error: BaseException) -> int:
 
 
 def test_package_an_environment_needs_is_named_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """Gymnasium's DependencyNotInstalled was a traceback of 50 lines."""
+    """Gymnasium's DependencyNotInstalled used to be a traceback of 50 lines."""
     assert ended(DependencyNotInstalled("Box2D is not installed,\n run `pip install swig`")) == 2
     assert capsys.readouterr().err == "error: Box2D is not installed, run `pip install swig`\n"
 
@@ -36,7 +36,7 @@ def test_interruption_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("ending", ["", "; sys.exit(3)"])
 def test_reader_that_has_left_is_no_error(ending: str) -> None:
-    """`... inspect X | head` ended in a BrokenPipeError."""
+    """`... inspect X | head` used to end in a BrokenPipeError."""
     code = (
         "import sys\nfrom tdmpc2.support.cli import one_line_errors\n"
         f"@one_line_errors\ndef main():\n    sys.stdin.read(); print('x' * 100){ending}\nmain()"

@@ -1,4 +1,4 @@
-"""Names that end: told once, by a line to who types them and a warning to who programs with them."""
+"""Deprecated names: a line on the command line and a warning in programs announce them once."""
 
 from __future__ import annotations
 

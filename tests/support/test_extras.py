@@ -1,4 +1,4 @@
-"""Optional packages and the version: one home, and hints that can be followed."""
+"""Optional packages and the version: both are declared once, and installation hints work."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def test_extras_are_those_of_the_project_file() -> None:
     declared = {
         name: tuple(re.split(r"[<>=]", text)[0] for text in texts)
         for name, texts in PROJECT["optional-dependencies"].items()
-        if name not in ("dev", "envs")  # groups of others
+        if name not in ("dev", "envs")  # groups of other extras
     }
     assert {name: extra.packages for name, extra in EXTRAS.items()} == declared
 
 
 def test_hint_names_packages_that_exist() -> None:
-    """The hints named an extra of a distribution that is on no package index."""
+    """The hints used to name an extra of a distribution that is on no package index."""
     assert install_hint("video") == "pip install imageio imageio-ffmpeg"
     for path in (REPO / "tdmpc2").rglob("*.py"):
         if path.name != "extras.py":

@@ -1,4 +1,4 @@
-"""Replacing files: whatever happens, there is the old file or the complete new one, and nothing else."""
+"""Replacing files: whatever happens, either the old file or the complete new one is there, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers.disks import largest_file
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A file that is there already, alone in its directory."""
+    """Write a file alone in its directory."""
     (tmp_path / "x.txt").write_text("old")
     return tmp_path / "x.txt"
 
@@ -25,7 +25,7 @@ def alone(path: Path, content: str) -> bool:
 def test_replacing_makes_file_appear_when_block_ends(path: Path) -> None:
     with replacing(path) as temporary:
         temporary.write_text("new")
-        assert temporary.parent == path.parent  # of the same file system, so that the renaming is atomic
+        assert temporary.parent == path.parent  # on the same file system, for an atomic rename
         assert path.read_text() == "old"
     assert alone(path, "new")
 

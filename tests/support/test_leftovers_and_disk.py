@@ -22,7 +22,7 @@ from tdmpc2.support.files import (
 
 
 def _leave(directory: Path, name: str) -> Path:
-    """A temporary file as a kill in the middle of writing ``name`` leaves it."""
+    """Leave a temporary file as a kill in the middle of writing ``name`` does."""
     with suppress(KeyboardInterrupt), replacing(directory / name) as temporary:
         raise KeyboardInterrupt
     temporary.write_text("half")
@@ -56,7 +56,7 @@ def test_leftovers_of_all_files_are_deleted(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells by /proc whether a process has ended")
 def test_leftover_of_a_killed_process_is_deleted_by_the_next_one_that_writes_the_file(tmp_path: Path) -> None:
-    """Not those of processes that live, of other machines and of other files."""
+    """Temporary files of living processes, of other machines and of other files are kept."""
     waiting = """
 import sys, time
 from tdmpc2.support.files import replacing

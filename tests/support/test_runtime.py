@@ -1,4 +1,4 @@
-"""Threads of this process."""
+"""The number of threads of this process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tdmpc2.support.runtime import set_num_threads, usable_cores
 def test_set_num_threads_follows_argument_environment_and_cores(
     monkeypatch: pytest.MonkeyPatch, asked: int | None, environment: str | None, expected: int | str
 ) -> None:
-    """A number that is asked for, else that of OMP_NUM_THREADS, else that of the cores."""
+    """The argument comes first, then OMP_NUM_THREADS, then the number of cores."""
     used: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", used.append)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -14,7 +14,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Time in seconds as the logger and the progress lines see it."""
+    """Replace the time in seconds that the logger and the progress lines see."""
     now = [0.0]
     monkeypatch.setattr("tdmpc2.tracking.logger.monotonic", lambda: now[0])
     monkeypatch.setattr("tdmpc2.tracking.progress.monotonic", lambda: now[0])

@@ -97,7 +97,7 @@ DISTILLING = {
 def test_training_line_narrow_terminal_shows_every_loss_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
-    """At 80 and 100 columns the losses were cut off, the distillation loss first of all."""
+    """At 80 and 100 columns the losses used to be cut off, the distillation loss first of all."""
     monkeypatch.setenv("COLUMNS", str(columns))
     stream = Terminal()
     with Logger(config(tmp_path), total_steps=1_000_000, stream=stream) as logger:
@@ -116,7 +116,7 @@ def test_training_line_narrow_terminal_shows_every_loss_whole(
 
 
 def test_train_log_keeps_every_line_with_its_time(tmp_path: Path) -> None:
-    """On a terminal each training line was drawn over the last one, and nothing kept them."""
+    """On a terminal each training line replaces the last one, so train.log has to keep them."""
     with Logger(config(tmp_path), total_steps=20, stream=Terminal()) as logger:
         logger.log(10, {"total_loss": 2.0})
         logger.log(20, {"total_loss": 1.0})

@@ -43,7 +43,7 @@ def test_csv_new_column_is_added_to_earlier_rows(tmp_path: Path) -> None:
 
 
 def test_csv_speed_has_its_own_file(tmp_path: Path, clock: list[float]) -> None:
-    """Not in train.csv: times would make equal runs differ. Their sum is the time of the steps that were kept."""
+    """Times are not in train.csv, where equal runs would differ; they add up over the steps that were kept."""
     with Logger(config(tmp_path), total_steps=300, stream=io.StringIO()) as logger:
         for step in (100, 200):
             clock[0] += 4.0
@@ -58,7 +58,7 @@ def test_csv_speed_has_its_own_file(tmp_path: Path, clock: list[float]) -> None:
 
 
 def test_speed_leaves_out_pauses(tmp_path: Path, clock: list[float]) -> None:
-    """An evaluation between two rows made the speed of updates dip."""
+    """An evaluation between two rows used to lower the logged speed of updates."""
     with Logger(config(tmp_path), total_steps=300, stream=io.StringIO()) as logger:
         clock[0] += 4.0
         with logger.pause():
@@ -123,7 +123,7 @@ def test_csv_rows_survive_a_kill(tmp_path: Path) -> None:
 
 
 def test_csv_torn_last_row_is_dropped(tmp_path: Path) -> None:
-    """The last number looks whole, but may be the start of a longer one."""
+    """The last number looks complete, but may be the start of a longer one."""
     (tmp_path / "train.csv").write_text("step,a\n100,1.0\n200,2.2")
     with Logger(config(tmp_path), total_steps=1000, start_step=200, stream=io.StringIO()) as logger:
         logger.log(300, {"a": 3.0})
@@ -150,7 +150,7 @@ HISTORY = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(history=HISTORY, data=st.data())
 def test_csv_killed_and_resumed_equals_undisturbed(history: list[dict], data: st.DataObject) -> None:
-    """The file is cut at any byte after the rows of the step that training resumes from."""
+    """The kill may cut the file at any byte after the rows of the step that training resumes from."""
 
     def write(directory: Path, start: int, stop: int) -> bytes:
         with Logger(config(directory), total_steps=8, start_step=start, stream=io.StringIO()) as logger:

@@ -10,7 +10,7 @@ from tdmpc2.tracking.names import METRICS, console_order, describe, wandb_name
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_wandb_name_distillation_loss_says_its_target(target: str) -> None:
-    """The reward target's loss was ``distill/distillation_loss``, the others' had the word twice."""
+    """The reward target's loss used to be ``distill/distillation_loss``, and others repeated the word."""
     name = "distillation_loss" if target == "reward" else f"distillation_{target}_loss"
     assert wandb_name("train", name) == f"distill/{target}_loss"
 

@@ -1,10 +1,10 @@
-"""The clock of a run: what is left is told by the latest rows of the log."""
+"""The time that a run has left, estimated from the latest rows of its log."""
 
 from tdmpc2.tracking.pace import Pace
 
 
 def test_time_left_forgets_a_burst_at_the_beginning() -> None:
-    """Learning online makes thousands of updates at its first step; hours later they still doubled the time left."""
+    """The thousands of updates at the first step of online learning used to double the estimate for hours."""
     pace = Pace(0, 1000, 0.0)
     pace.row(1, 7200.0)
     for step in range(2, 31):

@@ -28,7 +28,7 @@ def test_progress_of_minutes_shows_a_line_every_tenth_with_rate_and_remaining_ti
 
 
 def test_progress_leaves_the_first_update_out_of_its_rate(clock: list[float]) -> None:
-    """After an update that compiled for a minute, the others promised days."""
+    """An update that compiled for a minute used to make the estimate for the others days long."""
     stream = io.StringIO()
     with Progress(100, "Learning", unit="updates", stream=stream) as bar:
         for seconds in (60.0, *[1.0] * 99):
@@ -41,7 +41,7 @@ def test_progress_leaves_the_first_update_out_of_its_rate(clock: list[float]) ->
 
 
 def test_progress_of_seconds_shows_one_line(clock: list[float]) -> None:
-    """An evaluation of a second printed ten lines where there was no terminal."""
+    """Without a terminal, an evaluation of a second used to print ten lines."""
     stream = io.StringIO()
     with Progress(2_000, "Evaluating", stream=stream) as bar:
         for _ in range(200):
@@ -91,7 +91,7 @@ def test_progress_over_items_counts_them(clock: list[float]) -> None:
 
 
 def test_progress_bar_inside_a_live_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
-    """Evaluation shows its bar while the training line is on the same terminal, and leaves only its last line."""
+    """An evaluation shows its bar while the training line is on the terminal, and leaves only its last line."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     with Logger(config(tmp_path), total_steps=10) as logger:
@@ -115,7 +115,7 @@ def test_progress_bar_inside_a_live_logger(tmp_path: Path, monkeypatch: pytest.M
 
 
 class _Outputs:
-    """What a notebook shows: each output with its newest text."""
+    """A stand-in for a notebook that keeps each output with its newest text."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -143,7 +143,7 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> _Outputs:
 
 
 def test_progress_in_a_notebook_is_one_line_that_changes(notebook: _Outputs, clock: list[float]) -> None:
-    """Every line was an output of its own, below one another."""
+    """In a notebook, every progress line used to become an output of its own."""
     stream = io.StringIO()
     with Progress(100, "Evaluating", stream=stream) as bar:
         for _ in range(100):

@@ -1,4 +1,4 @@
-"""TensorBoard: what it is given, how it goes on, and failures that disturb nothing."""
+"""TensorBoard: what it is given, how continued runs are shown, and failures that do not disturb training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytest.importorskip("tensorboard")
 
 
 def log(directory: Path, steps: range, start_step: int = 0, again: bool = False, **keys: Any) -> list[str]:
-    """One start of a run that is logged; returns the lines of its console."""
+    """Log one start of a run and return the lines of its console."""
     stream = io.StringIO()
     cfg = config(directory, **{"tracker": "tensorboard", **keys})
     with Logger(cfg, total_steps=9, start_step=start_step, evaluate_again=again, stream=stream) as logger:
@@ -60,14 +60,14 @@ def test_tensorboard_shows_the_names_of_wandb(tmp_path: Path) -> None:
 
 
 def test_tensorboard_of_continued_run_shows_each_step_once(tmp_path: Path) -> None:
-    """Killed after step 5 with step 3 saved: the steps 4 and 5 are taken again, then two more."""
+    """A run killed after step 5 with step 3 saved takes the steps 4 and 5 again."""
     log(tmp_path, range(1, 6))
     log(tmp_path, range(4, 8), start_step=3)
     assert [step for step, _ in series(read(tmp_path), "train/total_loss")] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_tensorboard_of_run_that_evaluates_again_shows_the_evaluation_once(tmp_path: Path) -> None:
-    """Killed while it wrote the evaluation of step 3, which is made again; the training row of the step stays."""
+    """A run killed while it wrote the evaluation of step 3 makes it again; the training row of the step stays."""
     log(tmp_path, range(1, 4), teacher_score=30.0)
     log(tmp_path, range(4, 6), start_step=3, again=True, teacher_score=30.0)
     events = read(tmp_path)
@@ -85,7 +85,7 @@ def test_tensorboard_of_continued_run_shows_the_scores_to_compare_with_once(tmp_
 
 
 def test_tensorboard_of_run_begun_anew_hides_what_never_was_saved(tmp_path: Path) -> None:
-    """Killed before its first save: all steps are taken again."""
+    """A run killed before its first save takes all steps again."""
     log(tmp_path, range(1, 6))
     log(tmp_path, range(1, 3))
     assert [step for step, _ in series(read(tmp_path), "train/total_loss")] == [1, 2]
@@ -117,7 +117,7 @@ def test_tensorboard_failing_disk_is_one_line(tmp_path: Path, monkeypatch: pytes
 
 
 def test_tensorboard_that_cannot_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not installed, or its folder is a link or a file."""
+    """TensorBoard may not be installed, or its folder may be a link or a file."""
     off = "TensorBoard: off, it did not start ({}). Training continues without it."
     with monkeypatch.context() as patch:
         patch.setattr("tdmpc2.tracking.tensorboard.missing_packages", lambda _: ["tensorboard"])

@@ -1,4 +1,4 @@
-"""Weights & Biases: what is sent, and failures that disturb nothing."""
+"""Weights & Biases: what is sent, and failures that do not disturb training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.helpers.wandb_reader import read_run
 
 
 class FakeRun:
-    """The part of a run that the logger uses; the calls named in ``failing`` raise."""
+    """A stand-in for the part of a run that the logger uses; calls named in ``failing`` raise."""
 
     id, url, disabled, offline, dir = "abc", "https://example.org/run", False, False, "x/files"
 
@@ -132,7 +132,7 @@ def test_wandb_failing_artifacts_leave_metrics_on(tmp_path: Path, fake_wandb: ty
 
 
 def test_wandb_failing_alert_is_one_line(tmp_path: Path, fake_wandb: types.SimpleNamespace) -> None:
-    """The fake run has none, as other versions might not."""
+    """The fake run has no alerts, as other versions of the package might not."""
     run, stream = FakeRun(), io.StringIO()
     fake_wandb.init = lambda **options: run
     with Logger(config(tmp_path, wandb_project="p"), total_steps=9, stream=stream) as logger:
@@ -154,7 +154,7 @@ def test_wandb_missing_artifact_is_one_line(tmp_path: Path, fake_wandb: types.Si
 
 
 def test_wandb_uploads_the_file_of_that_moment(tmp_path: Path, fake_wandb: types.SimpleNamespace) -> None:
-    """Files are replaced while earlier ones wait to be sent."""
+    """A file may be replaced while an earlier version of it waits to be sent."""
     run, release, uploaded = FakeRun(), threading.Event(), []
     fake_wandb.init = lambda **options: run
 
@@ -194,13 +194,13 @@ def test_wandb_hanging_service_delays_nothing(
 
 
 def own_service() -> dict[str, str]:
-    """Variables of a process that starts a service of its own, whatever a test before it in this process has left."""
+    """Return variables for a process that starts its own service, whatever an earlier test left."""
     return {**{key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.slow
 def test_wandb_run_after_killed_service_is_recorded(tmp_path: Path) -> None:
-    """The runs of a process share a service process: one that was killed must not cost the runs after it."""
+    """Runs of a process share a service; one that was killed must not cost the later runs."""
     pytest.importorskip("wandb")
     script = f"""
 import os, psutil
@@ -252,7 +252,7 @@ with Logger(cfg, total_steps=2) as logger:
 
 @pytest.mark.slow
 def test_wandb_stopped_process_delays_nothing(tmp_path: Path) -> None:
-    """Its own service process is stopped in the middle of an offline run: every row is in the CSV file, and it ends."""
+    """If the service stops during an offline run, every row is in the CSV file and the run still ends."""
     pytest.importorskip("wandb")
     script = f"""
 import signal

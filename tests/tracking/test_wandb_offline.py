@@ -1,4 +1,4 @@
-"""Weights & Biases: an offline run as its file has it."""
+"""Weights & Biases: the content of an offline run's file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.helpers.wandb_reader import OfflineRun, read_run
 
 
 class Recorded(NamedTuple):
-    """An offline run of 400 records, as its file has it."""
+    """An offline run of 400 records, read back from its file."""
 
     cfg: Config
     path: Path
@@ -57,8 +57,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
             logger.save_artifact(checkpoint, "student", "model", ["step-40000", "best"])
             logger.alert("Training diverged", "at step 7")
             run_id = logger.run_id
-        with contextlib.suppress(ConnectionResetError):  # it has gone already
-            wandb.teardown()  # the service has written everything when it has gone
+        with contextlib.suppress(ConnectionResetError):  # the service has already ended
+            wandb.teardown()  # once it has ended, everything is written
     (path,) = (root / "run" / "wandb").glob("offline-run-*/*.wandb")
     return Recorded(cfg, path, run_id, stream.getvalue(), read_run(path))
 

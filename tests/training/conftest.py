@@ -27,7 +27,7 @@ def teacher(tiny_cfg: Config) -> TDMPC2:
 
 @pytest.fixture(scope="session")
 def trained_teacher(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A trained teacher, wider than the student."""
+    """Train a teacher that is wider than the student."""
     run = tmp_path_factory.mktemp("teacher") / "run"
     wider = {"latent_dim": 24, "num_q": 3, "seed": 5}
     return Config(checkpoint=str(train(Config(data_dir=str(data_dir), work_dir=str(run), **{**TINY, **wider}), None)))

@@ -1,4 +1,4 @@
-"""Averaged weights beside a run: what they are, that nothing else notices, and that a killed run keeps them."""
+"""Averaged weights beside a run: their formula, no effect on the run, and that a killed run keeps them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.helpers.toy_envs import STANDS
 
 
 def test_average_follows_its_formula(tiny_cfg: Config) -> None:
-    """Number by number, for the one weight that is easiest to follow."""
+    """The average of one bias is computed number by number."""
     agent = TDMPC2(tiny_cfg.replace(ema_decay=0.3))
     averaged = AveragedWeights(agent, agent.cfg)
     name = "_pi.2.bias"
@@ -50,7 +50,7 @@ def test_run_with_average_learns_the_same_weights(cfg: Config, tmp_path: Path) -
     assert load_file(path.parent / "ema.pt").step == 20
     assert not equal(path, path.parent / "ema.pt")
     agent = TDMPC2(cfg)
-    agent.load(path.parent / "ema.pt")  # a checkpoint like any other
+    agent.load(path.parent / "ema.pt")  # an ordinary checkpoint
 
 
 def test_killed_run_keeps_its_average_bit_for_bit(cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,7 @@ def test_killed_run_keeps_its_average_bit_for_bit(cfg: Config, tmp_path: Path, m
 def test_average_of_a_step_whose_updates_were_interrupted_is_that_of_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Learning online: the run is stopped in the burst of updates after its last step, and saves it a second time."""
+    """A run stopped among the updates of its last step saves the averaged weights of that step a second time."""
     stopped, straight = (
         online(tmp_path / name, STANDS, steps=21, ema_decay=0.9, work_dir=str(tmp_path / name))
         for name in ("stopped", "straight")
@@ -114,7 +114,7 @@ def test_evaluations_play_the_weights_that_are_named(cfg: Config, played: str, m
 
 
 def test_average_counts_where_memory_is_estimated(tiny_cfg: Config) -> None:
-    """It is as large as the model; while it is saved, the weights that it stands in for are kept as well."""
+    """The average is as large as the model, and saving it keeps the weights it stands in for as well."""
     plain = tiny_cfg.replace(model_size=19)
     agent, averaged = TDMPC2(plain), plain.replace(ema_decay=0.9)
     model = sum(part.bytes for part in model_parts(plain))

@@ -1,4 +1,4 @@
-"""Callbacks: what they are told of a run, and how they end it."""
+"""Callbacks: what a run tells them, and how they end it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.toy_envs import STANDS_FOR
 
 
 class Listener(Callback):
-    """Notes what it is told, and asks for the end at the events of ``stop``."""
+    """A callback that notes what it is told and asks for the end at the events of ``stop``."""
 
     def __init__(self, *stop: tuple[str, int]) -> None:
         self.stop, self.told = stop, []  # type: ignore[var-annotated]
@@ -47,7 +47,7 @@ def offline(directory: Path, data_dir: Path, **keys: Any) -> Config:
 
 
 def test_callback_is_told_every_update_of_offline_training(tmp_path: Path, data_dir: Path) -> None:
-    """Someone watches the losses more closely than the log does: the values are those of the log."""
+    """A callback is told the loss of every update, and the values agree with those of the log."""
     listener = Listener()
     train(offline(tmp_path / "run", data_dir), None, [listener])
     assert listener.steps("update") == list(range(1, 13))
@@ -59,7 +59,7 @@ def test_callback_is_told_every_update_of_offline_training(tmp_path: Path, data_
 def test_callback_that_ends_offline_training_leaves_a_run_that_goes_on_exactly(
     tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A loss was low enough at step 7; the run is saved there, and trained on later it is as if never stopped."""
+    """A run ended by a callback at step 7 is saved there and continues as if it had never stopped."""
     cfg = offline(tmp_path / "stopped", data_dir)
     assert train(cfg, None, [Listener(("update", 7))]) == cfg.run_dir / "model.pt"
     assert "Stopped by Listener at step 7, everything is saved" in capsys.readouterr().out
@@ -75,7 +75,7 @@ KEYS = {"steps": 33, "eval_freq": 15, "eval_episodes": 1}
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Listener]:
-    """A run that learns online to its end, and what it told."""
+    """Train a run that learns online to its end, and keep what it told its callback."""
     listener = Listener()
     model = train_online(config(tmp_path_factory.mktemp("straight"), **KEYS), None, [listener])
     return model.parent, listener
@@ -92,7 +92,7 @@ def test_callback_is_told_episodes_and_evaluations_of_online_learning(straight: 
 def test_callback_that_ends_online_training_leaves_a_run_that_goes_on_exactly(
     tmp_path: Path, straight: tuple[Path, Listener], event: str
 ) -> None:
-    """It asks after an episode of random actions, in the burst of updates, or after an evaluation."""
+    """The callback ends the run after a random episode, among updates, or after an evaluation."""
     run, listener = straight
     step = listener.steps(event)[1]
     cfg, first = config(tmp_path, **KEYS), Listener((event, step))

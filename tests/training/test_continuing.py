@@ -36,7 +36,7 @@ def test_train_of_finished_run_changes_nothing(cfg: Config, capsys: pytest.Captu
 def test_train_continued_is_exact(
     cfg: Config, trained_teacher: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taught: bool
 ) -> None:
-    # Values of so small an agent never reach the range at which the scale leaves 1.
+    # An agent this small has values whose range is too narrow to move the scale from 1.
     monkeypatch.setattr("tdmpc2.losses.updated_scale", lambda scale, value, tau: scale + tau * value.std())
     with_teacher = trained_teacher if taught else None
     straight = train(cfg, with_teacher)
@@ -72,7 +72,7 @@ def test_train_killed_continues_at_last_checkpoint(cfg: Config, monkeypatch: pyt
 
 
 def test_train_continued_with_allowed_changes_works(cfg: Config, data_dir: Path, tmp_path: Path) -> None:
-    """Everything that may change does, and the weights are still those of a run without a break."""
+    """Every key that may change is changed, and the weights equal those of a run without a break."""
     straight = train(cfg, None)
     shutil.copytree(data_dir, tmp_path / "moved data")
     start = cfg.replace(work_dir=str(tmp_path / "there"), steps=10)
@@ -90,8 +90,8 @@ def test_train_continued_with_allowed_changes_works(cfg: Config, data_dir: Path,
         "wandb_project": "p", "wandb_entity": "e", "wandb_silent": True, "disable_wandb": True,
         "teacher_score": 30.5, "control_score": 14.0, "env_workers": 2, "tracker": ("tensorboard",),
     }  # fmt: skip
-    needed = {"device", "num_threads", "save_agent"}  # this machine's, and what is looked at below
-    files = {"teachers", "demonstrations"}  # may lie elsewhere, but not be others; tests of their own hold that
+    needed = {"device", "num_threads", "save_agent"}  # they depend on the machine, or are checked below
+    files = {"teachers", "demonstrations"}  # may be moved but not replaced, as other tests check
     assert changes.keys() == CHANGEABLE - needed - files
     assert all(value != getattr(start, key) for key, value in changes.items())
     assert equal(train(start.replace(**changes), None), straight)
@@ -99,13 +99,13 @@ def test_train_continued_with_allowed_changes_works(cfg: Config, data_dir: Path,
 
 @pytest.mark.parametrize("lag", ["older", "missing"])
 def test_train_rewrites_model_that_lags_behind_state(cfg: Config, lag: str) -> None:
-    """The two files are written one after the other, and a kill can come between."""
+    """The two files are written one after the other, so a kill may leave an older model.pt."""
     path = train(cfg.replace(steps=10), None)
     older = path.read_bytes()
     train(cfg, None)
     newest = path.read_bytes()
     path.write_bytes(older) if lag == "older" else path.unlink()
-    assert train(cfg, None) == path  # also where nothing is left to train
+    assert train(cfg, None) == path  # also if nothing is left to train
     assert path.read_bytes() == newest
 
 
@@ -120,7 +120,7 @@ def test_train_over_weights_without_state_is_refused(cfg: Config) -> None:
 
 
 def test_continuing_with_other_data_is_refused_in_words(cfg: Config, data_dir: Path, tmp_path: Path) -> None:
-    """The message printed fingerprints of both sides and left it to the reader to find the difference."""
+    """The message used to print fingerprints of both data sets and leave finding the difference to the reader."""
     data = shutil.copytree(data_dir, tmp_path / "data")
     train(cfg.replace(steps=1), None)
     shutil.copy(data / "chunk_0.pt", data / "chunk_2.pt")
@@ -139,7 +139,7 @@ def test_continuing_with_other_data_is_refused_in_words(cfg: Config, data_dir: P
 
 
 def test_agent_continued_on_other_device_seeds_generator_from_state(cfg: Config) -> None:
-    """A generator of another device has a state of another size: draws differ, but still follow from that state."""
+    """The generator's state has another size on another device, so it only seeds the new generator."""
     agents = [TDMPC2(cfg) for _ in range(3)]
     state = agents[0].training_state()
     for agent, byte in zip(agents, (1, 1, 2), strict=True):
@@ -152,7 +152,7 @@ def test_agent_continued_on_other_device_seeds_generator_from_state(cfg: Config)
 def test_kill_in_the_second_save_of_a_step_leaves_no_older_checkpoint(
     cfg: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The updates of a step were interrupted and then finished: step numbers do not tell its two checkpoints apart."""
+    """A step may be saved twice, so its number does not tell whether model and state belong together."""
     agent = TDMPC2(cfg)
     run_dir.save(agent, cfg.run_dir, 7, None)
     state = (cfg.run_dir / "state.pt").read_bytes()
@@ -166,7 +166,7 @@ def test_kill_in_the_second_save_of_a_step_leaves_no_older_checkpoint(
         patch.setattr(TDMPC2, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             run_dir.save(agent, cfg.run_dir, 7, None)
-    assert (cfg.run_dir / "state.pt").read_bytes() == state  # so that the run goes on, and writes both
+    assert (cfg.run_dir / "state.pt").read_bytes() == state  # so the run continues and writes both files
     run_dir.save(agent, cfg.run_dir, 7, None)
     weights = torch.load(cfg.run_dir / "model.pt", weights_only=True)["model"]
     assert all(torch.equal(tensor, weights[name]) for name, tensor in agent.model.state_dict().items())
@@ -188,7 +188,7 @@ def test_train_diverging_keeps_last_good_checkpoint(cfg: Config, monkeypatch: py
     update, updates = TDMPC2.update, itertools.count(1)
 
     def diverging(agent: TDMPC2, batch: Any) -> dict[str, torch.Tensor]:
-        if next(updates) == 4:  # a learning rate that is far too high does this, but in which step depends on rounding
+        if next(updates) == 4:  # as far too high learning rates do, in a step that depends on rounding
             with torch.no_grad():
                 agent.model._dynamics[1].bias.fill_(float("inf"))  # type: ignore[union-attr,operator]
         return update(agent, batch)
@@ -233,7 +233,7 @@ def test_train_over_checkpoint_without_record_is_refused(cfg: Config) -> None:
 
 
 def test_continuing_with_another_size_names_what_was_typed(cfg: Config) -> None:
-    """Seven widths that follow from the size hid the one key that had been typed."""
+    """Seven widths that follow from the model size used to hide the one key that was typed."""
     first = cfg.replace(model_size=1, steps=1)
     first.run_dir.mkdir()
     run_record.claim(first.run_dir, run_record.check(first, None)[0])

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 def demonstrate(
     directory: Path, task: str = STANDS, ends: tuple[tuple[int, bool], ...] = ((7, False), (4, False))
 ) -> str:
-    """Episodes whose observations are far from those of the environments."""
+    """Write episodes whose observations are far from those of the environments."""
     logs = [(np.full((n + 1, 4), 100.0 + n), np.zeros((n, 2)), np.ones(n)) for n, _ in ends]
     write_episodes(directory, task, logs, terminated=[end for _, end in ends])
     return str(directory)
@@ -62,7 +62,7 @@ def test_half_of_each_batch_is_of_the_demonstrations(
 def test_demonstrations_changed_on_disk_stop_the_run_with_what_was_learned_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same command then goes on, and ends as the run that nothing happened to."""
+    """The same command then continues, and ends as a run without the interruption."""
     shown = demonstrate(tmp_path / "shown")
     whole = config(tmp_path / "whole", demonstrations=shown, data_device="disk", utd=2.0)
     train_online(whole, None)
@@ -96,7 +96,7 @@ def test_run_with_demonstrations_that_is_stopped_continues_bit_for_bit(
     with pytest.raises(SystemExit):
         train_online(cfg, None)
     monkeypatch.undo()
-    moved = shutil.move(cfg.demonstrations or "", tmp_path / "moved")  # which it may be
+    moved = shutil.move(cfg.demonstrations or "", tmp_path / "moved")  # moving is allowed
     train_online(cfg.replace(demonstrations=str(moved)), None)
     first, second = (torch.load(run / "state.pt", weights_only=True) for run in (straight, cfg.run_dir))
     assert all(torch.equal(tensor, second["weights"][name]) for name, tensor in first["weights"].items())
@@ -148,7 +148,7 @@ def test_demonstrations_without_a_use_are_refused(keys: dict[str, Any], message:
 
 
 def test_demonstrations_of_some_of_many_tasks_are_taken(data_dir: Path) -> None:
-    """There are seldom demonstrations of everything that a run is to learn."""
+    """A run rarely has demonstrations of every task that it learns."""
     cfg = Config(
         **{**TINY, "tasks": ("walker-walk", *TASKS), "mode": "online", "demonstrations": str(data_dir), "steps": 1000}
     )
@@ -168,7 +168,7 @@ def test_estimate_of_a_run_names_its_demonstrations(tmp_path: Path) -> None:
 
 
 def test_run_of_an_older_version_goes_on_without_demonstrations(tmp_path: Path) -> None:
-    """Its record does not have the key."""
+    """The record of an older run does not have the key ``demonstrations``."""
     cfg = config(tmp_path, steps=25)
     train_online(cfg, None)
     path = cfg.run_dir / "run.json"
@@ -180,7 +180,7 @@ def test_run_of_an_older_version_goes_on_without_demonstrations(tmp_path: Path) 
 
 
 def test_policy_imitates_demonstrations_and_not_its_own_actions(tmp_path: Path) -> None:
-    """Demonstrated actions are 0.9, the run's own ones random."""
+    """Demonstrated actions are 0.9 and the run's own ones random, so imitation is visible in the policy."""
     obs, action = np.zeros((8, 4)), np.full((7, 2), 0.9)
     write_episodes(tmp_path / "shown", STANDS, [(obs, action, np.zeros(7))])
     keys: dict[str, Any] = {"demonstrations": str(tmp_path / "shown"), "log_freq": 1, "lr": 3e-3, "steps": 80}

@@ -1,4 +1,4 @@
-"""A run that diverges says what is to blame: the data, where they are damaged, and not the learning rate."""
+"""A run that diverges on damaged data blames the data and not the learning rate."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def store(cfg: Config, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("place", ["cpu", "disk"])
 def test_store_with_forged_checksums_is_blamed_and_not_the_learning_rate(cfg: Config, store: Path, place: str) -> None:
-    """Its checksums were renewed, so that nothing but the values themselves tells."""
+    """The store's checksums were renewed, so that only the values themselves show the damage."""
     forge(store, not_finite)
     with pytest.raises(ValueError, match="not finite at step 1") as error:
         train(cfg.replace(data_dir=str(store), data_device=place), None)

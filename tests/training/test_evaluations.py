@@ -19,14 +19,14 @@ from tests.helpers.toy_envs import STANDS
 
 @pytest.fixture
 def older(tmp_path: Path) -> Path:
-    """Evaluations as version 0.1.0 wrote them for a Gymnasium task whose returns were 500 and 480."""
+    """Write evaluations as version 0.1.0 did for a Gymnasium task whose returns were 500 and 480."""
     (tmp_path / "evaluations.json").write_text(json.dumps({"10": 50.0, "20": 48}))
     (tmp_path / "eval.csv").write_text("step,normalized_score,low,high\n10,50.0,45.5,55\n20,48,,\n")
     return tmp_path
 
 
 def test_a_lower_return_does_not_replace_the_best_of_an_older_run(older: Path, tiny_cfg: Config) -> None:
-    """An agent with a return of 300 passed for better than one of 500, recorded by version 0.1.0 as 50."""
+    """A return of 300 used to pass for better than one of 500, which version 0.1.0 recorded as 50."""
     agent = TDMPC2(tiny_cfg)
     assert not record_score(agent, older, 30, 300.0, "return", True)
     assert not (older / "best.pt").exists()
@@ -59,7 +59,7 @@ def test_rename_score_leaves_normalised_scores(older: Path) -> None:
 
 @pytest.mark.parametrize("recorded", [True, False])
 def test_study_reads_scores_of_an_older_run_as_returns(older: Path, recorded: bool) -> None:
-    """With ``evaluations.json`` and from ``eval.csv`` alone."""
+    """Scores are read from ``evaluations.json``, or from ``eval.csv`` if only that is there."""
     cfg = parse_cfg({"task": STANDS})
     assert score_label(cfg.task_specs) == "return"
     (older / "run.json").write_text(json.dumps({**cfg.to_dict(), "teacher_sha256": None, "data": None}))

@@ -51,7 +51,7 @@ def observations(cfg: Config, *rows: int) -> torch.Tensor:
 
 
 def test_one_observation_whose_bytes_are_no_multiple_of_four_is_taken_apart() -> None:
-    """One row of 45 x 45 images looks contiguous whatever follows it, and was read as float32 where none can begin."""
+    """Such a row used to be read as float32 at an address that is no multiple of four."""
     obs = torch.cat([torch.tensor([1.5, -2.0]).view(torch.uint8), torch.ones(3 * 45 * 45, dtype=torch.uint8)])[None]
     assert obs.shape[1] % 4
     state, images = split_observation(obs, 2, (3, 45, 45))
@@ -60,7 +60,7 @@ def test_one_observation_whose_bytes_are_no_multiple_of_four_is_taken_apart() ->
 
 
 def test_encode_adds_both_encoders_before_one_simnorm(cfg: Config) -> None:
-    """Each ends in a LayerNorm, so that neither drowns the other at the beginning."""
+    """Both encoders end in a LayerNorm, so that neither outweighs the other at the beginning."""
     model = WorldModel(cfg)
     obs = observations(cfg, 5)
     state, images = split_observation(obs, cfg.obs_dim, cfg.image_shape)
@@ -82,7 +82,7 @@ def test_encode_shifts_the_images_alone(cfg: Config) -> None:
 def test_update_trains_both_encoders(cfg: Config) -> None:
     agent = TDMPC2(cfg)
     before = {name: tensor.clone() for name, tensor in agent.model.state_dict().items()}
-    for seed in range(2):  # reward's last layer is zero before the first one
+    for seed in range(2):  # the first update starts from a last layer of zeros
         agent.update(random_batch(cfg.replace(seed=seed), agent.device))
     moved = [name for name, tensor in agent.model.state_dict().items() if not torch.equal(tensor, before[name])]
     assert {"_encoder.state.0.bias", "_encoder.rgb.2.weight", "_encoder.rgb.10.ln.weight"} <= set(moved)
@@ -142,7 +142,7 @@ def test_evaluate_plays_the_file(run: Path) -> None:
 
 
 def test_collect_stores_the_states_that_are_drawn_beside(tmp_path: Path) -> None:
-    """Of an environment whose state is all there is to know; one that observes images itself is refused."""
+    """States are stored if they are all that there is to know; an environment that observes images is refused."""
     cfg = parse_cfg({**BOTH, "task": STANDS, "episodes_per_task": 2})
     agent = TDMPC2(cfg)
     (path,) = collect(cfg, agent, tmp_path / "data")
@@ -155,7 +155,7 @@ def test_collect_stores_the_states_that_are_drawn_beside(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_learning_from_images_and_numbers_needs_both(tmp_path: Path) -> None:
-    """The vector tells where the point is, the image where it is to go: at 0.5 or at -0.5."""
+    """The vector tells where the point is, and the image shows its target, 0.5 or -0.5."""
     cfg = parse_cfg({
         "task": TARGET, "obs": "rgb+state", "model_size": None, "enc_dim": 32, "mlp_dim": 32, "latent_dim": 32,
         "num_channels": 4, "num_q": 2, "num_samples": 32, "num_elites": 8, "num_pi_trajs": 4, "iterations": 2,
@@ -171,7 +171,7 @@ def test_learning_from_images_and_numbers_needs_both(tmp_path: Path) -> None:
 
 
 def test_quantised_file_keeps_the_encoder_of_images_and_acts(run: Path, tmp_path: Path) -> None:
-    """Inputs are played, since stored episodes hold no images; the encoder of images is never int8."""
+    """Inputs are played, since stored episodes have no images; the image encoder is never int8."""
     agent = tdmpc2.load_agent(run, device="cpu", compile=False, quiet=True)
     inputs = played_inputs(agent.model, 32)
     assert inputs.obs.shape == (32, *agent.cfg.obs_shape)

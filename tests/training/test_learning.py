@@ -1,4 +1,4 @@
-"""An agent learns: from random play of a real task to clearly better planning, in some seconds of CPU."""
+"""An agent learns to plan clearly better than random play within seconds of CPU time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_train_on_random_play_improves_planning(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_online_learning_of_a_toy_task_ends_far_above_random_play(tmp_path: Path) -> None:
-    """The whole loop at once: acting, buffer, updates, planning with what was learned; a point is to be kept at 0.5."""
+    """The whole loop runs on a task of keeping a point at 0.5: acting, buffer, updates and planning."""
     cfg = Config(
         task=POINT, task_specs=(task_spec(POINT),), model_size=None, enc_dim=32, mlp_dim=32, latent_dim=16, num_q=2,
         num_samples=32, num_elites=8, num_pi_trajs=4, iterations=2, batch_size=32, lr=2e-3, seed_steps=200, steps=500,

@@ -1,4 +1,4 @@
-"""The frame of a run, apart from what it learns from."""
+"""The loop of a run, whatever it learns from."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def evaluate(agent: TDMPC2, cfg: Config, **_: Any) -> Evaluation:
 
 
 class Environments:
-    """Three environments that are stepped at once, and all that they returned: what learning online has to save."""
+    """Three environments that are stepped at once, with all that they returned as a state to be saved."""
 
     num_envs = 3
 
@@ -52,7 +52,7 @@ class Environments:
 
 
 def learn_online(cfg: Config, stop_at: int | None = None, play: Evaluator = evaluate) -> Environments:
-    """Random actions for nine steps, then two updates in each turn of the loop."""
+    """Act randomly for nine steps, then make two updates in each turn of the loop."""
     environments = Environments()
     with Run.open(cfg, None, ProcessGroup(), play, stride=environments.num_envs) as run:
         run.attach("environments", environments)
@@ -74,7 +74,7 @@ def online(tmp_path: Path) -> Config:
 
 
 def test_run_online_stopped_run_continues_exactly(online: Config, tmp_path: Path) -> None:
-    """Steps of several environments at once, several updates or none in a step, and a part with a state of its own."""
+    """A turn takes several environment steps, makes several updates or none, and a part has a state of its own."""
     straight = online.replace(work_dir=str(tmp_path / "straight"))
     expected = learn_online(straight)
     with pytest.raises(SystemExit) as ended:
@@ -141,14 +141,14 @@ A, B, STORE, OTHER = {"chunk_0.pt": "1-a"}, {"chunk_0.pt": "1-b"}, {"checksum": 
         "these, or in half precision"),
 ])  # fmt: skip
 def test_describe_other_data_says_what_differs(recorded: dict[str, str], now: dict[str, str], words: str) -> None:
-    """The message on other data printed checksums."""
+    """The message about other data used to print checksums."""
     assert describe_other_data(recorded, now) == words
 
 
 def test_run_told_to_stop_in_an_evaluation_leaves_after_the_step(
     online: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A queue sends SIGTERM and, half a minute later, SIGKILL; an evaluation of many tasks takes longer than that."""
+    """A queue sends SIGKILL half a minute after SIGTERM, and an evaluation of many tasks takes longer."""
     steps = []
 
     def told_to_stop(agent: TDMPC2, cfg: Config, *, each_step: Callable[[], None], **_: Any) -> Evaluation:

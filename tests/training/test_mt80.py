@@ -1,4 +1,4 @@
-"""All of MT80 from stored episodes to an evaluation: learned, distilled and played, and files of the reference."""
+"""MT80 from stored episodes to an evaluation: learning, distilling, playing, and files of the reference."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ needs_meta_world = pytest.mark.skipif(
 
 
 def write_made_rows(path: Path) -> None:
-    """Write random numbers for an episode of each task that is not played, as a chunk of MT80."""
+    """Write random numbers as an episode of each task that is not played, in a chunk of MT80."""
     gen = torch.Generator().manual_seed(0)
     others = [task for task in MT80 if task not in PLAYED]
     obs, action = torch.zeros(len(others), 101, 39), torch.zeros(len(others), 101, 6)
@@ -47,7 +47,7 @@ def write_made_rows(path: Path) -> None:
 @pytest.mark.slow
 @needs_meta_world
 def test_mt80_learns_distils_and_plays_its_own_tasks(tmp_path: Path) -> None:
-    """Random play of two tasks of each family and made rows of the others: a user's way from chunks to scores."""
+    """Two tasks of each family are played at random and the others' data made up, from chunks to scores."""
     data = tmp_path / "data"
     collect(Config(task="mt80", tasks=PLAYED, episodes_per_task=1), None, data)
     write_made_rows(data / "chunk_100.pt")

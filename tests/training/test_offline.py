@@ -44,7 +44,7 @@ def test_train_writes_the_files_of_a_run(cfg: Config) -> None:
     stored = load_file(path)
     assert stored.step == 20
     assert stored.config is not None
-    assert stored.config.keys() == {*key_names(), "task_specs"} - RUN_KEYS  # the agent, not where and how it was made
+    assert stored.config.keys() == {*key_names(), "task_specs"} - RUN_KEYS  # keys of the agent, not of its run
     agent = load_agent(path, device="cpu")
     assert agent.cfg.tasks == TASKS  # evaluated on what it was trained on
     assert agent.cfg.replace(**{key: getattr(cfg, key) for key in ("data_dir", "work_dir", "steps", "batch_size",
@@ -57,7 +57,7 @@ def test_load_agent_of_run_takes_tasks_and_overrides(cfg: Config) -> None:
     for task, expected in (("mt30", None), ("cup-spin", ("cup-spin",)), (None, TASKS)):
         assert load_agent(path, device="cpu", **({"task": task} if task else {})).cfg.tasks == expected
     agent = load_agent(path, device="cpu", num_samples=12, seed=9)
-    elites = 3  # in the file's proportion of 4 to 16
+    elites = 3  # in the file's proportion, 4 of 16
     assert (agent.cfg.num_samples, agent.cfg.seed, agent.cfg.num_elites) == (12, 9, elites)
     with pytest.raises(ValueError, match=r"Unknown key 'num_sample' in the overrides. Did you mean 'num_samples'\?"):
         load_agent(path, device="cpu", num_sample=12)
@@ -85,7 +85,7 @@ def test_train_with_evaluations_gives_equal_weights(cfg: Config, tmp_path: Path)
 
 
 def test_evaluation_of_one_episode_has_no_interval(cfg: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    """It was shown as an interval from the score to the score."""
+    """The score of one episode used to be shown with an interval from that score to itself."""
     train(cfg.replace(steps=2, tasks=("pendulum-spin",), mpc=False, eval_episodes=1, eval_freq=2), None)
     assert list(rows(cfg.run_dir / "eval.csv")[0]) == ["step", "normalized_score"]
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("eval: step 2"))

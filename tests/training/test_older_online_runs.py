@@ -1,4 +1,4 @@
-"""Online runs from a checkpoint that an older version began: they are found, and go on as they began."""
+"""Online runs from a checkpoint that an older version began are found, and go on as they began."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_older(run_dir: Path) -> None:
-    """Take from the record of a run what versions before fine-tuning did not know."""
+    """Remove from a run's record what versions before fine-tuning did not know."""
     path = run_dir / "run.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps({key: value for key, value in record.items() if key not in ("freeze", "bc_coef")}))
 
 
 def act_as_older(patch: pytest.MonkeyPatch) -> None:
-    """Random actions are uniform, whatever the run starts from."""
+    """Make random actions uniform, whatever the run starts from, as older versions did."""
     act = Explorer.act
     patch.setattr(Explorer, "act", lambda self, step, random, prior: act(self, step, random=random))
 
@@ -43,7 +43,7 @@ def stop(cfg: Config, step: int) -> None:
 
 
 def test_older_run_stopped_in_its_seed_steps_goes_on_with_random_actions(tmp_path: Path, many: Path) -> None:
-    """It went on with the policy of its checkpoint, which is neither the older run nor a new one.
+    """Such a run used to go on with the policy of its checkpoint, as neither an older nor a new run does.
 
     It is stopped twice: the first start of this version completes its record, which must not make a new run of it.
     """
@@ -72,7 +72,7 @@ def test_run_of_this_version_says_nothing_of_random_seed_steps(tmp_path: Path, m
 def test_run_of_one_task_that_lies_under_the_sets_name_is_found(
     tmp_path: Path, many: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], found: bool
 ) -> None:
-    """Directories were named after the set; what lies there may as well be another run."""
+    """Directories used to be named after the task set, but such a directory may also hold another run."""
     monkeypatch.chdir(tmp_path)
     cfg = tuned(tmp_path, many).replace(work_dir=None, exp_name="e")
     own, older = cfg.run_dir, Path("logs/mt30/1/e")

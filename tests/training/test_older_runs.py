@@ -19,7 +19,7 @@ from tests.helpers.runs import rows, snapshot
 
 @pytest.fixture
 def older(tmp_path: Path) -> tuple[Config, Config]:
-    """The run and its teacher; the fingerprint of its data is this machine's, since file formats have versions."""
+    """Unpack the run and its teacher, and record the fingerprints that its data have on this machine."""
     cfg, teacher = unpack(tmp_path)
     path = cfg.run_dir / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "data": chunk_fingerprints(cfg.data_dir)}))
@@ -27,7 +27,7 @@ def older(tmp_path: Path) -> tuple[Config, Config]:
 
 
 def test_older_run_continues_with_the_losses_of_its_version(older: tuple[Config, Config], tmp_path: Path) -> None:
-    """A tolerance, since processors round differently; on the one that made the archive all weights are equal."""
+    """Losses have a tolerance because processors round differently; on the original one all weights are equal."""
     cfg, teacher = older
     model = train(cfg, teacher)
     assert load_file(model).step == LAST
@@ -39,7 +39,7 @@ def test_older_run_continues_with_the_losses_of_its_version(older: tuple[Config,
 
 
 def test_older_run_hours_count_on_from_its_speed_file(older: tuple[Config, Config]) -> None:
-    """Its ``speed.csv`` has no ``wall_seconds``, and its ``state.pt`` says nothing about time."""
+    """The older ``speed.csv`` has no ``wall_seconds``, and ``state.pt`` says nothing about time."""
     cfg, teacher = older
     columns, before = read_csv(cfg.run_dir / "speed.csv")
     assert "wall_seconds" not in columns

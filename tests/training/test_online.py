@@ -1,4 +1,4 @@
-"""Learning online: the order of events, continuing exactly, environments that end early, fail or never repeat."""
+"""Learning online: the order of events, and runs that continue exactly."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.helpers.toy_envs import FALLS, FALLS_AT, SEES, STANDS, STANDS_FOR
 
 
 def specified(steps: int, seed_steps: int, eval_freq: int, length: int) -> list[Any]:
-    """The reference's loop in its own words, with the departures that docs/algorithm.md lists."""
+    """List the events of the reference's loop, with the departures that docs/algorithm.md names."""
     events: list[Any] = ["evaluate"] if eval_freq else []
     rows_of_episode = 0
     for step in range(steps):
@@ -99,7 +99,7 @@ def scored(*_: Any, **__: Any) -> Evaluation:
 @pytest.mark.parametrize("utd", [0.075, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("stride", [1, 3, 10])
 def test_schedule_updates_add_up_to_the_ratio(utd: float, stride: int) -> None:
-    """A fraction of an update per step, several environments at once: no update is lost by rounding."""
+    """No update is lost by rounding a fraction of an update per step or by stepping several environments."""
     schedule, steps = Schedule(30, stride, utd), range(stride, 301, stride)
     due = [schedule.updates_due(step) for step in steps]
     assert sum(due) == int(utd * (steps[-1] - 1))
@@ -111,7 +111,7 @@ def test_schedule_updates_add_up_to_the_ratio(utd: float, stride: int) -> None:
 
 @pytest.mark.parametrize("utd", [0.5, 0.2, 0.3, 1.0])
 def test_online_run_logs_every_interval_whatever_the_ratio(tmp_path: Path, utd: float) -> None:
-    """With half an update per step none fell on a step that is logged, and the log stayed empty."""
+    """With half an update per step, none used to fall on a logged step, so the log stayed empty."""
     cfg = config(tmp_path, utd=utd)
     train_online(cfg, None)
     assert [row["step"] for row in rows(cfg.run_dir / "train.csv")] == [25, 30, 35, 40, 45]
@@ -134,7 +134,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def undisturbed(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], Path]:
-    """A run that was never stopped, and its keys."""
+    """Train a run that is never stopped, and return it with its keys."""
     keys = {"save_freq": 10, **VARIANTS[request.param]}
     directory = tmp_path_factory.mktemp("undisturbed")
     return keys, train_online(config(directory, **keys), None).parent
@@ -144,7 +144,7 @@ def undisturbed(
 def test_online_run_told_to_stop_continues_bit_for_bit(
     undisturbed: tuple[dict[str, Any], Path], stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the end of an episode of random actions, after the burst, at the end of an episode that is planned."""
+    """The run stops at the end of a random episode, after the burst, and at the end of a planned episode."""
     keys, straight = undisturbed
     cfg = config(tmp_path, **keys)
     interrupt(monkeypatch, stop_at, lambda: signal.raise_signal(signal.SIGTERM))
@@ -157,13 +157,13 @@ def test_online_run_told_to_stop_continues_bit_for_bit(
 
 
 @pytest.mark.parametrize("keys", [
-    {"num_envs": 4, "steps": 44, "utd": 2.0},  # updates of an ordinary step
-    {"num_envs": 2, "steps": 28, "seed_steps": 27},  # the burst, in the step in which episodes end
+    {"num_envs": 4, "steps": 44, "utd": 2.0},  # among the updates of an ordinary step
+    {"num_envs": 2, "steps": 28, "seed_steps": 27},  # in the burst, when episodes end as well
 ])  # fmt: skip
 def test_online_run_told_to_stop_between_its_last_updates_continues_bit_for_bit(
     tmp_path: Path, keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The updates that were owed in the last step were lost: the run was called already trained."""
+    """A run stopped among its last updates used to lose the rest of them, since it passed for already trained."""
     straight = train_online(config(tmp_path / "straight", **keys), None).parent
     cfg = config(tmp_path, **keys)
     update, made = TDMPC2.update, itertools.count(1)
@@ -187,7 +187,7 @@ def test_online_run_told_to_stop_between_its_last_updates_continues_bit_for_bit(
 def test_online_run_killed_continues_from_its_last_save_bit_for_bit(
     undisturbed: tuple[dict[str, Any], Path], stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the first save, before the burst, and in the last step."""
+    """The run is killed before the first save, before the burst of updates, and in the last step."""
     keys, straight = undisturbed
     cfg = config(tmp_path, **keys)
 
@@ -222,7 +222,7 @@ def test_explorer_refuses_a_state_that_does_not_fit(tmp_path: Path, entry: str, 
 
 
 def test_online_burst_cut_short_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A queue gives a run seconds to save, and the burst takes minutes."""
+    """A queue gives a run seconds to save, but the burst of updates takes minutes."""
     straight = train_online(config(tmp_path / "straight"), None).parent
     cfg, update = config(tmp_path), TDMPC2.update
     calls = []
@@ -281,11 +281,11 @@ def test_online_run_logs_losses_speed_and_episodes(tmp_path: Path, capsys: pytes
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("step 30/45"))
     for part in ("return ", "updates/s", "it/s", "acting ", "environment ", "updating ", "other ", "ETA 0:"):
         assert part in line
-    assert "success" not in line  # which the task has no notion of
+    assert "success" not in line  # the task defines no success
 
 
 def test_online_run_without_an_update_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A run shorter than an episode ended with "Trained for ... steps" and random weights."""
+    """A run shorter than an episode used to claim that it was trained, with random weights."""
     train_online(config(tmp_path, steps=6, seed_steps=2), None)
     assert (
         "No update was made: the first one needs more than seed_steps=2 steps, and an episode"
@@ -314,7 +314,7 @@ def test_online_terminations_reach_the_batches(tmp_path: Path, monkeypatch: pyte
 
 
 def test_online_run_with_a_teacher_is_distilled(tmp_path: Path) -> None:
-    """Targets of the teacher work as offline, the one that is fitted to data included."""
+    """Teacher targets work as they do offline, including the one that is fitted to data."""
     teacher = make_teacher(config(tmp_path))
     teacher.save(tmp_path / "teacher.pt")
     cfg = config(tmp_path, distillation_targets=["reward", "next_state_pca 1"])
@@ -326,7 +326,7 @@ def test_online_run_with_a_teacher_is_distilled(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_online_run_of_many_tasks_learns_from_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One model, an environment of each task, with the padding and the ids of their set."""
+    """One model learns from an environment of each task, with the padding and ids of their task set."""
     tasks = ("pendulum-spin", "cartpole-balance")
     keys = {"task": "mt30", "mode": "online", "tasks": tasks, "task_dim": 4, "task_balance": "tasks", "utd": 0.5}
     cfg = config(tmp_path, **keys, seed_steps=1000, steps=1020)
@@ -356,13 +356,13 @@ def test_online_dry_run_estimates_and_writes_nothing(tmp_path: Path, capsys: pyt
 
 @needs_library
 def test_online_dry_run_plans_as_the_run_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Plain plans take many times as long as the kernels that the run itself plans with."""
+    """Plain plans take many times as long as the kernels that the run itself would use."""
     train_online(config(tmp_path, dry_run=True, compile="auto", eval_freq=15, eval_episodes=1), None)
     assert re.search(r"in all +about .*\(planned by the CPU kernels, without compilation\)", capsys.readouterr().out)
 
 
 def test_online_dry_run_allocates_no_replay_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A buffer that is to fill most of the memory took minutes to make, only to say how large it would be."""
+    """A dry run used to spend minutes on allocating a large buffer, only to state its size."""
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("the replay buffer was made")
@@ -372,7 +372,7 @@ def test_online_dry_run_allocates_no_replay_buffer(tmp_path: Path, monkeypatch: 
 
 
 def test_online_run_saved_without_metrics_goes_on(tmp_path: Path) -> None:
-    """Runs of before they were saved; they are for the log alone."""
+    """Older runs did not save their metrics, which are needed for the log only."""
     cfg = config(tmp_path)
     train_online(cfg.replace(steps=30), None)
     path = cfg.run_dir / "state.pt"

@@ -1,4 +1,4 @@
-"""Learning online in environments that fail, terminate or never repeat; runs that cannot work at all."""
+"""Learning online in environments that fail, terminate or do not repeat, and runs that cannot work at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.helpers.toy_envs import FALLS
 
 
 class Faulty(gymnasium.Env[Any, Any]):
-    """Fails at one step of the episodes that are listed, in the way that is said."""
+    """An environment that fails at one step of the listed episodes, in the given way."""
 
     observation_space = Box(-1, 1, (2,), np.float32)
     action_space = Box(-1, 1, (1,), np.float32)
@@ -62,7 +62,7 @@ if "Faulty-v0" not in gymnasium.registry:
 def test_online_environment_that_fails_is_named_and_the_run_goes_on(
     tmp_path: Path, way: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Save what was learned before; the same command begins a new episode where the old one broke."""
+    """What was learned before is saved, and the same command begins a new episode instead of the broken one."""
     cfg = config(tmp_path, "Faulty-v0", num_envs=2)
     for name, value in {"bad": {5}, "way": way, "episodes": 0}.items():
         monkeypatch.setattr(Faulty, name, value)
@@ -93,7 +93,7 @@ def test_online_environment_that_fails_in_the_first_step_advises_another_seed(
 def test_online_environment_that_fails_to_reset_begins_another_episode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The seed that it cannot be reset with was tried again for ever."""
+    """The seed that the environment cannot be reset with used to be tried again forever."""
     monkeypatch.setattr(Faulty, "bad", set())
     reset, calls, cold = Faulty.reset, itertools.count(1), set[int | None]()
 
@@ -115,7 +115,7 @@ def test_online_environment_that_fails_to_reset_begins_another_episode(
 def test_online_environment_that_fails_where_it_is_played_again_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fault in the episode that a continued run plays again ended every start."""
+    """A fault in the episode that a continued run plays again used to end every start."""
     cfg = config(tmp_path, "Faulty-v0")
     monkeypatch.setattr(Faulty, "bad", set())
     interrupt(monkeypatch, 31, lambda: signal.raise_signal(signal.SIGTERM))
@@ -180,7 +180,7 @@ def test_online_evaluation_whose_worker_is_killed_has_no_score_and_the_run_goes_
 def test_online_environment_that_does_not_repeat_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its running episode cannot be brought back, so it is dropped, and that is said."""
+    """The running episode cannot be restored, so it is dropped with a message."""
     cfg = config(tmp_path, "Faulty-v0")
     monkeypatch.setattr(Faulty, "bad", set())
     interrupt(monkeypatch, 31, lambda: signal.raise_signal(signal.SIGTERM))

@@ -1,4 +1,4 @@
-"""Learning online in two processes: what one process learns, up to rounding, in one set of files."""
+"""Learning online in two processes gives what one process learns, up to rounding, in one set of files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.helpers.online import config
 from tests.helpers.runs import rows
 from tests.helpers.toy_envs import FALLS, SEES, STANDS, ToyEnv
 
-#: Environments that do not split evenly; what the policy does is continuous in its input, other than a plan.
+#: Environments that do not split evenly. Small errors change a policy's actions little, unlike a plan's.
 POLICY: dict[str, Any] = {"num_envs": 3, "mpc": False, "steps": 60, "save_freq": 15}
 RUNS: dict[str, dict[str, Any]] = {
     "policy": POLICY,
@@ -42,7 +42,7 @@ PLANNED = ("plans",)
 def test_batch_that_does_not_split_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was refused at the first update, with the seed steps played, and the directory was taken."""
+    """Such a batch used to be refused only at the first update, after the seed steps were played."""
     monkeypatch.setattr(online, "process_group", lambda device: nullcontext(ProcessGroup(0, 3)))
     cfg = config(tmp_path, batch_size=8)
     for keys in ({}, {"dry_run": True}):
@@ -52,7 +52,7 @@ def test_batch_that_does_not_split_is_refused_before_anything_is_written(
 
 
 def stopped(directory: Path, rank: int) -> None:
-    """Told to stop in the middle of a run, one process alone: all save at one step, and the same command goes on."""
+    """Stop a run through one of its processes: all save at the same step, and the same command continues."""
     cfg = config(directory / "stopped", **RUNS["plans"])
     original, turns = Explorer.act, 0
 
@@ -77,7 +77,7 @@ def stopped(directory: Path, rank: int) -> None:
 
 
 def failed(directory: Path, rank: int) -> None:
-    """An environment of the other process fails: both say so, and the same command goes on."""
+    """Let an environment of the other process fail: both report it, and the same command continues."""
     cfg = config(directory / "failed", **RUNS["plans"])
     original, turns = ToyEnv.step, 0
 
@@ -113,7 +113,7 @@ def _one_of_two(rank: int, port: int, directory: str) -> None:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Directories of a run of one process and of the same run of two."""
+    """Return the directories of runs of one process and of the same runs of two."""
     alone, two = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("two")
     for directory in (alone, two):
         collect(parse_cfg({"task": STANDS, "episodes_per_task": 6}), None, directory / "shown")
@@ -138,7 +138,7 @@ def close(one: Path, two: Path) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RUNS if name not in PLANNED])
 def test_online_run_of_two_processes_equals_that_of_one(both: tuple[Path, Path], name: str) -> None:
-    """The same episodes in the same order, the same losses, the same weights, up to rounding."""
+    """Episodes, their order, losses and weights are the same up to rounding."""
     alone, two = (directory / name for directory in both)
     for file in ("episodes.csv", "train.csv"):
         one, other = (rows_of(directory / "run" / file) for directory in (alone, two))
@@ -149,7 +149,7 @@ def test_online_run_of_two_processes_equals_that_of_one(both: tuple[Path, Path],
 
 
 def rows_of(path: Path) -> list[dict[str, float]]:
-    """The numbers of a log, without names and times."""
+    """Read the numbers of a log, without names and times."""
     lines = path.read_text().splitlines()
     head = lines[0].split(",")
     table = [dict(zip(head, line.split(","), strict=True)) for line in lines[1:]]
@@ -162,7 +162,7 @@ def state_of(directory: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_planned_run_of_two_processes_plays_as_many_episodes(both: tuple[Path, Path]) -> None:
-    """Rounding may turn a plan into another one, so what it leads to is not compared."""
+    """Rounding may change a plan and all that follows, so only counts are compared."""
     counts = [[len(rows_of(path / "plans" / "run" / file)) for file in ("episodes.csv", "train.csv")] for path in both]
     assert counts[0] == counts[1]
     assert [state_of(path / "plans")["parts"]["learner"]["done"] for path in both] == [45, 45]
@@ -172,7 +172,7 @@ def test_planned_run_of_two_processes_plays_as_many_episodes(both: tuple[Path, P
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["stopped", "failed"])
 def test_two_processes_go_on_after_one_was_told_to_stop_or_failed(both: tuple[Path, Path], name: str) -> None:
-    """A stopped run ends with the bits of one that was not; a failed environment begins a new episode."""
+    """A stopped run ends with the same bits as an unstopped one; a failed environment begins a new episode."""
     two = both[1]
     state, straight = state_of(two / name), state_of(two / "plans")
     assert state["step"] == straight["step"]
@@ -184,7 +184,7 @@ def test_two_processes_go_on_after_one_was_told_to_stop_or_failed(both: tuple[Pa
 
 @pytest.mark.slow
 def test_one_process_goes_on_with_what_two_have_left(both: tuple[Path, Path], tmp_path: Path) -> None:
-    """Running episodes, plans and buffer are those of all environments, whoever played them."""
+    """Two processes save the episodes, plans and buffer of all environments, whoever played them."""
     shutil.copytree(both[1] / "policy" / "run", tmp_path / "run")
     longer = {**POLICY, "steps": 90}
     train_online(config(tmp_path, **longer), None)

@@ -1,4 +1,4 @@
-"""Plans for stored observations: whose they are, how they are made, and what happens when they are interrupted."""
+"""Plans for stored observations: which teacher makes them, how, and what happens if that is interrupted."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def empty(store: EpisodeStore, sha256: str = SHA256, **made: Any) -> TeacherTarg
 
 
 def test_label_is_the_mean_of_a_cold_plan_for_the_observation_before(store: EpisodeStore) -> None:
-    """The slow, obvious way: each row alone, with its own random numbers and the Q heads of its episode."""
+    """Each row is planned for alone, with its own random numbers and the Q heads of its episode."""
     teacher, column = make_expert(two_tasks()), empty(store)
     compute_plans(column, teacher, at_once=5)
     assert column.values.shape == (4, LENGTH + 1, 2)
@@ -84,7 +84,7 @@ def test_labels_of_cpu_kernels_are_those_of_the_plain_planner(store: EpisodeStor
     if teacher.planner.kind != "kernels":
         pytest.skip("the CPU kernels are not here")
     close = (plain.values - fast.values)[:, 1:].abs() < 1e-4
-    assert close.float().mean() > 0.95  # where two sequences are equally good, rounding chooses
+    assert close.float().mean() > 0.95  # rounding decides between equally good sequences
 
 
 def test_labels_interrupted_anywhere_are_the_same_in_the_end(
@@ -106,9 +106,9 @@ def test_labels_interrupted_anywhere_are_the_same_in_the_end(
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             compute_plans(column, make_expert(two_tasks()), at_once=5)
-    assert calls == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]  # three groups an episode; the one that was cut short comes again
+    assert calls == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]  # three groups an episode; the interrupted one is repeated
     monkeypatch.undo()
-    column.values[0, 3] = 7.0  # as damage to the disk would
+    column.values[0, 3] = 7.0  # as damage of the disk
     compute_plans(column, make_expert(two_tasks()), at_once=5)
     assert content(column) == content(undisturbed)
     assert verify_targets(store) == []
@@ -117,7 +117,7 @@ def test_labels_interrupted_anywhere_are_the_same_in_the_end(
 def test_labels_of_a_compiled_planner_are_made_for_groups_of_one_size(
     store: EpisodeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another number of plans would be compiled for on its own: the last group of an episode is filled up."""
+    """The last group of an episode is filled up, because another number of plans would be compiled separately."""
     plain, padded, sizes = empty(store), empty(store, "cd" * 32), []
     compute_plans(plain, make_expert(two_tasks()), at_once=5)
     original = module.planned_actions
@@ -130,7 +130,7 @@ def test_labels_of_a_compiled_planner_are_made_for_groups_of_one_size(
 
 @pytest.fixture
 def teachers() -> dict[str, TDMPC2]:
-    """One for the first task, in its own sizes."""
+    """Make a teacher of the first task only, in the task's own sizes."""
     return {"three-two": make_expert(Config(task="three-two", task_specs=SPECS[:1], **SMALL))}
 
 
@@ -158,7 +158,7 @@ def test_cache_of_teachers_is_each_teachers_own_and_zero_without_one(
 def test_episodes_without_a_teacher_are_filled_together_and_once(
     tmp_path: Path, teachers: dict[str, TDMPC2], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One by one, the half million episodes that nobody teaches would take longer than the teachers do."""
+    """Filling half a million episodes without a teacher one by one would take longer than the teachers."""
     store = make_store(tmp_path / "many", two_tasks(), episodes=30)
     column, filled, original = empty(store), [], TeacherTargets.put
 
@@ -176,7 +176,7 @@ def test_episodes_without_a_teacher_are_filled_together_and_once(
 
 
 def test_column_of_plans_goes_on_only_as_it_was_begun(store: EpisodeStore) -> None:
-    """Plans of two budgets in one column would be labels of two teachers."""
+    """Plans of two budgets must not mix in a column, since they would be labels of two teachers."""
     made = settings(make_expert(two_tasks()), 16)
     assert made["num_samples"] == 16
     assert made["precision"] == "fp32"
@@ -228,14 +228,14 @@ def test_plans_that_are_not_finite_are_refused(store: EpisodeStore) -> None:
 
 
 def short_data(data_dir: Path, tmp_path: Path) -> Path:
-    """Chunk files of the session, copied: a store and a cache are made beside them."""
+    """Copy the session's chunk files, since a store and a cache are made beside them."""
     return Path(shutil.copytree(data_dir, tmp_path / "data"))
 
 
 def test_command_labels_and_training_imitates(
     cfg: Config, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Teachers of single tasks, all four columns, on disk and in memory; the second task has no teacher."""
+    """All four columns are made and used, on disk and in memory; the second of two tasks has no teacher."""
     data, task = short_data(data_dir, tmp_path), "pendulum-spin"
     widths = {key: TINY[key] for key in ("model_size", "enc_dim", "mlp_dim", "latent_dim")}
     make_expert(parse_cfg({**widths, "task": task, "device": "cpu"})).save(tmp_path / "teacher.pt")
@@ -303,7 +303,7 @@ def test_command_line_that_cannot_be_is_refused(
 def test_states_that_a_student_visits_are_labelled_as_the_page_says(
     cfg: Config, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The commands of docs/training.md: collect by the policy, join the data, plan for the new episodes, imitate."""
+    """The commands of docs/training.md collect by the policy, join the data, plan for new episodes, and imitate."""
     from tdmpc2.commands.collect import main as collect
     from tdmpc2.commands.data import main as data
 

@@ -1,4 +1,4 @@
-"""Data and settings with which training does not start."""
+"""Data and settings for which training refuses to start."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def broken(data_dir: Path, to: Path, name: str, index: tuple[int, ...], value: float) -> Path:
-    """A copy of the data with one value of chunk 1 changed, in the file only."""
+    """Copy the data and change one value of chunk 1, in the file only."""
     to.mkdir()
     shutil.copy(data_dir / "chunk_0.pt", to)
     chunk = read_chunk(data_dir / "chunk_1.pt")
@@ -55,7 +55,7 @@ def test_train_on_nan_row_is_refused(
 
 
 def test_train_refused_for_data_leaves_directory_free(cfg: Config, tmp_path: Path) -> None:
-    """After a mistake the corrected command is not taken for another run."""
+    """After a refused command, the corrected one must not be taken for another run."""
     with pytest.raises(ValueError, match="cup-spin"):
         train(cfg.replace(tasks=("cup-spin",)), None)
     assert not cfg.run_dir.exists()
@@ -85,7 +85,7 @@ def test_train_with_unplayable_evaluations_is_refused(
     with pytest.raises(ValueError, match=r"evaluation: save_video needs imageio"):
         train(cfg.replace(eval_freq=2, save_video=True), None)
     assert not cfg.run_dir.exists()
-    train(cfg.replace(steps=1, eval_freq=2, save_video=True), None)  # none would be played
+    train(cfg.replace(steps=1, eval_freq=2, save_video=True), None)  # no evaluation would be played
 
 
 def test_train_on_data_of_other_lengths_is_refused(cfg: Config, tmp_path: Path) -> None:

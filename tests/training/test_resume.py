@@ -68,7 +68,7 @@ def test_stop_on_signal_is_a_request(number: signal.Signals) -> None:
         assert not stop
         signal.raise_signal(number)
         assert stop.signal == number
-        assert signal.getsignal(number) == before  # a second one acts at once
+        assert signal.getsignal(number) == before  # a second signal acts at once
     assert signal.getsignal(number) == before
 
 
@@ -116,7 +116,7 @@ def test_train_diverging_names_step_and_episodes(cfg: Config, monkeypatch: pytes
     assert re.search(r"Its batch has \d episodes: (\d, )*\d of ", text)
     assert f"{cfg.run_dir / 'model.pt'} is of step 10, before it. A lower lr" in text
     assert load_file(cfg.run_dir / "model.pt").step == 10
-    assert rows(cfg.run_dir / "train.csv")[-1]["step"] == 15  # the values that were bad are on record
+    assert rows(cfg.run_dir / "train.csv")[-1]["step"] == 15  # the bad values are logged
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------
@@ -132,13 +132,13 @@ def test_train_keeps_last_checkpoints(cfg: Config) -> None:
     (cfg.run_dir / "model_20.pt").rename(cfg.run_dir / "model_8.pt")  # as after a kill before the copy of the last save
     train(cfg.replace(save_freq=4, keep_last=3), None)
     assert {path.name for path in cfg.run_dir.glob("model_*.pt")} == {"model_12.pt", "model_16.pt", "model_20.pt"}
-    shutil.copy(cfg.run_dir / "model_12.pt", cfg.run_dir / "model_8.pt")  # after it, before the oldest was deleted
+    shutil.copy(cfg.run_dir / "model_12.pt", cfg.run_dir / "model_8.pt")  # as after a kill before deleting the oldest
     train(cfg.replace(save_freq=4, keep_last=3), None)
     assert {path.name for path in cfg.run_dir.glob("model_*.pt")} == {"model_12.pt", "model_16.pt", "model_20.pt"}
 
 
 class Scores:
-    """Evaluations with given scores by call, which can end the run instead."""
+    """A stand-in for evaluations with a given score for each call, or None to end the run."""
 
     def __init__(self, scores: dict[int, float | None]) -> None:
         self.scores, self.calls = scores, 0
@@ -178,7 +178,7 @@ def test_train_repeats_evaluation_that_was_cut_off(cfg: Config, scored: Any, tmp
     assert load_file(cfg.run_dir / "model.pt").step == 10
     again = scored({1: 7.0, 2: 6.0, 3: None})
     with pytest.raises(KeyboardInterrupt):
-        train(cfg, None)  # this time at the last step
+        train(cfg, None)  # this one diverges at the last step
     last = scored({1: 5.0})
     train(cfg, None)
     assert (again.calls, last.calls) == (3, 1)
@@ -190,7 +190,7 @@ def test_train_repeats_evaluation_that_was_cut_off(cfg: Config, scored: Any, tmp
 def test_train_does_not_double_rows_of_cut_off_evaluation(
     cfg: Config, scored: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed between the rows and the record of the score."""
+    """The run is killed between writing an evaluation's rows and recording its score."""
     cfg = cfg.replace(eval_freq=10)
     scored({1: 3.0})
     record = run_dir.record_score
@@ -215,7 +215,7 @@ def test_train_does_not_double_rows_of_cut_off_evaluation(
 def test_dry_run_estimates_and_writes_nothing(
     cfg: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], begun: bool
 ) -> None:
-    """The planner would be compiled for so many plans, which takes most of a minute; here it is only asked."""
+    """The planner is only asked about compiling, which would take most of a minute."""
     asked: list[tuple[str, int]] = []
     monkeypatch.setattr(FastPlanner, "speed_up", lambda self, wanted, plans: asked.append((wanted, plans)) or "")
     if begun:
@@ -262,7 +262,7 @@ def test_checkpoint_size_estimate_is_an_upper_bound(cfg: Config) -> None:
 def test_dry_run_counts_import_and_cache(
     cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], teachers: bool
 ) -> None:
-    """One teacher of all tasks, or teachers of single tasks."""
+    """The estimates hold for one teacher of all tasks and for teachers of single tasks."""
     file = str(train(cfg.replace(steps=1, work_dir=str(tmp_path / "teacher")), None))
     taught = cfg.replace(teachers=dict.fromkeys(TASKS, file)) if teachers else cfg
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""The replay buffer of a run as an episode store, and that store as data and as demonstrations."""
+"""The replay buffer of a run, converted to an episode store for training and as demonstrations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 @pytest.fixture(scope="session")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A run of an environment that terminates, whose buffer has dropped its oldest episodes."""
+    """Train a run whose environment terminates and whose buffer has dropped its oldest episodes."""
     cfg = config(tmp_path_factory.mktemp("played"), FALLS, episodic=True, buffer_size=25, save_freq=9)
     train_online(cfg, None)
     return cfg
@@ -49,7 +49,7 @@ def test_replay_buffer_becomes_a_store(played: Config, tmp_path: Path, capsys: p
 
 
 def test_stored_replay_buffer_is_data_and_demonstrations(played: Config, tmp_path: Path) -> None:
-    """Online and offline are one world of data."""
+    """Offline training and demonstrations can both use the episodes of an online run."""
     store = replay_to_store(played.run_dir, tmp_path / "store", dtype="float16", quiet=True)
     train(played.replace(mode="offline", data_dir=str(store.path), work_dir=str(tmp_path / "offline"), steps=2), None)
     train_online(played.replace(demonstrations=str(store.path), work_dir=str(tmp_path / "again"), steps=25), None)
@@ -91,7 +91,7 @@ def test_run_without_a_buffer_to_store_is_refused_in_one_line(tmp_path: Path, ca
 
 
 def test_run_that_is_going_on_is_not_read(played: Config, tmp_path: Path) -> None:
-    """Its next save may delete files that are being read."""
+    """The run's next save might delete files while they are read."""
     with lock(played.run_dir), pytest.raises(ValueError, match="Another process is training in"):
         replay_to_store(played.run_dir, tmp_path / "store", quiet=True)
 

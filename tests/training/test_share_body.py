@@ -1,4 +1,4 @@
-"""Tasks that share a body learn from each other's steps: what is stored, continuing exactly, runs that cannot work."""
+"""Tasks that share a body learn from each other's steps: what is stored, continued, or refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LENGTH = 7
 
 
 class Stub(gymnasium.Env[Any, Any]):
-    """A body whose tasks pay multiples of one number; an observation tells start, step and last action."""
+    """A stand-in for a body whose tasks pay multiples of one number and that observes start, step and action."""
 
     observation_space = Box(-np.inf, np.inf, (24,), np.float32)
     action_space = Box(-1, 1, (6,), np.float32)
@@ -93,7 +93,7 @@ def shared(directory: Path, **keys: Any) -> Config:
 
 @pytest.fixture
 def added(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Any, Any, Any]]:
-    """The episodes that a run adds to its buffer: task, observations, actions and rewards."""
+    """Record the episodes that a run adds to its buffer: task, observations, actions and rewards."""
     episodes: list[tuple[int, Any, Any, Any]] = []
     add = ReplayRing.add
 
@@ -108,7 +108,7 @@ def added(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Any, Any, Any]]:
 def test_share_body_stores_an_episode_for_all_tasks_with_the_rewards_of_each(
     stubs: None, added: list[Any], tmp_path: Path
 ) -> None:
-    """Three walkers of four tasks: each of their episodes counts for all three, the cup's for the cup alone."""
+    """A walker's episode counts for all three walker tasks, and the cup's for the cup only."""
     cfg = shared(tmp_path)
     train_online(cfg, None)
     walkers = [cfg.task_names.index(task) for task in TASKS[1:]]
@@ -122,7 +122,7 @@ def test_share_body_stores_an_episode_for_all_tasks_with_the_rewards_of_each(
 
 
 def test_share_body_episodes_of_real_simulators_are_those_of_each_tasks_own(tmp_path: Path) -> None:
-    """Played again in its own environment with the stored actions, every stored episode is the same to the last bit."""
+    """Each stored episode equals, to the last bit, the same actions played in its task's own environment."""
     cfg = shared(tmp_path, tasks=["pendulum-swingup", "pendulum-spin"], task_specs=())
     with explorer.Explorer(cfg, TDMPC2(cfg)) as played:
         played.begin()
@@ -147,7 +147,7 @@ def test_share_body_episodes_of_real_simulators_are_those_of_each_tasks_own(tmp_
 def test_share_body_makes_updates_by_steps_and_draws_tasks_uniformly(
     stubs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The ratio of updates does not count rows; a task that shares its steps is not drawn more often."""
+    """Updates are counted by steps and not by rows, and tasks that share steps are not drawn more often."""
     drawn, update = [], TDMPC2.update
     monkeypatch.setattr(TDMPC2, "update", lambda self, batch: drawn.append(batch) or update(self, batch))
     cfg = shared(tmp_path, batch_size=256)
@@ -170,7 +170,7 @@ def test_share_body_off_stores_an_episode_for_its_own_task(stubs: None, added: l
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was never stopped, in a buffer that does not hold all of it."""
+    """Train a run that is never stopped, with a buffer that does not hold all of it."""
     with pytest.MonkeyPatch.context() as patch:
         stub(patch)
         return train_online(shared(tmp_path_factory.mktemp("undisturbed"), buffer_size=150), None).parent
@@ -181,7 +181,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_share_body_run_continues_bit_for_bit(
     undisturbed: Path, stubs: None, how: str, stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped where episodes have ended and are not stored yet, and in the middle of others."""
+    """The run stops where ended episodes are not stored yet, and in the middle of episodes."""
     cfg = shared(tmp_path, buffer_size=150)
 
     def die() -> None:
@@ -199,7 +199,7 @@ def test_share_body_run_continues_bit_for_bit(
 
 
 def test_share_body_buffer_counts_the_rows_of_all_tasks(tmp_path: Path) -> None:
-    """One step of three walkers and the cup makes ten rows; the estimate and the first line say so."""
+    """A step of three walkers and the cup makes ten rows, for which the buffer needs room."""
     cfg = shared(tmp_path, steps=400)
     assert make_ring(cfg, torch.device("cpu")).capacity == 2 * 404 * 10 // 4
     assert make_ring(cfg.replace(share_body=False), torch.device("cpu")).capacity == 2 * 404
@@ -234,13 +234,13 @@ def test_share_body_that_has_no_meaning_is_refused_with_the_way_out(
 
 
 def test_share_body_buffer_too_small_for_all_tasks_of_an_episode_is_refused(tmp_path: Path) -> None:
-    """The ring would hold the episode for its last task only."""
+    """Such a ring would keep the episode for its last task only."""
     with pytest.raises(ValueError, match="buffer_size=23 does not hold the 24 rows of one episode, stored for 3 tasks"):
         train_online(shared(tmp_path, buffer_size=23), None)
 
 
 def test_share_body_counts_short_episodes_once(tmp_path: Path) -> None:
-    """Copies for other tasks of the body were counted, so that a third of the episodes ended the run."""
+    """An episode's copies for other tasks used to count as short episodes, too, which ended runs early."""
     cfg = shared(tmp_path)
     replay = make_ring(cfg.replace(horizon=3), torch.device("cpu"))
     run: Any = SimpleNamespace(cfg=cfg, message=lambda text: None)
@@ -266,7 +266,7 @@ def test_share_body_counts_short_episodes_once(tmp_path: Path) -> None:
 def test_learner_that_continues_from_other_metrics_than_finite_numbers_refuses_them(
     metrics: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A text among the metrics of a damaged state was a traceback at the next save."""
+    """A text among the metrics of a damaged state used to end in a traceback at the next save."""
     cfg = shared(tmp_path)
     replay = make_ring(cfg, torch.device("cpu"))
     run: Any = SimpleNamespace(cfg=cfg)

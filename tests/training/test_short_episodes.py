@@ -26,7 +26,7 @@ def test_online_short_episodes_are_stored_counted_and_said_once(
 
 
 def test_online_run_whose_first_episodes_are_too_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A walker that falls at once in its first episodes ended the run, though later ones would have been longer."""
+    """A run used to end if its walker fell at once in the first episodes, though later ones were longer."""
     step = ToyEnv.step
     episodes = 0
 

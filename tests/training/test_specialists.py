@@ -1,4 +1,4 @@
-"""Runs that learn together leave what each would have left alone, and survive kills and faults as one."""
+"""Runs that learn together end as each would alone, and survive kills and faults together."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tdmpc2.training.specialists import train_specialists
 from tests.helpers.online import assert_same, config, interrupt
 from tests.helpers.toy_envs import POINT, STANDS
 
-TASKS = (STANDS, POINT)  # of other sizes and lengths
+TASKS = (STANDS, POINT)  # with different sizes and lengths
 
 
 def together(directory: Path, **keys: Any) -> list[Config]:
-    """Two runs of few updates, saved every ten steps."""
+    """Configure two runs of few updates that are saved every ten steps."""
     keys = {"save_freq": 10, "steps": 33, "utd": 0.25, **keys}
     return [
         config(directory, task, work_dir=str(directory / str(number)), seed=number, **keys)
@@ -39,12 +39,12 @@ def table(path: Path) -> list[dict[str, float]]:
 
 
 class Killed(BaseException):
-    """The end of a process, as far as files are concerned."""
+    """An exception that ends a process without cleaning up its files."""
 
 
 @pytest.mark.parametrize("mpc", [False, True])
 def test_runs_together_equal_runs_alone(mpc: bool, tmp_path: Path) -> None:
-    """The same seeds, episodes and batches, and the same weights within rounding; by plans or the policy's samples."""
+    """Seeds, episodes, batches and weights (within rounding) are the same, with plans and with the policy."""
     cfgs = together(tmp_path / "together", mpc=mpc)
     models = train_specialists(cfgs)
     for cfg, model, own in zip(cfgs, models, together(tmp_path / "alone", mpc=mpc), strict=True):
@@ -61,7 +61,7 @@ def test_runs_together_equal_runs_alone(mpc: bool, tmp_path: Path) -> None:
 
 
 def test_every_run_leaves_a_store_of_its_episodes(tmp_path: Path) -> None:
-    """Its directory is that of any run that learned online."""
+    """The directory of each run is that of any run that learned online."""
     for cfg in (cfgs := together(tmp_path, steps=22)):
         assert not cfg.run_dir.exists()
     train_specialists(cfgs)
@@ -82,7 +82,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Config]:
 def test_kill_in_a_save_is_undone_for_all(
     save: int, undisturbed: list[Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed before, between and after the saves of two runs, they go on as if nothing had been, bit for bit."""
+    """Killed before, between and after the saves of two runs, they continue bit for bit."""
     original, count = run_dir.save, 0
 
     def killed(*args: Any, **keys: Any) -> None:
@@ -105,7 +105,7 @@ def test_kill_in_a_save_is_undone_for_all(
 def test_run_that_went_on_alone_after_a_kill_keeps_what_it_learned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed while all were saved, one run was trained to its end by itself: the others do not take it back."""
+    """After a kill while all were saved, one run is trained to its end alone; the others do not undo that."""
     cfgs = together(tmp_path, steps=22)
     saved = iter([True])
 
@@ -128,11 +128,11 @@ def test_run_that_went_on_alone_after_a_kill_keeps_what_it_learned(
 def test_signal_saves_all_and_the_same_call_goes_on(
     undisturbed: list[Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the burst of updates after the seed steps, too."""
+    """One of the two signals arrives in the burst of updates after the seed steps."""
     cfgs = together(tmp_path / "stopped")
     for step in (21, 28):
         with monkeypatch.context() as patch:
-            once = iter([signal.SIGTERM])  # a second one, of the other run's turn, would end the process
+            once = iter([signal.SIGTERM])  # a second signal would end the process
             interrupt(patch, step, lambda once=once: [signal.raise_signal(number) for number in once])
             with pytest.raises(SystemExit) as end:
                 train_specialists(cfgs)
@@ -145,7 +145,7 @@ def test_signal_saves_all_and_the_same_call_goes_on(
 
 
 def test_runs_at_different_steps_are_refused(tmp_path: Path) -> None:
-    """One of them went on alone; the message names both."""
+    """One run went on alone; the message names both runs."""
     cfgs = together(tmp_path, steps=22)
     train_online(cfgs[0], None)
     with pytest.raises(ValueError, match=r"2 is at step 0 and .*1 at 22: runs of a stack go on together"):
@@ -165,7 +165,7 @@ def test_runs_that_do_not_fit_are_refused_before_anything_is_done(
 
 
 def test_runs_with_worker_processes_are_the_same(undisturbed: list[Config], tmp_path: Path) -> None:
-    """Environments of all runs step at the same time there, each in a process of its own."""
+    """With workers, the environments of all runs step at the same time, each in its own process."""
     cfgs = together(tmp_path, env_workers=1)
     train_specialists(cfgs)
     for one, other in zip(cfgs, undisturbed, strict=True):
@@ -173,7 +173,7 @@ def test_runs_with_worker_processes_are_the_same(undisturbed: list[Config], tmp_
 
 
 def test_environment_that_fails_saves_all_runs_before_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other run's environment has taken that step already, which is forgotten; the same call goes on."""
+    """The other run's environment has already made that step, which is discarded; the same call continues."""
     original, seen = EachAlone.step, Counter[int]()
 
     def step(self: EachAlone, actions: Any) -> Any:

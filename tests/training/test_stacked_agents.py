@@ -26,7 +26,7 @@ def batch_of(agent: TDMPC2, seed: int) -> Batch:
 
 
 def updated(kind: str, **keys: object) -> tuple[list[TDMPC2], list[TDMPC2], StackedAgents]:
-    """Agents that were updated alone, the same in a stack, and the stack; losses are compared on the way."""
+    """Update agents alone and in a stack, comparing their losses; return both groups and the stack."""
     alone, stacked = agents(kind, **keys), agents(kind, **keys)
     stack = StackedAgents(stacked)
     for number in range(UPDATES):
@@ -48,7 +48,7 @@ def updated(kind: str, **keys: object) -> tuple[list[TDMPC2], list[TDMPC2], Stac
      ("padded", {"bc_coef": 0.5, "demonstrations": "any", "mode": "online"})],
 )  # fmt: skip
 def test_updates_of_a_stack_equal_those_of_each_agent(kind: str, keys: dict[str, object]) -> None:
-    """Weights, moments, running scales and random numbers, for equal and unequal sizes and shared bodies."""
+    """Weights, moments, running scales and random numbers are compared, for several kinds of stacks."""
     alone, stacked, _ = updated(kind, **keys)
     for one, other in zip(alone, stacked, strict=True):
         for name, weight in one.model.state_dict().items():
@@ -65,13 +65,13 @@ def test_updates_of_a_stack_equal_those_of_each_agent(kind: str, keys: dict[str,
                     torch.testing.assert_close(its.state[q][name], mine.state[p][name], rtol=1e-3, atol=1e-6)
 
 
-#: As an agent's own; fewer samples and iterations, as while collecting; and more iterations.
+#: The agent's own budget; fewer samples and iterations, as while collecting; and more iterations.
 BUDGETS: list[dict[str, int]] = [{}, {"num_samples": 8, "iterations": 1}, {"num_samples": 16, "iterations": 3}]
 
 
 @pytest.mark.parametrize(("kind", "budget"), [*((kind, {}) for kind in KINDS), *(("padded", b) for b in BUDGETS[1:])])
 def test_plans_of_a_stack_equal_those_of_each_agent(kind: str, budget: dict[str, int]) -> None:
-    """Plan means, since a sampled elite may flip by rounding; two plans, of which the second goes on from the first."""
+    """Plan means are compared because rounding may change the sampled elite; the second plan continues the first."""
     alone, stacked, stack = updated(kind)
     players = [[agent.player(2, seed=7, mpc=True, **budget) for agent in group] for group in (alone, stacked)]
     for number in range(2):
@@ -88,7 +88,7 @@ def test_plans_of_a_stack_equal_those_of_each_agent(kind: str, budget: dict[str,
 
 
 def test_plans_of_unequally_many_iterations_are_not_made_together() -> None:
-    """A task of 20 actions or more has two iterations more; padded, the others would have plans of another length."""
+    """Tasks of 20 actions or more plan with two more iterations, which padding cannot imitate."""
     stack = StackedAgents(made := agents("equal"))
     players = [agent.player(1, seed=7, iterations=number) for number, agent in enumerate(made, 1)]
     obs = np.zeros((1, made[0].cfg.obs_dim), np.float32)
@@ -97,7 +97,7 @@ def test_plans_of_unequally_many_iterations_are_not_made_together() -> None:
 
 
 def test_files_of_a_stacked_agent_are_those_of_any_agent(tmp_path: Path) -> None:
-    """They hold its own sizes, no more than those, and load into an agent that is not stacked."""
+    """The files have the agent's own sizes and load into an agent that is not stacked."""
     alone, stacked, _ = updated("padded")
     for one, other in zip(alone, stacked, strict=True):
         other.save(tmp_path / "stacked.pt", overwrite=True)
@@ -112,7 +112,7 @@ def test_files_of_a_stacked_agent_are_those_of_any_agent(tmp_path: Path) -> None
 
 
 def test_kernels_plan_with_the_weights_of_a_stacked_agent() -> None:
-    """Weights are views with gaps there, and change in place without the agent's own optimiser."""
+    """Weights in a stack are views with gaps and change without the agent's own optimiser."""
     _, stacked, stack = updated("padded")
     agent = stacked[1]
     obs = np.ones((2, agent.cfg.obs_dim), np.float32)
@@ -135,14 +135,14 @@ def test_kernels_plan_with_the_weights_of_a_stacked_agent() -> None:
      ({"mode": "online", "demonstrations": "any"}, "demonstrations='any' of walker-run is None for walker-walk")],
 )  # fmt: skip
 def test_agents_that_do_not_fit_are_refused(keys: dict[str, object], message: str) -> None:
-    """The message names the key, also of one that says how a run is made: the first agent's would count for all."""
+    """The message names the key, even one of the run, since the first agent's value would count for all."""
     cfgs = configs("equal")
     with pytest.raises(ValueError, match=message):
         StackedAgents([TDMPC2(cfgs[0]), TDMPC2(cfgs[1].replace(**keys))])
 
 
 def test_agents_of_different_age_are_refused() -> None:
-    """Adam's correction of the first steps would be wrong for one of them."""
+    """Adam's correction of the first steps would be wrong for one of the agents."""
     made = agents("equal")
     made[0].update(batch_of(made[0], 1))
     with pytest.raises(ValueError, match="have made 0 to 1 updates"):
@@ -150,7 +150,7 @@ def test_agents_of_different_age_are_refused() -> None:
 
 
 def test_stack_of_agents_that_have_learned_goes_on() -> None:
-    """Moments are taken over: two updates alone and one in a stack are as three alone."""
+    """Moments are taken over: two updates alone and one in a stack equal three alone."""
     alone, joined = agents("padded"), agents("padded")
     for number in range(2):
         for group in (alone, joined):

@@ -1,4 +1,4 @@
-"""Teacher outputs computed once: the same training as with a live teacher."""
+"""Cached teacher outputs give the same training as a live teacher."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_cached_reward_of_single_task_teacher_is_right(tmp_path: Path, tiny_cfg:
 
 
 def make_valuer(cfg: Config) -> TDMPC2:
-    """A teacher whose values, too, depend on their inputs."""
+    """Make a teacher whose values also depend on their inputs."""
     teacher = make_teacher(cfg)
     generator, model = torch.Generator().manual_seed(5), teacher.model
     with torch.no_grad():
@@ -75,7 +75,7 @@ def make_valuer(cfg: Config) -> TDMPC2:
 def test_columns_of_any_width_are_looked_at_in_parts_of_one_size(
     store: EpisodeStore, tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A column of twelve numbers a row is not to take twelve times the memory: checking them takes many copies."""
+    """Checking a column takes many copies, so a column of twelve numbers a row is checked in smaller parts."""
     seen: list[int] = []
     original = teacher_columns.check_numbers
     monkeypatch.setattr(teacher_columns, "_BLOCK", 2 * 501 * 12)
@@ -127,7 +127,7 @@ def test_cached_values_have_their_own_column(
 def test_cached_column_is_added_to_others(
     store: EpisodeStore, tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A column that is there is neither made nor computed again, whole or in part, in full or lazily."""
+    """An existing column, complete or partial, is neither made nor computed again, in full or lazily."""
     teacher = make_valuer(tiny_cfg)
     (reward,) = open_columns(store, "reward")
     compute_all(reward, teacher, torch.tensor([0, 1, 4]), batch_rows=500)
@@ -210,7 +210,7 @@ def test_train_with_cached_rewards_equals_live_teacher(
 
 
 def test_update_with_cached_rewards_equals_live_teacher(store: EpisodeStore, tiny_cfg: Config) -> None:
-    """The column is used, not merely carried: other numbers give another loss, and it wins over a live teacher."""
+    """The loss depends on the column's numbers, which take precedence over a live teacher."""
     batch = SliceSampler(EpisodeDataset.map(store)).draw(0, 8, 3, 1)
     given = batch._replace(teacher_reward=torch.full((1, 8, 1), 3.0))
     alone = TDMPC2(tiny_cfg).update(given)
@@ -244,7 +244,7 @@ def test_lazy_cache_computes_each_row_once(
     assert torch.equal(first.teacher_reward, again.teacher_reward)  # type: ignore[arg-type]
     rows[:, 3] = (
         rows[:, 3] - rows[:, 3] % 501 + torch.arange(490, 494)
-    )  # one row that is new: a batch of the same shape
+    )  # one new row still takes a batch of the same shape
     before = targets.values.clone()
     lazy.fill(sampler.gather(rows), rows)
     assert asked == [(1, 16, 24)] * 2
@@ -254,11 +254,11 @@ def test_lazy_cache_computes_each_row_once(
     assert asked[2:] == [(3, 16, 24)]
     two.fill(sampler.gather(rows), rows)
     assert len(asked) == 3
-    assert torch.equal(open_targets(store, SHA256, "x").values.isnan(), targets.values.isnan())  # it is in the file
+    assert torch.equal(open_targets(store, SHA256, "x").values.isnan(), targets.values.isnan())  # the file has it, too
 
 
 def test_lazy_cache_hit_needs_no_device_transfer(store: EpisodeStore, teacher: TDMPC2) -> None:
-    """A meta tensor has no numbers: reading one on the host is an error."""
+    """A meta tensor has no numbers, so reading one on the host would fail."""
     targets = empty(store)
     compute_all(targets, teacher)
     sampler = SliceSampler(EpisodeDataset.map(store))

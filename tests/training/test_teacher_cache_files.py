@@ -1,4 +1,4 @@
-"""Files of cached teacher outputs survive whatever happens."""
+"""Files of cached teacher outputs survive kills, damage, read-only disks and several processes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_cache_of_chosen_episodes_fills_only_them(store: EpisodeStore, teacher: 
 @pytest.mark.parametrize("file", ["reward.npy", "reward.check.npy"])
 @pytest.mark.parametrize("use", ["take", "put", "column", "complete"])
 def test_cache_cut_while_it_is_mapped_is_refused(store: EpisodeStore, teacher: TDMPC2, file: str, use: str) -> None:
-    """Another program cut a file of the cache during a run, which then ended by SIGBUS without a word."""
+    """A run used to end by SIGBUS without a message if another program cut a file of its cache."""
     targets = empty(store)
     compute_all(targets, teacher)
     os.truncate(targets.path / file, 200)
@@ -109,7 +109,7 @@ def test_cache_damaged_is_refused(store: EpisodeStore, teacher: TDMPC2) -> None:
         with pytest.raises(ValueError, match=message) as error:
             empty(store)
         assert f"Delete the directory {targets.path}" in str(error.value)
-        if "another teacher" not in message:  # only a user of the teacher knows its checksum's end
+        if "another teacher" not in message:  # verify only knows the beginning of the checksum
             assert verify_targets(store) == [str(error.value)]
         (targets.path / name).write_bytes(original)
     for position, value, where in (
@@ -129,7 +129,7 @@ def test_cache_damaged_is_refused(store: EpisodeStore, teacher: TDMPC2) -> None:
     (targets.path / "reward.npy").unlink()
     (line,) = verify_targets(store)
     assert "is damaged [FileNotFoundError" in line
-    assert empty(store).values.isnan().all()  # nothing of it was there to lose
+    assert empty(store).values.isnan().all()  # there was nothing to lose
 
 
 def test_cache_on_full_disk_leaves_nothing(store: EpisodeStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_cache_on_full_disk_leaves_nothing(store: EpisodeStore, monkeypatch: pyt
     with pytest.raises(ValueError, match=r"needs .* more and its disk has 10,000 bytes free: make room"):
         empty(store)
     monkeypatch.undo()
-    leftover = store.path / "targets" / f".{SHA256[:16]}-{store.checksum[:16]}.tmp"  # of a process that was killed
+    leftover = store.path / "targets" / f".{SHA256[:16]}-{store.checksum[:16]}.tmp"  # left by a killed process
     leftover.mkdir()
     (leftover / "reward.npy").write_bytes(b"half")
     assert empty(store).values.isnan().all()
@@ -154,7 +154,7 @@ def test_cache_file_is_reserved_in_full(store: EpisodeStore) -> None:
 
 
 def test_cache_readonly_is_used_as_it_is(store: EpisodeStore, teacher: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a read-only disk: complete ones are used, others are filled for this process only."""
+    """On a read-only disk, complete caches are used and others are filled for this process only."""
     compute_all(empty(store), teacher, torch.tensor([0, 1]))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     targets = empty(store)
@@ -225,7 +225,7 @@ def test_cache_interrupted_at_any_block_continues(
 
 
 def test_cache_of_partial_block_is_completed(tmp_path: Path, tiny_cfg: Config) -> None:
-    """As after a crash of the machine, which may have kept any pages of a block."""
+    """After a crash of the machine, any pages of a block may be missing."""
     undisturbed, targets = (empty(make_store(tmp_path / name, tiny_cfg)) for name in ("undisturbed", "disturbed"))
     for column in (undisturbed, targets):
         compute_all(column, make_teacher(tiny_cfg), batch_rows=1000)
@@ -241,7 +241,7 @@ def _compute(path: Path, cfg: Config) -> None:
 
 
 def test_cache_filled_by_several_processes_is_complete(tmp_path: Path, tiny_cfg: Config) -> None:
-    """Three make and fill one column at once, lazily and in full, while this one reads it."""
+    """Three processes fill one column at once while this one fills it lazily and reads it."""
     undisturbed = empty(make_store(tmp_path / "undisturbed", tiny_cfg))
     compute_all(undisturbed, make_teacher(tiny_cfg), batch_rows=500)
     store = make_store(tmp_path / "shared", tiny_cfg)

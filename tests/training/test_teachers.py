@@ -1,4 +1,4 @@
-"""Training with a teacher and from given weights."""
+"""Training with a teacher, and training from given weights."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_train_with_teacher_of_other_task_set_is_refused(cfg: Config, tmp_path: 
 
 
 def test_teacher_of_single_task_without_name_is_used(tmp_path: Path) -> None:
-    """A file of another code base holds bare weights; teacher_config.task says what they play."""
+    """A file of another code base has bare weights, so teacher_config.task names the task they play."""
     keys = {**TINY, "task": STANDS, "tasks": None, "steps": 1, "horizon": 2, "episodes_per_task": 2}
     cfg = parse_cfg({**keys, "data_dir": tmp_path / "data", "work_dir": tmp_path / "run"})
     collect(cfg, None, Path(cfg.data_dir))

@@ -1,4 +1,4 @@
-"""Fine-tuning a model of many tasks to one, online: what the file decides, what stays, a task it does not know."""
+"""Fine-tuning a model of many tasks to one: what the file decides, what stays, and unknown tasks."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ UNKNOWN = OTHERS  # tasks of a file that does not know STANDS
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of three tasks, the second of which is STANDS."""
+    """Save a file of three tasks, the second of which is STANDS."""
     return file_of_many(tmp_path_factory.mktemp("many"))
 
 
 @pytest.fixture(scope="module")
 def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of two tasks, none of which is STANDS."""
+    """Save a file of two tasks, neither of which is STANDS."""
     return file_of_many(tmp_path_factory.mktemp("without"), UNKNOWN)
 
 
@@ -109,7 +109,7 @@ def test_missing_file_is_left_to_the_checks_before_the_run(tmp_path: Path) -> No
 def test_terminating_task_gets_a_head_that_the_file_lacks(tmp_path: Path, without: Path) -> None:
     """A model of tasks that never terminate is tuned to one that does."""
     cfg = tuned(tmp_path, without, FALLS, episodic=True, horizon=2, steps=24, utd=0.3)
-    assert (cfg.rho, cfg.discount_max) == (0.7, 0.995)  # the file's values are of its discounts
+    assert (cfg.rho, cfg.discount_max) == (0.7, 0.995)  # discounts are the file's
     trained = weights(train_online(cfg, None))
     assert (trained["_termination.2.weight"] != TDMPC2(cfg).model._termination[2].weight).any()
 
@@ -129,7 +129,7 @@ def test_half_precision_file_is_tuned_in_fp32(tmp_path: Path, many: Path) -> Non
 
 @pytest.mark.parametrize("some", ["all", "one"])
 def test_int8_file_is_refused(tmp_path: Path, many: Path, some: str) -> None:
-    """Int8 and mixed files are for acting."""
+    """Int8 and mixed files can act but not be trained."""
     file, model = load_file(many), {}
     for name, tensor in file.model.items():
         quantised = tensor.ndim > 1 and "emb" not in name and (some == "all" or name == "_reward.1.weight")
@@ -158,7 +158,7 @@ def test_frozen_parts_stay_and_all_others_learn(tmp_path: Path, many: Path, free
 
 
 def actions_of(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The observations and actions of a run, turn by turn."""
+    """Train a run and record its observations and actions, turn by turn."""
     turns = []
     original = Explorer.act
 
@@ -189,7 +189,7 @@ def test_seed_phase_acts_with_the_policy_of_the_file(
 def test_new_task_gets_a_row_of_its_own(
     tmp_path: Path, without: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Uniform actions until an episode can tell which row serves it best, then the policy with that row."""
+    """Actions are uniform until an episode tells which embedding fits best; then the policy acts with it."""
     monkeypatch.setattr("tdmpc2.training.new_task.embedding_losses", lambda *_: torch.tensor([2.0, 1.0, 3.0]))
     cfg = tuned(tmp_path, without, steps=20, save_freq=5)
     turns = actions_of(cfg, monkeypatch)
@@ -197,7 +197,7 @@ def test_new_task_gets_a_row_of_its_own(
     for step, (_, action) in enumerate(turns[:STANDS_FOR], 1):
         assert np.array_equal(action, uniform_actions(cfg, np.array([2]), numbered_generator(cfg.seed, step, 1)))
     agent = load_agent(cfg.run_dir / "model.pt", device="cpu", task=STANDS)
-    for step, (obs, action) in enumerate(turns[STANDS_FOR:], STANDS_FOR + 1):  # no update until then
+    for step, (obs, action) in enumerate(turns[STANDS_FOR:], STANDS_FOR + 1):  # there is no update before
         assert np.array_equal(action, prior_actions(agent.model, obs, np.array([2]), numbered_generator(1, step, 1)))
     rows, known = agent.model._task_emb.weight, weights(without)["_task_emb.weight"]
     assert torch.equal(rows[:2], known)
@@ -221,7 +221,7 @@ def test_new_task_starts_fresh_if_no_row_serves_it_better(
 
 
 def test_embedding_losses_are_those_of_the_update(without: Path, tmp_path: Path) -> None:
-    """Each row in turn in the place of the new one gives the consistency and reward loss of an update."""
+    """Each embedding is put in the place of the new one, and an update's losses are computed with it."""
     cfg = tuned(tmp_path, without)
     agent = TDMPC2(cfg)
     load_start(agent, cfg)
@@ -249,7 +249,7 @@ def test_embedding_losses_are_those_of_the_update(without: Path, tmp_path: Path)
 
 
 def test_file_of_an_appended_task_is_tuned_again(tmp_path: Path, without: Path) -> None:
-    """The task is then one that the file knows."""
+    """A tuned file knows its new task, so tuning it again adds none."""
     first = train_online(tuned(tmp_path, without, steps=10), None)
     cfg = tuned(tmp_path / "again", first, steps=10)
     assert cfg.task_names == ("Other-v0", "Another-v0", STANDS)
@@ -275,7 +275,7 @@ SHORT: dict[str, Any] = {"save_freq": 4, "freeze": ["dynamics"], "steps": 30, "u
 
 @pytest.fixture(scope="module", params=["known", "new"])
 def undisturbed(request: pytest.FixtureRequest, many: Path, without: Path, tmp_path_factory: Any) -> tuple[Path, Path]:
-    """The file that a run starts from, and the run."""
+    """Return the file that a run starts from, and the run."""
     start = many if request.param == "known" else without
     directory = tmp_path_factory.mktemp("undisturbed")
     return start, train_online(
@@ -288,7 +288,7 @@ def undisturbed(request: pytest.FixtureRequest, many: Path, without: Path, tmp_p
 def test_tuning_that_was_ended_continues_bit_for_bit(
     undisturbed: tuple[Path, Path], stop_at: int, killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the embedding of a new task is chosen, in the seed phase, after the burst."""
+    """The run ends before a new task's embedding is chosen, in the seed phase, and after the burst."""
     start, straight = undisturbed
     cfg = tuned(tmp_path, start, **SHORT)
 
@@ -318,7 +318,7 @@ def test_keys_of_a_run_without_a_file_stay(tmp_path: Path) -> None:
 def test_published_student_is_tuned_to_one_of_its_tasks_and_plays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command lines as they are typed, with a seed phase of one episode."""
+    """The commands run as they are typed, with a seed phase of one episode."""
     from tdmpc2.commands.evaluate import main as evaluate_main
     from tdmpc2.commands.train import main as train_main
 

@@ -1,4 +1,4 @@
-"""The training program in two processes: equal weights, one set of files, an end instead of a hang."""
+"""The training program in two processes: equal weights, one set of files, and no process that hangs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def torchrun(cfg: Config, **changes: Any) -> list[str]:
 
 
 def ends(process: subprocess.Popen[str], seconds: float = 60) -> tuple[int, str]:
-    """Exit code and output of a process that must end within some seconds; more is taken for a hang."""
+    """Return the exit code and output of a process, which must end within some seconds."""
     try:
         output, _ = process.communicate(timeout=seconds)
     finally:
@@ -62,7 +62,7 @@ def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
 
 
 def close(path: Path, expected: Path, step: int) -> bool:
-    """Tell if a checkpoint is of this step and as another one; rounding has grown since the first one."""
+    """Tell if a checkpoint is of this step and equals another one up to rounding."""
     one, two = load_file(path), load_file(expected)
     return one.step == step and all(torch.allclose(x, two.model[name], 0, 1e-3) for name, x in one.model.items())
 
@@ -112,7 +112,7 @@ def test_killed_process_ends_the_other(cfg: Config, forks: ForkServer) -> None:
     port, arguments = free_port(), [REPO / "train.py", *command(cfg, steps=100_000, save_freq=10)]
     jobs = [forks.start(arguments, REPO, launched(rank, port)) for rank in (0, 1)]
     jobs[0].wait_for("step 20/")
-    jobs[0].kill()  # the one that the others met at
+    jobs[0].kill()  # the process that hosts the rendezvous
     assert jobs[1].wait() == 2
     said = jobs[1].err.read_text()
     assert re.search(r"^error: process 1 of 2: another one has ended or cannot be reached \(", said, re.M)
@@ -153,7 +153,7 @@ def test_sigterm_to_torchrun_stops_all_at_one_step(cfg: Config, tmp_path: Path) 
 def test_sigterm_ends_all_processes_with_the_code_of_a_stop_and_saves_once(
     cfg: Config, forks: ForkServer, told: tuple[int, ...]
 ) -> None:
-    """A queue requeues a job by this code, and may tell any of its processes."""
+    """A queue requeues a job by this exit code and may signal any of its processes."""
     arguments = [REPO / "train.py", *command(cfg, steps=100_000, save_freq=100_000, keep_last=5)]
     port = free_port()
     jobs = [forks.start(arguments, REPO, launched(rank, port)) for rank in (0, 1)]
@@ -163,7 +163,7 @@ def test_sigterm_ends_all_processes_with_the_code_of_a_stop_and_saves_once(
     assert [job.wait() for job in jobs] == [STOPPED, STOPPED]
     by = "SIGTERM" if 0 in told else "a signal to another process"
     (step,) = re.findall(rf"Stopped by {by} at step (\d+), everything is saved", jobs[0].out.read_text())
-    assert [path.name for path in cfg.run_dir.glob("model_*.pt")] == [f"model_{step}.pt"]  # one for each time
+    assert [path.name for path in cfg.run_dir.glob("model_*.pt")] == [f"model_{step}.pt"]  # saved once
     assert torch.load(cfg.run_dir / "state.pt", weights_only=True)["step"] == int(step)
     assert "error" not in "".join(job.err.read_text() for job in jobs)
 

@@ -1,4 +1,4 @@
-"""Offline training on episodes that have lengths of their own and may terminate."""
+"""Offline training on episodes that differ in length and may terminate."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def config(directory: Path, data_dir: Path, **keys: Any) -> Config:
 
 @pytest.mark.parametrize("form", ["chunk files", "store", "store on disk"])
 def test_train_learns_from_terminations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-    """All forms of the same episodes give the same slices and the same weights."""
+    """Chunk files, a store and a store on disk of the same episodes give the same slices and weights."""
     chunks = write_logs(tmp_path / "chunks")
     seen: list[Batch] = []
     update = TDMPC2.update
@@ -76,7 +76,7 @@ def test_train_on_episodes_that_do_not_fit_is_refused(tmp_path: Path, case: str,
 
 
 def test_train_on_episodes_cut_short_needs_no_termination_head(tmp_path: Path) -> None:
-    """Recordings that were stopped at any moment, without a fall."""
+    """Recordings may stop at any moment without a termination."""
     data_dir = write_logs(tmp_path / "chunks", ends=((4, False), (9, False), (3, False)))
     cfg = config(tmp_path, data_dir, episodic=False)
     train(cfg, None)

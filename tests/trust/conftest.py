@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the promises: another user's hand, and a cache."""
+"""Fixtures for the tests of docs/trust.md: files of another user, a cache and a fake compiler."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def foreign() -> Give:
 
 @pytest.fixture
 def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own."""
+    """Give the test a cache of its own."""
     home = tmp_path / "cache"
     home.mkdir(mode=0o700)
     monkeypatch.setenv("XDG_CACHE_HOME", str(home))
@@ -36,7 +36,7 @@ def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def compiler(folder: Path, body: str) -> str:
-    """A compiler that answers --version and then does this."""
+    """Write a fake compiler that answers --version and otherwise runs the body."""
     path = folder / "compiler"
     path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit\n{body}\n')
     path.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Acting and updating with what is not finite, or of a wrong shape or type: one line instead of a random action."""
+"""Acting and updating with what is not finite, or of a wrong shape or type, is refused in one line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WAYS = [{"mpc": True, "compile": "false"}, {"mpc": True, "compile": "auto"}, {"m
 
 
 def enlarged(cfg: Config, part: str, factor: float = 3e38) -> TDMPC2:
-    """An agent with finite weights of one network that overflow as soon as they are multiplied."""
+    """Make an agent whose weights of one network are finite, but overflow when they are multiplied."""
     agent = TDMPC2(cfg)
     for parameter in agent.model.get_submodule(part).parameters():
         parameter.data.fill_(factor)
@@ -41,7 +41,7 @@ def enlarged(cfg: Config, part: str, factor: float = 3e38) -> TDMPC2:
 def test_act_on_observation_that_is_not_finite_names_the_environment(
     tiny_cfg: Config, way: dict[str, Any], value: float
 ) -> None:
-    """Each gave the same random action without a word; 1e300 is infinite in float32."""
+    """Such observations used to give the same random action silently; 1e300 is infinite in float32."""
     agent = TDMPC2(tiny_cfg.replace(**way))
     obs = np.zeros((3, 24))
     obs[1, 7] = value
@@ -56,7 +56,7 @@ def test_act_on_observation_that_is_not_finite_names_the_environment(
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("part", ["_encoder", "_dynamics", "_reward", "_pi", "_Qs"])
 def test_act_with_weights_that_overflow_is_refused(tiny_cfg: Config, way: dict[str, Any], part: str) -> None:
-    """Weights of 3e38 are finite, and their plans were noise; an agent like that even had a score."""
+    """Weights of 3e38 are finite, but their plans used to be noise, and such agents even got scores."""
     if not way["mpc"] and part not in ("_encoder", "_pi"):
         pytest.skip("the policy does not use them")
     agent = enlarged(tiny_cfg.replace(**way), part)
@@ -66,7 +66,7 @@ def test_act_with_weights_that_overflow_is_refused(tiny_cfg: Config, way: dict[s
 
 
 def test_act_with_some_finite_values_acts(tiny_cfg: Config) -> None:
-    """The planner goes by the sequences that have a value, as the references do."""
+    """Like the references, the planner uses the sequences that have a finite value."""
     agent = TDMPC2(tiny_cfg)
     agent.model._reward[-1].weight.data.normal_(0, 1e20)
     action = agent.act(np.full(24, 0.1, np.float32), t0=True, task=0)
@@ -75,7 +75,7 @@ def test_act_with_some_finite_values_acts(tiny_cfg: Config) -> None:
 
 @pytest.mark.parametrize("way", WAYS[:2])
 def test_act_that_fails_leaves_the_plans_as_they_were(tiny_cfg: Config, way: dict[str, Any]) -> None:
-    """A plan of NaN was what the next search began with, and the value of it what expected_return() told."""
+    """A plan of NaN used to start the next search and to be the basis of expected_return()."""
     agent = TDMPC2(tiny_cfg.replace(**way))
     agent.planner.speed_up_with_use(agent.cfg.compile, quiet=True)
     obs, player = np.full(24, 0.1, np.float32), agent.player()
@@ -101,7 +101,7 @@ def test_act_that_fails_first_begins_no_plan(tiny_cfg: Config) -> None:
 
 
 def test_act_of_new_agent_acts(tiny_cfg: Config) -> None:
-    """All its values are zero, as are those that were replaced because they were not finite."""
+    """All values of a new agent are zero, like values that were replaced for not being finite, and it still acts."""
     agent = TDMPC2(tiny_cfg)
     with torch.no_grad():
         agent.model._Qs.params[9].zero_()
@@ -115,7 +115,7 @@ def test_evaluation_of_weights_that_overflow_has_no_score() -> None:
 
 
 def test_padded_environments_name_the_episode() -> None:
-    """A compiled planner sees the last environment several times."""
+    """A compiled planner gets repeated environments as padding, which the message must not name."""
     from tdmpc2.play.collector import _padded
 
     actor = _padded(agent_actor(enlarged(SOUND, "_encoder"), noise=False), 4)
@@ -207,7 +207,7 @@ def test_act_takes_any_real_numbers_and_strides(tiny_cfg: Config) -> None:
     ],
 )
 def test_update_with_odd_batch_names_the_field(tiny_cfg: Config, changes: dict[str, Any], message: str) -> None:
-    """A reward without its last axis broadcast to [H, B, B] in the loss of some implementations."""
+    """A reward without its last axis would broadcast to [H, B, B] in the loss."""
     batch = random_batch(tiny_cfg, 1)
     agent = TDMPC2(tiny_cfg)
     before = {name: value.clone() for name, value in agent.model.state_dict().items()}

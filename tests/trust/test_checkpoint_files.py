@@ -1,4 +1,4 @@
-"""Checkpoints: damage, archives that grow, odd tensors, values that overflow, names that wrappers put there."""
+"""Checkpoint files: damage, archives that grow, unusable tensors, values that overflow, names with prefixes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def path(tmp_path: Path, config: Config, state: dict[str, Tensor]) -> Path:
 
 
 def test_load_file_notices_any_flipped_bit_of_a_weight(path: Path, state: dict[str, Tensor]) -> None:
-    """A model.pt with one bit flipped in its middle loaded and acted."""
+    """A model.pt with one flipped bit used to load and act."""
     raw = path.read_bytes()
     for name in ("_encoder.state.0.weight", "_Qs.params.4", "_target_Qs.params.8"):
         damaged = bytearray(raw)
@@ -50,7 +50,7 @@ def test_load_file_notices_any_flipped_bit_of_a_weight(path: Path, state: dict[s
 
 
 def test_load_file_without_checksums_is_read(tmp_path: Path, state: dict[str, Tensor]) -> None:
-    """Programs can tell torch to store none; the files of this one have them in any case."""
+    """Other programs may tell torch to store no checksums; this one always stores them."""
     torch.serialization.set_crc32_options(False)
     try:
         torch.save({"model": state}, tmp_path / "theirs.pt")
@@ -72,7 +72,7 @@ def _rewritten(path: Path, change: Callable[[str, bytes], bytes], compression: i
 
 
 def test_read_file_of_archive_that_grows_is_refused_before_it_is_unpacked(path: Path) -> None:
-    """3 MB of compressed zeros took 9 GB of memory and half a minute before an error."""
+    """3 MB of compressed zeros used to take 9 GB of memory and half a minute before an error."""
     _rewritten(path, lambda name, v: bytes(10**9) if name.endswith("/data/0") else v, zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 2 * 10**6
     began = time.monotonic()
@@ -82,7 +82,7 @@ def test_read_file_of_archive_that_grows_is_refused_before_it_is_unpacked(path: 
 
 
 def test_read_file_of_records_beyond_the_file_is_refused(path: Path) -> None:
-    """The directory of the archive says 3 GB for a record, of a file of some kilobytes."""
+    """The archive's directory claims 3 GB for a record in a file of some kilobytes."""
     raw = bytearray(path.read_bytes())
     entry = raw.index(b"PK\x01\x02")
     raw[entry + 20 : entry + 28] = (3 * 10**9).to_bytes(4, "little") * 2
@@ -92,7 +92,7 @@ def test_read_file_of_records_beyond_the_file_is_refused(path: Path) -> None:
 
 
 def test_read_file_of_overlapping_records_is_refused(path: Path) -> None:
-    """Many entries of the directory that name the same bytes are a small file of any size in memory."""
+    """Entries that name the same bytes would make a small file arbitrarily large in memory."""
     raw = bytearray(path.read_bytes())
     first = raw.index(b"PK\x01\x02")
     second = raw.index(b"PK\x01\x02", first + 4)
@@ -116,7 +116,7 @@ UNUSABLE: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 @pytest.mark.parametrize("case", UNUSABLE)
 @pytest.mark.filterwarnings("ignore")
 def test_load_file_with_unusable_tensor_is_refused(tmp_path: Path, state: dict[str, Tensor], case: str) -> None:
-    """Weights that are infinite in float32 got a score, and other kinds of tensors ended in tracebacks."""
+    """Weights that are infinite in float32 used to get a score, and other odd tensors a traceback."""
     change, words = UNUSABLE[case]
     name = "_pi.2.weight"
     torch.save({"model": {**state, name: change(state[name])}}, tmp_path / "x.pt")
@@ -182,7 +182,7 @@ def test_load_file_with_entry_of_wrong_kind_is_refused(
 def test_load_agent_with_sizes_beyond_the_file_builds_no_model(
     tmp_path: Path, config: Config, state: dict[str, Tensor]
 ) -> None:
-    """A configuration of widths that no machine has, beside small weights, ended in the allocator's traceback."""
+    """Widths in a configuration that no machine can hold used to end in the allocator's traceback."""
     for width, words in (
         (10**6, r" \(mlp_dim 16 instead of 1000000\)"),
         (10**9, ": mlp_dim=1000000000 must be at most"),
@@ -197,7 +197,7 @@ def test_load_agent_with_sizes_beyond_the_file_builds_no_model(
 def test_load_file_of_wrapped_model_reads_it(
     tmp_path: Path, config: Config, state: dict[str, Tensor], prefix: str, entry: str
 ) -> None:
-    """Accept what torch.compile and DataParallel put before each name, and the usual names of the entry."""
+    """The prefixes of torch.compile and DataParallel and the usual names of the entry are accepted."""
     content = {entry: {prefix + name: value for name, value in state.items()}, "config": config.to_dict()}
     torch.save(content, tmp_path / "p.pt")
     agent = load_agent(tmp_path / "p.pt", device="cpu", compile=False)
@@ -206,7 +206,7 @@ def test_load_file_of_wrapped_model_reads_it(
 
 @pytest.mark.parametrize("use", [lambda f: load_agent(f, device="cpu"), describe, lambda f: convert(f, "b")])
 def test_weights_of_another_model_are_named_with_their_file(tmp_path: Path, use: Callable[[Any], Any]) -> None:
-    """With two files on the command line one could not tell which was meant."""
+    """With two files on the command line, the message used to leave open which one was meant."""
     torch.save({"model": {"layer.weight": torch.ones(2, 2)}}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other\.pt: Not the weights of a TD-MPC2 model: found layer\.weight"):
         use(load_file(tmp_path / "other.pt"))

@@ -1,4 +1,4 @@
-"""The cache of torch.compile: no code of another user is taken from it, and nothing that is unfinished."""
+"""The cache of torch.compile: nothing of another user and nothing unfinished is taken from it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="users and mo
 @pytest.fixture
 def variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in compile_cache.VARIABLES:
-        monkeypatch.setenv(name, "")  # remembered, to be put back
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores it
         monkeypatch.delenv(name)
     monkeypatch.setattr(compile_cache, "_move_headers", lambda folder: None)
     monkeypatch.setattr(compile_cache, "_PREPARED", set())
 
 
 def test_compile_cache_lies_in_the_users_own_cache(cache_home: Path, variables: None) -> None:
-    """By default torch takes a name in /tmp that anybody can make first."""
+    """By default torch uses a name in /tmp that anybody can create first."""
     compile_cache.use_private_cache()
     folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     assert folder == cache_home / "tdmpc2" / "torchinductor"
@@ -41,7 +41,7 @@ def test_compile_cache_lies_in_the_users_own_cache(cache_home: Path, variables: 
 def test_compile_cache_is_looked_through_once(
     cache_home: Path, variables: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cache of thousands of files was walked for every function that was compiled."""
+    """A cache of thousands of files used to be walked for every compiled function."""
     walks: list[Path] = []
     monkeypatch.setattr(compile_cache, "foreign_entry", lambda folder: walks.append(folder) or "")
     for _ in range(3):
@@ -50,7 +50,7 @@ def test_compile_cache_is_looked_through_once(
 
 
 def test_compile_cache_that_torch_named_is_not_taken_for_the_users(cache_home: Path, variables: None) -> None:
-    """torch sets its variable to the folder in /tmp as soon as its compiler is imported, and that was obeyed."""
+    """torch itself sets the variable to its folder in /tmp, which used to pass for the user's choice."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     assert cache_dir() == os.environ["TORCHINDUCTOR_CACHE_DIR"]
@@ -62,7 +62,7 @@ def test_compile_cache_that_torch_named_is_not_taken_for_the_users(cache_home: P
 def test_library_that_a_kill_left_unfinished_is_compiled_again(
     cache_home: Path, variables: None, caplog: pytest.LogCaptureFixture, left: slice | None
 ) -> None:
-    """A kill while the linker wrote left an empty library, or one that begins with zeros; neither can be loaded."""
+    """A kill during linking leaves an empty library or one that begins with zeros; neither can be loaded."""
     whole = (Path(torch.__file__).parent / "lib" / "libtorch_global_deps.so").read_bytes()
     folder = compile_cache.compile_cache() / "ab"
     folder.mkdir(parents=True)
@@ -77,7 +77,7 @@ def test_library_that_a_kill_left_unfinished_is_compiled_again(
 
 
 def test_library_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
-    """Another process links it at this moment: it holds torch's lock."""
+    """Another process that links the library at this moment holds torch's lock."""
     library = tmp_path / "ab" / "cabc.main.so"
     library.parent.mkdir()
     library.write_bytes(b"")
@@ -92,7 +92,7 @@ def test_library_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
 def test_entry_of_a_cache_that_others_can_write_to_is_found(
     tmp_path: Path, kind: str, mode: int, refused: bool
 ) -> None:
-    """Files of mode 0666 in a folder of the right mode passed; group-writable ones are fine in one's own group."""
+    """World-writable files in a private folder used to pass; group-writable ones of one's own group are fine."""
     entry = tmp_path / "cache" / "entry"
     entry.parent.mkdir(mode=0o700)
     entry.write_text("code") if kind == "file" else entry.mkdir()
@@ -115,7 +115,7 @@ def test_compile_cache_that_others_can_change_is_not_used(
     cache_home: Path, tmp_path: Path, variables: None, monkeypatch: pytest.MonkeyPatch, foreign: Give,
     caplog: pytest.LogCaptureFixture, name: str, attack: str,
 ) -> None:  # fmt: skip
-    """Pickles that another user put into the cache were executed at the second compilation."""
+    """Pickles that another user put into the cache used to be executed at the second compilation."""
     shared = tmp_path / "shared"
     (shared / "fxgraph").mkdir(parents=True, mode=0o700)
     shared.chmod(0o777 if attack == "mode" else 0o700)
@@ -138,7 +138,7 @@ def test_compile_cache_named_by_the_user_is_used(
 
 
 def test_compile_cache_holds_the_compiled_headers_too(cache_home: Path) -> None:
-    """torch keeps them in the temporary directory whatever its variable says."""
+    """torch keeps compiled headers in the temporary directory, whatever its variable says."""
     from torch._inductor import codecache
 
     before = codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR
@@ -156,7 +156,7 @@ def test_compile_cache_holds_the_compiled_headers_too(cache_home: Path) -> None:
     "body", ["exit 1", "kill -SEGV $$", "exit 0", 'for last; do :; done; echo garbage > "$last"', "sleep 600"]
 )
 def test_compiler_that_does_not_work_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
-    """Evaluations ended in a traceback of torch's where the compiler was there and broken."""
+    """A compiler that exists but is broken used to end evaluations in a traceback of torch."""
     monkeypatch.setattr(runtime, "_COMPILER_SECONDS", 0.5)
     monkeypatch.setenv("CXX", compiler(tmp_path, body))
     assert not runtime.has_cpp_compiler()
@@ -165,7 +165,7 @@ def test_compiler_that_does_not_work_is_none(tmp_path: Path, monkeypatch: pytest
 @needs_compiler
 def test_compiler_that_works_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "g++")
-    monkeypatch.setattr(Path, "exists", lambda self: True)  # Python's headers, which are not the question here
+    monkeypatch.setattr(Path, "exists", lambda self: True)  # as if Python's headers were there
     assert runtime.has_cpp_compiler()
 
 

@@ -1,4 +1,4 @@
-"""Continuing: signals, one process in a directory, trouble with outputs that costs no run."""
+"""Continuing: signals, one process in a directory, and output failures that do not cost the run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and loc
 
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
-    """Tests share a process: what handles its signals is as before."""
+    """Check that the test restores all signal handlers, since tests share a process."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
     yield
@@ -42,7 +42,7 @@ def _handlers() -> Iterator[None]:
 
 
 def test_training_is_asked_to_stop_by_a_terminal_that_is_closed() -> None:
-    """SIGHUP ended the run without saving; a terminal sends it more than once."""
+    """SIGHUP used to end the run without saving; a closed terminal sends it more than once."""
     with stop_on_signal() as stop:
         signal.raise_signal(signal.SIGHUP)
         signal.raise_signal(signal.SIGHUP)
@@ -91,7 +91,7 @@ def test_command_ended_by_a_signal_cleans_up_and_says_so(
 
 
 def test_command_started_before_it_listened_takes_ctrl_c() -> None:
-    """The scripts let Ctrl-C end them quietly while they import; from then on it is an exception again."""
+    """While scripts import, Ctrl-C ends them quietly; after that it is an exception again."""
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
 
@@ -108,13 +108,13 @@ def test_command_started_before_it_listened_takes_ctrl_c() -> None:
 
 @pytest.mark.parametrize("script", ["train", "evaluate", "collect", "quantize", "report"])
 def test_script_listens_before_its_slow_imports(script: str) -> None:
-    """Ctrl-C in the first tenths of a second was a traceback."""
+    """Ctrl-C in the first tenths of a second used to be a traceback."""
     text = (REPO / f"{script}.py").read_text()
     assert text.index("prepare()") < min(text.find(name) % len(text) for name in ("import hydra", "from tdmpc2."))
 
 
 def _variables_after(call: str, **environment: str) -> list[str]:
-    """Variables of OpenMP and slow modules in a process that has made one call."""
+    """Return the OpenMP variables and slow modules of a process that has made one call."""
     code = f"import os, sys, tdmpc2_start; tdmpc2_start.{call}; " + (
         "print(*(f'{k}={v}' for k, v in os.environ.items() if 'OMP_' in k), *({'torch', 'hydra'} & {*sys.modules}))"
     )
@@ -124,7 +124,7 @@ def _variables_after(call: str, **environment: str) -> list[str]:
 
 
 def test_command_bounds_the_spinning_of_threads_before_torch_is_imported() -> None:
-    """Beside a busy process two threads that wait for each other took ten times as long."""
+    """Beside a busy process, two threads that spin for each other used to take ten times as long."""
     assert _variables_after("prepare()") == [f"GOMP_SPINCOUNT={tdmpc2_start.SPIN_COUNT}"]
 
 
@@ -135,7 +135,7 @@ def test_command_leaves_the_users_choice_of_spinning(chosen: str) -> None:
 
 
 def test_console_script_interrupted_while_it_is_imported_is_one_line(tmp_path: Path) -> None:
-    """The package takes a second to import, in which Ctrl-C was a traceback of forty lines."""
+    """Ctrl-C while the package was imported used to be a traceback of forty lines."""
     (tmp_path / "tdmpc2").mkdir()
     (tmp_path / "tdmpc2" / "__init__.py").write_text("raise KeyboardInterrupt\n")
     code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(REPO)!r}]; import tdmpc2_start; tdmpc2_start.main()"
@@ -153,7 +153,7 @@ def test_console_script_starts_where_interruptions_are_handled() -> None:
 
 
 def other_process(directory: Path) -> str:
-    """Say why another process cannot lock the directory; an empty text if it can."""
+    """Say why another process cannot lock the directory, or return an empty text if it can."""
 
     def attempt(pipe: multiprocessing.connection.Connection) -> None:
         try:
@@ -171,7 +171,7 @@ def other_process(directory: Path) -> str:
 
 
 def test_run_directory_reached_through_a_link_is_locked(tmp_path: Path) -> None:
-    """Two processes trained in the same files, one through a link."""
+    """Two processes used to train in the same files if one of them came through a link."""
     (tmp_path / "kt").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "kt")
     (tmp_path / "deep").mkdir()
@@ -212,7 +212,7 @@ def test_run_directory_that_is_a_dangling_link_is_named_as_one(tmp_path: Path) -
 
 
 def test_results_placeholder_of_a_killed_evaluation_is_taken_over(tmp_path: Path) -> None:
-    """Every kill of an evaluation made the next one write to another directory."""
+    """Every killed evaluation used to send the next one to another directory."""
     base = tmp_path / "eval"
 
     def killed() -> None:
@@ -266,7 +266,7 @@ class FullTerminal(Full):
 def test_console_that_cannot_be_written_costs_one_warning(
     tmp_path: Path, stream: type[io.StringIO], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`train.py > /dev/full` ended the run with '[Errno 28]' and without saving."""
+    """`train.py > /dev/full` used to end the run with '[Errno 28]' and without saving."""
     monkeypatch.setattr("rich.console.Console.on_broken_pipe", _as_rich_does)
     with Logger(config(tmp_path), total_steps=9, stream=stream()) as logger:
         for step in (1, 2, 3):
@@ -277,7 +277,7 @@ def test_console_that_cannot_be_written_costs_one_warning(
 
 
 def _as_rich_does(console: object) -> None:
-    """Rich's own answer, but for this process's standard output, which is the test's."""
+    """Do what Rich does on a broken pipe, except for replacing this process's standard output."""
     console.quiet = True  # type: ignore[attr-defined]
     raise SystemExit(1)
 
@@ -286,7 +286,7 @@ def _as_rich_does(console: object) -> None:
 def test_log_that_the_disk_refuses_costs_one_warning(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk was full between two saves, and the run ended."""
+    """A disk that was full between two saves used to end the run."""
     from tdmpc2.support import csv_files
     from tdmpc2.tracking import console
 

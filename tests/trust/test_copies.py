@@ -34,7 +34,7 @@ def act_in_child(pipe: Any, agent: Any) -> None:
 
 
 def sent(agent: Any) -> Any:
-    """As multiprocessing sends an object to a process that it spawns, though to this one."""
+    """Pickle an object as multiprocessing does for a spawned process, and unpickle it here."""
     buffer = io.BytesIO()
     ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(agent)
     return pickle.loads(buffer.getvalue())
@@ -46,7 +46,7 @@ def sent(agent: Any) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_agent_in_a_process_of_its_own_acts_as_here(tiny_cfg: Config, method: Any) -> None:
-    """The child failed with "unable to resize file": a generator cannot be sent."""
+    """Generators cannot be pickled, so sending an agent used to fail with "unable to resize file"."""
     agent = TDMPC2(tiny_cfg)
     context = multiprocessing.get_context(method)
     here, there = context.Pipe()
@@ -60,7 +60,7 @@ def test_agent_in_a_process_of_its_own_acts_as_here(tiny_cfg: Config, method: An
 
 @pytest.mark.parametrize("how", [copy.deepcopy, sent, lambda agent: pickle.loads(pickle.dumps(agent))])
 def test_copied_agent_acts_and_learns_as_the_first(tiny_cfg: Config, how: Any) -> None:
-    """Whatever comes next: the state of the random numbers and of the optimisers is copied with the weights."""
+    """The states of random numbers and optimisers are copied together with the weights."""
     agent = TDMPC2(tiny_cfg)
     agent.update(random_batch(tiny_cfg, 1))
     agent.act(OBS, t0=True, task=3)
@@ -99,7 +99,7 @@ def test_copied_agent_of_lower_precision_acts_as_the_first(precision: str) -> No
 def test_copied_agent_with_compiled_update_gets_one_of_its_own(
     tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compiled code cannot be sent; the copy computes in the same way as the first, so it rounds alike."""
+    """Compiled code cannot be pickled, so the copy compiles its own and rounds in the same way."""
     agent = TDMPC2(tiny_cfg)
     monkeypatch.setattr("tdmpc2.acceleration.compiled_update.can_compile", lambda device: True)
     models = []
@@ -120,7 +120,7 @@ def test_copied_agent_with_compiled_update_gets_one_of_its_own(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_forked_agent_with_threads_is_refused(tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It waited for ever for threads that a fork does not copy; with one thread it acts."""
+    """A forked agent used to wait forever for threads that a fork does not copy; with one thread it acts."""
     agent = TDMPC2(tiny_cfg)
     monkeypatch.setattr(os, "getpid", lambda: 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
@@ -139,7 +139,7 @@ def test_forked_agent_with_threads_is_refused(tiny_cfg: Config, monkeypatch: pyt
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("targets", [(), ("reward", "value 0.2", "policy 0.2", "next_state_linear 0.1")])
 def test_default_dtype_changes_nothing(tiny_cfg: Config, dtype: torch.dtype, targets: Any) -> None:
-    """It decided the type of the weights: "fp32" was float64, and float16 could neither act nor learn."""
+    """The default dtype used to make "fp32" weights float64, and float16 agents that could not act."""
     batch = random_batch(tiny_cfg, 1)
     cfg = tiny_cfg.replace(dropout=0.1, **({"distillation_targets": targets} if targets else {}))
     expected = everything(cfg, batch, bool(targets))
@@ -155,7 +155,7 @@ def test_default_dtype_changes_nothing(tiny_cfg: Config, dtype: torch.dtype, tar
 
 
 def everything(cfg: Config, batch: Any, taught: bool) -> dict[str, torch.Tensor]:
-    """The tensors of an agent, losses and actions after two updates."""
+    """Return the tensors of an agent, losses and actions after two updates."""
     agent = TDMPC2(cfg, TDMPC2(cfg.replace(latent_dim=24, seed=7)) if taught else None)
     for _ in range(2):
         losses = agent.update(batch)
@@ -167,7 +167,7 @@ def everything(cfg: Config, batch: Any, taught: bool) -> dict[str, torch.Tensor]
 
 @pytest.mark.parametrize("precision", ["auto", "fp32", "bf16", "int8"])
 def test_default_dtype_changes_no_loaded_agent(precision: str) -> None:
-    """ "converted twice", KeyError: torch.float64 with the kernels."""
+    """Loading under float64 used to raise "converted twice", or a KeyError in the kernels."""
     path = shared_file("checkpoints/mt30_1M_steps_045dist_fp16.pt")
     keys: dict[str, Any] = {"device": "cpu", "precision": precision, "num_samples": 32, "num_elites": 8, "quiet": True}
     expected = actions(load_agent(path, **keys), 1)

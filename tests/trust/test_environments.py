@@ -1,4 +1,4 @@
-"""Environments that return what is no observation, reward or frame, or raise: named with task, seed and step."""
+"""Faults of environments are named with task, seed and step: invalid observations, rewards, frames and errors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def config(name: str, **keys: Any) -> Config:
 
 @pytest.mark.parametrize(("name", "fault"), FAULTS)
 def test_step_with_fault_names_task_seed_and_step(name: str, fault: str) -> None:
-    """A wrong number of entries once broadcast into the padded observation, and NaN was played on with."""
+    """An observation of a wrong size used to broadcast into the padded one, and NaN was played on with."""
     env = make_env(f"{PREFIX}{name}-v0", seed=6)
     env.reset()
     for _ in range(AT - 1):
@@ -72,14 +72,14 @@ def test_evaluation_with_fault_names_the_episode(name: str, fault: str) -> None:
 
 
 def test_collecting_with_fault_names_the_episode_and_what_to_do(tmp_path: Path) -> None:
-    """It once named a chunk file that had never been written, and said to download that again."""
+    """The message used to name a chunk file that was never written and advise to download it again."""
     with pytest.raises(ValueError, match=rf"NanObs-v0 \(seed \d+, step {AT}\).*another seed than 1 plays others"):
         collect(config("NanObs", episodes_per_task=1), None, tmp_path)
     assert not list(tmp_path.glob("chunk_*"))
 
 
 def test_collecting_rewards_beyond_the_bins_warns_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Rewards of 1e30 were collected and learned from without a word, all as the last bin."""
+    """Rewards of 1e30 used to be collected silently and learned as the last bin."""
     collect(config("LargeReward", episodes_per_task=2, episodes_per_file=1), None, tmp_path / "large")
     lines = [line for line in capsys.readouterr().out.splitlines() if "Warning" in line]
     assert len(lines) == 1
@@ -99,7 +99,7 @@ def test_first_frame_that_is_no_image_names_the_environment(name: str, found: st
 
 
 class Talkative(FaultyEnv):
-    """Its info has entries whose type and shape change."""
+    """An environment whose info has entries that change in type and shape."""
 
     def step(self, action: Any) -> Any:
         *outcome, _ = super().step(action)
@@ -113,7 +113,7 @@ class Talkative(FaultyEnv):
 
 
 def test_info_of_any_kind_disturbs_no_episode() -> None:
-    """Gymnasium stacks the infos of environments side by side, and failed without naming one."""
+    """Gymnasium stacks the infos of environments, which used to fail without naming one."""
     limits: dict[str, Any] = {"max_episode_steps": 8, "disable_env_checker": True}
     gymnasium.register("Talkative-v0", Talkative, kwargs={"change": {}}, **limits)
     try:
@@ -139,7 +139,7 @@ def test_info_of_any_kind_disturbs_no_episode() -> None:
     ],
 )
 def test_action_that_is_none_is_refused(name: str, action: Any, message: str) -> None:
-    """NaN ended in MuJoCo's PhysicsError; a scalar broadcast."""
+    """NaN used to end in MuJoCo's PhysicsError, and a scalar to broadcast."""
     env = make_env(name, seed=1)
     env.reset()
     with pytest.raises(ValueError, match=message):
@@ -155,7 +155,7 @@ def test_action_that_is_none_is_refused(name: str, action: Any, message: str) ->
     ],
 )
 def test_action_space_without_a_range_is_refused(monkeypatch: pytest.MonkeyPatch, space: Box, message: str) -> None:
-    """Rescaling an action dimension whose bounds are equal divides by zero: with others, it is left out."""
+    """An action with equal bounds cannot be rescaled; it is left out if there are others."""
     kind = type("Env", (FaultyEnv,), {"action_space": space})
     monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.registry))
     gymnasium.register("Odd-v0", kind, kwargs={"change": {}}, max_episode_steps=5, disable_env_checker=True)
@@ -168,7 +168,7 @@ def test_action_space_without_a_range_is_refused(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(("name", "success"), [("OneElement", 1), ("IsSuccess", 1), ("EarlySuccess", 0), ("Sound", 0)])
 def test_success_is_that_of_the_last_step(name: str, success: int) -> None:
-    """Arrays of one element and the key ``is_success`` count; success on the way does not."""
+    """Arrays of one element and the key ``is_success`` count; success before the last step does not."""
     cfg = config(name)
     (episode,) = play(cfg, random_actor(cfg, 1), [Job(0, 1)])
     assert episode.success == success

@@ -1,4 +1,4 @@
-"""No file decides what is executed or imported."""
+"""Files never decide what code is executed or imported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SMALL = {
 
 @pytest.fixture
 def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A module that can be imported and tells when it was; it registers an environment."""
+    """Write an importable module that registers an environment and leaves a trace when it is imported."""
     module, told = tmp_path / "canary_module.py", tmp_path / "told"
     module.write_text(
         f"import gymnasium\nopen({str(told)!r}, 'w').close()\n"
@@ -47,14 +47,14 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def payload(name: str, **spec: Any) -> dict[str, Any]:
-    """A checkpoint whose task has this name."""
+    """Make a checkpoint whose task has this name."""
     facts = {"obs_dim": 3, "action_dim": 1, "episode_length": 5, **spec}
     cfg = Config(task=name, task_specs=(TaskSpec(name, **facts),), horizon=1, **SMALL)
     return {"model": TDMPC2(cfg).model.state_dict(), "config": cfg.to_dict()}
 
 
 def test_checkpoint_naming_a_module_does_not_import_it(canary: Path) -> None:
-    """A name like 'antigravity:x-v0' in a file made the module run when the file was evaluated."""
+    """A name like 'antigravity:x-v0' in a file used to run that module when the file was evaluated."""
     agent = load_agent(payload("canary_module:Canary-v0"), device="cpu")
     for use in (evaluate, lambda agent: check_playable(agent.cfg), lambda agent: make_env(agent.cfg)):
         with pytest.raises(ValueError, match="names the module 'canary_module', which a file cannot make run"):
@@ -82,7 +82,7 @@ def test_task_set_with_a_module_among_its_tasks_does_not_import_it(canary: Path)
 
 
 def test_module_that_the_user_names_is_imported(canary: Path) -> None:
-    """In a call that loads the file, in one that builds the environment, and in a configuration that was typed."""
+    """A user who names the task in a call allows the import of its module."""
     agent = load_agent(payload("canary_module:Canary-v0"), device="cpu", task="canary_module:Canary-v0")
     assert canary.exists()
     assert len(evaluate(agent, quiet=True).tasks) == 1
@@ -105,7 +105,7 @@ def test_task_that_cannot_be_built_is_refused_in_one_line(name: str) -> None:
     ("fact", "value"), [("episode_length", 1), ("obs_dim", 30), ("action_dim", 2), ("success_score", True)]
 )
 def test_file_does_not_override_what_the_task_table_says(fact: str, value: Any) -> None:
-    """A file could have a known task scored by success, or over one step."""
+    """A file used to be able to have a known task scored by success or over one step."""
     facts = {"obs_dim": 24, "action_dim": 6, "episode_length": 500, fact: value}
     with pytest.raises(ValueError, match=f"says that {fact} of 'walker-walk' is {value}, but it is"):
         load_agent(payload("walker-walk", **facts), device="cpu")

@@ -1,4 +1,4 @@
-"""A bit of a file of numbers that flips anywhere in it is noticed, or changes nothing of what is read."""
+"""A bit that flips anywhere in a file of numbers is noticed, or changes nothing that is read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FLIPS = 60
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A run of an environment that terminates, with a replay buffer beside its state."""
+    """Train a run whose environment terminates, with a replay buffer beside its state."""
     cfg = config(tmp_path_factory.mktemp("played"), FALLS, episodic=True, steps=30)
     train_online(cfg, None)
     return cfg
@@ -70,7 +70,7 @@ def _run(root: Path, cfg: Config) -> Path:
 
 
 def _plain(value: Any) -> Any:
-    """Values that can be compared, also where they are NaN."""
+    """Turn values into ones that can be compared, even where they are NaN."""
     if isinstance(value, Tensor):
         return value.dtype, value.shape, value.contiguous().flatten().view(torch.uint8).tolist()
     if isinstance(value, dict):
@@ -91,7 +91,7 @@ def _store(data: Path, _: Config) -> Any:
 
 
 def _verified(data: Path, _: Config) -> Any:
-    """The bytes themselves: verify has to notice each that is another one."""
+    """Verify the data and return all bytes, since verify has to notice each flipped bit."""
     if problems := verify(data).problems:
         raise ValueError(problems[0])
     return [path.read_bytes() for path in sorted(data.glob("*.npy"))]
@@ -126,7 +126,7 @@ CASES: dict[str, tuple[Callable[[Path, Config], Path], tuple[str, ...], Callable
 
 @pytest.mark.parametrize("case", CASES)
 def test_flipped_bit_is_noticed_or_changes_nothing(case: str, played: Config, tmp_path: Path) -> None:
-    """Disks and memories flip bits anywhere, in headers and directories of archives as well as in numbers."""
+    """Bits may flip in headers and directories of archives as well as in numbers."""
     make, patterns, read = CASES[case]
     data = make(tmp_path, played)
     whole = read(data, played)

@@ -1,4 +1,4 @@
-"""A recorded identity is that of the bytes that were used; equal data are recognised by what they hold."""
+"""A recorded identity is that of the bytes that were used; equal data are recognised by their content."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.helpers.runs import TINY
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two models of different weights."""
+    """Save two models of different weights."""
     root = tmp_path_factory.mktemp("models")
     for seed, name in ((1, "a.pt"), (2, "b.pt")):
         TDMPC2(Config(**{**TINY, "seed": seed})).save(root / name)
@@ -40,7 +40,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def _replaced_after_loading(monkeypatch: pytest.MonkeyPatch, path: Path, other: Path) -> None:
-    """Another program puts another file under the name as soon as it has been read."""
+    """Replace a file as soon as it has been read, as another program might."""
     load = reading._load
 
     def load_and_replace(file: Any, device: str) -> Any:
@@ -55,8 +55,7 @@ def _replaced_after_loading(monkeypatch: pytest.MonkeyPatch, path: Path, other: 
 def test_identity_is_of_what_was_loaded_though_the_file_is_replaced(
     tmp_path: Path, models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second of two compared files was replaced while the first one played: it was recorded with the new one's
-    checksum and the old one's score."""
+    """A file replaced after loading used to be recorded with the new checksum and the old score."""
     path = Path(shutil.copy(models[0], tmp_path / "x.pt"))
     _replaced_after_loading(monkeypatch, path, models[1])
     file = load_file(path, identify=True)
@@ -89,7 +88,7 @@ def test_scores_are_recorded_with_the_checksum_of_what_played(
     scored: list[Any] = []
     monkeypatch.setattr(scoring, "score", lambda file, agent: scored.append(file) or pytest.skip.Exception)
     _replaced_after_loading(monkeypatch, path, models[1])
-    with pytest.raises((AttributeError, TypeError)):  # there is no score to print
+    with pytest.raises((AttributeError, TypeError)):  # the stub has no score to print
         scoring.score_files([str(path)], {"device": "cpu", "compile": False})
     assert scored[0].sha256 == file_sha256(models[0])
 
@@ -116,7 +115,7 @@ def test_teacher_that_is_replaced_after_its_checksum_is_refused(tmp_path: Path, 
 def test_data_replaced_while_it_is_read_is_refused(
     cfg: Config, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The record of a run named the files that were there when it began, whatever was read in the end."""
+    """A run's record used to name the files at its beginning, whatever was read in the end."""
     own = Path(shutil.copytree(data_dir, tmp_path / "data"))
     chunks = sorted(own.glob("chunk_*.pt"))
     open_data = offline.open_data
@@ -137,7 +136,7 @@ def test_data_replaced_while_it_is_read_is_refused(
 
 @pytest.fixture(scope="module")
 def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model beside the record of the run that trained it on chunk files."""
+    """Save a model beside the record of a run that trained it on chunk files."""
     root = tmp_path_factory.mktemp("trained")
     TDMPC2(Config(**TINY)).save(root / "model.pt", step=1)
     record = {**Config(**TINY, data_dir=str(data_dir)).to_dict(), "data": data_record(str(data_dir))}
@@ -182,7 +181,7 @@ def _beside(data_dir: Path, out: Path) -> Path:
 def test_heldout_refuses_the_data_of_the_run_wherever_it_lies(
     trained: Path, data_dir: Path, tmp_path: Path, make: Callable[[Path, Path], Path]
 ) -> None:
-    """Held-out errors were measured on the training data if only its directory had another name."""
+    """Held-out errors used to be measured on training data if its directory had another name."""
     other = make(data_dir, tmp_path / "other")
     with pytest.raises(ValueError, match=r"model\.pt was trained on .*: collect other episodes"):
         heldout.measure([trained], str(other), batches=1, device="cpu")
@@ -194,7 +193,7 @@ def test_share_episodes_goes_by_content() -> None:
     assert not share_episodes({}, {})
     assert tells_content({"checksum": "ab"})
     assert tells_content({"chunk_0.pt": "5-0000000a"})
-    assert not tells_content({"chunk_0.pt": "5"})  # the size alone, as early versions had it
+    assert not tells_content({"chunk_0.pt": "5"})  # only a size, as in early versions
 
 
 def test_save_and_read_with_identity_agree(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Nothing hangs and nothing eats the machine: sizes are checked by arithmetic, helpers have time limits."""
+"""Nothing hangs or exhausts the machine: sizes are checked by arithmetic, and helpers have time limits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _threads() -> Any:
 @pytest.mark.parametrize("size", [1, 5, 19])
 @pytest.mark.parametrize("task", ["mt30", "walker-walk"])
 def test_estimate_of_a_model_is_a_close_lower_bound(size: int, task: str) -> None:
-    """Estimates never refuse what would fit, and are nearly what it takes."""
+    """Estimates never refuse what would fit, and are close to the real size."""
     cfg = Config(task=task, model_size=size, device="cpu")
     real = sum(4 * p.numel() for p in WorldModel(cfg, torch.Generator().manual_seed(0)).state_dict().values())
     estimated = sum(part.bytes for part in model_parts(cfg))
@@ -44,7 +44,7 @@ def test_estimate_of_a_model_is_a_close_lower_bound(size: int, task: str) -> Non
 @pytest.mark.parametrize("size", [1, 5])
 @pytest.mark.parametrize("keys", [{"obs": "rgb"}, {"episodic": True}, {"obs": "rgb", "episodic": True}])
 def test_estimate_of_a_model_of_images_or_terminations_is_a_close_lower_bound(size: int, keys: dict[str, Any]) -> None:
-    """The encoder of images was counted as one of states, and the termination head not at all."""
+    """The image encoder used to be counted as one of states, and the termination head not at all."""
     cfg = Config(task="walker-walk", model_size=size, device="cpu", **keys)
     real = sum(4 * p.numel() for p in WorldModel(cfg, torch.Generator().manual_seed(0)).state_dict().values())
     estimated = sum(part.bytes for part in model_parts(cfg))
@@ -52,7 +52,7 @@ def test_estimate_of_a_model_of_images_or_terminations_is_a_close_lower_bound(si
 
 
 def test_training_on_images_that_no_machine_holds_is_refused_by_its_key() -> None:
-    """A batch of images takes most of its memory in the first layer of their encoder."""
+    """The first layer of the image encoder takes most of a batch's memory."""
     cfg = Config(task="walker-walk", obs="rgb", batch_size=2**16, device="cpu")
     with pytest.raises(ValueError, match=r"batch_size=65536.*the images of a batch alone would take"):
         check_memory(cfg, training_parts(cfg), 2**34)
@@ -71,14 +71,14 @@ def test_training_on_images_that_no_machine_holds_is_refused_by_its_key() -> Non
     ],
 )
 def test_agent_that_no_machine_holds_is_refused_by_its_key(keys: dict[str, Any], named: str) -> None:
-    """An allocator's traceback, after minutes or none; now arithmetic, at once."""
+    """Such sizes used to end in an allocator's traceback, sometimes after minutes; arithmetic refuses them at once."""
     with pytest.raises(ValueError, match=named):
         TDMPC2(Config(**WIDE, **keys))
 
 
 @pytest.mark.parametrize("keys", [{"vmax": 1e29}, {"vmin": -1e29}, {"vmax": 89.0}])
 def test_bins_beyond_float32_are_refused(keys: dict[str, float]) -> None:
-    """torch said 'value cannot be converted to type float without overflow'."""
+    """The message used to be torch's: 'value cannot be converted to type float without overflow'."""
     (name,) = keys
     with pytest.raises(ValueError, match=f"{name}=.*: the bins are in symlog space"):
         TDMPC2(Config(**WIDE, **keys))
@@ -86,7 +86,7 @@ def test_bins_beyond_float32_are_refused(keys: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("keys", [{"vmax": 1e308}, {"vmin": -1e308}])
 def test_bins_beyond_all_use_are_refused(keys: dict[str, float]) -> None:
-    """Such numbers never reach the arithmetic of the bins."""
+    """Such numbers are refused before any arithmetic with bins."""
     (name,) = keys
     with pytest.raises(ValueError, match=f"{name}=.*1e\\+30: nothing computes with more"):
         Config(**WIDE, **keys)
@@ -114,7 +114,7 @@ def test_count_beyond_all_use_is_refused_with_its_limits(keys: dict[str, Any]) -
 
 
 def test_training_that_no_machine_holds_is_refused_before_anything_is_written(cfg: Config) -> None:
-    """batch_size=1e9 was found after run.json was written."""
+    """A batch_size of 1e9 used to be refused only after run.json was written."""
     with pytest.raises(ValueError, match=r"batch_size=16777216, .* a batch and its gradients alone would take"):
         preflight(cfg.replace(batch_size=2**24, horizon=400, model_size=None, mlp_dim=2048), None)
     assert not cfg.run_dir.exists()
@@ -132,7 +132,7 @@ def test_memory_that_suffices_is_no_error() -> None:
 
 @pytest.mark.parametrize("count", [1_000_000, 2**31, 2**70])
 def test_threads_beyond_the_machine_are_refused(count: int) -> None:
-    """A million threads ended the process by a signal, without a word."""
+    """A million threads used to end the process by a signal, without a message."""
     with pytest.raises(ValueError, match=rf"num_threads={count} must be at most {runtime.most_threads()}"):
         runtime.set_num_threads(count)
 
@@ -165,7 +165,7 @@ def test_device_that_is_not_there_is_one_line(name: str) -> None:
 
 
 def test_video_that_cannot_be_drawn_is_found_before_training(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was found at the first evaluation, after hours."""
+    """Such an environment used to fail only at the first evaluation, after hours."""
     from tdmpc2.envs import registry
 
     class Blind:
@@ -180,7 +180,7 @@ def test_video_that_cannot_be_drawn_is_found_before_training(cfg: Config, monkey
 
 
 def test_data_set_is_no_run_directory(cfg: Config, tmp_path: Path) -> None:
-    """work_dir=STORE trained into the store."""
+    """work_dir=STORE used to train into the store."""
     from tdmpc2.training import run_record
 
     (tmp_path / "store").mkdir()
@@ -207,7 +207,7 @@ def damage(kind: str, path: Path) -> None:
 def test_training_whose_store_is_changed_stops_by_name_and_saves(
     cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, said: str
 ) -> None:
-    """A store that is cut while a thread reads ahead still ends the run by SIGBUS, in one line and without saving."""
+    """If a thread reads ahead when the store is cut, the run still ends by SIGBUS, in one line and unsaved."""
     from tdmpc2.data.tools.convert import to_store
     from tdmpc2.training import offline
 
@@ -230,7 +230,7 @@ def test_training_whose_store_is_changed_stops_by_name_and_saves(
 
 
 def test_bus_error_is_one_line_that_names_the_file(tmp_path: Path) -> None:
-    """The page that is read between two checks."""
+    """The file is cut between two checks, so that reading it raises a bus error."""
     path = tmp_path / "rows.npy"
     path.write_bytes(bytes(2**20))
     code = f"""

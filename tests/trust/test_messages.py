@@ -1,4 +1,4 @@
-"""A command ends with one line and exit code 2 for bad input, and calls of the API with a ValueError."""
+"""Bad input ends a command with one line and exit code 2, and a call of the API with a ValueError."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a command ends with."""
+    """Return the one line that a command ends with."""
     with pytest.raises(SystemExit) as ended:
         main(words)
     said = capsys.readouterr().err
@@ -73,7 +73,7 @@ def test_command_with_an_empty_word_is_refused(command: str, capsys: pytest.Capt
     "line", ["teacher_config=null teacher_config.checkpoint=x", "~teacher_config teacher_config.lr=1"]
 )
 def test_teacher_that_is_absent_takes_no_keys(line: str) -> None:
-    """The message was four lines of a library that spoke of appending."""
+    """The message used to be four lines of a library about appending."""
     with pytest.raises(ValueError, match=r"teacher_config\.\w+=\w+ beside teacher_config=null"):
         read_line(line.split(), GROUPS)
 
@@ -86,7 +86,7 @@ def test_override_that_no_grammar_takes_is_named() -> None:
 @pytest.mark.parametrize("key", ["checkpoint", "data_dir", "work_dir", "compare"])
 @pytest.mark.parametrize("value", ["", "  ", "a\0b"])
 def test_empty_path_is_refused(key: str, value: str) -> None:
-    """`collect data_dir=` wrote its files into the working directory."""
+    """`collect data_dir=` used to write its files into the working directory."""
     with pytest.raises(ValueError, match=f"{key}=.* names no file or directory"):
         parse_cfg({key: value})
 
@@ -125,7 +125,7 @@ def test_empty_path_is_refused(key: str, value: str) -> None:
     ],
 )
 def test_call_with_what_cannot_be_is_a_value_error(call: Callable[[], object]) -> None:
-    """These were TypeErrors and AttributeErrors from deep inside."""
+    """These calls used to raise TypeErrors and AttributeErrors from deep inside."""
     with pytest.raises((ValueError, ModuleNotFoundError)) as error:
         call()
     assert len(str(error.value)) > 10
@@ -167,7 +167,7 @@ class FullOutput(io.StringIO):
 
 
 def test_output_on_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """`checkpoint inspect x.pt > /dev/full` ended in a traceback."""
+    """`checkpoint inspect x.pt > /dev/full` used to end in a traceback."""
     monkeypatch.setattr(sys, "stdout", FullOutput())
     assert ended(lambda: print("x")) == 2
     assert capsys.readouterr().err == (
@@ -227,7 +227,7 @@ LONG = "walker " * 2000
     ],
 )
 def test_endless_text_is_cut_where_it_is_named(keys: dict[str, Any]) -> None:
-    """A checkpoint's configuration can hold a text without end, which filled the terminal."""
+    """An endless text in a checkpoint's configuration used to fill the terminal."""
     with pytest.raises(ValueError, match="walker") as error:
         parse_cfg({**keys, "mode": "online"} if "freeze" in keys else keys)
     assert len(str(error.value)) < 1500

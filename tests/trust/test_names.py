@@ -1,4 +1,4 @@
-"""Names that come from people work everywhere they go, and distinct ones stay distinct."""
+"""Names that people choose work wherever they are used, and distinct names stay distinct."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tdmpc2.tracking.wandb import WandbRun
 from tdmpc2.training.run_dir import lock
 from tdmpc2.training.scoring import video_name
 
-#: What W&B takes for an artifact; Windows refuses none of these letters.
+#: What W&B accepts as the name of an artifact; Windows accepts all these letters, too.
 ALLOWED = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 HARD = [
     "lr=1e-3", "my run", "sweep/lr3", "my_tasks:Mine-v0", "x" * 300, "größe", "..", ".", ".hidden", "ends.", "CON",
@@ -50,7 +50,7 @@ def test_safe_name_keeps_distinct_texts_distinct(texts: list[str]) -> None:
 
 @pytest.mark.parametrize("text", HARD)
 def test_safe_name_of_a_safe_name_is_another_one(text: str) -> None:
-    """Somebody may type the name that another text was given."""
+    """A user may type the safe name of another text, which must not collide with it."""
     assert safe_name(safe_name(text)) != safe_name(text)
 
 
@@ -58,7 +58,7 @@ def test_safe_name_of_a_safe_name_is_another_one(text: str) -> None:
 def test_run_directory_of_any_name_can_be_made_and_locked(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A long name of a multirun: `File name too long`, and the advice would have put all runs into one directory."""
+    """A long name used to fail with `File name too long`, and the advice led all runs to one directory."""
     monkeypatch.chdir(tmp_path)
     run_dir = Config(exp_name=name).run_dir
     assert run_dir.parent == Path("logs/mt30/1")
@@ -108,7 +108,7 @@ def test_sweep_name_of_plain_values_is_as_before(monkeypatch: pytest.MonkeyPatch
 def test_sweep_over_paths_that_were_cleaned_alike_has_a_directory_for_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second run of data_dir=a/b,a-b was refused as another configuration of the first, or continued it."""
+    """The second run of data_dir=a/b,a-b used to be refused, or to continue the first one."""
     from omegaconf import OmegaConf
 
     monkeypatch.chdir(tmp_path)
@@ -139,7 +139,7 @@ def test_sweep_over_paths_that_an_older_version_began_is_continued(
 
 
 def test_sweep_names_of_other_values_are_safe_and_distinct(monkeypatch: pytest.MonkeyPatch) -> None:
-    """18 names of tasks made a directory that no file system takes; two lists cleaned alike would share one."""
+    """18 task names used to make a directory name that is too long; lists that clean alike must stay distinct."""
     tasks = [f"walker-{number}-walk-backwards" for number in range(18)]
     lists = [tasks, tasks[:-1], ["a-b"], ["a", "b"], ["a/b"]]
     names = set()
@@ -164,7 +164,7 @@ def test_sweep_that_an_older_version_began_keeps_its_directory(tmp_path: Path, m
 
 
 def test_artifact_of_any_name_is_one_that_wandb_takes(tmp_path: Path) -> None:
-    """Not one checkpoint was uploaded of a run named lr=1e-3, or of any task of one's own."""
+    """Checkpoints of a run named lr=1e-3, or of a user's own task, used not to be uploaded."""
     from wandb import Artifact
 
     made: list[Any] = []

@@ -1,4 +1,4 @@
-"""No code is loaded that another user could have put there."""
+"""Code is never loaded from a place that another user could have written to."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="users and mo
 
 @pytest.mark.parametrize("mask", [0o000, 0o002, 0o022])
 def test_private_folder_made_is_the_users_alone_whatever_the_umask(cache_home: Path, mask: int) -> None:
-    """Under umask 002 or 000 others of the group, or everybody, could write to the cache."""
+    """Under umask 002 or 000, others used to be able to write to the cache."""
     before = os.umask(mask)
     try:
         assert make_private(cache_home / "a" / "b") == ""
@@ -74,7 +74,7 @@ def _parent_of_another(folder: Path, give: Give) -> None:
 def test_private_folder_that_others_can_change_is_refused(
     cache_home: Path, foreign: Give, attack: Callable[[Path, Give], None], reason: str
 ) -> None:
-    """A shared XDG_CACHE_HOME, a folder that somebody made first, a link to somebody's folder."""
+    """Refused are shared cache folders, folders that somebody else made first, and links to others' folders."""
     folder = cache_home / "tdmpc2"
     folder.mkdir(mode=0o700)
     attack(folder, foreign)
@@ -82,13 +82,13 @@ def test_private_folder_that_others_can_change_is_refused(
 
 
 def test_private_folder_in_a_sticky_directory_is_good(cache_home: Path) -> None:
-    """As below /tmp: others can make files there and cannot rename ours."""
+    """In a sticky directory such as /tmp, others can make files but cannot rename ours."""
     cache_home.chmod(0o1777)
     assert make_private(cache_home / "tdmpc2") == ""
 
 
 def test_private_folder_reached_through_a_link_above_it_is_good(cache_home: Path, tmp_path: Path) -> None:
-    """Homes are links on many machines."""
+    """Home directories are links on many machines."""
     (tmp_path / "home").symlink_to(cache_home)
     assert make_private(tmp_path / "home" / "tdmpc2") == ""
     assert why_not_private(tmp_path / "home") != ""
@@ -96,7 +96,7 @@ def test_private_folder_reached_through_a_link_above_it_is_good(cache_home: Path
 
 @pytest.mark.parametrize("value", ["", "relative/cache", "."])
 def test_cache_dir_ignores_a_relative_path(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """It would be another cache in every working directory, also in one that others write to."""
+    """A relative path would give every working directory its own cache, even where others can write."""
     monkeypatch.setenv("XDG_CACHE_HOME", value)
     assert cache_dir() == Path.home() / ".cache" / "tdmpc2"
 
@@ -108,7 +108,7 @@ def gone(pid: int) -> bool:
     end = time.monotonic() + 20
     while time.monotonic() < end:
         try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:  # where nobody buries what has ended
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:  # no parent has collected its exit status
                 return True
         except psutil.NoSuchProcess:
             return True
@@ -124,7 +124,7 @@ def test_program_that_takes_too_long_is_ended_with_all_it_started(tmp_path: Path
 
 
 def test_program_ends_with_the_process_that_runs_it(tmp_path: Path) -> None:
-    """SIGKILL during a build left the compiler running."""
+    """SIGKILL during a build used to leave the compiler running."""
     code = textwrap.dedent(f"""
         import importlib.util, sys
         spec = importlib.util.spec_from_file_location("programs", {programs.__file__!r})

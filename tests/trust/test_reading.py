@@ -1,4 +1,4 @@
-"""Everything that is read: only regular files, one line for what is no record, and no reader that goes its own way."""
+"""Files are read only if they are regular, bad content ends in one line, and all readers share the checks."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 
 def _place(directory: Path, name: str) -> Path:
-    """The file of that name, which is made by the test, among good ones."""
+    """Return the path of a file that the test will write, among good files."""
     if name.endswith(".npy"):
         (write_store(directory / "d", episodes()) / name).unlink()
     else:
@@ -87,7 +87,7 @@ def _place(directory: Path, name: str) -> Path:
 @pytest.mark.parametrize("kind", [_named_pipe, _device, _directory])
 @pytest.mark.parametrize("reader", READERS)
 def test_reader_of_what_is_no_file_says_so_at_once(tmp_path: Path, reader: str, kind: Callable[[Path], str]) -> None:
-    """A named pipe left by another program stopped every command for ever, a device filled the memory."""
+    """A named pipe used to stop every command forever, and a device to fill the memory."""
     name, read = READERS[reader]
     path = _place(tmp_path, name)
     words = kind(path)
@@ -124,7 +124,7 @@ BAD_JSON = {
 @pytest.mark.parametrize("case", BAD_JSON)
 @pytest.mark.parametrize("reader", [name for name, (file, _) in READERS.items() if file.endswith(".json")])
 def test_reader_of_bad_json_names_the_file(tmp_path: Path, reader: str, case: str) -> None:
-    """Lists within lists without end, numbers of 5,000 digits and the like ended in tracebacks or in no file's name."""
+    """Deeply nested lists or numbers of 5,000 digits used to end in tracebacks or unnamed files."""
     name, read = READERS[reader]
     path, (text, words) = _place(tmp_path, name), BAD_JSON[case]
     path.write_text(text)
@@ -134,7 +134,7 @@ def test_reader_of_bad_json_names_the_file(tmp_path: Path, reader: str, case: st
 
 
 def test_message_does_not_show_a_value_of_megabytes(tmp_path: Path) -> None:
-    """The message about a run.json with a value of 5 MB had 5 MB, with whatever would command a terminal in it."""
+    """A value of 5 MB in run.json used to be shown whole, including control characters."""
     content = {**Config().to_dict(), "steps": "\x1b[2J" + "x" * 5_000_000}
     (tmp_path / "run.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="steps=") as error:
@@ -152,7 +152,7 @@ def test_shown_value_is_short_and_printable(case: int) -> None:
 
 def test_read_text_of_larger_file_than_its_kind_is_refused(tmp_path: Path) -> None:
     with open(tmp_path / "run.json", "wb") as file:
-        os.truncate(file.fileno(), 10**12)  # takes no room on the disk
+        os.truncate(file.fileno(), 10**12)  # a sparse file takes no room on the disk
     with pytest.raises(ValueError, match=r"run\.json has more than 67,108,864 bytes"):
         read_text(tmp_path / "run.json")
 
@@ -191,7 +191,7 @@ READING = re.compile(
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_module_reads_files_of_others_by_the_checked_way(path: Path) -> None:
-    """Each reader that opened a file by itself was one more that waited for ever for a named pipe."""
+    """A reader that opens a file without the checks would wait forever for a named pipe."""
     if str(path.relative_to(PACKAGE)) in OWN_WAY:
         return
     found = [line.strip() for line in path.read_text().splitlines() if READING.search(line) and "``" not in line]

@@ -1,4 +1,4 @@
-"""Scores that are not finite: never the best, never NaN in JSON, and one line that names task and seed."""
+"""Scores that are not finite are never the best, never NaN in JSON, and explained in one line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def strict(path: Path) -> Any:
 
 @pytest.mark.parametrize("first", [math.nan, math.inf, -math.inf])
 def test_score_that_is_not_finite_is_never_best(tmp_path: Path, tiny_cfg: Config, first: float) -> None:
-    """A NaN as the first score once kept every later one from being the best: there was no best.pt at all."""
+    """A NaN as the first score used to keep all later ones from being the best."""
     agent = TDMPC2(tiny_cfg)
     found = [
         run_dir.record_score(agent, tmp_path, step, score, "normalized score", True)
@@ -72,7 +72,7 @@ def test_json_text_of_finite_content_is_that_of_json() -> None:
 def test_training_goes_on_after_an_evaluation_without_a_score(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An untrained policy may drive a simulation into NaN; what comes later is scored and kept."""
+    """An untrained policy may drive a simulation into NaN; later evaluations are scored and kept."""
     keys = {**SIZES, "task": f"{PREFIX}NanReward101-v0", "batch_size": 8, "data_dir": str(tmp_path / "data")}
     collect(parse_cfg({**keys, "episodes_per_task": 2}), None, tmp_path / "data")
     evaluations = iter([101, 102, 102])
@@ -100,7 +100,7 @@ def test_training_goes_on_after_an_evaluation_without_a_score(
 
 
 def test_training_on_rewards_beyond_the_bins_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """They are all learned as the last bin, whose value is 22,025."""
+    """Such rewards are all learned as the last bin, whose value is 22,025."""
     keys = {**SIZES, "task": f"{PREFIX}LargeReward-v0", "batch_size": 64, "data_dir": str(tmp_path / "data")}
     collect(parse_cfg({**keys, "episodes_per_task": 2}), None, tmp_path / "data")
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Chunk files and stores: damage is noticed on the way, copying never launders it, and sizes are checked first."""
+"""Chunk files and stores: damage is noticed when they are read or copied, and sizes are checked first."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.helpers.data_command import episodes, flip, write_chunks, write_store
 
 
 def _flip_value(path: Path, value: float) -> None:
-    """Change the last bit of a number that is once in a file."""
+    """Change the last bit of a number that occurs once in a file."""
     raw = path.read_bytes()
     assert raw.count(struct.pack("<f", value)) >= 1
     flip(path, raw.index(struct.pack("<f", value)))
@@ -38,7 +38,7 @@ def _flip_value(path: Path, value: float) -> None:
 
 @pytest.fixture
 def damaged_chunks(tmp_path: Path) -> Path:
-    """Two chunk files, one bit of an observation of the second is another; all values are still finite."""
+    """Write two chunk files and flip one bit of an observation in the second; all values stay finite."""
     data = episodes()
     root = write_chunks(tmp_path / "chunks", data)
     _flip_value(root / "chunk_1.pt", float(data["obs"][6, 2, 1]))
@@ -63,7 +63,7 @@ READ_CHUNKS: dict[str, Callable[[Path, Path], Any]] = {
 
 @pytest.mark.parametrize("way", READ_CHUNKS)
 def test_chunk_with_flipped_bit_is_noticed_on_the_way(damaged_chunks: Path, tmp_path: Path, way: str) -> None:
-    """The store that was imported from it had fresh checksums, so that the damage was never to be found again."""
+    """A store imported from such a chunk used to get fresh checksums, which hid the damage forever."""
     with pytest.raises(ValueError, match=r"chunk_1\.pt, record \S+: Bad CRC-32"):
         READ_CHUNKS[way](damaged_chunks, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -80,7 +80,7 @@ READ_STORE: dict[str, Callable[[Path, Path], Any]] = {
 
 @pytest.mark.parametrize("way", READ_STORE)
 def test_store_with_flipped_bit_is_noticed_on_the_way(damaged_store: Path, tmp_path: Path, way: str) -> None:
-    """Converting a damaged store gave one that verify called good."""
+    """Converting a damaged store used to give one that verify called good."""
     with pytest.raises(ValueError, match=r"rows\.npy, episodes 6-7: checksum \w+ instead of \w+"):
         READ_STORE[way](damaged_store, tmp_path / "out")
     assert not (tmp_path / "out" / "meta.json").exists()
@@ -113,7 +113,7 @@ def _files(name: str, **changes: Any) -> Callable[[Path], None]:
     "change", [_files("rows.npy", sha256=["ab" * 32] * 5), lambda root: flip(root / "task.npy", -4)]
 )
 def test_store_that_does_not_fit_its_checksums_is_not_copied(tmp_path: Path, change: Callable[[Path], None]) -> None:
-    """A wrong sha256 in meta.json, or a task id that was changed, became a store with right ones."""
+    """A store with a wrong checksum or a changed task id used to be copied with matching checksums."""
     root = write_store(tmp_path / "d", episodes())
     change(root)
     with pytest.raises(ValueError, match=r"(rows|task)\.npy, episodes \d-\d: checksum"):
@@ -147,7 +147,7 @@ def test_store_with_wrong_record_is_a_problem_for_verify_and_an_error_for_others
 
 
 def test_chunk_that_shows_few_values_as_many_is_refused_at_once(tmp_path: Path) -> None:
-    """A file of 34 KB claimed 2,000,000 episodes; checking it went on for hours."""
+    """Checking a file of 34 KB that claims 2,000,000 episodes used to take hours."""
     one = {name: values[:1] for name, values in fields([0]).items()}
     many = {name: values.expand(2_000_000, *values.shape[1:]) for name, values in one.items()}
     (tmp_path / "d").mkdir()
@@ -159,7 +159,7 @@ def test_chunk_that_shows_few_values_as_many_is_refused_at_once(tmp_path: Path) 
 
 
 def test_messages_about_chunks_name_the_remedy(tmp_path: Path) -> None:
-    """Nested and sparse fields, the form of old torch, lazily joined episodes: each has a line of its own."""
+    """Nested and sparse fields, torch's old format and lazily joined episodes have messages of their own."""
     data = fields([0, 1])
     batch, path = data["reward"].shape, tmp_path / "chunk_0.pt"
     torch.save(TensorDict({**data, "obs": TensorDict({"a": data["obs"]}, batch)}, batch), path)
@@ -180,7 +180,7 @@ def test_messages_about_chunks_name_the_remedy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["chunks", "store"])
 @pytest.mark.parametrize("value", [1e30, -1.5])
 def test_actions_beyond_their_range_are_a_problem(tmp_path: Path, form: str, value: float) -> None:
-    """Actions of 1e30 were called good, and trained on."""
+    """Actions of 1e30 used to be called good and trained on."""
     data = episodes()
     data["action"][5, 3, 0] = value
     root = (write_chunks if form == "chunks" else write_store)(tmp_path / "d", data)
@@ -207,7 +207,7 @@ def test_store_within_its_source_is_refused(tmp_path: Path) -> None:
 def test_import_whose_files_are_removed_meanwhile_makes_no_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was given its name nevertheless, without its rows."""
+    """A store whose rows vanished was still renamed to its final name."""
     root = write_chunks(tmp_path / "chunks", episodes())
     copy = importer._copy
 

@@ -1,4 +1,4 @@
-"""One bad run never stops a report, and no number that is none gets into it."""
+"""One bad run never stops a report, and scores that are not finite never get into it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ BAD: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_report_leaves_out_a_bad_run_and_names_it(tmp_path: Path, case: str) -> None:
-    """A report over many runs ended in a traceback at the first one with an odd file."""
+    """A report over many runs used to end in a traceback at the first odd file."""
     good = [write_run(tmp_path / "runs", seed, 50.0 + seed) for seed in (1, 2)]
     bad = write_run(tmp_path / "runs", 3, 60.0)
     BAD[case](bad)
@@ -85,7 +85,7 @@ def _strict(text: str) -> Any:
 @pytest.mark.parametrize("score", ["NaN", "1e400", "-Infinity", "null"])
 @pytest.mark.parametrize("step", [50, 100])
 def test_report_has_no_score_that_is_not_finite(tmp_path: Path, score: str, step: int) -> None:
-    """NaN was shown as a score, and report.json was not JSON any more."""
+    """NaN used to be shown as a score, which made report.json invalid JSON."""
     good, bad = (write_run(tmp_path / "runs", seed, 50.0) for seed in (1, 2))
     scores = {50: "51.0", 100: "50.0"} | {step: score}
     (bad / "evaluations.json").write_text("{" + ", ".join(f'"{at}": {value}' for at, value in scores.items()) + "}")

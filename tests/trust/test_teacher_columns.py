@@ -1,4 +1,4 @@
-"""Cached teacher outputs: every number has a check number, and what is damaged is computed again."""
+"""Cached teacher outputs have check numbers, and damaged ones are computed again."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_check_number_differs_after_any_flipped_bit() -> None:
 
 
 def _damage(store: EpisodeStore, name: str, episode: int, row: int, change: float) -> None:
-    """Change a number of a column as a disk or another program may."""
+    """Change a number of a column, as a disk or another program might."""
     path = next((store.path / "targets").glob("*/")) / f"{name}.npy"
     column = np.load(path, mmap_mode="r+")
     column[episode, row] += change
@@ -48,7 +48,7 @@ def _damage(store: EpisodeStore, name: str, episode: int, row: int, change: floa
 
 
 def test_damaged_number_is_noticed_and_computed_again(store: EpisodeStore, teacher: TDMPC2) -> None:
-    """A cached reward that was changed on the disk was distilled as it was."""
+    """A cached reward that changed on the disk used to be distilled as it was."""
     targets = empty(store)
     compute_all(targets, teacher)
     whole = targets.column()
@@ -69,7 +69,7 @@ def test_damaged_number_is_noticed_and_computed_again(store: EpisodeStore, teach
 
 
 def test_column_of_older_version_is_taken_over(store: EpisodeStore, teacher: TDMPC2) -> None:
-    """Columns that were made before there were check numbers are not computed again."""
+    """Columns of versions without check numbers are used and not computed again."""
     compute_all(empty(store), teacher)
     targets = empty(store)
     whole = targets.column()

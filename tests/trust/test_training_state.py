@@ -1,4 +1,4 @@
-"""``state.pt`` and ``run.json``: every entry is checked against the run that goes on, and nothing is half loaded."""
+"""Every entry of ``state.pt`` and ``run.json`` is checked against the run, and nothing is half loaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def cfg(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture(scope="module")
 def saved(cfg: Config) -> Path:
-    """The state of a run after one update."""
+    """Save the state of a run after one update."""
     agent, generator = TDMPC2(cfg), torch.Generator().manual_seed(0)
     obs = torch.randn(4, 8, 24, generator=generator)
     action, reward = torch.rand(3, 8, 6, generator=generator), torch.rand(3, 8, 1, generator=generator)
@@ -119,7 +119,7 @@ WRONG: dict[str, tuple[Change, str]] = {
 def test_state_with_wrong_entry_is_refused_before_anything_is_loaded(
     cfg: Config, saved: Path, tmp_path: Path, case: str
 ) -> None:
-    """A training state that lacked an entry, or had one of another type, was a traceback or another training."""
+    """A missing or mistyped entry used to end in a traceback, or to change the training silently."""
     content = read_file(saved)
     change, words = WRONG[case]
     change(content)
@@ -150,8 +150,7 @@ def test_state_with_scales_of_tasks_is_read_and_one_of_other_tasks_refused(cfg: 
 
 @pytest.mark.parametrize("layout", ["in a larger storage", "every second byte"])
 def test_state_with_generator_that_is_a_view_is_read(cfg: Config, saved: Path, tmp_path: Path, layout: str) -> None:
-    """Another program may store tensors together; torch itself dies by a signal at a generator's state in the middle
-    of a storage."""
+    """Other programs may share storages between tensors, but torch crashes on a generator state that is a view."""
     content = read_file(saved)
     state = content["training"]["generator"]
     larger = torch.zeros(2 * len(state), dtype=torch.uint8)
@@ -181,7 +180,7 @@ def test_state_that_is_none_is_refused(cfg: Config, tmp_path: Path, content: Any
 
 
 def test_state_with_flipped_bit_is_refused(cfg: Config, saved: Path, tmp_path: Path) -> None:
-    """A bit flipped in the middle of state.pt was resumed from without a word."""
+    """A run used to resume silently from a state.pt with a flipped bit."""
     raw = bytearray(saved.read_bytes())
     moment = read_file(saved)["training"]["optim"]["state"][0]["exp_avg"]
     raw[raw.index(moment.numpy().tobytes()) + 2] ^= 0x40
@@ -191,7 +190,7 @@ def test_state_with_flipped_bit_is_refused(cfg: Config, saved: Path, tmp_path: P
 
 
 def test_part_that_refuses_its_state_is_one_line(cfg: Config, saved: Path) -> None:
-    """A part of the run that cannot read what was saved of it names the file and the part."""
+    """If a part of the run cannot read its saved state, the message names the file and the part."""
     from tdmpc2.training.loop import Run
 
     class Part:
@@ -234,7 +233,7 @@ def test_run_record_of_wrong_form_is_one_line(cfg: Config, tmp_path: Path, text:
 
 
 def test_settings_of_optimisers_are_the_configuration_s(cfg: Config, saved: Path) -> None:
-    """An agent that is given a state directly takes moments from it, not learning rates."""
+    """An agent takes moments from a state, but learning rates from its configuration."""
     content = read_file(saved)["training"]
     content["optim"]["param_groups"][0]["lr"] = 5.0
     agent = TDMPC2(cfg)

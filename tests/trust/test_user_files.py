@@ -1,4 +1,4 @@
-"""Nothing of the user's is deleted, overwritten or followed."""
+"""Files of the user are never deleted, overwritten or written to through links."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OWN = {
 
 @pytest.mark.parametrize("starting", [{"begun_before": True}, {"start_step": 4}, {"start_step": 4, "run_id": "x"}, {}])
 def test_run_directory_keeps_the_users_own_files(tmp_path: Path, starting: dict[str, object]) -> None:
-    """A resumed run deleted or cut every CSV file that began with `step`."""
+    """A resumed run used to delete or cut every CSV file that began with `step`."""
     for name, text in OWN.items():
         (tmp_path / name).write_text(text)
     delete_leftovers(tmp_path)
@@ -48,7 +48,7 @@ def test_run_directory_keeps_the_users_own_files(tmp_path: Path, starting: dict[
 def test_log_through_a_link_leaves_the_file_behind_it_alone(
     tmp_path: Path, name: str, starting: dict[str, object]
 ) -> None:
-    """A link of the name of a log file led to a file that then was appended to, cut or deleted."""
+    """A link with the name of a log file used to have its target appended to, cut or deleted."""
     precious = "step,mine\n9,1\n"
     (tmp_path / "precious").write_text(precious)
     run = tmp_path / "run"
@@ -136,7 +136,7 @@ def test_figure_never_takes_the_name_of_a_file_that_is_there(tmp_path: Path, kin
 
 
 def test_curves_of_a_run_leave_the_users_figure_alone(tmp_path: Path) -> None:
-    """The figure that training leaves replaced whatever was called curves.png."""
+    """The figure that training draws used to replace any file called curves.png."""
     pytest.importorskip("matplotlib.figure")
     run = run_with_curves(tmp_path / "run")
     (run / "curves.png").write_bytes(b"precious")

@@ -1,4 +1,4 @@
-"""Configuration files of other people, which Hydra reads: too large, without end, or no YAML."""
+"""Configuration files that Hydra reads and that are too large, endless or no YAML."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BAD = {
 def test_configuration_file_that_cannot_be_one_is_refused_in_one_line(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file of ten lines filled the memory, and one that is no YAML was a traceback."""
+    """A file of ten lines used to fill the memory, and one that is no YAML was a traceback."""
     content, words = BAD[case]
     (tmp_path / "own.yaml").write_text(content)
     with pytest.raises(SystemExit) as ended:

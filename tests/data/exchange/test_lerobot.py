@@ -24,7 +24,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def frames(folder: Path) -> dict[str, np.ndarray]:
-    """All frames, as the path template of ``info.json`` finds them."""
+    """Read all frames, as the path template of ``info.json`` finds them."""
     info = json.loads((folder / "meta/info.json").read_text())
     table = [parquet.read_table(path) for path in sorted(folder.glob("data/*/*.parquet"))]
     assert (folder / info["data_path"].format(chunk_index=0, file_index=0)).exists()
@@ -40,7 +40,7 @@ def frames(folder: Path) -> dict[str, np.ndarray]:
 def test_lerobot_data_set_holds_every_step(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_mb: int
 ) -> None:
-    """Whether all episodes fit into one file, or each fills one."""
+    """Every step is kept, whether one file holds all episodes or each episode has its own file."""
     monkeypatch.setattr(lerobot, "_FILE_MB", most_mb)
     assert run("export", store, tmp_path / "out", "form=lerobot", "fps=20", "robot=walker") == 0
     data = OwnData.open(store)
@@ -73,7 +73,7 @@ def test_lerobot_data_set_holds_every_step(
 
 
 def test_lerobot_statistics_are_those_of_all_frames(store: Path, tmp_path: Path) -> None:
-    """They are joined from those of the episodes, which are never in memory together."""
+    """Statistics are merged from those of single episodes, which are never in memory together."""
     assert run("export", store, tmp_path / "out", "form=lerobot") == 0
     found, stats = frames(tmp_path / "out"), json.loads((tmp_path / "out/meta/stats.json").read_text())
     for name in ("observation.state", "action", "next.reward", "timestamp"):
@@ -91,7 +91,7 @@ def test_lerobot_statistics_are_those_of_all_frames(store: Path, tmp_path: Path)
 def test_interrupted_export_leaves_nothing_and_the_next_one_begins_anew(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped by an error, and stopped by a kill, which cannot clean up."""
+    """An error removes the partial export; a kill leaves one, which the next export replaces."""
     original, calls = lerobot._Writer.add, []
 
     def fail(writer: Any, episode: Any) -> None:

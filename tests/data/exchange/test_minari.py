@@ -50,7 +50,7 @@ def same_bits(one: np.ndarray, two: np.ndarray) -> bool:
 def test_public_data_set_is_imported_trained_on_and_exported_bit_for_bit(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gymnasium's MuJoCo with terminations, dm_control, and observations that are dictionaries."""
+    """The sets are of MuJoCo with terminations, of dm_control, and of an environment with dictionaries."""
     if task.startswith("Fetch"):
         pytest.importorskip("gymnasium_robotics")
     dataset_id = record(task, tmp_path / "theirs", monkeypatch)
@@ -101,7 +101,7 @@ def test_other_storages_are_imported_as_hdf5_is(form: str, tmp_path: Path, monke
 
 
 def test_actions_of_other_bounds_are_scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pendulum's torque is from -2 to 2, and stored actions are from -1 to 1."""
+    """Pendulum's torque ranges from -2 to 2, stored actions from -1 to 1."""
     monkeypatch.setitem(SETS, "Pendulum-v1", 1)
     dataset_id = record("Pendulum-v1", tmp_path / "theirs", monkeypatch)
     assert run("import", dataset_id, tmp_path / "store", "form=minari") == 0
@@ -112,7 +112,7 @@ def test_actions_of_other_bounds_are_scaled(tmp_path: Path, monkeypatch: pytest.
 def test_data_of_a_task_set_are_stored_with_its_ids_and_padding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Data sets of single tasks become data of mt30, which `convert` merges."""
+    """Data of a single task can be imported as data of mt30, with its ids and padding."""
     dataset_id = record("walker-walk", tmp_path / "theirs", monkeypatch)
     words = ("import", dataset_id, tmp_path / "store", "form=minari", "task=walker-walk", "task_set=mt30")
     assert run(*words) == 0
@@ -127,7 +127,7 @@ def test_data_of_a_task_set_are_stored_with_its_ids_and_padding(
 
 @pytest.fixture
 def hopper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a data set."""
+    """Record a data set and return its folder."""
     return tmp_path / "theirs" / record("Hopper-v5", tmp_path / "theirs", monkeypatch, episodes=1) / "data"
 
 
@@ -147,7 +147,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 def test_environment_that_a_file_names_is_not_imported(
     hopper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A data set of strangers names a module of theirs as the home of its environment."""
+    """A data set may name a stranger's module as the home of its environment; it must not be imported."""
     monkeypatch.setattr(gymnasium, "make", lambda *_, **__: pytest.fail("an environment was built"))
     set_metadata(hopper, env_spec=json.dumps({"id": "evil_module:Thing-v0", "entry_point": "evil_module:Thing"}))
     said = refused(capsys, "import", hopper, tmp_path / "store", "form=minari")
@@ -195,7 +195,7 @@ def test_named_pipe_instead_of_a_file_is_one_line(
 def test_declared_array_that_is_not_stored_is_refused(
     hopper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file of a thousand bytes may declare 16 GB, which reading it would make."""
+    """A file of a thousand bytes may declare an array of 16 GB, which must not be allocated."""
     import h5py
 
     with h5py.File(hopper / "main_data.hdf5", "a") as file:
@@ -232,7 +232,7 @@ def test_damaged_or_other_data_set_is_one_line(
 def test_inner_damage_of_an_hdf5_file_is_one_line(
     hopper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The library opens it and fails later, each time in another way."""
+    """The library opens a damaged file and fails later in many ways; each ends in one line."""
     path = hopper / "main_data.hdf5"
     good, refusals = path.read_bytes(), 0
     for place in range(100, len(good), len(good) // 12):
@@ -254,7 +254,7 @@ def test_unknown_source_and_existing_target_are_one_line(
 
 
 def test_export_replaces_nothing(hopper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The folder is there already, or the name of the data sets is none that Minari takes."""
+    """An export is refused if its folder exists, or if Minari does not accept the name."""
     assert run("import", hopper, tmp_path / "store", "form=minari") == 0
     (tmp_path / "mine").mkdir()
     for form in ("minari", "lerobot"):

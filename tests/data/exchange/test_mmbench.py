@@ -1,4 +1,4 @@
-"""Demonstrations of MMBench: files of the form that newt writes, made here."""
+"""Demonstrations of MMBench, from files in newt's format that are made here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DIMS = (24, 6)  # of walker-walk
 
 
 def rows(**changes: Any) -> dict[str, Tensor]:
-    """Rows of three episodes of walker-walk, padded to the sizes of all tasks of newt; the second one terminates."""
+    """Make rows of three episodes of walker-walk, padded to all tasks of newt; the second episode terminates."""
     return {**demonstrations(LENGTHS, DIMS, ended=1), **changes}
 
 
@@ -45,7 +45,7 @@ def test_demonstrations_become_a_store(tmp_path: Path) -> None:
 
 
 def test_demonstrations_without_terminations_have_none(tmp_path: Path) -> None:
-    """And with columns of one number, as some builds write."""
+    """A file without terminations is imported, also if its rewards have a second axis, as some builds write."""
     fields = rows()
     del fields["terminated"]
     fields["reward"] = fields["reward"][:, None]

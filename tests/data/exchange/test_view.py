@@ -1,4 +1,4 @@
-"""A figure of an episode, and its actions played again."""
+"""The figure of an episode, and playing its actions again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib")
 
 @pytest.fixture
 def collected(tmp_path: Path) -> Path:
-    """Two collections of a toy task in one directory, two files each."""
+    """Make two collections of a toy task in one directory, of two files each."""
     for seed in (1, 2):
         cfg = parse_cfg({"task": STANDS, "seed": seed, "episodes_per_task": 3, "episodes_per_file": 2})
         collect(cfg, None, tmp_path / "data")
@@ -26,7 +26,7 @@ def collected(tmp_path: Path) -> Path:
 
 
 def test_collected_episodes_are_played_again_from_their_own_seeds(collected: Path) -> None:
-    """Whichever file and collection an episode is of."""
+    """Each episode has a recorded seed, whichever file and collection it comes from."""
     data = OwnData.open(collected)
     assert len(data.index) == 6
     for number in range(6):
@@ -58,7 +58,7 @@ def test_view_command_draws_and_films(collected: Path, tmp_path: Path, capsys: p
 def test_view_of_data_without_seeds_asks_for_one(
     collected: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A store does not keep the seeds of the files that it was made from; who knows one may name it."""
+    """A store does not keep the seeds of its source files; a user who knows one may name it."""
     assert run("convert", collected, tmp_path / "store") == 0
     seed = recorded_seed(OwnData.open(collected), 2)
     words = ("view", tmp_path / "store", "episode=2", f"figure={tmp_path / 'e.png'}", f"video={tmp_path / 'e.mp4'}")
