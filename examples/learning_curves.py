@@ -53,6 +53,7 @@ class Learned(NamedTuple):
     public: list[float]  # returns of seeds of single-task TD-MPC2 after all steps; empty if unknown
     all_steps: int  # of the run
     curve: Curve | None  # evaluations
+    random: float | None = None  # mean return of the episodes with random actions that the run began with
 
     def row(self) -> list[str]:
         """Format a row of the table."""
@@ -60,13 +61,13 @@ class Learned(NamedTuple):
         seeds = f"{public:.1f} ({min(self.public):.0f} to {max(self.public):.0f})" if self.public else "-"
         return [
             self.task, f"{self.steps:,}", f"{self.hours:.1f}", str(len(self.returns)), f"{mean:.1f}",
-            format_interval(mean_interval(self.returns)), seeds, f"{100 * mean / public:.0f} %" if self.public else "-",
+            format_interval(mean_interval(self.returns)), "-" if self.random is None else f"{self.random:.1f}", seeds, f"{100 * mean / public:.0f} %" if self.public else "-",
         ]  # fmt: skip
 
 
 HEADER = (
-    "task", "agent steps", "hours", "episodes", "return", "95 % interval", "TD-MPC2 (5M) in the end, its seeds",
-    "share of it",
+    "task", "agent steps", "hours", "episodes", "return", "95 % interval", "random actions",
+    "TD-MPC2 (5M) in the end, its seeds", "share of it",
 )  # fmt: skip
 
 
@@ -104,9 +105,13 @@ def so_far(run_dir: Path, task: str, all_steps: int) -> Learned | None:
 
 
 def _learned(run_dir: Path, task: str, steps: int, returns: list[float], all_steps: int) -> Learned:
-    public = curves("tdmpc2", _REPEAT * all_steps)({PUBLIC.name: PUBLIC}).get(task, [])
-    hours = wall_seconds(run_dir, steps) / 3600
-    return Learned(task, steps, hours, returns, public, all_steps, read_curves(run_dir).get(f"eval/{task}"))
+    cfg = read_json(run_dir / "run.json")
+    from_states = cfg["obs"] == "state"  # as the public curves are
+    public = curves("tdmpc2", _REPEAT * all_steps)({PUBLIC.name: PUBLIC}).get(task, []) if from_states else []
+    played = read_csv(run_dir / "episodes.csv")[1]
+    random = [float(row["return"]) for row in played if int(row["step"]) <= cfg["seed_steps"]]
+    hours, curve = wall_seconds(run_dir, steps) / 3600, read_curves(run_dir).get(f"eval/{task}")
+    return Learned(task, steps, hours, returns, public, all_steps, curve, float(np.mean(random)) if random else None)
 
 
 def draw(path: Path, out: Path, runs: Sequence[Learned]) -> None:

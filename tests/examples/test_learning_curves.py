@@ -45,8 +45,21 @@ def test_curves_are_learned_compared_and_not_learned_again(
 
 def test_return_is_compared_with_seeds_of_others(example: ModuleType) -> None:
     run = example.Learned("cup-catch", 50_000, 2.5, [800.0, 1000.0], [950.0, 850.0], 50_000, None)
-    assert run.row()[4:] == ["900.0", "[-370.6, 2170.6]", "900.0 (850 to 950)", "100 %"]
-    assert run._replace(public=[]).row()[6:] == ["-", "-"]
+    assert run.row()[4:] == ["900.0", "[-370.6, 2170.6]", "-", "900.0 (850 to 950)", "100 %"]
+    assert run._replace(public=[], random=12.34).row()[6:] == ["12.3", "-", "-"]
+
+
+@pytest.mark.parametrize(("obs", "seeds"), [("state", 3), ("rgb", 0)])
+def test_run_is_compared_with_public_ones_of_states_alone(
+    example: ModuleType, tmp_path: Path, obs: str, seeds: int
+) -> None:
+    """Learning from images was compared with learning from states, without a word."""
+    (tmp_path / "run.json").write_text(json.dumps({"obs": obs, "seed_steps": 20}))
+    (tmp_path / "episodes.csv").write_text("step,task,return\n10,cup-catch,1\n20,cup-catch,2\n30,cup-catch,900\n")
+    (tmp_path / "speed.csv").write_text("step,wall_seconds\n50000,3600\n")
+    run = example._learned(tmp_path, "cup-catch", 50_000, [900.0], 50_000)
+    assert len(run.public) == seeds
+    assert run.random == 1.5
 
 
 def test_so_far_without_runs_says_so(example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
