@@ -13,6 +13,7 @@ from tdmpc2.acceleration import fast_planner
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.loading import load_agent
+from tests.helpers.cpu_kernels import needs_library
 
 MISSING = "this processor is a toaster"
 
@@ -117,6 +118,42 @@ def test_compile_planner_decides_anew_for_a_known_number_of_plans(source: dict[s
     agent = load_agent(source, device="cpu")
     assert agent.compile_planner(2) == ""
     assert plan(agent, 9) == "plain"
+
+
+@pytest.mark.parametrize("before", [0, 2, 5])
+def test_a_player_with_a_budget_of_its_own_plans_as_its_agent(
+    source: dict[str, Any], compiled: list[str], before: int
+) -> None:
+    """It planned plainly whatever the agent had chosen, and took several times as long."""
+    agent = load_agent(source, device="cpu", quiet=True)
+    plan(agent, before)
+    player = agent.player(num_samples=8, num_elites=4)
+    for _ in range(9):
+        player.act(torch.zeros(1, agent.cfg.obs_dim), t0=True)
+    assert player._planner is not agent.planner
+    assert player._planner.kind == "compiled"
+
+
+@pytest.mark.parametrize("wanted", [False, None])
+def test_a_player_with_a_budget_of_its_own_plans_plainly_as_its_agent(
+    source: dict[str, Any], compiled: list[str], wanted: bool | None
+) -> None:
+    """So does one of an agent that trains: its plans must not depend on how many there were."""
+    agent = TDMPC2(Config(**source["config"])) if wanted is None else load_agent(source, device="cpu", compile=wanted)
+    player = agent.player(num_samples=8, num_elites=4)
+    for _ in range(9):
+        player.act(torch.zeros(1, agent.cfg.obs_dim), t0=True)
+    assert player._planner.kind == "plain"
+
+
+@needs_library
+def test_a_player_with_a_budget_of_its_own_takes_the_kernels(source: dict[str, Any]) -> None:
+    agent = load_agent(source, device="cpu", quiet=True)
+    for _ in range(2):  # before the agent's choice, and after it
+        player = agent.player(num_samples=8, num_elites=4)
+        player.act(torch.zeros(1, agent.cfg.obs_dim), t0=True)
+        assert player._planner.kind == "kernels"
+        agent.compile_planner()
 
 
 def test_a_copied_agent_goes_on_choosing_by_use(source: dict[str, Any], compiled: list[str]) -> None:
