@@ -16,7 +16,7 @@ from tdmpc2.acceleration.compiled_update import compiled_or_plain
 from tdmpc2.acceleration.cpu.networks import PackedNetworks
 from tdmpc2.acceleration.cuda_graph import GraphedPlan
 from tdmpc2.nn.world_model import TaskContext, WorldModel
-from tdmpc2.support.runtime import can_compile
+from tdmpc2.support.runtime import can_compile, too_many_threads
 
 #: Plans that are worth compiling, which takes a minute per process.
 WORTH_COMPILING = 1000
@@ -150,7 +150,10 @@ class FastPlanner:
         reason = self._use_kernels()
         if self.kind == "kernels":
             self._say(logging.INFO, "Planning with the CPU kernels")
-        elif wanted == "true" or not can_compile(device):
+            return
+        if device.type == "cpu" and (line := too_many_threads()):
+            self._say(logging.WARNING, line)
+        if wanted == "true" or not can_compile(device):
             self._say(logging.WARNING, reason + self._compile())
         else:
             self._plans = Counter()

@@ -98,6 +98,16 @@ def test_load_agent_without_compiler_says_what_is_missing(
     assert "install g++" in line
 
 
+def test_load_agent_says_where_torch_has_more_threads_than_the_container(
+    source: dict[str, Any], compiled: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tdmpc2.support.runtime.quota_cores", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    plan(load_agent(source, device="cpu"), 2)
+    assert caplog.messages[0].startswith("torch uses 64 threads where the CPU quota of this container is 2")
+    assert len(caplog.messages) == 2
+
+
 def test_load_agent_takes_the_kernels_where_there_are_any(
     source: dict[str, Any], compiled: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
