@@ -61,7 +61,8 @@ class Learned(NamedTuple):
         seeds = f"{public:.1f} ({min(self.public):.0f} to {max(self.public):.0f})" if self.public else "-"
         return [
             self.task, f"{self.steps:,}", f"{self.hours:.1f}", str(len(self.returns)), f"{mean:.1f}",
-            format_interval(mean_interval(self.returns)), "-" if self.random is None else f"{self.random:.1f}", seeds, f"{100 * mean / public:.0f} %" if self.public else "-",
+            format_interval(mean_interval(self.returns)), "-" if self.random is None else f"{self.random:.1f}",
+            seeds, f"{100 * mean / public:.0f} %" if self.public else "-",
         ]  # fmt: skip
 
 

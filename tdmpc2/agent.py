@@ -277,7 +277,7 @@ class TDMPC2:
             mpc: act by planning, or with the policy prior; by default as the configuration says.
             among: rows of its environments among those of several processes, and the number of these.
             budget: planning keys in place of the configuration's, such as ``num_samples=64`` or ``planner="fast"``; it
-                then plans with a planner of its own.
+                then plans with a planner of its own, in the way that the agent's does.
         """
         if seed is None:
             seed = (self.cfg.seed + self._num_players * 0x9E3779B9) % 2**32  # far from the seeds that people choose
@@ -287,7 +287,7 @@ class TDMPC2:
         if budget:
             cfg = cfg.replace(**budget)
             model = model.with_settings(cfg)
-            planner = FastPlanner(model)
+            planner = planner.for_model(model)
         return Player(model, planner, generator, num_envs, cfg.mpc if mpc is None else mpc, among)
 
     def compile_planner(self, num_plans: int = 1_000_000) -> str:

@@ -46,12 +46,12 @@ def execution(requested: str, file: Checkpoint, device: torch.device, *, kernels
     seconds: Mapping[str, float] = {}
     if device.type == "cpu" and kernels and requested in ("auto", "int8") and chosen != "fp32":
         seconds = kernel_seconds()
-    floating = requested if requested in FLOATS else _fastest_float(chosen, device, seconds)
+    floating = requested if requested in FLOATS else fastest_float(chosen, device, seconds)
     kept = _int8_format(file) if requested == "auto" else "int8"
     keep = requested == "int8"
     if requested == "auto" and "int8" in formats.values():
         widened_once = kept == "int8-weight-only" and (bool(seconds) or device.type != "cpu")
-        keep = widened_once or _int8_is_fast(floating, device, seconds)
+        keep = widened_once or int8_is_fast(floating, device, seconds)
 
     def format_of(matrix: str) -> str:
         is_int8 = keep and formats[matrix] == "int8"
@@ -68,19 +68,29 @@ def execution(requested: str, file: Checkpoint, device: torch.device, *, kernels
     return Execution(name, format_of, FLOATS[floating], note if requested == "auto" else "")
 
 
-def _fastest_float(stored: str, device: torch.device, seconds: Mapping[str, float]) -> str:
-    """Floating-point format for a file's products; ``seconds`` of the CPU kernels by format, if they are used."""
+def fastest_float(stored: str, device: torch.device, seconds: Mapping[str, float]) -> str:
+    """Choose the floating-point format for the products of a file.
+
+    On a CPU without the kernels that is float32: what flags promise of bf16 there, few rows at a time do not keep.
+
+    Args:
+        stored: the file's format.
+        device: where it is computed.
+        seconds: of the CPU kernels by format, if they are used.
+    """
     if stored == "fp32":
         return "fp32"
     if seconds:
         return fastest(("fp32", "bf16"), seconds)
+    if device.type == "cpu":
+        return "fp32"
     if stored != "bf16" and device.type == "cuda":
         return "fp16"
     return "bf16" if has_fast_bf16(device) else "fp32"
 
 
-def _int8_is_fast(floating: str, device: torch.device, seconds: Mapping[str, float]) -> bool:
-    """True if int8 products are faster than a floating-point format's."""
+def int8_is_fast(floating: str, device: torch.device, seconds: Mapping[str, float]) -> bool:
+    """True if int8 products are faster than a floating-point format's; ``seconds`` as of :func:`fastest_float`."""
     return fastest((floating, "int8"), seconds) == "int8" if seconds else has_fast_int8(device)
 
 

@@ -16,7 +16,7 @@ from tdmpc2.acceleration.compiled_update import compiled_or_plain
 from tdmpc2.acceleration.cpu.networks import PackedNetworks
 from tdmpc2.acceleration.cuda_graph import GraphedPlan
 from tdmpc2.nn.world_model import TaskContext, WorldModel
-from tdmpc2.support.runtime import can_compile
+from tdmpc2.support.runtime import can_compile, too_many_threads
 
 #: Plans that are worth compiling, which takes a minute per process.
 WORTH_COMPILING = 1000
@@ -76,7 +76,7 @@ class FastPlanner:
         """
         self._undecided, self._plans = "", None
         if self.kind == "kernels":
-            self._pack()
+            self._pack_or_leave()
         if wanted == "false" or self.kind != "plain":
             return ""
         reason = self._use_kernels()
@@ -94,6 +94,20 @@ class FastPlanner:
         """
         self._undecided, self._plans = "" if wanted == "false" else wanted, None
         self._quiet = quiet
+
+    def for_model(self, model: WorldModel) -> FastPlanner:
+        """Make a planner of another model that will plan as this one does or will, with what use has yet to decide.
+
+        Args:
+            model: it may be this planner's own with other settings.
+
+        Returns:
+            A planner that chooses in its first plan; it takes no memory until then.
+        """
+        chosen = {"plain": "false", "kernels": "auto", "compiled": "true"}[self.kind]
+        other = FastPlanner(model)
+        other.speed_up_with_use("auto" if self._plans is not None else self._undecided or chosen, quiet=self._quiet)
+        return other
 
     def encode(self, obs: Tensor, task: TaskContext) -> Tensor:
         """Encode what is to be planned for, as :meth:`tdmpc2.nn.world_model.WorldModel.encode`."""
@@ -113,10 +127,7 @@ class FastPlanner:
         if self._undecided:
             self._decide()
         if self._networks is not None and self._networks.outdated(self._model):
-            if self._model.bins.device.type == "cpu":
-                self._pack()
-            else:  # the model was moved: what the kernels would be given is no address of theirs
-                self.kind, self.functions, self._networks, self._plan = "plain", {}, None, planner.plan
+            self._pack_or_leave()
 
     def __getstate__(self) -> dict[str, Any]:
         wanted = "auto" if self._plans is not None else self._undecided
@@ -139,7 +150,10 @@ class FastPlanner:
         reason = self._use_kernels()
         if self.kind == "kernels":
             self._say(logging.INFO, "Planning with the CPU kernels")
-        elif wanted == "true" or not can_compile(device):
+            return
+        if device.type == "cpu" and (line := too_many_threads()):
+            self._say(logging.WARNING, line)
+        if wanted == "true" or not can_compile(device):
             self._say(logging.WARNING, reason + self._compile())
         else:
             self._plans = Counter()
@@ -176,6 +190,13 @@ class FastPlanner:
         self._networks = PackedNetworks(self._model)
         self.functions = dict(self._networks.functions())
         self._plan = partial(planner.plan, **self.functions)
+
+    def _pack_or_leave(self) -> None:
+        """Pack the weights anew, or plan plainly from now on if the model was moved: no address there is the CPU's."""
+        if self._model.bins.device.type == "cpu":
+            self._pack()
+        else:
+            self.kind, self.functions, self._networks, self._plan = "plain", {}, None, planner.plan
 
     def _compile(self) -> str:
         """Compile the planner if there is a compiler; returns a line about it."""

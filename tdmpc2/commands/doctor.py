@@ -107,7 +107,7 @@ def processor() -> Iterator[Finding]:
     import psutil
     import torch
 
-    from tdmpc2.support.runtime import can_compile, has_fast_bf16, has_fast_int8, processor_name, usable_cores
+    from tdmpc2.support.runtime import can_compile, processor_name, usable_cores
     from tdmpc2_start import SPIN_COUNT
 
     area, cpu = "Processor", torch.device("cpu")
@@ -123,8 +123,7 @@ def processor() -> Iterator[Finding]:
         "C++ compiler and Python headers found" if compiles else "no C++ compiler, or no Python headers",
         "" if compiles else "apt-get install g++ python3-dev (CXX names another compiler)",
     )
-    for name, fast in (("bf16", has_fast_bf16(cpu)), ("int8", has_fast_int8(cpu))):
-        yield Finding(area, name, OK, "fast here" if fast else "no instructions for it: other formats are used")
+    yield _precision(area)
     bounded = "commands let waiting threads sleep soon; for scripts of your own"
     yield Finding(area, "threads", OK, f"{bounded}: export GOMP_SPINCOUNT={SPIN_COUNT}")
 
@@ -141,7 +140,25 @@ def _kernels(area: str) -> Finding:
         return Finding(area, "CPU kernels", ABSENT, f"{why}: planning uses torch.compile or plain PyTorch instead")
     used = library.load().name
     others = [variant.name for variant in library.variants() if variant.runs_here and variant.name != used]
-    return Finding(area, "CPU kernels", OK, f"{used} ({library.VARIABLE} chooses another: {', '.join(others)})")
+    detail = f"{used} for fp32, bf16 and int8 ({library.VARIABLE} chooses another: {', '.join(others)})"
+    return Finding(area, "CPU kernels", OK, detail)
+
+
+def _precision(area: str) -> Finding:
+    """What files of each format are computed in by default: with the CPU kernels, as they were timed here."""
+    import torch
+
+    from tdmpc2.acceleration.cpu.speed import kernel_seconds
+    from tdmpc2.precision import fastest_float, int8_is_fast
+
+    cpu, seconds = torch.device("cpu"), kernel_seconds()
+    floating = fastest_float("bf16", cpu, seconds)
+    if not seconds:
+        return Finding(area, "precision=auto", OK, f"{floating} for every file: without the kernels nothing is faster")
+    integers = "int8" if int8_is_fast(floating, cpu, seconds) else floating
+    times = ", ".join(f"{name} {1e3 * time:.2g} ms" for name, time in seconds.items())
+    plans = f"plans int8 files in {integers}, fp16 and bf16 files in {floating}"
+    return Finding(area, "precision=auto", OK, f"{plans} (kernels for a 1M model's samples: {times})")
 
 
 def accelerators() -> Iterator[Finding]:

@@ -69,6 +69,7 @@ def _worst_mean(scores: list[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 _WORST = 5
+_MOST_WITHOUT_PLANS = 16  # a policy gains from more, as in a collection
 #: From the scores of each task, [resamples, episodes], to [resamples].
 _AGGREGATES = {
     "interquartile mean": _interquartile_mean,
@@ -215,11 +216,14 @@ def num_steps(cfg: Config) -> int:
 def side_by_side(cfg: Config, num_jobs: int, agent: TDMPC2) -> int:
     """Choose how many environments play at a time.
 
-    On a CPU at most 4, or 8 with the kernels, so that the activations of planning stay in its caches; on CUDA as many
-    as fit into memory. All batches are of one size where the planner is compiled for one.
+    On a CPU at most 4, or 8 with the kernels, so that the activations of planning stay in its caches, and 16 where the
+    policy acts alone; on CUDA as many as fit into memory. All batches are of one size where the planner is compiled for
+    one.
     """
     device = agent.device
     most = 8 if agent.planner.kind == "kernels" else 4
+    if not agent.cfg.mpc and not cfg.save_video:
+        most = _MOST_WITHOUT_PLANS
     if device.type == "cuda" and not cfg.save_video:  # frames of many episodes would fill the main memory
         most = max(1, torch.cuda.mem_get_info(device)[0] // (cfg.num_samples * cfg.mlp_dim * 4 * 16))
     batches = -(-num_jobs // most)

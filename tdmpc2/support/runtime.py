@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from tdmpc2.support.cgroups import quota_cores
 from tdmpc2.support.programs import run_program
 from tdmpc2.support.text import cut
 
@@ -96,9 +97,22 @@ def is_main_process() -> bool:
 def usable_cores() -> int:
     """Cores of this process: its affinity mask, cut to a container's CPU quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    limit, _, period = quota.read_text().partition(" ") if quota.exists() else ("max", "", "")
-    return cores if limit == "max" else max(1, min(cores, round(int(limit) / int(period))))
+    return min(cores, quota_cores() or cores)
+
+
+def kernel_threads() -> int:
+    """Threads of the CPU kernels: as many as torch's, cut to a container's CPU quota, of which torch does not know."""
+    threads = torch.get_num_threads()
+    return min(threads, quota_cores() or threads)
+
+
+def too_many_threads() -> str:
+    """Say that torch computes with more threads than a container's CPU quota lets run; empty if it does not."""
+    allowed, threads = quota_cores(), torch.get_num_threads()
+    if allowed is None or threads <= allowed:
+        return ""
+    few = f"torch.set_num_threads({allowed})"
+    return f"torch uses {threads} threads where the CPU quota of this container is {allowed}, which is slow: call {few}"
 
 
 def processor_name() -> str:

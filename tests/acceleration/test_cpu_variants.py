@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,6 +94,18 @@ def test_variant_computes_norm_mish_as_the_scalar_one(
 def use_threads(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """Let the kernels use this many threads; torch's own would not survive a fork."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+
+
+def test_kernels_use_no_more_threads_than_the_container_has_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch does not know the quota, and threads beyond it wait for each other."""
+    use_threads(monkeypatch, 64)
+    monkeypatch.setattr("tdmpc2.support.runtime.quota_cores", lambda: 2)
+    used: list[int] = []
+    networks = PackedNetworks(random_model(small()))
+    watched = SimpleNamespace(estimate_value=lambda _, *counts: used.append(counts[4]))
+    networks._kernels = watched  # type: ignore[assignment]
+    networks.estimate_value(**inputs_of(random_model(small()), 2, 300))
+    assert used == [2]
 
 
 def test_kernels_called_from_several_threads_at_once_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,3 +172,12 @@ def test_kernels_are_left_by_a_model_that_moves_to_another_device(agent: TDMPC2)
     context = other.model.context(torch.zeros(1, dtype=torch.long, device="meta")) if other.cfg.multitask else None
     z = other.planner.encode(torch.zeros(1, other.cfg.obs_dim, device="meta"), context or other.model.context(None))
     assert (z.device.type, other.planner.kind) == ("meta", "plain")
+
+
+@needs_library
+def test_kernels_are_left_by_a_choice_made_after_the_model_has_moved(agent: TDMPC2) -> None:
+    """They were packed from there, which read address 0 and ended the process."""
+    agent.compile_planner()
+    agent.model.to("meta")
+    agent.compile_planner(1)
+    assert agent.planner.kind == "plain"

@@ -13,6 +13,7 @@ from tdmpc2.acceleration import fast_planner
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.loading import load_agent
+from tests.helpers.cpu_kernels import needs_library
 
 MISSING = "this processor is a toaster"
 
@@ -97,6 +98,16 @@ def test_load_agent_without_compiler_says_what_is_missing(
     assert "install g++" in line
 
 
+def test_load_agent_says_where_torch_has_more_threads_than_the_container(
+    source: dict[str, Any], compiled: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tdmpc2.support.runtime.quota_cores", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    plan(load_agent(source, device="cpu"), 2)
+    assert caplog.messages[0].startswith("torch uses 64 threads where the CPU quota of this container is 2")
+    assert len(caplog.messages) == 2
+
+
 def test_load_agent_takes_the_kernels_where_there_are_any(
     source: dict[str, Any], compiled: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +128,42 @@ def test_compile_planner_decides_anew_for_a_known_number_of_plans(source: dict[s
     agent = load_agent(source, device="cpu")
     assert agent.compile_planner(2) == ""
     assert plan(agent, 9) == "plain"
+
+
+@pytest.mark.parametrize("before", [0, 2, 5])
+def test_a_player_with_a_budget_of_its_own_plans_as_its_agent(
+    source: dict[str, Any], compiled: list[str], before: int
+) -> None:
+    """It planned plainly whatever the agent had chosen, and took several times as long."""
+    agent = load_agent(source, device="cpu", quiet=True)
+    plan(agent, before)
+    player = agent.player(num_samples=8, num_elites=4)
+    for _ in range(9):
+        player.act(torch.zeros(1, agent.cfg.obs_dim), t0=True)
+    assert player._planner is not agent.planner
+    assert player._planner.kind == "compiled"
+
+
+@pytest.mark.parametrize("wanted", [False, None])
+def test_a_player_with_a_budget_of_its_own_plans_plainly_as_its_agent(
+    source: dict[str, Any], compiled: list[str], wanted: bool | None
+) -> None:
+    """So does one of an agent that trains: its plans must not depend on how many there were."""
+    agent = TDMPC2(Config(**source["config"])) if wanted is None else load_agent(source, device="cpu", compile=wanted)
+    player = agent.player(num_samples=8, num_elites=4)
+    for _ in range(9):
+        player.act(torch.zeros(1, agent.cfg.obs_dim), t0=True)
+    assert player._planner.kind == "plain"
+
+
+@needs_library
+def test_a_player_with_a_budget_of_its_own_takes_the_kernels(source: dict[str, Any]) -> None:
+    agent = load_agent(source, device="cpu", quiet=True)
+    for _ in range(2):  # before the agent's choice, and after it
+        player = agent.player(num_samples=8, num_elites=4)
+        player.act(torch.zeros(1, agent.cfg.obs_dim), t0=True)
+        assert player._planner.kind == "kernels"
+        agent.compile_planner()
 
 
 def test_a_copied_agent_goes_on_choosing_by_use(source: dict[str, Any], compiled: list[str]) -> None:

@@ -118,6 +118,30 @@ def test_kernels_in_use_are_named_with_those_one_can_choose() -> None:
     assert finding.detail.endswith(f"(TDMPC2_KERNELS chooses another: {', '.join(others)})")
 
 
+@needs_library
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        ({"fp32": 0.009, "bf16": 0.0118, "int8": 0.006}, "int8 files in int8, fp16 and bf16 files in fp32"),
+        ({"fp32": 0.009, "bf16": 0.004, "int8": 0.0039}, "int8 files in bf16, fp16 and bf16 files in bf16"),
+    ],
+)
+def test_precision_is_what_the_kernels_times_say(
+    seconds: dict[str, float], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every processor was said to have no instructions for int8, in which the kernels are fastest."""
+    monkeypatch.setattr("tdmpc2.acceleration.cpu.speed.kernel_seconds", lambda: seconds)
+    found = by_name(list(doctor.processor()))
+    assert found["precision=auto"].detail.startswith(f"plans {chosen} (")
+    assert f"int8 {1e3 * seconds['int8']:.2g} ms" in found["precision=auto"].detail
+    assert " for fp32, bf16 and int8 " in found["CPU kernels"].detail
+
+
+def test_precision_without_kernels_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tdmpc2.acceleration.cpu.speed.kernel_seconds", dict)
+    assert by_name(list(doctor.processor()))["precision=auto"].detail.startswith("fp32 for every file")
+
+
 @pytest.mark.parametrize("built", [False, True])
 def test_kernels_that_are_not_there_have_a_reason_and_a_remedy_if_there_is_one(
     monkeypatch: pytest.MonkeyPatch, built: bool

@@ -377,8 +377,9 @@ def test_quantize_of_single_task_file_without_config_works(tmp_path: Path) -> No
 
 def test_quantize_of_published_student_reports_small_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tdmpc2.precision.kernel_seconds", dict)
-    for ability in ("has_fast_bf16", "has_fast_int8"):  # then every file computes in the format it stores
-        monkeypatch.setattr(f"tdmpc2.precision.{ability}", lambda device: True)
+    # Every file then computes in the format it stores.
+    monkeypatch.setattr("tdmpc2.precision.fastest_float", lambda stored, *_: "fp32" if stored == "fp32" else "bf16")
+    monkeypatch.setattr("tdmpc2.precision.has_fast_int8", lambda device: True)
     source = shared_file("checkpoints/mt30_1M_steps_045dist_fp16.pt")
     budget = ["--set", "num_samples=64", "iterations=2"]
     quantize.main(["--checkpoint", str(source), "--out", str(tmp_path), "--repeats", "1", "--plans", "4", *budget])

@@ -156,8 +156,8 @@ def test_load_agent_computes_in_the_files_formats(
     payload: Callable[[str], dict[str, object]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("tdmpc2.precision.kernel_seconds", dict)
-    for ability in ("has_fast_bf16", "has_fast_int8"):
-        monkeypatch.setattr(f"tdmpc2.precision.{ability}", lambda device: True)
+    monkeypatch.setattr("tdmpc2.precision.fastest_float", lambda stored, *_: "fp32" if stored == "fp32" else "bf16")
+    monkeypatch.setattr("tdmpc2.precision.has_fast_int8", lambda device: True)
     for recipe, name, dtype in [
         ("fp32", "fp32", torch.float32),
         ("bf16", "bf16", torch.bfloat16),
@@ -182,7 +182,6 @@ def test_load_agent_falling_back_says_so_in_one_line(
     payload: Callable[[str], dict[str, object]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("tdmpc2.precision.kernel_seconds", dict)
-    monkeypatch.setattr("tdmpc2.precision.has_fast_bf16", lambda device: False)
     monkeypatch.setattr("tdmpc2.precision.has_fast_int8", lambda device: False)
     for recipe in ("fp16", "bf16", "int8"):
         caplog.clear()

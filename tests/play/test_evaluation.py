@@ -105,7 +105,7 @@ def test_side_by_side_fills_memory_and_cores(device: str, kind: str, num_jobs: i
     most = 50 if device == "cuda" else 8 if kind == "kernels" else 4
     cfg = Config()
     player = SimpleNamespace(
-        device=torch.device(device), planner=SimpleNamespace(kind=kind, fixed_size=kind == "compiled")
+        device=torch.device(device), planner=SimpleNamespace(kind=kind, fixed_size=kind == "compiled"), cfg=cfg
     )
     with pytest.MonkeyPatch.context() as patch:
         needed = cfg.num_samples * cfg.mlp_dim * 4 * 16
@@ -118,6 +118,26 @@ def test_side_by_side_fills_memory_and_cores(device: str, kind: str, num_jobs: i
         assert size <= most
         assert -(-num_jobs // size) == -(-num_jobs // most)  # as few batches as possible
     assert filmed <= 8  # frames of more episodes would fill the main memory
+
+
+def test_side_by_side_is_more_where_the_policy_acts_alone(agent: TDMPC2) -> None:
+    """It was four, as if plans had to stay in the caches."""
+    policy = TDMPC2(agent.cfg.replace(mpc=False))
+    assert [side_by_side(policy.cfg, jobs, policy) for jobs in (3, 16, 30, 300)] == [3, 16, 15, 16]
+    assert side_by_side(policy.cfg.replace(save_video=True), 300, policy) == 4
+    assert side_by_side(agent.cfg, 300, agent) == 4
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+def test_policys_episodes_do_not_depend_on_how_many_are_side_by_side(
+    agent: TDMPC2, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    policy = TDMPC2(agent.cfg.replace(mpc=False))
+    expected = episodes_of(policy, eval_episodes=5)
+    monkeypatch.setattr("tdmpc2.play.evaluation.side_by_side", lambda *_: size)
+    found = episodes_of(policy, eval_episodes=5)
+    assert found.seeds == expected.seeds
+    assert found.returns == pytest.approx(expected.returns, rel=1e-5)
 
 
 def test_num_steps_counts_all_episodes(agent: TDMPC2) -> None:

@@ -17,8 +17,9 @@ def test_weight_bytes_leave_out_target_heads_in_every_precision(
 ) -> None:
     """Without fast bf16 and int8, quantised files used to be reported as larger in memory than float32 ones."""
     monkeypatch.setattr("tdmpc2.precision.kernel_seconds", dict)
-    for ability in ("has_fast_bf16", "has_fast_int8"):
-        monkeypatch.setattr(f"tdmpc2.precision.{ability}", lambda device: fast)
+    floating = "bf16" if fast else "fp32"
+    monkeypatch.setattr("tdmpc2.precision.fastest_float", lambda stored, *_: "fp32" if stored == "fp32" else floating)
+    monkeypatch.setattr("tdmpc2.precision.has_fast_int8", lambda device: fast)
     state = WorldModel(tiny_cfg, torch.Generator().manual_seed(0)).state_dict()
     models = {"fp32": state, **{name: quantize_state(state, RECIPES[name]) for name in ("fp16", "int8")}}
     config = tiny_cfg.replace(mpc=False).to_dict()

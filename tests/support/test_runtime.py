@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tdmpc2.support.runtime import set_num_threads, usable_cores
+from tdmpc2.support.cgroups import quota_cores
+from tdmpc2.support.runtime import kernel_threads, set_num_threads, too_many_threads, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -29,11 +30,58 @@ def test_set_num_threads_follows_argument_environment_and_cores(
     assert used == [count]
 
 
+# -- the CPU quota of a container -------------------------------------------------------------------------------------
+
+
+def groups(root: Path, cgroup: str, **files: str) -> Path:
+    """Write what Linux tells a process of its control groups."""
+    for name, text in {"proc/self/cgroup": cgroup, **files}.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    return root
+
+
 @pytest.mark.parametrize(
-    ("quota", "expected"), [("max 100000", 8), ("200000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8)]
-)
-def test_usable_cores_are_cut_to_the_quota(monkeypatch: pytest.MonkeyPatch, quota: str, expected: int) -> None:
+    ("cgroup", "files", "expected"),
+    [
+        ("0::/", {}, None),
+        ("0::/", {"cpu.max": "max 100000"}, None),
+        ("0::/", {"cpu.max": "200000 100000"}, 2),
+        ("0::/", {"cpu.max": "50000 100000"}, 1),
+        ("0::/", {"cpu.max": "nonsense"}, None),
+        # The group of the process lies below the top, and one above it is stricter, or not.
+        ("0::/pods/mine", {"pods/mine/cpu.max": "300000 100000"}, 3),
+        ("0::/pods/mine", {"pods/mine/cpu.max": "max 100000", "pods/cpu.max": "400000 100000"}, 4),
+        ("0::/pods/mine", {"pods/mine/cpu.max": "300000 100000", "pods/cpu.max": "200000 100000"}, 2),
+        ("0::/pods/mine", {"pods/other/cpu.max": "100000 100000"}, None),
+        ("0::/../other", {"cpu.max": "500000 100000"}, 5),
+        # Version 1, whose folder is named by the controllers, and both side by side.
+        ("4:cpu,cpuacct:/docker/a\n3:memory:/docker/a\n0::/", {
+            "cpu,cpuacct/docker/a/cpu.cfs_quota_us": "250000", "cpu,cpuacct/docker/a/cpu.cfs_period_us": "50000"}, 5),
+        ("1:cpu:/docker/a", {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ("1:cpuset:/a\n0::/b", {"unified/b/cpu.max": "700000 100000"}, 7),
+    ],
+)  # fmt: skip
+def test_quota_is_the_strictest_of_the_process_groups(
+    tmp_path: Path, cgroup: str, files: dict[str, str], expected: int | None
+) -> None:
+    """Only the top group of version 2 was read: a container with the quota of two cores computed with all of them."""
+    root = groups(tmp_path, cgroup, **{f"sys/fs/cgroup/{name}": text for name, text in files.items()})
+    assert quota_cores(root) == expected
+
+
+def test_quota_where_linux_tells_nothing_is_none(tmp_path: Path) -> None:
+    assert quota_cores(tmp_path) is None
+
+
+@pytest.mark.parametrize(("quota", "expected"), [(None, 8), (2, 2), (99, 8)])
+def test_cores_and_threads_are_cut_to_the_quota(
+    monkeypatch: pytest.MonkeyPatch, quota: int | None, expected: int
+) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
-    monkeypatch.setattr(Path, "exists", lambda self: True)
-    monkeypatch.setattr(Path, "read_text", lambda self: f"{quota}\n")
-    assert usable_cores() == expected
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr("tdmpc2.support.runtime.quota_cores", lambda: quota)
+    assert usable_cores() == kernel_threads() == expected
+    assert ("torch.set_num_threads(2)" in too_many_threads()) == (quota == 2)

@@ -36,6 +36,7 @@ from tdmpc2.checkpoints.layouts import TERMINATION
 from tdmpc2.config import Config
 from tdmpc2.nn.layers import Linear, NormedLinear, QEnsemble
 from tdmpc2.nn.world_model import Network, TaskContext, WorldModel
+from tdmpc2.support.runtime import kernel_threads
 
 _NONE, _MISH, _SIMNORM = range(3)  # Activation of kernels.h
 _FP32, _BF16, _INT8, _INT12 = range(4)  # Format of kernels.h
@@ -174,7 +175,7 @@ def normed_linear(x: Tensor, layer: PackedLayer) -> Tensor:
     assert x.shape[1] == layer.inputs, (x.shape, layer.inputs)
     assert layer.struct.activation != _SIMNORM
     x, out = x.float().contiguous(), torch.empty(len(x), layer.out, dtype=torch.float32)
-    threads = torch.get_num_threads()
+    threads = kernel_threads()
     layer.kernels.normed_linear(ctypes.byref(layer.struct), len(x), threads, _address(x), _address(out))
     return out
 
@@ -259,7 +260,7 @@ class PackedNetworks:
         embedding = None if task.embedding is None else task.embedding.expand(len(obs), -1)
         out = torch.empty(len(obs), self.latent_dim, dtype=torch.float32)
         encoder = ctypes.byref(self._encoder_structs), len(self._encoder)
-        self._call(self._kernels.encode, (*encoder, len(obs), torch.get_num_threads()), obs, embedding, out)
+        self._call(self._kernels.encode, (*encoder, len(obs), kernel_threads()), obs, embedding, out)
         return out
 
     def refit(self, cfg: Config, actions: Tensor, value: Tensor, mask: Tensor | None) -> planner.Iteration:
@@ -275,7 +276,7 @@ class PackedNetworks:
         settings = torch.tensor([cfg.temperature, cfg.min_std, cfg.max_std], dtype=torch.float32)
         own_mask = None if mask is None else mask.expand(num_envs, 1, dim)
         held = [None if x is None else x.float().contiguous() for x in (settings, own_mask, actions, value)]
-        counts = num_envs, horizon, samples, dim, elites, torch.get_num_threads()
+        counts = num_envs, horizon, samples, dim, elites, kernel_threads()
         results = mean, std, elite_value, score, elite_actions
         self._kernels.refit(*counts, *map(_address, (*held, *results)))
         return planner.Iteration(mean, std, value, elite_value, score, elite_actions)
@@ -288,7 +289,7 @@ class PackedNetworks:
         assert eps.shape == (num_envs, samples, self.action_dim), eps.shape
         assert 0 <= int(heads.min()) <= int(heads.max()) < self.num_q, heads
         out = torch.empty(num_envs, samples, dtype=torch.float32)
-        counts = (num_envs, horizon, samples, len(heads), torch.get_num_threads())
+        counts = (num_envs, horizon, samples, len(heads), kernel_threads())
         discount = task.discount.reshape(-1).expand(num_envs)
         self._call(self._kernels.estimate_value, counts, z, *_rows(task, num_envs), discount, actions, eps, heads, out)
         return out
@@ -298,7 +299,7 @@ class PackedNetworks:
         horizon, num_envs, samples, dim = eps.shape
         self._check(z, eps, num_envs, samples)
         out = torch.empty(num_envs, horizon, samples, dim, dtype=torch.float32)
-        counts = (num_envs, horizon, samples, torch.get_num_threads())
+        counts = (num_envs, horizon, samples, kernel_threads())
         self._call(self._kernels.policy_rollout, counts, z, *_rows(task, num_envs), eps, out)
         return out
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tdmpc2.acceleration.cpu import library
+from tdmpc2.support.runtime import kernel_threads
 
 _LANES = 16
 
@@ -116,4 +117,4 @@ def _shape(x: Tensor) -> tuple[int, ...]:
     """``Shape`` of norm_mish.cpp."""
     assert x.stride(2) == 1, x.stride()
     assert x.shape[2] % _LANES == 0, x.shape
-    return (*x.shape, x.stride(0), x.stride(1), torch.get_num_threads())
+    return (*x.shape, x.stride(0), x.stride(1), kernel_threads())
