@@ -27,7 +27,7 @@ KEYS = ["benchmark", "machine", "versions", "date", "commit", "options", "result
 NAMES = sorted(path.stem for path in (REPO / "benchmarks").glob("[a-z]*.py") if path.stem != "benchmarks")
 COMPILING = ("kernels", "plan", "update")  # these measure torch.compile
 STARTING = ("export", "stepping", "train")  # these start processes, which takes seconds
-WITH_A_COMPILER = ("kernels", "native", "update")  # skipped without one; tests/native runs the one of that name
+WITH_A_COMPILER = ("kernels", "native", "returns", "update")  # skipped without one; tests/native runs two of them
 
 
 @pytest.fixture(autouse=True)

@@ -268,6 +268,21 @@ def test_installed_library_is_found_by_cmake(built: Path, tmp_path: Path) -> Non
 
 
 @needs_library
+def test_returns_of_exported_planners_are_compared_seed_by_seed(
+    folder: Path, built: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The benchmark exports the planner twice and plays with the loops of examples/."""
+    from benchmarks.returns import main
+
+    main([str(folder / "model.pt"), "--quick", "--threads", "1", "--built", str(built)])
+    own, *exported = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    assert [row["name"] for row in exported] == ["ONNX Runtime", "libtdmpc2"]
+    for row in exported:
+        assert row["difference"] == pytest.approx(row["mean"] - own["mean"], abs=0.01)
+        assert row["low"] <= row["difference"] <= row["high"]
+
+
+@needs_library
 def test_benchmark_of_the_library_runs(
     folder: Path, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
