@@ -4,8 +4,8 @@ python benchmarks/returns.py mt30_1M_steps_045dist_fp16.pt --tasks pendulum-spin
 
 Each seed is an episode that all three play, each with random numbers of its own: this program, the loop of
 examples/onnx_control_loop.py with an exported planner, and examples/cpp/simulator.cpp with an exported library.
-Results: `task`, `name` of the player, `mean`, `returns`, and of the exported ones the mean `difference` from this program
-on the same seeds with its 95 % interval (`low`, `high`), and `same`: whether the interval holds 0.
+Results: `task`, `name` of the player, `mean`, `returns`, and of the exported ones the mean `difference` from this
+program on the same seeds with its 95 % interval (`low`, `high`), and `same`: whether the interval holds 0.
 """
 
 from __future__ import annotations
