@@ -12,6 +12,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sp
 from tdmpc2.envs.checked import EnvironmentFault, described
 from tdmpc2.envs.images import ImagesApart, has_images, images_of, is_image
 from tdmpc2.envs.wrappers import Env, FlatEnv, FreeActions, SuccessAbove, sizes
+from tdmpc2.support.extras import extra_of, install_module
 from tdmpc2.tasks import TaskSpec
 
 
@@ -104,8 +105,13 @@ def _made(name: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
             if name in NAMED:
                 warnings.filterwarnings("ignore", message=".*is out of date")  # on purpose: models know the old one
             return gymnasium.make(named.id, **keywords)
-    except (ModuleNotFoundError, gymnasium.error.DependencyNotInstalled):
-        raise
+    except (ModuleNotFoundError, gymnasium.error.DependencyNotInstalled) as error:
+        cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+        module = (getattr(cause, "name", None) or "").partition(".")[0]
+        if not extra_of(module):
+            raise
+        text = f"Task '{name}' needs {module}, which is not installed: {install_module(module)}"
+        raise ModuleNotFoundError(text, name=module) from error
     except gymnasium.error.Error as error:
         text = " ".join(str(error).split())
         raise ValueError(f"'{name}' is no environment that Gymnasium can make here: {text}. {_REGISTER}") from error

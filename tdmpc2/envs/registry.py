@@ -21,10 +21,9 @@ from tdmpc2.envs.checked import CheckedEnv
 from tdmpc2.envs.images import images_of
 from tdmpc2.envs.pixels import PixelEnv
 from tdmpc2.envs.plugins import offers
+from tdmpc2.support.extras import install_module
 from tdmpc2.tasks import TASKS, TaskSpec, nearest
 
-# Every family's package, in the versions that work together.
-INSTALL_ALL = "run `make setup EXTRAS=envs` in a clone of the repository"
 Floats = NDArray[np.float64]
 
 
@@ -61,6 +60,7 @@ class Family:
         needs: package that it needs, as Python imports it; empty: none but this one's own.
         more: tasks it has beside those of the table, for people.
         note: what is to be known of its installation.
+        note_for: the versions that the note is about, as pip names them; with others it is not shown. Empty: any.
     """
 
     name: str
@@ -75,6 +75,7 @@ class Family:
     needs: str = ""
     more: str = ""
     note: str = ""
+    note_for: tuple[str, ...] = ()
 
     @property
     def installed(self) -> bool:
@@ -117,10 +118,15 @@ class Family:
         """Raise ``ValueError``, saying what to do, unless a task can be built here; none is built."""
         if name not in TASKS and not self.spec:
             raise ValueError(f"Unknown task '{name}': {self.name} has no such task.{nearest(name, TASKS)}")
-        if not self.installed:
-            raise ValueError(f"Task '{name}' needs {self.name}, which is not installed: {INSTALL_ALL}")
         if self.resolve and name not in TASKS:
-            _function(self.resolve)(name)
+            try:
+                _function(self.resolve)(name)
+            except ImportError:
+                if self.installed:
+                    raise  # otherwise it cannot tell without the package
+        if not self.installed:
+            remedy = install_module(self.needs)
+            raise ValueError(f"Task '{name}' needs {self.name}, which is not installed: {remedy}")
 
 
 FAMILIES = (
@@ -132,7 +138,7 @@ FAMILIES = (
         spec="tdmpc2.envs.gymnasium_env:spec",
         resolve="tdmpc2.envs.modules:check_imported",
         score="return",
-        more=", and every registered id",
+        more="and every registered id",
     ),
     Family(
         "Meta-World",
@@ -154,6 +160,7 @@ FAMILIES = (
         renewable=True,
         needs="myosuite",
         note="`pip check` names its pins, which are known: these versions are tested together",
+        note_for=("MyoSuite==2.11.6", "gymnasium==1.2.3", "mujoco==3.3.0"),
     ),
     Family(
         "ManiSkill",
@@ -172,7 +179,7 @@ FAMILIES = (
         spec="tdmpc2.envs.dm_control:spec",
         resolve="tdmpc2.envs.dm_control:resolve",
         entry_point="tdmpc2.envs.dm_control:DMControlEnv",
-        more=", and every other of dm_control's suite",
+        more="and every other of dm_control's suite",
         renewable=True,
     ),
 )
