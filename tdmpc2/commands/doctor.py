@@ -193,7 +193,7 @@ def environments() -> Iterator[Finding]:
             missing = f"{named}: {family.needs} not installed"
             yield Finding("Environments", family.name, MISSING, missing, install_module(family.needs))
             continue
-        package = f"{family.needs} {_version_of(family.needs)}".strip()
+        package = f"{family.needs} {_version_of(family.needs)}".strip() if family.needs else ""
         note = family.note if all(map(_is_installed, family.note_for)) else ""
         yield Finding("Environments", family.name, OK, named + (package and f", {package}") + (note and f"; {note}"))
 
