@@ -35,6 +35,10 @@ NAMED = {
     ),
 }
 
+#: Packages whose environments are scored by success wherever ``info`` tells it, since their returns have no scale:
+#: -1 or 0 for each step, or distances.
+TELL_SUCCESS = ("gymnasium_robotics",)
+
 _FLATTEN = "wrap the environment in gymnasium.wrappers.FlattenObservation"
 _OBSERVATION_REMEDIES: dict[type[Space[Any]], str] = {
     Dict: "leave out what is no vector of numbers, with gymnasium.wrappers.FilterObservation",
@@ -82,19 +86,29 @@ def make(name: str, seed: int | None = None, render_mode: str | None = None) -> 
 def spec(name: str) -> TaskSpec:
     """Read sizes and time limit of a Gymnasium environment from one that is built and closed.
 
-    An environment whose ``metadata`` says ``"success_score": True`` is scored by success.
+    An environment whose ``metadata`` says ``"success_score": True`` is scored by success, and so is one of
+    :data:`TELL_SUCCESS` that tells it after a step.
 
     Raises:
         ValueError: as :func:`make`, or no time limit.
     """
     env = make(name)
     limit = env.spec.max_episode_steps if env.spec else None
-    by_success = env.metadata.get("success_score", False) is True
+    by_success = env.metadata.get("success_score", False) is True or _tells_success(env)
     images = images_of(env)
     env.close()
     if limit is None:
         raise ValueError(f"'{name}' has no time limit: give gymnasium.register(...) its max_episode_steps.")
     return TaskSpec(name, *sizes(env), limit, by_success, images.image_shape if images else None)
+
+
+def _tells_success(env: Env) -> bool:
+    raw = env.unwrapped
+    if type(raw).__module__.partition(".")[0] not in TELL_SUCCESS:
+        return False
+    env.reset(seed=0)
+    *_, info = raw.step(np.zeros(raw.action_space.shape or (), raw.action_space.dtype))
+    return not info.keys().isdisjoint(("success", "is_success"))
 
 
 def _made(name: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
