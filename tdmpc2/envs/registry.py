@@ -41,6 +41,10 @@ SCORE_RULES = {
     "return": ScoreRule("return", lambda returns, successes: returns, normalized=False),
 }
 
+#: Name of the mean over tasks whose scores are on different scales, which no score is.
+MIXED = "mixed score"
+WHY_MIXED = "no score of all tasks: the returns of some have no known scale, and the others are scored from 0 to 100"
+
 
 @dataclass(frozen=True)
 class Family:
@@ -236,13 +240,21 @@ def rule_of(name: str, success_score: bool) -> ScoreRule:
 
 
 def score_label(specs: Iterable[TaskSpec]) -> str:
-    """Name the mean score of some tasks: ``normalized score``, or ``return`` where a task's returns have no scale."""
+    """Name the mean score of some tasks.
+
+    It is ``normalized score``, ``return`` where the returns of none have a known scale, and :data:`MIXED` where those
+    of some have none.
+    """
     return common_label(score_rule(spec) for spec in specs)
 
 
 def common_label(rules: Iterable[ScoreRule]) -> str:
     """Name the mean of scores by some rules, as :func:`score_label`."""
-    return next((rule.label for rule in rules if not rule.normalized), SCORE_RULES["return/10"].label)
+    rules = list(rules)
+    without_scale = [rule.label for rule in rules if not rule.normalized]
+    if not without_scale:
+        return SCORE_RULES["return/10"].label
+    return without_scale[0] if len(without_scale) == len(rules) else MIXED
 
 
 def _images(env: gymnasium.Env[Any, Any], task: str, obs: str) -> gymnasium.Env[Any, Any]:

@@ -176,9 +176,11 @@ def test_score_is_by_the_rule_of_the_family(spec: TaskSpec, score: float, label:
     assert score_rule(spec).label == label
 
 
-def test_label_of_mixed_tasks_is_return_where_one_has_no_scale() -> None:
+def test_label_of_tasks_is_that_of_their_scale_if_they_have_one() -> None:
+    """The mean of normalised scores and returns was called return."""
     assert score_label([lookup("walker-walk"), lookup("mw-reach")]) == "normalized score"
-    assert score_label([lookup("walker-walk"), PENDULUM]) == "return"
+    assert score_label([PENDULUM, lookup("mujoco-walker")]) == "return"
+    assert score_label([lookup("walker-walk"), PENDULUM]) == registry.MIXED
 
 
 def test_table_agrees_with_the_success_scores_of_task_files() -> None:
