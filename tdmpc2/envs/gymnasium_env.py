@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any, NamedTuple
 
@@ -68,6 +69,8 @@ def make(name: str, seed: int | None = None, render_mode: str | None = None) -> 
         EnvironmentFault: building it raised an error.
     """
     env = _made(name, render_mode)
+    if render_mode == "rgb_array" and hasattr(env.unwrapped, "mujoco_renderer"):
+        env = _WithoutDisplay(env)
     try:
         if has_images(env.observation_space):
             env = ImagesApart(env, name)
@@ -100,6 +103,25 @@ def spec(name: str) -> TaskSpec:
     if limit is None:
         raise ValueError(f"'{name}' has no time limit: give gymnasium.register(...) its max_episode_steps.")
     return TaskSpec(name, *sizes(env), limit, by_success, images.image_shape if images else None)
+
+
+class _WithoutDisplay(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Draws MuJoCo's frames with a backend that works here; Gymnasium takes the first one, which needs a display."""
+
+    def render(self) -> Any:
+        from tdmpc2.envs.rendering import context_module  # imports MuJoCo
+
+        if "MUJOCO_GL" in os.environ:
+            return self.env.render()
+        try:
+            backend = context_module().rpartition(".")[2]
+        except ValueError:  # a display may do
+            return self.env.render()
+        os.environ["MUJOCO_GL"] = backend
+        try:
+            return self.env.render()
+        finally:
+            del os.environ["MUJOCO_GL"]
 
 
 def _tells_success(env: Env) -> bool:
