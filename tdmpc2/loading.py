@@ -15,7 +15,7 @@ from tdmpc2.checkpoints.shipped import is_name, shipped_file
 from tdmpc2.config import RUN_KEYS, Config, parse_cfg
 from tdmpc2.envs.modules import import_module_of
 from tdmpc2.precision import execution
-from tdmpc2.tasks import TASK_SETS, TASKS, listed, nearest
+from tdmpc2.tasks import TASK_SETS, TASKS, listed, matching, nearest
 
 _log = logging.getLogger("tdmpc2")
 
@@ -97,7 +97,9 @@ def config_of(file: Checkpoint, **overrides: Any) -> Config:
     elif task is not None and cfg.multitask:
         overrides.setdefault("tasks", None)
     chosen = overrides.get("tasks")
-    strangers = [name for name in chosen if name not in cfg.task_names] if isinstance(chosen, (list, tuple)) else []
+    several = [str(name) for name in chosen] if isinstance(chosen, (list, tuple)) else []
+    chosen = matching(several, cfg.task_names, file.origin)
+    strangers = [name for name in chosen if name not in cfg.task_names]
     if strangers:
         raise ValueError(
             f"tasks: '{strangers[0]}' is none of the tasks of {file.origin} ({listed(cfg.task_names)})."

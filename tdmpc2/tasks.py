@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 
@@ -237,6 +238,17 @@ BODIES: tuple[tuple[str, ...], ...] = tuple(
     )
 )
 
+#: Defaults of keys that belong to tasks, wherever a run is of these alone: those of TD-MPC2 for Gymnasium's.
+DEFAULTS: tuple[tuple[frozenset[str], dict[str, float]], ...] = (
+    (frozenset(spec.name for spec in _GYMNASIUM), {"rho": 0.7, "discount_max": 0.99}),
+)
+
+
+def defaults_of(names: Iterable[str]) -> dict[str, float]:
+    """Find the defaults that belong to some tasks (:data:`DEFAULTS`)."""
+    found = set(names)
+    return next((values for tasks, values in DEFAULTS if found and found <= tasks), {})
+
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint for an error message: `` Did you mean 'x'?`` or an empty string."""
@@ -248,6 +260,32 @@ def listed(names: Sequence[str]) -> str:
     """List tasks for a message, the first four by name and the others by their number."""
     more = len(names) - 4
     return ", ".join(names) if more < 2 else f"{', '.join(names[:4])} and {more} others"
+
+
+def matching(wanted: Sequence[str], names: Sequence[str], origin: str) -> tuple[str, ...]:
+    """Resolve patterns such as ``mw-*`` among the tasks of a set.
+
+    Args:
+        wanted: names and patterns (``*``, ``?`` and ``[...]``, as in file names).
+        names: tasks of the set, in id order.
+        origin: of the names, for the message.
+
+    Returns:
+        With a pattern among them all tasks that are named or matched, in the order of the set and each once; otherwise
+        what is wanted. Names that are not in the set are the last ones, for the caller to refuse.
+
+    Raises:
+        ValueError: a pattern that matches no task.
+    """
+    patterns = [name for name in wanted if name not in names and set("*?[") & set(name)]
+    if not patterns:
+        return tuple(wanted)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"tasks: the pattern '{pattern}' matches none of the tasks of {origin} ({listed(names)})")
+    plain = [name for name in wanted if name not in patterns]
+    found = [name for name in names if name in plain or any(fnmatchcase(name, pattern) for pattern in patterns)]
+    return (*found, *(name for name in plain if name not in names))
 
 
 def task_names(task: str) -> tuple[str, ...]:

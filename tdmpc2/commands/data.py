@@ -54,7 +54,9 @@ VERBS = {
             Option("out", "directory to make; it must not exist", kind=Path, required=True, bare=True),
             _TASK,
             Option("dtype", "of observations and actions; by default as it is", choices=("float32", "float16")),
-            Option("tasks", "only these tasks; their ids stay", (), many=True),
+            Option(
+                "tasks", "only these tasks, or those that a pattern such as mw-* matches; their ids stay", (), many=True
+            ),
             Option("max_episodes_per_task", "that many of each, evenly spaced", kind=int, least=1),
             Option("to", "form to write", "store", choices=("store", "chunks")),
             Option("episodes_per_file", "with to=chunks", kind=int, least=1),

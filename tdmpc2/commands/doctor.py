@@ -9,6 +9,7 @@ is broken that every command needs, and 0 if only things are missing that one ca
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -23,7 +24,7 @@ from typing import NamedTuple
 from tdmpc2.commands.options import Option
 from tdmpc2.commands.plain import read_options
 from tdmpc2.support.cli import one_line_errors
-from tdmpc2.support.extras import EXTRAS, install_hint, missing_packages
+from tdmpc2.support.extras import EXTRAS, install_hint, install_module, missing_packages
 from tdmpc2.support.places import cache_dir
 from tdmpc2.support.private_folder import why_not_private
 from tdmpc2.support.version import DISTRIBUTION, source_tree, version
@@ -198,17 +199,37 @@ def rendering() -> Iterator[Finding]:
 
 def environments() -> Iterator[Finding]:
     """The families of environments, and the tasks of each that have a name of their own."""
-    from tdmpc2.envs.registry import FAMILIES, INSTALL_ALL, family_of, offered_families
+    from tdmpc2.envs.registry import FAMILIES, family_of, offered_families
     from tdmpc2.tasks import TASKS
 
     for family in (*FAMILIES, *offered_families()):
         count = sum(family_of(name) is family for name in TASKS)
-        named = f"{count} named tasks{family.more}" if count else f"no named tasks{family.more}"
+        tasks = [f"{count} named tasks"] * bool(count) + [family.more.lstrip(", ")] * bool(family.more)
+        named = ", ".join(tasks) or f"tasks named {family.pattern}"
         if not family.installed:
-            yield Finding("Environments", family.name, MISSING, f"{named}: {family.needs} not installed", INSTALL_ALL)
-        else:
-            package = f", {family.needs} {metadata.version(family.needs)}" if family.needs else ""
-            yield Finding("Environments", family.name, OK, f"{named}{package}{family.note and f'; {family.note}'}")
+            missing = f"{named}: {family.needs} not installed"
+            yield Finding("Environments", family.name, MISSING, missing, install_module(family.needs))
+            continue
+        package = f"{family.needs} {_version_of(family.needs)}".strip() if family.needs else ""
+        note = family.note if all(map(_is_installed, family.note_for)) else ""
+        yield Finding("Environments", family.name, OK, named + (package and f", {package}") + (note and f"; {note}"))
+
+
+def _version_of(module: str) -> str:
+    """Look up the version of the distribution that brings a module; empty if none of them does."""
+    root = module.partition(".")[0]
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(root)  # most have the name of their module; the others take seconds to find
+    return next(map(metadata.version, metadata.packages_distributions().get(root, ())), "")
+
+
+def _is_installed(requirement: str) -> bool:
+    """Tell if a package is there in the version that is asked for, as in ``mujoco==3.3.0``."""
+    name, _, wanted = requirement.partition("==")
+    try:
+        return metadata.version(name) == wanted
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def optional_packages() -> Iterator[Finding]:

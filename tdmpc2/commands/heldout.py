@@ -22,7 +22,12 @@ OPTIONS = (
     Option("checkpoints", "files to measure", kind=Path, many=True, required=True, bare=True, aliases=("checkpoint",)),
     Option("data", "episode store or directory of chunk files", required=True, aliases=("data_dir",)),
     Option("teacher", "checkpoint whose values are the reference for value errors", kind=Path),
-    Option("tasks", "only these tasks; by default all that checkpoint and data have in common", (), many=True),
+    Option(
+        "tasks",
+        "only these tasks, or patterns such as mw-*; by default all that checkpoint and data have in common",
+        (),
+        many=True,
+    ),
     Option("batches", "how many are drawn", 50, int, least=1),
     Option("batch_size", "slices in each", 256, int, least=1),
     Option("seed", "of the slices", 12345, int, least=0),

@@ -25,7 +25,18 @@ from tdmpc2.config.sharing import check_sharing, stored_for
 from tdmpc2.config.sizes import budget, check_widths, model_widths
 from tdmpc2.config.tables import KEYS, WIDTHS, check_keys, plain
 from tdmpc2.config.values import check_value, convert, is_nothing
-from tdmpc2.tasks import TASK_SETS, TaskSpec, listed, lookup, nearest, padded_sizes, read_specs, task_names
+from tdmpc2.tasks import (
+    TASK_SETS,
+    TaskSpec,
+    defaults_of,
+    listed,
+    lookup,
+    matching,
+    nearest,
+    padded_sizes,
+    read_specs,
+    task_names,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +69,8 @@ class Config(Keys):
         if not self.task_specs:
             object.__setattr__(self, "task_specs", tuple(lookup(name) for name in task_names(self.task)))
         object.__setattr__(self, "task_specs", read_specs(self.task_specs))
+        if self.tasks:
+            object.__setattr__(self, "tasks", matching(self.tasks, self.task_names, f"task set '{self.task}'"))
         for name, key in KEYS.items():
             check_value(key, getattr(self, name))
         for name, value in self._following().items():
@@ -217,6 +230,7 @@ class Config(Keys):
             "policy_loss": "tdmpc2" if mode == "online" else "opt",
             "rho": 0.7 if self.episodic else 0.5,
             "discount_max": 0.99 if self.episodic else 0.995,
+            **defaults_of(self.task_names),
             "task_balance": "tasks" if mode == "online" and self.multitask else "episodes",
             "seed_steps": max(1000, 5 * max(lengths), self.num_envs * len(lengths) * max(lengths)),
             **budget(self.num_samples),

@@ -26,7 +26,9 @@ class Keys:
         commands=COMMANDS, section="Task",
     )  # fmt: skip
     tasks: tuple[str, ...] | None = key(
-        None, "those of the set that this run uses; null: all. Task ids and padding stay the set's", commands=COMMANDS
+        None,
+        "those of the set that this run uses, or patterns such as mw-*; null: all. Ids and padding stay the set's",
+        commands=COMMANDS,
     )
     mode: str = key(
         "auto", "learn from stored episodes or by acting; auto: online for one task without data_dir, else offline",
@@ -79,8 +81,8 @@ class Keys:
     value_coef: float = key(0.1, "coefficient of the value loss", at_least=0, sensible=MOST_COEF)
     consistency_coef: float = key(20.0, "coefficient of the consistency loss", at_least=0, sensible=MOST_COEF)
     rho: float = key(
-        None, "weight of a loss at step t of the horizon is rho^t; null: 0.5, or 0.7 if episodic", at_least=0,
-        at_most=1, follows="episodic",
+        None, "weight of a loss at step t of the horizon is rho^t; null: 0.5, or 0.7 if episodic or one of TD-MPC2's "
+        "tasks of Gymnasium", at_least=0, at_most=1, follows="episodic",
     )  # fmt: skip
     freeze: tuple[str, ...] = key(
         (), "parts of the model that stay as in checkpoint: encoder, dynamics, reward, Q, policy, termination, "
@@ -97,7 +99,7 @@ class Keys:
     discount_denom: float = key(5.0, "discount is (L/d - 1) / (L/d) for episodes of L steps, d this key", at_least=1e-6)
     discount_min: float = key(0.95, "lower bound of the discount", at_least=0, at_most=1)
     discount_max: float = key(
-        None, "upper bound of the discount; null: 0.995, or 0.99 if episodic", at_least=0, at_most=1,
+        None, "upper bound of the discount; null: 0.995, or 0.99 where rho is 0.7", at_least=0, at_most=1,
         follows="episodic",
     )  # fmt: skip
     policy_loss: str = key(

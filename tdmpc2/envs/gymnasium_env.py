@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sp
 from tdmpc2.envs.checked import EnvironmentFault, described
 from tdmpc2.envs.images import ImagesApart, has_images, images_of, is_image
 from tdmpc2.envs.wrappers import Env, FlatEnv, FreeActions, SuccessAbove, sizes
+from tdmpc2.support.extras import extra_of, install_module
 from tdmpc2.tasks import TaskSpec
 
 
@@ -33,6 +35,10 @@ NAMED = {
         solved=200.0,  # upstream: v2, removed since
     ),
 }
+
+#: Packages whose environments are scored by success wherever ``info`` tells it, since their returns have no scale:
+#: -1 or 0 for each step, or distances.
+TELL_SUCCESS = ("gymnasium_robotics",)
 
 _FLATTEN = "wrap the environment in gymnasium.wrappers.FlattenObservation"
 _OBSERVATION_REMEDIES: dict[type[Space[Any]], str] = {
@@ -63,6 +69,8 @@ def make(name: str, seed: int | None = None, render_mode: str | None = None) -> 
         EnvironmentFault: building it raised an error.
     """
     env = _made(name, render_mode)
+    if render_mode == "rgb_array" and hasattr(env.unwrapped, "mujoco_renderer"):
+        env = _WithoutDisplay(env)
     try:
         if has_images(env.observation_space):
             env = ImagesApart(env, name)
@@ -81,19 +89,48 @@ def make(name: str, seed: int | None = None, render_mode: str | None = None) -> 
 def spec(name: str) -> TaskSpec:
     """Read sizes and time limit of a Gymnasium environment from one that is built and closed.
 
-    An environment whose ``metadata`` says ``"success_score": True`` is scored by success.
+    An environment whose ``metadata`` says ``"success_score": True`` is scored by success, and so is one of
+    :data:`TELL_SUCCESS` that tells it after a step.
 
     Raises:
         ValueError: as :func:`make`, or no time limit.
     """
     env = make(name)
     limit = env.spec.max_episode_steps if env.spec else None
-    by_success = env.metadata.get("success_score", False) is True
+    by_success = env.metadata.get("success_score", False) is True or _tells_success(env)
     images = images_of(env)
     env.close()
     if limit is None:
         raise ValueError(f"'{name}' has no time limit: give gymnasium.register(...) its max_episode_steps.")
     return TaskSpec(name, *sizes(env), limit, by_success, images.image_shape if images else None)
+
+
+class _WithoutDisplay(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Draws MuJoCo's frames with a backend that works here; Gymnasium takes the first one, which needs a display."""
+
+    def render(self) -> Any:
+        from tdmpc2.envs.rendering import context_module  # imports MuJoCo
+
+        if "MUJOCO_GL" in os.environ:
+            return self.env.render()
+        try:
+            backend = context_module().rpartition(".")[2]
+        except ValueError:  # a display may do
+            return self.env.render()
+        os.environ["MUJOCO_GL"] = backend
+        try:
+            return self.env.render()
+        finally:
+            del os.environ["MUJOCO_GL"]
+
+
+def _tells_success(env: Env) -> bool:
+    raw = env.unwrapped
+    if type(raw).__module__.partition(".")[0] not in TELL_SUCCESS:
+        return False
+    env.reset(seed=0)
+    *_, info = raw.step(np.zeros(raw.action_space.shape or (), raw.action_space.dtype))
+    return not info.keys().isdisjoint(("success", "is_success"))
 
 
 def _made(name: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
@@ -104,8 +141,13 @@ def _made(name: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
             if name in NAMED:
                 warnings.filterwarnings("ignore", message=".*is out of date")  # on purpose: models know the old one
             return gymnasium.make(named.id, **keywords)
-    except (ModuleNotFoundError, gymnasium.error.DependencyNotInstalled):
-        raise
+    except (ModuleNotFoundError, gymnasium.error.DependencyNotInstalled) as error:
+        cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+        module = (getattr(cause, "name", None) or "").partition(".")[0]
+        if not extra_of(module):
+            raise
+        text = f"Task '{name}' needs {module}, which is not installed: {install_module(module)}"
+        raise ModuleNotFoundError(text, name=module) from error
     except gymnasium.error.Error as error:
         text = " ".join(str(error).split())
         raise ValueError(f"'{name}' is no environment that Gymnasium can make here: {text}. {_REGISTER}") from error

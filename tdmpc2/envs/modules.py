@@ -12,6 +12,8 @@ from pathlib import Path
 
 import gymnasium
 
+from tdmpc2.support.extras import extra_of, install_module
+
 
 def module_of(name: str) -> str:
     """The module that a task's name begins with; empty if it has none."""
@@ -41,6 +43,8 @@ def import_module_of(name: str) -> None:
 
 def _remedy(module: str) -> str:
     """Say how Python finds a module that it has not found."""
+    if extra_of(module):
+        return install_module(module)
     path = Path(*module.split("."))
     if path.is_dir() or path.with_suffix(".py").is_file():
         return "it lies in this directory, so type PYTHONPATH=. before the command"

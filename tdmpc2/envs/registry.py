@@ -21,10 +21,9 @@ from tdmpc2.envs.checked import CheckedEnv
 from tdmpc2.envs.images import images_of
 from tdmpc2.envs.pixels import PixelEnv
 from tdmpc2.envs.plugins import offers
+from tdmpc2.support.extras import install_module
 from tdmpc2.tasks import TASKS, TaskSpec, nearest
 
-# Every family's package, in the versions that work together.
-INSTALL_ALL = "run `make setup EXTRAS=envs` in a clone of the repository"
 Floats = NDArray[np.float64]
 
 
@@ -41,6 +40,10 @@ SCORE_RULES = {
     "success": ScoreRule("normalized score", lambda returns, successes: 100 * successes),
     "return": ScoreRule("return", lambda returns, successes: returns, normalized=False),
 }
+
+#: Name of the mean over tasks whose scores are on different scales, which no score is.
+MIXED = "mixed score"
+WHY_MIXED = "no score of all tasks: the returns of some have no known scale, and the others are scored from 0 to 100"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Family:
         needs: package that it needs, as Python imports it; empty: none but this one's own.
         more: tasks it has beside those of the table, for people.
         note: what is to be known of its installation.
+        note_for: the versions that the note is about, as pip names them; with others it is not shown. Empty: any.
     """
 
     name: str
@@ -75,6 +79,7 @@ class Family:
     needs: str = ""
     more: str = ""
     note: str = ""
+    note_for: tuple[str, ...] = ()
 
     @property
     def installed(self) -> bool:
@@ -117,10 +122,15 @@ class Family:
         """Raise ``ValueError``, saying what to do, unless a task can be built here; none is built."""
         if name not in TASKS and not self.spec:
             raise ValueError(f"Unknown task '{name}': {self.name} has no such task.{nearest(name, TASKS)}")
-        if not self.installed:
-            raise ValueError(f"Task '{name}' needs {self.name}, which is not installed: {INSTALL_ALL}")
         if self.resolve and name not in TASKS:
-            _function(self.resolve)(name)
+            try:
+                _function(self.resolve)(name)
+            except ImportError:
+                if self.installed:
+                    raise  # otherwise it cannot tell without the package
+        if not self.installed:
+            remedy = install_module(self.needs)
+            raise ValueError(f"Task '{name}' needs {self.name}, which is not installed: {remedy}")
 
 
 FAMILIES = (
@@ -132,7 +142,7 @@ FAMILIES = (
         spec="tdmpc2.envs.gymnasium_env:spec",
         resolve="tdmpc2.envs.modules:check_imported",
         score="return",
-        more=", and every registered id",
+        more="and every registered id",
     ),
     Family(
         "Meta-World",
@@ -154,6 +164,7 @@ FAMILIES = (
         renewable=True,
         needs="myosuite",
         note="`pip check` names its pins, which are known: these versions are tested together",
+        note_for=("MyoSuite==2.11.6", "gymnasium==1.2.3", "mujoco==3.3.0"),
     ),
     Family(
         "ManiSkill",
@@ -172,7 +183,7 @@ FAMILIES = (
         spec="tdmpc2.envs.dm_control:spec",
         resolve="tdmpc2.envs.dm_control:resolve",
         entry_point="tdmpc2.envs.dm_control:DMControlEnv",
-        more=", and every other of dm_control's suite",
+        more="and every other of dm_control's suite",
         renewable=True,
     ),
 )
@@ -229,13 +240,21 @@ def rule_of(name: str, success_score: bool) -> ScoreRule:
 
 
 def score_label(specs: Iterable[TaskSpec]) -> str:
-    """Name the mean score of some tasks: ``normalized score``, or ``return`` where a task's returns have no scale."""
+    """Name the mean score of some tasks.
+
+    It is ``normalized score``, ``return`` where the returns of none have a known scale, and :data:`MIXED` where those
+    of some have none.
+    """
     return common_label(score_rule(spec) for spec in specs)
 
 
 def common_label(rules: Iterable[ScoreRule]) -> str:
     """Name the mean of scores by some rules, as :func:`score_label`."""
-    return next((rule.label for rule in rules if not rule.normalized), SCORE_RULES["return/10"].label)
+    rules = list(rules)
+    without_scale = [rule.label for rule in rules if not rule.normalized]
+    if not without_scale:
+        return SCORE_RULES["return/10"].label
+    return without_scale[0] if len(without_scale) == len(rules) else MIXED
 
 
 def _images(env: gymnasium.Env[Any, Any], task: str, obs: str) -> gymnasium.Env[Any, Any]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
-from tdmpc2.envs.registry import ScoreRule, common_label, family_of, rule_of
+from tdmpc2.envs.registry import MIXED, ScoreRule, common_label, family_of, rule_of
 from tdmpc2.play.actors import agent_actor
 from tdmpc2.play.rollout import Episode, Frames, Job, check_playable, play
 from tdmpc2.support.intervals import Interval, bootstrap, interquartile_mean, resampled_interval
@@ -95,28 +95,38 @@ class Evaluation:
 
     @property
     def normalized_score(self) -> float:
-        """Mean over tasks of the mean episode score; see :attr:`score_label` for its scale."""
+        """Mean over tasks of the mean episode score; see :attr:`score_label` for its scale. NaN if there is none."""
+        return float("nan") if self.mixed else self.mean_score
+
+    @property
+    def mean_score(self) -> float:
+        """Mean over tasks of the mean episode score, whatever their scales: it tells steps of one run apart."""
         return float(np.mean([result.scores.mean() for result in self.tasks]))
 
     @property
     def score_label(self) -> str:
-        """Name of the score: ``normalized score``, or ``return`` where returns have no known scale."""
+        """Name of the score, as from :func:`~tdmpc2.envs.registry.score_label`."""
         return common_label(result.rule for result in self.tasks)
 
     @property
+    def mixed(self) -> bool:
+        """True if the tasks are scored on different scales, so that no number is the score of all of them."""
+        return self.score_label == MIXED
+
+    @property
     def interval(self) -> Interval | None:
-        """95 % bootstrap interval of the score; None with one episode per task."""
-        return bootstrap([result.scores for result in self.tasks])
+        """95 % bootstrap interval of the score; None with one episode per task, or without a score."""
+        return None if self.mixed else bootstrap([result.scores for result in self.tasks])
 
     @property
     def aggregates(self) -> tuple[Aggregate, ...]:
         """Further summaries of the score over many tasks; none where there are too few for them to mean anything."""
-        return aggregates([result.scores for result in self.tasks])
+        return () if self.mixed else aggregates([result.scores for result in self.tasks])
 
     def metrics(self) -> dict[str, float]:
         """The score and, where there is one, its interval (``low``, ``high``), by the names they are logged under."""
         ends = {} if self.interval is None else {"low": self.interval[0], "high": self.interval[1]}
-        return {self.score_label.replace(" ", "_"): self.normalized_score, **ends}
+        return {self.score_label.replace(" ", "_"): self.mean_score, **ends}
 
 
 def evaluate(
@@ -266,7 +276,8 @@ def compare(first: Evaluation, second: Evaluation) -> tuple[float, Interval | No
     """Compare two evaluations of the same episodes.
 
     Returns:
-        The difference of their scores, first minus second, and its interval over pairs of equally seeded episodes.
+        The difference of their scores, first minus second, and its interval over pairs of equally seeded episodes; NaN
+        and None where the tasks are scored on different scales.
 
     Raises:
         ValueError: different tasks or seeds.
@@ -274,5 +285,7 @@ def compare(first: Evaluation, second: Evaluation) -> tuple[float, Interval | No
     key = [(result.task, result.seeds) for result in first.tasks]
     if key != [(result.task, result.seeds) for result in second.tasks]:
         raise ValueError("Only evaluations of the same tasks and seeds can be compared")
+    if first.mixed:
+        return float("nan"), None
     pairs = [a.scores - b.scores for a, b in zip(first.tasks, second.tasks, strict=True)]
     return first.normalized_score - second.normalized_score, bootstrap(pairs)

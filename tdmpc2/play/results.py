@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from tdmpc2.config import Config
+from tdmpc2.envs.registry import MIXED
 from tdmpc2.play.evaluation import Evaluation
 from tdmpc2.play.protocols import difference
 from tdmpc2.play.rollout import first_frames, rendered_tasks
@@ -72,8 +73,9 @@ def table(result: Evaluation, title: str) -> Table:
         ]
         for row in rows
     ]
-    label = result.score_label if result.score_label != "return" else "mean return"
-    total = [label, "", f"{result.normalized_score:.2f}", format_interval(result.interval), *([""] if succeeds else [])]
+    label = {"return": "mean return", MIXED: "score"}.get(result.score_label, result.score_label)
+    score = "-" if result.mixed else f"{result.normalized_score:.2f}"
+    total = [label, "", score, format_interval(result.interval), *([""] if succeeds else [])]
     return terminal_table(Cells(title, headings, cells, total))
 
 

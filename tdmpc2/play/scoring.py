@@ -13,6 +13,7 @@ from rich import get_console
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import Checkpoint, load_file
 from tdmpc2.config import Config
+from tdmpc2.envs.registry import WHY_MIXED
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.layers import num_parameters
 from tdmpc2.nn.world_model import WorldModel
@@ -55,6 +56,8 @@ def score_files(paths: Sequence[str], keys: Mapping[str, Any]) -> None:
             _print_difference(f"{paths[0]} minus {paths[1]}{action}", *result)
     for i, path in enumerate(paths if both else ()):
         _print_difference(f"{path}: planner minus policy", scores[0][i], scores[1][i])
+    if scores[0][0].mixed:
+        return
     label = scores[0][0].score_label.capitalize()
     if not both:
         print(f"{label}: {scores[0][0].normalized_score:.2f}")
@@ -65,6 +68,11 @@ def score_files(paths: Sequence[str], keys: Mapping[str, Any]) -> None:
 
 
 def _print_difference(title: str, first: Evaluation, second: Evaluation) -> None:
+    if first.mixed:
+        print(f"{title}, by task, each on its own scale:")
+        for a, b in zip(first.tasks, second.tasks, strict=True):
+            _print_difference(f"  {a.task} ({a.rule.label})", Evaluation((a,)), Evaluation((b,)))
+        return
     difference, interval = compare(first, second)
     said = f"95 % interval {format_interval(interval)}" if interval else "no interval: one episode a task"
     print(f"{title}: {difference:+.2f} ({said})")
@@ -117,7 +125,9 @@ def score(file: Checkpoint, agent: TDMPC2) -> Evaluation:
         get_console().print(results.table(result, name))
         for a in result.aggregates:
             print(f"{a.name.capitalize()}: {a.value:.2f} {format_interval(a.interval)}")
-        if result.interval is None:
+        if result.mixed:
+            print(f"-: {WHY_MIXED}")
+        elif result.interval is None:
             print("-: no interval, which takes more than one episode a task (eval_episodes)")
         facts = {"parameters": _parameters(cfg), "seconds_per_action": seconds}
         results.write_results(directory, result, protocol, facts)

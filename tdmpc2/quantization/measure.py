@@ -14,6 +14,7 @@ import torch
 from tdmpc2 import planner
 from tdmpc2.acceleration.low_precision import set_precision
 from tdmpc2.agent import TDMPC2
+from tdmpc2.envs.registry import WHY_MIXED
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.play.evaluation import Evaluation, compare, evaluate, num_steps
@@ -65,8 +66,8 @@ def measure(candidates: Sequence[Candidate], inputs: Inputs, settings: Settings)
     Returns:
         For each file ``name``, ``computes_in``, ``file_bytes``, ``size_ratio`` (to the first file), ``weight_bytes``
         (in memory), ``errors`` (dB by output; None: exact), ``regret`` and its standard error ``regret_error``,
-        ``iteration_ms`` and ``plan_ms``; with episodes ``score``, ``interval``, ``minus_fp32``,
-        ``minus_fp32_interval`` and the ``returns`` by task.
+        ``iteration_ms`` and ``plan_ms``; with episodes the ``returns`` by task and, where these are on one scale,
+        ``score``, ``interval``, ``minus_fp32`` and ``minus_fp32_interval``.
 
     Raises:
         ValueError: a file that cannot be loaded, or tasks that cannot be played.
@@ -93,8 +94,9 @@ def measure(candidates: Sequence[Candidate], inputs: Inputs, settings: Settings)
         scores = [_score(name, agent, settings.episodes) for name, agent in agents.items()]
         for row, score in zip(rows, scores, strict=True):
             difference, interval = compare(score, scores[0])
-            row |= {"score": score.normalized_score, "interval": score.interval}
-            row |= {"minus_fp32": difference, "minus_fp32_interval": interval}
+            if not score.mixed:
+                row |= {"score": score.normalized_score, "interval": score.interval}
+                row |= {"minus_fp32": difference, "minus_fp32_interval": interval}
             row["returns"] = {result.task: list(result.returns) for result in score.tasks}
     return rows
 
@@ -188,5 +190,6 @@ def _score(name: str, agent: TDMPC2, episodes: int) -> Evaluation:
     print(f"Playing {name}: {episodes} episodes of {len(cfg.task_ids)} tasks in {agent.precision}", flush=True)
     agent.compile_planner(num_steps(cfg))
     result = evaluate(agent, cfg)
-    print(f"{name}: {result.normalized_score:.2f} {format_interval(result.interval)}", flush=True)
+    score = f"- ({WHY_MIXED})" if result.mixed else f"{result.normalized_score:.2f} {format_interval(result.interval)}"
+    print(f"{name}: {score}", flush=True)
     return result

@@ -26,7 +26,7 @@ from tdmpc2.studies.trust import STEPS, rollout_is_worse, trust_figures
 from tdmpc2.support.entries import check_entries
 from tdmpc2.support.files import json_text, read_json, write_text
 from tdmpc2.support.tables import Cells
-from tdmpc2.tasks import nearest
+from tdmpc2.tasks import matching, nearest
 from tdmpc2.tracking.progress import progress
 from tdmpc2.training.run_record import RECORD, share_episodes
 
@@ -141,7 +141,7 @@ def shared_tasks(cfg: Config, data_dir: str, wanted: Sequence[str] = ()) -> tupl
     Args:
         cfg: the model's configuration.
         data_dir: an episode store or a directory of chunk files.
-        wanted: only these of them; empty: all.
+        wanted: only these of them, or patterns such as ``mw-*``; empty: all.
 
     Raises:
         ValueError: they have none in common, or one that is wanted is missing on either side.
@@ -150,10 +150,12 @@ def shared_tasks(cfg: Config, data_dir: str, wanted: Sequence[str] = ()) -> tupl
     source = open_source(data_dir, cfg.task if form == CHUNKS else None)
     of_data = {source.specs[index].name for index in source.index.task.unique().tolist()}
     of_model = [cfg.task_specs[index].name for index in sorted(cfg.task_ids)]
+    if common := [name for name in of_model if name in of_data]:
+        wanted = matching(wanted, common, "model and data")
     _check_known(wanted, of_model)
     if absent := [name for name in wanted if name not in of_data]:
         raise ValueError(f"tasks: {data_dir} has no episodes of {', '.join(absent)}, only of {_listed(of_data)}")
-    shared = tuple(name for name in of_model if name in of_data and (not wanted or name in wanted))
+    shared = tuple(name for name in common if not wanted or name in wanted)
     if not shared:
         raise ValueError(
             f"{data_dir} has episodes of {_listed(of_data)}, the model knows {_listed(of_model)}: collect episodes of "
@@ -216,7 +218,7 @@ def measure(
         if cfg.multitask:
             cfg = cfg.replace(tasks=shared_tasks(cfg, data_dir, tasks))
         else:
-            _check_known(tasks, cfg.task_names)
+            _check_known(matching(tasks, cfg.task_names, "the model"), cfg.task_names)
         key = str((cfg.task_specs, cfg.task_ids, cfg.horizon, cfg.episodic))
         if key not in samplers:
             samplers[key] = open_data(cfg, agent.device).sampler

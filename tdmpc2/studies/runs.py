@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc2.config import UNDECISIVE, as_typed, distillation_terms, from_record
-from tdmpc2.envs.registry import SCORE_RULES, score_label
+from tdmpc2.envs.registry import MIXED, SCORE_RULES, score_label
 from tdmpc2.support.csv_files import read_csv
 from tdmpc2.support.entries import LARGEST, check_entries, nothing_or, number, record, table_of, whole
 from tdmpc2.support.files import read_json
@@ -36,7 +36,7 @@ class Run:
         config: its ``run.json``: every key, ``teacher_sha256`` and ``data``.
         step: the newest step on record.
         scores: score by step.
-        score_label: ``normalized score``, or ``return`` for tasks whose returns have no known scale.
+        score_label: name of the score, which tells its scale (:func:`~tdmpc2.envs.registry.score_label`).
         returns: mean return by task, of the last evaluation.
         losses: last row of ``train.csv``.
         heldout: its ``heldout.json``, or empty.
@@ -113,8 +113,8 @@ class Group:
 
     @property
     def scores(self) -> list[float]:
-        """Score of the last evaluation of each run that has one."""
-        return [run.scores[max(run.scores)] for run in self.runs if run.scores]
+        """Score of the last evaluation of each run that has one; none where tasks are on different scales."""
+        return [run.scores[max(run.scores)] for run in self.runs if run.scores and run.score_label != MIXED]
 
 
 @dataclass(frozen=True)
@@ -237,8 +237,8 @@ def _heldout(path: Path) -> dict[str, Any]:
 def _logged_scores(rows: Iterable[Mapping[str, float]], label: str) -> dict[int, float]:
     """Scores in ``eval.csv`` by step, on the scale of ``label``."""
     scores: dict[int, float] = {}
-    for rule in SCORE_RULES.values():
-        name, factor = rule.label.replace(" ", "_"), factor_between(rule.label, label)
+    for logged in (*(rule.label for rule in SCORE_RULES.values()), MIXED):
+        name, factor = logged.replace(" ", "_"), factor_between(logged, label)
         if factor is not None:
             scores |= {int(row["step"]): factor * row[name] for row in rows if name in row}
     return scores

@@ -46,7 +46,7 @@ def _row(group: Group, control: Group | None, is_control: bool) -> dict[str, Any
         "scores": scores,
         "score": _mean(scores),
         "interval": mean_interval(scores),
-        "best": _mean([max(run.scores.values()) for run in runs if run.scores]),
+        "best": _mean([max(run.scores.values()) for run in runs if run.scores]) if scores else None,
         "control": None if control is None else control.name,
         "is_control": is_control,
         "minus_control": None,

@@ -9,7 +9,8 @@ speed/     it_per_s, data_wait, wall_hours; learning online     speed.csv (wall_
            also updates_per_s and the shares of the time
 episode/   returns of the episodes that are learned from, one   episodes.csv
            curve per task
-eval/      normalized_score, low, high; one curve per task      eval.csv, eval_tasks.csv
+eval/      normalized_score (or return, or mixed_score), low,   eval.csv, eval_tasks.csv
+           high; one curve per task
 video/     one video per task                                   videos/
 ========== ==================================================== ==================================================
 

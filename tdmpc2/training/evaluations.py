@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tdmpc2.envs.registry import SCORE_RULES
+from tdmpc2.envs.registry import MIXED, SCORE_RULES
 from tdmpc2.support.csv_files import read_csv, write_csv
 from tdmpc2.support.entries import LARGEST, whole
 from tdmpc2.support.files import json_text, read_json, write_text
@@ -66,6 +66,8 @@ def factor_between(recorded: str, wanted: str) -> float | None:
     """Return the factor that converts scores of one scale into another; None if there is no such factor."""
     if recorded == wanted:
         return 1
+    if (recorded, wanted) == (_RETURN, MIXED):
+        return 1  # as it was called before it had a name of its own
     return _PER_SCORE if (recorded, wanted) == (_NORMALIZED, _RETURN) else None
 
 

@@ -68,7 +68,7 @@ def score(
     columns = ("task", "episodes", "return", "success")
     logger.log_table(step, "eval/tasks", columns, [row[:4] for row in table_rows(result)], curve="return")
     if cfg.save_agent and agent.group.main:
-        found = result.normalized_score, result.score_label
+        found = result.mean_score, result.score_label
         best = run_dir.record_score(agent, cfg.run_dir, step, *found, cfg.save_best)
         if best and cfg.save_best:
             upload(cfg, logger, "best.pt", f"step-{step}", "best")

@@ -31,6 +31,8 @@ def test_data_convert_merges_thins_out_and_compacts(tmp_path: Path, run_data: An
     assert few.task.tolist() == [0, 1, 0, 1]
     assert few.meta.dtype == "float16"
     assert few.meta.tasks == SPECS
+    assert run_data("convert", tmp_path / "all", tmp_path / "ends", "tasks=*-two")[0] == 0
+    assert set(EpisodeStore.open(tmp_path / "ends").task.tolist()) == {0, 2}
     assert run_data("convert", tmp_path / "few", tmp_path / "copy")[0] == 0
     assert EpisodeStore.open(tmp_path / "copy").checksum == few.checksum  # precision stays unless asked
     assert run_data("verify", tmp_path / "copy")[0] == 0
@@ -57,6 +59,7 @@ def test_data_convert_of_unusable_input_is_refused(tmp_path: Path, run_data: Any
     (other / "collect.json").write_text(json.dumps(record))
     out = tmp_path / "out"
     for arguments, message in (
+        ((chunks, store, "--tasks", "five-*"), "the pattern 'five-*' matches none of the tasks of three"),
         ((chunks, store, "--tasks", "tree-two"), "'tree-two' is not a task of three. Did you mean 'three-two'?"),
         ((chunks, other), f"{chunks} is of task=three, {other} of else: merge data of one task set"),
         ((store, "--task", "mt30"), "is an episode store of task=three, not of mt30"),

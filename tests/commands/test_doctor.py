@@ -12,9 +12,10 @@ import torch
 from tdmpc2.acceleration.cpu import library
 from tdmpc2.commands import doctor
 from tdmpc2.commands.doctor import ABSENT, BROKEN, MISSING, OK, Finding
-from tdmpc2.envs import rendering
+from tdmpc2.envs import registry, rendering
 from tdmpc2.support.extras import EXTRAS
 from tests.helpers.cpu_kernels import needs_library
+from tests.helpers.reference import REPO
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:
@@ -72,6 +73,50 @@ def test_optional_packages_have_a_remedy(monkeypatch: pytest.MonkeyPatch) -> Non
     found = by_name(list(doctor.optional_packages()))
     assert found["video"].remedy == "pip install imageio imageio-ffmpeg"
     assert all(found[name].status == OK for name in EXTRAS if name != "video")
+
+
+def test_environments_of_an_extra_name_both_ways_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "missing_packages", lambda name: ["metaworld"] if name == "metaworld" else [])
+    found = by_name(list(doctor.optional_packages()))
+    assert 'make setup EXTRAS=metaworld` in a clone of the repository, or `pip install "tdmpc2-opt[metaworld]"`' in (
+        found["metaworld"].remedy
+    )
+
+
+def test_families_of_other_packages_tell_their_tasks_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The import name was looked up as a distribution's, so that all families counted as broken."""
+    common = {"make": "toys:make", "spec": "toys:spec"}
+    offered = (
+        registry.Family("Targets", "target-[123]", **common, more="target-1, target-2"),
+        registry.Family("Toys", "toy-.*", **common, needs="yaml"),  # of the distribution PyYAML
+        registry.Family("Bare", "bare-.*", **common, needs="tests.helpers", more=", and others"),  # of none
+    )
+    monkeypatch.setattr(registry, "offered_families", lambda: offered)
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: {"yaml": ["PyYAML"]})  # a search of seconds
+    found = by_name(doctor._safely(doctor.environments))
+    assert found["Targets"].detail == "target-1, target-2"
+    assert found["Toys"].detail == f"tasks named toy-.*, yaml {metadata.version('PyYAML')}"
+    assert found["Bare"].detail == "and others, tests.helpers"
+    assert found["DMControl"].detail.endswith(" named tasks, and every other of dm_control's suite")
+
+
+@pytest.mark.parametrize(("mujoco", "shown"), [("3.3.0", True), ("3.4.0", False)])
+def test_note_on_versions_is_shown_for_these_alone(mujoco: str, shown: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions that nobody tried together were said to be tested."""
+    versions = {"MyoSuite": "2.11.6", "gymnasium": "1.2.3", "mujoco": mujoco, "metaworld": "3", "mani_skill": "3"}
+    versions["myosuite"] = versions["MyoSuite"]
+    monkeypatch.setattr(registry, "find_spec", lambda name: object())
+    monkeypatch.setattr(metadata, "version", versions.__getitem__)
+    detail = by_name(list(doctor.environments()))["MyoSuite"].detail
+    assert detail.startswith("10 named tasks, myosuite 2.11.6")
+    assert ("tested together" in detail) is shown
+
+
+def test_note_on_versions_is_about_those_that_are_tested() -> None:
+    pinned = (REPO / "constraints.txt").read_text() + (REPO / "docker" / "myosuite.txt").read_text()
+    (family,) = (family for family in registry.FAMILIES if family.name == "MyoSuite")
+    assert family.note_for
+    assert set(family.note_for) <= set(pinned.splitlines())
 
 
 @pytest.mark.parametrize(

@@ -271,6 +271,31 @@ def test_config_of_task_subset_keeps_ids_and_padding() -> None:
     assert cfg.replace(tasks=None).task_ids == tuple(range(30))
 
 
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ("mw-p*-wall", ["mw-pick-place-wall", "mw-push-wall"]),
+        ("mw-door-*,walker-*,cup-catch", ["walker-stand", "walker-walk", "walker-run", "cup-catch",
+         "walker-walk-backwards", "walker-run-backwards", "mw-door-open", "mw-door-close", "mw-door-lock",
+         "mw-door-unlock"]),
+        (["walker-ru*", "walker-run", "walker-*run*"], ["walker-run", "walker-run-backwards"]),
+        (["mw-reac?", "*-reach"], ["mw-reach"]),
+    ],
+)  # fmt: skip
+def test_config_of_patterns_chooses_what_they_match_in_the_order_of_the_set(
+    wanted: str | list[str], found: list[str]
+) -> None:
+    cfg = parse_cfg({"task": "mt80", "tasks": wanted})
+    assert cfg.tasks == tuple(found)
+    assert Config(**cfg.to_dict()) == cfg
+    assert cfg.replace(tasks=["mw-*"]).task_ids == tuple(range(30, 80))
+
+
+def test_config_of_a_pattern_that_matches_nothing_is_refused() -> None:
+    fail(r"the pattern 'mw-\*' matches none of the tasks of task set 'mt30' \(walker-stand, ", tasks=["cup-*", "mw-*"])
+    fail("'walker-wlak' is not in task set", tasks=["cup-*", "walker-wlak"])
+
+
 def test_config_of_wrong_subset_is_refused() -> None:
     fail("'walker-wlak' is not in task set 'mt30'.*'walker-walk'", tasks=["walker-wlak"])
     fail(

@@ -10,6 +10,7 @@ import pytest
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import WIDTHS, Config, parse_cfg
 from tdmpc2.loading import load_agent
+from tdmpc2.tasks import defaults_of
 
 SMALL: dict[str, Any] = {"model_size": None, "enc_dim": 16, "mlp_dim": 16, "latent_dim": 16, "task_dim": 8}
 
@@ -155,6 +156,14 @@ def test_episodic_learning_sees_terminations_at_the_end_of_slices() -> None:
     assert (Config(episodic=True).rho, Config(episodic=True).discount_max) == (0.7, 0.99)
     typed = Config(episodic=True, rho=0.5, discount_max=0.995)
     assert (typed.rho, typed.discount_max) == (0.5, 0.995)
+
+
+def test_defaults_of_gymnasiums_tasks_are_theirs_also_where_nothing_terminates() -> None:
+    """halfcheetah never does, and TD-MPC2 learned it with these values."""
+    halfcheetah = Config(task="mujoco-halfcheetah")
+    assert (halfcheetah.rho, halfcheetah.discount_max, halfcheetah.discounts) == (0.7, 0.99, (0.99,))
+    assert Config(task="mujoco-halfcheetah", rho=0.5).rho == 0.5
+    assert defaults_of(["mujoco-halfcheetah", "walker-walk"]) == defaults_of([]) == {}
 
 
 def test_cached_targets_are_refused_while_learning_online() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Discrete
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.spaces import Box, Dict, Discrete
 
 from tdmpc2.envs import make_env, task_spec
+from tdmpc2.envs.registry import score_rule
 from tdmpc2.envs.wrappers import OldGymEnv
 from tdmpc2.tasks import TaskSpec
 from tests.helpers.toy_envs import Counter
@@ -138,3 +141,53 @@ def test_old_gym_env_is_translated() -> None:
     assert old.closed
     with pytest.raises(ValueError, match="only Box"):
         OldGymEnv(type("Old", (_OldCounter,), {"action_space": Discrete(2)})())
+
+
+class _Reach(gymnasium.Env):
+    """Reaches after two steps, and says so as Gymnasium-Robotics' Fetch does."""
+
+    observation_space = Dict({"observation": Box(-1, 1, (2,)), "desired_goal": Box(-1, 1, (1,))})
+    action_space = Box(-1, 1, (1,), np.float64)
+    tells = True
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observed(), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        return self._observed(), -1.0, False, False, {"is_success": float(self.steps > 1)} if self.tells else {}
+
+    def _observed(self) -> Any:
+        return {"observation": np.zeros(2, np.float32), "desired_goal": np.zeros(1, np.float32)}
+
+
+class _Kitchen(_Reach):
+    tells = False
+
+
+@pytest.mark.parametrize(
+    ("kind", "package", "by_success"),
+    [
+        (_Reach, "gymnasium_robotics.envs.fetch", True),
+        (_Kitchen, "gymnasium_robotics.envs.franka_kitchen", False),  # of seven tasks, and tells no success
+        (_Reach, "mine", False),  # which says by its metadata what it wants
+    ],
+)
+def test_task_of_gymnasium_robotics_that_tells_success_is_scored_by_it(
+    kind: type[_Reach], package: str, by_success: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its returns, -1 for each step away from the goal, were the score."""
+    monkeypatch.setattr(kind, "__module__", package)
+    told = EnvSpec("Told-v0", entry_point=kind, max_episode_steps=5)
+    monkeypatch.setitem(gymnasium.registry, told.id, told)
+    spec = task_spec("Told-v0")
+    assert spec.success_score is by_success
+    returns, successes = np.array([-50.0, -2.0]), np.array([0.0, 1.0])
+    assert score_rule(spec).score(returns, successes).tolist() == ([0, 100] if by_success else [-50, -2])
+
+
+def test_fetch_is_scored_by_success() -> None:
+    pytest.importorskip("gymnasium_robotics", reason="Gymnasium-Robotics is not installed: make setup EXTRAS=robotics")
+    assert task_spec("gymnasium_robotics:FetchReach-v4").success_score

@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from tdmpc2.envs import check_task, make_env, registry, task_spec
+from tdmpc2.envs import check_task, make_env, modules, registry, task_spec
 from tdmpc2.envs.gymnasium_env import NAMED
 from tdmpc2.envs.registry import FAMILIES, family_of, score_label, score_rule
 from tdmpc2.tasks import TASKS, TaskSpec, lookup
@@ -46,23 +46,90 @@ def test_registered_name_is_gymnasium_whatever_its_form(monkeypatch: pytest.Monk
     assert family_of("pick-cube").name == "Gymnasium"
 
 
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Make a module of a family one that is not installed."""
+
+    def hide(module: str) -> None:
+        monkeypatch.setattr(registry, "find_spec", lambda needed: None if needed == module else object())
+
+    return hide
+
+
+@pytest.mark.parametrize("package", ["there", "absent"])
 @pytest.mark.parametrize("reach", [check_task, make_env, task_spec])
-def test_task_that_its_family_has_no_more_names_the_successor(reach: Callable[[str], object]) -> None:
-    """A task that was renamed used to be refused as unknown, as if it were misspelt."""
+def test_task_that_its_family_has_no_more_names_the_successor(
+    reach: Callable[[str], object], package: str, without: Callable[[str], None]
+) -> None:
+    """Such a task used to be refused as misspelt, and without ManiSkill as one that its installation would bring."""
+    without("mani_skill" if package == "absent" else "none")
     with pytest.raises(ValueError, match="no task 'lift-cube' any more: pick-cube"):
         reach("lift-cube")
 
 
-@pytest.mark.parametrize(("name", "module"), [("mw-reach", "metaworld"), ("myo-pose", "myosuite")])
-def test_task_of_a_family_that_is_not_installed_names_the_command(
-    name: str, module: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "module", "commands"),
+    [
+        ("mw-reach", "metaworld", 'EXTRAS=metaworld` .*, or `pip install "tdmpc2-opt[metaworld]"` without'),
+        ("myo-pose", "myosuite", "EXTRAS=envs` .*, or `pip install --no-deps MyoSuite==2.11.6 "),
+        ("pick-cube", "mani_skill", 'EXTRAS=maniskill` .*, or `pip install "tdmpc2-opt[maniskill]"` without'),
+        ("pick-ycb", "mani_skill", "EXTRAS=maniskill` "),
+    ],
+)
+def test_task_of_a_family_that_is_not_installed_names_the_commands(
+    name: str, module: str, commands: str, without: Callable[[str], None]
 ) -> None:
-    monkeypatch.setattr(registry, "find_spec", lambda needed: None if needed == module else object())
-    with pytest.raises(
-        ValueError, match=f"Task '{name}' needs .*, which is not installed: run `make setup EXTRAS=envs` in a clone"
-    ):
+    without(module)
+    said = f"Task '{name}' needs .*, which is not installed: run `make setup {commands}".replace("[", r"\[")
+    with pytest.raises(ValueError, match=said):
         check_task(name)
-    assert task_spec(name).action_dim in (4, 39)  # known without the package
+    if name in TASKS:
+        assert task_spec(name) == TASKS[name]  # known without it
+
+
+@pytest.mark.parametrize(("name", "module"), [("mw-reech", "metaworld"), ("ms-pick-cub", "mani_skill")])
+def test_misspelt_task_of_a_family_that_is_not_installed_gets_a_hint(
+    name: str, module: str, without: Callable[[str], None]
+) -> None:
+    """The message used to advise to install a package that does not have the task either."""
+    without(module)
+    with pytest.raises(ValueError, match=f"Unknown task '{name}'.* Did you mean '(mw-reach|ms-pick-cube)'"):
+        make_env(name)
+
+
+def test_offered_family_that_needs_its_package_to_resolve_says_what_is_not_installed() -> None:
+    row = registry.Family(
+        "Toys", "toy-.*", make="toys:make", spec="toys:spec", resolve="no_such_toys:resolve", needs="no_such_toys"
+    )
+    with pytest.raises(ValueError, match=r"needs Toys, .* install the package that brings the module no_such_toys"):
+        row.check("toy-stand")
+
+
+@pytest.mark.parametrize("named_by", ["Python", "Gymnasium"])
+def test_gymnasium_task_without_box2d_names_the_commands(named_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gymnasium's own message names a package of another name than the one that works here."""
+
+    def make(*_: object, **__: object) -> None:
+        try:
+            raise ModuleNotFoundError("No module named 'Box2D'", name="Box2D")
+        except ModuleNotFoundError as error:
+            if named_by == "Python":
+                raise
+            raise gymnasium.error.DependencyNotInstalled("run `pip install swig`") from error
+
+    monkeypatch.setattr(gymnasium, "make", make)
+    said = r"Task 'bipedal-walker' needs Box2D, .*EXTRAS=box2d` .* `pip install \"tdmpc2-opt\[box2d\]\"`"
+    with pytest.raises(ModuleNotFoundError, match=said):
+        make_env("bipedal-walker")
+
+
+def test_task_of_gymnasium_robotics_without_it_names_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    def import_module(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+    monkeypatch.setattr(modules, "import_module", import_module)
+    with pytest.raises(ModuleNotFoundError, match=r"EXTRAS=robotics` .* `pip install \"tdmpc2-opt\[robotics\]\"`"):
+        make_env("gymnasium_robotics:FetchReach-v4")
 
 
 @pytest.mark.parametrize(("name", "near"), [("mw-reech", "mw-reach"), ("myo-poze", "myo-pose")])
@@ -109,9 +176,11 @@ def test_score_is_by_the_rule_of_the_family(spec: TaskSpec, score: float, label:
     assert score_rule(spec).label == label
 
 
-def test_label_of_mixed_tasks_is_return_where_one_has_no_scale() -> None:
+def test_label_of_tasks_is_that_of_their_scale_if_they_have_one() -> None:
+    """The mean of normalised scores and returns was called return."""
     assert score_label([lookup("walker-walk"), lookup("mw-reach")]) == "normalized score"
-    assert score_label([lookup("walker-walk"), PENDULUM]) == "return"
+    assert score_label([PENDULUM, lookup("mujoco-walker")]) == "return"
+    assert score_label([lookup("walker-walk"), PENDULUM]) == registry.MIXED
 
 
 def test_table_agrees_with_the_success_scores_of_task_files() -> None:

@@ -48,6 +48,49 @@ def test_render_gives_frames_of_the_state(env: Callable) -> None:
 
 
 @pytest.mark.usefixtures("opengl")
+@pytest.mark.parametrize(
+    ("name", "module", "shape"),
+    [
+        pytest.param("mw-drawer-close", "metaworld", (384, 384, 3), marks=pytest.mark.slow),
+        pytest.param("myo-key-turn", "myosuite", (384, 384, 3), marks=pytest.mark.slow),
+        ("mujoco-halfcheetah", "mujoco", (480, 480, 3)),
+        ("lunarlander-continuous", "Box2D", (400, 600, 3)),
+    ],
+)
+def test_frame_of_a_task_of_each_family_is_a_picture_of_its_state(
+    name: str, module: str, shape: tuple[int, int, int]
+) -> None:
+    pytest.importorskip(module, reason=f"{module} is not installed: make setup EXTRAS=envs")
+    env = make_env(name, seed=1, render_mode="rgb_array")
+    env.reset(seed=1)
+    first: Any = env.render()
+    for _ in range(5):
+        env.step(env.action_space.high)
+    later: Any = env.render()
+    env.close()
+    assert (first.shape, first.dtype) == (shape, np.uint8)
+    assert first.std() > 5
+    assert 0.001 < (first != later).mean() < 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("opengl")
+def test_frame_of_meta_world_is_the_right_way_up() -> None:
+    """Its camera hangs: above the table it sees the table above."""
+    pytest.importorskip("metaworld", reason="metaworld is not installed: make setup EXTRAS=envs")
+    env = make_env("mw-reach", seed=1, render_mode="rgb_array")
+    env.reset()
+    inner: Any = env.unwrapped
+    view = inner.view()
+    up = view.data.cam_xmat[view.camera].reshape(3, 3)[:, 1]  # of the picture, in the world
+    assert up[2] < -0.5
+    seen, image = rendering.RenderedEnv.frame(inner, 384), env.render()
+    env.close()
+    np.testing.assert_array_equal(image, seen[::-1])
+    assert (image != seen).mean() > 0.1
+
+
+@pytest.mark.usefixtures("opengl")
 def test_render_of_custom_task_shows_floor_far_behind() -> None:
     """The floor of a custom task still fills the picture 50 m behind the start, where others show the sky."""
     stars = {name: (_frame(name, rootx=-50)[295:330] > 180).any() for name in ("cheetah-run", "cheetah-run-backwards")}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from tdmpc2.config import Config
-from tdmpc2.play import results
+from tdmpc2.play import results, scoring
 from tdmpc2.play.evaluation import Evaluation, TaskResult
 from tests.helpers.playing import MIXED, fake
 
@@ -120,6 +122,37 @@ def test_returns_without_a_scale_are_not_called_a_normalised_score() -> None:
     assert result.normalized_score == -950
     assert list(result.metrics()) == ["return", "low", "high"]
     assert "-950.00" in next(line for line in shown(result) if "mean return" in line)
+
+
+SCALES = Evaluation(
+    (
+        TaskResult("Pendulum-v1", (1, 2), (-900.0, -1000.0), (0.0, 0.0), False),
+        TaskResult("mw-reach", (1, 2), (3.0, 4.0), (1.0, 0.0), True),
+    )
+)
+
+
+def test_tasks_on_different_scales_have_no_common_score(tmp_path: Path) -> None:
+    """A mean of -950 and 50 was called the mean return."""
+    assert (SCALES.score_label, SCALES.interval, SCALES.aggregates) == ("mixed score", None, ())
+    assert math.isnan(SCALES.normalized_score)
+    assert SCALES.metrics() == {"mixed_score": -450}  # what tells steps of one run apart
+    total = shown(SCALES)[-1 if "score" in shown(SCALES)[-1] else -2]
+    assert ("score" in total, "-450" in total, "return" in total) == (True, False, False)
+    results.write_results(tmp_path, SCALES, {})
+    summary = json.loads((tmp_path / "results.json").read_text())
+    assert (summary["normalized_score"], summary["score_label"], summary["interval"]) == (None, "mixed score", None)
+    assert [task["return"] for task in summary["tasks"]] == [-950, 3.5]
+
+
+def test_comparison_of_tasks_on_different_scales_is_by_task(capsys: pytest.CaptureFixture[str]) -> None:
+    worse = replace(SCALES.tasks[0], returns=(-902.0, -1002.0))
+    scoring._print_difference("a minus b", SCALES, Evaluation((worse, SCALES.tasks[1])))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "a minus b, by task, each on its own scale:"
+    assert [line.partition(" (9")[0] for line in lines[1:]] == [
+        "  Pendulum-v1 (return): +2.00", "  mw-reach (normalized score): +0.00",
+    ]  # fmt: skip
 
 
 def test_one_episode_has_no_interval_to_log() -> None:

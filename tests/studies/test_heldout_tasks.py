@@ -12,6 +12,7 @@ import pytest
 from tdmpc2.agent import TDMPC2
 from tdmpc2.commands import heldout
 from tdmpc2.config import Config
+from tdmpc2.loading import load_agent
 from tdmpc2.play.collector import collect
 from tdmpc2.studies.heldout import measure, scored_tasks, shared_tasks
 from tests.helpers.reference import REPO
@@ -60,6 +61,17 @@ def test_tasks_option_restricts_what_is_measured(
     assert "Measured on 1 of 4 tasks of the model: pendulum-spin" in capsys.readouterr().out
 
 
+def test_pattern_matches_tasks_that_model_and_data_have(two_tasks: Path, tmp_path: Path) -> None:
+    """No episodes of cartpole-swingup are there, nor does anybody name it."""
+    cfg = Config(**{**TINY, "tasks": DEMO})
+    assert shared_tasks(cfg, str(two_tasks), ("cartpole-*",)) == ("cartpole-balance",)
+    TDMPC2(cfg).save(tmp_path / "model.pt")
+    assert load_agent(tmp_path / "model.pt", tasks=["pendulum-*", "cart*"]).cfg.tasks == (
+        "cartpole-balance", "cartpole-balance-sparse", "cartpole-swingup", "cartpole-swingup-sparse",
+        "pendulum-swingup", "pendulum-spin",
+    )  # fmt: skip
+
+
 def test_tasks_option_is_compared_with_the_task_of_a_single_task_checkpoint(two_tasks: Path, tmp_path: Path) -> None:
     """A single-task checkpoint used to be measured on its own task, whatever tasks were asked for."""
     TDMPC2(Config(**{**TINY, "tasks": None, "task": "pendulum-spin"})).save(tmp_path / "model.pt")
@@ -72,6 +84,7 @@ def test_tasks_option_is_compared_with_the_task_of_a_single_task_checkpoint(two_
     [
         (DEMO, ("pendulum-spinn",), "the model has no task 'pendulum-spinn'. Did you mean 'pendulum-spin'?"),
         (DEMO, ("cartpole-swingup",), "no episodes of cartpole-swingup, only of cartpole-balance, pendulum-spin"),
+        (DEMO, ("cheetah-*",), "the pattern 'cheetah-*' matches none of the tasks of model and data"),
         (("walker-run", "cup-spin"), (), "the model knows cup-spin, walker-run: collect episodes of one of its tasks"),
     ],
 )

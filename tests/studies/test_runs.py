@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tdmpc2.studies.report import markdown
 from tdmpc2.studies.runs import read_study
 from tdmpc2.studies.summary import rows_of
 from tdmpc2.support.intervals import difference_interval, mean_interval
+from tdmpc2.tasks import TaskSpec, lookup
 from tests.helpers.studies import write_run
 
 # -- intervals --------------------------------------------------------------------------------------------------------
@@ -88,6 +90,24 @@ def test_study_of_one_seed_has_no_interval(tmp_path: Path) -> None:
         (None, 5, None),
     ]
     assert "| distillation_weight=0.4 | 1 | 100 | 15.00 | +5.00 |" in markdown(study, rows)
+
+
+def test_study_of_tasks_on_different_scales_has_no_score(tmp_path: Path) -> None:
+    """The mean of normalised scores and returns was reported as a return; the table of returns by task remains."""
+    for seed in (1, 2):
+        directory = write_run(tmp_path, seed, 5.0)
+        record = json.loads((directory / "run.json").read_text())
+        specs = (lookup("cup-spin"), TaskSpec("Pendulum-v1", 3, 1, 200))
+        record |= {"task": "own", "task_specs": [spec.plain() for spec in specs]}
+        (directory / "run.json").write_text(json.dumps(record))
+        label = "mixed score" if seed == 1 else "return"  # as it was called before
+        (directory / "evaluations.json").write_text(json.dumps({"score": label, "50": 6.0, "100": -400.0}))
+    study = read_study([tmp_path])
+    (row,) = rows_of(study)
+    assert (row["runs"], row["score"], row["best"], row["interval"]) == (2, None, None, None)
+    text = markdown(study, [row])
+    assert "-400" not in text
+    assert "cup-spin" in text
 
 
 def test_study_repeated_run_counts_once(sweep: Path, tmp_path: Path) -> None:

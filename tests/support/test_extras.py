@@ -10,7 +10,7 @@ import pytest
 
 import tdmpc2
 from tdmpc2.support import version as versions
-from tdmpc2.support.extras import EXTRAS, install_hint, missing_packages
+from tdmpc2.support.extras import EXTRAS, install_hint, install_module, missing_packages
 from tests.helpers.reference import REPO
 
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
@@ -31,6 +31,14 @@ def test_hint_names_packages_that_exist() -> None:
     for path in (REPO / "tdmpc2").rglob("*.py"):
         if path.name != "extras.py":
             assert "tdmpc2-opt[" not in path.read_text(), path
+
+
+def test_myosuite_is_installed_as_in_the_clone() -> None:
+    file = (REPO / "docker" / "myosuite.txt").read_text()
+    packages = [line for line in file.splitlines() if not line.startswith("#")]
+    words = install_module("myosuite").partition("--no-deps ")[2].partition("`")[0].split()
+    assert words[0] == packages[0]
+    assert [word.partition("==")[0] for word in words] == [line.partition("==")[0] for line in packages]
 
 
 def test_missing_package_is_found_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from tdmpc2.data.store.export import export_chunks
 from tdmpc2.data.store.importer import import_episodes
 from tdmpc2.data.store.selection import check_outside
 from tdmpc2.data.store.store import EpisodeStore
-from tdmpc2.tasks import nearest
+from tdmpc2.tasks import matching, nearest
 
 
 def to_store(
@@ -29,7 +29,7 @@ def to_store(
         out: directory to make.
         task: task set of chunk files; None: what they say.
         dtype: of observations and actions; None: the sources', float32 if they differ.
-        tasks: only these; their ids stay. Empty: all.
+        tasks: only these, or patterns such as ``mw-*``; their ids stay. Empty: all.
         max_per_task: so many of each task, evenly spaced; None: all.
 
     Raises:
@@ -45,7 +45,8 @@ def to_store(
             raise ValueError(f"{sources[0]} is of task={task_set}, {source} of {kind.task}: merge data of one task set")
     same = all(kind.dtype == first_dtype for kind in kinds)
     names = [spec.name for spec in specs]
-    for name in tasks:
+    chosen = matching(tasks, names, task_set)
+    for name in chosen:
         if name not in names:
             raise ValueError(f"tasks: '{name}' is not a task of {task_set}.{nearest(name, names)}")
     with naming_the_task_set(sources[0], task):
@@ -55,7 +56,7 @@ def to_store(
             task_set,
             specs,
             dtype=dtype or (first_dtype if same else "float32"),
-            task_ids=sorted({names.index(name) for name in tasks}) or None,
+            task_ids=sorted({names.index(name) for name in chosen}) or None,
             max_per_task=max_per_task,
         )
 
