@@ -20,12 +20,13 @@ from tdmpc2.commands.plain import read_options
 from tdmpc2.support.cli import one_line_errors
 
 OPTIONS = (
-    Option("paths", "directories that hold runs, at any depth; with paired those of evaluations", kind=Path, many=True, required=True, bare=True),
-    Option("out", "directory of report.md, report.json and report.png; by default report, with paired none", kind=Path),
+    Option("paths", "directories of runs, at any depth; with paired of evaluations", kind=Path, many=True,
+           required=True, bare=True),
+    Option("out", "directory of report.md, report.json and report.png; by default report (paired: none)", kind=Path),
     Option("html", "write one web page, and the other files only if out is given", kind=Path),
     Option("paired", "compare evaluations of the same tasks and seeds with the first of them", False, bool),
     Option("force", "replace an earlier report there", False, bool),
-)
+)  # fmt: skip
 
 
 @one_line_errors

@@ -1,4 +1,4 @@
-"""Finished evaluations compared in pairs of episodes: the same tasks and seeds, played by other weights or otherwise."""
+"""Finished evaluations compared in pairs of episodes of the same tasks and seeds."""
 
 from __future__ import annotations
 

@@ -28,9 +28,7 @@ def write(path: Path, returns: dict[str, list[float]], seed: int = 1000, **proto
     return path
 
 
-def test_each_is_compared_with_the_first_by_task_and_seed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_is_compared_with_the_first_by_task_and_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Episodes that differ by a constant differ for certain, in whichever order a file has its tasks."""
     first = write(tmp_path / "fp32", {"walker-walk": WALK, "walker-run": RUN}, precision="fp32")
     better = {"walker-run": [r + 10 for r in RUN], "walker-walk": [r + 50 for r in WALK]}
