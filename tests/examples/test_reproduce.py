@@ -120,7 +120,7 @@ def _forget_all_but_teachers(work: Path) -> None:
             path.unlink()
     for folder in ("student", "selection", "scores", "copies", "models", "compared"):
         shutil.rmtree(work / folder)
-    for folder in (work / "data").iterdir():
+    for folder in filter(Path.is_dir, (work / "data").iterdir()):  # beside locks
         if not folder.name.endswith(("_replay", "_noisy")):
             shutil.rmtree(folder)
     (work / "chosen.json").unlink()
