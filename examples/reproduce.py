@@ -6,12 +6,13 @@ python examples/reproduce.py --work-dir reproduce --only teachers
 
 Stages: teachers learn by acting, one for each body whose tasks share it and one for each other task; their replay,
 noisy episodes of theirs and, for all other tasks, the planned play of a published student become the data; a student of
-1M parameters is distilled from all teachers, and again on states that it visits itself; everything is evaluated, the
-student is quantised, and the files get their cards. Without --student the student begins from random weights, and the
-tasks without a teacher have random play.
+1M parameters is distilled from all teachers, and again on states that it visits itself; the round that scores best on
+seeds of its own is evaluated and quantised, the files get their cards, and the student is compared with its copies.
+Without --student the student begins from random weights, and the tasks without a teacher have random play.
 
 The plan is printed first: every command as it can be typed, hours on this machine and disk. A step that is done is
-skipped; one that was killed is continued by its own command. What commands print is in WORK_DIR/logs.
+skipped; one that was killed is continued by its own command. What commands print is in WORK_DIR/logs, the hours of each
+stage over all attempts are in WORK_DIR/hours.json, and which round was chosen in WORK_DIR/chosen.json.
 """
 
 from __future__ import annotations
@@ -30,15 +31,21 @@ from importlib import import_module
 from pathlib import Path
 
 from reproduce_estimate import estimate
-from reproduce_steps import FULL, SMOKE, STAGES, Origin, Step, steps_of
+from reproduce_scale import FULL, SMOKE, Scale
+from reproduce_steps import LATER, STAGES, WAYS, Origin, Step, selection, steps_of
 
 from tdmpc2.support.cli import one_line_errors
-from tdmpc2.support.entries import check_entries, nothing_or, number, text
+from tdmpc2.support.entries import check_entries, nothing_or, number, record, text, whole
 from tdmpc2.support.files import free_disk, json_text, locked, read_json, size_text, write_text
 from tdmpc2.support.runtime import processor_name, usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 _RECORD = {"command": text(r"(?s).{1,100000}"), "seconds": number(0)}
+_SPENT = {"seconds": number(0)}
+_CHOSEN = {"round": whole(), "scores": record()}
+_RESULTS = {"normalized_score": number()}
+#: Seconds between notes of how long a command has been running; a kill forgets no more.
+_NOTE_EVERY = 5.0
 _BEGUN = {"commit": nothing_or(text(r"[0-9a-f]{40,64}")), "processor": text().optional}
 _CONTEXT = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
 #: Loaded once by the process that starts the commands, so that each of them begins at once.
@@ -60,10 +67,55 @@ def run_command(words: Sequence[str], log: str) -> None:
 
 
 class Pipeline:
-    """The steps of a working directory, with a record of each that is done."""
+    """The steps of a working directory, with a record of each that is done.
 
-    def __init__(self, work: Path, steps: Sequence[Step]) -> None:
-        self.work, self.steps = work, steps
+    Args:
+        work: the directory.
+        scale: sizes.
+        student: checkpoint that the student begins with.
+        origin: where the directory was begun.
+    """
+
+    def __init__(self, work: Path, scale: Scale, student: str | None, origin: Origin) -> None:
+        self.work, self.scale = work, scale
+        self._student, self._origin = student, origin
+
+    @property
+    def steps(self) -> list[Step]:
+        """All steps, those that need the chosen round with its files as soon as it is known."""
+        return steps_of(self.scale, str(self.work), self._student, self._origin, self.chosen())
+
+    def chosen(self) -> int | None:
+        """Tell which round of the student was chosen; None: not yet."""
+        path = self.work / "chosen.json"
+        if not path.exists():
+            return None
+        found = check_entries(str(path), read_json(path), _CHOSEN, "delete it to choose again")["round"]
+        if found > self.scale.rounds:
+            raise ValueError(
+                f"{path}: there is no round {found}, only 0 to {self.scale.rounds}: delete it to choose again"
+            )
+        return int(found)
+
+    def choose(self) -> None:
+        """Choose the round with the best mean of its planned score and its policy's, once all have been scored."""
+        own = [step for step in self.steps if step.name.startswith("select-")]
+        if self.chosen() is not None or not all(map(self.is_done, own)):
+            return
+        scores = {tried: self._scores(tried) for tried in range(self.scale.rounds + 1)}
+        best = max(scores, key=lambda tried: sum(scores[tried].values()))
+        kept = {"round": best, "scores": {str(tried): found for tried, found in scores.items()}}
+        write_text(self.work / "chosen.json", json_text(kept) + "\n")
+        print(f"\nRound {best} of the student is taken, which has the best mean of both scores on selection seeds:")
+        for tried, found in scores.items():
+            print(f"  round {tried}: " + ", ".join(f"{score:.2f} {way}" for way, score in found.items()), flush=True)
+
+    def _scores(self, tried: int) -> dict[str, float]:
+        found = {}
+        for way in WAYS:
+            path = Path(selection(str(self.work), tried, way), "results.json")
+            found[way] = float(check_entries(str(path), read_json(path), _RESULTS, others=True)["normalized_score"])
+        return found
 
     def record(self, step: Step) -> Path:
         """The file that says that a step is done."""
@@ -94,17 +146,39 @@ class Pipeline:
         if step.begins_anew is not None:  # half an evaluation is not continued, and its directory would not be taken
             shutil.rmtree(step.begins_anew, ignore_errors=True)
         print(f"\n$ {step.line}  >> {log}", flush=True)
-        start = time.perf_counter()
+        before, start = self.spent(step), time.monotonic()
+
+        def note() -> float:
+            seconds = before + time.monotonic() - start
+            write_text(self._spent_file(step), json_text({"seconds": seconds}) + "\n")
+            return seconds
+
         if not step.is_there():
             process = _CONTEXT.Process(target=run_command, args=(step.words, str(log)))
             process.start()
-            process.join()
+            while process.is_alive():
+                process.join(_NOTE_EVERY)
+                note()
             if process.exitcode:
                 tail = log.read_text(errors="replace").strip().splitlines()[-6:] if log.exists() else []
                 raise ValueError(f"{step.name} ended with {process.exitcode}; the end of {log}:\n" + "\n".join(tail))
-        seconds = time.perf_counter() - start
+        seconds = note()
         write_text(self.record(step), json_text({"command": step.line, "seconds": seconds}) + "\n")
         print(f"  {step.name}: {seconds:.0f} s", flush=True)
+
+    def _spent_file(self, step: Step) -> Path:
+        return self.work / "spent" / f"{step.name}.json"
+
+    def spent(self, step: Step) -> float:
+        """Tell the seconds that a step has taken so far, over all attempts."""
+        path = self._spent_file(step)
+        if not path.exists():
+            return 0.0
+        return float(check_entries(str(path), read_json(path), _SPENT, "delete it to count from 0")["seconds"])
+
+    def hours(self) -> dict[str, float]:
+        """Add up the hours of each stage, over all attempts of its steps."""
+        return {stage: sum(self.spent(step) for step in self.steps if step.stage == stage) / 3600 for stage in STAGES}
 
 
 def origin_of(work: Path) -> Origin:
@@ -128,18 +202,29 @@ def _commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def print_plan(pipeline: Pipeline, wanted: Sequence[Step], smoke: bool) -> None:
+def print_plan(pipeline: Pipeline, wanted: Sequence[Step]) -> None:
     """Print every step, with the hours and the disk that those to do are expected to take."""
-    hours, size = estimate(SMOKE if smoke else FULL, [step for step in wanted if not pipeline.is_done(step)])
+    hours, size = estimate(pipeline.scale, [step for step in wanted if not pipeline.is_done(step)])
     total = 0.0
     for step in wanted:
         done = pipeline.is_done(step)
         total += 0 if done else hours[step.name]
         print(f"{step.stage:<11} {'done' if done else f'{hours[step.name]:6.2f} h':>9}  {step.line}")
+    if pipeline.chosen() is None:
+        print(f"Later steps name round {pipeline.scale.rounds} of the student; they will take the one that scores best")
     print(
-        f"{len(wanted)} steps, {total:.2f} hours by a short timing of an update, plans and a step of the simulator "
-        f"(updates timed without teachers), {size_text(size)} of disk; {size_text(free_disk(pipeline.work))} are free"
+        f"{len(wanted)} steps, {total:.2f} hours by a short timing of an update, plans, a policy and a step of the "
+        f"simulator (updates timed without teachers), {size_text(size)} of disk; "
+        f"{size_text(free_disk(pipeline.work))} are free"
     )
+
+
+def print_hours(pipeline: Pipeline) -> None:
+    """Print the hours of each stage, and write them beside the results."""
+    hours = pipeline.hours()
+    write_text(pipeline.work / "hours.json", json_text(hours) + "\n")
+    found = ", ".join(f"{stage} {spent:.2f}" for stage, spent in hours.items())
+    print(f"\nHours by stage, over all attempts: {found}; {sum(hours.values()):.2f} in all")
 
 
 @one_line_errors
@@ -159,22 +244,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--student {args.student} does not exist: README.md says where the published one is")
     work = Path(args.work_dir)
     origin = origin_of(work)
-    steps = steps_of(SMOKE if args.smoke else FULL, str(work), args.student, origin)
-    pipeline = Pipeline(work, steps)
-    wanted = [step for step in steps if args.only in (None, step.stage)]
+    pipeline = Pipeline(work, SMOKE if args.smoke else FULL, args.student, origin)
+
+    def wanted() -> list[Step]:
+        return [step for step in pipeline.steps if args.only in (None, step.stage)]
+
     if args.plan:
-        print_plan(pipeline, wanted, args.smoke)
+        print_plan(pipeline, wanted())
         return
     with locked(work / ".lock", f"Another process is at work in {work}: wait for it, or set --work-dir"):
-        print_plan(pipeline, wanted, args.smoke)
+        pipeline.choose()
+        print_plan(pipeline, wanted())
         if not (work / "begun.json").exists():
             write_text(work / "begun.json", json_text(origin._asdict()) + "\n")
         _CONTEXT.set_forkserver_preload(list(_LOADED))
-        for step in wanted:
-            if not pipeline.is_done(step):
-                pipeline.run(step)
-        if all(map(pipeline.is_done, steps)):
-            print(f"\nAll {len(steps)} steps are done; the files with their cards are in {work / 'models'}")
+        while (step := next((step for step in wanted() if not pipeline.is_done(step)), None)) is not None:
+            if step.stage in LATER and pipeline.chosen() is None:
+                raise ValueError(
+                    f"--only {args.only}: no round of the student is chosen yet, run --only student before"
+                )
+            pipeline.run(step)
+            pipeline.choose()
+        print_hours(pipeline)
+        if all(map(pipeline.is_done, pipeline.steps)):
+            print(f"All {len(pipeline.steps)} steps are done; the files with their cards are in {work / 'models'}")
 
 
 if __name__ == "__main__":

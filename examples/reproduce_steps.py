@@ -4,35 +4,24 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from reproduce_scale import BATCHES, EPISODE, NOTHING, Scale, Work
+
 from tdmpc2.checkpoints.reading import read_outline
-from tdmpc2.tasks import MT30
+from tdmpc2.studies.heldout import error_files
 
-WALKER = ("walker-stand", "walker-walk", "walker-run", "walker-walk-backwards", "walker-run-backwards")
-CHEETAH = ("cheetah-run", "cheetah-run-backwards", "cheetah-run-front", "cheetah-run-back", "cheetah-jump")
-SINGLE = (
-    "finger-spin", "finger-turn-easy", "finger-turn-hard", "cartpole-swingup", "cup-catch", "reacher-three-easy",
-    "hopper-hop-backwards",
-)  # fmt: skip
-STAGES = ("teachers", "data", "student", "evaluation", "quantising", "cards")
-#: What the student learns from its teachers.
-TARGET_NAMES = ("reward", "value", "policy", "plan")
-
-
-class Work(NamedTuple):
-    """An amount of work, counted in what is timed beforehand, and rows of episodes that are stored."""
-
-    updates: float = 0
-    plans: float = 0
-    cheap_plans: float = 0  # as while collecting for a teacher
-    steps: float = 0  # of the simulator
-    rows: float = 0
-
-
-NOTHING = Work()
+STAGES = ("teachers", "data", "student", "evaluation", "quantising", "cards", "comparison")
+#: Stages that need the student that was chosen.
+LATER = STAGES[STAGES.index("student") + 1 :]
+#: How a checkpoint is evaluated.
+WAYS = ("planned", "alone")
+#: Of evaluations: those that choose are never those that are reported.
+SELECTION_SEED, REPORT_SEED = 500, 1000
+#: Seed of the episodes that the student visits in round 0, if it did; those of teachers are of seed 1.
+VISITED_SEED = 10
 
 
 class Origin(NamedTuple):
@@ -82,89 +71,11 @@ class Step:
             return False
 
 
-@dataclass(frozen=True)
-class Scale:
-    """Sizes of everything.
-
-    Attributes:
-        bodies: teachers of tasks that are one body, by name.
-        single: tasks with a teacher of their own.
-        tasks: all tasks of the student.
-        model, planner, collecting: keys of the model, and of its planner in evaluations and while collecting.
-        training, teacher, student: keys of all runs, of teachers' and of students'.
-        steps: steps of a teacher that shares a body, and of one task.
-        updates: of the student, in each round.
-        rounds: of training on states that the student has visited, after the first training.
-        episodes: per task, of teachers with noise, of the other tasks, of the student in a round, and held out.
-        eval_episodes: per task.
-        labels: keys of the plans that the student imitates, one for every row of its data.
-        recipes: copies that are made.
-        quantize, heldout: further words of these commands.
-    """
-
-    bodies: dict[str, tuple[str, ...]]
-    single: tuple[str, ...]
-    tasks: tuple[str, ...]
-    model: str = "model_size=1"
-    planner: str = "plan_action=mean"
-    collecting: str = "collect_num_samples=128 collect_iterations=4"
-    training: str = "batch_size=256 eval_freq=0"
-    teacher: str = "seed_steps=2500 utd=1 num_envs=1 save_freq=2500"
-    student: str = "save_freq=5000"
-    steps: tuple[int, int] = (50_000, 50_000)
-    updates: int = 100_000
-    rounds: int = 2
-    episodes: tuple[int, int, int, int] = (40, 40, 10, 4)
-    eval_episodes: int = 10
-    labels: tuple[str, ...] = ("num_samples=128", "iterations=3")
-    recipes: tuple[str, ...] = ("fp16", "int8", "mixed")
-    quantize: tuple[str, ...] = ()
-    heldout: tuple[str, ...] = ()
-    teachers: dict[str, tuple[str, ...]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "teachers", {**self.bodies, **{task: (task,) for task in self.single}})
-
-    @property
-    def taught(self) -> set[str]:
-        """Tasks that have a teacher."""
-        return {task for tasks in self.teachers.values() for task in tasks}
-
-    @property
-    def rest(self) -> tuple[str, ...]:
-        """Tasks that have none."""
-        return tuple(task for task in self.tasks if task not in self.taught)
-
-
-FULL = Scale({"walker": WALKER, "cheetah": CHEETAH}, SINGLE, MT30)
-SMOKE = Scale(
-    {"pendulum": ("pendulum-swingup", "pendulum-spin")},
-    ("cartpole-balance",),
-    ("pendulum-swingup", "pendulum-spin", "cartpole-balance", "cup-catch"),
-    model="model_size=null enc_dim=16 mlp_dim=16 latent_dim=16 task_dim=8 num_q=2",
-    planner="plan_action=mean num_samples=16 num_elites=4 num_pi_trajs=4 iterations=1 num_threads=1",
-    collecting="collect_num_samples=16 collect_iterations=1",
-    training="batch_size=16 eval_freq=0 log_freq=10",
-    teacher="seed_steps=450 utd=0.05 num_envs=1 save_freq=1000",
-    student="save_freq=10",
-    steps=(1100, 550),
-    updates=20,
-    rounds=1,
-    episodes=(2, 1, 1, 1),
-    eval_episodes=1,
-    labels=("num_samples=16", "num_elites=4", "num_pi_trajs=4", "iterations=1"),
-    recipes=("int8",),
-    quantize=("repeats=1", "plans=0", "rows=16"),
-    heldout=("batches=2", "batch_size=16"),
-)
-EPISODE = 500  # steps
-
-
 def _list(names: Sequence[str]) -> str:
     return f"[{','.join(names)}]"
 
 
-def steps_of(scale: Scale, work: str, student: str | None, origin: Origin) -> list[Step]:
+def steps_of(scale: Scale, work: str, student: str | None, origin: Origin, chosen: int | None = None) -> list[Step]:
     """List all steps in the order in which they are taken.
 
     Args:
@@ -172,14 +83,18 @@ def steps_of(scale: Scale, work: str, student: str | None, origin: Origin) -> li
         work: directory of everything.
         student: checkpoint that the student begins with, and that plays the tasks without a teacher.
         origin: for the cards.
+        chosen: the round whose student everything after its training is about; None: not known yet, so that the lines
+            of these steps name the last one.
     """
+    chosen = scale.rounds if chosen is None else chosen
     return [
         *_teachers(scale, work),
         *_data(scale, work, student),
         *_student(scale, work, student),
-        *_evaluations(scale, work, student),
-        *_copies(scale, work),
-        *_cards(scale, work, student, origin),
+        *_evaluations(scale, work, student, chosen),
+        *_copies(scale, work, student, chosen),
+        *_cards(scale, work, student, origin, chosen),
+        *_comparisons(scale, work, student),
     ]
 
 
@@ -192,20 +107,31 @@ def _teachers(scale: Scale, work: str) -> Iterator[Step]:
             f"steps={steps} {scale.model} {scale.planner} {scale.collecting} {scale.training} {scale.teacher} "
             f"work_dir={work}/teachers/{name}"
         )
-        amount = Work(updates=steps, cheap_plans=steps, steps=steps, rows=2 * steps * len(tasks))
+        amount = Work(updates=steps, cheap_plans=steps, steps=steps, rows=_replayed(scale, name))
         trained = (Path(work, "teachers", name, "model.pt"), steps)
         yield Step("teachers", f"teacher-{name}", tuple(words.split()), amount, trained=trained)
 
 
-def _collect(step: str, stage: str, scale: Scale, tasks: Sequence[str], out: str, episodes: int, *who: str) -> Step:
+def _replayed(scale: Scale, name: str) -> int:
+    """Count the rows of a teacher's replay, in which a body's steps are stored for each of its tasks."""
+    return scale.steps[0 if name in scale.bodies else 1] * len(scale.teachers[name])
+
+
+def _collect(
+    step: str, stage: str, scale: Scale, tasks: Sequence[str], out: str, episodes: int, *who: str, planned: float
+) -> Step:
+    """Play episodes, of which the share ``planned`` is planned and the rest is played by policies alone."""
     words = ["collect", *who, f"tasks={_list(tasks)}", f"episodes_per_task={episodes}", f"data_dir={out}"]
     count = EPISODE * episodes * len(tasks)
-    plans = count / 2 if any("planner" in word or "checkpoint=" in word for word in who) else 0
-    amount = Work(plans=plans, steps=count, rows=count)
+    amount = Work(plans=planned * count, acts=(1 - planned) * count, steps=count, rows=count)
     return Step(stage, step, (*words, *scale.planner.split()), amount)
 
 
+_NOISY_PLANNED = 0.6
+
+
 def _noisy(checkpoint: str) -> str:
+    """Let a checkpoint play: by its policy with noise, planned with noise, and planned."""
     players = ("0.4 policy {} noise 0.3", "0.3 planner {} noise 0.3", "0.3 planner {} noise 0")
     return f"mix=[{', '.join(player.format(checkpoint) for player in players)}]"
 
@@ -214,20 +140,20 @@ def _data(scale: Scale, work: str, student: str | None) -> Iterator[Step]:
     parts = []
     for name, tasks in scale.teachers.items():
         run, replay, noisy = f"{work}/teachers/{name}", f"{work}/data/{name}_replay", f"{work}/data/{name}_noisy"
-        rows = scale.steps[0 if name in scale.bodies else 1] * len(tasks)
-        yield Step("data", f"replay-{name}", ("data", "from-run", run, replay), Work(rows=rows), store=Path(replay))
-        yield _collect(f"noisy-{name}", "data", scale, tasks, noisy, scale.episodes[0], _noisy(f"{run}/model.pt"))
+        rows, mix = Work(rows=_replayed(scale, name)), _noisy(f"{run}/model.pt")
+        yield Step("data", f"replay-{name}", ("data", "from-run", run, replay), rows, store=Path(replay))
+        yield _collect(f"noisy-{name}", "data", scale, tasks, noisy, scale.episodes[0], mix, planned=_NOISY_PLANNED)
         parts += [replay, noisy]
     if scale.rest:
         out = f"{work}/data/rest"
         who = (f"checkpoint={student}",) if student else ()
-        yield _collect("rest", "data", scale, scale.rest, out, scale.episodes[1], *who)
+        yield _collect("rest", "data", scale, scale.rest, out, scale.episodes[1], *who, planned=float(bool(student)))
         parts.append(out)
-    yield _merge("data", "data-0", parts, f"{work}/data/all-0")
+    yield _merge("data", "data-0", parts, f"{work}/data/all-0", _rows(scale, 0))
 
 
-def _merge(stage: str, name: str, parts: Sequence[str], out: str) -> Step:
-    return Step(stage, name, ("data", "convert", *parts, out), store=Path(out))
+def _merge(stage: str, name: str, parts: Sequence[str], out: str, rows: int) -> Step:
+    return Step(stage, name, ("data", "convert", *parts, out), Work(rows=rows), store=Path(out))
 
 
 def _student(scale: Scale, work: str, student: str | None) -> Iterator[Step]:
@@ -236,95 +162,136 @@ def _student(scale: Scale, work: str, student: str | None) -> Iterator[Step]:
     teachers = ", ".join(f"{task}: {file}" for task, file in files.items())
     start = student
     for number in range(scale.rounds + 1):
-        run, data = f"{work}/student/{number}", f"{work}/data/all-{number}"
+        run, data, rows = f"{work}/student/{number}", f"{work}/data/all-{number}", _rows(scale, number)
         if number:
-            visited = f"{work}/data/visited-{number}"
+            visited, who = f"{work}/data/visited-{number}", (f"seed={VISITED_SEED + number}", _noisy(str(start)))
             yield _collect(
-                f"visited-{number}", "student", scale, scale.tasks, visited, scale.episodes[2], _noisy(str(start))
-            )
-            yield _merge("student", f"data-{number}", (f"{work}/data/all-{number - 1}", visited), data)
+                f"visited-{number}", "student", scale, scale.tasks, visited, scale.episodes[2], *who,
+                planned=_NOISY_PLANNED,
+            )  # fmt: skip
+            yield _merge("student", f"data-{number}", (f"{work}/data/all-{number - 1}", visited), data, rows)
         known = (f"known={work}/data/all-{number - 1}",) if number else ()
         labelling = ("targets", data, f"teachers={{{teachers}}}", "columns=plan", *known, *scale.labels)
-        new = _rows(scale, number) - (_rows(scale, number - 1) if number else 0)
-        yield Step("student", f"labels-{number}", labelling, Work(cheap_plans=new))
+        amount = Work(labels=rows - (_rows(scale, number - 1) if number else 0), plan_rows=rows)
+        yield Step("student", f"labels-{number}", labelling, amount)
         words = (
-            f"train task=mt30 mode=offline tasks={_list(scale.tasks)} data_dir={data} task_balance=tasks "
-            f"distillation_targets={_list(TARGET_NAMES)} distillation_cache=full "
-            f"steps={scale.updates} {scale.model} {scale.planner} "
-            f"{scale.training} {scale.student} work_dir={run}"
+            *f"train task=mt30 mode=offline tasks={_list(scale.tasks)} data_dir={data} task_balance=tasks".split(),
+            f"distillation_targets={_list(scale.targets)}",
+            *f"distillation_cache=full steps={scale.updates} {scale.model} {scale.planner}".split(),
+            *f"{scale.training} {scale.student} work_dir={run}".split(),
+            f"teachers={{{teachers}}}",
+            *([f"checkpoint={start}"] if start else []),
         )
-        more = (f"teachers={{{teachers}}}", *([f"checkpoint={start}"] if start else []))
         trained = (Path(run, "model.pt"), scale.updates)
-        amount = Work(updates=scale.updates)
-        yield Step("student", f"student-{number}", (*words.split(), *more), amount, trained=trained)
-        start = f"{run}/model.pt"
+        amount = Work(updates=scale.updates, value_rows=rows)
+        yield Step("student", f"student-{number}", words, amount, trained=trained)
+        start = averaged_weights(work, number)
+        for way, episodes in zip(WAYS, scale.selection_episodes, strict=True):
+            out = selection(work, number, way)
+            yield _score("student", f"select-{number}-{way}", scale, start, scale.tasks, way, episodes, out)
+
+
+def averaged_weights(work: str, number: int) -> str:
+    """Name the student of a round: its averaged weights, which its run writes beside ``model.pt``."""
+    return f"{work}/student/{number}/ema.pt"
+
+
+def selection(work: str, number: int, way: str) -> str:
+    """Name the directory of an evaluation that chooses among the rounds."""
+    return f"{work}/selection/{number}-{way}"
 
 
 def _rows(scale: Scale, number: int) -> int:
     """Count the rows of the student's data in a round."""
-    replay = sum(scale.steps[0 if name in scale.bodies else 1] * len(tasks) for name, tasks in scale.teachers.items())
     noisy, rest, visited, _ = scale.episodes
     episodes = noisy * len(scale.taught) + rest * len(scale.rest) + number * visited * len(scale.tasks)
-    return replay + EPISODE * episodes
+    return sum(_replayed(scale, name) for name in scale.teachers) + EPISODE * episodes
 
 
-def _last(scale: Scale, work: str) -> str:
-    return f"{work}/student/{scale.rounds}"
+def _score(
+    stage: str, name: str, scale: Scale, file: str, tasks: Sequence[str], way: str, episodes: int, out: str
+) -> Step:
+    planned, seed = way == WAYS[0], SELECTION_SEED if name.startswith("select") else REPORT_SEED
+    words = (
+        f"evaluate checkpoint={file} tasks={_list(tasks)} mpc={str(planned).lower()} eval_episodes={episodes} "
+        f"eval_seed={seed} {scale.planner} work_dir={out}"
+    )
+    count = EPISODE * episodes * len(tasks)
+    amount = Work(plans=count * planned, acts=count * (not planned), steps=count)
+    return Step(stage, name, tuple(words.split()), amount, begins_anew=Path(out))
 
 
 def _scores(scale: Scale, work: str, stage: str, name: str, file: str, tasks: Sequence[str]) -> Iterator[Step]:
     """Evaluate a file by planning and by its policy alone, on seeds that nothing was chosen on."""
-    count = EPISODE * scale.eval_episodes * len(tasks)
-    for way, mpc, plans in (("planned", "true", count), ("alone", "false", 0)):
+    for way in WAYS:
         out = f"{work}/scores/{name}-{way}"
-        words = (
-            f"evaluate checkpoint={file} tasks={_list(tasks)} mpc={mpc} eval_episodes={scale.eval_episodes} "
-            f"eval_seed=1000 {scale.planner} work_dir={out}"
-        )
-        amount = Work(plans=plans, steps=count)
-        yield Step(stage, f"score-{name}-{way}", tuple(words.split()), amount, begins_anew=Path(out))
+        yield _score(stage, f"score-{name}-{way}", scale, file, tasks, way, scale.eval_episodes, out)
 
 
-def _evaluations(scale: Scale, work: str, student: str | None) -> Iterator[Step]:
+def _heldout(stage: str, name: str, scale: Scale, work: str, files: Sequence[str], student: str | None) -> Step:
+    reference = (f"teacher={student}",) if student else ()
+    words = ("heldout", *files, f"data={work}/data/heldout", "write=true", *reference, *scale.heldout)
+    return Step(stage, name, words, Work(updates=BATCHES * len(files)))
+
+
+def _evaluations(scale: Scale, work: str, student: str | None, chosen: int) -> Iterator[Step]:
+    teachers = {name: f"{work}/teachers/{name}/model.pt" for name in scale.teachers}
     for name, tasks in scale.teachers.items():
-        yield from _scores(scale, work, "evaluation", name, f"{work}/teachers/{name}/model.pt", tasks)
+        yield from _scores(scale, work, "evaluation", name, teachers[name], tasks)
     if student:
         yield from _scores(scale, work, "evaluation", "published", student, scale.tasks)
-    file, held = f"{_last(scale, work)}/model.pt", f"{work}/data/heldout"
+    file, held = averaged_weights(work, chosen), f"{work}/data/heldout"
     yield from _scores(scale, work, "evaluation", "student", file, scale.tasks)
     who = ("seed=2", _noisy(file))
-    yield _collect("heldout-data", "evaluation", scale, scale.tasks, held, scale.episodes[3], *who)
-    reference = (f"teacher={student}",) if student else ()
-    words = ("heldout", file, f"data={held}", "write=true", *reference, *scale.heldout)
-    yield Step("evaluation", "heldout", words)
+    yield _collect(
+        "heldout-data", "evaluation", scale, scale.tasks, held, scale.episodes[3], *who, planned=_NOISY_PLANNED
+    )
+    yield _heldout("evaluation", "heldout", scale, work, [file], student)
+    yield _heldout("evaluation", "heldout-teachers", scale, work, list(teachers.values()), student)
 
 
-def _copies(scale: Scale, work: str) -> Iterator[Step]:
-    source = f"{_last(scale, work)}/model.pt"
+def _copy_files(scale: Scale, work: str) -> dict[str, str]:
+    return {recipe: f"{work}/copies/ema_{recipe}.pt" for recipe in scale.recipes}
+
+
+def _copies(scale: Scale, work: str, student: str | None, chosen: int) -> Iterator[Step]:
+    source, copies = averaged_weights(work, chosen), _copy_files(scale, work)
     recipes = ",".join(scale.recipes)
     words = ("quantize", source, f"recipes={recipes}", f"out={work}/copies", "force=true", *scale.quantize)
     yield Step("quantising", "copies", words)
-    for recipe in scale.recipes:
-        copy = f"{work}/copies/model_{recipe}.pt"
+    for recipe, copy in copies.items():
         yield from _scores(scale, work, "quantising", f"student_{recipe}", copy, scale.tasks)
+    yield _heldout("quantising", "heldout-copies", scale, work, list(copies.values()), student)
 
 
-def _cards(scale: Scale, work: str, student: str | None, origin: Origin) -> Iterator[Step]:
+def _cards(scale: Scale, work: str, student: str | None, origin: Origin, chosen: int) -> Iterator[Step]:
     about = ["license=mit", f"processor={origin.processor}", "overwrite=true"]
     about += [f"commit={origin.commit}"] if origin.commit else []
+    copies = _copy_files(scale, work)
+    errors = error_files([Path(copy) for copy in copies.values()])
 
-    def card(name: str, file: str, runs: Sequence[str], scores: str, *more: str) -> Step:
+    def card(name: str, file: str, runs: Sequence[str], scores: str, heldout: str | Path, *more: str) -> Step:
         found = f"evaluation=[{work}/scores/{scores}-planned,{work}/scores/{scores}-alone]"
-        words = ("checkpoint", "card", file, f"run={_list(runs)}", found, *more, *about, f"out={work}/models/{name}.pt")
+        found_too = (f"run={_list(runs)}", found, f"heldout={heldout}")
+        words = ("checkpoint", "card", file, *found_too, *more, *about, f"out={work}/models/{name}.pt")
         return Step("cards", f"card-{name}", words)
 
     for name in scale.teachers:
         run = f"{work}/teachers/{name}"
-        yield card(f"teacher_{name}", f"{run}/model.pt", [run], name)
-    run, rounds = _last(scale, work), [f"{work}/student/{number}" for number in range(scale.rounds + 1)]
+        yield card(f"teacher_{name}", f"{run}/model.pt", [run], name, f"{run}/heldout.json")
+    rounds = [f"{work}/student/{number}" for number in range(chosen + 1)]
     begin = (f"start={Path(student).name}" if student else "start=random weights",)
-    data = (f"data={work}/data/all-{scale.rounds}",)
-    yield card("student", f"{run}/model.pt", rounds, "student", *data, f"heldout={run}/heldout.json", *begin)
-    for recipe in scale.recipes:
-        copy = f"{work}/copies/model_{recipe}.pt"
-        yield card(f"student_{recipe}", copy, rounds, f"student_{recipe}", *data, *begin)
+    more = (f"data={work}/data/all-{chosen}", *begin)
+    yield card("student", averaged_weights(work, chosen), rounds, "student", f"{rounds[-1]}/heldout.json", *more)
+    for recipe, copy in copies.items():
+        yield card(f"student_{recipe}", copy, rounds, f"student_{recipe}", errors[Path(copy)], *more)
+
+
+def _comparisons(scale: Scale, work: str, student: str | None) -> Iterator[Step]:
+    pairs = {f"student_{recipe}": ("student", f"student_{recipe}") for recipe in scale.recipes}
+    pairs |= {"published": ("published", "student")} if student else {}
+    for name, names in pairs.items():
+        for way in WAYS:
+            scores = [f"{work}/scores/{one}-{way}" for one in names]
+            words = ("report", *scores, "paired=true", f"out={work}/compared/{name}-{way}", "force=true")
+            yield Step("comparison", f"compare-{name}-{way}", words)

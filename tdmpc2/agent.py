@@ -30,7 +30,14 @@ from tdmpc2.distillation.teachers import TaskTeachers
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.nn.inputs import TaskLike
 from tdmpc2.nn.layers import num_parameters
-from tdmpc2.nn.optimisers import gradients, load_moments, model_optimiser, split_parameters, take_step
+from tdmpc2.nn.optimisers import (
+    gradients,
+    load_moments,
+    model_optimiser,
+    rate_factor,
+    split_parameters,
+    take_step,
+)
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.noise import UpdateNoise, draw_update_noise
 from tdmpc2.player import Array, Player
@@ -156,7 +163,7 @@ class TDMPC2:
         stats = {name: value.detach() for name, value in (*loss.named().items(), ("total_loss", total))}
         self.group.average([*gradients(self._model_params), *stats.values()])
         stats["grad_norm"] = clip_grad_norm_(self._model_params, cfg.grad_clip_norm)
-        take_step(self.optim, self._model_params)
+        take_step(self.optim, self._model_params, self._rate_factor())
 
         stats |= self._update_policy(zs, all_ids, noise, teacher, batch)
         if "Q" not in cfg.freeze:
@@ -190,9 +197,12 @@ class TDMPC2:
             (loss + self.distillation.weighted(distilled)).backward()
         self.group.average([*gradients(self._policy_params), *stats.values()])
         stats["pi_grad_norm"] = clip_grad_norm_(self._policy_params, self.cfg.grad_clip_norm)
-        take_step(self.pi_optim, self._policy_params)
+        take_step(self.pi_optim, self._policy_params, self._rate_factor())
         self.pi_optim.zero_grad()
         return stats | {"pi_scale": self.scale.mean()}
+
+    def _rate_factor(self) -> float:
+        return rate_factor(self.cfg.lr_schedule, self.cfg.lr_end, self.distillation.done)
 
     def autocast(self) -> torch.autocast:
         """Compute the update's matrix products in ``update_precision``; everything else stays float32."""

@@ -32,8 +32,9 @@ OPTIONS = (
     Option("batch_size", "slices in each", 256, int, least=1),
     Option("seed", "of the slices", 12345, int, least=0),
     Option("device", "where the model computes", "auto"),
-    Option("write", "leave heldout.json beside each checkpoint, for report", False, bool),
-)
+    Option("write", "leave heldout.json beside each checkpoint, for report; heldout_NAME.json beside several",
+           False, bool),
+)  # fmt: skip
 
 
 @one_line_errors

@@ -215,7 +215,9 @@ class Config(Keys):
 
     def following(self) -> frozenset[str]:
         """The keys whose value is the one that follows from others."""
-        return frozenset(name for name, value in self._following().items() if getattr(self, name) == value)
+        usual = self._following()
+        usual["mode"] = "offline" if self.multitask or self.data_dir != usual["data_dir"] else "online"
+        return frozenset(name for name, value in usual.items() if getattr(self, name) == value)
 
     # -- following and validation -----------------------------------------------------------------------------------
 

@@ -90,6 +90,14 @@ class Keys:
     )  # fmt: skip
     lr: float = key(3e-4, "learning rate", at_least=0)
     enc_lr_scale: float = key(0.3, "learning rate of the encoder, relative to lr", at_least=0)
+    lr_schedule: str = key(
+        "constant", "how the learning rates fall over the updates of steps, down to lr_end of themselves",
+        choices=("constant", "linear", "cosine"), scope=RUN, decides=True,
+    )  # fmt: skip
+    lr_end: float = key(
+        0.1, "share of the learning rates that is left at the end, with lr_schedule", at_least=0, at_most=1, scope=RUN,
+        decides=True,
+    )  # fmt: skip
     grad_clip_norm: float = key(20.0, "gradients are clipped to this norm", above=0)
     tau: float = key(0.01, "rate at which target Q heads follow the online ones", at_least=0, at_most=1)
     ema_decay: float = key(

@@ -189,10 +189,15 @@ class Distillation:
         """The factor on all weights in the next update; on the device with ``gap``."""
         if self.cfg.distillation_schedule == "gap":
             return (self._loss / self._first_loss.clamp(min=1e-12)).clamp(0, 1)
-        done = min(self._updates / self.cfg.num_updates, 1.0)
+        done = min(self.done, 1.0)
         return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[
             self.cfg.distillation_schedule
         ]
+
+    @property
+    def done(self) -> float:
+        """Share of the run's updates that is done, taught or not."""
+        return self._updates / self.cfg.num_updates
 
     def advance(self, stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Advance the schedule by one update; returns the factor to log, or nothing if it is constant or unused.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -39,9 +40,30 @@ def model_optimiser(
     return torch.optim.Adam([*groups, {"params": more}] if more else groups, lr=lr, fused=True)
 
 
-def take_step(optimiser: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> None:
-    """Take a step, and count it in the parameters' versions, which fused Adam does not; packed networks go by them."""
+def rate_factor(schedule: str, end: float, done: float) -> float:
+    """Compute the factor on the learning rates of the next update.
+
+    Args:
+        schedule: ``constant``, ``linear`` or ``cosine``.
+        end: the factor when all updates are done.
+        done: share of the updates that is done; more than 1 counts as 1.
+    """
+    done = min(done, 1.0)
+    left = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return 1.0 if schedule == "constant" else end + (1 - end) * left[schedule]
+
+
+def take_step(optimiser: torch.optim.Optimizer, parameters: Iterable[Tensor], factor: float = 1.0) -> None:
+    """Take a step, and count it in the parameters' versions, which fused Adam does not; packed networks go by them.
+
+    ``factor`` is on the learning rates of this step; what is saved of the optimiser are the rates without it.
+    """
+    rates = [group["lr"] for group in optimiser.param_groups]
+    for group, rate in zip(optimiser.param_groups, rates, strict=True):
+        group["lr"] = rate * factor
     optimiser.step()
+    for group, rate in zip(optimiser.param_groups, rates, strict=True):
+        group["lr"] = rate
     increment_version(parameters)
 
 

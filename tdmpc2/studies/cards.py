@@ -132,7 +132,9 @@ def _of_runs(runs: Sequence[Run]) -> dict[str, Any]:
 
 def _command(cfg: Config) -> str:
     """Write the line of a run, with the keys that its weights depend on and that are not the usual ones."""
-    left_out = (UNDECISIVE - {"seed"}) | cfg.following()
+    left_out = (UNDECISIVE - {"seed"}) | cfg.following() - {"mode"}
+    if cfg.mode == ("offline" if cfg.multitask else "online"):  # without data_dir, which is of one machine
+        left_out |= {"mode"}
     typed = {
         key: _short(value) if KEYS[key].path and isinstance(value, str) else value
         for key, value in ((key, getattr(cfg, key)) for key in KEYS if key not in left_out)

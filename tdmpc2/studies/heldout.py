@@ -271,26 +271,44 @@ def scored_tasks(results: Mapping[Path, Mapping[str, Any]]) -> list[str]:
 
 
 def write_errors(results: Mapping[Path, Mapping[str, Any]]) -> None:
-    """Leave ``heldout.json`` beside each checkpoint, for the report.
+    """Leave the errors of each checkpoint beside it, see :func:`error_files`; the report reads ``heldout.json``.
 
     Raises:
-        ValueError: two checkpoints lie in one directory, or the disk refused.
+        ValueError: two checkpoints would leave theirs in the same file, or the disk refused.
     """
     check_one_each(results)
-    for path, found in results.items():
-        write_text(path.parent / "heldout.json", json_text(found, indent=1) + "\n")
+    for path, file in error_files(results).items():
+        write_text(file, json_text(results[path], indent=1) + "\n")
+
+
+def error_files(paths: Iterable[Path]) -> dict[Path, Path]:
+    """Name the file that each checkpoint's errors are left in.
+
+    It is ``heldout.json`` beside the checkpoint; ``heldout_NAME.json`` for ``NAME.pt`` where there are several of one
+    directory.
+    """
+    paths = list(paths)
+    parents = [path.resolve().parent for path in paths]
+    several = {parent for parent in parents if parents.count(parent) > 1}
+    return {
+        path: path.parent / (f"heldout_{path.stem}.json" if parent in several else "heldout.json")
+        for path, parent in zip(paths, parents, strict=True)
+    }
 
 
 def check_one_each(paths: Iterable[Path]) -> None:
-    """Raise ValueError if two checkpoints would leave their errors in the same directory, or one is no path."""
+    """Raise ValueError if two checkpoints would leave their errors in the same file, or one is no path."""
     paths = list(paths)
     if remote := [as_typed(path) for path in paths if not is_path(path)]:
         raise ValueError(
             f"write leaves heldout.json beside a checkpoint, and {remote[0]} is no path: copy the file here"
         )
-    parents = [path.resolve().parent for path in paths]
-    if len(set(parents)) < len(parents):
-        raise ValueError("write leaves one heldout.json per directory: name one checkpoint of each")
+    names = [(path.resolve().parent, path.stem) for path in paths]
+    if same := [path for path, name in zip(paths, names, strict=True) if names.count(name) > 1]:
+        raise ValueError(
+            f"{same[0]} and {same[1]} would leave their errors in the same file: write takes "
+            "one checkpoint of each name"
+        )
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -54,7 +54,8 @@ def check(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] | Non
         raise ValueError(f"resume=never, but {directory} holds a run: set exp_name, or move the directory away")
     differing = _differences(directory / "run.json", record)
     # These schedules end at ``steps``: with others, the updates so far would have been others.
-    fixed = {"steps"} if teacher_sha256 and cfg.distillation_schedule in ("linear", "cosine") else set()
+    distilled = teacher_sha256 and cfg.distillation_schedule in ("linear", "cosine")
+    fixed = {"steps"} if distilled or cfg.lr_schedule != "constant" else set()
     if refused := {key: text for key, text in differing.items() if key not in CHANGEABLE - fixed}:
         raise _another(cfg, {key: refused[key] for key in _chosen(cfg, directory / "run.json", refused)})
     if (directory / "model.pt").exists() and not state_path(directory).exists():

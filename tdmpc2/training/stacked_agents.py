@@ -15,7 +15,7 @@ from tdmpc2.acceleration.stacked import Facts, StackedModels, clip_each, context
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
-from tdmpc2.nn.optimisers import gradients, model_optimiser, split_parameters, take_step
+from tdmpc2.nn.optimisers import gradients, model_optimiser, rate_factor, split_parameters, take_step
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.noise import UpdateNoise
 from tdmpc2.planner import Iteration, Plan, PlanNoise
@@ -88,7 +88,8 @@ class StackedAgents:
         total.sum().backward()
         stats = {name: value.detach() for name, value in (*stats.items(), ("total_loss", total))}
         stats["grad_norm"] = clip_each(gradients(self._model_params), cfg.grad_clip_norm)
-        take_step(self.optim, self._model_params)
+        factor = rate_factor(cfg.lr_schedule, cfg.lr_end, self.agents[0].distillation.done)
+        take_step(self.optim, self._model_params, factor)
 
         with torch.no_grad():
             facts = self.models.facts(ids, rows, train=True)  # anew: the embedding has been trained
@@ -98,7 +99,7 @@ class StackedAgents:
         loss.sum().backward()
         stats |= {"pi_loss": loss.detach(), **{name: value.detach() for name, value in more.items()}}
         stats["pi_grad_norm"] = clip_each(gradients(self._policy_params), cfg.grad_clip_norm)
-        take_step(self.pi_optim, self._policy_params)
+        take_step(self.pi_optim, self._policy_params, factor)
         self.pi_optim.zero_grad()
         self.models.update_target(cfg.tau)
         return self._hand_out({**stats, "pi_scale": scale})  # 0-d of each agent, or [tasks]

@@ -178,3 +178,13 @@ def test_following_names_the_keys_that_are_as_they_follow() -> None:
     assert Config(num_samples=64, model_size=5).following() == every
     assert Config(num_elites=8, policy_loss="tdmpc2").following() == every - {"num_elites", "policy_loss"}
     assert every - Config(**SMALL).following() == {"enc_dim", "mlp_dim", "latent_dim", "task_dim"}
+
+
+def test_mode_that_was_typed_does_not_follow() -> None:
+    """What a task and its data do not say by themselves has to be typed again."""
+    assert "mode" in Config(task="walker-walk").following()
+    assert "mode" in Config(task="walker-walk", data_dir="data/mine").following()
+    assert "mode" not in Config(task="walker-walk", mode="offline").following()
+    online = Config(mode="online")
+    assert "mode" not in online.following()
+    assert "policy_loss" in online.following(), "it follows from the mode that was typed"

@@ -11,11 +11,12 @@ import pytest
 
 from tdmpc2.checkpoints.files import load_file
 from tdmpc2.commands import checkpoint, heldout
-from tdmpc2.config import Config
+from tdmpc2.config import Config, parse_cfg, typed_values
 from tdmpc2.play.collector import collect
 from tdmpc2.quantization.copies import payload
 from tdmpc2.quantization.recipes import RECIPES
-from tdmpc2.studies.cards import new_card, with_card
+from tdmpc2.studies.cards import _of_runs, new_card, with_card
+from tdmpc2.studies.runs import Run
 from tdmpc2.training.offline import train
 from tests.helpers.cards import write_results
 from tests.helpers.runs import TASKS, equal
@@ -141,3 +142,24 @@ def test_card_of_run_that_went_on_from_another_has_the_hours_of_both(cfg: Config
     line = both["command"].split("; ")[1]
     assert "checkpoint=run/model.pt" in line
     assert "freeze" not in line, "a key with its usual value"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"mode": "online", "tasks": ("walker-walk", "walker-run"), "share_body": True, "task_balance": "tasks"},
+        {"mode": "online", "tasks": TASKS, "utd": 0.25, "collect_iterations": 2},
+        {"mode": "offline", "tasks": TASKS, "ema_decay": 0.999, "value_scale": "per_task"},
+        {"mode": "offline", "task": "pendulum-spin", "data_dir": "data/mine"},
+        {"mode": "online", "task": "pendulum-spin"},
+        {"mode": "offline", "task": "pendulum-spin"},
+    ],
+)
+def test_line_of_a_card_is_the_run_again(tmp_path: Path, keys: dict[str, Any]) -> None:
+    """Several tasks that were learned by acting would be learned from stored episodes."""
+    run = Config(seed=3, steps=7, **keys)
+    line = _of_runs([Run(tmp_path, run.to_dict(), 7, {}, "return", {}, {}, {}, 1.0)])["command"]
+    words = shlex.split(line)
+    assert words[:2] == ["tdmpc2", "train"]
+    again = parse_cfg(typed_values(dict(word.split("=", 1) for word in words[2:])))
+    assert again == run.replace(data_dir=None)

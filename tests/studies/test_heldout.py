@@ -101,6 +101,15 @@ def test_heldout_command_writes_and_prints_errors(
     assert (found["checkpoint"], found["step"], found["errors"]["value_rmse"]) == ("model.pt", 20, 0)
     (row,) = rows_of(study := read_study([cfg.run_dir]))
     assert row["heldout"] == found["errors"]
+    copies = [tmp_path / "copies" / name for name in ("a.pt", "b.pt")]
+    copies[0].parent.mkdir()
+    for copy in copies:
+        copy.write_bytes(Path(path).read_bytes())
+    heldout.main([path, *map(str, copies), *options, "--write"])
+    left = [json.loads((tmp_path / "copies" / f"heldout_{name}.json").read_text()) for name in "ab"]
+    assert [one["checkpoint"] for one in left] == ["a.pt", "b.pt"]
+    assert json.loads((cfg.run_dir / "heldout.json").read_text())["sha256"] == left[0]["sha256"]
+    found = json.loads((cfg.run_dir / "heldout.json").read_text())
     text = markdown(study, [row])
     assert f"| {row['name']} | {found['errors']['reward_rmse']:.4f} | - |" in text
     train(cfg.replace(steps=25), None)
@@ -110,7 +119,7 @@ def test_heldout_command_writes_and_prints_errors(
     capsys.readouterr()
     for arguments, message in (
         ([path, "--data", cfg.data_dir], f"was trained on {cfg.data_dir}"),
-        ([path, path, *options, "--write"], "one checkpoint of each"),
+        ([path, path, *options, "--write"], "one checkpoint of each name"),
     ):
         with pytest.raises(SystemExit):
             heldout.main(arguments)
