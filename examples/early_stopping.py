@@ -25,7 +25,7 @@ class EarlyStopping(Callback):
 
     def on_evaluation(self, step: int, result: Evaluation) -> bool:
         """Compare with the best evaluation; True ends the run."""
-        score = result.normalized_score
+        score = result.mean_score
         self.since = 0 if score > self.best else self.since + 1
         self.best = max(score, self.best)
         print(f"step {step:,}: {score:.0f}, best {self.best:.0f}, {self.since} evaluations since")

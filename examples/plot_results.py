@@ -63,7 +63,8 @@ def draw(target: Path, sources: Sequence[Path]) -> None:
         positions = [i for i, name in enumerate(names) if name in tasks]
         means = np.array([tasks[names[i]]["return"] for i in positions])
         ends = np.array([tasks[names[i]]["return_interval"] or [np.nan] * 2 for i in positions])
-        label = wrapped(f"{title}: {result['normalized_score']:.1f}", 70)
+        score = result["normalized_score"]  # null for tasks on different scales
+        label = wrapped(title if score is None else f"{title}: {score:.1f}", 70)
         bars = np.abs(ends.T - means)
         places = np.array(positions) + (k + 0.5) * height - 0.4
         axes.barh(places, means, height, xerr=bars, label=label, error_kw={"elinewidth": 0.8})

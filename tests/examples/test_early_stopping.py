@@ -21,7 +21,7 @@ def test_early_stopping_waits_for_so_many_evaluations_without_a_better_one(examp
     """Two lower scores before a new best do not end the run; three evaluations without a better score do."""
     rule = example["EarlyStopping"](patience=3)
     answers = [
-        rule.on_evaluation(step, SimpleNamespace(normalized_score=score))
+        rule.on_evaluation(step, SimpleNamespace(mean_score=score))
         for step, score in enumerate([1.0, 5.0, 4.0, 3.0, 6.0, 6.0, 2.0, 5.9])
     ]
     assert answers == [False] * 7 + [True]
