@@ -106,11 +106,11 @@ def so_far(run_dir: Path, task: str, all_steps: int) -> Learned | None:
 
 
 def _learned(run_dir: Path, task: str, steps: int, returns: list[float], all_steps: int) -> Learned:
-    cfg = read_json(run_dir / "run.json")
-    from_states = cfg["obs"] == "state"  # as the public curves are
+    record = read_json(run_dir / "run.json")
+    from_states = record.get("obs", "state") == "state"  # as the public curves are
     public = curves("tdmpc2", _REPEAT * all_steps)({PUBLIC.name: PUBLIC}).get(task, []) if from_states else []
     played = read_csv(run_dir / "episodes.csv")[1]
-    random = [float(row["return"]) for row in played if int(row["step"]) <= cfg["seed_steps"]]
+    random = [float(row["return"]) for row in played if int(row["step"]) <= record.get("seed_steps", 0)]
     hours, curve = wall_seconds(run_dir, steps) / 3600, read_curves(run_dir).get(f"eval/{task}")
     return Learned(task, steps, hours, returns, public, all_steps, curve, float(np.mean(random)) if random else None)
 

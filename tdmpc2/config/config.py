@@ -226,6 +226,9 @@ class Config(Keys):
         lengths = [spec.episode_length for spec in self.task_specs if not self.tasks or spec.name in self.tasks] or [0]
         offline = self.multitask or self.data_dir is not None
         mode = ("offline" if offline else "online") if KEYS["mode"].unset(self.mode) else self.mode
+        # Environments step together until the longest episode has ended; offline, where nothing is stepped, the value
+        # is that of older records.
+        turns = len(lengths) * max(lengths) if mode == "online" else sum(lengths)
         return {
             "mode": mode,
             "data_dir": "data/mt30",
@@ -233,8 +236,8 @@ class Config(Keys):
             "rho": 0.7 if self.episodic else 0.5,
             "discount_max": 0.99 if self.episodic else 0.995,
             **defaults_of(self.task_names),
-            "task_balance": "tasks" if mode == "online" and self.multitask else "episodes",
-            "seed_steps": max(1000, 5 * max(lengths), self.num_envs * len(lengths) * max(lengths)),
+            "task_balance": "tasks" if mode == "online" and len(lengths) > 1 else "episodes",
+            "seed_steps": max(1000, 5 * max(lengths), self.num_envs * turns),
             **budget(self.num_samples),
             **model_widths(self.model_size, self.task, self.multitask),
         }

@@ -44,7 +44,7 @@ def score_figure(path: Path, rows: Sequence[dict[str, Any]]) -> str:
     """
     scored = [row for row in rows if row["score"] is not None]
     if not scored:
-        return "No figure: no run was evaluated (eval_freq)"
+        return "No figure: no run was evaluated (eval_freq), or its tasks have no score in common"
     key = swept([row for row in scored if row["distilled"]])
     panels = _panels(scored)
     lines = [_axis_label(row) for row in scored]

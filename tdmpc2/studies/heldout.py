@@ -304,7 +304,8 @@ def check_one_each(paths: Iterable[Path]) -> None:
             f"write leaves heldout.json beside a checkpoint, and {remote[0]} is no path: copy the file here"
         )
     names = [(path.resolve().parent, path.stem) for path in paths]
-    if same := [path for path, name in zip(paths, names, strict=True) if names.count(name) > 1]:
+    if several := next((name for name in names if names.count(name) > 1), None):
+        same = [path for path, name in zip(paths, names, strict=True) if name == several]
         raise ValueError(
             f"{same[0]} and {same[1]} would leave their errors in the same file: write takes "
             "one checkpoint of each name"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tdmpc2.envs.registry import WHY_MIXED
 from tdmpc2.play.evaluation import Evaluation, TaskResult, compare
 from tdmpc2.play.protocols import difference
 from tdmpc2.studies.blocks import Block, Heading, Paragraph, Table, as_markdown
@@ -21,7 +22,7 @@ from tdmpc2.support.text import cut, shown
 from tdmpc2.tasks import listed
 
 _COLUMNS = ["task", "seed", "return", "success"]
-_RESULTS = {"protocol": record()}
+_RESULTS, _PROTOCOL = {"protocol": record()}, {"config": record().optional}
 _AGAIN = "evaluate both with the same tasks, eval_seed and eval_episodes"
 _CAPTION = """\
 Differences of scores, each episode against the one of the same task and seed; in brackets 95 % bootstrap intervals over
@@ -87,6 +88,7 @@ def read_evaluation(path: Path) -> Played:
     protocol: Mapping[str, Any] = {}
     if (about := file.with_name("results.json")).exists():
         protocol = check_entries(str(about), read_json(about), _RESULTS, others=True)["protocol"]
+        check_entries(f"the protocol in {about}", protocol, _PROTOCOL, others=True)
     by_success = _scored_by_success(protocol)
     episodes: dict[str, dict[int, tuple[float, float]]] = {}
     for number, row in enumerate(rows, 2):
@@ -211,9 +213,12 @@ def blocks_of(pair: Pair) -> list[Block]:
         f"{float(interquartile_mean(np.concatenate([task.scores for task in played.result.tasks]))):.2f}"
         for played in (pair.first, pair.second)
     ]
-    rows.append([pair.first.result.score_label, count, *means, *_cells(pair.score)])
-    rows.append(["interquartile mean", count, *middles, *_cells(pair.interquartile_mean)])
     said = [Paragraph(f"Of the first, where they differ: {pair.settings}.")] if pair.settings else []
+    if pair.first.result.mixed:
+        said.append(Paragraph(f"There is {WHY_MIXED}."))
+    else:
+        rows.append([pair.first.result.score_label, count, *means, *_cells(pair.score)])
+        rows.append(["interquartile mean", count, *middles, *_cells(pair.interquartile_mean)])
     return [
         Heading(f"{pair.second.path} minus {pair.first.path}"),
         Table(["task", "pairs", "first", "second", "second - first", "95 % interval"], rows),
@@ -265,7 +270,7 @@ def _plain(pair: Pair) -> dict[str, Any]:
         "second": str(pair.second.path),
         "settings": pair.settings,
         "score_label": pair.first.result.score_label,
-        "score": pair.score._asdict(),
-        "interquartile_mean": pair.interquartile_mean._asdict(),
+        "score": None if pair.first.result.mixed else pair.score._asdict(),
+        "interquartile_mean": None if pair.first.result.mixed else pair.interquartile_mean._asdict(),
         "tasks": {task: estimate._asdict() for task, estimate in pair.tasks.items()},
     }

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from tdmpc2.envs.registry import MIXED
 from tdmpc2.studies.blocks import Block, Figure, Heading, Paragraph, Table, as_html, safe
 from tdmpc2.studies.curves import study_figure
 from tdmpc2.studies.figures import score_figure
@@ -99,7 +100,7 @@ def _every_run(study: Study) -> Iterator[Block]:
 
 
 def _line(run: Run) -> list[str]:
-    score = f"{run.scores[max(run.scores)]:.2f}" if run.scores else "-"
+    score = f"{run.scores[max(run.scores)]:.2f}" if run.scores and run.score_label != MIXED else "-"
     hours = "-" if run.seconds is None else f"{run.seconds / 3600:.2f}"
     return [str(run.path), str(run.seed), f"{run.step:,}", f"{run.config['steps']:,}", score, hours]
 

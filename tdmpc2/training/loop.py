@@ -149,7 +149,9 @@ class Run:
         """
         left = cut_short or self.resumed.step < self.cfg.steps or self.resumed.evaluation_due
         if not left:
-            print(f"{self.cfg.run_dir} is already trained for {self.resumed.step:,} steps; set steps higher to go on")
+            fixed = run_record.ends_with_steps(self.cfg, self.teacher is not None)
+            more = "" if fixed else "; set steps higher to go on"
+            print(f"{self.cfg.run_dir} is already trained for {self.resumed.step:,} steps{more}")
         return not left
 
     def tell(self, callbacks: Sequence[Callback]) -> None:

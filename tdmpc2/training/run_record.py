@@ -53,9 +53,7 @@ def check(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] | Non
     if cfg.resume == "never":
         raise ValueError(f"resume=never, but {directory} holds a run: set exp_name, or move the directory away")
     differing = _differences(directory / "run.json", record)
-    # These schedules end at ``steps``: with others, the updates so far would have been others.
-    distilled = teacher_sha256 and cfg.distillation_schedule in ("linear", "cosine")
-    fixed = {"steps"} if distilled or cfg.lr_schedule != "constant" else set()
+    fixed = {"steps"} if ends_with_steps(cfg, teacher_sha256 is not None) else set()
     if refused := {key: text for key, text in differing.items() if key not in CHANGEABLE - fixed}:
         raise _another(cfg, {key: refused[key] for key in _chosen(cfg, directory / "run.json", refused)})
     if (directory / "model.pt").exists() and not state_path(directory).exists():
@@ -64,6 +62,11 @@ def check(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] | Non
             "with checkpoint=<that model.pt> if it is to start from those weights"
         )
     return record, f"Continuing with other settings: {'; '.join(differing.values())}" if differing else ""
+
+
+def ends_with_steps(cfg: Config, taught: bool) -> bool:
+    """Tell if a schedule of the run ends at ``steps``: with others, the updates so far would have been others."""
+    return cfg.lr_schedule != "constant" or (taught and cfg.distillation_schedule in ("linear", "cosine"))
 
 
 def _record_of(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] | None) -> dict[str, Any]:

@@ -54,7 +54,10 @@ def score(
         logger.message(line)
     try:
         result = evaluate(agent, cfg, film=film, each_step=each_step)
-    except (EnvironmentFault, WorkerLost) as fault:  # which says nothing about the training, so that goes on
+    except WorkerLost as fault:  # perhaps for want of memory: a restart makes the evaluation again
+        logger.message(f"Evaluation at step {step:,} has no score: {fault}")
+        return None
+    except EnvironmentFault as fault:  # which says nothing about the training, so that goes on
         logger.message(f"Evaluation at step {step:,} has no score: {fault}")
         if cfg.save_agent and agent.group.main:
             label = score_label(cfg.task_specs[task_id] for task_id in cfg.task_ids)

@@ -62,6 +62,26 @@ def test_interquartile_mean_is_resampled_in_pairs(tmp_path: Path) -> None:
     assert low < pair.interquartile_mean.value < high
 
 
+def test_tasks_on_different_scales_are_compared_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their mean was printed as nan, and an interquartile mean over both scales as a number."""
+    paths = [write(tmp_path / name, {"walker-walk": WALK, "Pendulum-v1": [-150.0, -90.0, -200.0]}) for name in "ab"]
+    main([*map(str, paths), "paired=true", f"out={tmp_path / 'compared'}"])
+    printed = capsys.readouterr().out
+    assert "| Pendulum-v1 | 3 | -146.67 | -146.67 |" in printed
+    assert "There is no score of all tasks" in printed
+    assert "nan" not in printed
+    assert "interquartile" not in printed
+    (pair,) = json.loads((tmp_path / "compared" / "report.json").read_text())["pairs"]
+    assert (pair["score"], pair["interquartile_mean"]) == (None, None)
+
+
+def test_protocol_that_is_damaged_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", {"walker-walk": WALK})
+    (path / "results.json").write_text('{"protocol": {"config": 3}}')
+    with pytest.raises(ValueError, match=r"the protocol in .*results\.json.*config"):
+        read_evaluation(path)
+
+
 def test_task_scored_by_success_is_told_by_its_protocol(tmp_path: Path) -> None:
     config = {"task_specs": [{"name": "own-task", "success_score": True}]}
     path = write(tmp_path / "own", {"own-task": [5.0]}, config=config)

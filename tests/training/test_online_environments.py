@@ -172,9 +172,12 @@ def test_online_evaluation_whose_worker_is_killed_has_no_score_and_the_run_goes_
         raise WorkerLost("the process that steps the environments was killed by signal 9 (step)")
 
     monkeypatch.setattr("tdmpc2.training.online.evaluate", lost)
-    train_online(cfg := config(tmp_path, eval_freq=20), None)
+    train_online(cfg := config(tmp_path, eval_freq=15), None)
     assert "has no score: the process that steps" in capsys.readouterr().out
     assert torch.load(cfg.run_dir / "state.pt", weights_only=True)["step"] == 45
+    monkeypatch.undo()
+    train_online(cfg, None)  # the evaluation of the last step is made after all
+    assert len((cfg.run_dir / "eval.csv").read_text().splitlines()) == 2
 
 
 def test_online_environment_that_does_not_repeat_is_named(
