@@ -87,7 +87,7 @@ def draw_body(path: Path, episodes: Table, scores: Table) -> None:
         points = [(numbers(e["agent steps"].replace(",", ""))[0] / 1000, numbers(e[row["task"]])[0]) for e in episodes]
         axes.plot(*zip(*points, strict=True), color="C0", marker=".", markersize=3, linewidth=1, label="while learning")
         end = points[-1][0]
-        (planned, *_), (single, *_) = numbers(row["planned"]), numbers(row["single-task TD-MPC2, 5M"])
+        (planned, *_), (single, *_) = numbers(row["planned, 128 x 4"]), numbers(row["single-task TD-MPC2, 5M"])
         axes.plot(end, planned, "*", color="C0", markersize=11, label="in the end, noise-free")
         axes.plot(end, single, "D", color="C1", markersize=5, label="single-task TD-MPC2 (5M), as many steps each")
         axes.set(title=row["task"], xlabel="1,000 agent steps in all", ylim=(0, 1020), xlim=(0, end * 1.06))

@@ -36,7 +36,7 @@ from tdmpc2.training.callbacks import Callback
 from tdmpc2.training.divergence import Diagnosis, diverged
 from tdmpc2.training.guards import STOPPED, FiniteGuard, StopRequest, stop_on_signal
 from tdmpc2.training.headline import headline
-from tdmpc2.training.resuming import Every, Resumed, resume_together
+from tdmpc2.training.resuming import Every, Resumed, Stateful, resume_together
 from tdmpc2.training.saving import Saving
 from tdmpc2.training.saving_together import forget_former
 from tdmpc2.training.scoring import Evaluator, score, upload
@@ -127,8 +127,6 @@ class Run:
         self.resumed: Resumed = resume_together(group, self.agent, cfg, checksum, data, self._evaluate_now)
 
         self._saving = Saving(self.agent, cfg, group, self.resumed)
-        #: Saves and continues a part with the run, see :meth:`~tdmpc2.training.saving.Saving.attach`.
-        self.attach = self._saving.attach
         self._guard = FiniteGuard(self.agent.device)
         self._step = self.resumed.step
         self._updated = self.ended = False
@@ -153,6 +151,10 @@ class Run:
             more = "" if fixed else "; set steps higher to go on"
             print(f"{self.cfg.run_dir} is already trained for {self.resumed.step:,} steps{more}")
         return not left
+
+    def attach(self, name: str, part: Stateful) -> None:
+        """Save and continue a part with the run, as :meth:`~tdmpc2.training.saving.Saving.attach` does."""
+        self._saving.attach(name, part)
 
     def tell(self, callbacks: Sequence[Callback]) -> None:
         """Tell callbacks what happens, and end when one of them asks for it.

@@ -214,7 +214,7 @@ def test_share_body_estimate_counts_the_rows_of_all_tasks(
     assert re.search(
         r"^acting      56 steps in 4 environments, each step stored for 2.5 tasks on average$", text, re.MULTILINE
     )
-    assert "a buffer of 300 rows" in text
+    assert "300 rows, 0.00 GB in memory" in text
 
 
 @pytest.mark.parametrize(("keys", "message"), [

@@ -176,7 +176,7 @@ def test_verify_of_data_with_named_pipe_reports_it(tmp_path: Path) -> None:
 #: Modules that may open files in ways of their own: the readers themselves, files of the system and of this package,
 #: and files that the module itself has just written or checked.
 OWN_WAY = {
-    "support/reading.py", "support/runtime.py", "support/processes.py", "support/version.py",
+    "support/reading.py", "support/runtime.py", "support/processes.py", "support/version.py", "support/cgroups.py",
     "commands/doctor.py", "tracking/console.py",
     "acceleration/cpu/library.py", "acceleration/cpu/speed.py", "acceleration/cpu/build.py",
     "distributed.py", "checkpoints/reading.py",

@@ -191,7 +191,8 @@ def test_state_with_flipped_bit_is_refused(cfg: Config, saved: Path, tmp_path: P
 
 def test_part_that_refuses_its_state_is_one_line(cfg: Config, saved: Path) -> None:
     """If a part of the run cannot read its saved state, the message names the file and the part."""
-    from tdmpc2.training.loop import Run
+    from tdmpc2.distributed import ProcessGroup
+    from tdmpc2.training.saving import Saving
 
     class Part:
         def state(self) -> dict[str, Any]:
@@ -200,10 +201,9 @@ def test_part_that_refuses_its_state_is_one_line(cfg: Config, saved: Path) -> No
         def load_state(self, state: Any) -> None:
             raise KeyError("rows")
 
-    run = Run.__new__(Run)
-    run.cfg, run.resumed = cfg, run_dir_resumed({"replay": {}})
+    saving = Saving(TDMPC2(cfg), cfg, ProcessGroup(), run_dir_resumed({"replay": {}}))
     with pytest.raises(ValueError, match=r"state\.pt: replay is damaged \[KeyError: 'rows'\]"):
-        run.attach("replay", Part())
+        saving.attach("replay", Part())
 
 
 def run_dir_resumed(parts: dict[str, Any]) -> Any:
