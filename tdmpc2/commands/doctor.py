@@ -146,7 +146,7 @@ def _kernels(area: str) -> Finding:
 
 
 def _precision(area: str) -> Finding:
-    """What files of each format are computed in by default: with the CPU kernels, as they were timed here."""
+    """Tell the formats that ``precision=auto`` takes on this CPU, by the times of the kernels."""
     import torch
 
     from tdmpc2.acceleration.cpu.speed import kernel_seconds

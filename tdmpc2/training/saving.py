@@ -1,4 +1,4 @@
-"""What a run saves at a step: its agent, averaged weights, and the parts that were attached to it."""
+"""Saving of a run at a step: its agent, averaged weights, and the parts that were attached to it."""
 
 from __future__ import annotations
 

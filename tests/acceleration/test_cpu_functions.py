@@ -24,7 +24,7 @@ Doubles = NDArray[np.float64]
 
 
 class Promise(NamedTuple):
-    """What a function computes between two numbers, and how far from it it may be."""
+    """A function in float64, the range that it is tested on, and its largest allowed error."""
 
     low: float
     high: float

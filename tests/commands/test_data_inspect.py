@@ -50,7 +50,7 @@ def test_inspect_says_what_the_data_take_on_disk_and_in_memory(tmp_path: Path, r
 def test_inspect_of_episodes_measures_them_task_by_task(
     tmp_path: Path, run_data: Any, monkeypatch: pytest.MonkeyPatch, form: str, block: int
 ) -> None:
-    """What is measured does not depend on how many episodes are read at a time."""
+    """Measurements do not depend on how many episodes are read at a time."""
     monkeypatch.setattr(audit, "_BLOCK", block)
     data = episodes()
     facts = facts_of(run_data, write(tmp_path / "d", form, data))

@@ -183,7 +183,7 @@ def test_following_names_the_keys_that_are_as_they_follow() -> None:
 
 
 def test_mode_that_was_typed_does_not_follow() -> None:
-    """What a task and its data do not say by themselves has to be typed again."""
+    """A card names the mode wherever task and data alone would mean another one."""
     assert "mode" in Config(task="walker-walk").following()
     assert "mode" in Config(task="walker-walk", data_dir="data/mine").following()
     assert "mode" not in Config(task="walker-walk", mode="offline").following()

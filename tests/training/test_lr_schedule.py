@@ -29,7 +29,7 @@ def test_factor_follows_its_formula(schedule: str, factors: list[float]) -> None
 
 
 def test_all_rates_of_an_update_fall_together(tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is saved of the optimisers are the rates of the configuration, by which a continued run is checked."""
+    """Saved optimisers hold the rates of the configuration, by which a continued run is checked."""
     cfg = tiny_cfg.replace(steps=4, lr_schedule="linear", lr_end=0.0)
     agent = TDMPC2(cfg)
     first = [cfg.lr * cfg.enc_lr_scale, cfg.lr, cfg.lr]

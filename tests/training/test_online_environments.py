@@ -62,7 +62,7 @@ if "Faulty-v0" not in gymnasium.registry:
 def test_online_environment_that_fails_is_named_and_the_run_goes_on(
     tmp_path: Path, way: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was learned before is saved, and the same command begins a new episode instead of the broken one."""
+    """Steps before the fault are saved, and the same command begins a new episode instead of the broken one."""
     cfg = config(tmp_path, "Faulty-v0", num_envs=2)
     for name, value in {"bad": {5}, "way": way, "episodes": 0}.items():
         monkeypatch.setattr(Faulty, name, value)
