@@ -98,9 +98,7 @@ class ControlSuite:
     """
 
     def __init__(self, facts: dict[str, Any], seed: int) -> None:
-        os.environ.setdefault("MUJOCO_GL", "disable")  # nothing is drawn
-        from dm_control import suite
-
+        suite = _suite_without_opengl()
         self._facts, key = facts, (facts["domain"], facts["task"])
         stock, self._reward = OWN_TASKS.get(key, (facts["task"], None))
         if (facts["domain"], stock) not in suite.ALL_TASKS:
@@ -122,6 +120,17 @@ class ControlSuite:
     def _observed(self, moment: Any) -> Floats:
         parts = [np.ravel(moment.observation[name]) for name in self._facts["observations"]]
         return np.concatenate(parts).astype(np.float32)
+
+
+def _suite_without_opengl() -> Any:
+    """Import dm_control, which would look for OpenGL, although nothing is drawn here."""
+    if "MUJOCO_GL" in os.environ:
+        return importlib.import_module("dm_control.suite")
+    os.environ["MUJOCO_GL"] = "disable"
+    try:
+        return importlib.import_module("dm_control.suite")
+    finally:
+        del os.environ["MUJOCO_GL"]
 
 
 class Gymnasium:

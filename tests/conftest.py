@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -43,6 +44,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _renderer_as_before() -> Iterator[None]:
+    """Fail a test that leaves another OpenGL backend chosen, with which later tests of this process could not draw."""
+    chosen = os.environ.get("MUJOCO_GL")
+    yield
+    assert os.environ.get("MUJOCO_GL") == chosen, "the test or what it called has left MUJOCO_GL changed"
+
+
 @pytest.fixture
 def without_meta_world(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make Meta-World look as if it were not installed."""
@@ -50,7 +59,7 @@ def without_meta_world(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_console(monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_console(_renderer_as_before: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reset Rich's shared console, which remembers whether the first test that used it ran on a terminal."""
     monkeypatch.setattr("rich._console", None)
 

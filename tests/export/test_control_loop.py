@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,13 +23,6 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 print("imported:", *sorted({"torch", "tdmpc2", "gymnasium", "tensordict"} & set(sys.modules)))
 """
-
-
-@pytest.fixture(autouse=True)
-def _environment_as_before() -> Iterator[None]:
-    """Restore the environment variables, since the program sets some for itself."""
-    with mock.patch.dict(os.environ):
-        yield
 
 
 @pytest.fixture(scope="module")
