@@ -306,7 +306,10 @@ class TDMPC2:
         Returns:
             One line about it, or nothing.
         """
-        return self.planner.speed_up(self.cfg.compile, num_plans) if self.cfg.mpc else ""
+        if self.cfg.mpc:
+            return self.planner.speed_up(self.cfg.compile, num_plans)
+        self.planner.use_kernels(self.cfg.compile)
+        return ""
 
     # -- files ------------------------------------------------------------------------------------------------------
 

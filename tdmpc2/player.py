@@ -17,7 +17,7 @@ from torch import Tensor
 from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.config import Config
 from tdmpc2.nn.inputs import TaskLike, observations, starts, task_ids
-from tdmpc2.nn.pixels import split_observation
+from tdmpc2.nn.pixels import random_shift, split_observation
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.planner import Iteration, Plan, PlanNoise, draw_noise, predicted_return
 from tdmpc2.support.draws import load_generator
@@ -110,7 +110,10 @@ class Player:
 
         For a player with a planner of its own; the others share the agent's.
         """
-        return self._planner.speed_up(wanted, num_plans) if self.mpc else ""
+        if self.mpc:
+            return self._planner.speed_up(wanted, num_plans)
+        self._planner.use_kernels(wanted)
+        return ""
 
     def state(self) -> dict[str, Any]:
         """Copy the plans and the state of the random numbers: all that the next action depends on but the weights."""
@@ -155,22 +158,24 @@ class Player:
         """
         if not isinstance(eval_mode, (bool, np.bool_)):
             raise ValueError(f"eval_mode={shown(eval_mode)} must be True or False")
-        model, cfg, device = self._model, self._model.cfg, self._model.bins.device
+        cfg, device = self._model.cfg, self._model.bins.device
         asked = self.asked(obs, t0, task)
         context = self._context(asked.ids)
-        z = (self._planner if self.mpc else model).encode(asked.obs.to(device), context)
+        shift = self._shift(len(asked.obs))
         if self.mpc:
+            z = self._planner.encode(asked.obs.to(device), context, shift)
             prev_mean, noise = self.plan_inputs(asked)
             plan = self._planner(z, context, prev_mean, noise, eval_mode=eval_mode)
             if asked.obs.device.type == "cpu":
                 self._check_values(z, context, asked.ids, plan.last)
             action = self.keep(asked, plan)
-        elif eval_mode:
-            action = self._checked(model.policy_mean(z, context), asked)
         else:
-            rows, count = self._among or (slice(None), len(z))
-            eps = torch.randn(count, cfg.action_dim, device=device, dtype=torch.float32, generator=self.generator)
-            action = self._checked(model.pi(z, context, eps[rows])[0], asked)
+            rows, count = self._among or (slice(None), len(asked.obs))
+            eps = None
+            if not eval_mode:
+                shape = count, cfg.action_dim
+                eps = torch.randn(shape, device=device, dtype=torch.float32, generator=self.generator)[rows]
+            action = self._checked(self._planner.policy(asked.obs.to(device), context, eps, shift), asked)
         action = action.squeeze(0) if obs.ndim == len(cfg.obs_shape) else action
         return action.cpu().numpy() if isinstance(obs, np.ndarray) else action.to(obs.device)
 
@@ -182,6 +187,13 @@ class Player:
         if self._looked_up is None or self._looked_up[1] != version or not torch.equal(self._looked_up[0], ids):
             self._looked_up = ids.clone(), version, self._model.context(ids)
         return self._looked_up[2]
+
+    def _shift(self, num_envs: int) -> Tensor | None:
+        """Draw how far the images of each environment are shifted, if they are while acting."""
+        if not (self.cfg.augment_eval and self.cfg.observes_images):
+            return None
+        rows, count = self._among or (slice(None), num_envs)
+        return random_shift((count,), self._model.bins.device, self.generator)[rows]
 
     @torch.no_grad()
     def expected_return(self, obs: Array, task: TaskLike = None) -> NDArray[np.float32]:

@@ -84,6 +84,13 @@ class FastPlanner:
             return ""
         return reason + self._compile()
 
+    def use_kernels(self, wanted: str) -> None:
+        """Take the CPU kernels if there are any, unless ``wanted`` is ``false``; a policy needs nothing more."""
+        if wanted != "false" and self.kind == "plain":
+            self._use_kernels()
+            if self.kind == "kernels":
+                self._undecided, self._plans = "", None
+
     def speed_up_with_use(self, wanted: str, *, quiet: bool = False) -> None:
         """Let use decide: the number of plans is not known.
 
@@ -109,12 +116,33 @@ class FastPlanner:
         other.speed_up_with_use("auto" if self._plans is not None else self._undecided or chosen, quiet=self._quiet)
         return other
 
-    def encode(self, obs: Tensor, task: TaskContext) -> Tensor:
+    def encode(self, obs: Tensor, task: TaskContext, shift: Tensor | None = None) -> Tensor:
         """Encode what is to be planned for, as :meth:`tdmpc2.nn.world_model.WorldModel.encode`."""
         self._prepare()
         if self._networks is not None and self._networks.encodes:
             return self._networks.encode(obs, task)
-        return self._model.encode(obs, task)
+        return self._model.encode(obs, task, shift)
+
+    def policy(self, obs: Tensor, task: TaskContext, eps: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """Choose actions by the policy prior alone: with the kernels where plans have them, and otherwise plainly.
+
+        Args:
+            obs: of ``cfg.obs_shape``, [E, ...].
+            task: of each environment.
+            eps: standard-normal draw [E, A]; None: the policy's mean.
+            shift: of images, [E, 2].
+
+        Returns:
+            Actions [E, A].
+        """
+        if self._undecided:
+            self.use_kernels(self._undecided)
+        if self._networks is not None and self._networks.outdated():
+            self._pack_or_leave()
+        if self._networks is not None and self._networks.encodes:
+            return self._networks.policy(obs, task, eps)
+        z = self._model.encode(obs, task, shift)
+        return self._model.policy_mean(z, task) if eps is None else self._model.pi(z, task, eps)[0]
 
     def __call__(self, z: Tensor, *args: Any, **kwargs: Any) -> planner.Plan:
         """Plan as :func:`tdmpc2.planner.plan`, without its first argument."""
@@ -126,7 +154,7 @@ class FastPlanner:
         """Make the choice that the first plan makes, and pack weights that have changed since."""
         if self._undecided:
             self._decide()
-        if self._networks is not None and self._networks.outdated(self._model):
+        if self._networks is not None and self._networks.outdated():
             self._pack_or_leave()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -39,11 +39,12 @@ def test_fast_planner_is_chosen_where_it_pays(agent: TDMPC2, monkeypatch: pytest
         return other.planner.kind, line
 
     assert chosen(10**6, compile=False) == ("plain", "")
-    assert chosen(10**6, mpc=False, compile=True) == ("plain", "")
+    assert chosen(10**6, mpc=False, compile=False) == ("plain", "")
     if not library.reason():
-        assert chosen(1) == chosen(1, compile=True) == ("kernels", "")
+        assert chosen(1) == chosen(1, compile=True) == chosen(1, mpc=False) == ("kernels", "")
     monkeypatch.setattr("tdmpc2.acceleration.cpu.library._load", lambda: (None, "this processor is a toaster"))
     assert chosen(999) == ("plain", "")
+    assert chosen(10**6, mpc=False, compile=True) == ("plain", "")  # a policy is not compiled
     kind, line = chosen(1000)
     assert line.startswith("The CPU kernels are not available: this processor is a toaster. ")
     if has_cpp_compiler():
@@ -121,7 +122,7 @@ def test_kernels_notice_another_scale_of_int8_weights(place: str) -> None:
     model = agent.model
     changed = {"a layer": model._reward[0].scale, "a Q head": model._Qs.scale1, "bins": model.bins}[place]
     changed.mul_(1.5)
-    assert networks.outdated(model)
+    assert networks.outdated()
     agent.act(torch.zeros(agent.cfg.obs_dim), t0=True, task=0)
     assert agent.planner._networks is not networks
 
@@ -135,7 +136,7 @@ def test_fast_planner_copied_uses_its_own_model(copied: Any) -> None:
     other = copied(planner)
     assert (other.kind, planner.kind) == ("kernels", "kernels")
     assert other._model is not model
-    assert not other._networks.outdated(other._model)
+    assert not other._networks.outdated()
 
 
 @needs_cuda

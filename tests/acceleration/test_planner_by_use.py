@@ -115,7 +115,7 @@ def test_load_agent_takes_the_kernels_where_there_are_any(
 
     class Kernels:
         def __init__(self, model: object) -> None:
-            self.functions, self.outdated, self.encodes = dict, lambda model: False, False
+            self.functions, self.outdated, self.encodes = dict, lambda: False, False
 
     monkeypatch.setattr(fast_planner, "PackedNetworks", Kernels)
     with caplog.at_level(logging.INFO, "tdmpc2"):

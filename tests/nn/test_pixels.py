@@ -71,3 +71,25 @@ def test_random_shift_is_off_while_acting() -> None:
         expected = agent.model.policy_mean(agent.model.encode(images[None]), None)[0]
     for _ in range(3):
         torch.testing.assert_close(torch.as_tensor(agent.act(images, t0=True, eval_mode=True)), expected)
+
+
+@pytest.mark.parametrize("mpc", [True, False], ids=["plan", "policy"])
+def test_images_are_shifted_while_acting_if_asked(mpc: bool) -> None:
+    """``augment_eval=true`` acts as the reference does."""
+    images = torch.randint(256, (9, 64, 64), dtype=torch.uint8)
+    small = small_config(task="walker-walk", mode="online", obs="rgb", mpc=mpc)
+    still, moved = (TDMPC2(small.replace(augment_eval=asked)) for asked in (False, True))
+    moved.load(still.model.state_dict())
+    seen = []
+    encode = moved.model.encode
+    moved.model.encode = lambda obs, task=None, shift=None: seen.append(shift) or encode(obs, task, shift)  # type: ignore[method-assign]
+    actions = [torch.as_tensor(agent.player(seed=1).act(images, t0=True)) for agent in (still, moved, moved)]
+    shifts = [shift for shift in seen if shift is not None]
+    assert [tuple(shift.shape) for shift in shifts] == [(1, 2)] * 2
+    torch.testing.assert_close(actions[1], actions[2], rtol=0, atol=0)  # the same seed
+    assert not torch.equal(actions[0], actions[1])
+
+
+def test_augment_eval_needs_images() -> None:
+    with pytest.raises(ValueError, match=r"augment_eval=true shifts images, and obs=state has none"):
+        Config(task="walker-walk", mode="online", augment_eval=True)

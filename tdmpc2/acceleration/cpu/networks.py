@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from tdmpc2 import planner
 from tdmpc2.acceleration.cpu import library
+from tdmpc2.acceleration.cpu.weight_versions import WeightVersions
 from tdmpc2.acceleration.layers import has_mish
 from tdmpc2.checkpoints.layouts import TERMINATION
 from tdmpc2.config import Config
@@ -202,7 +203,7 @@ class PackedNetworks:
         cfg, self._kernels = model.cfg, library.load()
         if why := unsupported(cfg):
             raise ValueError(why)
-        self._versions = _versions(model)
+        self._versions = WeightVersions(model)
         self.num_q, self.latent_dim, self.action_dim = cfg.num_q, cfg.latent_dim, cfg.action_dim
         self.encodes = cfg.obs == "state"
         task_dim = cfg.task_dim if cfg.multitask else 0
@@ -231,9 +232,9 @@ class PackedNetworks:
             _address(self._bins), ctypes.addressof(self._structs),
         )  # fmt: skip
 
-    def outdated(self, model: WorldModel) -> bool:
-        """True if the model's weights have changed since, as far as PyTorch knows: fused optimisers do not tell it."""
-        return _versions(model) != self._versions
+    def outdated(self) -> bool:
+        """Tell whether the model's weights have changed since, as :class:`WeightVersions` can know."""
+        return self._versions.changed()
 
     def functions(self) -> dict[str, Callable[..., Any]]:
         """``iteration_fn`` and ``rollout_fn`` of :func:`tdmpc2.planner.plan`, computed with these networks."""
@@ -303,6 +304,15 @@ class PackedNetworks:
         self._call(self._kernels.policy_rollout, counts, z, *_rows(task, num_envs), eps, out)
         return out
 
+    def policy(self, obs: Tensor, task: TaskContext, eps: Tensor | None) -> Tensor:
+        """Compute the policy prior's actions for states, [E, O] -> [E, A].
+
+        Args:
+            eps: standard-normal draw [E, A]; None: the policy's mean.
+        """
+        drawn = torch.zeros(len(obs), self.action_dim) if eps is None else eps
+        return self.policy_rollout(self.encode(obs, task), task.unsqueeze(1), drawn[None, :, None])[:, 0, 0]
+
     def _check(self, z: Tensor, actions: Tensor, num_envs: int, samples: int) -> None:
         """Sizes that the kernels rely on."""
         assert z.shape == (num_envs, self.latent_dim), (z.shape, num_envs, self.latent_dim)
@@ -338,14 +348,6 @@ def layers_of(network: Network) -> list[Affine]:
     if isinstance(network.module, QEnsemble):
         return [head_layer(network.module, head, i) for head in range(len(network.module.params[0])) for i in range(3)]
     return list(map(linear, network.module))
-
-
-def _versions(model: WorldModel) -> list[tuple[int, int]]:
-    """Return the addresses of what is packed, scales too, and how often each was written: either changes with it."""
-    held = [model.bins]
-    for network in model.networks():
-        held += [*network.module.parameters(), *network.module.buffers()]
-    return [(x.data_ptr(), -1 if x.is_inference() else x._version) for x in held]
 
 
 def _rows(task: TaskContext, num_envs: int) -> list[Tensor | None]:

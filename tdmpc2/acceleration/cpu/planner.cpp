@@ -333,8 +333,8 @@ void estimate_value(const Networks* n, int num_envs, int horizon, int samples, i
 
 void policy_rollout(const Networks* n, int num_envs, int horizon, int samples, int threads, const float* z,
                     const float* task, const float* mask, const float* eps, float* out) {
-    const int used[] = {DYNAMICS, PI};
-    const Job job{*n, num_envs, samples, threads, z, task, used, 2};
+    const int used[] = {PI, DYNAMICS};
+    const Job job{*n, num_envs, samples, threads, z, task, used, horizon > 1 ? 2 : 1};
     job.run([&](Tile& tile, int env, int start, int count, auto shared) {
         for (int t = 0; t < horizon; t++) {
             const bool first_step = t == 0;
