@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ _METRICS = Entry(
     "finite numbers by name, as tensors",
 )
 _LEARNER = {
-    "done": whole(), "owed": whole(), "interrupted": flag(), "metrics": _METRICS.optional, "short": whole().optional
+    "done": whole(), "owed": whole(-(10**9)), "interrupted": flag(), "metrics": _METRICS.optional,
+    "short": whole().optional,
 }  # fmt: skip
 _MOST_SHORT = 100  # played episodes in a row that may be too short to learn from
 _BURST = 100  # updates in a row that are worth a progress bar
@@ -137,14 +138,17 @@ class Loop:
         """
         run, cfg, learner = self.run, self.run.cfg, self.learner
         for step in run.steps(again=learner.interrupted):
+            taking: AbstractContextManager[None] = nullcontext()
             if not learner.interrupted:
                 with saving_before(step, run):
                     self.begin(step)
                     actions = self.choose(step)
-                    with self.clock("environment"):
-                        ended = self.explorer.step(actions)
-                    self.taken(step, ended)
-            with self.clock("updating"), saving_at(step, run, learner):
+                    self.owe(step)
+                    if run.cfg.env_workers:
+                        taking = self._taking_meanwhile(step, actions)
+                    else:
+                        self._take(step, actions)
+            with saving_at(step, run, learner), taking, self.clock("updating"):
                 metrics = learner.update()
             self.before_saving(step)
             run.after_update(step, metrics)
@@ -172,11 +176,43 @@ class Loop:
             prior = self._has_policy and self._new_task.chosen
             return self.explorer.act(step, random=self.is_random(step), prior=prior)
 
+    def owe(self, step: int, sign: int = 1) -> None:
+        """Count the updates that are due with a step, or with ``sign=-1`` are not."""
+        self.learner.owed += sign * self._schedule.updates_due(step)
+
+    def _take(self, step: int, actions: Floats) -> None:
+        """Take a step in each environment.
+
+        Raises:
+            EnvironmentFailed: one failed. The updates of the turn are then not due, whether they were made or not.
+        """
+        try:
+            with self.clock("environment"):
+                ended = self.explorer.step(actions)
+        except EnvironmentFailed:
+            self.owe(step, -1)
+            raise
+        self.taken(step, ended)
+
+    @contextmanager
+    def _taking_meanwhile(self, step: int, actions: Floats) -> Iterator[None]:
+        """Take a step in worker processes while the updates of the turn are made here.
+
+        They learn from episodes that ended before it, so the run is the same as if one followed the other.
+        """
+        self.explorer.begin_step(actions)
+        try:
+            yield
+        except FileChangedError:  # the run is saved in the middle of the updates
+            self._take(step, actions)
+            raise
+        with saving_before(step, self.run):
+            self._take(step, actions)
+
     def taken(self, step: int, ended: Sequence[Episode]) -> None:
-        """Count a step that was taken in each environment, and the episodes that ended with it."""
+        """Note the episodes that ended with a step."""
         self.clock.played(ended)
         self.run.log_episodes(step, [_row(self.run.cfg, episode) for episode in ended])
-        self.learner.owed += self._schedule.updates_due(step)
 
     def before_saving(self, step: int) -> None:
         """Bring everything to where it is saved, after the updates of a turn."""
@@ -195,7 +231,8 @@ class Learner:
 
     Attributes:
         done: updates made.
-        owed: updates that are still due: a signal cut the last step short, or no episode has been stored yet.
+        owed: updates that are still due: a signal cut the last step short, or no episode has been stored yet. Below
+            zero: they were made for a step in which an environment failed, and which is taken again.
         interrupted: the last step was cut short; its updates are to be made before the next one.
         metrics: of the last update; where there are fewer updates than steps, most steps have none of their own.
         short: played episodes in a row that were too short to be drawn from.
@@ -240,13 +277,13 @@ class Learner:
         """
         replay = self._replay
         self.interrupted = False
-        if not self.owed or not self.ready():
+        if self.owed <= 0 or not self.ready():
             return self.metrics or None
         if pca_line := fit_pca(self._run.agent, replay.sampler):
             self._run.message(pca_line)
         many = self.owed >= _BURST
         with Progress(self.owed, "Learning from the seed steps", unit="updates") if many else nullcontext() as bar:
-            while self.owed and not self.interrupted:
+            while self.owed > 0 and not self.interrupted:
                 self.count(self._run.update(self.draw()))
                 self.interrupted = self.owed > 0 and self._run.told_to_stop(self.done)
                 if bar:

@@ -153,6 +153,7 @@ class Together:
             if ended:
                 self._returns[number] = ended[-1].episode_return
             loop.taken(step, ended)
+            loop.owe(step)
 
     def _choose(self, step: int) -> list[Floats]:
         together = self._plans_together and self._runs[0].cfg.mpc and not self._loops[0].is_random(step)

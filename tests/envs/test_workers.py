@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -13,11 +14,14 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 
+from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.envs import workers
 from tdmpc2.envs.workers import WorkerLost, Workers, WorkerVecEnv
 from tdmpc2.play.collector import collect
+from tdmpc2.play.explorer import Explorer
 from tdmpc2.play.rollout import Episode, Job, play
 from tdmpc2.training.online import train_online
 from tests.helpers.faulty_envs import PREFIX
@@ -134,3 +138,66 @@ input()
     caller.kill()
     caller.wait()
     assert psutil.wait_procs([worker], timeout=30)[1] == []
+
+
+def test_environments_step_while_the_update_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With workers a turn asks for the step, makes the updates, and then waits; without them it waits first."""
+    events: list[str] = []
+
+    def noted(kind: type, name: str) -> None:
+        inner = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda *args, **keys: events.append(name) or inner(*args, **keys))
+
+    for kind, name in (Explorer, "begin_step"), (TDMPC2, "update"), (Explorer, "step"):
+        noted(kind, name)
+    for number, order in (0, ["step", "update"]), (1, ["begin_step", "update", "step"]):
+        events.clear()
+        train_online(config(tmp_path / str(number), env_workers=number, eval_freq=0), None)
+        assert events[-len(order) :] == order
+
+
+def test_updates_made_beside_a_step_that_fails_are_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = train_online(config(tmp_path / "straight", env_workers=1, eval_freq=0), None).parent
+    cfg, step = config(tmp_path, env_workers=1, eval_freq=0), Explorer.step
+    calls = itertools.count(1)
+
+    def failing(self: Explorer, actions: Any) -> Any:
+        if next(calls) == 40:
+            os.kill(self._envs._workers._all[0]._process.pid, signal.SIGKILL)
+        return step(self, actions)
+
+    monkeypatch.setattr(Explorer, "step", failing)
+    with pytest.raises(ValueError, match="was killed by signal 9"):
+        train_online(cfg, None)
+    monkeypatch.undo()
+    assert learner_of(cfg.run_dir)["owed"] < 0
+    train_online(cfg, None)
+    assert learner_of(cfg.run_dir)["done"] == learner_of(straight)["done"]
+    assert learner_of(cfg.run_dir)["owed"] == 0
+
+
+def test_run_told_to_stop_while_workers_step_goes_on_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: dict[str, Any] = {"env_workers": 1, "num_envs": 2, "utd": 2.0, "steps": 60}
+    straight = train_online(config(tmp_path / "straight", **keys), None).parent
+    cfg, update, made = config(tmp_path, **keys), TDMPC2.update, itertools.count(1)
+
+    def stopping(self: TDMPC2, batch: Any) -> Any:
+        if next(made) == learner_of(straight)["done"] - 9:  # among the updates of one step
+            signal.raise_signal(signal.SIGTERM)
+        return update(self, batch)
+
+    monkeypatch.setattr(TDMPC2, "update", stopping)
+    with pytest.raises(SystemExit):
+        train_online(cfg, None)
+    monkeypatch.undo()
+    assert learner_of(cfg.run_dir)["owed"] > 0
+    train_online(cfg, None)
+    assert_same(straight, cfg.run_dir)
+
+
+def learner_of(directory: Path) -> dict[str, Any]:
+    return torch.load(directory / "state.pt", weights_only=True)["parts"]["learner"]
