@@ -21,7 +21,7 @@ EPISODES = "episode/return"
 _MOST_TASKS = 6  # that have panels of their own
 #: What is drawn, in this order: title -> names of its curves, of which the first that a run has is taken.
 _PANELS = {
-    "score": ("eval/normalized_score", "eval/return"),
+    "score": ("eval/normalized_score", "eval/return", "eval/mixed_score"),
     "return of episodes\nwhile learning": (EPISODES,),
     "total loss": ("train/total_loss",),
     "consistency loss": ("train/consistency_loss",),

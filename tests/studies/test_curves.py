@@ -87,8 +87,9 @@ def test_study_figure_has_a_curve_for_every_group_over_steps_and_hours(
     assert (tmp_path / "curves.png").read_bytes().startswith(PNG)
 
 
-def test_panels_show_distillation_losses_before_speed() -> None:
-    names = ("speed/it_per_s", "distill/value_loss", "distill/factor", "train/value_loss", "eval/normalized_score")
+@pytest.mark.parametrize("score", ["normalized_score", "return", "mixed_score"])
+def test_panels_show_distillation_losses_before_speed(score: str) -> None:
+    names = ("speed/it_per_s", "distill/value_loss", "distill/factor", "train/value_loss", f"eval/{score}")
     panels = list(curves._metrics({"": [dict.fromkeys(names)]}))  # type: ignore[list-item]
     assert panels == ["score", "value loss", "distillation:\nvalue loss", "updates per second"]
 
