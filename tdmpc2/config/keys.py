@@ -153,6 +153,10 @@ class Keys:
     collect_iterations: int | None = key(
         None, "iterations while collecting; null: as in evaluations", at_least=1, scope=RUN, decides=True
     )
+    collect_policy: float = key(
+        0.0, "share of the steps that the policy takes alone while collecting", at_least=0, at_most=1, scope=RUN,
+        decides=True,
+    )  # fmt: skip
     episodic: bool = key(False, "episodes may terminate before their time limit: the model learns when")
     termination_coef: float = key(1.0, "coefficient of the termination loss", at_least=0, sensible=MOST_COEF)
 

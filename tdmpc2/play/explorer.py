@@ -17,30 +17,14 @@ from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.envs.stepping import EachAlone, Played, Step
 from tdmpc2.envs.workers import EachInWorkers, WorkerLost, Workers
 from tdmpc2.play.actors import prior_actions, uniform_actions
+from tdmpc2.play.environment_failed import EnvironmentFailed, TerminationRefused
 from tdmpc2.play.explorer_state import Running, check_explorer, loaded_episode, saved_episode, saved_running
 from tdmpc2.play.rollout import Episode, Floats, Job
 from tdmpc2.player import Asked
 from tdmpc2.support.draws import numbered_generator
 
-_RANDOM_ACTIONS = 1  # stream of numbered_generator
+_RANDOM_ACTIONS, _POLICY_STEPS = 1, 2  # streams of numbered_generator
 _PLAYER = 0x5EED  # what the seed of the player's draws is told apart by from those of environments
-
-
-class EnvironmentFailed(ValueError):
-    """An environment raised, or returned what the agent cannot learn from; the message says what to do.
-
-    Attributes:
-        remedy: what ends the message where nothing was learned yet; elsewhere the same command goes on. Empty if it
-            would only meet the same again.
-    """
-
-    remedy = ": try another seed"
-
-
-class TerminationRefused(EnvironmentFailed):
-    """An episode terminated in a run that does not learn from terminations: its keys have to change."""
-
-    remedy = ""
 
 
 class Explorer:
@@ -126,7 +110,8 @@ class Explorer:
 
         Args:
             step: number of the turn, which random actions are a function of.
-            random: uniformly random; otherwise planned, with exploration noise.
+            random: uniformly random; otherwise planned, with exploration noise, or in the share ``collect_policy`` of
+                all turns samples of the policy prior.
             prior: random actions are samples of the policy prior instead.
         """
         self._before = self.player.state()
@@ -134,9 +119,15 @@ class Explorer:
         if random and not prior:
             return uniform_actions(self._cfg, self.task_ids, generator)[self.own]
         obs, starts, task = self._seen()
-        if random:
+        if random or self._by_policy(step):
             return prior_actions(self._model, obs, self.task_ids, generator, self.own)
+        starts |= self._by_policy(step - len(self.task_ids))  # the plan before is of a step earlier
         return self.player.act(obs, starts, task=task, eval_mode=False)
+
+    def _by_policy(self, step: int) -> bool:
+        """Tell whether the policy acts alone in a turn that is not random."""
+        share = self._cfg.collect_policy
+        return step > 0 and numbered_generator(self._cfg.seed, step, _POLICY_STEPS).random() < share
 
     def asked(self) -> Asked:
         """Begin to act as :meth:`act` does, and ask for a plan that something else makes for :attr:`player`."""

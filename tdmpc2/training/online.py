@@ -17,8 +17,9 @@ from tdmpc2.data.ring import ReplayRing
 from tdmpc2.data.ring_files import SavedRing
 from tdmpc2.distributed import process_group
 from tdmpc2.envs.registry import family_of
+from tdmpc2.play.environment_failed import EnvironmentFailed
 from tdmpc2.play.evaluation import evaluate
-from tdmpc2.play.explorer import EnvironmentFailed, Explorer
+from tdmpc2.play.explorer import Explorer
 from tdmpc2.play.rollout import Episode, Floats
 from tdmpc2.support.entries import Entry, check_entries, flag, whole
 from tdmpc2.support.mapped_files import FileChangedError

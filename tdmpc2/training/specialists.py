@@ -14,8 +14,9 @@ from torch import Tensor
 
 from tdmpc2.config import Config
 from tdmpc2.distributed import ProcessGroup
+from tdmpc2.play.environment_failed import EnvironmentFailed
 from tdmpc2.play.evaluation import evaluate
-from tdmpc2.play.explorer import EnvironmentFailed, Explorer
+from tdmpc2.play.explorer import Explorer
 from tdmpc2.play.rollout import Floats
 from tdmpc2.support.mapped_files import FileChangedError
 from tdmpc2.tracking.progress import Progress

@@ -191,7 +191,10 @@ def check_stackable(cfg: Config, first: Config) -> None:
             f"{name}={shown(values[name])} of {cfg.task} is {shown(others[name])} for {first.task}: agents of a stack "
             "differ in tasks, seed and directory only"
         )
-    for name, unfit in (("obs", cfg.obs != "state"), ("freeze", bool(cfg.freeze)), ("teachers", bool(cfg.teachers))):
+    for name, unfit in (
+        ("obs", cfg.obs != "state"), ("freeze", bool(cfg.freeze)), ("teachers", bool(cfg.teachers)),
+        ("collect_policy", cfg.collect_policy > 0),
+    ):  # fmt: skip
         if unfit:
             raise ValueError(f"{name}={shown(values[name])} is not stacked: train {cfg.task} on its own, by train.py")
 

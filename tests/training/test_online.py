@@ -18,6 +18,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.ring import ReplayRing
 from tdmpc2.envs.stepping import EachAlone
+from tdmpc2.play import explorer
 from tdmpc2.play.evaluation import Evaluation, TaskResult
 from tdmpc2.play.explorer import Explorer
 from tdmpc2.player import Player
@@ -117,6 +118,24 @@ def test_online_run_logs_every_interval_whatever_the_ratio(tmp_path: Path, utd: 
     assert [row["step"] for row in rows(cfg.run_dir / "train.csv")] == [25, 30, 35, 40, 45]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_online_run_plans_for_all_but_the_share_of_the_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    """A plan begins anew after a step of the policy, since the one before is of a step earlier."""
+    turns: list[str] = []
+    monkeypatch.setattr(explorer, "prior_actions", lambda *_: turns.append("policy") or np.zeros((1, 2), "f4"))
+    monkeypatch.setattr(
+        Player, "act", lambda _, obs, t0, **__: turns.append("begin" if t0 else "plan") or np.zeros((1, 2), "f4")
+    )
+    monkeypatch.setattr(TDMPC2, "update", lambda *_: {"total_loss": torch.tensor(0.0)})
+    train_online(config(tmp_path, steps=400, seed_steps=20, eval_freq=0, collect_policy=share), None)
+    assert len(turns) == 379
+    assert turns.count("policy") / len(turns) == pytest.approx(share, abs=0.06)
+    after = [now for before, now in itertools.pairwise(turns) if before == "policy"]
+    assert set(after) <= {"policy", "begin"}
+
+
 # -- continuing -------------------------------------------------------------------------------------------------------
 
 
@@ -125,6 +144,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "episodic": {"task": FALLS, "episodic": True, "horizon": 2, "buffer_size": 20},
     "several": {"num_envs": 2, "utd": 0.7, "collect_num_samples": 8, "buffer_size": 33},
     "policy": {"mpc": False},
+    "often the policy": {"num_envs": 2, "collect_policy": 0.5},
     "images": {"obs": "rgb", "horizon": 2},
     "images and numbers": {"task": SEES, "obs": "rgb+state", "horizon": 2},
 }
