@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from tdmpc2.studies.figures import sensible_range
 from tdmpc2.studies.labels import wrapped
+from tdmpc2.studies.public_points import LABEL, published_points
 from tdmpc2.studies.runs import Group, Run, Study
 from tdmpc2.support.figures import figure_class, free_figure_name, save_figure
+from tdmpc2.support.files import read_json
 from tdmpc2.support.intervals import mean_interval
 from tdmpc2.tracking.curves import Curve, read_curves
 
@@ -54,7 +56,8 @@ def draw_run(run_dir: str | Path) -> str:
     """
     path = free_figure_name(Path(run_dir) / "curves.png")
     try:
-        return _draw(path, {"": [read_curves(run_dir)]}) or f"Learning curves: {path}"
+        configs = [read_json(Path(run_dir) / "run.json")] if (Path(run_dir) / "run.json").exists() else []
+        return _draw(path, {"": [read_curves(run_dir)]}, configs) or f"Learning curves: {path}"
     except Exception as error:  # a figure is never worth a run: whatever stops it is said instead
         return f"No learning curves: {type(error).__name__}: {error}"
 
@@ -73,7 +76,8 @@ def study_figure(path: Path, study: Study) -> str:
         ValueError: the disk refused.
     """
     groups = [*study.groups, *(Group(f"unfinished: {run.path}", (run,), {}) for run in study.unfinished)]
-    return _draw(path, {group.name: [_curves(run) for run in group.runs] for group in groups}, force=True)
+    configs = [run.config for group in groups for run in group.runs]
+    return _draw(path, {group.name: [_curves(run) for run in group.runs] for group in groups}, configs, force=True)
 
 
 def mean_curve(curves: Sequence[tuple[Floats, Floats]]) -> Band:
@@ -110,7 +114,12 @@ def _curves(run: Run) -> dict[str, Curve]:
         return {}
 
 
-def _draw(path: Path, groups: Mapping[str, Sequence[Mapping[str, Curve]]], force: bool = False) -> str:
+def _draw(
+    path: Path,
+    groups: Mapping[str, Sequence[Mapping[str, Curve]]],
+    configs: Sequence[Mapping[str, Any]] = (),
+    force: bool = False,
+) -> str:
     """Write the figure: a line of panels for each metric, over steps on the left and over hours on the right."""
     panels = _metrics(groups)
     if not panels:
@@ -130,6 +139,8 @@ def _draw(path: Path, groups: Mapping[str, Sequence[Mapping[str, Curve]]], force
             _draw_panel(axes, groups, names, axis)
         line[0].set_ylabel(title, fontsize=8)
         _limit(line[0], groups, names)
+        if names == _PANELS["score"] or names == (EPISODES,):
+            _draw_published(line[0], configs)
     for axes, axis in zip(grid[-1], axes_names, strict=True):
         axes.set_xlabel(_steps_of(groups) if axis == "step" else "hours of training", fontsize=8)
     if any(len(runs) > 1 for runs in groups.values()):
@@ -184,6 +195,18 @@ def _draw_panel(
         axes.plot(band.x, band.mean, label=wrapped(name, 60), **style)
     axes.grid(color="lightgrey", linewidth=0.4)
     axes.tick_params(labelsize=7)
+
+
+def _draw_published(axes: Any, configs: Sequence[Mapping[str, Any]]) -> None:
+    """Draw what others have published for the same task, as far as the curves go."""
+    points = published_points(configs, axes.get_xlim()[1])
+    if not points:
+        return
+    step, mean, low, high = (np.array(column) for column in zip(*points, strict=True))
+    style = {"color": "0.35", "marker": "D", "markersize": 4, "capsize": 3, "linestyle": "none"}
+    handle = axes.errorbar(step, mean, [mean - low, high - mean], **style)
+    axes.set_ylim(top=max(axes.get_ylim()[1], 1.05 * high.max()))
+    axes.legend([handle], [LABEL], fontsize=6, loc="lower right")
 
 
 def _limit(axes: Any, groups: Mapping[str, Sequence[Mapping[str, Curve]]], names: Sequence[str]) -> None:

@@ -124,6 +124,15 @@ def curves(method: str, step: int) -> Callable[[Mapping[str, Path]], Returns]:
     return parse
 
 
+def returns_by_step(method: str, task: str, path: Path) -> dict[int, list[float]]:
+    """Read a method's returns of one task from such a file: control step -> a value for each seed."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for row in _rows(path, ("method", "task", "metric", "env_step", "value")):
+        if (row["method"], row["task"], row["metric"]) == (method, task, "return"):
+            found[int(_number(path, row["env_step"]))].append(_number(path, row["value"]))
+    return dict(found)
+
+
 def curve_files(step: int) -> Callable[[Mapping[str, Path]], Returns]:
     """Read a file for each task, ``step,reward,seed``; a value for each seed."""
 
