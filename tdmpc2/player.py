@@ -108,12 +108,10 @@ class Player:
     def compile_planner(self, wanted: str, num_plans: int) -> str:
         """Plan in the fastest way, as :meth:`tdmpc2.acceleration.fast_planner.FastPlanner.speed_up` has it.
 
-        For a player with a planner of its own; the others share the agent's.
+        For a player with a planner of its own; the others share the agent's. A policy alone stays as it is: where
+        weights change from step to step, packing them for the kernels takes longer than its action.
         """
-        if self.mpc:
-            return self._planner.speed_up(wanted, num_plans)
-        self._planner.use_kernels(wanted)
-        return ""
+        return self._planner.speed_up(wanted, num_plans) if self.mpc else ""
 
     def state(self) -> dict[str, Any]:
         """Copy the plans and the state of the random numbers: all that the next action depends on but the weights."""

@@ -85,8 +85,8 @@ class FastPlanner:
         return reason + self._compile()
 
     def use_kernels(self, wanted: str) -> None:
-        """Take the CPU kernels if there are any, unless ``wanted`` is ``false``; a policy needs nothing more."""
-        if wanted != "false" and self.kind == "plain":
+        """Take the CPU kernels for a policy if there are any, unless ``wanted`` is ``false``; they encode states."""
+        if wanted != "false" and self.kind == "plain" and self._model.cfg.obs == "state":
             self._use_kernels()
             if self.kind == "kernels":
                 self._undecided, self._plans = "", None
@@ -137,7 +137,7 @@ class FastPlanner:
         """
         if self._undecided:
             self.use_kernels(self._undecided)
-        if self._networks is not None and self._networks.outdated():
+        if self._networks is not None and self._networks.encodes and self._networks.outdated():
             self._pack_or_leave()
         if self._networks is not None and self._networks.encodes:
             return self._networks.policy(obs, task, eps)

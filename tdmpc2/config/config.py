@@ -318,7 +318,12 @@ class Config(Keys):
             raise ValueError(f"value_scale=per_task tells tasks apart, and task={self.task} is one: leave it out")
         if self.eval_weights == "ema" and not self.ema_decay:
             raise ValueError("eval_weights=ema plays averaged weights, and ema_decay=0 keeps none: set ema_decay=0.999")
-        if self.augment_eval and self.obs == "state":
+        if self.collect_policy and not self.mpc:
+            raise ValueError(
+                f"collect_policy={self.collect_policy:g} is the share of steps without a plan, and mpc=false plans "
+                "for none: leave one out"
+            )
+        if self.augment_eval and self.obs == "state" and self.checkpoint is None:  # a file says what it observes
             raise ValueError("augment_eval=true shifts images, and obs=state has none: leave it out, or set obs=rgb")
         if self.min_std > self.max_std:
             raise ValueError(f"min_std={self.min_std} must not exceed max_std={self.max_std}")

@@ -209,7 +209,8 @@ class WorldModel(nn.Module):
 
         Args:
             obs: float states, uint8 images, or the bytes of both (:func:`~tdmpc2.nn.pixels.split_observation`).
-            shift: of each image, [..., 2], in training only: :func:`~tdmpc2.nn.pixels.random_shift`.
+            shift: of each image, [..., 2], in training, and while acting with ``augment_eval``:
+                :func:`~tdmpc2.nn.pixels.random_shift`.
         """
         cfg = self.cfg
         if not cfg.observes_images:

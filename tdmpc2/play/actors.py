@@ -10,6 +10,7 @@ import torch
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.nn.inputs import observations
+from tdmpc2.nn.pixels import SHIFT
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.play.rollout import Actor
 
@@ -53,7 +54,10 @@ def prior_actions(
     cfg, device = model.cfg, model.bins.device
     eps = torch.from_numpy(rng.standard_normal((len(task_ids), cfg.action_dim), np.float32)[own]).to(device)
     context = model.context(torch.from_numpy(task_ids[own]).to(device))
-    action, _ = model.pi(model.encode(observations(obs, cfg).to(device), context), context, eps)
+    shift = None
+    if cfg.augment_eval and cfg.observes_images:
+        shift = torch.from_numpy(rng.integers(0, 2 * SHIFT + 1, (len(task_ids), 2))[own]).to(device)
+    action, _ = model.pi(model.encode(observations(obs, cfg).to(device), context, shift), context, eps)
     return action.cpu().numpy()
 
 

@@ -280,6 +280,9 @@ def _compile(cfg: Config, policies: Sequence[BehaviourPolicy], shards: Sequence[
         planned = [shard for shard in shards if shard.policy in own]
         steps = sum(shard.episodes * cfg.task_specs[shard.task_id].episode_length for shard in planned)
         lines[agent.compile_planner(steps)] = None
+    for agent in {id(p.agent): p.agent for p in policies if p.agent is not None and not p.mpc}.values():
+        if id(agent) not in planners:
+            agent.planner.use_kernels(agent.cfg.compile)
     for line in filter(None, lines):
         print_line(open_console(None), line)
 

@@ -139,7 +139,7 @@ def _draw(
             _draw_panel(axes, groups, names, axis)
         line[0].set_ylabel(title, fontsize=8)
         _limit(line[0], groups, names)
-        if names == _PANELS["score"] or names == (EPISODES,):
+        if names == (EPISODES,):
             _draw_published(line[0], configs)
     for axes, axis in zip(grid[-1], axes_names, strict=True):
         axes.set_xlabel(_steps_of(groups) if axis == "step" else "hours of training", fontsize=8)
@@ -199,7 +199,8 @@ def _draw_panel(
 
 def _draw_published(axes: Any, configs: Sequence[Mapping[str, Any]]) -> None:
     """Draw what others have published for the same task, as far as the curves go."""
-    points = published_points(configs, axes.get_xlim()[1])
+    last = max((line.get_xdata().max() for line in axes.lines if len(line.get_xdata())), default=0)
+    points = published_points(configs, last)
     if not points:
         return
     step, mean, low, high = (np.array(column) for column in zip(*points, strict=True))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from tdmpc2.studies.sources import SHORT, returns_by_step
 from tdmpc2.tasks import MT30
 
-LABEL = "single-task TD-MPC2 of 5M, its seeds"
+LABEL = "published: single-task TD-MPC2 (5M), mean and range of seeds"
 _FILE = SHORT / "single_task_curves.csv"
 _REPEAT = 2  # control steps in an agent's step of these tasks
 

@@ -42,7 +42,8 @@ class Callback(Protocol):
         """Listen to every episode that was played for training, with ``mode=online``.
 
         Args:
-            step: the last one of the episode.
+            step: the last one of the episode. With ``env_workers`` it is taken while the updates of its turn are made,
+                so that it is heard of after them.
             episode: its task, return, length, success and whether it terminated (1.0), as in ``episodes.csv``.
         """
         return None

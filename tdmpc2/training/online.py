@@ -192,6 +192,7 @@ class Loop:
                 ended = self.explorer.step(actions)
         except EnvironmentFailed:
             self.owe(step, -1)
+            self.learner.interrupted = False  # the turn is taken again, with the rest of its updates
             raise
         self.taken(step, ended)
 
@@ -204,8 +205,10 @@ class Loop:
         self.explorer.begin_step(actions)
         try:
             yield
-        except FileChangedError:  # the run is saved in the middle of the updates
-            self._take(step, actions)
+        except FileChangedError:  # the run is saved in the middle of the updates, unless others wait for this process
+            if self.run.group.world_size == 1:
+                with saving_before(step, self.run):
+                    self._take(step, actions)
             raise
         with saving_before(step, self.run):
             self._take(step, actions)

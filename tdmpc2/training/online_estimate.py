@@ -63,7 +63,7 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
     update_s = median_seconds(lambda: agent.update(batch), agent.device)
     planned_by = "by the CPU kernels" if agent.planner.kind == "kernels" else "plainly"
     turns, parameters = cfg.steps // len(cfg.envs), num_parameters(agent.model)
-    planned = max(cfg.steps - cfg.seed_steps, 0) // len(cfg.envs)
+    planned = round((1 - cfg.collect_policy) * max(cfg.steps - cfg.seed_steps, 0)) // len(cfg.envs)
     parts = {
         "updates": (cfg.num_updates, update_s),
         "plans": (planned, plan_s),

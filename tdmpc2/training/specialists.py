@@ -168,9 +168,9 @@ class Together:
         """Make the updates that are owed, once all runs have something to learn from; a signal ends them early."""
         first, run = self._learners[0], self._runs[0]
         self._interrupt(False)
-        if not first.owed or not all(learner.ready() for learner in self._learners):
+        if first.owed <= 0 or not all(learner.ready() for learner in self._learners):
             return [learner.metrics or None for learner in self._learners]
-        while first.owed and not first.interrupted:
+        while first.owed > 0 and not first.interrupted:
             found = self.stack.update([learner.draw() for learner in self._learners])
             for own, learner, metrics in zip(self._runs, self._learners, found, strict=True):
                 learner.count(own.updated(metrics))

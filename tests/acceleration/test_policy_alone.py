@@ -95,7 +95,7 @@ def test_policy_follows_its_weights() -> None:
     assert np.abs(actions_of(agent, 4) - changed).max() > 1e-3
 
 
-@pytest.mark.parametrize("place", ["written", "replaced", "moved", "module", "bins"])
+@pytest.mark.parametrize("place", ["written", "replaced", "moved", "module", "network", "encoder", "encoders", "bins"])
 def test_versions_tell_every_way_in_which_weights_change(place: str) -> None:
     model = TDMPC2(MANY).model.requires_grad_(False)
     versions = WeightVersions(model)
@@ -109,6 +109,12 @@ def test_versions_tell_every_way_in_which_weights_change(place: str) -> None:
         layer.weight.data = layer.weight.data.clone()
     elif place == "module":
         model._dynamics[1] = TDMPC2(MANY).model._dynamics[1]
+    elif place == "network":
+        model._reward = TDMPC2(MANY).model._reward
+    elif place == "encoder":
+        model._encoder["state"] = TDMPC2(MANY).model._encoder["state"]
+    elif place == "encoders":
+        model._encoder = TDMPC2(MANY).model._encoder
     else:
         model.bins = model.bins.clone()
     assert versions.changed()

@@ -378,3 +378,8 @@ def test_to_dict_round_trip_is_equal(changes: dict[str, Any]) -> None:
     assert parse_cfg(plain) == cfg
     assert set(plain) == {*key_names(), "task_specs"}
     assert parse_cfg(OmegaConf.create({k: v for k, v in plain.items() if k != "task_specs"})) == cfg
+
+
+def test_share_of_the_policy_needs_plans() -> None:
+    with pytest.raises(ValueError, match=r"collect_policy=0.5 .* mpc=false plans for none"):
+        Config(task="walker-walk", mode="online", collect_policy=0.5, mpc=False)

@@ -199,5 +199,38 @@ def test_run_told_to_stop_while_workers_step_goes_on_bit_for_bit(
     assert_same(straight, cfg.run_dir)
 
 
+def test_run_told_to_stop_in_a_turn_whose_step_fails_takes_the_turn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: dict[str, Any] = {"env_workers": 1, "utd": 2.0, "eval_freq": 0, "log_freq": 1}
+    cfg, update, step = config(tmp_path, **keys), TDMPC2.update, Explorer.step
+    made, stopped = itertools.count(1), []
+
+    def stopping(self: TDMPC2, batch: Any) -> Any:
+        if next(made) == 60:
+            signal.raise_signal(signal.SIGTERM)
+            stopped.append(True)
+        return update(self, batch)
+
+    def failing(self: Explorer, actions: Any) -> Any:
+        if stopped:
+            process = self._envs._workers._all[0]._process
+            process.kill()
+            process.wait()
+            self._envs._begun[0]._connection.close()  # what it may have answered before is lost
+        return step(self, actions)
+
+    monkeypatch.setattr(TDMPC2, "update", stopping)
+    monkeypatch.setattr(Explorer, "step", failing)
+    with pytest.raises(ValueError, match="the same command goes on"):
+        train_online(cfg, None)
+    monkeypatch.undo()
+    assert learner_of(cfg.run_dir)["interrupted"] is False
+    train_online(cfg, None)
+    assert learner_of(cfg.run_dir)["owed"] == 0
+    steps = [row.split(",")[0] for row in (cfg.run_dir / "train.csv").read_text().splitlines()[1:]]
+    assert len(steps) == len(set(steps))
+
+
 def learner_of(directory: Path) -> dict[str, Any]:
     return torch.load(directory / "state.pt", weights_only=True)["parts"]["learner"]

@@ -77,3 +77,14 @@ def test_policy_and_planner_of_one_file_act_each_in_its_way(model: str, kinds: t
     for policy in load_policies([MixEntry(0.5, kind, model, 0.0) for kind in kinds], load_agent):
         alone = load_agent(model, mpc=policy.entry.kind == "planner").player(seed=3)
         np.testing.assert_array_equal(policy.actor(cfg, 3)(*inputs), alone.act(*inputs[:2], task=inputs[2]))
+
+
+def test_how_a_policy_computes_is_recorded_as_it_acts(model: str) -> None:
+    """A policy takes the kernels at its first action, and a record of before said that it acts plainly."""
+    cfg = toy()
+    policies = load_policies([MixEntry(1.0, "policy", model)], load_agent)
+    collector._compile(cfg, policies, [])
+    recorded = collector._computing(policies, [2])
+    inputs = np.ones((2, cfg.obs_dim), np.float32), np.ones(2, bool), np.zeros(2, int)
+    policies[0].actor(cfg, 3)(*inputs)
+    assert collector._computing(policies, [2]) == recorded

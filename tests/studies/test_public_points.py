@@ -47,8 +47,17 @@ def test_figure_of_a_run_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "episodes.csv").write_text(
         "step,task,return,length,success,terminated\n500,walker-walk,20,500,0,0\n60000,walker-walk,900,500,0,0\n"
     )
-    seen: list[list[Any]] = []
-    points = curves.published_points
-    monkeypatch.setattr(curves, "published_points", lambda *args: seen.append(points(*args)) or seen[-1])
+    (tmp_path / "eval.csv").write_text("step,normalized_score\n0,2\n60000,97\n")
+    drawn: list[tuple[list[float], float]] = []
+    inner = curves._draw_published
+
+    def noted(axes: Any, configs: Any) -> None:
+        inner(axes, configs)
+        steps = [float(x) for line in axes.lines if line.get_marker() == "D" for x in line.get_xdata()]
+        drawn.append((steps, axes.get_ylim()[1]))
+
+    monkeypatch.setattr(curves, "_draw_published", noted)
     assert draw_run(tmp_path) == f"Learning curves: {tmp_path / 'curves.png'}"
-    assert [point.step for point in seen[0]] == [50_000]
+    ((steps, top),) = drawn  # once: the score of MT30 is a tenth of a return, and has no such points
+    assert steps == [50_000]
+    assert top > 962

@@ -59,14 +59,16 @@ def test_half_of_each_batch_is_of_the_demonstrations(
     assert "Half of each batch: 2 episodes of" in (cfg.run_dir / "train.log").read_text()
 
 
+@pytest.mark.parametrize("env_workers", [0, 1])
 def test_demonstrations_changed_on_disk_stop_the_run_with_what_was_learned_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    env_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same command then continues, and ends as a run without the interruption."""
     shown = demonstrate(tmp_path / "shown")
-    whole = config(tmp_path / "whole", demonstrations=shown, data_device="disk", utd=2.0)
+    keys: dict[str, Any] = {"demonstrations": shown, "data_device": "disk", "utd": 2.0, "env_workers": env_workers}
+    whole = config(tmp_path / "whole", **keys)
     train_online(whole, None)
-    cut = config(tmp_path / "cut", demonstrations=shown, data_device="disk", utd=2.0)
+    cut = config(tmp_path / "cut", **keys)
     check, calls = UnchangedFile.check, 0
 
     def changed(self: UnchangedFile) -> None:

@@ -21,16 +21,14 @@ class WeightVersions:
 
     def __init__(self, model: WorldModel) -> None:
         networks = model.networks()
-        tables: list[dict[str, Any]] = [model._modules]
+        tables: list[dict[str, Any]] = []
         for module in (module for network in networks for module in network.module.modules()):
             tables += [module._modules, module._parameters, module._buffers]
-        acting = {id(network.module) for network in networks}
-        places = [
-            (table, name, held)
-            for table in tables
-            for name, held in table.items()
-            if held is not None and (table is not model._modules or id(held) in acting)
-        ]
+        places = [(table, name, held) for table in tables for name, held in table.items() if held is not None]
+        for path in (network.name.split(".") for network in networks):  # where the networks themselves are
+            for end in range(len(path)):
+                table = model.get_submodule(".".join(path[:end]))._modules
+                places.append((table, path[end], table[path[end]]))
         places.append((model._buffers, "bins", model.bins))
         self._places = places
         weights = [held for *_, held in places if isinstance(held, Tensor)]
