@@ -159,7 +159,7 @@ def _precision(area: str) -> Finding:
     integers = "int8" if int8_is_fast(floating, cpu, seconds) else floating
     times = ", ".join(f"{name} {1e3 * time:.2g} ms" for name, time in seconds.items())
     plans = f"plans int8 files in {integers}, fp16 and bf16 files in {floating}"
-    return Finding(area, "precision=auto", OK, f"{plans} (kernels for a 1M model's samples: {times})")
+    return Finding(area, "precision=auto", OK, f"{plans} (processor time for a 1M model's samples: {times})")
 
 
 def accelerators() -> Iterator[Finding]:
