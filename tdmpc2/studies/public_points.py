@@ -1,4 +1,4 @@
-"""What others have published for the one task that runs learn by acting, for figures of their curves."""
+"""Published returns for the one task that runs learn by acting, for figures of their curves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a model's weights have changed since they were packed, told in a few microseconds before every plan."""
+"""Versions of the weights that act: in a few microseconds they tell whether one has changed since it was packed."""
 
 from __future__ import annotations
 
