@@ -127,7 +127,7 @@ class Explorer:
     def _by_policy(self, step: int) -> bool:
         """Tell whether the policy acts alone in a turn that is not random."""
         share = self._cfg.collect_policy
-        return step > 0 and numbered_generator(self._cfg.seed, step, _POLICY_STEPS).random() < share
+        return share > 0 and step > 0 and numbered_generator(self._cfg.seed, step, _POLICY_STEPS).random() < share
 
     def asked(self) -> Asked:
         """Begin to act as :meth:`act` does, and ask for a plan that something else makes for :attr:`player`."""
