@@ -11,17 +11,15 @@ run that each has saved in its own way. Without --against the second one only ca
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks._harness import REPO, Run, make_parser, parse, report, take_turns
 from benchmarks._inputs import make_config
+from benchmarks._trees import worker
 from tdmpc2.agent import TDMPC2
 
 MINUTES = 0.375
@@ -63,31 +61,6 @@ for line in sys.stdin:
 """
 
 
-@contextlib.contextmanager
-def worker(tree: Path, run: Path, threads: int, keys: dict[str, Any]) -> Iterator[Callable[[str], None]]:
-    """Start a process that imports the package from a tree, and yield what makes it do something by name."""
-    environment = {**os.environ, "PYTHONPATH": str(tree)}
-    command = [sys.executable, "-c", _WORKER, str(run), str(threads), repr(keys)]
-    with subprocess.Popen(
-        command, cwd=run.parent, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-
-        def answer(expected: str) -> None:
-            if (line := process.stdout.readline().strip()) != expected:
-                raise SystemExit(f"The process of {tree} ended early{f': {line}' if line else ''}")
-
-        def do(name: str) -> None:
-            process.stdin.write(f"{name}\n")
-            process.stdin.flush()
-            answer("done")
-
-        answer("ready")
-        yield do
-        process.stdin.close()
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__, repeats=40, threads=1)
     parser.add_argument("--against", type=Path, help="a worktree of another commit (default: torch.load alone)")
@@ -101,8 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg = make_config(args)
         keys = {key: value for key, value in cfg.to_dict().items() if key in ("device", "model_size", "tasks")}
         keys |= {key: getattr(cfg, key) for key in ("enc_dim", "mlp_dim", "latent_dim", "task_dim") if args.quick}
-        here = stack.enter_context(worker(REPO, folder / "here", args.threads, keys))
-        other = stack.enter_context(worker((args.against or REPO).resolve(), folder / "against", args.threads, keys))
+        here = stack.enter_context(worker(REPO, _WORKER, folder / "here", args.threads, keys, folder=folder))
+        against = (args.against or REPO).resolve()
+        other = stack.enter_context(worker(against, _WORKER, folder / "against", args.threads, keys, folder=folder))
         prefix = "" if args.against else "plain "
         files = {f"load:{size}": folder / f"{size}.pt" for size in args.sizes} | {
             "resume": folder / "here" / "state.pt"
