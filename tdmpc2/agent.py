@@ -127,21 +127,26 @@ class TDMPC2:
     # -- learning ---------------------------------------------------------------------------------------------------
 
     def update(self, batch: Any, noise: UpdateNoise | None = None) -> dict[str, Tensor]:
-        """Take one gradient step on every network (docs/algorithm.md, "Update").
+        """Train every network for one step (docs/algorithm.md, "Update").
+
+        The model and the Q heads take a gradient step on ``consistency_coef * consistency + reward_coef * reward +
+        value_coef * value + weighted distillation losses`` (and the termination loss of an episodic model), the policy
+        prior one on its own loss, and the target heads move towards the Q heads by ``tau``.
 
         Args:
             batch: named tuple, tensordict or dict of time-major slices: obs [H+1, B, O] (``obs=rgb``: uint8
                 [H+1, B, 9, 64, 64]), action [H, B, A], reward [H, B, 1], task [B]; entry t of action and reward leads
-                from obs[t] to obs[t+1]. If ``episodic`` also terminated [H, B, 1], 0 or 1. The teacher is not asked for
-                the outputs that come as teacher_reward and teacher_value, [1 to H, B, 1].
+                from obs[t] to obs[t+1]. If ``episodic`` also terminated [H, B, 1], 0 or 1. Outputs of the teacher that
+                the batch has already (teacher_reward, teacher_value, teacher_policy, teacher_plan), of the first step
+                or of all H, are not computed again.
             noise: random numbers to use instead of the agent's own.
 
         Returns:
             Losses and gradient norms (before clipping) as 0-d tensors on the device.
 
         Raises:
-            ValueError: the agent's weights are below float32, the batch has wrong shapes or types, or it lacks what is
-                to be distilled.
+            ValueError: the agent's weights are of fewer than 32 bits, the batch has wrong shapes or types, or outputs
+                of the teacher are needed that neither the batch nor a teacher has.
         """
         self._require_fp32("train")
         self._player.check_process()
@@ -154,14 +159,14 @@ class TDMPC2:
 
         task = self._context(all_ids)
         with self.autocast():
-            loss, zs = self._model_losses(self.model, self.distillation, batch, task, noise, teacher)
-        total = loss.total(cfg, self.distillation.weighted(loss.distilled))
+            terms, zs = self._model_losses(self.model, self.distillation, batch, task, noise, teacher)
+        total = terms.total(cfg, self.distillation.weighted(terms.distilled))
 
         self.optim.zero_grad()
-        if total.requires_grad:  # not where only the policy is trained
+        if total.requires_grad:  # else every part of the model is frozen, and there is nothing to step
             total.backward()
-        stats = {name: value.detach() for name, value in (*loss.named().items(), ("total_loss", total))}
-        self.group.average([*gradients(self._model_params), *stats.values()])
+        stats = {name: value.detach() for name, value in (*terms.named().items(), ("total_loss", total))}
+        self.group.average([*gradients(self._model_params), *stats.values()])  # in place, over all processes
         stats["grad_norm"] = clip_grad_norm_(self._model_params, cfg.grad_clip_norm)
         take_step(self.optim, self._model_params, self._rate_factor())
 

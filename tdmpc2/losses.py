@@ -1,7 +1,7 @@
 """The losses of one update, top to bottom: pure functions that torch.compile takes as they stand.
 
-They never synchronise with the device. Whatever changes between updates is a tensor; torch.compile would specialise on
-a Python number. H horizon, B batch, A action, D latent, K bins, Q heads.
+They never synchronise with the device. Values that change between updates are tensors, since torch.compile would
+compile again for each new Python number. H horizon, B batch, A action, D latent, K bins, Q heads.
 """
 
 from __future__ import annotations
@@ -152,9 +152,10 @@ def policy_loss(
 ) -> PolicyLoss:
     """Compute the loss of the policy prior on constant latents zs [H+1, B, D] (docs/algorithm.md, "Policy prior").
 
-    The actions of a batch's demonstrations are imitated; without a batch, or demonstrations in it, none are. Scales [T]
-    of each task need the batch too, for the tasks of its rows. The Q weights and the task embedding are constants here,
-    so no gradient is left in them for the next update.
+    If the batch has demonstrations, the policy also imitates their actions. With one scale for each task, [T], the
+    batch tells which task each row is of. The Q weights and the task embedding are constants here, so that no gradient
+    is left in them for the next update. The distance to a teacher's policy is another loss, in
+    ``distillation/losses.py``.
     """
     cfg = model.cfg
     action, info = model.pi(zs, task, noise.policy_eps)
@@ -191,7 +192,7 @@ def cloning_loss(
         shown: actions of the data, [H, B, A].
         demonstrated: 1 where the slice is of a demonstration, else 0, [B, 1].
         task: of the rows; entries of an action that a task does not have do not count.
-        count: slices that are, 0-d; with several processes the mean of their counts.
+        count: number of slices of demonstrations, 0-d, averaged over the processes.
     """
     own = torch.ones_like(action[0]) if task.action_mask is None else task.action_mask  # [B, A]
     error = ((action - shown) * own).square().sum(-1) / own.sum(-1)  # [H, B]

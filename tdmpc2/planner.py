@@ -178,7 +178,7 @@ def iteration(
         mean: [E, H, A].
         std: [E, H, A].
         policy_actions: rollouts of the policy prior, which are samples as well, [E, H, P, A].
-        noise: of this iteration.
+        noise: the random numbers of this iteration.
     """
     actions = sample_actions(task, mean, std, policy_actions, noise)
     value = estimate_value(model, z, task, actions, noise.value, noise.heads)

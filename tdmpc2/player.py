@@ -29,7 +29,7 @@ _OVERFLOW = "so the weights are damaged or too large for this observation"
 
 
 class Asked(NamedTuple):
-    """The question that a player answers by actions of E environments."""
+    """The checked inputs of one call of :meth:`Player.act`, for E environments."""
 
     obs: Tensor  # [E, O] or images, where they came from
     ids: Tensor | None  # of their tasks, [E]; None: the model has one
@@ -66,8 +66,8 @@ class Player:
         generator: of planning and exploration noise, on the model's device.
         num_envs: E, if it is fixed.
         mpc: act by planning; by default as the configuration says.
-        among: the rows of its environments among those of all processes that play together, and how many these are: its
-            random numbers are then those that one player would draw for all of them.
+        among: (rows, total), where processes share `total` environments: the rows that are this player's. It draws
+            noise for all of them and keeps its rows, so that sharing changes no random number.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Player:
         return {"generator": self.generator.get_state(), **{k: v for k, v in plans.items() if v is not None}}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`state`; on another kind of device with other random numbers."""
+        """Restore what :meth:`state` returned; on another kind of device the random numbers are other ones."""
         device = self._model.bins.device
         plan_mean, ids = state.get("plan_mean"), state.get("ids")
         self.plan_mean = None if plan_mean is None else plan_mean.to(device)
@@ -178,7 +178,7 @@ class Player:
         return action.cpu().numpy() if isinstance(obs, np.ndarray) else action.to(obs.device)
 
     def _context(self, ids: Tensor | None) -> TaskContext:
-        """Look the tasks up, or repeat what was looked up last: a tenth of the time of one action of the policy."""
+        """Look the tasks up, or return what was looked up last, which saves a tenth of the time of a policy action."""
         if ids is None or ids.device.type != "cpu" or (table := self._model._task_emb.weight).is_inference():
             return self._model.context(ids)
         version = (table.data_ptr(), table._version, self._model.discounts._version, self._model.action_masks._version)
@@ -187,7 +187,7 @@ class Player:
         return self._looked_up[2]
 
     def _shift(self, num_envs: int) -> Tensor | None:
-        """Draw how far the images of each environment are shifted, if they are while acting."""
+        """Draw by how much each environment's image is shifted; None unless ``augment_eval`` shifts images."""
         if not (self.cfg.augment_eval and self.cfg.observes_images):
             return None
         rows, count = self._among or (slice(None), num_envs)
@@ -296,9 +296,9 @@ class Player:
         return action
 
     def _other_task(self, ids: Tensor, before: Tensor, t0: Tensor) -> Tensor:
-        """Find the environments whose plan is of another task; an error on the CPU, on a GPU they start anew.
+        """Find the environments whose plan is of another task.
 
-        A GPU would have to be waited for.
+        On a CPU that is an error. On a GPU, where raising one would mean waiting for it, their plans start anew.
         """
         other = ids != before
         if other.device.type == "cpu" and bool((other & ~t0).any()):
@@ -313,8 +313,8 @@ class Player:
 def has_finite_value(model: WorldModel, z: Tensor, context: TaskContext, last: Iteration) -> NDArray[np.bool_]:
     """Tell which plans have an elite whose value is finite, [E].
 
-    Values that are not have been replaced by zero or the largest numbers. Only if all elites have such a value is it
-    computed again to know, so that this costs nothing in a plan that is well.
+    The planner replaces values that are not finite by zero or the largest numbers. Values are computed again only where
+    all elites have such a number, so that a plan without a fault costs nothing more.
 
     Args:
         model: plans.

@@ -1,4 +1,4 @@
-"""Checkpoint files: atomic writing, reading without running code, describing and converting them.
+"""Checkpoint files: writing, reading without running code, describing and converting them.
 
 A file is a dict of tensors and plain values: ``model`` (name -> tensor), ``config``, ``step``, ``format`` and whatever
 else its writer adds. Names and tensor forms are the business of :mod:`tdmpc2.checkpoints.layouts`.

@@ -1,4 +1,4 @@
-"""Every public checkpoint layout as pure functions on flat dicts name -> tensor.
+"""Every public checkpoint layout, int8 files included, as pure functions on flat dicts name -> tensor.
 
 docs/algorithm.md, "Checkpoint layouts" and "Quantised weights".
 

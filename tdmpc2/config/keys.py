@@ -27,7 +27,7 @@ class Keys:
     )  # fmt: skip
     tasks: tuple[str, ...] | None = key(
         None,
-        "those of the set that this run uses, or patterns such as mw-*; null: all. Ids and padding stay the set's",
+        "the tasks of the set to use, or patterns such as mw-*; null: all. Ids and padding stay those of the set",
         commands=COMMANDS,
     )
     mode: str = key(
@@ -91,7 +91,7 @@ class Keys:
     lr: float = key(3e-4, "learning rate", at_least=0)
     enc_lr_scale: float = key(0.3, "learning rate of the encoder, relative to lr", at_least=0)
     lr_schedule: str = key(
-        "constant", "how the learning rates fall over the updates of steps, down to lr_end of themselves",
+        "constant", "how the learning rates fall during training, to lr_end times what they start with",
         choices=("constant", "linear", "cosine"), scope=RUN, decides=True,
     )  # fmt: skip
     lr_end: float = key(
@@ -129,9 +129,9 @@ class Keys:
         at_least=0, sensible=1024, scope=RUN, on_resume=MAY_CHANGE, commands=COMMANDS,
     )  # fmt: skip
     seed_steps: int = key(
-        None, "steps with random actions (from a checkpoint: its policy's), before the first update; null: the most "
-        "of 1000, 5 episodes, 1 of each environment", at_least=0, follows="task", scope=RUN, decides=True,
-    )  # fmt: skip
+        None, "steps with random actions (from a checkpoint: its policy's), before the first update; null: the largest "
+        "of 1000 steps, 5 episodes, one episode of each environment", at_least=0, follows="task", scope=RUN,
+    decides=True, )  # fmt: skip
     utd: float = key(1.0, "updates per step of an environment; may be a fraction", above=0, scope=RUN, decides=True)
     buffer_size: int = key(
         1_000_000, "rows of the replay buffer: steps, and one for each episode", at_least=1, scope=RUN, decides=True
@@ -157,7 +157,7 @@ class Keys:
         0.0, "share of the steps that the policy takes alone while collecting", at_least=0, at_most=1, scope=RUN,
         decides=True,
     )  # fmt: skip
-    episodic: bool = key(False, "episodes may terminate before their time limit: the model learns when")
+    episodic: bool = key(False, "episodes may terminate before their time limit, and the model learns to predict it")
     termination_coef: float = key(1.0, "coefficient of the termination loss", at_least=0, sensible=MOST_COEF)
 
     distillation_targets: tuple[str, ...] = key(
@@ -176,7 +176,7 @@ class Keys:
     )  # fmt: skip
     distillation_temperature: float = key(2.0, "softmax temperature of the target reward_logits", at_least=1e-6)
     distillation_cache: str = key(
-        "off", "store the teacher's outputs beside the data: as they are used (lazy) or all first (full); plans: full",
+        "off", "store the teacher's outputs beside the data: as they are used (lazy) or all first (full, for plans)",
         choices=("off", "lazy", "full"), scope=RUN, on_resume=MAY_CHANGE,
     )  # fmt: skip
 

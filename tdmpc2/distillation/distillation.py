@@ -137,7 +137,7 @@ class Distillation:
         """Compute the unweighted losses of the targets that train the model, or the policy prior, by target.
 
         Args:
-            student: the side of the student decides which targets: those that train the model, or the policy.
+            student: StudentOutputs selects the targets that train the model, StudentPolicy those that train the policy.
             teacher: the result of :meth:`teacher_outputs`; None: nothing is distilled.
             model: the student, for its bins and rho.
 

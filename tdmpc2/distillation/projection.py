@@ -32,8 +32,8 @@ class PCA(NamedTuple):
 def fit_pca(z: Tensor, dims: int) -> tuple[PCA, float]:
     """Find the principal components of latents, by the eigenvectors of their covariance in float64 on the CPU.
 
-    All components are divided by one number, the root of their mean variance: what they are is kept, and what enters
-    the softmax of SimNorm neither vanishes nor saturates it. The sign of a component is that its largest entry is
+    All components are divided by one number, the root of their mean variance: this keeps their proportions and gives
+    the softmax of SimNorm inputs of moderate size. The sign of a component is that its largest entry is
     positive.
 
     Args:

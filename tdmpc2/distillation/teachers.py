@@ -66,7 +66,7 @@ class TaskTeachers:
     Args:
         student: its tasks and padding.
         teachers: world model by task; a model of many tasks may stand for several.
-        device: of the batches.
+        device: the one the batches are on.
 
     Raises:
         ValueError: see :func:`check_task_teachers`.

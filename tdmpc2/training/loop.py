@@ -1,6 +1,6 @@
 """The frame of a training run: how it begins, what happens between two updates, how it ends and goes on.
 
-Offline training and learning online share it. What they learn from is theirs::
+Offline training and learning online share it. Each brings its own data::
 
     with Run.open(cfg, teacher_cfg, group, evaluate) as run:
         ...                                           # open the data, or build environments and a replay buffer
@@ -143,7 +143,7 @@ class Run:
         """Tell whether nothing is left to do, in which case one line says so.
 
         Args:
-            cut_short: the last step was, and its updates are still to be made.
+            cut_short: a signal interrupted the last step, and some of its updates are still to be made.
         """
         left = cut_short or self.resumed.step < self.cfg.steps or self.resumed.evaluation_due
         if not left:
@@ -185,13 +185,13 @@ class Run:
             diagnose: says of a step what its batch was and what to do, for the message of a run that diverged.
             activity: says in every training line what the time since the last one was spent on; it is called with the
                 seconds of that time that do not count, such as those of an evaluation.
-            in_stack: the agent learns with others: its lines are in its own ``train.log`` only, and the updates of all
-                are made elsewhere.
+            in_stack: the agent is one of several that learn in one batch (:mod:`tdmpc2.training.specialists`): its
+                lines go to its own ``train.log`` only, and the caller makes the updates.
         """
         cfg, group, resumed = self.cfg, self.group, self.resumed
         self._diagnose, self._activity = diagnose, activity
         self._stop.at_once = False
-        # Where nothing has been saved since, it was killed; where nothing ever is, it may have come to its end.
+        # A run.json without a save is of a start that was killed; with save_agent=false it may be of one that ended.
         begun_before = cfg.save_agent and (cfg.run_dir / "run.json").exists()
         if group.main:
             run_record.claim(cfg.run_dir, resumed.record)

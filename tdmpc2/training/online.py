@@ -96,7 +96,7 @@ class Loop:
     Args:
         run: is opened, and started here.
         explorer: plays for it.
-        in_stack: others learn with it (:mod:`tdmpc2.training.specialists`).
+        in_stack: its agent is one of several that learn in one batch (:mod:`tdmpc2.training.specialists`).
 
     Attributes:
         replay: the buffer.
@@ -219,7 +219,7 @@ class Loop:
         self.run.log_episodes(step, [_row(self.run.cfg, episode) for episode in ended])
 
     def before_saving(self, step: int) -> None:
-        """Bring everything to where it is saved, after the updates of a turn."""
+        """Count the updates of the turn and, at the end of the run, store the episodes that have ended."""
         self.clock.updates = self.learner.done
         if step >= self.run.cfg.steps and not self.learner.interrupted:
             self.learner.store(step, self.explorer.take_ended())
@@ -235,8 +235,8 @@ class Learner:
 
     Attributes:
         done: updates made.
-        owed: updates that are still due: a signal cut the last step short, or no episode has been stored yet. Below
-            zero: they were made for a step in which an environment failed, and which is taken again.
+        owed: updates that are still due: a signal cut the last step short, or no episode has been stored yet. Negative:
+            updates already made for a step in which an environment failed, which will be taken again without them.
         interrupted: the last step was cut short; its updates are to be made before the next one.
         metrics: of the last update; where there are fewer updates than steps, most steps have none of their own.
         short: played episodes in a row that were too short to be drawn from.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,6 @@ from tdmpc2.training.guards import STOPPED
 from tdmpc2.training.online import train_online
 from tdmpc2.training.schedule import Schedule
 from tests.helpers.agents import make_teacher
-from tests.helpers.cpu_kernels import needs_library
 from tests.helpers.online import assert_same, config, interrupt
 from tests.helpers.runs import rows, weights
 from tests.helpers.toy_envs import FALLS, FALLS_AT, SEES, STANDS, STANDS_FOR
@@ -362,35 +360,6 @@ def test_online_run_of_many_tasks_learns_from_each(tmp_path: Path, monkeypatch: 
     assert counts.max() < 1.2 * counts[counts > 0].min()
     played = (cfg.run_dir / "episodes.csv").read_text().splitlines()[1:]
     assert [line.split(",")[:2] for line in played] == [["1000", task] for task in cfg.tasks]
-
-
-def test_online_dry_run_estimates_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cfg = config(tmp_path, FALLS, dry_run=True, num_envs=2, eval_freq=15, eval_episodes=1, episodic=True)
-    train_online(cfg, None)
-    text = capsys.readouterr().out
-    for line in (
-        r"updates +45 x [\d.]+ ms = 0:00:\d\d", r"plans +12 x ", r"steps +22 x ", r"evaluation +4 x 9 plans",
-        r"buffer +94 rows, 0\.00 GB in memory", r"memory ", r"disk ", r"in all +about 0:00:\d\d .planned plainly",
-    ):  # fmt: skip
-        assert re.search(rf"^{line}", text, re.MULTILINE), line
-    assert not list(tmp_path.iterdir())
-
-
-@needs_library
-def test_online_dry_run_plans_as_the_run_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Plain plans take many times as long as the kernels that the run itself would use."""
-    train_online(config(tmp_path, dry_run=True, compile="auto", eval_freq=15, eval_episodes=1), None)
-    assert re.search(r"in all +about .*\(planned by the CPU kernels, without compilation\)", capsys.readouterr().out)
-
-
-def test_online_dry_run_allocates_no_replay_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dry run used to spend minutes on allocating a large buffer, only to state its size."""
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("the replay buffer was made")
-
-    monkeypatch.setattr("tdmpc2.training.ring.ReplayRing", refuse)
-    train_online(config(tmp_path, FALLS, dry_run=True, eval_freq=0, episodic=True), None)
 
 
 def test_online_run_saved_without_metrics_goes_on(tmp_path: Path) -> None:

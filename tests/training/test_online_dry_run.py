@@ -1,0 +1,43 @@
+"""What dry_run says of a run that learns online, without making anything of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tdmpc2.training.online import train_online
+from tests.helpers.cpu_kernels import needs_library
+from tests.helpers.online import config
+from tests.helpers.toy_envs import FALLS
+
+
+def test_online_dry_run_estimates_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = config(tmp_path, FALLS, dry_run=True, num_envs=2, eval_freq=15, eval_episodes=1, episodic=True)
+    train_online(cfg, None)
+    text = capsys.readouterr().out
+    for line in (
+        r"updates +45 x [\d.]+ ms = 0:00:\d\d", r"plans +12 x ", r"steps +22 x ", r"evaluation +4 x 9 plans",
+        r"buffer +94 rows, 0\.00 GB in memory", r"memory ", r"disk ", r"in all +about 0:00:\d\d .planned plainly",
+    ):  # fmt: skip
+        assert re.search(rf"^{line}", text, re.MULTILINE), line
+    assert not list(tmp_path.iterdir())
+
+
+@needs_library
+def test_online_dry_run_plans_as_the_run_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Plain plans take many times as long as the kernels that the run itself would use."""
+    train_online(config(tmp_path, dry_run=True, compile="auto", eval_freq=15, eval_episodes=1), None)
+    assert re.search(r"in all +about .*\(planned by the CPU kernels, without compilation\)", capsys.readouterr().out)
+
+
+def test_online_dry_run_allocates_no_replay_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dry run used to spend minutes on allocating a large buffer, only to state its size."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the replay buffer was made")
+
+    monkeypatch.setattr("tdmpc2.training.ring.ReplayRing", refuse)
+    train_online(config(tmp_path, FALLS, dry_run=True, eval_freq=0, episodic=True), None)
