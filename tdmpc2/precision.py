@@ -39,7 +39,7 @@ def execution(requested: str, file: Checkpoint, device: torch.device, *, kernels
         requested: ``auto`` (the fastest that is correct for the file here), ``fp32``, ``bf16``, ``fp16`` or ``int8``.
         file: the file; its int8 matrices stay int8 unless a floating-point format is requested.
         device: where it is computed.
-        kernels: whether it may plan with the CPU kernels, which decides what is fast on a CPU.
+        kernels: whether it may use the CPU kernels, which decides what is fast on a CPU.
     """
     formats, stored = formats_of(file.model), precision_of(file.model)
     chosen = "int8" if requested == "int8" else stored

@@ -184,9 +184,9 @@ def test_a_copy_of_a_quiet_agent_is_quiet(
 
 @pytest.mark.parametrize(
     ("keys", "asked"),
-    [({}, True), ({"mpc": False}, False), ({"compile": False}, False), ({"simnorm_dim": 32}, False)],
+    [({}, True), ({"mpc": False}, True), ({"compile": False}, False), ({"simnorm_dim": 32}, False)],
 )
-def test_load_agent_goes_by_the_kernels_speed_only_where_it_will_plan_with_them(
+def test_load_agent_goes_by_the_kernels_speed_only_where_it_will_use_them(
     source: dict[str, Any], monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], asked: bool
 ) -> None:
     """Loading an agent that never uses the kernels used to spend seconds on building and timing them."""

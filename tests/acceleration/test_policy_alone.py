@@ -15,6 +15,7 @@ from tdmpc2 import load_agent
 from tdmpc2.acceleration.cpu.weight_versions import WeightVersions
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
+from tdmpc2.quantization.recipes import RECIPES, quantize_state
 from tests.acceleration.test_fast_planner import SMALL
 from tests.helpers.cpu_kernels import needs_library
 
@@ -127,3 +128,14 @@ def test_target_heads_are_not_among_what_acts() -> None:
     for weight in model._target_Qs.parameters():
         weight.mul_(2)
     assert not versions.changed()
+
+
+@needs_library
+def test_loaded_policy_keeps_int8_weights_where_their_kernels_are_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They used to be widened to float32 as soon as the policy acted alone."""
+    monkeypatch.setattr("tdmpc2.precision.kernel_seconds", lambda: {"fp32": 1.0, "bf16": 1.0, "int8": 0.7})
+    state = quantize_state(TDMPC2(MANY).model.state_dict(), RECIPES["int8"])
+    agent = load_agent({"model": state, "config": MANY.to_dict()}, mpc=False, compile="auto", device="cpu")
+    assert agent.precision == "int8"
+    actions_of(agent, 2)
+    assert agent.planner.kind == "kernels"
