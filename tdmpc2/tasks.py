@@ -256,6 +256,14 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
+def elsewhere(name: str) -> str:
+    """A hint for an error message: how to train on a task that is known but not of the chosen set; or nothing."""
+    if name not in TASKS:
+        return ""
+    sets = [f"set task={of}" for of, names in TASK_SETS.items() if name in names]
+    return f" It is known: {', or '.join([*sets, 'list the tasks that you want in a file and set task=my_set.yaml'])}."
+
+
 def listed(names: Sequence[str]) -> str:
     """List tasks for a message, the first four by name and the others by their number."""
     more = len(names) - 4

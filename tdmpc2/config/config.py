@@ -29,6 +29,7 @@ from tdmpc2.tasks import (
     TASK_SETS,
     TaskSpec,
     defaults_of,
+    elsewhere,
     listed,
     lookup,
     matching,
@@ -271,7 +272,7 @@ class Config(Keys):
             if name not in self.task_names:
                 raise ValueError(
                     f"tasks: '{name}' is not in task set '{self.task}' ({listed(self.task_names)})."
-                    f"{nearest(name, self.task_names)}"
+                    f"{elsewhere(name) or nearest(name, self.task_names)}"
                 )
         if self.tasks is not None and (not self.tasks or len(set(self.tasks)) < len(self.tasks)):
             raise ValueError(f"tasks={list(self.tasks)} must name at least one task, each once")

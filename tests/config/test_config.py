@@ -297,9 +297,11 @@ def test_config_of_a_pattern_that_matches_nothing_is_refused() -> None:
 def test_config_of_wrong_subset_is_refused() -> None:
     fail("'walker-wlak' is not in task set 'mt30'.*'walker-walk'", tasks=["walker-wlak"])
     fail(
-        r"'dog-run' is not in task set 'mt30' \(walker-stand, walker-walk, walker-run, cheetah-run and 26 others\)",
+        r"'dog-run' is not in task set 'mt30' \(walker-stand, walker-walk, walker-run, cheetah-run and 26 others\)\. "
+        r"It is known: list the tasks that you want in a file and set task=my_set\.yaml\.",
         tasks=["dog-run"],
     )
+    fail("'mw-reach' is not in .* It is known: set task=mt80, or list the tasks that", tasks=["mw-reach", "cup-spin"])
     fail(r"tasks=\[\] must name at least one", tasks=[])
     fail("each once", tasks=["cup-spin", "cup-spin"])
     fail("'cup-spin' is not in task set 'walker-walk'", task="walker-walk", tasks=["cup-spin"])
