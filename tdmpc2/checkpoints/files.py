@@ -314,7 +314,8 @@ def _convert(checkpoint: Checkpoint, layout: str) -> dict[str, Any]:
         low, high = (config.get(key, getattr(Config, key)) for key in ("log_std_min", "log_std_max"))
         bounds = log_std_bounds(checkpoint.model) or (float(low), float(high) - float(low))
         model = layouts.to_layout_b(model, _action_masks(checkpoint), *bounds)
-    kept = {"config": checkpoint.config, "step": checkpoint.step, **checkpoint.extra}
+    extra = {key: value for key, value in checkpoint.extra.items() if key != "recipe" or layout == "safetensors"}
+    kept = {"config": checkpoint.config, "step": checkpoint.step, **extra}
     return {"model": model, **{key: value for key, value in kept.items() if value is not None}}
 
 

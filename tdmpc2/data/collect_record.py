@@ -17,6 +17,7 @@ import numpy as np
 
 from tdmpc2.data.chunk_form import Layout, check_layout
 from tdmpc2.data.chunks import read_chunk
+from tdmpc2.data.store.meta import StoreMeta
 from tdmpc2.support.entries import check_entries, list_of, record, text, whole
 from tdmpc2.support.files import delete_leftovers, write_text
 from tdmpc2.support.reading import load_json
@@ -128,9 +129,12 @@ class Record:
         return next((collection for collection in self.collections if collection.settings == _plain(settings)), None)
 
     def next_number(self) -> int:
-        """Count on from the numbers of all files and collections."""
+        """Count on from the numbers of all files and collections, and of files that a store was imported from."""
         reserved = [collection.first + collection.count for collection in self.collections]
-        return max([0, *reserved, *(number + 1 for number in chunk_numbers(self.path.parent)[-1:])])
+        store = self.path.parent / "store" / "meta.json"
+        imported = StoreMeta.read(store).source if store.exists() else {}
+        numbers = [*chunk_numbers(self.path.parent), *map(_number, imported)]
+        return max([0, *reserved, *(number + 1 for number in numbers)])
 
     def add(self, collection: Collection) -> None:
         """Record one more collection.
@@ -172,7 +176,13 @@ def drawn_seeds(seed: int, number: int, episodes: int) -> tuple[int, list[int]]:
 
 def chunk_numbers(data_dir: Path) -> list[int]:
     """List the numbers of the chunk files in a directory, in order."""
-    return sorted(int(p.stem[6:]) for p in data_dir.glob("chunk_*.pt") if p.stem[6:].isdigit())
+    return sorted(number for path in data_dir.glob("chunk_*.pt") if (number := _number(path.name)) >= 0)
+
+
+def _number(name: str) -> int:
+    """Read the number in the name of a chunk file; -1 if it has none."""
+    number = name.removeprefix("chunk_").removesuffix(".pt")
+    return int(number) if number.isdecimal() else -1
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:

@@ -59,8 +59,9 @@ Card::Card(const TensorFile& file) {
     episodic = version > 2 && sizes.integer("episodic", 0, 1);
     const Json& budget = part(card, "budget");
     horizon = int(budget.integer("horizon", 1, 1024)), iterations = int(budget.integer("iterations", 1, 4095));
-    num_samples = int(budget.integer("num_samples", 1, most)), num_elites = int(budget.integer("num_elites", 1, most));
-    num_pi_trajs = int(budget.integer("num_pi_trajs", 0, most));
+    num_samples = int(budget.integer("num_samples", 2, most));
+    num_elites = int(budget.integer("num_elites", 1, num_samples));
+    num_pi_trajs = int(budget.integer("num_pi_trajs", 0, num_samples - 1));
     const Json& listed = card.at("tasks");
     if (listed.kind != Json::LIST || listed.items.empty() || listed.items.size() > size_t(widest))
         throw Refused("it lists no tasks");
@@ -88,7 +89,8 @@ const Kernels& choose_kernels(const char* name) {
             return found;
         }
     }
-    throw Refused(std::string("there are no instructions called '") + (name ? name : "") + "' in this library");
+    if (!name) throw Refused("this processor has none of the library's instructions");
+    throw Refused(std::string("there are no instructions called '") + name + "' in this library");
 }
 
 const float* Model::padded(const std::vector<float>& x) {

@@ -224,7 +224,7 @@ Problem Actor::policy(const float* obs, const int* task, float* actions) {
     kernels.policy_rollout(&model.networks, b.environments, 1, 1, b.threads, latent.data(), task_embedding(), mask(),
                            few_noise.data(), executed.data());
     const Problem problem = give(actions);
-    calls += !problem.status;
+    calls += b.explore && !problem.status;
     return problem;
 }
 

@@ -23,12 +23,15 @@ constexpr size_t message_size = 512;
 thread_local std::unique_ptr<char[]> kept;
 thread_local const char* opening = "";
 
-// Text may have names of the file in it, which must not write to a terminal what they like.
+// Text may have names of the file in it, which must not write to a terminal what they like. Of a long path its end is
+// shown, so that the reason has room.
 void tell(const char* path, const char* text) {
     kept.reset(new (std::nothrow) char[message_size]);
     opening = kept ? kept.get() : "there is not enough memory";
     if (!kept) return;
-    const int used = std::snprintf(kept.get(), message_size, "%s: ", path);
+    const size_t length = std::strlen(path), most = message_size / 2;
+    const int used = std::snprintf(kept.get(), message_size, "%s%s: ", length > most ? "..." : "",
+                                   length > most ? path + (length - most) : path);
     char* const rest = kept.get() + std::min(size_t(std::max(used, 0)), message_size - 1);
     std::snprintf(rest, message_size - size_t(rest - kept.get()), "%s", text);
     for (char* c = rest; *c; c++)
@@ -43,7 +46,7 @@ Budget budget_of(const Card& card, const tdmpc2_options& o) {
                           " to " + std::to_string(most));
         return found;
     };
-    const int processors = int(std::thread::hardware_concurrency());
+    const int processors = std::min(int(std::thread::hardware_concurrency()), most_threads);
     Budget b{};
     b.threads = chosen("threads", o.threads, processors > 0 ? processors : 1, 1, most_threads);
     b.environments = chosen("environments", o.environments, 1, 1, most_environments);
@@ -110,8 +113,9 @@ tdmpc2_agent* tdmpc2_open(const char* path, const tdmpc2_options* options) {
     opening = "";
     try {
         if (!path) throw Refused("no path was given");
+        if (options && options->size != sizeof *options)  // before the rest is read, which may not be there
+            throw Refused("the options are not those of this version's header");
         const tdmpc2_options chosen = options ? *options : tdmpc2_default_options();
-        if (chosen.size != sizeof chosen) throw Refused("the options are not those of this version's header");
         if (chosen.precision < TDMPC2_AS_WRITTEN || chosen.precision > TDMPC2_BF16)
             throw Refused("the precision is none of those in tdmpc2.h");
         return new tdmpc2_agent(TensorFile(path), chosen);

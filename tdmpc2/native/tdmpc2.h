@@ -8,12 +8,13 @@
  *
  * After tdmpc2_open nothing here allocates memory, throws, or writes to a file. Calls for one agent must not overlap;
  * several agents may be used by several threads at a time. An agent may be used from other threads than the one that
- * opened it. With threads > 1 others help, which live as long as the process: the library stays loaded after a dlclose
+ * opened it, but a thread must not be cancelled (pthread_cancel) inside a call. With threads > 1 others help, which live as long as the process: the library stays loaded after a dlclose
  * (a plug-in that takes in the static one is linked with -z nodelete, which CMake does by itself), and a process that a
  * fork has made starts its own at its first plan.
  *
- * All arrays are contiguous float32. E environments, O observation, A action. Observations shorter than O, and actions
- * of tasks that have fewer than A entries, are padded with zeros at the end. Actions are in [-1, 1].
+ * All arrays are contiguous float32. E environments, O observation, A action. The caller pads observations of a task
+ * that has fewer than O entries with zeros at the end; the library does so with actions of fewer than A. Actions are in
+ * [-1, 1].
  */
 #ifndef TDMPC2_H
 #define TDMPC2_H
@@ -77,7 +78,8 @@ TDMPC2_API void tdmpc2_close(tdmpc2_agent* agent);
  * starts an episode, or changes its task, needs a tdmpc2_reset first. After an error the plans are as before. */
 TDMPC2_API tdmpc2_status tdmpc2_plan(tdmpc2_agent* agent, const float* obs, const int* task, float* actions);
 
-/* Act by the policy alone, without a search: the same arguments. It does not touch the plans. */
+/* Act by the policy alone, without a search: the same arguments. It does not touch the plans, and draws random numbers
+ * only with `explore`. */
 TDMPC2_API tdmpc2_status tdmpc2_policy(tdmpc2_agent* agent, const float* obs, const int* task, float* actions);
 
 /* Begin an episode in one environment, -1: in all. */
@@ -86,7 +88,8 @@ TDMPC2_API tdmpc2_status tdmpc2_reset(tdmpc2_agent* agent, int environment);
 /* Start the random numbers anew: after it and a tdmpc2_reset, an agent acts as one just opened with this seed. */
 TDMPC2_API tdmpc2_status tdmpc2_seed(tdmpc2_agent* agent, uint64_t seed);
 
-/* One line about the last call that failed, empty if none has; NULL: about tdmpc2_open in this thread. */
+/* One line about the last call that failed, empty if none has; NULL: about tdmpc2_open in this thread. It is valid until
+ * the agent's next call that fails or tdmpc2_close; of tdmpc2_open, until this thread's next one or its end. */
 TDMPC2_API const char* tdmpc2_error(const tdmpc2_agent* agent);
 
 /* What the file says. Numbers of tasks start at 0; for one that does not exist the answer is 0, NULL or, as the number

@@ -34,6 +34,7 @@ class TaskResult:
     returns: tuple[float, ...]
     successes: tuple[float, ...]
     success_score: bool
+    steps: int = 0  # of the agent, in all of them
 
     @property
     def rule(self) -> ScoreRule:
@@ -170,7 +171,7 @@ def evaluate(
             raise
         fault = error
     if group.world_size > 1:
-        scores = [replace(e, obs=e.obs[:0], action=e.action[:0], reward=e.reward[:0]) for e in episodes]
+        scores = [replace(e, obs=e.obs[:0], action=e.action[:0]) for e in episodes]
         shares = group.collect((scores, fault))
         if fault := next((error for _, error in shares if error), None):
             raise fault
@@ -269,6 +270,7 @@ def _task_result(cfg: Config, episodes: Sequence[Episode], task_id: int) -> Task
         tuple(episode.episode_return for episode in own),
         tuple(episode.success for episode in own),
         cfg.task_specs[task_id].success_score,
+        sum(episode.steps for episode in own),
     )
 
 

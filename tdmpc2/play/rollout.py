@@ -43,6 +43,11 @@ class Episode:
     terminated: bool
     frames: Frames  # if asked for
 
+    @property
+    def steps(self) -> int:
+        """T, of the agent."""
+        return len(self.reward) - 1
+
 
 def check_playable(cfg: Config) -> None:
     """Raise ``ValueError`` unless every task that is to be played has an environment here."""

@@ -121,7 +121,7 @@ def score(file: Checkpoint, agent: TDMPC2) -> Evaluation:
         keep = partial(results.write_episodes, directory)
         began = time.monotonic()
         result = evaluate(agent, cfg, film=film, keep=keep)
-        seconds = (time.monotonic() - began) / num_steps(cfg)
+        seconds = (time.monotonic() - began) / sum(task.steps for task in result.tasks)
         get_console().print(results.table(result, name))
         for a in result.aggregates:
             print(f"{a.name.capitalize()}: {a.value:.2f} {format_interval(a.interval)}")

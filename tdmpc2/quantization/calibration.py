@@ -19,7 +19,7 @@ from tdmpc2.data.source import STORE, find_form
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.play.actors import noisy_actor, random_actor
 from tdmpc2.play.rollout import Actor, Floats, Job, play
-from tdmpc2.quantization.recipes import OUTPUTS, RECIPES, Recipe, is_matrix, model_outputs, relative_db
+from tdmpc2.quantization.recipes import RECIPES, Recipe, is_matrix, model_outputs, relative_db
 from tdmpc2.tracking.progress import progress
 
 COUNT = 240  # rows of inputs by default
@@ -181,7 +181,7 @@ def sensitivities(model: WorldModel, inputs: Inputs) -> list[Sensitivity]:
         got = model_outputs(_with_int8(model, name), *inputs[:3])
         weight = state[name]
         saved = weight.numel() - 4 * weight.numel() // weight.shape[-1]  # a float32 scale for each row
-        found.append(Sensitivity(name, saved, {key: relative_db(got[key], expected[key]) for key in OUTPUTS}))
+        found.append(Sensitivity(name, saved, {key: relative_db(got[key], output) for key, output in expected.items()}))
     return found
 
 
@@ -208,7 +208,8 @@ def mixed_recipe(found: Sequence[Sensitivity], limit_db: float = LIMIT_DB) -> Re
     budget = 10 ** (limit_db / 10)
     candidates = [s for s in largest if (_power(s.errors) <= budget).all()]
     choices = np.arange(2 ** len(candidates))[:, None] >> np.arange(len(candidates)) & 1  # [2^n, n]
-    power = choices @ np.array([_power(s.errors) for s in candidates]).reshape(-1, len(OUTPUTS))  # [2^n, outputs]
+    outputs = max((len(s.errors) for s in found), default=1)
+    power = choices @ np.array([_power(s.errors) for s in candidates]).reshape(-1, outputs)  # [2^n, outputs]
     saved = choices @ np.array([s.bytes_saved for s in candidates], np.int64)
     saved = np.where((power <= budget).all(1), saved, -1)
     best = np.flatnonzero(saved == saved.max())
@@ -218,4 +219,4 @@ def mixed_recipe(found: Sequence[Sensitivity], limit_db: float = LIMIT_DB) -> Re
 
 def _power(errors: dict[str, float]) -> np.ndarray:
     """Errors relative to the output, squared, [outputs]."""
-    return 10 ** (np.array([errors[name] for name in OUTPUTS]) / 10)
+    return 10 ** (np.array(list(errors.values())) / 10)

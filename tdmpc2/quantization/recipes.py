@@ -172,7 +172,7 @@ def module_errors(reference_state: Mapping[str, Any], quantised_state: Mapping[s
     }
 
 
-#: What a model computes, and errors are measured of.
+#: What a model computes, and errors are measured of; an episodic one also ``termination``.
 OUTPUTS = ("latent", "next_latent", "reward", "value", "policy")
 
 
@@ -194,7 +194,7 @@ def output_errors(
         The error of each of :func:`model_outputs`; -inf where nothing differs.
     """
     expected, got = (model_outputs(model, obs, action, task) for model in (reference, other))
-    return {name: relative_db(got[name], expected[name]) for name in OUTPUTS}
+    return {name: relative_db(got[name], output) for name, output in expected.items()}
 
 
 @torch.no_grad()
@@ -202,17 +202,19 @@ def model_outputs(model: WorldModel, obs: Tensor, action: Tensor, task: Tensor |
     """Compute the outputs that errors are measured of, with the arguments of :func:`output_errors`.
 
     Returns:
-        ``latent``, ``next_latent``, ``reward`` (decoded), ``value`` (decoded, all online heads) and ``policy`` (the
-        squashed mean).
+        ``latent``, ``next_latent``, ``reward`` (decoded), ``value`` (decoded, all online heads), ``policy`` (the
+        squashed mean) and, of an episodic model, ``termination`` (the logit at ``next_latent``).
     """
     z = model.encode(obs, task)
-    return {
+    next_z = model.next(z, action, task)
+    outputs = {
         "latent": z,
-        "next_latent": model.next(z, action, task),
+        "next_latent": next_z,
         "reward": decode(model.reward(z, action, task), model.bins),
         "value": decode(model.Q(z, action, task, "all"), model.bins),
         "policy": model.policy_mean(z, task),
     }
+    return {**outputs, "termination": model.termination(next_z, task)} if model.cfg.episodic else outputs
 
 
 def relative_db(got: Tensor, expected: Tensor) -> float:

@@ -15,7 +15,7 @@ from tdmpc2.play.results import versions
 from tdmpc2.quantization.calibration import Inputs, Sensitivity
 from tdmpc2.quantization.figure import quantization_figure
 from tdmpc2.quantization.measure import Settings
-from tdmpc2.quantization.recipes import OUTPUTS, ModuleError, plain_errors
+from tdmpc2.quantization.recipes import ModuleError, plain_errors
 from tdmpc2.support.files import write_text
 from tdmpc2.support.intervals import format_interval
 from tdmpc2.support.tables import Cells, markdown_table
@@ -56,7 +56,7 @@ def tables(report: Report) -> list[Cells]:
         "iteration ms": lambda row: f"{row['iteration_ms']:.2f}",
         "plan ms": lambda row: f"{row['plan_ms']:.1f}",
     }
-    names = [name.replace("_", " ") for name in OUTPUTS]
+    names = [name.replace("_", " ") for name in report.rows[0]["errors"]]
     costs = [[cell(row) for cell in columns.values()] for row in report.rows]
     errors = [[row["name"], *map(_decibels, row["errors"].values())] for row in report.rows[1:]]
     result = [Cells("Size, regret and time", list(columns), costs), Cells("Errors in dB", ["recipe", *names], errors)]

@@ -201,9 +201,10 @@ def read_run(path: Path) -> Run:
     evaluated = _read_numbers(path / "eval.csv")
     played = from_record(config)
     label = score_label(played.task_specs[task_id] for task_id in played.task_ids)
-    logged = _logged_scores(evaluated, label) | read_scores(path, label)
+    scored = read_scores(path, label)
+    logged = _logged_scores(evaluated, label) | scored
     known = {step: score for step, score in logged.items() if math.isfinite(score)}
-    if logged and max(logged) not in known:
+    if logged and max(logged) not in known and max(logged) not in scored:  # where it is, an environment had failed
         file = path / ("evaluations.json" if (path / "evaluations.json").exists() else "eval.csv")
         raise ValueError(f"{file} is damaged [the score of its last evaluation, step {max(logged):,}, is not finite]")
     missing = sorted(logged.keys() - known.keys())

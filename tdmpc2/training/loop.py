@@ -250,10 +250,17 @@ class Run:
         """
         numbers = range(self.resumed.step + 1, self.cfg.steps + 1)
         self._batches = Batches(draw, numbers, self.agent.device, ahead)
+        with closing(iter(self._batches)) as upcoming:
+            for step in self.steps():
+                with self.saved_before_changed_files():
+                    batch = next(upcoming)
+                yield step, batch
+
+    @contextmanager
+    def saved_before_changed_files(self) -> Iterator[None]:
+        """Save what was learned before a file of the data that changed or is damaged ends the run."""
         try:
-            with closing(iter(self._batches)) as upcoming:
-                for step in self.steps():
-                    yield step, next(upcoming)
+            yield
         except FileChangedError:
             self._save_before(self._step)
             raise

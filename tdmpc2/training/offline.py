@@ -96,7 +96,8 @@ def _learn(run: Run) -> None:
     run.start(f"{len(sampler):,} episodes on {data.place}", *notes, diagnose=diagnose)
     for step, batch in run.batches(draw, data.ahead):
         if lazy_targets:
-            batch = lazy_targets.fill(batch, rows(step)[:, share])
+            with run.saved_before_changed_files():
+                batch = lazy_targets.fill(batch, rows(step)[:, share])
         run.after_update(step, run.update(batch))
 
 

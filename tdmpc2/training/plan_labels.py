@@ -105,8 +105,9 @@ def _plan_episode(column: TeacherTargets, share: Share, episode: int, at_once: i
         before = group - rows[0]  # the label of the step that leads to a row is a plan for the observation before it
         seeds = (seed + before).tolist()
         if share.teacher.planner.fixed_size:  # a shorter group would be compiled for on its own
-            before = torch.cat([before, before[-1:].expand(at_once - len(before))])
-            seeds += seeds[-1:] * (at_once - len(seeds))
+            missing = min(at_once, length) - len(before)
+            before = torch.cat([before, before[-1:].expand(missing)])
+            seeds += seeds[-1:] * missing
         plans = planned_actions(share.teacher, obs[before.to(obs.device)], context, seeds, seed)[: len(group)]
         write(column, group, share.of_store("plan", plans, store).cpu())
         bar.update(len(group))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,8 @@ def resume(
     label = score_label(cfg.task_specs[task_id] for task_id in cfg.task_ids)
     rename_score(cfg.run_dir, label)
     # A run that is killed before it saves begins anew, with its evaluation.
-    due = evaluate.due(saved.step) and (saved.step == 0 or saved.step not in read_scores(cfg.run_dir, label))
+    scored = math.isfinite(read_scores(cfg.run_dir, label).get(saved.step, math.nan))  # not where an environment failed
+    due = evaluate.due(saved.step) and (saved.step == 0 or not scored)
     seconds = saved.wall_seconds
     if seconds is None:  # nothing saved yet, or by a version that did not count
         seconds = wall_seconds(cfg.run_dir, saved.step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from itertools import count
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from tdmpc2.data.chunks import chunk_paths, write_chunk
+from tdmpc2.data.collect_record import Record
 from tdmpc2.data.store import folders, writer
 from tdmpc2.data.store.importer import clean_leftovers, ensure_store, find_store, import_episodes
 from tdmpc2.data.store.selection import chunk_fingerprints
@@ -235,3 +237,29 @@ def test_import_ignores_finished_store_of_other_files(tmp_path: Path, monkeypatc
         import_episodes([tmp_path / "big2"], tmp_path / "out", "three", SPECS)
     assert content(tmp_path / "out") == before
     assert len(import_episodes([tmp_path / "big"], tmp_path / "out", "three", SPECS).task) == len(TASKS)
+
+
+def test_ensure_store_of_other_files_under_the_same_names_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once its files were deleted, a store was replaced by whatever was collected under their names."""
+    make_chunks(tmp_path / "data")
+    before = content(ensure_store(tmp_path / "data", "three", SPECS).path)
+    for path in chunk_paths(tmp_path / "data"):
+        path.unlink()
+    for number in range(3):
+        write_chunk(tmp_path / f"data/chunk_{number}.pt", **fields([1], first=70 + number))
+    message = r"holds chunk files and a store that was imported from other files of these names, chunk_0\.pt and so on"
+    with pytest.raises(ValueError, match=message):
+        ensure_store(tmp_path / "data", "three", SPECS)
+    assert content(tmp_path / "data/store") == before
+    import_episodes([tmp_path / "data"], tmp_path / "copy", "three", SPECS)
+    assert re.search(f"Only its chunk files are taken: .*{message}", capsys.readouterr().out)
+
+
+def test_collecting_beside_a_store_counts_on_from_the_files_it_was_imported_from(tmp_path: Path) -> None:
+    make_chunks(tmp_path)
+    ensure_store(tmp_path, "three", SPECS)
+    for path in chunk_paths(tmp_path):
+        path.unlink()
+    assert Record(tmp_path / "collect.json", "three", (), []).next_number() == 2

@@ -19,6 +19,7 @@ from tdmpc2.config import Config
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.quantization.calibration import (
+    Inputs,
     Sensitivity,
     mixed_recipe,
     played_inputs,
@@ -203,3 +204,17 @@ def test_choose_mixed_handles_observing_ties_and_many_matrices() -> None:
     many = [Sensitivity(f"_encoder.state.{i}.weight", i, exact) for i in range(1, 31)]
     assert mixed_recipe(many).int8 == {s.matrix for s in many[-16:]}
     assert mixed_recipe([]).int8 == frozenset()
+
+
+def test_sensitivity_of_an_episodic_model_has_the_termination_head() -> None:
+    """Its matrices used to be int8 in every mixed file, since no output that was measured depended on them."""
+    sizes = {"model_size": None, "enc_dim": 48, "mlp_dim": 48, "latent_dim": 48, "num_q": 2}
+    cfg = Config(task="cartpole-balance", mode="online", episodic=True, device="cpu", **sizes)
+    model, draw = model_of(cfg), torch.Generator().manual_seed(1)
+    obs, action = torch.randn(20, cfg.obs_dim, generator=draw), torch.rand(20, cfg.action_dim, generator=draw)
+    found = {s.matrix: s.errors for s in sensitivities(model, Inputs(obs, action, None, "here"))}
+    of_head = [errors for matrix, errors in found.items() if matrix.startswith("_termination.")]
+    assert of_head
+    assert all({name for name, e in errors.items() if e > -math.inf} == {"termination"} for errors in of_head)
+    strict = mixed_recipe([Sensitivity(matrix, 9, errors) for matrix, errors in found.items()], -200.0)
+    assert not strict.int8

@@ -67,3 +67,13 @@ def test_study_reads_scores_of_an_older_run_as_returns(older: Path, recorded: bo
         (older / "evaluations.json").unlink()
     run = read_run(older)
     assert (run.score_label, run.scores) == ("return", {10: 500.0, 20: 480.0})
+
+
+def test_run_whose_last_evaluation_met_a_failed_environment_is_read_with_a_remark(older: Path) -> None:
+    cfg = parse_cfg({"task": STANDS})
+    (older / "run.json").write_text(json.dumps({**cfg.to_dict(), "teacher_sha256": None, "data": None}))
+    (older / "evaluations.json").write_text(json.dumps({"score": "return", "10": 500.0, "20": None}))
+    (older / "eval.csv").unlink()
+    run = read_run(older)
+    assert run.scores == {10: 500.0}
+    assert "the score of step 20, which is not a finite number" in run.remarks[0]

@@ -1,6 +1,7 @@
 // Plans at a fixed rate on the newest observation and publishes the action; see README.md.
 #include <algorithm>
 #include <chrono>
+#include <exception>
 #include <memory>
 #include <string>
 #include <vector>
@@ -69,7 +70,7 @@ int main(int argc, char** argv) {
     rclcpp::init(argc, argv);
     try {
         rclcpp::spin(std::make_shared<PlannerNode>());
-    } catch (const tdmpc2::Error& error) {
+    } catch (const std::exception& error) {  // tdmpc2::Error, or a parameter of a wrong type
         RCLCPP_FATAL(rclcpp::get_logger("tdmpc2_planner"), "%s", error.what());
     }
     rclcpp::shutdown();

@@ -143,9 +143,9 @@ def _target() -> str:
 
 
 def _knows(command: Sequence[str], folder: str) -> bool:
-    """True if the compiler has these flags."""
+    """True if the compiler has these flags, and its assembler what they stand for."""
     try:
-        _run([*command, "-x", "c++", "-c", os.devnull, "-o", str(Path(folder, "flags.o"))])
+        _run([*command, "-c", str(FOLDER / "probe.cpp"), "-o", str(Path(folder, "probe.o"))])
     except RuntimeError:
         return False
     return True

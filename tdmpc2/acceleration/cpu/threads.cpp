@@ -193,7 +193,12 @@ Pool* pool() {
         if (Pool* const parents = the_pool.exchange(nullptr)) parents_pool = parents;
     });
     (void)watched;
-    auto* const made = new (std::nothrow) Pool(parents_pool);
+    Pool* made = nullptr;
+    try {
+        made = new Pool(parents_pool);
+    } catch (const std::bad_alloc&) {  // then the caller computes alone
+        return nullptr;
+    }
     if (the_pool.compare_exchange_strong(found, made)) return made;
     delete made;
     return found;

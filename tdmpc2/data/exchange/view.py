@@ -19,7 +19,7 @@ from tdmpc2.envs.registry import build_env
 from tdmpc2.support.figures import figure_class, save_figure
 
 _MOST_LINES = 12  # observations and actions that are drawn each
-_SAME = 1e-4  # of a first observation: float32, and units of the environment
+_SAME = {"float16": 1e-3, "float32": 1e-4}  # of a first observation: rounding, and units of the environment
 
 
 class Played(NamedTuple):
@@ -90,8 +90,13 @@ def recorded_seed(data: OwnData, number: int) -> int | None:
     return None
 
 
-def play_again(episode: Own, seed: int) -> Played:
+def play_again(episode: Own, seed: int, dtype: str = "float32") -> Played:
     """Play the stored actions of an episode in its environment.
+
+    Args:
+        episode: whose actions are played.
+        seed: of its environment.
+        dtype: that the data are stored in.
 
     Raises:
         ValueError: it does not begin as the stored one, ends before it, or draws no frames.
@@ -100,7 +105,7 @@ def play_again(episode: Own, seed: int) -> Played:
     try:
         obs, _ = env.reset(seed=seed)
         first = float(np.abs(obs - episode.obs[0]).max())
-        if not first <= _SAME * max(1.0, float(np.abs(episode.obs[0]).max())):
+        if not first <= _SAME[dtype] * max(1.0, float(np.abs(episode.obs[0]).max())):
             raise ValueError(
                 f"episode {episode.number} of {episode.spec.name} does not begin as with seed={seed} (an observation "
                 f"differs by {first:.3g}): it was played from another state, and cannot be played again"

@@ -82,6 +82,8 @@ def import_episodes(
     for source in (Path(source).expanduser() for source in sources):
         if is_store(source):
             check_outside(out, source if (source / "meta.json").exists() else source / "store")
+        elif not quiet:
+            _say_left_out(source)
     _check_new(out)
     return _import(Selection.of(sources, task, specs, dtype, task_ids, max_per_task, block), out, None, quiet)
 
@@ -297,13 +299,27 @@ def check_replaceable(out: Path, root: Path) -> None:
         raise ValueError(f"{out} is in the way of the store to be made there, and is none: move it away")
     if other := foreign(out):
         raise ValueError(f"{out} is to be replaced, but holds {other}, which is not of an episode store: move it away")
-    source = StoreMeta.read(out / "meta.json").source
-    if not source or (gone := source.keys() - chunk_fingerprints(root).keys()):
-        reason = f"was imported from {min(gone)}, which is gone" if source else "was not imported from them"
+    source, there = StoreMeta.read(out / "meta.json").source, chunk_fingerprints(root)
+    reason = ""
+    if not source:
+        reason = "was not imported from them"
+    elif gone := source.keys() - there.keys():
+        reason = f"was imported from {min(gone)}, which is gone"
+    elif source.items().isdisjoint(there.items()):  # other data under the same names
+        reason = f"was imported from other files of these names, {min(source)} and so on"
+    if reason:
         raise ValueError(
             f"{root} holds chunk files and a store that {reason}. It may hold other episodes: move it away, or name "
             f"{out} as data_dir"
         )
+
+
+def _say_left_out(root: Path) -> None:
+    """Say where a directory of chunk files also has a store that may hold other episodes."""
+    try:
+        check_replaceable(root / "store", root)
+    except ValueError as error:
+        say(f"Only its chunk files are taken: {error}")
 
 
 def _check_new(out: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tdmpc2.config import parse_cfg
 from tdmpc2.data.exchange.rows import OwnData
 from tdmpc2.data.exchange.view import play_again, recorded_seed
+from tdmpc2.data.store.importer import import_episodes
 from tdmpc2.play.collector import collect
 from tests.data.exchange.test_minari import refused, run
 from tests.helpers.toy_envs import FALLS, STANDS
@@ -82,3 +84,16 @@ def test_view_of_terminating_episode(tmp_path: Path) -> None:
     seed = recorded_seed(data, 0)
     assert seed is not None
     assert len(play_again(data.episode(0), seed).frames) == 4
+
+
+def test_episodes_in_half_precision_are_played_again(collected: Path, tmp_path: Path) -> None:
+    cfg = parse_cfg({"task": STANDS})
+    import_episodes([collected], tmp_path / "half", cfg.task, cfg.task_specs, dtype="float16")
+    data = OwnData.open(tmp_path / "half")
+    seed = recorded_seed(OwnData.open(collected), 0)
+    assert seed is not None
+    first = data.episode(0)
+    off = first._replace(obs=first.obs + np.float32(4e-4))  # as far as rounding to half precision may be
+    assert len(play_again(off, seed, data.source.dtype).frames) == 8
+    with pytest.raises(ValueError, match="does not begin as"):
+        play_again(off, seed)

@@ -1,0 +1,12 @@
+// Compiles where the compiler and its assembler know the instructions of a variant. A compiler may know a flag whose
+// instructions an older assembler beside it refuses: GCC 11 with binutils 2.35 takes -mavxvnni, for example.
+int main() {
+#if defined(__AVX512BF16__)
+    asm volatile("vdpbf16ps %%zmm0, %%zmm0, %%zmm0\n\tvpdpbusd %%zmm0, %%zmm0, %%zmm0" ::: "memory");
+#elif defined(__AVXVNNI__)
+    asm volatile("%{vex%} vpdpbusd %%ymm0, %%ymm0, %%ymm0" ::: "memory");
+#elif defined(__ARM_FEATURE_DOTPROD)
+    asm volatile("sdot v0.4s, v0.16b, v0.16b" ::: "memory");
+#endif
+    return 0;
+}
