@@ -3,11 +3,11 @@
 python examples/specialists.py --tasks walker-walk cup-catch pendulum-swingup steps=50000 [KEY=VALUE ...]
 
 Keys are those of train.py, for all specialists; --tasks mt30 is all thirty tasks, and share_body=true teaches tasks of
-one body to one specialist. Each learns as ``train.py task=TASK`` would, with random numbers and a replay of its own.
-In --out it leaves ``TASK/``, the directory of its run with ``model.pt``, and ``data/TASK-STEPS``, an episode store of
-what it played. If it is stopped or killed, the same line goes on. On a GPU the specialists of a batch are expected to
-take little longer than one; on a CPU it is for trying out. env_workers=1 steps each one's environments in a process of
-its own.
+one body to one specialist, where each body has as many of the named tasks, two or more. Each learns as ``train.py
+task=TASK`` would, with random numbers and a replay of its own. In --out it leaves ``TASK/``, the directory of its run
+with ``model.pt``, and ``data/TASK-STEPS``, an episode store of what it played. If it is stopped or killed, the same
+line goes on. On a GPU the specialists of a batch are expected to take little longer than one; on a CPU it is for trying
+out. env_workers=1 steps each one's environments in a process of its own.
 """
 
 from __future__ import annotations
@@ -48,14 +48,32 @@ def configure(tasks: Sequence[str], out: Path, typed: dict[str, Any]) -> list[Co
             raise ValueError(f"{key}={typed[key]}: each specialist has its own, from --tasks and --out: leave it out")
     names = [name for task in tasks for name in task_names(task)]
     share = typed.get("share_body") is True
+    found = groups(names, share)
+    if share and (len({len(own) for own in found.values()}) > 1 or len(found) == len(names)):
+        counts = ", ".join(f"{name}: {len(own)}" for name, own in found.items())
+        raise ValueError(
+            f"share_body=true: specialists take every step together, so each body needs as many tasks, at least two; "
+            f"there are {counts}"
+        )
     cfgs = []
-    for name, own in groups(names, share).items():
+    for name, own in found.items():
         task = {"task": "mt30", "tasks": own} if share else {"task": name}
         if share and (strange := set(own) - set(MT30)):
             raise ValueError(f"share_body=true: {min(strange)} is no task of mt30: leave it out, or share_body")
         keys = {"mode": "online", "eval_freq": 0, "save_freq": 10_000, **typed, **task}
         cfgs.append(parse_cfg({**keys, "work_dir": str(out / safe_name(name))}, f"the specialist of {name}"))
     return cfgs
+
+
+def keep_episodes(cfg: Config, folder: Path) -> str:
+    """Write the episodes of a run's replay into a store, and say where it is, or why there is none."""
+    store = folder / f"{cfg.run_dir.name}-{cfg.steps}"
+    if cfg.save_agent and not (store / "meta.json").exists():
+        try:
+            replay_to_store(cfg.run_dir, store, quiet=True)
+        except ValueError as error:  # no episode has ended
+            return str(error)
+    return str(store)
 
 
 @one_line_errors
@@ -72,10 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     typed: Any = OmegaConf.to_container(OmegaConf.from_dotlist(words))
     cfgs = configure([word for word in args.tasks if "=" not in word], args.out, typed)
     for cfg, model in zip(cfgs, train_specialists(cfgs), strict=True):
-        store = args.out / "data" / f"{cfg.run_dir.name}-{cfg.steps}"
-        if cfg.save_agent and not (store / "meta.json").exists():
-            replay_to_store(cfg.run_dir, store, quiet=True)
-        print(f"{cfg.run_dir.name}: {model}, {store}", flush=True)
+        print(f"{cfg.run_dir.name}: {model}, {keep_episodes(cfg, args.out / 'data')}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gymnasium
@@ -184,7 +185,8 @@ def _with_success(info: Any) -> Info:
     if not isinstance(info, dict):
         raise ValueError(f"info is {info!r:.60}, not a dict")
     success = info.get("success", info.get("is_success"))
-    return {**info, "success": 0.0 if success is None else _number(success, "the success in info")}
+    number = 0.0 if success is None else _number(success, "the success in info")
+    return {**info, "success": number if math.isfinite(number) else 0.0}  # NaN: not decided yet
 
 
 def _box(space: Any) -> Box:

@@ -15,6 +15,7 @@ from tdmpc2.config import Config
 from tdmpc2.play.rollout import Episode, Floats, Job
 from tdmpc2.support.entries import Entry, check_entries, flag, list_of, nothing_or, number, record, whole
 
+_FLOAT = Entry(lambda v: isinstance(v, float), "a number")  # NaN in states of version 0.1, for environments that say so
 _TENSOR = Entry(lambda v: isinstance(v, Tensor), "a tensor")
 _STATE = {
     "begun": list_of(whole()),
@@ -24,7 +25,7 @@ _STATE = {
     "planned_for": whole(),
 }
 _RUNNING = {"seed": whole(), "obs": _TENSOR, "action": _TENSOR, "reward": _TENSOR}
-_ENDED = {**_RUNNING, "task_id": whole(), "episode_return": number(), "success": number(), "terminated": flag()}
+_ENDED = {**_RUNNING, "task_id": whole(), "episode_return": number(), "success": _FLOAT, "terminated": flag()}
 _PLAYER_STATE = {"generator": _TENSOR, "plan_mean": _TENSOR.optional, "ids": _TENSOR.optional}
 
 

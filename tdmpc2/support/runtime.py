@@ -126,12 +126,13 @@ def processor_name() -> str:
 
 
 def available_memory(device: torch.device) -> int:
-    """Count the bytes this process can still take on a device.
+    """Count the bytes this process can still take on a device: its share, where processes of its run have the same one.
 
-    On a CPU that is its share of what the container's limit leaves.
+    On a CPU that is of what the container's limit leaves.
     """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        sharing = -(-local_processes() // max(torch.cuda.device_count(), 1))
+        return int(torch.cuda.mem_get_info(device)[0]) // sharing
     available = psutil.virtual_memory().available
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.exists() else "max"

@@ -374,6 +374,7 @@ class Run:
             SystemExit: it was a signal.
         """
         saved = ", everything is saved; the same command goes on" if self.cfg.save_agent else ""
+        saved = ", before anything was learned: nothing is saved" if step == 0 else saved
         self._logger.message(f"Stopped by {self._stopping.by()} at step {step:,}{saved}")
         if self._stopping.by_signal:
             raise SystemExit(STOPPED)

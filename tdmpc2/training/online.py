@@ -262,7 +262,7 @@ class Learner:
             if job.seed != self._last_seed:  # the same one, scored for another task of its body, follows it
                 self.short = self.short + 1 if len(episode.reward) - 1 < self._replay.horizon else 0
                 self._last_seed = job.seed
-            if self._replay.num_short and not self._said_short:
+            if len(episode.reward) - 1 < self._replay.horizon and not self._said_short:
                 self._said_short = True
                 self._run.message(
                     f"An episode of {name} (seed {job.seed}, until step {step:,}) had "

@@ -15,6 +15,7 @@ from tdmpc2.tracking.progress import clock_text
 from tdmpc2.training import run_record
 from tdmpc2.training.demonstrations import demonstrations_bytes, demonstrations_record
 from tdmpc2.training.preflight import (
+    begun,
     check_disk,
     checkpoint_bytes,
     median_seconds,
@@ -49,6 +50,7 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
     agent = TDMPC2(cfg, live_teacher)
     load_start(agent, cfg)
     check_disk(agent, cfg)
+    start = begun(agent, cfg)
     ring = plan_ring(cfg, agent.device)
     wanted = "false" if cfg.compile == "false" else "auto"  # kernels if there are some: they need no minute to compile
     agent.planner.speed_up(wanted, 0)
@@ -62,15 +64,16 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
     batch = random_batch(cfg, agent.device)
     update_s = median_seconds(lambda: agent.update(batch), agent.device)
     planned_by = "by the CPU kernels" if agent.planner.kind == "kernels" else "plainly"
-    turns, parameters = cfg.steps // len(cfg.envs), num_parameters(agent.model)
-    planned = round((1 - cfg.collect_policy) * max(cfg.steps - cfg.seed_steps, 0)) // len(cfg.envs)
+    turns, parameters = max(cfg.steps - start, 0) // len(cfg.envs), num_parameters(agent.model)
+    planned = round((1 - cfg.collect_policy) * max(cfg.steps - max(start, cfg.seed_steps), 0)) // len(cfg.envs)
+    done = int(cfg.utd * start) * (start > cfg.seed_steps)
     parts = {
-        "updates": (cfg.num_updates, update_s),
+        "updates": (max(cfg.num_updates - done, 0), update_s),
         "plans": (planned, plan_s),
         "steps": (turns, step_s),
     }
     lines = [
-        f"run         {cfg.run_dir}",
+        f"run         {cfg.run_dir}, " + (f"continues at step {start:,}" if start else "new"),
         f"student     {parameters:,} parameters on {agent.device}, {threads} threads",
         "teacher     " + teacher_line(teacher, live_teacher, cfg),
         f"acting      {cfg.steps:,} steps in {len(cfg.envs)} environment{'s' * (len(cfg.envs) > 1)}"
@@ -79,7 +82,8 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
     ]
     total = sum(count * seconds for count, seconds in parts.values())
     if cfg.eval_freq:
-        evaluations, obs = 1 + cfg.steps // cfg.eval_freq, no_observations(cfg, 1)
+        evaluations = (start == 0) + cfg.steps // cfg.eval_freq - min(start, cfg.steps) // cfg.eval_freq
+        obs = no_observations(cfg, 1)
         task = int(cfg.task_ids[0]) if cfg.multitask else None
         once = num_steps(cfg) * median_seconds(lambda: agent.act(obs, t0=True, eval_mode=True, task=task), agent.device)
         total += evaluations * once

@@ -135,7 +135,7 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
     agent = TDMPC2(cfg, live_teacher if cfg.distillation_cache == "off" else None)
     load_start(agent, cfg)
     check_disk(agent, cfg)
-    start = _begun(agent, cfg)
+    start = begun(agent, cfg)
     steps = max(cfg.steps - start, 0)
     data_line, size, imported = _data(cfg, agent.device, cached_columns(cfg) if teacher else ())
     before, before_s, before_bytes = _preparation(cfg, _agents(live_teacher), imported)
@@ -154,7 +154,7 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
     ]
 
 
-def _begun(agent: TDMPC2, cfg: Config) -> int:
+def begun(agent: TDMPC2, cfg: Config) -> int:
     """Return the step that the run would go on from, and let the agent train as it did: compiled or not."""
     state = state_path(cfg.run_dir)
     if not state.exists():

@@ -67,7 +67,7 @@ def plan_ring(cfg: Config, device: torch.device, group: ProcessGroup | None = No
     beside = local_processes() if group.world_size > 1 else 1  # on this machine
     shown = demonstrations_bytes(cfg)  # drawn from beside it, so that there must be room for both
     what = "the replay buffer and the demonstrations" if shown else "the replay buffer"
-    place = choose_place(cfg.data_device, device, (size + shown) * beside, what, "or a lower buffer_size")
+    place = choose_place(cfg.data_device, device, size + shown, what, "or a lower buffer_size")
     place = max(group.collect(place), key=_PLACES.index)
     if cfg.save_agent and group.main:
         saved = sum(path.stat().st_size for path in (cfg.run_dir / "replay").glob("episodes_*.pt"))

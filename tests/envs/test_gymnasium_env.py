@@ -71,6 +71,19 @@ def test_make_env_of_gymnasium_id_works() -> None:
     np.testing.assert_array_equal(ours.action_space.sample(), Box(-1, 1, (1,), np.float32, seed=5).sample())
 
 
+def test_success_that_is_not_decided_counts_as_none() -> None:
+    """A run that met NaN there saved a state which it then refused to continue from."""
+
+    class Undecided(Counter):
+        def step(self, action: Any) -> Any:
+            return (*super().step(action)[:4], {"success": float("nan")})
+
+    gymnasium.register("Undecided-v0", Undecided, max_episode_steps=20)
+    env = make_env("Undecided-v0", seed=1)
+    env.reset()
+    assert env.step(np.zeros(1, np.float32))[4]["success"] == 0.0
+
+
 def test_make_env_of_own_environment_flattens_and_scales() -> None:
     gymnasium.register("Counter-v0", Counter, max_episode_steps=20)
     assert task_spec("Counter-v0") == TaskSpec("Counter-v0", 6, 1, episode_length=20)

@@ -49,6 +49,23 @@ def test_tasks_of_one_body_are_one_specialist_if_they_share_it(example: ModuleTy
     assert len(example.configure(["mt30"], tmp_path, {"steps": 9})) == 30
 
 
+@pytest.mark.parametrize("names", [["walker-walk", "cheetah-run"], ["walker-walk", "walker-run", "cup-catch"]])
+def test_bodies_with_unequal_numbers_of_tasks_are_refused(
+    example: ModuleType, tmp_path: Path, names: list[str]
+) -> None:
+    """They used to be refused for reasons that named neither bodies nor what to do."""
+    with pytest.raises(ValueError, match=r"each body needs as many tasks, at least two; there are walker-walk: \d, "):
+        example.configure(names, tmp_path, {"share_body": True, "steps": 9})
+
+
+def test_specialists_that_ended_no_episode_are_named_with_the_reason(
+    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example.main(words(tmp_path / "out", STANDS, POINT, steps=3))
+    said = capsys.readouterr().out.splitlines()[-2:]
+    assert all("model.pt, " in line and "has saved no whole episode yet" in line for line in said)
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [

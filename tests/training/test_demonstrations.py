@@ -20,7 +20,7 @@ from tdmpc2.data.episodes import write_episodes
 from tdmpc2.data.tools.convert import to_store
 from tdmpc2.loading import load_agent
 from tdmpc2.support.mapped_files import FileChangedError, UnchangedFile
-from tdmpc2.training.demonstrations import Batches, demonstrations_record
+from tdmpc2.training.demonstrations import Batches, demonstrations_problems, demonstrations_record
 from tdmpc2.training.online import train_online
 from tdmpc2.training.online_estimate import dry_run_online
 from tdmpc2.training.ring import make_ring
@@ -200,3 +200,13 @@ def test_policy_imitates_demonstrations_and_not_its_own_actions(tmp_path: Path) 
 def policy_of(cfg: Config) -> np.ndarray:
     agent = load_agent(cfg.run_dir / "model.pt", device="cpu", mpc=False, task=STANDS)
     return agent.act(np.zeros(4, np.float32), eval_mode=True)
+
+
+@pytest.mark.parametrize("keys", [{"share_body": True}, {"teachers": {"walker-run": "run.pt"}}], ids=str)
+def test_demonstrations_of_some_tasks_go_with_keys_that_need_the_others(tmp_path: Path, keys: dict[str, Any]) -> None:
+    """They were refused with words about a task set that nobody had typed."""
+    logs = [(np.zeros((501, 24)), np.zeros((500, 6)), np.ones(500))]
+    write_episodes(tmp_path / "shown", "walker-walk", logs, task_set="mt30")
+    tasks = ["walker-walk", "walker-run"]
+    shown = {"task": "mt30", "tasks": tasks, "mode": "online", "demonstrations": str(tmp_path / "shown")}
+    assert demonstrations_problems(parse_cfg({**shown, **keys})) == []

@@ -26,6 +26,20 @@ def test_online_dry_run_estimates_and_writes_nothing(tmp_path: Path, capsys: pyt
     assert not list(tmp_path.iterdir())
 
 
+def test_online_dry_run_of_a_begun_run_estimates_what_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = config(tmp_path, eval_freq=15, eval_episodes=1)
+    train_online(cfg.replace(steps=30), None)
+    before = {path: path.read_bytes() for path in cfg.run_dir.glob("*.pt")}
+    capsys.readouterr()
+    train_online(cfg.replace(dry_run=True), None)
+    text = capsys.readouterr().out
+    for line in (r"run .*, continues at step 30", r"updates +15 x", r"plans +15 x", r"steps +15 x", r"evaluation +1 x"):
+        assert re.search(rf"^{line}", text, re.MULTILINE), (line, text)
+    assert {path: path.read_bytes() for path in cfg.run_dir.glob("*.pt")} == before
+
+
 @needs_library
 def test_online_dry_run_plans_as_the_run_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Plain plans take many times as long as the kernels that the run itself would use."""

@@ -8,6 +8,7 @@ import shutil
 import signal
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from tdmpc2.play.collector import collect
 from tdmpc2.play.explorer import Explorer
 from tdmpc2.training import online
 from tdmpc2.training.online import train_online
+from tdmpc2.training.ring import plan_ring
 from tests.helpers.distributed import free_port, launched
 from tests.helpers.online import config
 from tests.helpers.runs import rows
@@ -203,3 +205,13 @@ def test_part_of_things_leaves_none_out(count: int) -> None:
     parts = [range(count)[ProcessGroup(rank, 2).part(count)] for rank in (0, 1)]
     assert [*parts[0], *parts[1]] == list(range(count))
     assert abs(len(parts[0]) - len(parts[1])) <= 1
+
+
+def test_processes_of_one_machine_have_room_for_a_buffer_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of a process was its share already, and was divided by their number once more."""
+    cfg = config(tmp_path, save_agent=False)
+    size = plan_ring(cfg, torch.device("cpu")).bytes
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr("tdmpc2.data.placement.available_memory", lambda _: 2 * size)
+    group: Any = SimpleNamespace(world_size=4, main=True, collect=lambda value: [value])
+    assert plan_ring(cfg, torch.device("cpu"), group).place == "cpu"
