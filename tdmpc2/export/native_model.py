@@ -40,6 +40,12 @@ from tdmpc2.support.files import json_text, replacing
 
 CARD = "tdmpc2"
 LARGEST_HEADER = 1 << 20  # bytes that the reader takes
+#: Largest values of keys that the reader takes (model.cpp).
+LARGEST = {
+    "num_q": 256, "num_enc_layers": 64, "obs_dim": 1 << 16, "action_dim": 1 << 15, "latent_dim": 1 << 16,
+    "task_dim": 1 << 16, "enc_dim": 1 << 16, "mlp_dim": 1 << 16, "num_bins": 1 << 16, "num_samples": 1 << 20,
+    "iterations": 4095, "horizon": 1024,
+}  # fmt: skip
 _PRODUCTS = ("fp32", "bf16", "int8", "int12")  # by Format of kernels.h
 _TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 
@@ -72,6 +78,9 @@ def read_source(request: Request) -> NativeSource:
         raise ValueError(f"obs={agent.cfg.obs}: --to native writes models of states; --to onnx writes those of images")
     if why := unsupported(agent.cfg):
         raise ValueError(f"--to native has no planner for this model: {why.replace('plan without them', '--to onnx')}")
+    for key, most in LARGEST.items():
+        if (value := getattr(agent.cfg, key)) > most:
+            raise ValueError(f"{key}={value}: --to native writes models with at most {most:,}")
     return NativeSource(file, agent, request.precision)
 
 

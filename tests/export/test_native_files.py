@@ -104,6 +104,7 @@ def test_folder_has_every_source_once(tmp_path: Path) -> None:
     [
         ("walker-walk", {"obs": "rgb"}, "obs=rgb: --to native writes models of states; --to onnx"),
         ("walker-walk", {"simnorm_dim": 6}, "simnorm_dim=6: the CPU kernels take one of .*--to onnx"),
+        ("walker-walk", {"iterations": 5000}, "iterations=5000: --to native writes models with at most 4,095"),
     ],
 )
 def test_model_that_the_kernels_cannot_compute_is_refused(
