@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tdmpc2.config.sizes import budget
+from tdmpc2.export.native import numeric_version
 from tdmpc2.export.native_check import compare, observations
 from tdmpc2.export.native_library import NativeLibrary
 from tests.helpers.cpu_kernels import needs_library
@@ -156,6 +157,14 @@ def test_native_plans_follow_the_seed_and_start_anew_with_it(folder: Path, opene
     assert np.array_equal(plans, episode(first))
 
 
+def test_policy_without_noise_leaves_later_plans_as_they_would_be(folder: Path, opened: NativeLibrary) -> None:
+    obs = np.full((1, 24), 0.3, np.float32)
+    alone, between = (opened.open(folder / "fp32.safetensors", seed=7) for _ in range(2))
+    for _ in range(2):
+        assert np.array_equal(alone.plan(obs, [0]), between.plan(obs, [0]))
+        between.policy(obs, [0])
+
+
 def test_environment_acts_the_same_whatever_the_number_of_others(folder: Path, opened: NativeLibrary) -> None:
     """A second robot beside the first does not change what the first one does."""
     obs = np.linspace(-1, 1, 72, dtype=np.float32).reshape(3, 24)
@@ -262,6 +271,35 @@ def test_installed_library_is_found_by_cmake(built: Path, tmp_path: Path) -> Non
                           text=True, check=True).stdout  # fmt: skip
     assert said.startswith("pendulum-spin, ")
     assert len(said.split("action ")[1].split()) == 1
+
+
+def test_project_in_c_links_the_installed_library(built: Path, tmp_path: Path) -> None:
+    subprocess.run(["cmake", "--install", built, "--prefix", tmp_path / "there"], check=True, capture_output=True)
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.16)\nproject(robot C)\nfind_package(tdmpc2 REQUIRED)\n"
+        "add_executable(robot main.c)\ntarget_link_libraries(robot tdmpc2::tdmpc2)\n"
+    )
+    (tmp_path / "main.c").write_text(
+        "#include <stdio.h>\n#include <tdmpc2.h>\nint main(void) {\n"
+        '    if (!tdmpc2_open("nowhere", NULL)) puts(tdmpc2_error(NULL));\n    return 0;\n}\n'
+    )
+    made = tmp_path / "build"
+    for command in (
+        ["cmake", "-S", tmp_path, "-B", made, f"-Dtdmpc2_ROOT={tmp_path / 'there'}"],
+        ["cmake", "--build", made],
+    ):
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+    assert subprocess.check_output([made / "robot"], text=True).startswith("nowhere: ")
+    needed = subprocess.check_output(["readelf", "-d", made / "robot"], text=True)
+    major, minor, *_ = numeric_version().split(".")
+    assert f"libtdmpc2.so.{major if int(major) else f'0.{minor}'}]" in needed  # until 1.0 a minor release may change it
+
+
+def test_variant_that_is_none_of_the_processor_is_refused(built: Path, tmp_path: Path) -> None:
+    command = ["cmake", "-S", built.parent, "-B", tmp_path, "-DTDMPC2_VARIANTS=AVX2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode
+    assert "'AVX2' is none of those for" in " ".join(done.stderr.split())
 
 
 # -- programs around it -----------------------------------------------------------------------------------------------

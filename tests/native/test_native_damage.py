@@ -77,6 +77,9 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "'horizon' is not a whole number from 1": lambda content: with_card(
         content, lambda card: card["budget"].update(horizon=1e300)
     ),
+    "'num_elites' is not a whole number from 1 to 2": lambda content: with_card(
+        content, lambda card: card["budget"].update(num_samples=2, num_elites=3)
+    ),
     "has shape": lambda content: with_card(content, lambda card: card["networks"].update(latent_dim=65536)),
     "it lists no products": lambda content: with_card(content, lambda card: card["networks"].update(num_q=250)),
     "it computes in 'int4'": lambda content: with_card(
@@ -145,6 +148,12 @@ def test_path_that_is_no_file_is_refused(opened: NativeLibrary, tmp_path: Path) 
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / "pipe", Path("/dev/null")):
         with pytest.raises(ValueError, match=str(path)):
             opened.open(path)
+
+
+def test_reason_has_room_behind_a_long_path(opened: NativeLibrary, tmp_path: Path) -> None:
+    path = tmp_path.joinpath(*["a" * 200] * 4, "model.safetensors")
+    with pytest.raises(ValueError, match=r"^\.\.\.a+/.*model\.safetensors: .*[Nn]o such file"):
+        opened.open(path)
 
 
 # -- under sanitizers -------------------------------------------------------------------------------------------------
