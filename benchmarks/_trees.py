@@ -21,8 +21,10 @@ def worker(tree: Path, code: str, *arguments: object, folder: Path) -> Iterator[
         folder: it runs in.
 
     Raises:
-        SystemExit: it ended early.
+        SystemExit: the tree is none of this project, or the process ended early.
     """
+    if not (tree / "tdmpc2" / "__init__.py").is_file():  # the installed package would be measured in its place
+        raise SystemExit(f"{tree} is no clone or worktree of this project")
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     with subprocess.Popen(

@@ -24,7 +24,7 @@ from tdmpc2.config import Config
 from tdmpc2.support.cli import one_line_errors
 from tdmpc2.support.names import safe_name
 from tdmpc2.tasks import MT30, body_of, task_names
-from tdmpc2.training.saved_replay import replay_to_store
+from tdmpc2.training.saved_replay import NoEpisodes, replay_to_store
 from tdmpc2.training.specialists import train_specialists
 
 
@@ -71,7 +71,7 @@ def keep_episodes(cfg: Config, folder: Path) -> str:
     if cfg.save_agent and not (store / "meta.json").exists():
         try:
             replay_to_store(cfg.run_dir, store, quiet=True)
-        except ValueError as error:  # no episode has ended
+        except NoEpisodes as error:
             return str(error)
     return str(store)
 

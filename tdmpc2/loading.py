@@ -59,7 +59,8 @@ def load_agent(
         sizes.check_sizes(file.model, cfg)  # before a model of these sizes takes its memory
         agent = TDMPC2(cfg)
         agent.model.load_state_dict(file.model)
-    kernels = agent.cfg.compile != "false" and not unsupported(agent.cfg)
+    encoded = agent.cfg.mpc or agent.cfg.obs == "state"  # a policy of images acts without the kernels
+    kernels = encoded and agent.cfg.compile != "false" and not unsupported(agent.cfg)
     with naming(file.origin):
         chosen = execution(precision, file, agent.device, kernels=kernels)
     if chosen.note and not quiet:

@@ -101,7 +101,7 @@ class NativeLibrary:
         for name, value in options.items():
             setattr(chosen, name, value)
         if not (handle := self.functions.tdmpc2_open(str(model).encode(), ctypes.byref(chosen))):
-            raise ValueError(self.functions.tdmpc2_error(None).decode())
+            raise ValueError(self.functions.tdmpc2_error(None).decode(errors="replace"))
         return NativeAgent(self.functions, handle)
 
 

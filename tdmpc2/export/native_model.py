@@ -44,7 +44,7 @@ LARGEST_HEADER = 1 << 20  # bytes that the reader takes
 LARGEST = {
     "num_q": 256, "num_enc_layers": 64, "obs_dim": 1 << 16, "action_dim": 1 << 15, "latent_dim": 1 << 16,
     "task_dim": 1 << 16, "enc_dim": 1 << 16, "mlp_dim": 1 << 16, "num_bins": 1 << 16, "num_samples": 1 << 20,
-    "iterations": 4095, "horizon": 1024,
+    "plan_iterations": 4095, "horizon": 1024,
 }  # fmt: skip
 _PRODUCTS = ("fp32", "bf16", "int8", "int12")  # by Format of kernels.h
 _TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
@@ -80,7 +80,7 @@ def read_source(request: Request) -> NativeSource:
         raise ValueError(f"--to native has no planner for this model: {why.replace('plan without them', '--to onnx')}")
     for key, most in LARGEST.items():
         if (value := getattr(agent.cfg, key)) > most:
-            raise ValueError(f"{key}={value}: --to native writes models with at most {most:,}")
+            raise ValueError(f"{key.removeprefix('plan_')}={value}: --to native writes models with at most {most:,}")
     return NativeSource(file, agent, request.precision)
 
 

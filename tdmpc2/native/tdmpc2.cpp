@@ -29,9 +29,11 @@ void tell(const char* path, const char* text) {
     kept.reset(new (std::nothrow) char[message_size]);
     opening = kept ? kept.get() : "there is not enough memory";
     if (!kept) return;
+    if (!path) path = "tdmpc2_open";
     const size_t length = std::strlen(path), most = message_size / 2;
-    const int used = std::snprintf(kept.get(), message_size, "%s%s: ", length > most ? "..." : "",
-                                   length > most ? path + (length - most) : path);
+    const char* end = path + (length > most ? length - most : 0);
+    while ((*end & 0xc0) == 0x80) end++;  // not in the middle of a character of UTF-8
+    const int used = std::snprintf(kept.get(), message_size, "%s%s: ", length > most ? "..." : "", end);
     char* const rest = kept.get() + std::min(size_t(std::max(used, 0)), message_size - 1);
     std::snprintf(rest, message_size - size_t(rest - kept.get()), "%s", text);
     for (char* c = rest; *c; c++)
@@ -122,7 +124,7 @@ tdmpc2_agent* tdmpc2_open(const char* path, const tdmpc2_options* options) {
     } catch (const std::bad_alloc&) {
         tell(path, "there is not enough memory");
     } catch (const std::exception& error) {
-        tell(path ? path : "tdmpc2_open", error.what());
+        tell(path, error.what());
     } catch (...) {
         tell(path, "it cannot be opened");
     }

@@ -126,13 +126,12 @@ def processor_name() -> str:
 
 
 def available_memory(device: torch.device) -> int:
-    """Count the bytes this process can still take on a device: its share, where processes of its run have the same one.
+    """Count the bytes this process can still take on a device.
 
-    On a CPU that is of what the container's limit leaves.
+    A GPU is one process's alone. On a CPU it is the process's share of what the container's limit leaves.
     """
     if device.type == "cuda":
-        sharing = -(-local_processes() // max(torch.cuda.device_count(), 1))
-        return int(torch.cuda.mem_get_info(device)[0]) // sharing
+        return int(torch.cuda.mem_get_info(device)[0])
     available = psutil.virtual_memory().available
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.exists() else "max"

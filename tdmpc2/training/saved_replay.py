@@ -33,6 +33,10 @@ from tdmpc2.training.state_file import STATE
 _AGAIN = "Name another run, or go on with this one until it has saved"
 
 
+class NoEpisodes(ValueError):
+    """A run whose replay buffer has no whole episode."""
+
+
 def replay_to_store(run: Path, out: Path, dtype: str = "float32", quiet: bool = False) -> EpisodeStore:
     """Write the episodes in the replay buffer that a run last saved into a new store, oldest first.
 
@@ -72,7 +76,7 @@ def _select(run: Path, cfg: Config, dtype: str) -> Selection:
     numbers = torch.cat([torch.arange(file["first"], file["last"]) for file in files] or [torch.zeros(0).long()])
     kept = (numbers >= dropped).nonzero().squeeze(1)
     if not len(kept):
-        raise ValueError(f"{run} has saved no whole episode yet. {_AGAIN}")
+        raise NoEpisodes(f"{run} has saved no whole episode yet. {_AGAIN}")
     index = EpisodeIndex.joined([part.index for part in parts]).take(kept)
     if (index.task < 0).any() or (index.task >= len(cfg.task_specs)).any():
         raise ValueError(f"{directory} has an episode of a task that the run does not know. {_AGAIN}")

@@ -185,7 +185,8 @@ class Together:
         with self._saving(stopping or run.saves_after(step)):
             due = [one.settle(step, own, stopping) for one, own in zip(self._runs, metrics, strict=True)]
         if stopping:
-            print(f"Stopped at step {step:,}: all runs are saved; the same command goes on", flush=True)
+            saved = ": all runs are saved; the same command goes on" if self._dirs else ""
+            print(f"Stopped at step {step:,}{saved}", flush=True)
             run.end(step)
         for one, evaluating in zip(self._runs, due, strict=True):
             if evaluating:

@@ -139,3 +139,13 @@ def test_loaded_policy_keeps_int8_weights_where_their_kernels_are_the_fastest(mo
     assert agent.precision == "int8"
     actions_of(agent, 2)
     assert agent.planner.kind == "kernels"
+
+
+def test_loaded_policy_of_images_does_not_go_by_the_kernels_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They encode states alone, so what they are fast at says nothing of it."""
+    times: list[int] = []
+    monkeypatch.setattr("tdmpc2.precision.kernel_seconds", lambda: times.append(1) or {})
+    cfg = Config(device="cpu", task="cup-catch", mode="online", obs="rgb", mpc=False, **SMALL)
+    state = quantize_state(TDMPC2(cfg).model.state_dict(), RECIPES["int8"])
+    load_agent({"model": state, "config": cfg.to_dict()}, mpc=False, compile="auto", device="cpu", quiet=True)
+    assert not times

@@ -254,7 +254,7 @@ def test_ensure_store_of_other_files_under_the_same_names_is_kept(
         ensure_store(tmp_path / "data", "three", SPECS)
     assert content(tmp_path / "data/store") == before
     import_episodes([tmp_path / "data"], tmp_path / "copy", "three", SPECS)
-    assert re.search(f"Only its chunk files are taken: .*{message}", capsys.readouterr().out)
+    assert re.search(f"Only the chunk files of .*data are taken, without .*{message}", capsys.readouterr().out)
 
 
 def test_collecting_beside_a_store_counts_on_from_the_files_it_was_imported_from(tmp_path: Path) -> None:

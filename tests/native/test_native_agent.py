@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from tdmpc2.acceleration.cpu import build as kernels_build
 from tdmpc2.config.sizes import budget
 from tdmpc2.export.native import numeric_version
 from tdmpc2.export.native_check import compare, observations
@@ -293,6 +294,15 @@ def test_project_in_c_links_the_installed_library(built: Path, tmp_path: Path) -
     needed = subprocess.check_output(["readelf", "-d", made / "robot"], text=True)
     major, minor, *_ = numeric_version().split(".")
     assert f"libtdmpc2.so.{major if int(major) else f'0.{minor}'}]" in needed  # until 1.0 a minor release may change it
+
+
+def test_build_takes_every_variant_that_the_assembler_knows(built: Path, tmp_path: Path) -> None:
+    """CMake reads the probe through macros, where a backslash once made it a damaged program."""
+    subprocess.run(["cmake", "-S", built.parent, "-B", tmp_path], check=True, capture_output=True)
+    cache = (tmp_path / "CMakeCache.txt").read_text()
+    found = {name for name, value in re.findall(r"TDMPC2_ASSEMBLES_(\w+):INTERNAL=(\w*)", cache) if value == "1"}
+    flags = kernels_build.VARIANTS[kernels_build.target_machine()]
+    assert found == {name for name, own in flags.items() if kernels_build._knows(["g++", *own], str(tmp_path))}
 
 
 def test_variant_that_is_none_of_the_processor_is_refused(built: Path, tmp_path: Path) -> None:

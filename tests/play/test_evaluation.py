@@ -13,7 +13,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.play.evaluation import Evaluation, _rank_seed, evaluate, num_steps, side_by_side
 from tests.helpers.playing import SMALL_AGENT, episodes_of
-from tests.helpers.toy_envs import FALLS, STANDS_FOR
+from tests.helpers.toy_envs import FALLS, FALLS_AT, STANDS_FOR
 
 
 def test_evaluate_is_deterministic_and_restores_random_state(agent: TDMPC2) -> None:
@@ -45,6 +45,13 @@ def test_evaluate_keeps_results_after_every_batch(agent: TDMPC2, monkeypatch: py
     assert [len(played.tasks) for played in kept] == [2, 2]
     assert kept[-1] == result
     assert kept[0].tasks[0] == result.tasks[0]
+
+
+def test_evaluation_counts_the_steps_that_were_played() -> None:
+    """Seconds of an action are those of a step that was taken, not of one until the time limit."""
+    cfg = parse_cfg({"task": FALLS, "eval_episodes": 2, "mpc": False, **SMALL_AGENT})
+    (task,) = evaluate(TDMPC2(cfg), quiet=True).tasks
+    assert task.steps == 2 * FALLS_AT < num_steps(cfg)
 
 
 def test_evaluate_seeds_follow_the_protocol(agent: TDMPC2) -> None:

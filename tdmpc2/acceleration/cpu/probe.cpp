@@ -1,8 +1,10 @@
 // Compiles where the compiler and its assembler know the instructions of a variant. A compiler may know a flag whose
-// instructions an older assembler beside it refuses: GCC 11 with binutils 2.35 takes -mavxvnni, for example.
+// instructions an older assembler beside it refuses: GCC 11 with binutils 2.35 takes -mavxvnni, for example. CMake reads
+// this text through macros, so no backslash may stand in it.
 int main() {
 #if defined(__AVX512BF16__)
-    asm volatile("vdpbf16ps %%zmm0, %%zmm0, %%zmm0\n\tvpdpbusd %%zmm0, %%zmm0, %%zmm0" ::: "memory");
+    asm volatile("vdpbf16ps %%zmm0, %%zmm0, %%zmm0" ::: "memory");
+    asm volatile("vpdpbusd %%zmm0, %%zmm0, %%zmm0" ::: "memory");
 #elif defined(__AVXVNNI__)
     asm volatile("%{vex%} vpdpbusd %%ymm0, %%ymm0, %%ymm0" ::: "memory");
 #elif defined(__ARM_FEATURE_DOTPROD)

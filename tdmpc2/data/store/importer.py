@@ -289,7 +289,7 @@ def _check_disk(out: Path, selection: Selection, writer: StoreWriter, quiet: boo
 
 
 def check_replaceable(out: Path, root: Path) -> None:
-    """Raise ValueError if replacing a store ``out`` could lose episodes: it was not made from files in ``root``."""
+    """Raise ValueError if replacing a store ``out`` could lose episodes: ``root`` lacks files that it was made from."""
     if not out.exists():
         return
     check_may_move_away(out)
@@ -319,7 +319,7 @@ def _say_left_out(root: Path) -> None:
     try:
         check_replaceable(root / "store", root)
     except ValueError as error:
-        say(f"Only its chunk files are taken: {error}")
+        say(f"Only the chunk files of {root} are taken, without the store beside them [{error}]")
 
 
 def _check_new(out: Path) -> None:
