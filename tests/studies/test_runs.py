@@ -134,7 +134,6 @@ def test_study_lists_unfinished_runs(sweep: Path) -> None:
         ("run.json", "[1]"),
         ("run.json", '{"steps": "many"}'),
         ("evaluations.json", '{"fifty": 1}'),
-        ("evaluations.json", '{"50": null}'),
         ("train.csv", "step,reward_loss\n50,many\n"),
         ("train.csv", "reward_loss\n1.0\n"),
         ("eval_tasks.csv", "step,task\n50,cup-spin\n"),
@@ -147,6 +146,15 @@ def test_study_names_damaged_files(sweep: Path, name: str, content: str) -> None
     study = read_study([sweep])
     (line,) = study.left_out
     assert line.startswith(f"{path} is damaged [")
+    assert [row["runs"] for row in rows_of(study)] == [2, 2, 1, 2]
+
+
+def test_study_says_which_evaluation_met_a_failed_environment(sweep: Path) -> None:
+    path = sweep / "1" / "weight_0.4"
+    (path / "evaluations.json").write_text('{"50": null}')
+    study = read_study([sweep])
+    (line,) = study.left_out
+    assert line == f"{path}: the score of step 50, which is not a finite number"
     assert [row["runs"] for row in rows_of(study)] == [2, 2, 1, 2]
 
 

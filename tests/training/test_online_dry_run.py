@@ -1,4 +1,4 @@
-"""What dry_run says of a run that learns online, without making anything of it."""
+"""Dry runs of learning online: an estimate that writes nothing."""
 
 from __future__ import annotations
 
