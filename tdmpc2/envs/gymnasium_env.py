@@ -38,7 +38,7 @@ NAMED = {
 
 #: Packages whose environments are scored by success wherever ``info`` tells it, since their returns have no scale:
 #: -1 or 0 for each step, or distances.
-TELL_SUCCESS = ("gymnasium_robotics",)
+TELL_SUCCESS = ("gymnasium_robotics", "myosuite")
 
 _FLATTEN = "wrap the environment in gymnasium.wrappers.FlattenObservation"
 _OBSERVATION_REMEDIES: dict[type[Space[Any]], str] = {
@@ -69,6 +69,10 @@ def make(name: str, seed: int | None = None, render_mode: str | None = None) -> 
         EnvironmentFault: building it raised an error.
     """
     env = _made(name, render_mode)
+    if _package(env) == "myosuite":
+        from tdmpc2.envs.myo_suite import RegisteredMyoSuite  # imports MuJoCo
+
+        env = RegisteredMyoSuite(env)
     if render_mode == "rgb_array" and hasattr(env.unwrapped, "mujoco_renderer"):
         env = _WithoutDisplay(env)
     try:
@@ -124,13 +128,17 @@ class _WithoutDisplay(gymnasium.Wrapper[Any, Any, Any, Any]):
             del os.environ["MUJOCO_GL"]
 
 
+def _package(env: gymnasium.Env[Any, Any]) -> str:
+    return type(env.unwrapped).__module__.partition(".")[0]
+
+
 def _tells_success(env: Env) -> bool:
-    raw = env.unwrapped
-    if type(raw).__module__.partition(".")[0] not in TELL_SUCCESS:
+    if _package(env) not in TELL_SUCCESS:
         return False
     env.reset(seed=0)
+    raw = env.unwrapped
     *_, info = raw.step(np.zeros(raw.action_space.shape or (), raw.action_space.dtype))
-    return not info.keys().isdisjoint(("success", "is_success"))
+    return not info.keys().isdisjoint(("success", "is_success", "solved"))
 
 
 def _made(name: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:

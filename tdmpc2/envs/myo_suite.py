@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from gymnasium.wrappers import TimeLimit
 
-from tdmpc2.envs.rendering import RenderedEnv, View
+from tdmpc2.envs.rendering import RenderedEnv, Renderer, View
 from tdmpc2.envs.wrappers import Action, Env, Info, Observation
 from tdmpc2.tasks import lookup
 
@@ -89,6 +89,41 @@ class MyoSuiteEnv(RenderedEnv):
     def view(self) -> View:
         simulation = self._simulator.sim
         return View(simulation.model.ptr, simulation.data.ptr, simulation.model.camera(_CAMERA).id)
+
+
+class RegisteredMyoSuite(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """A MyoSuite environment under its registered id: it ends as MyoSuite ends it, not after TD-MPC2's 100 steps.
+
+    ``reset(seed=...)`` seeds the simulator, which takes no notice of the argument, and ``info["success"]`` tells if the
+    task is solved at this step. ``render()`` draws a frame whatever the render mode, as MyoSuite's own cannot.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._renderer: Renderer | None = None
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
+        if seed is not None:
+            self.env.unwrapped.seed(seed)  # type: ignore[attr-defined]
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, Info]:
+        *result, info = self.env.step(action)
+        return *result, {**info, "success": float(info["solved"])}
+
+    def render(self) -> Any:
+        simulation = self.env.unwrapped.sim  # type: ignore[attr-defined]
+        model = simulation.model.ptr
+        if self._renderer is None:
+            names = [model.camera(index).name for index in range(model.ncam)]
+            self._renderer = Renderer(model, names.index(_CAMERA) if _CAMERA in names else -1)
+        return self._renderer.frame(simulation.data.ptr)
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+        super().close()
 
 
 def _simulator(name: str) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from tdmpc2.envs import make_env
+from tdmpc2.envs import make_env, task_spec
 from tdmpc2.envs.registry import family_of
 from tdmpc2.tasks import TASKS
 
@@ -46,3 +48,31 @@ def test_task_passes_gymnasiums_check_and_plays_an_episode(name: str) -> None:
     np.testing.assert_array_equal(env.reset(seed=5)[0], first)
     assert not np.array_equal(env.reset()[0], first) or name.startswith("myo-")  # some of MyoSuite's always begin alike
     env.close()
+
+
+def test_myo_suite_task_under_its_registered_id_ends_as_registered_and_repeats_a_seed() -> None:
+    """Its reset takes no notice of a seed, its success is called ``solved``, and it terminates."""
+    skip_unless_installed("myo-reach")
+    name = "myosuite:myoHandReachRandom-v0"
+    env = make_env(name, seed=3)
+    first = env.reset(seed=3)[0]
+    assert not np.array_equal(env.reset()[0], first)
+    np.testing.assert_array_equal(env.reset(seed=3)[0], first)
+    np.testing.assert_array_equal(make_env(name, seed=3).reset()[0], first)
+    assert env.step(env.action_space.sample())[4]["success"] in (0.0, 1.0)
+    env.action_space.seed(1)
+    over, steps = False, 0
+    while not over:
+        *_, terminated, truncated, _ = env.step(env.action_space.sample())
+        over, steps = terminated or truncated, steps + 1
+    spec = task_spec(name)
+    assert spec.success_score
+    assert steps <= spec.episode_length
+    env.close()
+
+
+def test_pip_check_names_the_pins_of_myo_suite_and_nothing_else() -> None:
+    """docs/environments.md says so: any other line is an environment whose packages do not fit."""
+    found = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, timeout=120)
+    others = [line for line in found.stdout.splitlines() if not line.lower().startswith(("myosuite ", "no broken"))]
+    assert not others, f"pip check: {'; '.join(others)}"
