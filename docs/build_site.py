@@ -39,6 +39,7 @@ _LISTED = re.compile(r"^- \[([^]]+)\]\(([^)]+)\):", re.MULTILINE)
 _CODE = re.compile(r"^( *)```.*?^\1```[^\S\n]*$|``.+?``|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 _BLOCK = re.compile(r"^( *)```math\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"(?<![\w$\\])\$(?=[^\s$])([^$]+?)(?<=[^\s$])\$(?![\w$])")
+_REFUSED = re.compile(r"throw Refused\((.+?)\);", re.DOTALL)
 _DIRECTIVE = re.compile(r"^<!-- api: (\S+?)((?: \w+)*) -->$", re.MULTILINE)
 
 
@@ -114,6 +115,10 @@ def messages_page() -> str:
         if said:
             parts += ["", f"## {path.relative_to(REPO).as_posix()}", ""]
             parts += [f"- `` {text} ``" for text in said]
+    for path in sorted((REPO / "tdmpc2" / "native").glob("*.cpp")):
+        if said := dict.fromkeys(native_messages(path.read_text(encoding="utf-8"))):
+            parts += ["", f"## {path.relative_to(REPO).as_posix()}", ""]
+            parts += [f"- `` {text} ``" for text in said]
     return "\n".join(parts) + "\n"
 
 
@@ -124,6 +129,15 @@ def messages(tree: ast.AST) -> Iterator[str]:
             text = " ".join(_text(node.exc.args[0]).split())
             if len(re.findall(r"[a-z]{2,}", text)) > 2:
                 yield text
+
+
+def native_messages(code: str) -> Iterator[str]:
+    """Yield the messages with which a C++ source of the library refuses something."""
+    for found in _REFUSED.finditer(code):
+        pieces = re.findall(r'"((?:[^"\\]|\\.)*)"|([^"]+)', found[1].replace("std::string(", ""))
+        text = "".join(literal or ("..." if re.search(r"\w", other) else "") for literal, other in pieces)
+        if len(re.findall(r"[a-z]{2,}", text)) > 2:
+            yield " ".join(text.split())
 
 
 def _text(node: ast.expr) -> str:

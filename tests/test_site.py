@@ -77,6 +77,13 @@ def test_messages_are_taken_from_the_code() -> None:
     assert list(site.messages(ast.parse(code))) == ["task=... is not known. ...Choose one"]
 
 
+def test_messages_of_the_library_are_taken_from_its_sources() -> None:
+    code = (
+        'if (x) throw Refused("it ends in its header");\n  throw Refused(std::string("no \'") + key +\n "\' is known");'
+    )
+    assert list(site.native_messages(code)) == ["it ends in its header", "no '...' is known"]
+
+
 def test_quoted_messages_are_those_of_the_program() -> None:
     """Users search for messages; one that was reworded must be reworded in the troubleshooting page, too."""
     page = (REPO / "docs" / "troubleshooting.md").read_text()
