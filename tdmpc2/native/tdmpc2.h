@@ -60,7 +60,8 @@ typedef struct tdmpc2_options {
     int num_samples;       /* the next two keep their proportion to it where they are 0 */
     int num_elites;
     int num_pi_trajs;
-    const char* instructions; /* scalar, avx2, avxvnni, avx512, neon or dotprod; NULL: the fastest that this processor has */
+    const char* instructions; /* scalar, avx2, avxvnni, avx512vnni, avx512, neon or dotprod; NULL: the fastest
+                                 that this processor has */
 } tdmpc2_options;
 
 /* One thread, one environment, seed 1, everything else as the file says. */

@@ -34,6 +34,7 @@ VARIANTS = {
         SCALAR: SCALAR_FLAGS,
         "avx2": ("-mavx2", "-mfma"),
         "avxvnni": ("-mavx2", "-mfma", "-mavxvnni"),
+        "avx512vnni": ("-mavx2", "-mfma", *(f"-mavx512{name}" for name in "f bw dq vl vnni".split())),
         "avx512": ("-mavx2", "-mfma", *(f"-mavx512{name}" for name in "f bw dq vl vnni bf16".split())),
     },
     "aarch64": {

@@ -41,10 +41,11 @@ bool runs_here(const char* name) {
     unsigned more = 0, unused = 0;  // cpuid 7.1, which older compilers have no names for
     __get_cpuid_count(7, 1, &more, &unused, &unused, &unused);
     if (is("avxvnni")) return avx2 && more >> 4 & 1;
-    if (is("avx512"))
-        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx512vnni") && more >> 5 & 1;  // BF16
+    const bool avx512vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                            __builtin_cpu_supports("avx512vnni");
+    if (is("avx512vnni")) return avx512vnni;
+    if (is("avx512")) return avx512vnni && more >> 5 & 1;  // BF16
 #elif defined(__aarch64__)
     if (is("neon")) return true;
 #if defined(__linux__)

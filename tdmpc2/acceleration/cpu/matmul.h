@@ -22,7 +22,11 @@ constexpr int per_word(Element e) { return e == BYTES ? 4 : e == PAIR_OF_BF16 ||
 
 #if defined(__AVX512F__)
 constexpr int panel_vectors = 4;
+#if defined(__AVX512BF16__)
 constexpr Element elements[] = {FLOAT, PAIR_OF_BF16, BYTES, PAIR_OF_SHORTS};  // by format
+#else
+constexpr Element elements[] = {FLOAT, FLOAT, BYTES, PAIR_OF_SHORTS};
+#endif
 #elif defined(__AVX2__)
 constexpr int panel_vectors = 2;
 #if defined(__AVXVNNI__)

@@ -5,6 +5,8 @@ int main() {
 #if defined(__AVX512BF16__)
     asm volatile("vdpbf16ps %%zmm0, %%zmm0, %%zmm0" ::: "memory");
     asm volatile("vpdpbusd %%zmm0, %%zmm0, %%zmm0" ::: "memory");
+#elif defined(__AVX512VNNI__)
+    asm volatile("vpdpbusd %%zmm0, %%zmm0, %%zmm0" ::: "memory");
 #elif defined(__AVXVNNI__)
     asm volatile("%{vex%} vpdpbusd %%ymm0, %%ymm0, %%ymm0" ::: "memory");
 #elif defined(__ARM_FEATURE_DOTPROD)
