@@ -136,6 +136,10 @@ def _columns(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]
         ("seeds", lambda row: str(row["runs"])),
         ("steps", lambda row: f"{row['steps']:,}"),
         ("score", lambda row: _estimate(row["score"], row["interval"])),
+        (
+            "of step",
+            lambda row: f"{row['score_step']:,}" if (row["score_step"] or row["steps"]) < row["steps"] else "-",
+        ),
         ("minus control", lambda row: _estimate(row["minus_control"], row["minus_control_interval"], "+")),
         ("best", lambda row: _number(row["best"], 2)),
     ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -62,9 +64,17 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """True if all steps are taken and an evaluation that is due at the last one has been made."""
+        """True if all steps are taken and an evaluation that is due at the last one has been made.
+
+        Several environments take their steps together, and the last ones may lead beyond ``steps``.
+        """
         steps, every = self.config["steps"], self.config["eval_freq"]
-        return bool(self.step >= steps and (not every or steps % every or steps in self.scores))
+        return bool(self.step >= steps and (not every or steps % every or max(self.scores, default=0) >= steps))
+
+    @property
+    def learned(self) -> dict[int, float]:
+        """Scores by step, without that of step 0: online, it is of what the run began with."""
+        return {step: score for step, score in self.scores.items() if step}
 
     @property
     def distilled(self) -> bool:
@@ -113,8 +123,15 @@ class Group:
 
     @property
     def scores(self) -> list[float]:
-        """Score of the last evaluation of each run that has one; none where tasks are on different scales."""
-        return [run.scores[max(run.scores)] for run in self.runs if run.scores and run.score_label != MIXED]
+        """Score of each run that has one at :attr:`score_step`; none where tasks are on different scales."""
+        step = self.score_step
+        return [run.learned[step] for run in self.runs if step in run.learned and run.score_label != MIXED]
+
+    @property
+    def score_step(self) -> int | None:
+        """The newest step at which all runs that were evaluated while learning were evaluated; None: there is none."""
+        steps = [set(run.learned) for run in self.runs if run.learned]
+        return max(set.intersection(*steps), default=None) if steps else None
 
 
 @dataclass(frozen=True)
@@ -213,7 +230,7 @@ def read_run(path: Path) -> Run:
     tasks = read_csv(path / "eval_tasks.csv")[1]
     try:
         last = max((int(row["step"]) for row in tasks), default=0)
-        returns = {row["task"]: float(row["return"]) for row in tasks if int(row["step"]) == last}
+        returns = {row["task"]: float(row["return"]) for row in tasks if int(row["step"]) == last > 0}
         returns = {task: value for task, value in returns.items() if math.isfinite(value)}
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path / 'eval_tasks.csv'} is damaged [{type(error).__name__}: {error}]") from error
@@ -273,7 +290,16 @@ def _groups(runs: Sequence[Run]) -> tuple[Group, ...]:
         settings = {**own[0].budget, **(own[0].distillation if own[0].distilled else {})}
         values = {key: settings[key] for key in sorted(differing & settings.keys())}
         groups.append(Group(_name(own[0], values), tuple(own), values))
+    shared = {name for name, count in Counter(group.name for group in groups).items() if count > 1}
+    groups = [
+        replace(group, name=f"{group.name} ({_digest(group)})") if group.name in shared else group for group in groups
+    ]
     return tuple(sorted(groups, key=lambda g: (g.distilled, [_sortable(value) for value in g.values.values()], g.name)))
+
+
+def _digest(group: Group) -> str:
+    """Tell apart groups of the same name: data of one directory, for example, of which there were more later."""
+    return hashlib.sha256(json.dumps(group.values, sort_keys=True).encode()).hexdigest()[:6]
 
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -289,7 +315,7 @@ def _name(run: Run, values: Mapping[str, Any]) -> str:
     if _TEACHER in values and run.distilled:
         parts.append(f"teacher {run.config[_TEACHER][:8]}")
     if {"data", "data_dir"} & values.keys():
-        parts.append(f"data {run.config['data_dir']}")
+        parts.append(f"data {run.config.get('demonstrations') or run.config['data_dir']}")
     if not run.distilled:
         parts.insert(0, "no teacher" if run.config[_TEACHER] is None else "no teacher (one of weight 0)")
     return ", ".join(parts)

@@ -19,8 +19,8 @@ def rows_of(study: Study) -> list[dict[str, Any]]:
     Returns:
         For each group, those without a teacher first: ``name``, its short ``label``, ``distilled``, ``values`` (the
         keys in which groups differ), ``runs``, ``seeds``, ``paths``, ``steps``, ``score_label``, ``scores`` (one per
-        run), ``score``, ``interval``, ``best``, ``control`` (name of the group it is compared with, or None),
-        ``is_control``, ``minus_control`` with its interval, ``losses``, held-out errors, ``returns`` by task and
+        run), ``score``, ``score_step`` (of the evaluation that they are of), ``interval``, ``best``, ``control`` (name of the group it is compared with, or
+        None), ``is_control``, ``minus_control`` with its interval, ``losses``, held-out errors, ``returns`` by task and
         ``hours``.
     """
     labels = short_labels([group.name for group in study.groups])
@@ -45,8 +45,9 @@ def _row(group: Group, control: Group | None, is_control: bool) -> dict[str, Any
         "score_label": runs[0].score_label,
         "scores": scores,
         "score": _mean(scores),
+        "score_step": group.score_step if scores else None,
         "interval": mean_interval(scores),
-        "best": _mean([max(run.scores.values()) for run in runs if run.scores]) if scores else None,
+        "best": _mean([max(run.learned.values()) for run in runs if run.learned]) if scores else None,
         "control": None if control is None else control.name,
         "is_control": is_control,
         "minus_control": None,

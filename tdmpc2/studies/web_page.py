@@ -95,12 +95,12 @@ def _every_run(study: Study) -> Iterator[Block]:
     runs = [*(run for group in study.groups for run in group.runs), *study.unfinished]
     yield Heading("Every run")
     yield Table(["run", "seed", "step", "of", "last score", "hours"], [_line(run) for run in runs])
-    if any(not run.scores for run in runs):
+    if any(not run.learned for run in runs):
         yield Paragraph("A run without a score was not evaluated yet, or never (`eval_freq`).")
 
 
 def _line(run: Run) -> list[str]:
-    score = f"{run.scores[max(run.scores)]:.2f}" if run.scores and run.score_label != MIXED else "-"
+    score = f"{run.learned[max(run.learned)]:.2f}" if run.learned and run.score_label != MIXED else "-"
     hours = "-" if run.seconds is None else f"{run.seconds / 3600:.2f}"
     return [str(run.path), str(run.seed), f"{run.step:,}", f"{run.config['steps']:,}", score, hours]
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tdmpc2.studies.labels import short_labels, wrapped
 from tdmpc2.studies.report import markdown
-from tdmpc2.studies.runs import read_study
+from tdmpc2.studies.runs import Study, read_study
 from tdmpc2.studies.summary import rows_of
 from tdmpc2.support.intervals import difference_interval, mean_interval
 from tdmpc2.tasks import TaskSpec, lookup
@@ -231,3 +232,45 @@ def test_wrapped_breaks_between_settings() -> None:
 def test_letters_go_on_after_z() -> None:
     labels = short_labels([f"{index:050}" for index in range(28)])
     assert list(labels.values())[-3:] == ["Z", "AA", "AB"]
+
+
+def test_groups_that_differ_in_the_contents_of_one_directory_keep_their_own_controls(tmp_path: Path) -> None:
+    """Their names were equal, and the student of the newer data was compared with the control of the older."""
+    for contents, base in (("old", 10.0), ("new", 50.0)):
+        for weight, gain in ((None, 0.0), (0.45, 5.0)):
+            for seed in (1, 2):
+                run = write_run(tmp_path / contents, seed, base + gain + seed, weight=weight)
+                record = json.loads((run / "run.json").read_text())
+                (run / "run.json").write_text(json.dumps(record | {"data": {"checksum": contents}}))
+    rows = rows_of(read_study([tmp_path]))
+    assert len({row["name"] for row in rows}) == 4
+    assert len({row["label"] for row in rows}) == 4
+    assert [row["minus_control"] for row in rows if row["distilled"]] == pytest.approx([5.0, 5.0])
+
+
+def scored(tmp_path: Path, scores: dict[int, float], step: int, **keys: Any) -> Study:
+    run = write_run(tmp_path, 1, 0.0, step=step, **keys)
+    (run / "evaluations.json").write_text(json.dumps(scores))
+    return read_study([tmp_path])
+
+
+def test_run_whose_environments_step_beyond_the_last_step_is_finished(tmp_path: Path) -> None:
+    """Three environments take the 100 steps as 102, and evaluate after 51 and 102."""
+    study = scored(tmp_path, {0: 1.0, 51: 2.0, 102: 3.0}, 102)
+    assert not study.unfinished
+    assert study.groups[0].scores == [3.0]
+
+
+def test_score_of_step_zero_is_not_that_of_a_finished_run(tmp_path: Path) -> None:
+    """Learning online evaluates what it begins with; evaluated at no later step, the run has no score."""
+    study = scored(tmp_path, {0: 60.0}, 100, eval_freq=1000)
+    assert not study.unfinished
+    (row,) = rows_of(study)
+    assert (row["scores"], row["score"], row["score_step"]) == ([], None, None)
+
+
+def test_score_of_an_earlier_step_says_which(tmp_path: Path) -> None:
+    study = scored(tmp_path, {0: 1.0, 60: 7.0}, 100, eval_freq=60)
+    (row,) = rows_of(study)
+    assert (row["score"], row["score_step"]) == (7.0, 60)
+    assert "| of step |" in markdown(study, [row])
