@@ -21,7 +21,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from tdmpc2 import load_agent, parse_cfg
-from tdmpc2.config import WIDTHS, Config
+from tdmpc2.config import PLANNER_KEYS, PLAYING_KEYS, WIDTHS, Config
 from tdmpc2.play.evaluation import evaluate
 from tdmpc2.studies.curves import mean_curve
 from tdmpc2.support.cli import one_line_errors
@@ -53,15 +53,19 @@ def configure(
     return parse_cfg({"model_size": None, **widths, **keys}, "the run from scratch")
 
 
-def returns_of(checkpoint: Path, task: str, episodes: int, typed: Mapping[str, Any]) -> list[float]:
+def returns_of(checkpoint: Path, task: str, episodes: int, playing: Mapping[str, Any]) -> list[float]:
     """Play the episodes that all are compared on."""
-    agent = load_agent(checkpoint, task=task, **{k: v for k, v in typed.items() if k in PLAYING})
+    agent = load_agent(checkpoint, task=task, **playing)
     result = evaluate(agent, agent.cfg.replace(eval_episodes=episodes))
     return list(result.tasks[0].returns)
 
 
-#: Keys that say how a file is played; the others are for training.
-PLAYING = ("device", "num_threads", "num_samples", "iterations", "num_elites", "num_pi_trajs", "mpc", "compile")
+def playing_keys(checkpoint: Path, task: str, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Say how all files are played: as the file that is fine-tuned says, but for what was typed."""
+    chosen = {key: value for key, value in typed.items() if key in PLAYING_KEYS}
+    own = load_agent(checkpoint, task=task, **{**chosen, "compile": False, "quiet": True}).cfg
+    budget = {key: getattr(own, key) for key in (*PLANNER_KEYS, "mpc")}
+    return {key: value for key, value in chosen.items() if key != "planner"} | budget
 
 
 def rows_of(returns: Returns) -> list[dict[str, Any]]:
@@ -105,7 +109,7 @@ def draw(path: Path, task: str, before: float, curves: Mapping[str, Sequence[Cur
     figure = figure_class()(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.axhline(before, color="grey", linestyle="--", linewidth=1, label=BEFORE)
-    for index, (name, runs) in enumerate(curves.items()):
+    for index, (name, runs) in enumerate((name, runs) for name, runs in curves.items() if runs):
         band = mean_curve([(np.asarray(curve.step, float), curve.value) for curve in runs])
         axes.plot(band.x, band.mean, color=f"C{index}", marker=".", label=name)
         axes.fill_between(band.x, band.low, band.high, color=f"C{index}", alpha=0.15, linewidth=0)
@@ -120,14 +124,15 @@ def compare(checkpoint: Path, task: str, steps: int, seeds: Sequence[int], episo
     Raises:
         ValueError: the file is no model of many tasks, or see :func:`~tdmpc2.training.online.train_online`.
     """
-    returns: Returns = {BEFORE: [returns_of(checkpoint, task, episodes, typed)], TUNED: [], SCRATCH: []}
+    playing = playing_keys(checkpoint, task, typed)
+    returns: Returns = {BEFORE: [returns_of(checkpoint, task, episodes, playing)], TUNED: [], SCRATCH: []}
     curves: dict[str, list[Curve]] = {TUNED: [], SCRATCH: []}
     for seed in seeds:
         for kind in (TUNED, SCRATCH):
             cfg = configure(kind, checkpoint, task, steps, seed, out, typed)
             model = train_online(cfg, None)
-            returns[kind].append(returns_of(model, task, episodes, typed))
-            curves[kind].append(read_curves(cfg.run_dir)[f"eval/{task}"])
+            returns[kind].append(returns_of(model, task, episodes, playing))
+            curves[kind] += [curve for name, curve in read_curves(cfg.run_dir).items() if name == f"eval/{task}"]
     rows = rows_of(returns)
     text = table(rows)
     about = f"{checkpoint.name}, {task}, {steps:,} agent steps, seeds {', '.join(map(str, seeds))}\n\n"

@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 
 from tdmpc2 import load_agent, parse_cfg
 from tdmpc2.checkpoints.files import file_sha256
+from tdmpc2.config import PLAYING_KEYS
 from tdmpc2.play.evaluation import evaluate
 from tdmpc2.studies.sources import SHORT, curves
 from tdmpc2.support.cli import one_line_errors
@@ -82,23 +83,22 @@ def learn(task: str, steps: int, episodes: int, out: Path, typed: Mapping[str, A
     keys |= {"task": task, "steps": steps, "work_dir": str(out / safe_name(task))}
     cfg = parse_cfg(keys, f"the run of {task}")
     model = train_online(cfg, None)
-    scores, known = cfg.run_dir / "returns.json", {"sha256": file_sha256(model), "episodes": episodes}
+    playing = {key: value for key, value in typed.items() if key in PLAYING_KEYS}
+    scores, known = cfg.run_dir / "returns.json", {"sha256": file_sha256(model), "episodes": episodes, "keys": playing}
     found = read_json(scores) if scores.exists() else {}
     if {key: found.get(key) for key in known} != known:
-        playing = {key: value for key, value in typed.items() if key in PLAYING}
         agent = load_agent(model, task=task, **playing)
         result = evaluate(agent, agent.cfg.replace(eval_episodes=episodes))
-        found = {**known, "returns": list(result.tasks[0].returns)}
+        found = {**known, "steps": steps, "returns": list(result.tasks[0].returns)}
         write_text(scores, json.dumps(found) + "\n")
     return _learned(cfg.run_dir, task, steps, found["returns"], steps)
 
 
-#: Keys that say how an agent is played; the others are for training.
-PLAYING = ("device", "num_threads", "num_samples", "iterations", "num_elites", "num_pi_trajs", "mpc", "compile")
-
-
 def so_far(run_dir: Path, task: str, all_steps: int) -> Learned | None:
-    """Take a run's latest evaluation; None if there is none."""
+    """Take the episodes of its finished agent, or else a run's latest evaluation; None if there is none."""
+    scores, model = run_dir / "returns.json", run_dir / "model.pt"
+    if scores.exists() and model.exists() and (found := read_json(scores)).get("sha256") == file_sha256(model):
+        return _learned(run_dir, task, found.get("steps", all_steps), found["returns"], all_steps)
     curve = read_curves(run_dir).get(f"eval/{task}")
     if curve is None:
         return None

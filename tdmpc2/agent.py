@@ -21,7 +21,7 @@ from tdmpc2.acceleration.low_precision import set_precision
 from tdmpc2.checkpoints import hub
 from tdmpc2.checkpoints.files import load_file, naming, save_file
 from tdmpc2.checkpoints.publishing import Push, push
-from tdmpc2.config import PARTS, RUN_KEYS, Config, check_bins, check_memory, model_parts, plan_parts
+from tdmpc2.config import PARTS, PLANNER_KEYS, RUN_KEYS, Config, check_bins, check_memory, model_parts, plan_parts
 from tdmpc2.data.batch import Batch
 from tdmpc2.distillation.distillation import Distillation
 from tdmpc2.distillation.outputs import check_teacher
@@ -293,12 +293,17 @@ class TDMPC2:
             among: rows of its environments among those of several processes, and the number of these.
             budget: planning keys in place of the configuration's, such as ``num_samples=64`` or ``planner="fast"``; it
                 then plans with a planner of its own, in the way that the agent's does.
+
+        Raises:
+            ValueError: a key of the budget is none of the planner's, or its value is not allowed.
         """
         if seed is None:
             seed = (self.cfg.seed + self._num_players * 0x9E3779B9) % 2**32  # far from the seeds that people choose
             self._num_players += 1
         generator = torch.Generator(self.device).manual_seed(seed)
         model, planner, cfg = self.model, self.planner, self.cfg
+        if strange := sorted(budget.keys() - {*PLANNER_KEYS, "planner"}):
+            raise ValueError(f"{strange[0]} is no key of a player's planner: {', '.join((*PLANNER_KEYS, 'planner'))}")
         if budget:
             cfg = cfg.replace(**budget)
             model = model.with_settings(cfg)
@@ -328,7 +333,7 @@ class TDMPC2:
         save_file(path, self._payload(step), overwrite=overwrite)
 
     def push_to_hub(
-        self, name: str, *, private: bool = False, message: str = "", license: str = "mit", step: int = 0
+        self, name: str, *, private: bool = False, message: str = "", license: str | None = None, step: int = 0
     ) -> str:
         """Publish the agent: a card, ``config.json`` and ``model.safetensors``, in one commit.
 
@@ -336,7 +341,7 @@ class TDMPC2:
             name: ``user/name`` on the hub, or ``hf://user/name@revision``; a repository is made if there is none.
             private: a new repository is for its owner alone.
             message: of the commit; a fixed one by default.
-            license: of the weights, as the hub spells it.
+            license: of the weights, as the hub spells it; None: the page says nothing of it.
             step: updates that the weights have seen.
 
         Returns:
@@ -358,8 +363,9 @@ class TDMPC2:
         """Load weights of any public layout or precision into this architecture.
 
         Raises:
-            ValueError: unreadable file, or names and shapes that do not fit.
+            ValueError: unreadable file, names and shapes that do not fit, or the agent's own weights are below float32.
         """
+        self._require_fp32("load weights")
         file = load_file(source)
         with naming(file.origin):
             self.model.load_state_dict(file.model)

@@ -14,6 +14,7 @@ from tdmpc2.checkpoints.files import Checkpoint, load_file, naming
 from tdmpc2.checkpoints.shipped import is_name, shipped_file
 from tdmpc2.config import RUN_KEYS, Config, parse_cfg
 from tdmpc2.envs.modules import import_module_of
+from tdmpc2.envs.task_sets import names_file, own_set
 from tdmpc2.precision import execution
 from tdmpc2.tasks import TASK_SETS, TASKS, listed, matching, nearest
 
@@ -88,6 +89,8 @@ def config_of(file: Checkpoint, **overrides: Any) -> Config:
         with naming(file.origin):
             cfg = parse_cfg(keys, file.origin, from_file=True)
         _check_table(cfg, file.origin)
+    if task is not None and names_file(task):
+        task = _name_of_set(task, cfg, file.origin)
     if task is not None and task != cfg.task:
         if task not in cfg.task_names or task in TASK_SETS:
             raise ValueError(
@@ -106,9 +109,28 @@ def config_of(file: Checkpoint, **overrides: Any) -> Config:
             f"tasks: '{strangers[0]}' is none of the tasks of {file.origin} ({listed(cfg.task_names)})."
             f"{nearest(str(strangers[0]), cfg.task_names)}"
         )
-    if task is not None:
-        import_module_of(task)  # named by the user, unlike the tasks of the file
+    for name in (task, *several):
+        if name is not None and name in (cfg.task, *cfg.task_names):
+            import_module_of(name)  # named by the user, unlike the tasks of the file
     return cfg.replace(**overrides)
+
+
+def _name_of_set(path: str, cfg: Config, origin: str) -> str:
+    """Read the name of a task set from its YAML file, and import the modules of its tasks.
+
+    Raises:
+        ValueError: the file cannot be read, or it is not the set that the checkpoint was trained on.
+    """
+    own = own_set(path)
+    assert own is not None
+    if (own.name, own.tasks) != (cfg.task, cfg.task_names):
+        raise ValueError(
+            f"task={path} is the task set '{own.name}' ({listed(own.tasks)}), but {origin} was trained on '{cfg.task}' "
+            f"({listed(cfg.task_names)})"
+        )
+    for name in own.tasks:
+        import_module_of(name)
+    return own.name
 
 
 def _check_table(cfg: Config, origin: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ class GraphedPlan:
         self._plan_fn = plan_fn
         self._captured: dict[tuple[object, ...], _Captured] = {}
         self._weights: list[int] = []  # where they lie
+        self._turn = threading.Lock()  # players of one agent, in threads, share the graph's inputs and outputs
 
     def __call__(
         self,
@@ -46,11 +48,11 @@ class GraphedPlan:
         """Plan as :func:`tdmpc2.planner.plan`; the result's tensors are the caller's to keep."""
         inputs = [z, *task, prev_mean, *noise]
         weights = [x.data_ptr() for x in (*model.parameters(), *model.buffers())]
-        if weights != self._weights:
-            self._captured.clear()
-            self._weights = weights
         key = (eval_mode, *(None if x is None else x.shape for x in inputs))
-        with torch.cuda.device(z.device):  # streams and graphs are those of the current device
+        with self._turn, torch.cuda.device(z.device):  # streams and graphs are those of the current device
+            if weights != self._weights:
+                self._captured.clear()
+                self._weights = weights
             if key not in self._captured:
                 self._captured[key] = self._capture(model, inputs, eval_mode)
             captured = self._captured[key]

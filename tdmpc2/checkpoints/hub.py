@@ -7,6 +7,7 @@ never shown.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable
@@ -22,6 +23,7 @@ T = TypeVar("T")
 PREFIX = "hf://"
 #: Files that are looked for where a name has none, in this order.
 FILES = ("model.safetensors", "model.pt")
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 _FORM = f"{PREFIX}USER/NAME[@REVISION][/FILE]"
 
@@ -82,11 +84,16 @@ def local_file(name: str | os.PathLike[str]) -> Path:
     wanted = parse_name(name)
     if wanted.file is not None:
         return _download(wanted)
+    unknown: NotHereError | None = None  # without a connection it is not known which files there are
     for file in FILES:
         try:
             return _download(wanted._replace(file=file))
         except NoSuchFileError:
             continue
+        except NotHereError as error:
+            unknown = unknown or error
+    if unknown is not None:
+        raise unknown
     raise ValueError(f"{wanted} has none of the files {', '.join(FILES)}: name one, {wanted}/FILE")
 
 
@@ -100,6 +107,10 @@ def why_missing(name: str | os.PathLike[str] | None) -> str:
 
 class NoSuchFileError(ValueError):
     """A repository on a hub does not have a file."""
+
+
+class NotHereError(ValueError):
+    """There is no connection to a hub, and a file was never downloaded."""
 
 
 def _download(wanted: HubName) -> Path:
@@ -118,6 +129,7 @@ def ask(name: str, question: Callable[[Any], T]) -> T:
 
     Raises:
         NoSuchFileError: the repository does not have the file.
+        NotHereError: there is no connection, and the file was not downloaded before.
         ValueError: the package or the repository is missing, or the hub cannot be reached or refuses; in one line.
     """
     if missing_packages("hub"):
@@ -128,7 +140,7 @@ def ask(name: str, question: Callable[[Any], T]) -> T:
     try:
         return question(huggingface_hub)
     except errors.LocalEntryNotFoundError as error:
-        raise ValueError(f"{name}: no connection to {_endpoint()}, and it was never downloaded here") from error
+        raise NotHereError(f"{name}: no connection to {_endpoint()}, and it was never downloaded here") from error
     except errors.GatedRepoError as error:
         raise ValueError(f"{name}: its owner gives access on request only; ask there, then `hf auth login`") from error
     except errors.RepositoryNotFoundError as error:
@@ -145,6 +157,10 @@ def ask(name: str, question: Callable[[Any], T]) -> T:
         raise ValueError(f"{name}: {_endpoint()} refused, HTTP status {status}{advice}") from error
     except errors.OfflineModeIsEnabled as error:
         raise ValueError(f"{name}: HF_HUB_OFFLINE forbids to ask {_endpoint()}") from error
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            raise ValueError(f"{name} cannot be kept in {error.filename or 'the cache'}: {error.strerror}") from error
+        raise ValueError(f"{name}: {_endpoint()} cannot be asked ({type(error).__name__})") from error
     except Exception as error:  # of the client, of what it is built on, or of the network
         raise ValueError(f"{name}: {_endpoint()} cannot be asked ({type(error).__name__})") from error
 

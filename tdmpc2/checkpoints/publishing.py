@@ -26,12 +26,12 @@ class Push(NamedTuple):
     Attributes:
         private: a new repository is for its owner alone; one that is there stays as it is.
         message: of the commit.
-        license: of the weights, as the hub spells it.
+        license: of the weights, as the hub spells it; by default what the file's own card says.
     """
 
     private: bool = False
     message: str = "Weights of a TD-MPC2 world model"
-    license: str = "mit"
+    license: str | None = None
 
 
 def write_folder(folder: Path, checkpoint: Checkpoint, name: str, push: Push, *, overwrite: bool = False) -> list[Path]:
@@ -50,10 +50,7 @@ def write_folder(folder: Path, checkpoint: Checkpoint, name: str, push: Push, *,
     Raises:
         ValueError: the license has another form, a file exists, the weights cannot be converted, or the disk refused.
     """
-    if not _LICENSE.fullmatch(push.license):
-        raise ValueError(
-            f"license={shown(push.license)} is no name of a license: mit, apache-2.0, cc-by-4.0, other, ..."
-        )
+    license = _license_of(checkpoint, push.license)
     paths = [folder / file for file in (CARD, CONFIG, WEIGHTS)]
     if not overwrite and (there := [str(path) for path in paths if path.exists() or path.is_symlink()]):
         raise ValueError(f"There is already {', '.join(there)}: name another folder, or say overwrite")
@@ -61,17 +58,30 @@ def write_folder(folder: Path, checkpoint: Checkpoint, name: str, push: Push, *,
     written = load_file(paths[2], identify=True)
     entries = {"library": "tdmpc2", "version": version(), "format": written.format, "config": written.config}
     write_text(paths[1], json_text({**entries, "step": written.step, **written.extra}, indent=2) + "\n")
-    write_text(paths[0], card(written, name, push.license))
+    write_text(paths[0], card(written, name, license))
     return paths
 
 
-def card(checkpoint: Checkpoint, name: str, license: str) -> str:
+def _license_of(checkpoint: Checkpoint, chosen: str | None) -> str | None:
+    """Find the license to publish with: the chosen one, or that of the file's card, which it must not contradict."""
+    own = (checkpoint.card or {}).get("license")
+    if chosen and own and chosen != own:
+        raise ValueError(
+            f"license={shown(chosen)}, but the file's card says {shown(own)}: leave it out, or make the card anew"
+        )
+    license = chosen or own
+    if license is not None and not (isinstance(license, str) and _LICENSE.fullmatch(license)):
+        raise ValueError(f"license={shown(license)} is no name of a license: mit, apache-2.0, cc-by-4.0, other, ...")
+    return license
+
+
+def card(checkpoint: Checkpoint, name: str, license: str | None) -> str:
     """Write the page that a hub shows of a model, with the facts that its search reads at the top.
 
     Args:
         checkpoint: read from a file.
         name: how it is loaded.
-        license: of the weights.
+        license: of the weights; None: nothing is said of it.
 
     Raises:
         ValueError: the file does not hold the weights of a model.
@@ -81,12 +91,13 @@ def card(checkpoint: Checkpoint, name: str, license: str) -> str:
     told = {
         label: text for label, text in facts.items() if label not in left_out and not label.startswith("bytes of _")
     }
-    front = ["---", f"license: {license}", "library_name: tdmpc2", "pipeline_tag: reinforcement-learning", "tags:"]
+    front = ["---", *([f"license: {license}"] if license else []), "library_name: tdmpc2"]
+    front += ["pipeline_tag: reinforcement-learning", "tags:"]
     front += [*(f"- {tag}" for tag in _TAGS), "---"]
     more = {key: value for key, value in checkpoint.extra.items() if value is not None}
     lines = [
         *front,
-        f"# {name.rstrip('/').rpartition('/')[2]}",
+        f"# {name.removesuffix(f'/{WEIGHTS}').rstrip('/').rpartition('/')[2]}",
         "",
         "A TD-MPC2 world model of the tasks below, with the planner and policy that act by it. It was written by",
         f"TD-MPC-Opt {version()}; `model.safetensors` holds weights, configuration and checksums, `config.json` is for",
@@ -126,7 +137,7 @@ def push(checkpoint: Checkpoint, target: str | os.PathLike[str], how: Push, *, o
     """
     if not hub.is_hub_name(target):
         folder = Path(target).expanduser()
-        write_folder(folder, checkpoint, str(target), how, overwrite=overwrite)
+        write_folder(folder, checkpoint, f"{target}/{WEIGHTS}", how, overwrite=overwrite)
         return str(folder)
     wanted = repository_of(target)
     with tempfile.TemporaryDirectory() as temporary:
@@ -134,7 +145,8 @@ def push(checkpoint: Checkpoint, target: str | os.PathLike[str], how: Push, *, o
 
         def upload(client: Any) -> str:
             api = client.HfApi(library_name="tdmpc2", library_version=version())
-            api.create_repo(wanted.repository, private=how.private, exist_ok=True)
+            # None, where nothing was asked for: an organisation may keep new repositories private
+            api.create_repo(wanted.repository, private=how.private or None, exist_ok=True)
             has_card = api.file_exists(wanted.repository, CARD, revision=wanted.revision)
             commit = api.upload_folder(
                 repo_id=wanted.repository,
@@ -168,7 +180,7 @@ def preview(checkpoint: Checkpoint, target: str | os.PathLike[str], how: Push) -
     Raises:
         ValueError: see there.
     """
-    name = str(repository_of(target)) if hub.is_hub_name(target) else os.fspath(target)
+    name = str(repository_of(target)) if hub.is_hub_name(target) else f"{os.fspath(target)}/{WEIGHTS}"
     with tempfile.TemporaryDirectory() as temporary:
         paths = write_folder(Path(temporary), checkpoint, name, how)
         lines = [f"{name}: nothing is written (dry_run)"]

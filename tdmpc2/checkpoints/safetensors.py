@@ -101,6 +101,8 @@ def _storable(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return CPU tensors in forms that the format has: the published files' ``qint8`` as int8 with its scale."""
     stored: dict[str, Tensor] = {}
     for name, tensor in model.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"'{name}' is no tensor, and the safetensors format stores nothing else: write a .pt file")
         tensor = tensor.detach().cpu()
         if tensor.is_quantized and tensor.qscheme() == torch.per_tensor_affine and tensor.q_zero_point() == 0:
             stored[name] = tensor.int_repr().contiguous()

@@ -65,7 +65,7 @@ VERBS = {
             Option("to", "hf://user/name[@revision], or a folder to write", required=True, bare=True),
             Option("private", "a new repository is for its owner alone", False, bool),
             Option("message", "of the commit"),
-            Option("license", "of the weights, as the hub spells it", "mit"),
+            Option("license", "of the weights, as the hub spells it; by default what the file's card says"),
             Option("dry_run", "write nothing, and show what would be", False, bool),
             Option("overwrite", "replace the files of a folder", False, bool),
         ),

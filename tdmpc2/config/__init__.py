@@ -28,6 +28,7 @@ from tdmpc2.config.tables import CHANGEABLE as CHANGEABLE
 from tdmpc2.config.tables import KEYS as KEYS
 from tdmpc2.config.tables import ONE_START_KEYS as ONE_START_KEYS
 from tdmpc2.config.tables import PLANNER_KEYS as PLANNER_KEYS
+from tdmpc2.config.tables import PLAYING_KEYS as PLAYING_KEYS
 from tdmpc2.config.tables import RUN_KEYS as RUN_KEYS
 from tdmpc2.config.tables import UNDECISIVE as UNDECISIVE
 from tdmpc2.config.tables import WIDTHS as WIDTHS

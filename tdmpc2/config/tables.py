@@ -25,6 +25,8 @@ ONE_START_KEYS = frozenset(name for name, key in KEYS.items() if key.on_resume =
 UNDECISIVE = frozenset(name for name, key in KEYS.items() if not key.decides)
 #: Settings of the planner's search.
 PLANNER_KEYS = tuple(name for name, key in KEYS.items() if key.plans)
+#: Keys that say how a file is played, whatever it was trained with.
+PLAYING_KEYS = (*PLANNER_KEYS, "planner", "mpc", "precision", "device", "num_threads", "compile")
 #: Widths that a model size sets.
 WIDTHS = tuple(name for name, key in KEYS.items() if key.follows == "model_size")
 

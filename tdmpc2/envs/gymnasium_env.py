@@ -115,6 +115,10 @@ class _WithoutDisplay(gymnasium.Wrapper[Any, Any, Any, Any]):
     def render(self) -> Any:
         from tdmpc2.envs.rendering import context_module  # imports MuJoCo
 
+        renderer: Any = self.env.unwrapped
+        viewer = renderer.mujoco_renderer.viewer
+        if viewer is not None:  # Gymnasium leaves current what another environment has drawn into
+            viewer.make_context_current()
         if "MUJOCO_GL" in os.environ:
             return self.env.render()
         try:

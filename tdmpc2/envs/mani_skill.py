@@ -105,12 +105,16 @@ class ManiSkillEnv(gymnasium.Env[Observation, Action]):
         self._running = False
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Observation, Info]:
-        """Begin an episode; the first one of a new environment, and one with a seed, are those of the seed."""
-        super().reset(seed=seed)
+        """Begin an episode; the first one of a new environment, and one with a seed, are those of the seed.
+
+        Others draw a seed of their own, since the simulator would go on with PyTorch's own random numbers.
+        """
         if seed is not None:
             self.action_space.seed(seed)
         seed, self._seed = self._seed if seed is None else seed, None
-        obs, _ = self._simulator.reset(seed=seed, options={"reconfigure": seed is not None})
+        super().reset(seed=seed)
+        drawn = int(self.np_random.integers(2**31)) if seed is None else seed
+        obs, _ = self._simulator.reset(seed=drawn, options={"reconfigure": seed is not None})
         self._running = True
         return _row(obs), {"success": 0.0}
 

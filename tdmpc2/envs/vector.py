@@ -14,6 +14,7 @@ from functools import partial
 from types import TracebackType
 
 import gymnasium
+import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from tdmpc2.envs.registry import build_env, family_of
@@ -35,7 +36,8 @@ def make_vec_env(
 
     Environment i is ``make_env(specs[i].name, seeds[i])``: the first ``reset()`` gives the first states of those.
     Nothing is reset automatically; after an episode ends, reset it with
-    ``reset(options={"reset_mask": mask})``, ``mask`` being bool [E].
+    ``reset(options={"reset_mask": mask})``, ``mask`` being bool [E]. With ``"rest": True`` among these options nothing
+    begins anew: the environments stay as they are, whatever the steps, until they are reset without it.
 
     Returns:
         A vector environment with observations float32 [E, obs_dim] (``obs="rgb"``: uint8 [E, 9, 64, 64]), actions
@@ -57,18 +59,28 @@ def make_vec_env(
 
 
 class _OneOfSeveral(gymnasium.Wrapper[Observation, Action, Observation, Action]):
-    """An environment that tells of its info only the success.
+    """An environment that tells of its info only the success, and that can rest until the others' episodes have ended.
 
     Gymnasium stacks the infos of environments side by side and fails where an entry changes its type or shape.
     """
 
+    def __init__(self, env: Env) -> None:
+        super().__init__(env)
+        self._last = np.zeros(0, np.float32)  # observation
+        self._rests = False
+
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Observation, Info]:
-        obs, info = self.env.reset(seed=seed, options=options)
-        return obs, {"success": info["success"]}
+        self._rests = bool((options or {}).get("rest"))
+        if self._rests:
+            return self._last, {"success": 0.0}
+        self._last, info = self.env.reset(seed=seed, options=options)
+        return self._last, {"success": info["success"]}
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, Info]:
-        *outcome, info = self.env.step(action)
-        return *outcome, {"success": info["success"]}  # type: ignore[return-value]
+        if self._rests:
+            return self._last, 0.0, False, False, {"success": 0.0}
+        self._last, *outcome, info = self.env.step(action)
+        return self._last, *outcome, {"success": info["success"]}  # type: ignore[return-value]
 
 
 class EnvPool:

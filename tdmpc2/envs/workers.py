@@ -187,7 +187,10 @@ class WorkerVecEnv:
             (
                 worker,
                 "reset",
-                (None if seed is None else list(seed[part]), None if mask is None else {"reset_mask": mask[part]}),
+                (
+                    None if seed is None else list(seed[part]),
+                    None if mask is None else {**(options or {}), "reset_mask": mask[part]},
+                ),
                 {},
             )
             for worker, part in asked

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -59,7 +59,7 @@ class FlatEnv(gymnasium.Wrapper[Observation, Action, Any, Any]):
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], seed: int | None) -> None:
-        super().__init__(gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)))
+        super().__init__(gymnasium.wrappers.RescaleAction(_Bounded(env), np.float32(-1), np.float32(1)))
         self._first_seed = seed
         size = int(np.prod(_shape(env.observation_space)))
         self.observation_space = Box(-np.inf, np.inf, (size,), np.float32)
@@ -76,6 +76,14 @@ class FlatEnv(gymnasium.Wrapper[Observation, Action, Any, Any]):
         obs, reward, terminated, truncated, info = self.env.step(action)
         ends = bool(_number(terminated, "terminated")), bool(_number(truncated, "truncated"))
         return _flat(obs), _number(reward, "the reward"), *ends, _with_success(info)
+
+
+class _Bounded(gymnasium.ActionWrapper[Any, Action, Any]):
+    """Keeps actions within the bounds that the environment declares: rescaling rounds, and may end beyond one."""
+
+    def action(self, action: Action) -> Any:
+        space = cast(Box, self.action_space)
+        return np.clip(action, space.low, space.high).astype(space.dtype, copy=False)
 
 
 class FreeActions(gymnasium.ActionWrapper[Any, Action, Any]):
@@ -123,7 +131,7 @@ class OldGymEnv(gymnasium.Env[Any, Any]):
 
     Register it to use it as a task::
 
-        gymnasium.register("Mine-v0", entry_point=lambda: OldGymEnv(MyOldEnv()), max_episode_steps=200)
+        gymnasium.register("Mine-v0", entry_point=lambda **keys: OldGymEnv(MyOldEnv(), **keys), max_episode_steps=200)
 
     ``done`` is reported as terminated, unless ``info["TimeLimit.truncated"]`` says that it was the time limit.
 

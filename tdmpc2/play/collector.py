@@ -25,7 +25,7 @@ from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.pixels import split_observation
 from tdmpc2.play.mixture import BehaviourPolicy, load_policies, mixture_entries, policy_from_agent, split
-from tdmpc2.play.rollout import Actor, Episode, Floats, Job, check_playable, play
+from tdmpc2.play.rollout import Actor, Episode, Floats, Job, check_playable, most_on_cuda, play
 from tdmpc2.support.files import check_free_disk, delete_leftovers, locked
 from tdmpc2.tasks import TaskSpec
 from tdmpc2.tracking.progress import Progress, open_console, print_line
@@ -71,14 +71,14 @@ def num_envs(policy: BehaviourPolicy, episodes: int) -> int:
     """Choose how many environments play side by side in a file of so many episodes; batches are about equal.
 
     CPU: 4 when planning, so that activations stay in cache; 16 for a policy, which gains from more; 4 for random play,
-    where building environments is half of the work (benchmarks/collect.py). Accelerator: as many as 2 GiB hold of the
-    activations of planning. Free memory does not count: a file must not depend on it.
+    where building environments is half of the work (benchmarks/collect.py). Accelerator: see
+    :func:`~tdmpc2.play.rollout.most_on_cuda`. Free memory does not count: a file must not depend on it.
     """
     most = 4
     if policy.agent is not None:
         cfg = policy.agent.cfg
         if policy.agent.device.type != "cpu":
-            most = min(max(2**31 // (cfg.num_samples * cfg.mlp_dim * 4 * 16), 1), 64)
+            most = most_on_cuda(cfg.num_samples, cfg.mlp_dim)
         elif not policy.mpc:
             most = 16
     return -(-episodes // -(-episodes // most))

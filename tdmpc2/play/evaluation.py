@@ -13,14 +13,13 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.envs.registry import MIXED, ScoreRule, common_label, family_of, rule_of
 from tdmpc2.play.actors import agent_actor
-from tdmpc2.play.rollout import Episode, Frames, Job, check_playable, play
+from tdmpc2.play.rollout import Episode, Frames, Job, check_playable, most_on_cuda, play
 from tdmpc2.support.intervals import Interval, bootstrap, interquartile_mean, resampled_interval
 from tdmpc2.tracking.progress import Progress
 
@@ -171,8 +170,7 @@ def evaluate(
             raise
         fault = error
     if group.world_size > 1:
-        scores = [replace(e, obs=e.obs[:0], action=e.action[:0]) for e in episodes]
-        shares = group.collect((scores, fault))
+        shares = group.collect((episodes, fault))
         if fault := next((error for _, error in shares if error), None):
             raise fault
         whole = [share for share, _ in shares]
@@ -207,7 +205,8 @@ def _own_episodes(
                 assert film is not None
                 film(cfg.task_specs[batch[i].task_id].name, played[i].frames)
                 played[i].frames.clear()
-            episodes += played
+            nothing = np.zeros((0,), np.float32)  # what was observed is not scored, and may be pictures
+            episodes += [replace(episode, obs=nothing, action=nothing, reward=nothing) for episode in played]
             if keep:
                 keep(_results(cfg, episodes))
     return episodes
@@ -228,7 +227,7 @@ def side_by_side(cfg: Config, num_jobs: int, agent: TDMPC2) -> int:
     """Choose how many environments play at a time.
 
     On a CPU at most 4, or 8 with the kernels, so that the activations of planning stay in its caches, and 16 where the
-    policy acts alone; on CUDA as many as fit into memory. All batches are of one size where the planner is compiled for
+    policy acts alone; on CUDA up to 64. All batches are of one size where the planner is compiled for
     one.
     """
     device = agent.device
@@ -236,7 +235,7 @@ def side_by_side(cfg: Config, num_jobs: int, agent: TDMPC2) -> int:
     if not agent.cfg.mpc and not cfg.save_video:
         most = _MOST_WITHOUT_PLANS
     if device.type == "cuda" and not cfg.save_video:  # frames of many episodes would fill the main memory
-        most = max(1, torch.cuda.mem_get_info(device)[0] // (cfg.num_samples * cfg.mlp_dim * 4 * 16))
+        most = most_on_cuda(cfg.num_samples, cfg.mlp_dim)
     batches = -(-num_jobs // most)
     if not agent.planner.fixed_size:
         return -(-num_jobs // batches)

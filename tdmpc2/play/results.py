@@ -226,7 +226,7 @@ def check_video(cfg: Config) -> None:
     """
     video_writer()
     for name in rendered_tasks(cfg):
-        frames = first_frames(name)
+        frames = first_frames(name, cfg.obs)
         with tempfile.TemporaryDirectory() as folder:
             try:
                 write_video(Path(folder, "try.mp4"), frames)
@@ -241,20 +241,39 @@ class VideoFile:
         self._library = video_writer()
         self._path, self._fps = path, fps
         self._frames: Any = None
+        self._size: tuple[int, ...] = ()  # of the first frame
 
     def append(self, frame: NDArray[np.uint8]) -> None:
-        """Write one more frame, [height, width, 3]; all are of one size."""
+        """Write one more frame, [height, width, 3]; smaller ones than the first get a border, larger ones are cut."""
+        if frame.ndim != 3 or frame.shape[2] != 3:
+            raise ValueError(
+                f"save_video: a picture of shape {list(frame.shape)} is not of height, width and 3 colours"
+            )
         if self._frames is None:
+            self._size = frame.shape
             form = {"fps": self._fps, "codec": "libx264", "macro_block_size": 16}
             form["output_params"] = ["-f", "mp4"]  # not to be told from the temporary name
             self._frames = self._library.write_frames(str(self._path), frame.shape[1::-1], **form)
             self._frames.send(None)
+        if frame.shape != self._size:
+            frame = _centred(frame, self._size)
         self._frames.send(np.ascontiguousarray(frame))
 
     def close(self) -> None:
         """Finish the file."""
         if self._frames is not None:
             self._frames.close()
+
+
+def _centred(frame: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Put the middle of a frame into the middle of a black one of another size."""
+    whole = np.zeros(size, np.uint8)
+    for axis in (0, 1):
+        start = max(frame.shape[axis] - size[axis], 0) // 2
+        frame = frame.take(range(start, start + min(frame.shape[axis], size[axis])), axis)
+    top, left = ((size[axis] - frame.shape[axis]) // 2 for axis in (0, 1))
+    whole[top : top + frame.shape[0], left : left + frame.shape[1]] = frame
+    return whole
 
 
 @contextlib.contextmanager
@@ -265,7 +284,11 @@ def video_file(path: Path, fps: int = 25, *, overwrite: bool = True) -> Iterator
         ValueError: see :func:`video_writer`, or the file exists and ``overwrite`` is false.
     """
     video_writer()
-    with replacing(path, overwrite=overwrite) as temporary, contextlib.closing(VideoFile(temporary, fps)) as video:
+    playing = (OSError,)  # the agent plays in this block, and its RuntimeErrors are none of writing
+    with (
+        replacing(path, overwrite=overwrite, errors=playing) as temporary,
+        contextlib.closing(VideoFile(temporary, fps)) as video,
+    ):
         yield video
 
 

@@ -69,15 +69,19 @@ def rendered_tasks(cfg: Config) -> list[str]:
     return list(kinds.values())
 
 
-def first_frames(name: str) -> Frames:
+def first_frames(name: str, obs: str = "state") -> Frames:
     """Draw the first two frames of a task, [height, width, 3] each.
+
+    Args:
+        name: of the task.
+        obs: what is observed of it, as the key ``obs`` says.
 
     Raises:
         ValueError: it cannot be built here, or draws none.
     """
     from tdmpc2.envs.registry import build_env
 
-    env = build_env(name, 0, "rgb_array")
+    env = build_env(name, 0, "rgb_array", obs)
     try:
         env.reset(seed=0)
         frames = [np.asarray(env.render()) for _ in range(2)]
@@ -90,6 +94,14 @@ def first_frames(name: str) -> Frames:
                 "uint8 of height, width and 3 colours"
             )
     return frames
+
+
+def most_on_cuda(num_samples: int, mlp_dim: int) -> int:
+    """Choose how many environments are planned for at once on a GPU, whatever else it holds: at most 2 GiB, and 64.
+
+    Results depend on it, and more simulators in one process would only wait for one another.
+    """
+    return min(max(2**31 // (num_samples * mlp_dim * 4 * 16), 1), 64)
 
 
 def play(
@@ -137,8 +149,8 @@ def play(
             recording.playing &= ~done
             if not recording.playing.any():
                 break
-            if done.any():  # what has finished is restarted only to keep step() valid; its rows are cut off at the end
-                current, _ = envs.reset(options={"reset_mask": done})
+            if done.any():  # step() goes on with all of them
+                current, _ = envs.reset(options={"reset_mask": done, "rest": True})
     return recording.episodes()
 
 

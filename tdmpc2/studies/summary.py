@@ -19,9 +19,9 @@ def rows_of(study: Study) -> list[dict[str, Any]]:
     Returns:
         For each group, those without a teacher first: ``name``, its short ``label``, ``distilled``, ``values`` (the
         keys in which groups differ), ``runs``, ``seeds``, ``paths``, ``steps``, ``score_label``, ``scores`` (one per
-        run), ``score``, ``score_step`` (of the evaluation that they are of), ``interval``, ``best``, ``control`` (name of the group it is compared with, or
-        None), ``is_control``, ``minus_control`` with its interval, ``losses``, held-out errors, ``returns`` by task and
-        ``hours``.
+        run), ``score``, ``score_step`` (of the evaluation that they are of), ``interval``, ``best``, ``control`` (name
+        of the group it is compared with, or None), ``is_control``, ``minus_control`` with its interval, ``losses``,
+        held-out errors, ``returns`` by task and ``hours``.
     """
     labels = short_labels([group.name for group in study.groups])
     controls = {group.name: study.control_of(group) for group in study.groups}

@@ -26,11 +26,21 @@ _ROOM = 190  # bytes of a name beside the 50 that a temporary one adds; file sys
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
+def replacing(
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = True,
+    errors: tuple[type[Exception], ...] = (OSError, RuntimeError),  # torch wraps what the disk says into RuntimeError
+) -> Iterator[Path]:
     """Give a temporary name beside ``path`` to write to; at the end of the block it becomes ``path``, or is deleted.
 
     A killed process leaves its temporary file. On Linux the next one that writes ``path`` deletes it, since the name
     tells whose it is.
+
+    Args:
+        path: the file.
+        overwrite: replace it if it exists.
+        errors: those of writing, which become one line.
 
     Raises:
         ValueError: ``path`` exists and ``overwrite`` is false, or the disk refused; what was there is unchanged.
@@ -51,7 +61,7 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
         if path.exists() and not overwrite:
             raise ValueError(exists)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch wraps what the disk says into RuntimeError
+    except errors as error:
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise ValueError(f"Could not write {path}: {reason}. What was there before is unchanged") from error
     finally:

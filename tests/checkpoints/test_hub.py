@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +63,8 @@ def test_agent_pushed_to_a_hub_is_loaded_by_name(hub: Hub, agent: TDMPC2) -> Non
     config = json.loads(files["config.json"])
     assert (config["step"], config["config"]["latent_dim"]) == (12, agent.cfg.latent_dim)
     front, card = files["README.md"].decode().removeprefix("---\n").split("---\n", 1)
-    assert front.splitlines()[:3] == ["license: mit", "library_name: tdmpc2", "pipeline_tag: reinforcement-learning"]
+    assert front.splitlines()[:2] == ["library_name: tdmpc2", "pipeline_tag: reinforcement-learning"]
+    assert "license" not in front  # nobody has named one
     assert 'load_agent("hf://me/walker")' in card
     assert same(agent, load_agent("hf://me/walker", device="cpu", quiet=True))
 
@@ -101,6 +103,26 @@ def test_what_was_downloaded_is_read_without_a_connection(
     with pytest.raises(ValueError, match=r"hf://me/other/.*: no connection to .*, and it was never downloaded here"):
         load_file("hf://me/other")
     assert not hub.requests
+
+
+def test_model_pt_that_was_downloaded_is_read_without_a_connection(
+    hub: Hub, agent: TDMPC2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the repository has a model.safetensors as well cannot be asked then."""
+    agent.save(tmp_path / "x.pt", step=7)
+    hub.files["me/old"] = {"main": {"model.pt": (tmp_path / "x.pt").read_bytes()}}
+    load_file("hf://me/old")
+    use(monkeypatch, hub.url, tmp_path / "cache", offline=True)
+    assert load_file("hf://me/old").step == 7
+
+
+def test_cache_without_room_is_no_fault_of_the_connection(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/cache/x")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
+    with pytest.raises(ValueError, match="cannot be kept in /cache/x: No space left on device"):
+        load_file("hf://me/old/model.pt")
 
 
 @pytest.mark.parametrize(
@@ -169,6 +191,18 @@ def test_push_command_writes_a_folder_and_keeps_what_is_there(
     assert command(*words) == 2
     assert "There is already" in capsys.readouterr().err
     assert command(*words, "--overwrite") == 0
+    assert f'load_agent("{tmp_path / "out"}/model.safetensors")' in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_license_is_that_of_the_files_card(agent: TDMPC2, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The page said mit of files whose own cards said something else."""
+    agent.save(tmp_path / "x.pt")
+    assert command("card", str(tmp_path / "x.pt"), "license=cc-by-nc-4.0", f"out={tmp_path / 'y.pt'}") == 0
+    words = ("push", str(tmp_path / "y.pt"), str(tmp_path / "out"))
+    assert command(*words, "license=mit") == 2
+    assert "license='mit', but the file's card says 'cc-by-nc-4.0'" in capsys.readouterr().err
+    assert command(*words) == 0
+    assert (tmp_path / "out" / "README.md").read_text().startswith("---\nlicense: cc-by-nc-4.0\n")
 
 
 @pytest.mark.slow
@@ -188,6 +222,7 @@ def test_push_command_pushes_a_quantised_file(hub: Hub, agent: TDMPC2, tmp_path:
     ("words", "message"),
     [
         (("convert", "x.pt", "layout=safetensors", "out=y.pt"), "must end in .safetensors"),
+        (("convert", "x.pt", "layout=b", "out=y.safetensors"), "is no tensor, and the safetensors format stores"),
         (("push", "x.pt", "out", "license=my own\n"), "is no name of a license"),
         (("push", "x.pt", "hf://me/walker/model.pt"), "names a file"),
     ],

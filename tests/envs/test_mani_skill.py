@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from tdmpc2.envs import make_env, task_spec
 
@@ -41,3 +42,15 @@ def test_action_is_held_for_two_steps_of_the_simulator() -> None:
     env.step(np.zeros(4, np.float32))
     assert int(env._simulator.elapsed_steps) - before == 2
     env.close()
+
+
+def test_episodes_without_a_seed_follow_from_the_environments_own() -> None:
+    """They were drawn from PyTorch's own random numbers, which other environments and the user's code share."""
+    firsts = []
+    for seed in (5, 6):
+        env = ManiSkillEnv("ms-push-cube", seed=1)
+        torch.manual_seed(seed)
+        firsts.append([env.reset()[0] for _ in range(3)])
+        env.close()
+    np.testing.assert_array_equal(*firsts)
+    assert not np.array_equal(firsts[0][1], firsts[0][2])

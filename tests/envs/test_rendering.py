@@ -107,6 +107,20 @@ def test_env_with_rendering_passes_gymnasium_checker() -> None:
     env.close()
 
 
+@pytest.mark.usefixtures("opengl")
+def test_picture_of_gymnasiums_mujoco_is_its_own_whatever_else_was_drawn() -> None:
+    """Gymnasium draws into whichever context is current: the picture showed another environment's."""
+    with warnings.catch_warnings(action="ignore"):  # about versions
+        one, other = (make_env(name, seed=1, render_mode="rgb_array") for name in ("Hopper-v5", "InvertedPendulum-v5"))
+    one.reset(seed=1)
+    other.reset(seed=1)
+    before = one.render()
+    other.render()
+    np.testing.assert_array_equal(one.render(), before)
+    one.close()
+    other.close()
+
+
 def test_render_that_cannot_work_says_why(monkeypatch: pytest.MonkeyPatch, env: Callable) -> None:
     with pytest.raises(ValueError, match="render_mode='human'"):
         make_env("pendulum-spin", render_mode="human")

@@ -147,3 +147,28 @@ def test_action_entry_of_one_value_is_left_out_and_whole_numbers_are_rounded_to(
 
 def test_action_without_a_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "there is nothing to choose" in refusal(monkeypatch, action=Box(1, 1, (2,), np.float32))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.8), (-0.2, 1.0), (0.1, 1.0), (0.05, 0.3)])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_action_at_its_end_is_within_the_bounds_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, low: float, high: float, kind: type[Any]
+) -> None:
+    """Rescaled, the ends of [-1, 1] were one bit beyond them, which environments may refuse."""
+
+    class Strict(gymnasium.Env[Any, Any]):
+        observation_space, action_space = VECTOR, Box(low, high, (1,), kind)
+
+        def reset(self, **_: Any) -> tuple[Any, dict[str, Any]]:
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            assert self.action_space.contains(action)
+            return np.zeros(2, np.float32), float(action[0]), False, False, {}
+
+    monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.registry))
+    gymnasium.register("Strict-v0", Strict, max_episode_steps=10, disable_env_checker=True)
+    env = make_env("Strict-v0")
+    env.reset()
+    ends = [env.step(np.array([end], np.float32))[1] for end in (-1, 1)]
+    assert ends == pytest.approx([low, high])

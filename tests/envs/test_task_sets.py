@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tdmpc2 import load_agent, make_env, parse_cfg
+from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data import write_episodes
 from tdmpc2.envs import plugins, task_spec
@@ -92,6 +93,23 @@ def test_task_set_file_learns_online_and_its_model_knows_its_tasks(tmp_path: Pat
     agent = load_agent(model)
     assert agent.cfg.task_names == (STANDS, "tests.helpers.toy_envs:Point-v0")
     assert np.isfinite(agent.act(np.zeros(agent.cfg.obs_dim, np.float32), t0=True, task=STANDS)).all()
+
+
+def test_task_set_file_may_be_named_beside_a_model_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text of the path was compared with the name of the set, so that no command could play the whole set."""
+    (path := tmp_path / "toys.yaml").write_text(f"tasks: ['{STANDS}', 'tests.helpers.toy_envs:Point-v0']")
+    (other := tmp_path / "others.yaml").write_text(f"name: toys\ntasks: ['{STANDS}', pendulum-spin]")
+    cfg = parse_cfg({**SMALL, "task": str(path), "mode": "online", "task_dim": 8})
+    TDMPC2(cfg).save(tmp_path / "x.pt")
+    named: list[str] = []
+    monkeypatch.setattr("tdmpc2.loading.import_module_of", named.append)
+    assert load_agent(tmp_path / "x.pt", task=str(path)).cfg.task_names == cfg.task_names
+    assert named[:2] == list(cfg.task_names), "the modules that the user has named"
+    named.clear()
+    assert load_agent(tmp_path / "x.pt", tasks=[STANDS]).cfg.task_ids == (0,)
+    assert named == [STANDS]
+    with pytest.raises(ValueError, match=r"is the task set 'toys' \(.*pendulum-spin\), but .* was trained on 'toys'"):
+        load_agent(tmp_path / "x.pt", task=str(other))
 
 
 @pytest.fixture

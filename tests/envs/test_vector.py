@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from tdmpc2.config import Config
-from tdmpc2.envs import make_env
+from tdmpc2.envs import make_env, task_spec
 from tdmpc2.envs.multitask import MultiTaskEnv
-from tdmpc2.envs.vector import make_vec_env
+from tdmpc2.envs.vector import EnvPool, make_vec_env
 from tdmpc2.envs.wrappers import PadEnv
 from tdmpc2.tasks import MT30, TaskSpec, lookup
-from tests.helpers.toy_envs import Counter
+from tests.helpers.toy_envs import FALLS, FALLS_AT, STANDS, Counter
 
 
 def test_pad_env_pads_observation_and_cuts_action(env: Callable) -> None:
@@ -69,6 +69,24 @@ def test_vec_env_reset_mask_resets_only_those(env: Callable) -> None:
     obs, _ = envs.reset(options={"reset_mask": ended})
     assert obs[0, 0] == 0
     assert not envs.step(actions)[3].any()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_environment_whose_episode_has_ended_rests_until_it_is_reset(workers: int) -> None:
+    """It was restarted and played on, so that a fault of an episode that nobody scores ended the evaluation."""
+    specs = [task_spec(FALLS), task_spec(STANDS)]
+    with EnvPool(4, 2, workers=workers) as pool:
+        envs = pool.make(specs)
+        envs.reset(seed=[1, 2])
+        actions = np.ones((2, 2), np.float32)
+        for _ in range(FALLS_AT):
+            last, _, terminated, *_ = envs.step(actions)
+        assert terminated.tolist() == [True, False]
+        envs.reset(options={"reset_mask": terminated, "rest": True})
+        obs, reward, terminated, truncated, _ = envs.step(actions)
+        np.testing.assert_array_equal(obs[0], last[0])
+        assert (reward[0], terminated.any(), truncated.any(), obs[1, 1]) == (0, False, False, FALLS_AT + 1)
+        assert envs.reset(options={"reset_mask": np.array([True, False])})[0][0, 1] == 0
 
 
 def test_vec_env_with_wrong_seeds_is_refused() -> None:

@@ -40,7 +40,11 @@ def test_curves_are_learned_compared_and_not_learned_again(
     assert again.strip().splitlines()[-4:] == table
 
     example.main(["--so-far", STANDS, POINT, "cup-catch", "--out", str(tmp_path)])  # one was not begun
-    assert [line.split(" | ")[1] for line in capsys.readouterr().out.strip().splitlines()[-2:]] == ["40", "40"]
+    rows = [line.split(" | ") for line in capsys.readouterr().out.strip().splitlines()[-2:]]
+    assert [(row[1], row[3]) for row in rows] == [("40", "2"), ("40", "2")], "the episodes of the finished agents"
+
+    with pytest.raises(TypeError, match="NoneType"):  # a planner of its own plays again
+        example.main([*words, "num_samples=6"])
 
 
 def test_return_is_compared_with_seeds_of_others(example: ModuleType) -> None:

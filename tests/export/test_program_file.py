@@ -49,6 +49,13 @@ def test_programs_give_what_the_plain_steps_give(request_of: Request, programs: 
                 torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
+def test_programs_are_of_no_device(programs: dict[str, Path]) -> None:
+    """Tracing asserts the device of what is converted; such a program would not run after ``.to("cuda")``."""
+    for path in programs.values():
+        targets = [str(node.target) for node in torch.export.load(path).graph.nodes]
+        assert not [name for name in targets if "assert_tensor_metadata" in name]
+
+
 def test_program_says_what_the_onnx_file_says_and_nothing_of_this_machine(programs: dict[str, Path]) -> None:
     card = Program(programs["plan"]).card
     assert (card["step"], card["precision"], card["envs"]) == ("plan", "int8", 1)

@@ -140,3 +140,10 @@ def test_act_t0_as_a_column_is_one_value_for_each(tiny_cfg: Config) -> None:
     obs = torch.stack([observation(0), observation(1)])
     expected = agent.act(obs, t0=[True, True], task=0)
     assert torch.equal(column.act(obs, t0=torch.tensor([[True], [True]]), task=0), expected)
+
+
+@pytest.mark.parametrize("key", ["precision", "device", "episodic", "simnorm_dim"])
+def test_player_refuses_a_key_that_is_none_of_its_planner(tiny_cfg: Config, key: str) -> None:
+    """It played with the agent's own weights and said otherwise."""
+    with pytest.raises(ValueError, match=f"{key} is no key of a player's planner: "):
+        TDMPC2(tiny_cfg).player(**{key: getattr(tiny_cfg, key)})

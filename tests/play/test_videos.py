@@ -15,9 +15,9 @@ from tdmpc2.envs.rendering import context_module
 from tdmpc2.play import results
 from tdmpc2.play.actors import random_actor
 from tdmpc2.play.evaluation import evaluate
-from tdmpc2.play.rollout import Frames, Job, play
+from tdmpc2.play.rollout import Frames, Job, first_frames, play
 from tdmpc2.play.scoring import score_files
-from tests.helpers.toy_envs import STANDS, STANDS_FOR, ToyEnv
+from tests.helpers.toy_envs import SEES, STANDS, STANDS_FOR, ToyEnv
 
 
 def decoded(path: Path) -> Iterator[np.ndarray]:
@@ -55,6 +55,33 @@ def test_video_shows_first_episode_only(agent: TDMPC2, monkeypatch: pytest.Monke
     evaluate(agent, cfg.replace(save_video=False), quiet=True, film=film)
     evaluate(agent, cfg, quiet=True)
     assert (len(filmed), len(drawn)) == (1, STANDS_FOR)
+
+
+def test_video_of_pictures_of_different_sizes_keeps_that_of_the_first(tmp_path: Path) -> None:
+    """Written on as they were, the rest of the video was sheared noise."""
+    pytest.importorskip("imageio_ffmpeg", reason="videos need imageio-ffmpeg")
+    sizes = [(48, 64), (32, 32), (80, 96)]
+    with results.video_file(tmp_path / "x.mp4") as video:
+        for height, width in sizes:
+            video.append(np.full((height, width, 3), 200, np.uint8))
+        with pytest.raises(ValueError, match=r"a picture of shape \[48, 64, 4\] is not of height, width and 3 colours"):
+            video.append(np.zeros((48, 64, 4), np.uint8))
+    frames = list(decoded(tmp_path / "x.mp4"))
+    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 3
+    assert frames[1][:4].mean() < 20, "a border"
+    assert frames[1][20:28, 28:36].mean() > 180, "the picture in its middle"
+    assert frames[2].mean() > 180, "the middle of a larger picture"
+
+
+def test_error_of_the_agent_while_a_video_is_written_is_not_one_of_writing(tmp_path: Path) -> None:
+    """A GPU without memory was said to be a file that could not be written."""
+    pytest.importorskip("imageio_ffmpeg", reason="videos need imageio-ffmpeg")
+    with pytest.raises(RuntimeError, match="out of memory"), results.video_file(tmp_path / "x.mp4"):
+        raise RuntimeError("out of memory")
+
+
+def test_first_frames_of_a_task_that_observes_images_are_drawn() -> None:
+    assert len(first_frames(SEES, "rgb+state")) == 2
 
 
 def test_video_without_library_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,8 @@ def test_agent_loaded_to_act_does_not_train(cfg: Config, data_dir: Path, tmp_pat
     data = EpisodeDataset.load(data_dir, cfg.task_specs, cfg.task_ids)
     with pytest.raises(ValueError, match="use precision='fp32' to train"):
         agent.update(SliceSampler(data).draw(0, 4, 3, 0))
+    with pytest.raises(ValueError, match="use precision='fp32' to load weights"):
+        agent.load(tmp_path / "x.pt")  # copied into int8 they were all but zero
     with pytest.raises(ValueError, match="use precision='fp32' to save"):
         agent.save(tmp_path / "y.pt")
     assert not (tmp_path / "y.pt").exists()
