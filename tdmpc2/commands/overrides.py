@@ -60,7 +60,10 @@ def read_line(argv: Sequence[str], groups: Sequence[str] = (), bare: str | None 
     switches += [f"{group}.{name}" for group in groups for name in switches]
     lists = [name for name in key_names() if _type_of(hints[name]) is tuple]
     lists += [f"{group}.{name}" for group in groups for name in lists]
-    words = [_named(word, groups, bare) for word in read(rest, switches, lists)]
+    found = read(rest, switches, lists)
+    if bare is not None:
+        _check_one(found, bare)
+    words = [_named(word, groups, bare) for word in found]
     many = parsed.multirun or any((w.key, str(w.value).upper()) == ("hydra.mode", "MULTIRUN") for w in words)
     _check_absent(words, groups)
     overrides = []
@@ -69,6 +72,17 @@ def read_line(argv: Sequence[str], groups: Sequence[str] = (), bare: str | None 
         check_key(word, groups)
         overrides.append(_override(word, hints, groups, many))
     return Line(flags, overrides)
+
+
+def _check_one(words: Sequence[Word], bare: str) -> None:
+    """Raise ``ValueError`` for a second value of the key that needs no name: the last one would win without a word."""
+    values = [str(word.value) for word in words if word.key in (None, bare)]
+    if len(values) > 1 and any(word.key is None for word in words):
+        first, second = values[:2]
+        raise ValueError(
+            f"{second} is one file too many beside {first}: --multirun {bare}={first},{second} takes one after the "
+            f"other, and evaluate compares both on the same episodes with compare={second}"
+        )
 
 
 def _check_absent(words: Sequence[Word], groups: Sequence[str]) -> None:

@@ -169,7 +169,7 @@ def _run_options(
         "group": experiment,
         "tags": [cfg.run_task[:64], size, "distilled" if teacher or cfg.teachers else "from-scratch"],
         "config": {"student": cfg.to_dict(), "teacher": None if teacher is None else teacher.to_dict()},
-        "reinit": "finish_previous",
+        "reinit": "create_new",  # specialists side by side have a run each
         "settings": wandb.Settings(**settings),
     }
 

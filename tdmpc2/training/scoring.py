@@ -80,7 +80,7 @@ def score(
 
 def upload(cfg: Config, logger: Logger, name: str, *aliases: str) -> None:
     """Upload a checkpoint of the run directory as the next version of the run's artifact."""
-    logger.save_artifact(cfg.run_dir / name, f"{cfg.run_task}-{cfg.exp_name or 'default'}", "model", aliases)
+    logger.save_artifact(cfg.run_dir / name, f"{cfg.run_task}-{cfg.exp_name or 'default'}-{cfg.seed}", "model", aliases)
 
 
 def video_name(task: str, step: int) -> str:

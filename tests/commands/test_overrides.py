@@ -38,6 +38,13 @@ def test_value_without_a_key_is_the_checkpoint() -> None:
     assert overrides("some/file.pt", "mpc=false") == ["checkpoint=some/file.pt", "mpc=false"]
 
 
+@pytest.mark.parametrize("words", [("a.pt", "b.pt"), ("a.pt", "checkpoint=b.pt")])
+def test_second_file_is_refused(words: tuple[str, str]) -> None:
+    """Hydra takes the last one: `evaluate.py a.pt b.pt` scored b.pt alone, without a word."""
+    with pytest.raises(ValueError, match=r"b.pt is one file too many beside a.pt: --multirun checkpoint=a.pt,b.pt"):
+        overrides(*words)
+
+
 def test_value_without_a_key_is_refused_where_it_could_be_two() -> None:
     with pytest.raises(ValueError, match=r"'x.pt' is not of the form key=value: write checkpoint=x.pt, for example"):
         overrides("x.pt", groups=GROUPS, bare=None)
