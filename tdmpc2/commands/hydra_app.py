@@ -23,7 +23,17 @@ from tdmpc2.commands.completion import complete
 from tdmpc2.commands.overrides import parse, read_line
 from tdmpc2.commands.pages import Row, Section, page, show, wants_help
 from tdmpc2.commands.yaml_files import bounded_yaml
-from tdmpc2.config import PRESETS, RUN_KEYS, help_rows, register_defaults, run_directory, with_preset
+from tdmpc2.config import (
+    PLANNER_KEYS,
+    PRESETS,
+    RUN_KEYS,
+    Config,
+    as_typed,
+    help_rows,
+    register_defaults,
+    run_directory,
+    with_preset,
+)
 from tdmpc2.support.cli import is_expected, one_line, one_line_errors
 from tdmpc2.support.files import read_json
 from tdmpc2.support.names import LONGEST, safe_name
@@ -177,7 +187,24 @@ def _exclude_fixed(overrides: Sequence[str]) -> str:
 def load_keys(cfg: DictConfig) -> dict[str, Any]:
     """The keys a checkpoint is loaded with: how it is run, and whatever was set on the command line."""
     names = RUN_KEYS | typed_names() | PRESETS.get(str(cfg.get("planner")), {}).keys()
-    return {name: value for name, value in composed(cfg).items() if name in names}
+    values = composed(cfg)
+    if cfg.get("checkpoint") is not None:
+        _note_ignored({name: value for name, value in values.items() if name not in names})
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _note_ignored(values: Mapping[str, Any]) -> None:
+    """Say which keys of the configuration files say how to play and do not count beside a checkpoint."""
+    fields = Config.__dataclass_fields__
+    names = [
+        name for name in ("tasks", "mpc", *PLANNER_KEYS) if name in values and values[name] != fields[name].default
+    ]
+    if names:
+        said = ", ".join(f"{name}={as_typed(values[name])}" for name in names)
+        logging.getLogger("tdmpc2").warning(
+            "%s of the configuration files: not used, since a checkpoint says how it plays; what is typed counts",
+            said,
+        )
 
 
 def typed_names() -> set[str]:

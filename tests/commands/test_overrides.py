@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
+from tdmpc2.commands.hydra_app import load_keys
 from tdmpc2.commands.overrides import parse, read_line
+from tdmpc2.config import Config
 
 GROUPS = ("student_config", "teacher_config")
 
@@ -132,3 +136,21 @@ def test_mistake_is_said_in_one_line(words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         read_line(words, GROUPS)
     assert "\n" not in str(caught.value)
+
+
+def test_planner_of_a_configuration_file_beside_a_checkpoint_is_named_as_unused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A file's num_samples was left aside without a word, and its eval_episodes counted."""
+    logger = logging.getLogger("tdmpc2")
+    logger.addHandler(caplog.handler)
+    try:
+        changed = {"checkpoint": "x.pt", "num_samples": 64, "eval_episodes": 3, "exp_name": "x"}
+        cfg = OmegaConf.create({**Config().to_dict(), **changed})
+        keys = load_keys(cfg)
+    finally:
+        logger.removeHandler(caplog.handler)
+    (said,) = caplog.messages
+    assert said.startswith("num_samples=64 of the configuration files: not used, since a checkpoint says how it plays")
+    assert "num_samples" not in keys
+    assert keys["eval_episodes"] == 3
