@@ -146,7 +146,8 @@ def test_planner_of_a_configuration_file_beside_a_checkpoint_is_named_as_unused(
     logger.addHandler(caplog.handler)
     try:
         changed = {"checkpoint": "x.pt", "num_samples": 64, "eval_episodes": 3, "exp_name": "x"}
-        cfg = OmegaConf.create({**Config().to_dict(), **changed})
+        follow = {"num_elites": None, "num_pi_trajs": None}
+        cfg = OmegaConf.create({**Config().to_dict(), **follow, **changed})
         keys = load_keys(cfg)
     finally:
         logger.removeHandler(caplog.handler)
