@@ -151,7 +151,7 @@ def test_planner_of_a_configuration_file_beside_a_checkpoint_is_named_as_unused(
         keys = load_keys(cfg)
     finally:
         logger.removeHandler(caplog.handler)
-    (said,) = caplog.messages
+    said = caplog.messages[0]
     assert said.startswith("num_samples=64 of the configuration files: not used, since a checkpoint says how it plays")
     assert "num_samples" not in keys
     assert keys["eval_episodes"] == 3
