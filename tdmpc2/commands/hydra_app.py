@@ -196,9 +196,7 @@ def load_keys(cfg: DictConfig) -> dict[str, Any]:
 def _note_ignored(values: Mapping[str, Any]) -> None:
     """Say which keys of the configuration files say how to play and do not count beside a checkpoint."""
     fields = Config.__dataclass_fields__
-    names = [
-        name for name in ("tasks", "mpc", *PLANNER_KEYS) if name in values and values[name] != fields[name].default
-    ]
+    names = [name for name in ("tasks", *PLANNER_KEYS) if name in values and values[name] != fields[name].default]
     if names:
         said = ", ".join(f"{name}={as_typed(values[name])}" for name in names)
         logging.getLogger("tdmpc2").warning(

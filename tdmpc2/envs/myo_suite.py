@@ -104,7 +104,10 @@ class RegisteredMyoSuite(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
         if seed is not None:
-            self.env.unwrapped.seed(seed)  # type: ignore[attr-defined]
+            raw: Any = self.env.unwrapped
+            raw.seed(seed)
+            if hasattr(raw, "ref"):  # draws the target of each episode, and kept the generator from before
+                raw.ref.np_random = raw.np_random
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, Info]:

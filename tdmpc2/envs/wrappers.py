@@ -106,7 +106,7 @@ class FreeActions(gymnasium.ActionWrapper[Any, Action, Any]):
     def action(self, action: Action) -> Any:
         whole = self._space.low.copy()
         whole[self._free] = np.rint(action) if np.issubdtype(whole.dtype, np.integer) else action
-        return whole
+        return np.clip(whole, self._space.low, self._space.high)
 
 
 class SuccessAbove(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -206,7 +206,7 @@ def _own_episodes(
                 film(cfg.task_specs[batch[i].task_id].name, played[i].frames)
                 played[i].frames.clear()
             nothing = np.zeros((0,), np.float32)  # what was observed is not scored, and may be pictures
-            episodes += [replace(episode, obs=nothing, action=nothing, reward=nothing) for episode in played]
+            episodes += [replace(episode, obs=nothing, action=nothing) for episode in played]
             if keep:
                 keep(_results(cfg, episodes))
     return episodes

@@ -123,9 +123,13 @@ class Group:
 
     @property
     def scores(self) -> list[float]:
-        """Score of each run that has one at :attr:`score_step`; none where tasks are on different scales."""
+        """Score of each run that was evaluated while learning, at :attr:`score_step`, or else the last of each.
+
+        There is none where tasks are on different scales.
+        """
         step = self.score_step
-        return [run.learned[step] for run in self.runs if step in run.learned and run.score_label != MIXED]
+        evaluated = [run.learned for run in self.runs if run.learned and run.score_label != MIXED]
+        return [scores[max(scores) if step is None else step] for scores in evaluated]
 
     @property
     def score_step(self) -> int | None:

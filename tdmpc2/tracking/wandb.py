@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ WANDB_FINISH_TIMEOUT = 300.0
 _COPY = ".wandb-"
 #: The environment variable by which the library and its child processes find a service process.
 _SERVICE = "WANDB_SERVICE"
+#: Runs of this process that go on: the library's service is one for all of them.
+_RUNNING: weakref.WeakSet[WandbRun] = weakref.WeakSet()
 
 
 class WandbRun:
@@ -75,7 +78,7 @@ class WandbRun:
                 try:
                     run = wandb.init(**options)
                 except Exception:  # the library words a killed service in several ways
-                    if not used:
+                    if not used or _RUNNING:
                         raise
                     _end_service()
                     run = wandb.init(**options)
@@ -88,6 +91,7 @@ class WandbRun:
             self._show(f"Weights & Biases: off, it did not start ({reason(error)}). Training continues without it.")
             return
         self._run, self._wandb = run, wandb
+        _RUNNING.add(self)
         for left in cfg.run_dir.glob(f"{_COPY}*"):  # by a process that was killed
             if re.fullmatch(rf"{re.escape(_COPY)}[a-z0-9_]{{8}}", left.name) and not left.is_symlink():
                 shutil.rmtree(left, ignore_errors=True)
@@ -139,7 +143,9 @@ class WandbRun:
             return
         timeout = _finish_timeout()
         grace = 1 + 0.1 * timeout  # the library's own end comes first
-        if not self._sender.finish(lambda run: run.finish(exit_code=int(failed)), timeout, grace):
+        ended = self._sender.finish(lambda run: run.finish(exit_code=int(failed)), timeout, grace)
+        _RUNNING.discard(self)
+        if not ended and not _RUNNING:  # specialists side by side share it
             _end_service()
         self._run = self._sender = None
 

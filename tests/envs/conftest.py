@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import gymnasium
 import pytest
 
-from tdmpc2.envs import make_env
+from tdmpc2.envs import make_env, rendering
 
 
 @pytest.fixture(scope="module")
@@ -23,3 +23,12 @@ def env() -> Iterator[Callable[[str], gymnasium.Env]]:
     yield get
     for instance in built.values():
         instance.close()
+
+
+@pytest.fixture(scope="module")
+def opengl() -> None:
+    """Skip tests that draw where nothing can."""
+    try:
+        rendering.context_module()
+    except ValueError as error:
+        pytest.skip(str(error))

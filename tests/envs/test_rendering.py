@@ -14,14 +14,6 @@ from gymnasium.utils.env_checker import check_env
 from tdmpc2.envs import make_env, register, rendering
 
 
-@pytest.fixture(scope="module")
-def opengl() -> None:
-    try:
-        rendering.context_module()
-    except ValueError as error:
-        pytest.skip(str(error))
-
-
 def _frame(name: str, steps: int = 0, **state: Any) -> np.ndarray:
     env = make_env(name, seed=1, render_mode="rgb_array")
     env.reset()

@@ -168,7 +168,9 @@ def test_action_at_its_end_is_within_the_bounds_of_the_environment(
 
     monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.registry))
     gymnasium.register("Strict-v0", Strict, max_episode_steps=10, disable_env_checker=True)
-    env = make_env("Strict-v0")
-    env.reset()
-    ends = [env.step(np.array([end], np.float32))[1] for end in (-1, 1)]
-    assert ends == pytest.approx([low, high])
+    for space in (Strict.action_space, Box(np.array([low, 1], kind), np.array([high, 1], kind), dtype=kind)):
+        monkeypatch.setattr(Strict, "action_space", space)  # the second entry can have one value only
+        env = make_env("Strict-v0")
+        env.reset()
+        ends = [env.step(np.array([end], np.float32))[1] for end in (-1, 1)]
+        assert ends == pytest.approx([low, high])
