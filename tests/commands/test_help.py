@@ -50,7 +50,9 @@ def test_help_has_purpose_and_three_examples_that_are_accepted(name: str, capsys
     page = page_of(name, capsys)
     doc = import_module(f"tdmpc2.commands.{name}").__doc__
     assert " ".join(page.split("\n\n")[0].split()) == " ".join(doc.split("\n\n")[0].split())
-    examples = [line.split()[1:] for line in page.splitlines() if line.startswith(f"  tdmpc2 {name}")]
+    examples = [
+        line.partition(" # ")[0].split()[1:] for line in page.splitlines() if line.startswith(f"  tdmpc2 {name}")
+    ]
     assert len(examples) >= (2 if name == "doctor" else 3)
     for _, *words in examples:
         accepted(name, [word.strip('"') for word in words] if not any('"' in word for word in words) else [])

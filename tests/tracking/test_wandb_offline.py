@@ -150,7 +150,7 @@ def test_wandb_offline_run_of_train_has_its_metrics(
     assert run.alerts == [("Training diverged", str(error.value), "ERROR")]
     assert run.series("eval/normalized_score") == [(10, 30.0), (20, 20.0)]
     assert run.series("eval/pendulum-spin") == [(10, 300.0), (20, 200.0)]
-    own = [set(aliases) for name, aliases in run.aliases if name == "mt30-e"]
+    own = [set(aliases) for name, aliases in run.aliases if name == "mt30-e-1"]
     assert own == [{"latest", "step-10"}, {"latest", "step-10", "best"}, {"latest", "step-20"}]
     assert [step for step, _ in run.series("train/total_loss")] == [5, 10, 15, 20, 25]
     assert len(run.series("speed/it_per_s")) == len(run.series("speed/data_wait")) == 5
