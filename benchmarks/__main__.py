@@ -53,16 +53,36 @@ def costs() -> dict[str, Cost]:
 def plan(names: Sequence[str], full: bool = False) -> str:
     """Describe how long each benchmark takes and how much it writes."""
     cost = costs()
-    minutes = {name: cost[name].full_minutes if full else cost[name].minutes for name in names}
+    minutes = {name: minutes_of(name, full) for name in names}
     lines = [f"{'benchmark':20}{'minutes':>9}{'disk, GB':>10}"]
     lines += [f"{name:20}{minutes[name]:>9g}{cost[name].disk_gb:>10g}" for name in names]
     total, most = sum(minutes.values()), max(cost[name].disk_gb for name in names)
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     lines.append(
-        f"About {round(total, 1):g} minutes on two cores; more on busy ones, or where there are no CPU kernels."
+        f"About {round(total, 1):g} minutes on two cores of machine A (RESULTS.md); twice as many without AVX-512, more "
+        "on busy ones. What is left is said again, at the pace of this machine, before each of them."
     )
     lines.append(f"Up to {most:g} GB are written at a time and removed again; {free:.0f} GB are free here.")
     return "\n".join(lines)
+
+
+def minutes_of(name: str, full: bool) -> float:
+    """Look up how many minutes a benchmark declares."""
+    cost = costs()[name]
+    return cost.full_minutes if full else cost.minutes
+
+
+def left(passed: float, done: Sequence[float], ahead: Sequence[float]) -> str:
+    """Say how many minutes are left, at the pace of those benchmarks that are done; nothing before the first.
+
+    Args:
+        passed: minutes since the start.
+        done: minutes that the benchmarks so far declare.
+        ahead: those of the others.
+    """
+    if not sum(done):
+        return ""
+    return f"(about {passed / sum(done) * sum(ahead):.0f} minutes left)"
 
 
 def run(name: str, options: Sequence[str]) -> str:
@@ -115,10 +135,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.plan:
         return 0
     options = [f"--{length}" for length in ("full", "quick") if getattr(args, length)]
-    endings = {}
-    for name in names:
-        print(f"\n== {name}", flush=True)
+    endings: dict[str, str] = {}
+    begun, declared = time.monotonic(), [0.0 if args.quick else minutes_of(name, args.full) for name in names]
+    for number, name in enumerate(names):
         start = time.monotonic()
+        print(f"\n== {name} {left((start - begun) / 60, declared[:number], declared[number:])}".rstrip(), flush=True)
         endings[name] = f"{run(name, options)}, {time.monotonic() - start:.0f} s"
     print("\n" + "\n".join(f"{name:20}{ending}" for name, ending in endings.items()))
     return int(any(ending.startswith("failed") for ending in endings.values()))

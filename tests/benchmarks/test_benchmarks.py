@@ -205,6 +205,17 @@ def test_plan_says_minutes_and_disk_before_anything_runs(
     assert f"About {round(sum(minutes.values()), 1):g} minutes" in lines[3]
 
 
+@pytest.mark.parametrize(
+    ("passed", "done", "ahead", "said"),
+    [(0.0, [], [2.0, 1.0], ""), (6.0, [2.0], [1.0, 1.0], "(about 6 minutes left)"), (0.1, [0.0], [0.0], "")],
+)
+def test_what_is_left_is_said_at_the_pace_of_this_machine(
+    passed: float, done: list[float], ahead: list[float], said: str
+) -> None:
+    """Two cores without AVX-512 took twice as long as was said beforehand."""
+    assert runner.left(passed, done, ahead) == said
+
+
 def test_runner_goes_on_after_a_failure_and_returns_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
