@@ -59,8 +59,8 @@ def plan(names: Sequence[str], full: bool = False) -> str:
     total, most = sum(minutes.values()), max(cost[name].disk_gb for name in names)
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     lines.append(
-        f"About {round(total, 1):g} minutes on two cores of machine A (RESULTS.md); twice as many without AVX-512, more "
-        "on busy ones. What is left is said again, at the pace of this machine, before each of them."
+        f"About {round(total, 1):g} minutes on two cores of machine A (RESULTS.md); twice as many without AVX-512, "
+        "more on busy ones. What is left is said again, at the pace of this machine, before each of them."
     )
     lines.append(f"Up to {most:g} GB are written at a time and removed again; {free:.0f} GB are free here.")
     return "\n".join(lines)
