@@ -108,7 +108,7 @@ def test_what_was_downloaded_is_read_without_a_connection(
 def test_model_pt_that_was_downloaded_is_read_without_a_connection(
     hub: Hub, agent: TDMPC2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the repository has a model.safetensors as well cannot be asked then."""
+    """The first name that is looked for, model.safetensors, was never downloaded, and nobody can be asked for it."""
     agent.save(tmp_path / "x.pt", step=7)
     hub.files["me/old"] = {"main": {"model.pt": (tmp_path / "x.pt").read_bytes()}}
     load_file("hf://me/old")
