@@ -35,6 +35,10 @@ class Cost(NamedTuple):
     disk_gb: float
     by_name: bool = False
 
+    def expected(self, full: bool) -> float:
+        """Minutes, with --full or without."""
+        return self.full_minutes if full else self.minutes
+
 
 DECLARED = ("MINUTES", "FULL_MINUTES", "DISK_GB")
 
@@ -53,7 +57,7 @@ def costs() -> dict[str, Cost]:
 def plan(names: Sequence[str], full: bool = False) -> str:
     """Describe how long each benchmark takes and how much it writes."""
     cost = costs()
-    minutes = {name: minutes_of(name, full) for name in names}
+    minutes = {name: cost[name].expected(full) for name in names}
     lines = [f"{'benchmark':20}{'minutes':>9}{'disk, GB':>10}"]
     lines += [f"{name:20}{minutes[name]:>9g}{cost[name].disk_gb:>10g}" for name in names]
     total, most = sum(minutes.values()), max(cost[name].disk_gb for name in names)
@@ -64,12 +68,6 @@ def plan(names: Sequence[str], full: bool = False) -> str:
     )
     lines.append(f"Up to {most:g} GB are written at a time and removed again; {free:.0f} GB are free here.")
     return "\n".join(lines)
-
-
-def minutes_of(name: str, full: bool) -> float:
-    """Look up how many minutes a benchmark declares."""
-    cost = costs()[name]
-    return cost.full_minutes if full else cost.minutes
 
 
 def left(passed: float, done: Sequence[float], ahead: Sequence[float]) -> str:
@@ -136,7 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     options = [f"--{length}" for length in ("full", "quick") if getattr(args, length)]
     endings: dict[str, str] = {}
-    begun, declared = time.monotonic(), [0.0 if args.quick else minutes_of(name, args.full) for name in names]
+    cost, begun = costs(), time.monotonic()
+    declared = [0.0 if args.quick else cost[name].expected(args.full) for name in names]
     for number, name in enumerate(names):
         start = time.monotonic()
         print(f"\n== {name} {left((start - begun) / 60, declared[:number], declared[number:])}".rstrip(), flush=True)

@@ -157,11 +157,9 @@ def ask(name: str, question: Callable[[Any], T]) -> T:
         raise ValueError(f"{name}: {_endpoint()} refused, HTTP status {status}{advice}") from error
     except errors.OfflineModeIsEnabled as error:
         raise ValueError(f"{name}: HF_HUB_OFFLINE forbids to ask {_endpoint()}") from error
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # of the client, of what it is built on, of the network, or of the disk
         if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
             raise ValueError(f"{name} cannot be kept in {error.filename or 'the cache'}: {error.strerror}") from error
-        raise ValueError(f"{name}: {_endpoint()} cannot be asked ({type(error).__name__})") from error
-    except Exception as error:  # of the client, of what it is built on, or of the network
         raise ValueError(f"{name}: {_endpoint()} cannot be asked ({type(error).__name__})") from error
 
 

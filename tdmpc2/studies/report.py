@@ -18,12 +18,13 @@ from tdmpc2.support.files import directory_locked, json_text, write_text
 from tdmpc2.support.intervals import Interval
 
 _CAPTION = """\
-Score: of the last evaluation, mean over runs that differ only in their seed; the normalised score, or the mean return
-where returns have no known scale; none where some tasks have a scale and others have not. In brackets: 95 % interval of
-the mean over seeds from Student's t distribution (Welch's for differences); there is none with one seed, because one
-run says nothing of how much another would differ. Control: same data, steps, batch size and all other settings without
-a teacher. Best: the highest score of a run's evaluations, mean over runs; it is chosen by the same episodes, so it is
-too high by chance. Losses: of the last logged batch, mean over runs. Hours: mean, with evaluations."""
+Score: of the last evaluation after the first step that all runs have, mean over runs that differ only in their seed;
+it says of which step where that is not the end. The normalised score, or the mean return where returns have no known
+scale; none where some tasks have a scale and others have not. In brackets: 95 % interval of the mean over seeds from
+Student's t distribution (Welch's for differences); there is none with one seed, because one run says nothing of how
+much another would differ. Control: same data, steps, batch size and all other settings without a teacher. Best: the
+highest score of a run's evaluations, mean over runs; it is chosen by the same episodes, so it is too high by chance.
+Losses: of the last logged batch, mean over runs. Hours: mean, with evaluations."""
 
 _HELDOUT_CAPTION = """\
 On episodes that no run was trained on (`tdmpc2 heldout`): mean over seeds and 95 % intervals as above. Value

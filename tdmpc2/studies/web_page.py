@@ -96,7 +96,7 @@ def _every_run(study: Study) -> Iterator[Block]:
     yield Heading("Every run")
     yield Table(["run", "seed", "step", "of", "last score", "hours"], [_line(run) for run in runs])
     if any(not run.learned for run in runs):
-        yield Paragraph("A run without a score was not evaluated yet, or never (`eval_freq`).")
+        yield Paragraph("A run without a score was not evaluated since its first step (`eval_freq`).")
 
 
 def _line(run: Run) -> list[str]:

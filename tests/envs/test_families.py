@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,14 +51,20 @@ def test_task_passes_gymnasiums_check_and_plays_an_episode(name: str) -> None:
     env.close()
 
 
-def test_myo_suite_task_under_its_registered_id_ends_as_registered_and_repeats_a_seed() -> None:
-    """Its reset takes no notice of a seed, its success is called ``solved``, and it terminates."""
-    skip_unless_installed("myo-reach")
-    name = "myosuite:myoHandReachRandom-v0"
+def begun_twice_alike(name: str) -> tuple[Any, np.ndarray]:
+    """Check that a seed repeats the first observation and that no seed does not; return environment and observation."""
     env = make_env(name, seed=3)
     first = env.reset(seed=3)[0]
     assert not np.array_equal(env.reset()[0], first)
     np.testing.assert_array_equal(env.reset(seed=3)[0], first)
+    return env, first
+
+
+def test_myo_suite_task_under_its_registered_id_ends_as_registered_and_repeats_a_seed() -> None:
+    """Its reset takes no notice of a seed, its success is called ``solved``, and it terminates."""
+    skip_unless_installed("myo-reach")
+    name = "myosuite:myoHandReachRandom-v0"
+    env, first = begun_twice_alike(name)
     np.testing.assert_array_equal(make_env(name, seed=3).reset()[0], first)
     assert env.step(env.action_space.sample())[4]["success"] in (0.0, 1.0)
     env.action_space.seed(1)
@@ -76,10 +83,7 @@ def test_motion_of_myo_suite_repeats_a_seed_and_is_scored_by_its_return() -> Non
     """Its targets come from a generator of their own, and the success that it tells is always 0."""
     skip_unless_installed("myo-reach")
     name = "myosuite:MyoHandCylinderlargeRandom-v0"
-    env = make_env(name, seed=3)
-    first = env.reset(seed=3)[0]
-    assert not np.array_equal(env.reset()[0], first)
-    np.testing.assert_array_equal(env.reset(seed=3)[0], first)
+    env, _ = begun_twice_alike(name)
     assert not task_spec(name).success_score
     env.close()
 
