@@ -1,10 +1,9 @@
-"""Build what a wheel holds beside Python: the CPU kernels, and copies of the configuration files and of the models.
+"""Build what a wheel holds beside Python: the CPU kernels, the planner for C and C++, and copies of other files.
 
 Everything else about the package is in pyproject.toml. The configuration files stay in the root, where users edit them:
 ``train.py`` reads them there, and ``tdmpc2 train`` of an installed wheel reads the copy. So do the models, which
-``load_agent`` finds by name. The kernels are optional:
-without a C++ compiler the package is installed all the same. They have nothing of Python's, so that one wheel serves
-all versions.
+``load_agent`` finds by name. Both libraries are optional: without a C++ compiler the package is installed all the same.
+They have nothing of Python's, so that one wheel serves all versions.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ ROOT = Path(__file__).resolve().parent
 YAML = Path("tdmpc2", "commands", "yaml")
 MODELS = Path("tdmpc2", "checkpoints", "models")
 SHIPPED = Path("tdmpc2", "checkpoints", "shipped.py")  # which models come with the project
-KERNELS = Path("tdmpc2", "acceleration", "cpu")
+KERNELS, NATIVE = Path("tdmpc2", "acceleration", "cpu"), Path("tdmpc2", "native")
 OLDEST_GLIBC = (2, 17)  # the oldest that pip knows by such a name
 #: Newest GLIBCXX_3.4.N that a system has whose glibc is the one behind it (PEP 600, the tables of auditwheel).
 GLIBC_OF_RUNTIME = {19: (2, 17), 24: (2, 27), 28: (2, 31), 29: (2, 34), 30: (2, 35), 32: (2, 38), 33: (2, 39)}
@@ -53,18 +52,25 @@ class BuildWithFiles(build_py):
             self.copy_file(str(source), str(target))
 
 
-class BuildKernels(build_ext):
-    """One library for ctypes instead of a module for one version of Python."""
+class BuildLibraries(build_ext):
+    """Libraries for ctypes and for C++ instead of modules for one version of Python."""
 
     def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name))
+        native = target.name == kernels.NATIVE_LIBRARY
+        if native and self.editable_mode:  # `tdmpc2 export --to native` writes what builds it
+            return
+        what = "planner for C++" if native else "CPU kernels"
         try:
-            variants = kernels.build(Path(self.get_ext_fullpath(ext.name)))
+            variants = kernels.build(target, native=native)
         except (OSError, RuntimeError) as error:
-            raise CompileError(f"The CPU kernels were not built, and planning will be slower: {error}") from error
-        self.announce(f"CPU kernels for {', '.join(variants)}", level=3)
+            loss = "" if native else ", and planning will be slower"
+            raise CompileError(f"The {what} was not built{loss}: {error}") from error
+        self.announce(f"{what} for {', '.join(variants)}", level=3)
 
     def get_ext_filename(self, fullname: str) -> str:
-        return str(Path(*fullname.split(".")[:-1], kernels.LIBRARY))
+        *package, name = fullname.split(".")
+        return str(Path(*package, f"{name}.so"))
 
 
 class WheelForAnyPython(bdist_wheel):
@@ -72,10 +78,11 @@ class WheelForAnyPython(bdist_wheel):
 
     def get_tag(self) -> tuple[str, str, str]:
         platform = super().get_tag()[2]
-        if not (Path(self.get_finalized_command("build").build_lib) / KERNELS / kernels.LIBRARY).exists():
+        built = Path(self.get_finalized_command("build").build_lib)
+        if not any((built / place).exists() for place in (KERNELS / kernels.LIBRARY, NATIVE / kernels.NATIVE_LIBRARY)):
             return "py3", "none", "any"
         if not self.plat_name_supplied and platform.startswith("linux"):  # the processor may be a cross compiler's
-            libraries = sorted(Path(self.get_finalized_command("build").build_lib).rglob("*.so*"))
+            libraries = sorted(built.rglob("*.so*"))
             platform = linux_platform(libraries, kernels.target_machine())
         return "py3", "none", platform
 
@@ -103,6 +110,9 @@ def linux_platform(libraries: list[Path], machine: str) -> str:
 
 
 setup(
-    ext_modules=[Extension("tdmpc2.acceleration.cpu.kernels", [], optional=True)],
-    cmdclass={"build_py": BuildWithFiles, "build_ext": BuildKernels, "bdist_wheel": WheelForAnyPython},
+    ext_modules=[
+        Extension("tdmpc2.acceleration.cpu.kernels", [], optional=True),
+        Extension("tdmpc2.native.libtdmpc2", [], optional=True),
+    ],
+    cmdclass={"build_py": BuildWithFiles, "build_ext": BuildLibraries, "bdist_wheel": WheelForAnyPython},
 )

@@ -154,8 +154,9 @@ class TDMPC2:
         batch.check(cfg, self.model.bins)
         noise = noise or self.draw_noise(batch.action.shape[1])
         ids = batch.task if cfg.multitask else None
-        all_ids = None if ids is None else self.group.gather(ids)  # [N B], those of all N processes
-        teacher = self.distillation.teacher_outputs(batch, ids)
+        # [N B], those of all N processes: looking up an embedding rescales it, in each process alike.
+        all_ids = None if ids is None else self.group.gather(ids)
+        teacher = self.distillation.teacher_outputs(batch, ids, noise.offsets)
 
         task = self._context(all_ids)
         with self.autocast():
@@ -187,10 +188,8 @@ class TDMPC2:
         with torch.no_grad():
             task = self._context(all_ids)  # anew: the embedding has been trained
         with self.autocast():
-            needed = batch is not None and (batch.demonstrated is not None or self.scale.ndim)
-            shown = (batch,) if needed else ()
             loss, self.scale, first_step, cloning = self._policy_loss(
-                self.model, self.group, zs, task, noise, self.scale, *shown
+                self.model, self.group, zs, task, noise, self.scale, batch
             )
         distilled = self.distillation.losses(first_step, teacher, self.model)
         stats = {"pi_loss": loss.detach()}
@@ -198,12 +197,12 @@ class TDMPC2:
             stats["bc_loss"] = cloning.detach()
         stats |= {f"{loss_name(target)}_loss": value.detach() for target, value in distilled.items()}
 
+        self.pi_optim.zero_grad()
         if "policy" not in self.cfg.freeze:
             (loss + self.distillation.weighted(distilled)).backward()
         self.group.average([*gradients(self._policy_params), *stats.values()])
         stats["pi_grad_norm"] = clip_grad_norm_(self._policy_params, self.cfg.grad_clip_norm)
         take_step(self.pi_optim, self._policy_params, self._rate_factor())
-        self.pi_optim.zero_grad()
         return stats | {"pi_scale": self.scale.mean()}
 
     def _rate_factor(self) -> float:
@@ -238,7 +237,8 @@ class TDMPC2:
     def draw_noise(self, batch_size: int) -> UpdateNoise:
         """Draw the random numbers of the next update of so many slices; with several processes, of this one's rows."""
         group, all_rows = self.group, batch_size * self.group.world_size
-        noise = draw_update_noise(self.cfg, all_rows, self.device, self.generator)
+        ranking = self.distillation.compares_sequences
+        noise = draw_update_noise(self.cfg, all_rows, self.device, self.generator, ranking=ranking)
         return noise if group.world_size == 1 else noise.for_rows(group.rows(all_rows))
 
     def _context(self, all_ids: Tensor | None) -> TaskContext:

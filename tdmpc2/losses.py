@@ -15,6 +15,7 @@ from torch import Tensor
 from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.distillation.distillation import Distillation
+from tdmpc2.distillation.ranking import sequence_values, sequences
 from tdmpc2.distillation.targets import StudentOutputs, StudentPolicy, TeacherOutputs, loss_name
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.nn.math import soft_cross_entropy, updated_scale, updated_task_scales
@@ -130,12 +131,20 @@ def model_losses(
     reward_logits = model.reward(zs[:-1], batch.action, task)  # [H, B, K]
     q_logits = model.Q(zs[:-1], batch.action, task, "all", dropout_mask=noise.value_dropout)  # [Q, H, B, K]
 
+    ranking = None
+    if teacher is not None and teacher.ranking is not None:
+        assert noise.offsets is not None
+        step = noise.offsets.shape[2]  # every so many slices give a state
+        states = task if task.embedding is None else task.for_rows(slice(None, None, step))
+        actions = sequences(batch.action, noise.offsets)
+        ranking = sequence_values(model, z[0][::step], actions, states, noise.policy_heads)
+
     rho = model.rho[:-1]
     losses = ModelLosses(
         consistency=(rho * (zs[1:] - next_z).square().mean((1, 2))).mean(),
         reward=(rho * soft_cross_entropy(reward_logits, batch.reward, model.bins).mean((1, 2))).mean(),
         value=(rho * soft_cross_entropy(q_logits, target, model.bins).mean((2, 3))).mean(),
-        distilled=distillation.losses(StudentOutputs(zs, reward_logits, q_logits), teacher, model),
+        distilled=distillation.losses(StudentOutputs(zs, reward_logits, q_logits, ranking), teacher, model),
         termination=None if ended is None else termination_loss(model.termination(zs[1:], task), ended),
     )
     return losses, zs.detach()

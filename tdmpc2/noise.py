@@ -12,6 +12,12 @@ from tdmpc2.config import Config
 from tdmpc2.nn.pixels import random_shift
 from tdmpc2.nn.world_model import draw_heads
 
+#: Sequences that the target ``ranking`` compares in each state. One slice of the batch in as many gives a state, so
+#: that there are as many sequences as slices.
+NUM_SEQUENCES = 8
+#: Standard deviations of a sequence's actions around those of the data; its own lies in between, log-uniformly.
+WIDTHS = (0.1, 2.0)
+
 
 class UpdateNoise(NamedTuple):
     """All random numbers of one update."""
@@ -23,6 +29,7 @@ class UpdateNoise(NamedTuple):
     value_dropout: Tensor | None  # [Q, H, B, M] factors
     policy_dropout: Tensor | None  # [2, H+1, B, M] factors
     shift: Tensor | None = None  # [H+1, B, 2] of the images observed at each time
+    offsets: Tensor | None = None  # [H, B, S, A] of the action sequences of the distillation target ``ranking``
 
     def for_rows(self, rows: slice) -> UpdateNoise:
         """Select the numbers of some rows of the batch."""
@@ -32,13 +39,14 @@ class UpdateNoise(NamedTuple):
             value_dropout=None if self.value_dropout is None else self.value_dropout[:, :, rows],
             policy_dropout=None if self.policy_dropout is None else self.policy_dropout[:, :, rows],
             shift=None if self.shift is None else self.shift[:, rows],
+            offsets=None if self.offsets is None else self.offsets[:, rows],
         )
 
 
 def draw_update_noise(
-    cfg: Config, batch_size: int, device: torch.device, generator: torch.Generator | None
+    cfg: Config, batch_size: int, device: torch.device, generator: torch.Generator | None, *, ranking: bool = False
 ) -> UpdateNoise:
-    """Draw the random numbers of one update of ``batch_size`` slices, on the device."""
+    """Draw the random numbers of one update of ``batch_size`` slices, with those of the target ``ranking`` if needed."""
 
     def normal(steps: int) -> Tensor:
         return torch.randn(steps, batch_size, cfg.action_dim, dtype=torch.float32, device=device, generator=generator)
@@ -55,7 +63,17 @@ def draw_update_noise(
         value_dropout=dropout(cfg.num_q, cfg.horizon),
         policy_dropout=dropout(2, cfg.horizon + 1),
         shift=random_shift((cfg.horizon + 1, batch_size), device, generator) if cfg.observes_images else None,
+        offsets=draw_offsets(cfg, batch_size, device, generator) if ranking else None,
     )
+
+
+def draw_offsets(cfg: Config, batch_size: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Draw how far the actions of the sequences that ``ranking`` compares lie from those of the data, [H, B, S, A]."""
+    shape = (cfg.horizon, batch_size, NUM_SEQUENCES, cfg.action_dim)
+    normal = torch.randn(shape, dtype=torch.float32, device=device, generator=generator)
+    uniform = torch.rand((1, *shape[1:3], 1), dtype=torch.float32, device=device, generator=generator)
+    low, high = (math.log(width) for width in WIDTHS)
+    return normal * torch.exp(low + (high - low) * uniform)
 
 
 def dropout_factors(

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from tdmpc2.checkpoints import hub, layouts, safetensors
 from tdmpc2.checkpoints.card import NAME as CARD
 from tdmpc2.checkpoints.card import check_card
-from tdmpc2.checkpoints.packing import pack
 from tdmpc2.checkpoints.reading import check_tensor, is_plain, read_identified
 from tdmpc2.checkpoints.reading import file_sha256 as file_sha256
 from tdmpc2.checkpoints.reading import read_file as read_file
+from tdmpc2.checkpoints.shared_storage import pack
 from tdmpc2.checkpoints.sizes import infer_sizes, log_std_bounds, size_keys, task_set
 from tdmpc2.checkpoints.values import check_finite
 from tdmpc2.config import Config
@@ -100,7 +100,7 @@ def save_file(
         path: the file; one that ends in ``.safetensors`` has that format.
         payload: tensors, which are stored as CPU tensors, and plain values; ``format`` is added.
         overwrite: replace a file that is there.
-        packed: entries whose small tensors are stored together, see :func:`tdmpc2.checkpoints.packing.pack`.
+        packed: entries whose small tensors are stored together, see :func:`tdmpc2.checkpoints.shared_storage.pack`.
 
     Raises:
         ValueError: the file exists and ``overwrite`` is false, an entry is neither a tensor nor plain, a weight is not

@@ -295,11 +295,11 @@ class Config(Keys):
                 raise ValueError(
                     f"{low_key}={getattr(self, low_key)} must be below {high_key}={getattr(self, high_key)}"
                 )
-        uncached = uncached_targets(self.distillation_terms)
-        if uncached and self.distillation_cache != "off":
+        live = uncached_targets(self.distillation_terms)  # the first look at them: it checks their names and weights
+        if live and self.distillation_cache == "lazy":
             raise ValueError(
-                f"distillation_cache={self.distillation_cache} holds rewards, values, policies and plans, not what "
-                f"distillation_targets={', '.join(uncached)} needs: use distillation_cache=off"
+                "distillation_cache=lazy holds rewards, values, policies and plans, not what "
+                f"distillation_targets={', '.join(live)} needs: use full, which asks the teacher for that, or off"
             )
         if self.distillation_cache == "lazy" and (slow := beforehand(self.distillation_terms)):
             raise ValueError(

@@ -176,7 +176,7 @@ class Keys:
     )  # fmt: skip
     distillation_temperature: float = key(2.0, "softmax temperature of the target reward_logits", at_least=1e-6)
     distillation_cache: str = key(
-        "off", "store the teacher's outputs beside the data: as they are used (lazy) or all first (full, for plans)",
+        "off", "keep what a teacher says beside the data, where possible: as it is used (lazy) or all first (full)",
         choices=("off", "lazy", "full"), scope=RUN, on_resume=MAY_CHANGE,
     )  # fmt: skip
 

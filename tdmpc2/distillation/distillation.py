@@ -16,6 +16,7 @@ from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.distillation.outputs import teacher_outputs
 from tdmpc2.distillation.projection import PCA, fit_pca, linear_projection
+from tdmpc2.distillation.ranking import sequences, teacher_values
 from tdmpc2.distillation.targets import (
     TARGETS,
     Constants,
@@ -92,6 +93,11 @@ class Distillation:
         """True if a teacher, or teachers of single tasks, can be asked in an update."""
         return self.teacher is not None or self.task_teachers is not None
 
+    @property
+    def compares_sequences(self) -> bool:
+        """True if updates need action sequences that student and teacher imagine: the target ``ranking``."""
+        return self.has_teacher and "ranking" in self.terms
+
     def _mask(self, task: Task) -> Tensor | None:
         """Mark the rows that cached outputs teach, [B, 1]; None: all."""
         if self._taught is None:
@@ -99,13 +105,14 @@ class Distillation:
         assert task is None or isinstance(task, Tensor)
         return self._taught if task is None else self._taught[task]
 
-    def teacher_outputs(self, batch: Batch, task: Task) -> TeacherOutputs | None:
+    def teacher_outputs(self, batch: Batch, task: Task, offsets: Tensor | None = None) -> TeacherOutputs | None:
         """Collect the teacher's outputs for a batch; None if there is nothing to distil.
 
         Args:
             batch: the batch of the update. What it has as ``teacher_reward`` and the like, computed before
                 (:mod:`tdmpc2.training.teacher_cache`), the teacher does not compute again.
             task: [B], or None for a single-task teacher.
+            offsets: of the action sequences that ``ranking`` compares, [H, B, S, A].
 
         Raises:
             ValueError: there is no teacher, and the batch has the outputs for some of the targets only; or it lacks one
@@ -117,11 +124,13 @@ class Distillation:
         if (given or self.has_teacher) and (never := [name for name in missing if not TARGETS[name].live]):
             raise ValueError(f"The batch's 'teacher_{never[0]}' is missing: {only_cached(never[0])}")
         outputs = TeacherOutputs(mask=self._mask(task))
+        of_data = [name for name in missing if name != "ranking"]
         if missing and self.teacher is not None:
-            outputs = teacher_outputs(self.teacher, missing, batch.obs, batch.action, task)
+            if of_data:
+                outputs = teacher_outputs(self.teacher, of_data, batch.obs, batch.action, task)
         elif missing and self.task_teachers is not None:
             assert task is None or isinstance(task, Tensor)
-            outputs = self.task_teachers.outputs(missing, batch.obs, batch.action, task)
+            outputs = self.task_teachers.outputs(of_data, batch.obs, batch.action, task)
         elif missing and given:
             raise ValueError(
                 f"distillation_targets={', '.join(missing)}: there is no teacher, and the batch has only "
@@ -129,7 +138,21 @@ class Distillation:
             )
         elif missing:
             return None
+        if "ranking" in missing:
+            outputs = outputs._replace(ranking=self._sequence_values(batch, task, offsets))
         return outputs._replace(**outputs_of(given))
+
+    def _sequence_values(self, batch: Batch, task: Task, offsets: Tensor | None) -> Tensor:
+        """Ask the teacher for the values of the sequences that ``ranking`` compares, [2, N, S]."""
+        assert offsets is not None
+        assert task is None or isinstance(task, Tensor)
+        step = offsets.shape[2]  # every so many slices give a state
+        obs, actions = batch.obs[0, ::step], sequences(batch.action, offsets)
+        states = None if task is None else task[::step]
+        if self.teacher is not None:
+            return teacher_values(self.teacher, obs, actions, states)
+        assert self.task_teachers is not None
+        return self.task_teachers.sequence_values(obs, actions, states)
 
     def losses(
         self, student: StudentOutputs | StudentPolicy, teacher: TeacherOutputs | None, model: WorldModel

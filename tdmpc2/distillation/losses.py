@@ -1,7 +1,7 @@
 """The loss of each distillation target: pure functions of the student's and the teacher's outputs.
 
 ``mask`` is 1 for the rows that have a teacher and 0 for the others, [B, 1]; None: all have one. H horizon, B batch,
-A action, D_S and D_T latent sizes of student and teacher, K bins, Q heads.
+A action, D_S and D_T latent sizes of student and teacher, K bins, Q heads, N states, S sequences.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from torch import Tensor
 from tdmpc2.distillation.projection import PCA
 from tdmpc2.nn.layers import Linear
 from tdmpc2.nn.math import decode, soft_cross_entropy
+
+#: Share of a value, plus 10, that is too little to tell two of them apart: a fortieth of the distance between two bins.
+LEAST_SPREAD = 0.005
 
 
 def of_taught(rows: Tensor, mask: Tensor | None) -> Tensor:
@@ -106,6 +109,27 @@ def value_loss(q_logits: Tensor, teacher_value: Tensor, bins: Tensor, mask: Tens
         teacher_value: the teacher's decoded value of the same observation and action, [B, 1].
     """
     return of_taught(soft_cross_entropy(q_logits, teacher_value, bins), mask).mean()
+
+
+def ranking_loss(values: Tensor, teacher_values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Huber loss of the differences between the values of one state's sequences, in units of how much they differ.
+
+    Each state counts about alike, however much its sequences differ; what they have in common is no part of it. The
+    unit is the sum of both standard deviations and of what is too little to tell apart, :data:`LEAST_SPREAD` of the
+    value: without the student's own, a state in which it finds large differences and the teacher none would outweigh
+    all others.
+
+    Args:
+        values: the student's, [2, N, S].
+        teacher_values: the teacher's of the same sequences, [2, N, S].
+        mask: of all B rows, of which every S-th gave a state.
+    """
+    mean = teacher_values.mean(-1, keepdim=True)
+    own, theirs = values - values.mean(-1, keepdim=True), teacher_values - mean
+    spread = sum(x.detach().square().mean(-1, keepdim=True).sqrt() for x in (own, theirs))
+    spread = spread + LEAST_SPREAD * (mean.abs() + 10)
+    error = F.huber_loss(own / spread, theirs / spread, reduction="none").mean(-1, keepdim=True)  # [2, N, 1]
+    return of_taught(error, None if mask is None else mask[:: values.shape[-1]]).mean()
 
 
 def plan_loss(mean: Tensor, teacher_plan: Tensor, own: Tensor | None, mask: Tensor | None = None) -> Tensor:

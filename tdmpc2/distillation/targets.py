@@ -1,6 +1,6 @@
 """The distillation targets: one row each, read by the configuration, the losses, the teacher and the caches.
 
-H horizon, B batch, A action, D_S and D_T latent sizes of student and teacher, K bins, Q heads.
+H horizon, B batch, A action, D_S and D_T latent sizes of student and teacher, K bins, Q heads, N states, S sequences.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ class StudentOutputs(NamedTuple):
     zs: Tensor  # imagined latents, [H+1, B, D_S]
     reward_logits: Tensor  # [H, B, K]
     q_logits: Tensor  # [Q, H, B, K]
+    ranking: Tensor | None = None  # values of N states' action sequences, [2, N, S]
 
 
 class StudentPolicy(NamedTuple):
@@ -41,6 +42,7 @@ class TeacherOutputs(NamedTuple):
     next_latent: Tensor | None = None  # encoding of the second observation, [B, D_T]
     policy: tuple[Tensor, Tensor] | None = None  # mean before tanh and log standard deviation, [B, A], first step
     plan: Tensor | None = None  # mean action of its plans, [1 to H, B, A]
+    ranking: Tensor | None = None  # values of N states' action sequences, [2, N, S]
     mask: Tensor | None = None  # 1 for rows whose task has a teacher, else 0, [B, 1]; None: all have one
 
 
@@ -112,6 +114,11 @@ TARGETS: dict[str, Target] = {
         needs="value",
         loss=lambda s, t, c: losses.value_loss(s.q_logits[:, 0], t.value[0], c.bins, t.mask),
         cached_as="value",
+    ),
+    "ranking": Target(
+        "differences of the values of eight action sequences in one state, both models imagining them",
+        needs="ranking",
+        loss=lambda s, t, c: losses.ranking_loss(s.ranking, t.ranking, t.mask),
     ),
     "policy": Target(
         "divergence of the Gaussian policies at the first step; trains the policy prior",

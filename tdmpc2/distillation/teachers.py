@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tdmpc2.config import Config
 from tdmpc2.distillation.outputs import check_bins_of, teacher_outputs
+from tdmpc2.distillation.ranking import teacher_values
 from tdmpc2.distillation.targets import TARGETS, TeacherOutputs
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.tasks import nearest
@@ -104,7 +105,7 @@ class TaskTeachers:
         """
         task = torch.zeros(action.shape[1], dtype=torch.int64, device=action.device) if task is None else task
         total: TeacherOutputs | None = None
-        for one in self._teachers:
+        for one in self._teachers if names else ():
             cfg = one.model.cfg
             theirs = resized(obs, cfg.obs_dim) if cfg.obs == "state" else obs
             ids = one.ids[task] if cfg.multitask else None
@@ -113,8 +114,33 @@ class TaskTeachers:
                 mean, log_std = (resized(values, self._student.action_dim) for values in found.policy)
                 found = found._replace(policy=(mean, log_std))
             total = _taken(found, one.teaches[task].unsqueeze(-1), total)
-        assert total is not None
-        return total._replace(mask=self._taught[task])
+        return (total or TeacherOutputs())._replace(mask=self._taught[task])
+
+    def sequence_values(self, obs: Tensor, actions: Tensor, task: Tensor | None) -> Tensor:
+        """Compute the values of action sequences, each state's by the teacher of its task, 0 where there is none.
+
+        Args:
+            obs: padded as the student's, [N, O].
+            actions: padded as the student's, [N, H, S, A].
+            task: the student's ids, [N]; None if it knows one task.
+
+        Returns:
+            [2, N, S], see :func:`tdmpc2.distillation.ranking.sequence_values`.
+        """
+        task = torch.zeros(len(obs), dtype=torch.int64, device=obs.device) if task is None else task
+        total = actions.new_zeros(2, len(obs), actions.shape[2])
+        # Each of several teachers is asked for its own states alone where their number is known without waiting.
+        select = len(self._teachers) > 1 and obs.device.type == "cpu"
+        for one in self._teachers:
+            cfg, taught = one.model.cfg, one.teaches[task]
+            rows = taught.nonzero().squeeze(1) if select else torch.arange(len(obs), device=obs.device)
+            if len(rows) == 0:
+                continue
+            theirs = resized(obs[rows], cfg.obs_dim) if cfg.obs == "state" else obs[rows]
+            ids = one.ids[task[rows]] if cfg.multitask else None
+            found = teacher_values(one.model, theirs, resized(actions[rows], cfg.action_dim), ids)
+            total[:, rows] = torch.where(taught[rows].unsqueeze(-1), found, total[:, rows])
+        return total
 
 
 def resized(x: Tensor, size: int) -> Tensor:

@@ -18,7 +18,7 @@ NATIVE = Path(__file__).resolve().parents[1] / "native"
 MODEL = "model.safetensors"
 _HEADERS = ("tdmpc2.h", "tdmpc2.hpp")
 _CMAKE = ("tdmpc2Config.cmake.in", "aarch64-linux.cmake")
-_TOP = ("CMakeLists.txt", "README.md", "example.cpp")
+_TOP = ("CMakeLists.txt", "README.md", build.EXAMPLE)
 
 
 def export(request: Request) -> bool:

@@ -41,7 +41,7 @@ from tdmpc2.training.saving import Saving
 from tdmpc2.training.saving_together import forget_former
 from tdmpc2.training.scoring import Evaluator, score, upload
 from tdmpc2.training.stopping import Stopping
-from tdmpc2.training.teacher import find_teacher
+from tdmpc2.training.teacher import asked_live, find_teacher
 from tdmpc2.training.tuning import load_start
 
 
@@ -119,7 +119,7 @@ class Run:
         self._new_directory = not cfg.run_dir.exists()
 
         self.teacher = find_teacher(cfg, teacher_cfg)
-        live = self.teacher is not None and cfg.distillation_cache == "off"
+        live = self.teacher is not None and asked_live(cfg)
         self.live_teacher = self.teacher.load(cfg.device) if self.teacher and live else None
         self.agent = TDMPC2(cfg, self.live_teacher, group)
         self.new_task = load_start(self.agent, cfg)

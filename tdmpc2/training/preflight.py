@@ -30,7 +30,7 @@ from tdmpc2.tracking.progress import clock_text
 from tdmpc2.training import run_record
 from tdmpc2.training.demonstrations import demonstrations_problems
 from tdmpc2.training.state_file import read_state
-from tdmpc2.training.teacher import Teacher, Teachers, cached_columns, check_made, find_teacher
+from tdmpc2.training.teacher import Teacher, Teachers, asked_live, cached_columns, check_made, find_teacher
 from tdmpc2.training.tuning import load_start
 
 _CACHE_BATCH = 4096  # rows a teacher takes at a time
@@ -132,7 +132,7 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
     if teacher and cfg.distillation_cache != "off":
         check_made(cfg, teacher)
     live_teacher = teacher.load(cfg.device) if teacher else None
-    agent = TDMPC2(cfg, live_teacher if cfg.distillation_cache == "off" else None)
+    agent = TDMPC2(cfg, live_teacher if asked_live(cfg) else None)
     load_start(agent, cfg)
     check_disk(agent, cfg)
     start = begun(agent, cfg)
@@ -261,8 +261,9 @@ def teacher_line(
     if teacher is None or live_teacher is None:
         return "none"
     count = sum(p.numel() for agent in _agents(live_teacher) for p in agent.model.parameters())
-    cache = {"off": "asked in every update", "lazy": "asked for rows that are new", "full": "asked once, before"}
-    return f"{teacher.path}, {count:,} parameters, {cache[cfg.distillation_cache]}"
+    asked = {"off": [], "lazy": ["for rows that are new"], "full": ["once, before"]}[cfg.distillation_cache]
+    asked += ["in every update"] * asked_live(cfg)
+    return f"{teacher.path}, {count:,} parameters, asked {' and '.join(asked)}"
 
 
 def no_observations(cfg: Config, num_envs: int) -> np.ndarray:

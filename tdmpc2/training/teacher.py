@@ -147,6 +147,13 @@ def teachers_of(entries: Sequence[TaskTeacher]) -> Teachers:
     return Teachers({task: Teacher(path, checksums[path], task) for task, path in files.items()})
 
 
+def asked_live(cfg: Config) -> bool:
+    """Tell if a teacher is asked in every update: for everything, or for what a full cache cannot hold."""
+    if cfg.distillation_cache == "full":
+        return any(TARGETS[name].cached_as is None for name in cfg.distillation_terms)
+    return cfg.distillation_cache == "off"
+
+
 def cached_columns(cfg: Config) -> tuple[str, ...]:
     """List the columns of a teacher's outputs that lie beside the data of a run; none if the teacher is asked live."""
     if cfg.distillation_cache == "off":

@@ -157,7 +157,7 @@ def test_doctor_of_the_wheel_finds_nothing_broken(programs: Path, tmp_path: Path
 
 # -- kernels ----------------------------------------------------------------------------------------------------------
 
-KERNELS = "tdmpc2/acceleration/cpu/kernels.so"
+KERNELS, NATIVE = "tdmpc2/acceleration/cpu/kernels.so", "tdmpc2/native/libtdmpc2.so"
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="builds the kernels with g++")
 
 
@@ -174,10 +174,24 @@ def test_wheel_brings_the_kernels_for_any_python(wheel: Path, programs: Path, tm
     assert "False" not in asked.stdout
 
 
+@needs_compiler
+def test_wheel_brings_the_planner_for_cpp(programs: Path, tmp_path: Path) -> None:
+    """A program is compiled with the wheel's header and library alone, and plans as this program does."""
+    model = ["checkpoint=student", "task=walker-walk", "num_samples=32", "iterations=2"]
+    outcome = run(programs, "tdmpc2", "export", *model, "--to", "native", "--out", "robot", cwd=tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    code = "import pathlib, tdmpc2; print(pathlib.Path(tdmpc2.__file__).parent / 'native')"
+    native = run(programs, "python", "-c", code, cwd=tmp_path).stdout.strip()
+    links = ["-I", native, "-L", native, "-ltdmpc2", f"-Wl,-rpath,{native}"]
+    subprocess.run(["g++", "-std=c++17", "robot/example.cpp", *links, "-o", "plans"], cwd=tmp_path, check=True)
+    shown = subprocess.run(["./plans", "robot/model.safetensors"], cwd=tmp_path, check=True, capture_output=True)
+    assert re.match(rb"walker-walk, \w+ kernels, action( -?[\d.e-]+){6}\n$", shown.stdout), shown
+
+
 def test_wheel_without_a_compiler_is_pure_and_says_so(pure: Path) -> None:
     assert pure.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(pure) as archive:
-        assert KERNELS not in archive.namelist()
+        assert not {KERNELS, NATIVE} & set(archive.namelist())
 
 
 @pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="needs aarch64-linux-gnu-g++")
@@ -185,8 +199,9 @@ def test_wheel_of_a_cross_compiler_is_for_its_processor(source: Path, tmp_path: 
     arm = built(source, tmp_path, CXX="aarch64-linux-gnu-g++")
     assert re.search(r"-py3-none-manylinux_2_\d+_aarch64\.whl$", arm.name)
     with zipfile.ZipFile(arm) as archive:
-        machine = archive.read(KERNELS)[18:20]  # of the ELF header
-    assert int.from_bytes(machine, "little") == 183  # EM_AARCH64
+        for library in (KERNELS, NATIVE):
+            machine = archive.read(library)[18:20]  # of the ELF header
+            assert int.from_bytes(machine, "little") == 183, library  # EM_AARCH64
 
 
 def test_wheel_evaluates_the_published_student(programs: Path, tmp_path: Path) -> None:
@@ -202,10 +217,10 @@ def test_wheel_evaluates_the_published_student(programs: Path, tmp_path: Path) -
 def test_tag_of_the_wheel_is_what_its_library_needs(wheel: Path, tmp_path: Path) -> None:
     """Installers trust the wheel's name: a library that needs a newer glibc would fail to load unnoticed."""
     with zipfile.ZipFile(wheel) as archive:
-        library = archive.extract(KERNELS, tmp_path)
+        libraries = [archive.extract(library, tmp_path) for library in (KERNELS, NATIVE)]
     named = re.search(r"manylinux_2_(\d+)_", wheel.name)
     assert named
-    text = subprocess.check_output(["readelf", "--wide", "--version-info", library], text=True)
+    text = subprocess.check_output(["readelf", "--wide", "--version-info", *libraries], text=True)
     newest = max(int(minor) for minor in re.findall(r"\bGLIBC_2\.(\d+)", text))
     assert newest <= int(named[1]) <= max(newest, 35)
 

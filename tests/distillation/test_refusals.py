@@ -11,6 +11,7 @@ import torch
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.distillation.targets import TARGETS
+from tdmpc2.training.teacher import asked_live
 from tests.helpers.agents import random_batch
 from tests.helpers.distillation import make_expert
 
@@ -51,10 +52,11 @@ def test_config_distillation_keys_are_checked() -> None:
                 with pytest.raises(ValueError, match=rf"lazy computes as it trains, and .*{target} takes too long"):
                     Config(distillation_cache="lazy", **keys)
         else:
+            assert asked_live(Config(distillation_cache="full", **keys))
             with pytest.raises(
-                ValueError, match=rf"distillation_cache=full holds .*distillation_targets={target} needs"
+                ValueError, match=rf"distillation_cache=lazy holds .*distillation_targets={target} needs"
             ):
-                Config(distillation_cache="full", **keys)
+                Config(distillation_cache="lazy", **keys)
 
 
 def test_distillation_with_unfit_teacher_is_refused(tiny_cfg: Config) -> None:

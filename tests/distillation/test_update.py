@@ -16,6 +16,9 @@ from tdmpc2.data.dataset import Batch
 from tdmpc2.distillation import distillation as distill
 from tdmpc2.distillation import losses as distill_losses
 from tdmpc2.distillation import outputs
+from tdmpc2.nn.math import decode
+from tdmpc2.noise import UpdateNoise
+from tdmpc2.planner import predicted_return
 from tests.helpers.agents import random_batch
 from tests.helpers.distillation import (
     BINS,
@@ -40,7 +43,7 @@ def test_update_with_target_weights_its_loss(tiny_cfg: Config, target: str) -> N
     )
     expert = make_expert(cfg)
     student, batch = make_student(cfg, expert), random_batch(cfg, 0)
-    model, task = student.model, batch.task
+    model, task, noise = student.model, batch.task, student.draw_noise(8)
     with torch.no_grad():
         z = [model.encode(batch.obs[0], task)]
         for t in range(3):
@@ -70,8 +73,9 @@ def test_update_with_target_weights_its_loss(tiny_cfg: Config, target: str) -> N
                 distill_losses.value_loss(model.Q(z[0], batch.action[0], task, "all").double(), values.double(), BINS)
             ),
             "policy": lambda: float(torch.distributions.kl_divergence(*distributions).sum(-1).mean()),
+            "ranking": lambda: slow_ranking_loss(student, expert, batch, noise),
         }[target]()  # fmt: skip
-    stats = student.update(batch)
+    stats = student.update(batch, noise)
     name = "distillation_loss" if target == "reward" else f"distillation_{target}_loss"
     assert float(stats[name]) == pytest.approx(slow, rel=1e-3)
     assert slow > 1e-4
@@ -86,6 +90,28 @@ def test_update_with_target_weights_its_loss(tiny_cfg: Config, target: str) -> N
     assert float(stats["total_loss"]) == pytest.approx(float(total), rel=1e-5)
 
 
+def slow_ranking_loss(student: TDMPC2, expert: TDMPC2, batch: Batch, noise: UpdateNoise) -> float:
+    """Compute the loss of the target ``ranking`` of the first slice's state with the planner's own function."""
+    assert noise.offsets is not None
+    differences: list[Tensor] = []
+    means: list[float] = []
+    for model, heads in ((expert.model, torch.arange(3)), (student.model, noise.policy_heads)):
+        task, z = model.context(batch.task[:1]), model.encode(batch.obs[0, :1], batch.task[:1])
+        actions = (batch.action[:, :1, None] + noise.offsets[:, :1]).clamp(-1, 1) * model.context(task).action_mask
+        first = decode(model.Q(z.expand(8, -1), actions[0, 0], batch.task[:1], "all")[heads], model.bins).mean(0)[:, 0]
+        planned = predicted_return(
+            model, z, task.unsqueeze(1), actions.transpose(0, 1), torch.zeros(1, 8, model.cfg.action_dim), heads
+        )[0]
+        differences += [values - values.mean() for values in (first, planned)]
+        means += [float(values.mean().abs()) for values in (first, planned)]
+    losses = []
+    for theirs, own, mean in zip(differences[:2], differences[2:], means[:2], strict=True):
+        spread = float(theirs.square().mean().sqrt() + own.square().mean().sqrt()) + 0.005 * (mean + 10)
+        errors = [abs(float(a) - float(b)) / spread for a, b in zip(own, theirs, strict=True)]
+        losses += [e**2 / 2 if e < 1 else e - 0.5 for e in errors]
+    return float(np.mean(losses))
+
+
 #: The networks that a target's gradient reaches.
 REACHES = {
     "reward": {"_encoder", "_reward", "_task_emb"},
@@ -95,6 +121,7 @@ REACHES = {
     "next_state_pca": {"_encoder", "_dynamics", "_task_emb"},
     "value": {"_encoder", "_Qs", "_task_emb"},
     "policy": {"_pi"},
+    "ranking": {"_encoder", "_dynamics", "_reward", "_Qs", "_task_emb"},
 }
 
 
@@ -153,9 +180,9 @@ def test_update_policy_target_follows_weight_and_schedule(tiny_cfg: Config) -> N
             assert_close((grad - without[step]) / coefficient, share, rtol=1e-3, atol=tolerance)
 
 
-@pytest.mark.parametrize("target", [name for name in LIVE if name != "reward"])
+@pytest.mark.parametrize("target", [name for name in LIVE if name not in ("reward", "ranking")])
 def test_update_with_target_weight_zero_is_unchanged(tiny_cfg: Config, target: str) -> None:
-    """A target of weight zero changes neither the weights nor the random numbers."""
+    """A target of weight zero changes neither the weights nor the random numbers; ``ranking`` draws some of its own."""
     default = make_student(tiny_cfg, make_expert(tiny_cfg))
     other_cfg = tiny_cfg.replace(distillation_targets=("reward", f"{target} 0"), distillation_schedule="constant")
     other = make_student(other_cfg, make_expert(other_cfg))
@@ -202,7 +229,7 @@ def test_update_with_all_targets_needs_no_synchronisation(tiny_cfg: Config) -> N
             for step in range(2):
                 stats = agent.update(random_batch(cfg, step))
         assert all(value.shape == () for value in stats.values())
-        assert len([name for name in stats if name.startswith("distillation")]) == 8
+        assert len([name for name in stats if name.startswith("distillation")]) == len(LIVE) + 1  # and the factor
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

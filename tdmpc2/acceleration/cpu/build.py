@@ -23,10 +23,12 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 LIBRARY = "kernels.so"
+#: The planner without Python, which a wheel brings compiled; its sources are beside those of other uses.
+NATIVE, NATIVE_LIBRARY = FOLDER.parents[1] / "native", "libtdmpc2.so"
 #: Compiled once, and once for every variant.
 SHARED, PER_VARIANT = ("dispatch.cpp", "threads.cpp", "refit.cpp"), ("planner.cpp", "norm_mish.cpp")
 #: What is not needed with -DTDMPC2_ACTS_ONLY.
-FOR_TRAINING = ("norm_mish.cpp", "variant.h")
+FOR_TRAINING, EXAMPLE = ("norm_mish.cpp", "variant.h"), "example.cpp"
 SCALAR, SCALAR_FLAGS = "scalar", ("-DTDMPC2_SCALAR",)
 #: Processor -> variant -> flags; each is faster than those before it. Names: ``runs_here`` of dispatch.cpp.
 VARIANTS = {
@@ -71,12 +73,13 @@ def target_machine() -> str:
     return _SYNONYMS.get(machine, machine)
 
 
-def build(target: Path, more: Sequence[str] = ()) -> list[str]:
+def build(target: Path, more: Sequence[str] = (), *, native: bool = False) -> list[str]:
     """Build the library.
 
     Args:
         target: the file; it is there only when it is whole.
         more: flags for all sources.
+        native: the planner without Python (``libtdmpc2``) instead of the kernels alone.
 
     Returns:
         Names of the variants in it.
@@ -85,6 +88,13 @@ def build(target: Path, more: Sequence[str] = ()) -> list[str]:
         RuntimeError: there is no compiler, or it failed.
     """
     compiler, machine = _compiler(), target_machine()
+    shared, per_variant = [FOLDER / name for name in SHARED], [FOLDER / name for name in PER_VARIANT]
+    stays = ["-Wl,-z,nodelete"] if "linux" in _target() else []  # its threads sleep in it: threads.cpp
+    if native:
+        shared += sorted(path for path in NATIVE.glob("*.cpp") if path.name != EXAMPLE)
+        per_variant = [path for path in per_variant if path.name not in FOR_TRAINING]
+        more = ["-DTDMPC2_ACTS_ONLY", "-Wno-attributes", f"-I{FOLDER}", f"-I{NATIVE}", *more]
+        stays += [f"-Wl,-soname,{NATIVE_LIBRARY}"] if stays else []
     variants, baseline = VARIANTS.get(machine, {SCALAR: SCALAR_FLAGS}), BASELINE.get(machine, ())
     target.parent.mkdir(parents=True, exist_ok=True)
     _delete_orphans(target.parent)
@@ -93,16 +103,15 @@ def build(target: Path, more: Sequence[str] = ()) -> list[str]:
         variants = {name: flags for name, flags in variants.items() if _knows([*compiler, *baseline, *flags], own)}
         names = " ".join(f"F({name})" for name in variants)
         jobs = [(source, "", [f"-DTDMPC2_VARIANTS(F)={names}", f'-DTDMPC2_SOURCES="{sources_id()}"'])
-                for source in SHARED]  # fmt: skip
+                for source in shared]  # fmt: skip
         jobs += [(source, name, [f"-DTDMPC2_VARIANT={name}", *flags])
-                 for name, flags in variants.items() for source in PER_VARIANT]  # fmt: skip
-        objects = [str(Path(own, f"{name}{source}.o")) for source, name, _ in jobs]
-        commands = [[*compiler, *FLAGS, *baseline, *flags, *more, "-c", str(FOLDER / source), "-o", made]
+                 for name, flags in variants.items() for source in per_variant]  # fmt: skip
+        objects = [str(Path(own, f"{name}{source.name}.o")) for source, name, _ in jobs]
+        commands = [[*compiler, *FLAGS, *baseline, *flags, *more, "-c", str(source), "-o", made]
                     for (source, _, flags), made in zip(jobs, objects, strict=True)]  # fmt: skip
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_run, commands))
-        built = Path(own, LIBRARY)
-        stays = ["-Wl,-z,nodelete"] if "linux" in _target() else []  # its threads sleep in it: threads.cpp
+        built = Path(own, target.name)
         _run([*compiler, "-shared", "-pthread", *stays, *objects, "-o", str(built)])
         built.replace(target)
     return list(variants)
