@@ -43,6 +43,7 @@ _NONE, _MISH, _SIMNORM = range(3)  # Activation of kernels.h
 _FP32, _BF16, _INT8, _INT12 = range(4)  # Format of kernels.h
 _NETWORKS = ("_dynamics", "_reward", "_pi", "_Qs")  # then, of episodic tasks, the termination head
 _AFTERWARDS = ("_Qs", TERMINATION)  # what judges a step by the latent that it led to
+_ROWS_A_THREAD = 16  # measured: benchmarks/RESULTS.md, "The policy alone"
 _PADDING = 64  # vectors of one number per output are padded to a multiple of this
 _SIMNORM_DIMS = (1, 2, 4, 8, 16)
 
@@ -171,6 +172,11 @@ def _address(x: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if x is None else x.data_ptr())
 
 
+def _threads_for(rows: int) -> int:
+    """Give a second thread only so many rows that they take longer than waking it does."""
+    return min(kernel_threads(), 1 + rows // _ROWS_A_THREAD)
+
+
 def normed_linear(x: Tensor, layer: PackedLayer) -> Tensor:
     """``act(LayerNorm(W x + b))`` of a packed layer without SimNorm, [N, in] -> [N, out]."""
     assert x.shape[1] == layer.inputs, (x.shape, layer.inputs)
@@ -261,7 +267,7 @@ class PackedNetworks:
         embedding = None if task.embedding is None else task.embedding.expand(len(obs), -1)
         out = torch.empty(len(obs), self.latent_dim, dtype=torch.float32)
         encoder = ctypes.byref(self._encoder_structs), len(self._encoder)
-        self._call(self._kernels.encode, (*encoder, len(obs), kernel_threads()), obs, embedding, out)
+        self._call(self._kernels.encode, (*encoder, len(obs), _threads_for(len(obs))), obs, embedding, out)
         return out
 
     def refit(self, cfg: Config, actions: Tensor, value: Tensor, mask: Tensor | None) -> planner.Iteration:
@@ -300,7 +306,7 @@ class PackedNetworks:
         horizon, num_envs, samples, dim = eps.shape
         self._check(z, eps, num_envs, samples)
         out = torch.empty(num_envs, horizon, samples, dim, dtype=torch.float32)
-        counts = (num_envs, horizon, samples, kernel_threads())
+        counts = (num_envs, horizon, samples, _threads_for(num_envs * samples * horizon))
         self._call(self._kernels.policy_rollout, counts, z, *_rows(task, num_envs), eps, out)
         return out
 
