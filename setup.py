@@ -74,7 +74,7 @@ class BuildLibraries(build_ext):
 
 
 class WheelForAnyPython(bdist_wheel):
-    """Named by the processor that the kernels are for; without kernels, for any."""
+    """Named by the processor that the libraries are for; without them, for any."""
 
     def get_tag(self) -> tuple[str, str, str]:
         platform = super().get_tag()[2]

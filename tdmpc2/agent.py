@@ -39,7 +39,7 @@ from tdmpc2.nn.optimisers import (
     take_step,
 )
 from tdmpc2.nn.world_model import TaskContext, WorldModel
-from tdmpc2.noise import UpdateNoise, draw_update_noise
+from tdmpc2.noise import UpdateNoise, check_shares, draw_update_noise
 from tdmpc2.player import Array, Player
 from tdmpc2.support.draws import continue_generator
 from tdmpc2.support.runtime import available_memory, resolve_device
@@ -86,6 +86,7 @@ class TDMPC2:
         self.scale = torch.ones(ranges, dtype=torch.float32, device=self.device)
         encoder, others, policy = split_parameters(self.model)
         self.distillation = Distillation(cfg, asked, self.device)
+        check_shares(self.distillation.compares_sequences, cfg.batch_size, self.group.world_size)
         if cfg.update_precision == "bf16":
             for module in filter(None, (self.model, self.distillation.projection)):
                 fast_layers.keep_products_only(module)
@@ -197,12 +198,12 @@ class TDMPC2:
             stats["bc_loss"] = cloning.detach()
         stats |= {f"{loss_name(target)}_loss": value.detach() for target, value in distilled.items()}
 
-        self.pi_optim.zero_grad()
         if "policy" not in self.cfg.freeze:
             (loss + self.distillation.weighted(distilled)).backward()
         self.group.average([*gradients(self._policy_params), *stats.values()])
         stats["pi_grad_norm"] = clip_grad_norm_(self._policy_params, self.cfg.grad_clip_norm)
         take_step(self.pi_optim, self._policy_params, self._rate_factor())
+        self.pi_optim.zero_grad()
         return stats | {"pi_scale": self.scale.mean()}
 
     def _rate_factor(self) -> float:

@@ -46,7 +46,7 @@ class UpdateNoise(NamedTuple):
 def draw_update_noise(
     cfg: Config, batch_size: int, device: torch.device, generator: torch.Generator | None, *, ranking: bool = False
 ) -> UpdateNoise:
-    """Draw the random numbers of one update of ``batch_size`` slices, with those of the target ``ranking`` if needed."""
+    """Draw the random numbers of one update of ``batch_size`` slices, with those of ``ranking`` if needed."""
 
     def normal(steps: int) -> Tensor:
         return torch.randn(steps, batch_size, cfg.action_dim, dtype=torch.float32, device=device, generator=generator)
@@ -65,6 +65,15 @@ def draw_update_noise(
         shift=random_shift((cfg.horizon + 1, batch_size), device, generator) if cfg.observes_images else None,
         offsets=draw_offsets(cfg, batch_size, device, generator) if ranking else None,
     )
+
+
+def check_shares(ranking: bool, batch_size: int, processes: int) -> None:
+    """Raise ``ValueError`` if several processes would compare sequences in other states than one process does."""
+    if ranking and processes > 1 and batch_size % (NUM_SEQUENCES * processes):
+        raise ValueError(
+            f"distillation_targets=ranking takes one slice in {NUM_SEQUENCES} of each process's share: with "
+            f"{processes} processes batch_size={batch_size} must be a multiple of {NUM_SEQUENCES * processes}"
+        )
 
 
 def draw_offsets(cfg: Config, batch_size: int, device: torch.device, generator: torch.Generator | None) -> Tensor:

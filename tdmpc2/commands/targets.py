@@ -1,5 +1,5 @@
-"""Compute a teacher's outputs for all stored episodes, once. Training with distillation_cache=full then needs no
-teacher. Interrupt it at any moment and start it again to go on.
+"""Compute a teacher's outputs for all stored episodes, once. Training with distillation_cache=full then asks no
+teacher for them. Interrupt it at any moment and start it again to go on.
 
 tdmpc2 targets data/mt30 teacher.pt
 tdmpc2 targets data/mt30 teacher.pt columns=reward,value,policy

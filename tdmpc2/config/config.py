@@ -298,7 +298,7 @@ class Config(Keys):
         live = uncached_targets(self.distillation_terms)  # the first look at them: it checks their names and weights
         if live and self.distillation_cache == "lazy":
             raise ValueError(
-                "distillation_cache=lazy holds rewards, values, policies and plans, not what "
+                "distillation_cache=lazy holds rewards, values and policies, not what "
                 f"distillation_targets={', '.join(live)} needs: use full, which asks the teacher for that, or off"
             )
         if self.distillation_cache == "lazy" and (slow := beforehand(self.distillation_terms)):

@@ -144,7 +144,8 @@ class Distillation:
 
     def _sequence_values(self, batch: Batch, task: Task, offsets: Tensor | None) -> Tensor:
         """Ask the teacher for the values of the sequences that ``ranking`` compares, [2, N, S]."""
-        assert offsets is not None
+        if offsets is None:
+            raise ValueError("distillation_targets=ranking needs noise with offsets: draw it by agent.draw_noise")
         assert task is None or isinstance(task, Tensor)
         step = offsets.shape[2]  # every so many slices give a state
         obs, actions = batch.obs[0, ::step], sequences(batch.action, offsets)

@@ -14,7 +14,8 @@ from tdmpc2.distillation.projection import PCA
 from tdmpc2.nn.layers import Linear
 from tdmpc2.nn.math import decode, soft_cross_entropy
 
-#: Share of a value, plus 10, that is too little to tell two of them apart: a fortieth of the distance between two bins.
+#: Share of a value, plus 10, that is too little to tell two of them apart. Of large values it is a fortieth of the
+#: distance between two of the default bins.
 LEAST_SPREAD = 0.005
 
 

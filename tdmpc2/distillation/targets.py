@@ -65,7 +65,8 @@ class Target:
         summary: its line in the documentation.
         needs: the field of :class:`TeacherOutputs` that it needs.
         loss: of :class:`StudentOutputs` (or :class:`StudentPolicy`), :class:`TeacherOutputs` and :class:`Constants`.
-        cached_as: the column of a cache that can stand for the teacher; None: a cache would take too much room.
+        cached_as: the column of a cache that can stand for the teacher; None: it would take too much
+            room, or each update asks about other actions.
         live: the teacher can be run during an update. If false, that would take too long, and a cache is required.
         all_steps: it needs the teacher at all H steps, not only at the first.
         trains: the parameters it trains, ``model`` or ``policy``.

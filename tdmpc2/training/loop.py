@@ -51,7 +51,7 @@ class Run:
     Attributes:
         cfg: the student.
         teacher: the teacher's file, or those of teachers of single tasks, if there are any.
-        live_teacher: the teacher as an agent, or agents by task, unless cached outputs take its place.
+        live_teacher: the teacher as an agent, or agents by task, unless cached outputs take its place entirely.
         agent: what is trained, with its state from the last time.
         new_task: the task that is appended to those of the file that the run starts from, if one is.
         group: the processes that train together.

@@ -56,14 +56,14 @@ def train(cfg: Config, teacher_cfg: Config | None, callbacks: Sequence[Callback]
 def _learn(run: Run) -> None:
     cfg, agent, group = run.cfg, run.agent, run.group
     share = group.rows(cfg.batch_size)
-    if run.teacher and not run.live_teacher:
-        check_made(cfg, run.teacher)  # before chunk files are imported, which takes long
     columns = cached_columns(cfg) if run.teacher else ()
+    if run.teacher and columns:
+        check_made(cfg, run.teacher)  # before chunk files are imported, which takes long
     data_device = group.from_main(lambda: plan_place(cfg, agent.device, columns))
     with group.main_first():
         data, lazy_targets = open_data(cfg, agent.device, data_device), None
-        if run.teacher and not run.live_teacher:
-            data, lazy_targets = add_targets(data, run.teacher, cfg, agent.device)
+        if run.teacher and columns:
+            data, lazy_targets = add_targets(data, run.teacher, cfg, agent.device, run.live_teacher)
             if made := made_outputs(data, run.teacher, cfg):
                 run.attach("made outputs", made)
     if data_record(cfg.data_dir, cfg.task) != run.resumed.record["data"]:

@@ -18,6 +18,7 @@ from tdmpc2.data.batch import Batch
 from tdmpc2.data.chunks import chunk_paths
 from tdmpc2.data.placement import column_bytes, data_bytes, data_problems, data_record, data_rows, plan_place
 from tdmpc2.data.store.importer import RATE, find_store
+from tdmpc2.data.store.teacher_columns import COLUMNS
 from tdmpc2.distillation.outputs import teacher_columns
 from tdmpc2.distillation.targets import TARGETS, only_cached
 from tdmpc2.nn.layers import num_parameters
@@ -166,6 +167,10 @@ def begun(agent: TDMPC2, cfg: Config) -> int:
 
 def _update_seconds(agent: TDMPC2, cfg: Config, compiled: bool) -> float:
     batch = random_batch(cfg, agent.device)
+    if agent.distillation.has_teacher:  # that is asked for what no cache holds alone
+        widths = {name: COLUMNS[name](cfg.action_dim) or (1,) for name in cached_columns(cfg)}
+        shape = cfg.horizon, cfg.batch_size
+        batch = batch._replace(**{f"teacher_{name}": batch.reward.new_zeros(*shape, *w) for name, w in widths.items()})
     if compiled and (line := agent.compile_update()):
         print(line, flush=True)
     return median_seconds(lambda: agent.update(batch), agent.device)
@@ -262,7 +267,7 @@ def teacher_line(
         return "none"
     count = sum(p.numel() for agent in _agents(live_teacher) for p in agent.model.parameters())
     asked = {"off": [], "lazy": ["for rows that are new"], "full": ["once, before"]}[cfg.distillation_cache]
-    asked += ["in every update"] * asked_live(cfg)
+    asked = asked * bool(cached_columns(cfg)) + ["in every update"] * asked_live(cfg)
     return f"{teacher.path}, {count:,} parameters, asked {' and '.join(asked)}"
 
 

@@ -163,9 +163,13 @@ def cached_columns(cfg: Config) -> tuple[str, ...]:
 
 
 def add_targets(
-    data: Data, teacher: Teacher | Teachers, cfg: Config, device: torch.device
+    data: Data,
+    teacher: Teacher | Teachers,
+    cfg: Config,
+    device: torch.device,
+    live: TDMPC2 | Mapping[str, TDMPC2] | None = None,
 ) -> tuple[Data, LazyTargets | None]:
-    """Attach cached teacher outputs to the data, so that updates do not need the live teacher.
+    """Attach cached teacher outputs to the data, so that updates ask the live teacher for nothing of them.
 
     Args:
         data: data in a store.
@@ -173,6 +177,7 @@ def add_targets(
         cfg: ``distillation_cache``: ``full``: all that are missing are computed now; ``lazy``: they are when they are
             needed. ``distillation_targets``: which.
         device: where the teacher computes.
+        live: the teacher, if it is loaded already.
 
     Returns:
         The data with the columns; or the data as it was and what fills its batches.
@@ -186,7 +191,7 @@ def add_targets(
     names = dict.fromkeys(target.cached_as for target in targets if target.cached_as and target.live)
     columns = [open_targets(data.store, teacher.sha256, teacher.label, name) for name in names]
     if not all(column.complete(data.episodes) for column in columns):
-        agent = teacher.load(device)
+        agent = live or teacher.load(device)
         if cfg.distillation_cache == "lazy":
             assert isinstance(agent, TDMPC2)  # Config refuses it for several
             steps = cfg.horizon if any(target.all_steps for target in targets) else 1

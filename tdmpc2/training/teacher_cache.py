@@ -1,7 +1,8 @@
 """A frozen teacher's outputs for stored episodes, computed once instead of in every update.
 
-``compute_all`` fills columns before training, which then needs no teacher; ``LazyTargets`` fills them as their rows are
-used. `tdmpc2 targets DIR TEACHER.pt` does the former. Plans are made elsewhere (:mod:`tdmpc2.training.plan_labels`).
+``compute_all`` fills columns before training, which then asks for none of them; ``LazyTargets`` fills them as their
+rows are used. `tdmpc2 targets DIR TEACHER.pt` does the former. Plans are made elsewhere
+(:mod:`tdmpc2.training.plan_labels`).
 """
 
 from __future__ import annotations

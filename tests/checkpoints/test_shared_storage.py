@@ -11,8 +11,8 @@ import torch
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import save_file
-from tdmpc2.checkpoints.shared_storage import pack
 from tdmpc2.checkpoints.reading import read_file, read_outline
+from tdmpc2.checkpoints.shared_storage import pack
 from tdmpc2.config import Config
 from tdmpc2.training import run_dir
 from tests.helpers.runs import TINY

@@ -25,7 +25,7 @@ from tests.helpers.toy_envs import STANDS
 
 ALONE = ProcessGroup()
 DTYPES = {torch.float64: 1e-9, torch.float32: 2e-5}
-ALL_TARGETS = ("reward", "value 0.2", "policy 0.2", "next_state_linear 0.1")
+ALL_TARGETS = ("reward", "value 0.2", "policy 0.2", "next_state_linear 0.1", "ranking 0.2")
 
 
 # -- updates and evaluations: computed by two processes and by one ----------------------------------------------------

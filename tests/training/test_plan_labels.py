@@ -327,3 +327,10 @@ def test_states_that_a_student_visits_are_labelled_as_the_page_says(
     )
     train(imitates, Config(checkpoint=str(student)))
     assert rows(imitates.run_dir / "train.csv")[0]["distillation_plan_loss"] > 0
+    live = imitates.replace(distillation_targets=("plan 5", "ranking"), work_dir=str(tmp_path / "live"))
+    train(live.replace(dry_run=True), Config(checkpoint=str(student)))
+    assert "asked once, before and in every update" in capsys.readouterr().out
+    train(live, Config(checkpoint=str(student)))
+    first = rows(live.run_dir / "train.csv")[0]
+    assert first["distillation_plan_loss"] > 0
+    assert "distillation_ranking_loss" in first

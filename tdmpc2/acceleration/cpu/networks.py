@@ -43,7 +43,7 @@ _NONE, _MISH, _SIMNORM = range(3)  # Activation of kernels.h
 _FP32, _BF16, _INT8, _INT12 = range(4)  # Format of kernels.h
 _NETWORKS = ("_dynamics", "_reward", "_pi", "_Qs")  # then, of episodic tasks, the termination head
 _AFTERWARDS = ("_Qs", TERMINATION)  # what judges a step by the latent that it led to
-_ROWS_A_THREAD = 16  # measured: benchmarks/RESULTS.md, "The policy alone"
+_FEW_ROWS = 16  # measured: benchmarks/RESULTS.md, "The policy alone"
 _PADDING = 64  # vectors of one number per output are padded to a multiple of this
 _SIMNORM_DIMS = (1, 2, 4, 8, 16)
 
@@ -173,8 +173,8 @@ def _address(x: Tensor | None) -> ctypes.c_void_p:
 
 
 def _threads_for(rows: int) -> int:
-    """Give a second thread only so many rows that they take longer than waking it does."""
-    return min(kernel_threads(), 1 + rows // _ROWS_A_THREAD)
+    """Leave few rows to the caller's own thread: they take less time than waking another one does."""
+    return 1 if rows < _FEW_ROWS else kernel_threads()
 
 
 def normed_linear(x: Tensor, layer: PackedLayer) -> Tensor:
