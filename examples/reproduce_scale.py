@@ -47,7 +47,8 @@ class Scale:
         training, teacher, student: keys of all runs, of teachers' and of students'.
         targets: what the student learns from its teachers. Plans weigh more than the others, and policies are left out:
             their divergence is summed over the action and grows with the teacher's certainty, so that at equal weights
-            the student would copy the policies and not the plans, which are better.
+            the student would copy the policies and not the plans, which are better. ``ranking`` holds how other actions
+            than those of the data compare; its loss is a tenth as large as the others'.
         steps: steps of a teacher that shares a body, and of one task.
         updates: of the student, in each round.
         rounds: of training on states that the student has visited, after the first training.
@@ -68,7 +69,7 @@ class Scale:
     training: str = "batch_size=256 eval_freq=0"
     teacher: str = "seed_steps=2500 utd=1 num_envs=1 save_freq=2500"
     student: str = "save_freq=5000 value_scale=per_task ema_decay=0.999"
-    targets: tuple[str, ...] = ("reward", "value", "plan 5")
+    targets: tuple[str, ...] = ("reward", "value", "plan 5", "ranking 10")
     steps: tuple[int, int] = (50_000, 50_000)
     updates: int = 100_000
     rounds: int = 2
