@@ -48,6 +48,10 @@ _OBSERVATION_REMEDIES: dict[type[Space[Any]], str] = {
     MultiDiscrete: f"{_FLATTEN}, which makes one-hot vectors",
     MultiBinary: _FLATTEN,
 }
+_DRAWN = (
+    "To be filmed it needs `def __init__(self, render_mode=None)`, `metadata = {'render_modes': ['rgb_array']}` and a "
+    "`render` that returns an image [H, W, 3]"
+)
 _REGISTER = "Register it with gymnasium.register, in a module that the name begins with, as in my_package:Mine-v0"
 _CONTINUOUS = (
     "TD-MPC2 plans continuous actions. Wrap the environment in a gymnasium.ActionWrapper whose action space is a Box "
@@ -166,7 +170,9 @@ def _made(name: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
         text = " ".join(str(error).split())
         raise ValueError(f"'{name}' is no environment that Gymnasium can make here: {text}. {_REGISTER}") from error
     except Exception as error:  # the environment is the user's code: it can raise anything
-        raise EnvironmentFault(f"{name}: building the environment raised {described(error)}") from error
+        to_draw = isinstance(error, TypeError) and render_mode is not None and "render_mode" in str(error)
+        way_out = f". {_DRAWN}" if to_draw else ""
+        raise EnvironmentFault(f"{name}: building the environment raised {described(error)}{way_out}") from error
 
 
 def _check_observations(name: str, space: Space[Any], images: bool) -> None:

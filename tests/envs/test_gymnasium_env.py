@@ -12,6 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Dict, Discrete
 
 from tdmpc2.envs import make_env, task_spec
+from tdmpc2.envs.gymnasium_env import make
 from tdmpc2.envs.registry import score_rule
 from tdmpc2.envs.wrappers import OldGymEnv
 from tdmpc2.tasks import TaskSpec
@@ -115,6 +116,22 @@ def test_make_env_of_unsuitable_environment_is_refused(
             task_spec("Wrong-v0")
     finally:
         del gymnasium.registry["Wrong-v0"]
+
+
+class _Undrawn(Counter):
+    """An environment that was not written to be filmed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+def test_environment_that_cannot_be_filmed_says_what_it_lacks() -> None:
+    gymnasium.register("Undrawn-v0", _Undrawn, max_episode_steps=5)
+    try:
+        with pytest.raises(ValueError, match=r"raised TypeError.* To be filmed it needs .*render_mode=None.*`render`"):
+            make("Undrawn-v0", render_mode="rgb_array")
+    finally:
+        del gymnasium.registry["Undrawn-v0"]
 
 
 @pytest.mark.parametrize(
