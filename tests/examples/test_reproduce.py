@@ -83,7 +83,7 @@ def test_all_stages_are_taken_and_go_on_after_a_kill(tmp_path: Path) -> None:
     assert set(student.card["trust"]["tasks"]) == {"pendulum-swingup", "pendulum-spin", "cartpole-balance", "cup-catch"}
     assert student.card["start"] == "random weights"
     assert student.card["steps"] == 20 * (chosen["round"] + 1), "of the rounds up to the one that was chosen"
-    assert "'distillation_targets=[reward,value,plan 5]'" in student.card["command"]
+    assert "'distillation_targets=[reward,value,plan 5,ranking 10]'" in student.card["command"]
     averaged = load_file(work / "student" / str(chosen["round"]) / "ema.pt")
     assert all(torch.equal(tensor, averaged.model[name]) for name, tensor in student.model.items())
     copy = load_file(work / "models" / "student_int8.pt")
