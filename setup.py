@@ -68,6 +68,10 @@ class BuildLibraries(build_ext):
             raise CompileError(f"The {what} was not built{loss}: {error}") from error
         self.announce(f"{what} for {', '.join(variants)}", level=3)
 
+    def get_output_mapping(self) -> dict[str, str]:
+        # An editable installation in strict mode links these, and optional ones may not be there.
+        return {built: place for built, place in super().get_output_mapping().items() if Path(place).exists()}
+
     def get_ext_filename(self, fullname: str) -> str:
         *package, name = fullname.split(".")
         return str(Path(*package, f"{name}.so"))

@@ -194,6 +194,14 @@ def test_wheel_without_a_compiler_is_pure_and_says_so(pure: Path) -> None:
         assert not {KERNELS, NATIVE} & set(archive.namelist())
 
 
+def test_editable_installation_links_the_libraries_that_are_there_alone(source: Path, tmp_path: Path) -> None:
+    """In strict mode setuptools links every file, and optional libraries may be missing."""
+    code = f"import setuptools.build_meta as b; b.build_editable({str(tmp_path)!r}, {{'editable_mode': 'strict'}})"
+    environment = {**os.environ, "CXX": "no-compiler"}
+    subprocess.run([sys.executable, "-c", code], cwd=source, env=environment, check=True, capture_output=True)
+    assert len(list(tmp_path.glob("*.whl"))) == 1
+
+
 @pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="needs aarch64-linux-gnu-g++")
 def test_wheel_of_a_cross_compiler_is_for_its_processor(source: Path, tmp_path: Path) -> None:
     arm = built(source, tmp_path, CXX="aarch64-linux-gnu-g++")
