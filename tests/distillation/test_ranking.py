@@ -73,7 +73,7 @@ def test_ranking_loss_compares_differences_alone() -> None:
 
 
 def test_update_leaves_no_gradient_in_the_policy_prior(cfg: Config) -> None:
-    """What a model's loss left there would be added to the policy's own."""
+    """Check the state at the step of the model: a gradient that its loss left there would be the policy's own."""
     student = make_student(cfg, make_expert(cfg))
     found: list[bool] = []
     params = student._policy_params
