@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent
 YAML = Path("tdmpc2", "commands", "yaml")
 MODELS = Path("tdmpc2", "checkpoints", "models")
 SHIPPED = Path("tdmpc2", "checkpoints", "shipped.py")  # which models come with the project
-KERNELS, NATIVE = Path("tdmpc2", "acceleration", "cpu"), Path("tdmpc2", "native")
+KERNELS = Path("tdmpc2", "acceleration", "cpu")
 OLDEST_GLIBC = (2, 17)  # the oldest that pip knows by such a name
 #: Newest GLIBCXX_3.4.N that a system has whose glibc is the one behind it (PEP 600, the tables of auditwheel).
 GLIBC_OF_RUNTIME = {19: (2, 17), 24: (2, 27), 28: (2, 31), 29: (2, 34), 30: (2, 35), 32: (2, 38), 33: (2, 39)}
@@ -60,12 +60,12 @@ class BuildLibraries(build_ext):
         native = target.name == kernels.NATIVE_LIBRARY
         if native and self.editable_mode:  # `tdmpc2 export --to native` writes what builds it
             return
-        what = "planner for C++" if native else "CPU kernels"
+        what = "planner for C++" if native else "kernels for CPUs"
         try:
             variants = kernels.build(target, native=native)
         except (OSError, RuntimeError) as error:
             loss = "" if native else ", and planning will be slower"
-            raise CompileError(f"The {what} was not built{loss}: {error}") from error
+            raise CompileError(f"Without the {what}, which failed to build{loss}: {error}") from error
         self.announce(f"{what} for {', '.join(variants)}", level=3)
 
     def get_output_mapping(self) -> dict[str, str]:
@@ -82,11 +82,10 @@ class WheelForAnyPython(bdist_wheel):
 
     def get_tag(self) -> tuple[str, str, str]:
         platform = super().get_tag()[2]
-        built = Path(self.get_finalized_command("build").build_lib)
-        if not any((built / place).exists() for place in (KERNELS / kernels.LIBRARY, NATIVE / kernels.NATIVE_LIBRARY)):
+        libraries = sorted(Path(self.get_finalized_command("build").build_lib).rglob("*.so*"))
+        if not libraries:
             return "py3", "none", "any"
         if not self.plat_name_supplied and platform.startswith("linux"):  # the processor may be a cross compiler's
-            libraries = sorted(built.rglob("*.so*"))
             platform = linux_platform(libraries, kernels.target_machine())
         return "py3", "none", platform
 

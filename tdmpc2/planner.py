@@ -239,6 +239,24 @@ def predicted_return(
     model: WorldModel, z: Tensor, task: TaskContext, actions: Tensor, eps: Tensor, heads: Tensor
 ) -> Tensor:
     """Compute what :func:`estimate_value` does, without replacing NaN and infinities."""
+    total, weight, z = imagined_return(model, z, task, actions)
+    action, _ = model.pi(z, task, eps)
+    value = model.Q(z, action, task, "avg", heads=heads).squeeze(-1)
+    return total + weight * value
+
+
+def imagined_return(model: WorldModel, z: Tensor, task: TaskContext, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Add up the discounted model rewards of action sequences.
+
+    Args:
+        z: [E, D].
+        task: context broadcastable to [E, S].
+        actions: [E, H, S, A].
+
+    Returns:
+        The sums [E, S], the weight of what follows, broadcastable to [E, S], and the latents after the last step
+        [E, S, D].
+    """
     z = z.unsqueeze(1)  # [E, 1, D] at the first step: its products are shared by all samples
     total = torch.zeros_like(actions[:, 0, :, 0])
     discount = task.discount.squeeze(-1)  # broadcastable to [E, S]
@@ -250,6 +268,4 @@ def predicted_return(
         weight = weight * discount
         if model.cfg.episodic:  # nothing more comes after a step that ends the episode
             weight = weight * (model.termination(z, task).squeeze(-1) <= 0)
-    action, _ = model.pi(z, task, eps)
-    value = model.Q(z, action, task, "avg", heads=heads).squeeze(-1)
-    return total + weight * value
+    return total, weight, z

@@ -54,8 +54,9 @@ class Simulator {
         for (size_t left = message.size() * sizeof(float); left;) {
             const ssize_t got = read(in, at, left);
             if (got < 0 && errno == EINTR) continue;
-            if (got <= 0) throw tdmpc2::Error("the simulator ended: PYTHON must have this project installed, and SIMULATOR must be the path "
-                                               "of examples/cpp/simulator.py, which is looked for from the current directory");
+            if (got <= 0)
+                throw tdmpc2::Error("the simulator ended: PYTHON must have this project installed, and SIMULATOR must be "
+                                    "the path of simulator.py (default: examples/cpp/simulator.py from here)");
             at += got, left -= size_t(got);
         }
     }

@@ -96,7 +96,7 @@ class Distillation:
     @property
     def compares_sequences(self) -> bool:
         """True if updates need action sequences that student and teacher imagine: the target ``ranking``."""
-        return self.has_teacher and "ranking" in self.terms
+        return self.has_teacher and any(TARGETS[name].needs == "ranking" for name in self.terms)
 
     def _mask(self, task: Task) -> Tensor | None:
         """Mark the rows that cached outputs teach, [B, 1]; None: all."""
@@ -124,7 +124,7 @@ class Distillation:
         if (given or self.has_teacher) and (never := [name for name in missing if not TARGETS[name].live]):
             raise ValueError(f"The batch's 'teacher_{never[0]}' is missing: {only_cached(never[0])}")
         outputs = TeacherOutputs(mask=self._mask(task))
-        of_data = [name for name in missing if name != "ranking"]
+        of_data = [name for name in missing if TARGETS[name].needs != "ranking"]
         if missing and self.teacher is not None:
             if of_data:
                 outputs = teacher_outputs(self.teacher, of_data, batch.obs, batch.action, task)
@@ -138,7 +138,7 @@ class Distillation:
             )
         elif missing:
             return None
-        if "ranking" in missing:
+        if len(of_data) < len(missing):
             outputs = outputs._replace(ranking=self._sequence_values(batch, task, offsets))
         return outputs._replace(**outputs_of(given))
 

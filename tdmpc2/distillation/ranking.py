@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tdmpc2.nn.math import decode
 from tdmpc2.nn.world_model import TaskContext, WorldModel
+from tdmpc2.planner import imagined_return
 
 
 def sequences(action: Tensor, offsets: Tensor) -> Tensor:
@@ -47,19 +47,12 @@ def sequence_values(model: WorldModel, z: Tensor, actions: Tensor, task: TaskCon
     task = task if task.embedding is None else task.unsqueeze(1)
     if task.action_mask is not None:
         actions = actions * task.action_mask.unsqueeze(1)
-    z = z.unsqueeze(1)  # [N, 1, D]
-    first = model.Q(z, actions[:, 0], task, "avg", heads=heads)
-    total, weight = torch.zeros_like(first), torch.ones_like(task.discount)
-    for t in range(actions.shape[1]):
-        total = total + weight * decode(model.reward(z, actions[:, t], task), model.bins)
-        z = model.next(z, actions[:, t], task)
-        weight = weight * task.discount
-        if model.cfg.episodic:  # nothing more comes after a step that ends the episode
-            weight = weight * (model.termination(z, task).detach() <= 0)
+    first = model.Q(z.unsqueeze(1), actions[:, 0], task, "avg", heads=heads)
+    total, weight, z = imagined_return(model, z, task, actions)
     with torch.no_grad():
         action = model.policy_mean(z, task)
-    total = total + weight * model.Q(z, action, task, "avg", heads=heads)
-    return torch.stack([first, total]).squeeze(-1)
+    last = model.Q(z, action, task, "avg", heads=heads)
+    return torch.stack([first.squeeze(-1), total + weight * last.squeeze(-1)])
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ from tdmpc2.support.files import replacing, size_text
 from tdmpc2.support.names import safe_name
 from tdmpc2.support.version import version
 
-NATIVE = Path(__file__).resolve().parents[1] / "native"
 MODEL = "model.safetensors"
 _HEADERS = ("tdmpc2.h", "tdmpc2.hpp")
 _CMAKE = ("tdmpc2Config.cmake.in", "aarch64-linux.cmake")
@@ -58,14 +57,16 @@ def write_sources(folder: Path, *, overwrite: bool = False) -> None:
 
 def sources() -> dict[str, str]:
     """Every file of the folder but the model: place in it -> text."""
-    own = [path for path in NATIVE.iterdir() if path.suffix in (".cpp", ".h") and path.name not in (*_TOP, *_HEADERS)]
+    own = [
+        path for path in build.NATIVE.iterdir() if path.suffix in (".cpp", ".h") and path.name not in (*_TOP, *_HEADERS)
+    ]
     kernels = [
         path for path in build.FOLDER.iterdir() if path.suffix in (".cpp", ".h") and path.name not in build.FOR_TRAINING
     ]
     places: Mapping[str, Path] = {
-        **{name: NATIVE / name for name in _TOP},
-        **{f"include/{name}": NATIVE / name for name in _HEADERS},
-        **{f"cmake/{name}": NATIVE / name for name in _CMAKE},
+        **{name: build.NATIVE / name for name in _TOP},
+        **{f"include/{name}": build.NATIVE / name for name in _HEADERS},
+        **{f"cmake/{name}": build.NATIVE / name for name in _CMAKE},
         **{f"src/{path.name}": path for path in sorted([*own, *kernels])},
     }
     texts = {place: path.read_text(encoding="utf-8") for place, path in places.items()}

@@ -91,7 +91,7 @@ def test_folder_has_every_source_once(tmp_path: Path) -> None:
     written = {path.name for path in (tmp_path / "src").iterdir()} | {
         path.name for path in (tmp_path / "include").iterdir()
     }
-    own = {path.name for path in native.NATIVE.iterdir() if path.suffix in (".h", ".hpp", ".cpp")} - {"example.cpp"}
+    own = {path.name for path in build.NATIVE.iterdir() if path.suffix in (".h", ".hpp", ".cpp")} - {"example.cpp"}
     kernels = {path.name for path in build.FOLDER.iterdir() if path.suffix in (".h", ".cpp")} - {*build.FOR_TRAINING}
     assert written == own | kernels
     variants = (tmp_path / "cmake" / "variants.cmake").read_text()
