@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -212,6 +213,20 @@ def test_norm_mish_and_gradients_match_plain_pytorch(
     assert_close(got.double(), want, **close)
     for mine, reference in zip(gradients, torch.autograd.grad(want, exact, slope.double()), strict=True):
         assert_close(mine.double(), reference, rtol=close["rtol"], atol=1e-4)
+
+
+@needs_library
+def test_norm_mish_has_the_same_bits_on_torchs_threads_and_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    if sys.platform == "linux" and "OpenMP" in torch.__config__.parallel_info():
+        assert norm_mish._torch_parallel(), "torch's threads are not found"
+    torch.set_num_threads(3)
+    inputs = operands(torch.float32, strided=True, dropout=True)
+    results = []
+    for parallel in (norm_mish._torch_parallel(), 0):
+        monkeypatch.setattr(norm_mish, "_torch_parallel", lambda parallel=parallel: parallel)
+        out = norm_mish.norm_mish(*inputs)
+        results.append((out, *torch.autograd.grad(out.square().sum(), inputs[:4])))
+    assert all(map(torch.equal, *results))
 
 
 @needs_library

@@ -145,9 +145,9 @@ void operators(const Kernels& k) {
                              gain = number(n * width), shift = number(n * width), factors = number(n * rows * width);
     std::vector<float> out(n * rows * width), stats(2 * n * rows), dx(out.size()), sums(3 * n * width);
     k.norm_mish(0, x.data(), bias.data(), gain.data(), shift.data(), factors.data(), out.data(), stats.data(), n, rows,
-                width, rows * width, width, 2);
+                width, rows * width, width, 2, nullptr);
     k.norm_mish_backward(0, dout.data(), x.data(), bias.data(), gain.data(), shift.data(), factors.data(), stats.data(),
-                         dx.data(), sums.data(), n, rows, width, rows * width, width, 2);
+                         dx.data(), sums.data(), n, rows, width, rows * width, width, 2, nullptr);
     tell(k, "norm_mish", out);
     tell(k, "norm_mish gradient", dx);
     tell(k, "norm_mish sums", sums);

@@ -95,7 +95,8 @@ struct Example {
 
     std::vector<float> norm_mish(const Kernels& k) const {
         std::vector<float> out(rows * 64), stats(2 * rows);
-        k.norm_mish(0, x, bias, gain, shift, nullptr, out.data(), stats.data(), 1, rows, 64, rows * 64, 64, 1);
+        k.norm_mish(0, x, bias, gain, shift, nullptr, out.data(), stats.data(), 1, rows, 64, rows * 64, 64, 1,
+                    nullptr);
         return out;
     }
 

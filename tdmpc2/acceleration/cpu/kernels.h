@@ -40,6 +40,9 @@ struct Networks {
 // Memory in slots, one for each purpose; threads.h says whose.
 enum Slot { CALL, ITEM, num_slots };
 
+// Runs function(data) in so many threads or fewer, the caller among them: GOMP_parallel of an OpenMP library.
+using Parallel = void (*)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
+
 // The functions of a variant; tdmpc2/acceleration/cpu/library.py holds the same structure.
 struct Kernels {
     const char* name;
@@ -66,11 +69,11 @@ struct Kernels {
     // See norm_mish.cpp.
     void (*norm_mish)(int bf16, const void* x, const float* bias, const float* gain, const float* shift,
                       const float* factors, void* out, float* stats, int64_t networks, int64_t rows, int64_t width,
-                      int64_t network_stride, int64_t row_stride, int64_t threads);
+                      int64_t network_stride, int64_t row_stride, int64_t threads, Parallel parallel);
     void (*norm_mish_backward)(int bf16, const void* dout, const void* x, const float* bias, const float* gain,
                                const float* shift, const float* factors, const float* stats, void* dx, float* sums,
                                int64_t networks, int64_t rows, int64_t width, int64_t network_stride,
-                               int64_t row_stride, int64_t threads);
+                               int64_t row_stride, int64_t threads, Parallel parallel);
 
     // Observations [E, inputs of the first layer] -> latents [E, D]. The encoder's layers are not among those of the
     // networks; the first takes the task as well.
@@ -88,7 +91,9 @@ struct Kernels {
 };
 
 // Calls work(context, item) for every item on up to `threads` threads, the caller among them; returns when all are done.
-void for_each_item(int threads, int items, void (*work)(void* context, int item), void* context);
+// The threads are those of `parallel`, or without it this library's own.
+void for_each_item(int threads, int items, void (*work)(void* context, int item), void* context,
+                   Parallel parallel = nullptr);
 
 // Uninitialised memory of the calling thread, aligned to cache lines, kept until its next call with this slot.
 void* scratch(Slot slot, size_t bytes);

@@ -28,7 +28,9 @@ struct Weights {
 };
 
 struct Shape {
-    int64_t networks, rows, width, network_stride, row_stride, threads;  // strides of x, in elements
+    int64_t networks, rows, width, network_stride, row_stride;  // strides of x, in elements
+    int64_t threads;
+    Parallel parallel;  // whose threads these are
 };
 
 template <int N>
@@ -41,7 +43,8 @@ constexpr int pieces = 16;
 
 template <class Work>
 void for_pieces(const Shape& s, Work work) {
-    for_each_item(int(s.threads), pieces, [](void* context, int i) { (*static_cast<Work*>(context))(i); }, &work);
+    for_each_item(int(s.threads), pieces, [](void* context, int i) { (*static_cast<Work*>(context))(i); }, &work,
+                  s.parallel);
 }
 
 // Calls `of` with the network and the first of every two rows of a piece, or with a last one alone: while one row waits
@@ -185,9 +188,9 @@ void backward(const T* dout, const T* x, const Weights& w, const float* mean, co
 
 void norm_mish(int bf16, const void* x, const float* bias, const float* gain, const float* shift, const float* factors,
                void* out, float* stats, int64_t networks, int64_t rows, int64_t width, int64_t network_stride,
-               int64_t row_stride, int64_t threads) {
+               int64_t row_stride, int64_t threads, Parallel parallel) {
     const Weights w{bias, gain, shift, factors};
-    const Shape s{networks, rows, width, network_stride, row_stride, threads};
+    const Shape s{networks, rows, width, network_stride, row_stride, threads, parallel};
     float* inverse_std = stats + networks * rows;
     if (bf16)
         forward(static_cast<const BFloat16*>(x), w, static_cast<BFloat16*>(out), stats, inverse_std, s);
@@ -198,9 +201,9 @@ void norm_mish(int bf16, const void* x, const float* bias, const float* gain, co
 void norm_mish_backward(int bf16, const void* dout, const void* x, const float* bias, const float* gain,
                         const float* shift, const float* factors, const float* stats, void* dx, float* sums,
                         int64_t networks, int64_t rows, int64_t width, int64_t network_stride, int64_t row_stride,
-                        int64_t threads) {
+                        int64_t threads, Parallel parallel) {
     const Weights w{bias, gain, shift, factors};
-    const Shape s{networks, rows, width, network_stride, row_stride, threads};
+    const Shape s{networks, rows, width, network_stride, row_stride, threads, parallel};
     const float* inverse_std = stats + networks * rows;
     if (bf16)
         backward(static_cast<const BFloat16*>(dout), static_cast<const BFloat16*>(x), w, stats, inverse_std,

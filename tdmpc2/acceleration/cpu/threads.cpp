@@ -206,8 +206,10 @@ Pool* pool() {
 
 }  // namespace
 
-void for_each_item(int threads, int items, void (*work)(void*, int), void* context) {
+void for_each_item(int threads, int items, void (*work)(void*, int), void* context, Parallel parallel) {
     Loop loop{work, context, items, (threads < items ? threads : items) - 1};
+    if (parallel && loop.helpers > 0)
+        return parallel([](void* shared) { static_cast<Loop*>(shared)->run(); }, &loop, unsigned(loop.helpers + 1), 0);
     Pool* const helpers = loop.helpers > 0 ? pool() : nullptr;
     if (!helpers || !helpers->busy.try_lock()) return loop.run();  // by another caller: two loops would only be slower
     helpers->run(loop);
