@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from tdmpc2 import losses
 from tdmpc2.acceleration import compiled_update
 from tdmpc2.acceleration import layers as fast_layers
+from tdmpc2.acceleration.compiled_update import UpdatePath
 from tdmpc2.acceleration.fast_planner import FastPlanner
 from tdmpc2.acceleration.low_precision import set_precision
 from tdmpc2.checkpoints import hub
@@ -101,7 +102,7 @@ class TDMPC2:
         self._num_players = 0
         self._model_losses: Callable[..., tuple[losses.ModelLosses, Tensor]] = losses.model_losses
         self._policy_loss: Callable[..., losses.PolicyLoss] = losses.policy_loss
-        self._update_compiled: bool | None = None  # None: not yet decided
+        self._update_path: UpdatePath | None = None  # None: not yet decided, and plain until then
 
     def __getstate__(self) -> dict[str, Any]:
         # The player has the generator too, and keeps it as multiprocessing can send it; compiled code stays here.
@@ -216,19 +217,28 @@ class TDMPC2:
     def compile_update(self) -> str:
         """Compile the losses of an update if ``cfg.compile`` says so; ``auto``: if the run is worth what that takes.
 
-        A continued run goes on as it was begun, whatever its ``steps`` are now, since rounding differs.
+        Without the compiler a CPU still has fused layers, unless ``compile=false``. A continued run goes on as it was
+        begun, whatever its ``steps`` are now, since rounding differs.
 
         Returns:
             One line about it, or nothing.
         """
-        cfg = self.cfg
-        wanted = compiled_update.is_wanted(cfg, self._update_compiled)
-        why_not = compiled_update.obstacle(self.device, self.group.world_size)
-        self._update_compiled = wanted and not why_not
-        if not self._update_compiled:
-            return f"Training without compilation: {why_not}" if wanted else ""
-        self._model_losses, self._policy_loss = compiled_update.compiled(self.model, self.device)
-        return "Compiling the update in its first step (one or two minutes; compile=false turns it off)"
+        path, line = compiled_update.wanted_path(self.cfg, self._update_path), ""
+        if path == "compiled":
+            if why_not := compiled_update.obstacle(self.device, self.group.world_size):
+                path, line = "fused", f"Training without compilation: {why_not}"
+            else:
+                line = "Compiling the update in its first step (one or two minutes; compile=false turns it off)"
+                self._model_losses, self._policy_loss = compiled_update.compiled(self.model, self.device)
+        if path == "fused" and not compiled_update.fuse(self.model, self.device):
+            path = "plain"
+        self._update_path = path
+        return line
+
+    @property
+    def update_path(self) -> UpdatePath:
+        """How updates are computed."""
+        return self._update_path or "plain"
 
     @property
     def update_compiled(self) -> bool:
@@ -379,7 +389,7 @@ class TDMPC2:
             "scale": self.scale,
             "generator": self.generator.get_state(),
             "distillation": self.distillation.state(),
-            "compiled": self._update_compiled,
+            "update_path": self._update_path,
         }
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
@@ -389,7 +399,8 @@ class TDMPC2:
         self.scale = state["scale"].to(self.device)
         if "distillation" in state:  # older files have none, and need none
             self.distillation.load_state(state["distillation"])
-        self._update_compiled = state.get("compiled", False)  # older runs were not
+        older: dict[bool | None, UpdatePath | None] = {True: "compiled", False: "plain", None: None}
+        self._update_path = state.get("update_path", older[state.get("compiled", False)])
         continue_generator(self.generator, state["generator"])
 
     def set_precision(self, name: str, format_of: Callable[[str], str], compute_dtype: torch.dtype) -> None:

@@ -1,11 +1,11 @@
-"""The losses of an update compiled by torch, each as one graph."""
+"""How an update is computed: plainly, with fused layers, or with losses compiled by torch, each as one graph."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
 from types import FunctionType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,20 +17,25 @@ from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.support.runtime import can_compile
 from tdmpc2.support.text import cut
 
+#: ``fused`` has one operator of the CPU kernels for LayerNorm and Mish, and needs no compiler; ``compiled`` has it too.
+UpdatePath = Literal["plain", "fused", "compiled"]
+
 _log = logging.getLogger("tdmpc2")
 _ROWS_WORTH_COMPILING = 5_120_000  # 20 000 updates of 256
 
 
-def is_wanted(cfg: Config, begun: bool | None) -> bool:
-    """Tell if a run's update is to be compiled, as ``cfg.compile`` says; ``auto``: if the run is worth what that takes.
+def wanted_path(cfg: Config, begun: UpdatePath | None) -> UpdatePath:
+    """Say how a run's update is to be computed, as ``cfg.compile`` says; ``auto`` compiles if the run is worth it.
 
     Args:
         cfg: of the run.
         begun: how the run was begun, and goes on; None: it is new.
     """
     if cfg.compile != "auto":
-        return cfg.compile == "true"
-    return cfg.num_updates * cfg.batch_size >= _ROWS_WORTH_COMPILING if begun is None else begun
+        return "compiled" if cfg.compile == "true" else "plain"
+    if begun is not None:
+        return begun
+    return "compiled" if cfg.num_updates * cfg.batch_size >= _ROWS_WORTH_COMPILING else "fused"
 
 
 def obstacle(device: torch.device, processes: int) -> str:
@@ -40,13 +45,31 @@ def obstacle(device: torch.device, processes: int) -> str:
     return "" if can_compile(device) else f"no compiler for {device.type} found"
 
 
+def can_fuse(cfg: Config, device: torch.device) -> bool:
+    """True if this device has the operator for LayerNorm and Mish, for layers as wide as these."""
+    if device.type != "cpu":
+        return False
+    from tdmpc2.acceleration.cpu import norm_mish  # registers its operators with torch
+
+    return all(norm_mish.fits(width) for width in (cfg.enc_dim, cfg.mlp_dim))
+
+
+def fuse(model: WorldModel, device: torch.device) -> bool:
+    """Let one operator compute LayerNorm and Mish; False if there is none, see :func:`can_fuse`."""
+    if can := can_fuse(model.cfg, device):
+        from tdmpc2.acceleration.cpu import norm_mish
+
+        layers.fuse(model, norm_mish.norm_mish)
+    return can
+
+
 def compiled(
     model: WorldModel, device: torch.device, *, cpp_wrapper: bool = True
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Compile :func:`~tdmpc2.losses.model_losses` and :func:`~tdmpc2.losses.policy_loss`, each on its first call.
 
-    The model gets layers that compile well. On a CPU the compiler's own code for LayerNorm and Mish takes three times
-    as long as it needs to, so one operator computes both if the CPU has the instructions for it.
+    The model gets layers that compile well, and fused ones where there are some: the compiler's own code for LayerNorm
+    and Mish takes three times as long.
 
     Args:
         model: whose losses they will be.
@@ -54,11 +77,7 @@ def compiled(
         cpp_wrapper: on a CPU, call kernels from C++ instead of Python: 3 % of an update, but a profiler sees nothing.
     """
     layers.prepare_for_compiler(model)
-    if device.type == "cpu":
-        from tdmpc2.acceleration.cpu import norm_mish  # registers its operators with torch
-
-        if all(norm_mish.fits(width) for width in (model.cfg.enc_dim, model.cfg.mlp_dim)):
-            layers.fuse(model, norm_mish.norm_mish)
+    fuse(model, device)
     options = {"cpp_wrapper": cpp_wrapper} if device.type == "cpu" else {}
     return (
         compile_once(model_losses, lambda model, distillation, batch, *_: batch.obs.shape, options),

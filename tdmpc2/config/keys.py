@@ -304,8 +304,8 @@ class Keys:
         "fp32", "what the matrix products of an update compute in; weights stay fp32", choices=("fp32", "bf16")
     )
     compile: str = key(
-        "auto", "compile planner and update; auto: where there is enough to do", choices=("auto", "true", "false"),
-        scope=RUN, on_resume=MAY_CHANGE, commands=COMMANDS,
+        "auto", "compile planner and update; auto: where it pays; false: no CPU kernels either",
+        choices=("auto", "true", "false"), scope=RUN, on_resume=MAY_CHANGE, commands=COMMANDS,
     )  # fmt: skip
     num_threads: int | None = key(
         None, "CPU threads; null: OMP_NUM_THREADS, else every core of this process", at_least=1, scope=RUN,

@@ -22,6 +22,7 @@ from tdmpc2.data.store.importer import find_store
 from tdmpc2.distillation.outputs import check_teacher, teacher_columns
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.math import decode, symlog
+from tdmpc2.studies.agreement import RANKS, rank_correlations
 from tdmpc2.studies.trust import STEPS, rollout_is_worse, trust_figures
 from tdmpc2.support.entries import check_entries
 from tdmpc2.support.files import json_text, read_json, write_text
@@ -45,7 +46,9 @@ def heldout_errors(agent: TDMPC2, batches: Iterable[Batch], teacher: TDMPC2 | No
         ``reward_rmse`` of the first step and ``reward_horizon_rmse`` of all H, in units of the reward, and the same
         with ``_symlog`` in symlog space, where large rewards weigh less; ``latent_rmse`` of the H predicted latents
         against the encodings of the observations (between 0 and 1, not comparable over latent sizes). With a teacher
-        ``value_rmse`` and ``value_rmse_symlog`` of the mean of the Q heads at the first step against its own.
+        ``value_rmse`` and ``value_rmse_symlog`` of the mean of the Q heads at the first step against its own, and how
+        far both agree on which action sequences are better: ``q_rank`` and ``plan_rank``, mean rank correlations of
+        :func:`~tdmpc2.studies.agreement.rank_correlations`.
 
     Raises:
         ValueError: there is no batch, the teacher has other tasks, or an error is not finite.
@@ -79,11 +82,12 @@ def _checked(agent: TDMPC2, batches: Iterable[Batch], teacher: TDMPC2 | None) ->
 
 
 class _Rows(NamedTuple):
-    """The slices of one batch, each measured, on the CPU: squared errors [B] float64, worse [B] bool, task [B]."""
+    """The slices of one batch, each measured, on the CPU: squared errors [B] float64, worse [B], task [B], ranks."""
 
     squares: dict[str, Tensor]
     worse: Tensor
     task: Tensor
+    ranks: Tensor | None = None  # [2, N], with a teacher
 
 
 def _errors(rows: Sequence[_Rows]) -> dict[str, float]:
@@ -92,6 +96,8 @@ def _errors(rows: Sequence[_Rows]) -> dict[str, float]:
     errors = {
         name: float(torch.stack([row.squares[name].mean() for row in rows]).mean()) ** 0.5 for name in rows[0].squares
     }
+    if ranks := [row.ranks for row in rows if row.ranks is not None]:
+        errors |= dict(zip(RANKS, torch.cat(ranks, -1).mean(-1).tolist(), strict=True))
     if bad := [name for name, error in errors.items() if not math.isfinite(error)]:
         raise ValueError(f"{bad[0]} is {errors[bad[0]]}: the weights of the model or its teacher are too large to use")
     return errors
@@ -114,7 +120,9 @@ def _rows(agent: TDMPC2, batch: Batch, teacher: TDMPC2 | None) -> _Rows:
         "reward_horizon_rmse": (rewards, reward),
         "latent_rmse": (predicted[1:], encoded[1:]),
     }
+    ranks = None
     if teacher is not None:
+        ranks = rank_correlations(agent, teacher, obs[0], action, task).cpu()
         own = decode(model.Q(predicted[0], action[0], context, "all"), model.bins).mean(0)  # [B, 1]
         asked = [None if x is None else x.to(teacher.device) for x in (obs[0], action[0], task)]
         theirs = teacher_columns(teacher.model, ("value",), *asked)["value"]  # type: ignore[arg-type]
@@ -127,6 +135,7 @@ def _rows(agent: TDMPC2, batch: Batch, teacher: TDMPC2 | None) -> _Rows:
         {name: value.mean((0, 2)).cpu() for name, value in squares.items()},
         rollout_is_worse(predicted, encoded, min(STEPS, len(action))).cpu(),
         batch.task.cpu() if agent.cfg.multitask else torch.zeros(action.shape[1], dtype=torch.int64),
+        ranks,
     )
 
 

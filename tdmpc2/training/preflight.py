@@ -10,6 +10,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from tdmpc2.acceleration.compiled_update import fuse
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.hub import why_missing
 from tdmpc2.checkpoints.run_state import state_path
@@ -140,7 +141,7 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
     steps = max(cfg.steps - start, 0)
     data_line, size, imported = _data(cfg, agent.device, cached_columns(cfg) if teacher else ())
     before, before_s, before_bytes = _preparation(cfg, _agents(live_teacher), imported)
-    update_s = _update_seconds(agent, cfg, compiled=processes == 1)
+    update_s = _update_seconds(agent, cfg, processes)
     evaluations, evaluations_s = _evaluations(agent, cfg, start)
     return [
         f"run         {cfg.run_dir}, " + (f"continues at step {start:,}" if start else "new"),
@@ -156,7 +157,7 @@ def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list
 
 
 def begun(agent: TDMPC2, cfg: Config) -> int:
-    """Return the step that the run would go on from, and let the agent train as it did: compiled or not."""
+    """Return the step that the run would go on from, and let the agent train as it did: plainly, fused or compiled."""
     state = state_path(cfg.run_dir)
     if not state.exists():
         return 0
@@ -165,13 +166,15 @@ def begun(agent: TDMPC2, cfg: Config) -> int:
     return saved.step
 
 
-def _update_seconds(agent: TDMPC2, cfg: Config, compiled: bool) -> float:
+def _update_seconds(agent: TDMPC2, cfg: Config, processes: int) -> float:
     batch = random_batch(cfg, agent.device)
     if agent.distillation.has_teacher:  # that is asked for what no cache holds alone
         widths = {name: COLUMNS[name](cfg.action_dim) or (1,) for name in cached_columns(cfg)}
         shape = cfg.horizon, cfg.batch_size
         batch = batch._replace(**{f"teacher_{name}": batch.reward.new_zeros(*shape, *w) for name, w in widths.items()})
-    if compiled and (line := agent.compile_update()):
+    if processes > 1 and cfg.compile != "false":  # they do not compile
+        fuse(agent.model, agent.device)
+    elif line := agent.compile_update():
         print(line, flush=True)
     return median_seconds(lambda: agent.update(batch), agent.device)
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from tdmpc2.acceleration.compiled_update import UpdatePath
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import FORMAT
 from tdmpc2.checkpoints.reading import read_file
 from tdmpc2.checkpoints.run_state import NEW_RUN
 from tdmpc2.support.draws import load_generator
-from tdmpc2.support.entries import Entry, check_entries, flag, nothing_or, number, record, text, whole
+from tdmpc2.support.entries import Entry, check_entries, flag, nothing_or, number, one_of, record, text, whole
 from tdmpc2.support.text import shown
 
 #: Entries of the file. Files of version 0.1.0 lack those that may be missing.
@@ -34,7 +35,8 @@ TRAINING = {
     "scale": Entry(lambda v: isinstance(v, Tensor), "a number as a tensor"),
     "generator": Entry(lambda v: isinstance(v, Tensor), "the bytes of a generator"),
     "distillation": record().optional,
-    "compiled": nothing_or(flag()).optional,
+    "update_path": nothing_or(one_of(get_args(UpdatePath))).optional,
+    "compiled": nothing_or(flag()).optional,  # of versions without fused layers
 }
 _DISTILLATION = {
     "updates": whole(),

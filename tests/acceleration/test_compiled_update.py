@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import pickle
 import sys
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -174,6 +175,82 @@ def test_update_not_compiled_logs_one_line_with_the_reason(tiny_cfg: Config, mon
     agent = TDMPC2(cfg)
     assert agent.compile_update() == "Training without compilation: no compiler for cpu found"
     assert not agent.update_compiled
+
+
+# -- fused layers without the compiler --------------------------------------------------------------------------------
+
+
+def path_of(agent: TDMPC2) -> str | None:
+    """Decide how the agent's updates are computed, and say it as a run saves it."""
+    agent.compile_update()
+    assert is_fused(agent) == (agent.training_state()["update_path"] == "fused")
+    return cast(str | None, agent.training_state()["update_path"])
+
+
+def is_fused(agent: TDMPC2) -> bool:
+    return any(hasattr(layer, "norm_mish") for layer in agent.model.modules())
+
+
+@needs_library
+def test_short_run_is_fused_and_goes_on_as_it_was_begun(tiny_cfg: Config) -> None:
+    short, plain = tiny_cfg.replace(steps=20), tiny_cfg.replace(compile="false")
+    assert TDMPC2(short).training_state()["update_path"] is None
+    assert path_of(TDMPC2(short)) == "fused"
+    assert path_of(TDMPC2(plain)) == "plain"
+    assert path_of(TDMPC2(short.replace(mlp_dim=24))) == "plain"  # not a multiple of 16
+    for state, path in (
+        ({"update_path": "fused"}, "fused"),
+        ({"update_path": "plain"}, "plain"),
+        ({}, "plain"),  # of versions without compilation
+        ({"compiled": False}, "plain"),  # of versions without fused layers
+    ):
+        agent = TDMPC2(short)
+        saved = {name: value for name, value in agent.training_state().items() if name != "update_path"}
+        agent.load_training_state(saved | state)
+        assert path_of(agent) == path, state
+
+
+@needs_library
+def test_run_begun_fused_goes_on_plainly_without_kernels(tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, agent = TDMPC2(tiny_cfg), TDMPC2(tiny_cfg)
+    assert path_of(begun) == "fused"
+    monkeypatch.setattr(norm_mish, "fits", lambda width: False)
+    agent.load_training_state(begun.training_state())
+    assert path_of(agent) == "plain"
+
+
+@needs_library
+@pytest.mark.usefixtures("compiler")
+def test_update_that_cannot_be_compiled_is_fused(tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = tiny_cfg.replace(compile="true")
+    assert path_of(TDMPC2(cfg, group=ProcessGroup(0, 2))) == "fused"
+    monkeypatch.setattr("tdmpc2.acceleration.compiled_update.can_compile", lambda device: False)
+    assert path_of(TDMPC2(cfg)) == "fused"
+
+
+@needs_library
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fused_updates_stay_close_to_plain_ones(tiny_cfg: Config, precision: str) -> None:
+    cfg = tiny_cfg.replace(update_precision=precision)
+    fused, plain = TDMPC2(cfg), TDMPC2(cfg)
+    assert path_of(fused) == "fused"
+    for seed in range(4):
+        stats = [agent.update(random_batch(cfg, seed, 8)) for agent in (fused, plain)]
+        tolerance = {"rtol": 1e-4, "atol": 1e-5} if precision == "fp32" else {"rtol": 0.05, "atol": 0.02}
+        assert_close(*stats, **tolerance)
+
+
+@needs_library
+def test_fused_agent_is_copied_and_acts_as_its_plain_weights(tiny_cfg: Config) -> None:
+    agent, plain = TDMPC2(tiny_cfg), TDMPC2(tiny_cfg)
+    assert path_of(agent) == "fused"
+    agent.update(random_batch(tiny_cfg, 0, 8))
+    plain.model.load_state_dict(agent.model.state_dict())
+    obs = torch.randn(tiny_cfg.obs_dim, generator=torch.Generator().manual_seed(0))
+    copy_of = pickle.loads(pickle.dumps(agent))
+    actions = [each.player().act(obs, t0=True, eval_mode=True, task=3) for each in (agent, copy_of, plain)]
+    for other in actions[1:]:
+        assert_close(other, actions[0])
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------

@@ -112,6 +112,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "updates": (_set("training", "distillation", "updates", value=-1), "updates is -1"),
     "loss": (_set("training", "distillation", "loss", value=torch.tensor(torch.nan)), "distillation: loss is nan"),
     "compiled": (_set("training", "compiled", value="yes"), "compiled is 'yes'"),
+    "update_path": (_set("training", "update_path", value="slow"), "update_path is 'slow'"),
 }
 
 
