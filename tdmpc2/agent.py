@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from tdmpc2 import losses
 from tdmpc2.acceleration import compiled_update
@@ -32,6 +31,7 @@ from tdmpc2.distributed import ProcessGroup
 from tdmpc2.nn.inputs import TaskLike
 from tdmpc2.nn.layers import num_parameters
 from tdmpc2.nn.optimisers import (
+    clip_gradients,
     gradients,
     load_moments,
     model_optimiser,
@@ -170,7 +170,7 @@ class TDMPC2:
             total.backward()
         stats = {name: value.detach() for name, value in (*terms.named().items(), ("total_loss", total))}
         self.group.average([*gradients(self._model_params), *stats.values()])  # in place, over all processes
-        stats["grad_norm"] = clip_grad_norm_(self._model_params, cfg.grad_clip_norm)
+        stats["grad_norm"] = clip_gradients(self._model_params, cfg.grad_clip_norm)
         take_step(self.optim, self._model_params, self._rate_factor())
 
         stats |= self._update_policy(zs, all_ids, noise, teacher, batch)
@@ -202,7 +202,7 @@ class TDMPC2:
         if "policy" not in self.cfg.freeze:
             (loss + self.distillation.weighted(distilled)).backward()
         self.group.average([*gradients(self._policy_params), *stats.values()])
-        stats["pi_grad_norm"] = clip_grad_norm_(self._policy_params, self.cfg.grad_clip_norm)
+        stats["pi_grad_norm"] = clip_gradients(self._policy_params, self.cfg.grad_clip_norm)
         take_step(self.pi_optim, self._policy_params, self._rate_factor())
         self.pi_optim.zero_grad()
         return stats | {"pi_scale": self.scale.mean()}
