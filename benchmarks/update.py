@@ -101,7 +101,7 @@ def measure(
     """Measure the plain update and all fast ones in turns, or, where memory holds one only, `apart`."""
     device = resolve_device(case.cfg.device)
     makers: dict[str, Callable[[], Run]] = {"plain": lambda: make_update(case, "plain")}
-    paths: list[UpdatePath] = ["fused", "compiled"] if can_fuse(case.cfg, device) else ["compiled"]
+    paths: list[UpdatePath] = [*(["fused"] * can_fuse(case.cfg, device)), *(["compiled"] * can_compile(device))]
     shapes: list[tuple[list[int], list[int]]] = []
     for precision in precisions:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -148,8 +148,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(parser, argv, {"block": 20}, block=1)
     device = resolve_device(args.device)
     keep_freed_memory()  # as train.py does
-    if not can_compile(device):
-        skip("there is no C++ compiler with Python's headers here: install g++ and python3-dev (for CUDA, triton)")
+    if not can_compile(device) and not can_fuse(make_config(args), device):
+        skip("there is neither a compiler (g++ and python3-dev, for CUDA triton) nor a library of CPU kernels here")
     cfg, usual = make_config(args), (args.repeats, args.block)
     cases = [(Case("1M, batch 256", cfg), usual)]
     if args.growth:

@@ -102,7 +102,7 @@ class TDMPC2:
         self._num_players = 0
         self._model_losses: Callable[..., tuple[losses.ModelLosses, Tensor]] = losses.model_losses
         self._policy_loss: Callable[..., losses.PolicyLoss] = losses.policy_loss
-        self._update_path: UpdatePath | None = None  # None: not yet decided, and plain until then
+        self._update_path: UpdatePath | None = None  # None: not yet decided
 
     def __getstate__(self) -> dict[str, Any]:
         # The player has the generator too, and keeps it as multiprocessing can send it; compiled code stays here.
@@ -114,6 +114,8 @@ class TDMPC2:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self.generator = self._player.generator
+        if not compiled_update.can_fuse(self.cfg, self.device):  # where it came from there may have been kernels
+            fast_layers.unfuse(self.model)
         if self._model_losses is None:
             self._model_losses, self._policy_loss = compiled_update.compiled(self.model, self.device)
 
@@ -214,30 +216,40 @@ class TDMPC2:
         """Compute the update's matrix products in ``update_precision``; everything else stays float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.update_precision == "bf16")
 
-    def compile_update(self) -> str:
+    def compile_update(self, processes: int | None = None) -> str:
         """Compile the losses of an update if ``cfg.compile`` says so; ``auto``: if the run is worth what that takes.
 
-        Without the compiler a CPU still has fused layers, unless ``compile=false``. A continued run goes on as it was
-        begun, whatever its ``steps`` are now, since rounding differs.
+        Without the compiler a CPU still has fused layers, unless ``compile=false``. With ``auto`` a continued run goes on
+        as it was begun, whatever its ``steps`` are now, since rounding differs.
+
+        Args:
+            processes: that will train together; None: those of the agent's group.
 
         Returns:
             One line about it, or nothing.
         """
-        path, line = compiled_update.wanted_path(self.cfg, self._update_path), ""
+        begun, line = self._update_path, ""
+        path = compiled_update.wanted_path(self.cfg, begun)
         if path == "compiled":
-            if why_not := compiled_update.obstacle(self.device, self.group.world_size):
+            if why_not := compiled_update.obstacle(self.device, processes or self.group.world_size):
                 path, line = "fused", f"Training without compilation: {why_not}"
             else:
                 line = "Compiling the update in its first step (one or two minutes; compile=false turns it off)"
                 self._model_losses, self._policy_loss = compiled_update.compiled(self.model, self.device)
         if path == "fused" and not compiled_update.fuse(self.model, self.device):
             path = "plain"
+            if begun == "fused":
+                line = (
+                    "Training without fused layers, with which the run was begun: there are no CPU kernels for it here"
+                )
+        if path == "plain":
+            fast_layers.unfuse(self.model)
         self._update_path = path
         return line
 
     @property
     def update_path(self) -> UpdatePath:
-        """How updates are computed."""
+        """How updates are to be computed; :meth:`compile_update` sees to it."""
         return self._update_path or "plain"
 
     @property

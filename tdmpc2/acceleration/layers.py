@@ -81,9 +81,22 @@ class FusedQEnsemble(QEnsemble):
 def fuse(model: nn.Module, norm_mish: NormMish) -> None:
     """Train with one operator for bias, LayerNorm and Mish wherever a layer has these three."""
     for layer in model.modules():
-        if has_mish(layer):
+        if has_mish(layer) and not is_fused(layer):
+            vars(layer).update(norm_mish=norm_mish, unfused=type(layer))
             layer.__class__ = FusedQEnsemble if isinstance(layer, QEnsemble) else FusedNormedLinear
-            vars(layer)["norm_mish"] = norm_mish
+
+
+def unfuse(model: nn.Module) -> None:
+    """Give the layers back the classes that they had."""
+    for layer in model.modules():
+        if is_fused(layer):
+            layer.__class__ = vars(layer).pop("unfused")
+            del vars(layer)["norm_mish"]
+
+
+def is_fused(layer: nn.Module) -> bool:
+    """True for a layer whose class is a fused one."""
+    return isinstance(layer, (FusedNormedLinear, FusedQEnsemble))
 
 
 # -- products under autocast ------------------------------------------------------------------------------------------

@@ -28,7 +28,8 @@ def rank_correlations(agent: TDMPC2, teacher: TDMPC2, obs: Tensor, action: Tenso
 
     Returns:
         [2, N]: of the first action's Q, and of the plan's value, see
-        :func:`tdmpc2.distillation.ranking.sequence_values`; 1 where both agree.
+        :func:`tdmpc2.distillation.ranking.sequence_values`; 1 where both agree, and 0 where one of them finds no
+        difference at all.
     """
     generator = torch.Generator(action.device).manual_seed(0)
     offsets = draw_offsets(agent.cfg, action.shape[1], action.device, generator)
@@ -40,10 +41,14 @@ def rank_correlations(agent: TDMPC2, teacher: TDMPC2, obs: Tensor, action: Tenso
 
 
 def _ranks(agent: TDMPC2, obs: Tensor, actions: Tensor, task: Tensor | None) -> Tensor:
-    """Rank each state's sequences by an agent's values, [2, N, S], with mean 0 and variance 1."""
+    """Rank each state's sequences by an agent's values, [2, N, S], with mean 0 and variance 1.
+
+    Equal values share the mean of their ranks: sequences that are clamped to the same actions are equal for everybody.
+    """
     model, device = agent.model, agent.device
     context = model.context(None if task is None else task.to(device))
     z = model.encode(obs.to(device), context)
     heads = torch.arange(model.cfg.num_q, device=device)
-    ranks = sequence_values(model, z, actions.to(device), context, heads).argsort(-1).argsort(-1).float()
-    return (ranks - ranks.mean(-1, keepdim=True)) / ranks.std(-1, correction=0, keepdim=True)
+    values = sequence_values(model, z, actions.to(device), context, heads)
+    ranks = (values.unsqueeze(-1) - values.unsqueeze(-2)).sign().sum(-1)  # twice the rank, with mean 0
+    return ranks / ranks.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-6)

@@ -10,7 +10,6 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from tdmpc2.acceleration.compiled_update import fuse
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.hub import why_missing
 from tdmpc2.checkpoints.run_state import state_path
@@ -172,9 +171,7 @@ def _update_seconds(agent: TDMPC2, cfg: Config, processes: int) -> float:
         widths = {name: COLUMNS[name](cfg.action_dim) or (1,) for name in cached_columns(cfg)}
         shape = cfg.horizon, cfg.batch_size
         batch = batch._replace(**{f"teacher_{name}": batch.reward.new_zeros(*shape, *w) for name, w in widths.items()})
-    if processes > 1 and cfg.compile != "false":  # they do not compile
-        fuse(agent.model, agent.device)
-    elif line := agent.compile_update():
+    if line := agent.compile_update(processes):
         print(line, flush=True)
     return median_seconds(lambda: agent.update(batch), agent.device)
 

@@ -21,3 +21,8 @@ ON_VECTORS(tanh)
 ON_VECTORS(symexp)
 ON_NUMBERS(exponential)
 ON_NUMBERS(logarithm)
+
+EXPORT round_to_bf16(int64_t count, const float* x, uint16_t* out) {
+    using namespace tdmpc2::TDMPC2_VARIANT;
+    for (int64_t i = 0; i < count; i += lanes) store(reinterpret_cast<BFloat16*>(out) + i, load(x + i));
+}

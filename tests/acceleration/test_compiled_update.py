@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import sys
 from typing import Any, cast
@@ -216,7 +217,28 @@ def test_run_begun_fused_goes_on_plainly_without_kernels(tiny_cfg: Config, monke
     assert path_of(begun) == "fused"
     monkeypatch.setattr(norm_mish, "fits", lambda width: False)
     agent.load_training_state(begun.training_state())
+    assert "without fused layers" in agent.compile_update()
     assert path_of(agent) == "plain"
+
+
+@needs_library
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fused_agent_that_has_to_go_on_plainly_gets_its_layers_back(
+    tiny_cfg: Config, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    cfg = tiny_cfg.replace(update_precision=precision)
+    agent, plain = TDMPC2(cfg), TDMPC2(cfg.replace(compile="false"))
+    classes = [type(layer) for layer in agent.model.modules()]
+    assert (path_of(agent), path_of(plain)) == ("fused", "plain")
+    sent = pickle.dumps(agent)
+    agent.load_training_state(plain.training_state())
+    assert path_of(agent) == "plain"
+    monkeypatch.setattr(norm_mish, "fits", lambda width: False)
+    received = pickle.loads(sent)
+    for other in (agent, received):
+        assert [type(layer) for layer in other.model.modules()] == classes
+    batch = random_batch(cfg, 0, 8)
+    assert_close(received.update(batch), plain.update(batch), rtol=0, atol=0)
 
 
 @needs_library
@@ -295,15 +317,30 @@ def test_norm_mish_and_gradients_match_plain_pytorch(
 @needs_library
 def test_norm_mish_has_the_same_bits_on_torchs_threads_and_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     if sys.platform == "linux" and "OpenMP" in torch.__config__.parallel_info():
-        assert norm_mish._torch_parallel(), "torch's threads are not found"
+        assert norm_mish._openmp_parallel(), "torch's threads are not found"
     torch.set_num_threads(3)
     inputs = operands(torch.float32, strided=True, dropout=True)
     results = []
-    for parallel in (norm_mish._torch_parallel(), 0):
-        monkeypatch.setattr(norm_mish, "_torch_parallel", lambda parallel=parallel: parallel)
+    for parallel in (norm_mish._openmp_parallel(), 0):
+        monkeypatch.setattr(norm_mish, "_openmp_parallel", lambda parallel=parallel: parallel)
         out = norm_mish.norm_mish(*inputs)
         results.append((out, *torch.autograd.grad(out.square().sum(), inputs[:4])))
     assert all(map(torch.equal, *results))
+
+
+@needs_library
+@pytest.mark.skipif(sys.platform != "linux", reason="lists threads as Linux does")
+def test_norm_mish_neither_ends_nor_starts_threads_of_torch() -> None:
+    """GNU's OpenMP ends those that one loop has no use for, and starts them again for torch's next operator."""
+    torch.set_num_threads(19)  # more than there are pieces of work
+    inputs = operands(torch.float32, strided=False, dropout=False)
+    big = torch.ones(2**20)
+    listed = []
+    for _ in range(3):
+        big + 1
+        norm_mish.norm_mish(*inputs).sum().backward()
+        listed.append(sorted(os.listdir("/proc/self/task")))
+    assert listed[1] == listed[2]
 
 
 @needs_library

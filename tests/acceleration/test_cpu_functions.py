@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from tdmpc2.acceleration.cpu import build, library
@@ -107,3 +108,22 @@ def test_what_no_float_holds_is_infinite_or_zero(functions: ctypes.CDLL) -> None
     large = np.array([90, -90, 500, -np.inf] * 4, np.float32)
     assert (call(functions, "vector_symexp", large) == np.array([np.inf, -np.inf, np.inf, -np.inf] * 4)).all()
     assert not call(functions, "single_exponential", np.array([-87, -88, -1e9, -np.inf], np.float32)).any()
+
+
+def test_bf16_is_rounded_as_by_torch_but_for_subnormal_numbers(functions: ctypes.CDLL) -> None:
+    normal = sample(SMALLEST, LARGEST, 2**16)
+    ties = (np.arange(0x3F80, 0x3FC0, dtype=np.uint32) << 16 | 0x8000).view(np.float32)  # halfway between two
+    special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, LARGEST, -LARGEST, SMALLEST], np.float32)
+    x = np.concatenate([normal, -normal, ties, special, np.zeros(8, np.float32)])
+    x = x[: len(x) // 16 * 16].copy()
+    got = np.empty(len(x), np.uint16)
+    functions.round_to_bf16(
+        ctypes.c_int64(len(x)), x.ctypes.data_as(ctypes.c_void_p), got.ctypes.data_as(ctypes.c_void_p)
+    )
+    want = torch.from_numpy(x).bfloat16()
+    assert torch.equal(torch.from_numpy(got).view(torch.bfloat16).nan_to_num(0.5), want.nan_to_num(0.5))
+    tiny = np.full(16, 1e-39, np.float32)
+    functions.round_to_bf16(
+        ctypes.c_int64(16), tiny.ctypes.data_as(ctypes.c_void_p), got.ctypes.data_as(ctypes.c_void_p)
+    )
+    assert set(got[:16].tolist()) <= {0, int(torch.tensor(1e-39).bfloat16().view(torch.int16))}

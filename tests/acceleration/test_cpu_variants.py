@@ -92,7 +92,7 @@ def test_variant_computes_norm_mish_as_the_scalar_one(
 
 
 def use_threads(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """Let the kernels use this many threads; torch's own would not survive a fork."""
+    """Let the planning kernels use this many threads of their own; torch's would not survive a fork."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: count)
 
 

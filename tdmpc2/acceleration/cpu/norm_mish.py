@@ -118,15 +118,18 @@ def _shape(x: Tensor) -> tuple[int, ...]:
     """``Shape`` of norm_mish.cpp: sizes, strides, and threads."""
     assert x.stride(2) == 1, x.stride()
     assert x.shape[2] % _LANES == 0, x.shape
-    return (*x.shape, x.stride(0), x.stride(1), kernel_threads(), _torch_parallel())
+    parallel = _openmp_parallel()
+    # As many as torch has itself, whatever the quota is: a team of another size would end threads and start them again.
+    threads = torch.get_num_threads() if parallel else kernel_threads()
+    return (*x.shape, x.stride(0), x.stride(1), threads, parallel)
 
 
 @functools.cache
-def _torch_parallel() -> int:
-    """Return the address of GOMP_parallel, by which torch's threads share a loop; 0 where torch has none.
+def _openmp_parallel() -> int:
+    """Return the address of GOMP_parallel, by which the threads of the OpenMP library that is loaded share a loop.
 
-    Those threads look for work for a moment after each of torch's operators. Other threads would compete with them for
-    the cores: a whole update on two took 5 to 17 % longer.
+    torch's threads are of that library, and look for work for a moment after each of torch's operators. Threads of our
+    own would compete with them for the cores. 0 where there is no such library.
     """
     try:
         function = ctypes.CDLL(None).GOMP_parallel

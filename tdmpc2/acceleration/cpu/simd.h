@@ -1,7 +1,8 @@
 // Vectors of 16 floats on every instruction set, made of as many native ones as that takes.
 //
 // Results are the same bits everywhere: additions and multiplications are contracted only where fma is written
-// (-ffp-contract=off), sums over lanes have one order, and all operations are those of IEEE 754.
+// (-ffp-contract=off), sums over lanes have one order, and all operations are those of IEEE 754. Only bf16 differs: its
+// products, and subnormal numbers, which processors that have an instruction for it store as zero.
 #pragma once
 
 #include <cstdint>

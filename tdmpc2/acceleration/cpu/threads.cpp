@@ -1,6 +1,7 @@
 // Threads that share the items of a loop. They are made once per process, look for the next loop for a moment when one
 // has ended, and then sleep, so that another process gets the core. Whoever calls works too, and waits only for items
-// that another thread has begun: threads that the system does not let run cost nothing.
+// that another thread has begun: threads that the system does not let run cost nothing. All that is not so for loops
+// on another library's threads.
 #include <pthread.h>
 #include <signal.h>
 
@@ -208,8 +209,8 @@ Pool* pool() {
 
 void for_each_item(int threads, int items, void (*work)(void*, int), void* context, Parallel parallel) {
     Loop loop{work, context, items, (threads < items ? threads : items) - 1};
-    if (parallel && loop.helpers > 0)
-        return parallel([](void* shared) { static_cast<Loop*>(shared)->run(); }, &loop, unsigned(loop.helpers + 1), 0);
+    if (parallel && loop.helpers > 0)  // all of them, even if items are fewer: GNU's would end those that are too many
+        return parallel([](void* shared) { static_cast<Loop*>(shared)->run(); }, &loop, unsigned(threads), 0);
     Pool* const helpers = loop.helpers > 0 ? pool() : nullptr;
     if (!helpers || !helpers->busy.try_lock()) return loop.run();  // by another caller: two loops would only be slower
     helpers->run(loop);
