@@ -219,8 +219,8 @@ class TDMPC2:
     def compile_update(self, processes: int | None = None) -> str:
         """Compile the losses of an update if ``cfg.compile`` says so; ``auto``: if the run is worth what that takes.
 
-        Without the compiler a CPU still has fused layers, unless ``compile=false``. With ``auto`` a continued run goes on
-        as it was begun, whatever its ``steps`` are now, since rounding differs.
+        Without the compiler a CPU still has fused layers, unless ``compile=false``. With ``auto`` a continued run goes
+        on as it was begun, whatever its ``steps`` are now, since rounding differs.
 
         Args:
             processes: that will train together; None: those of the agent's group.
@@ -239,9 +239,7 @@ class TDMPC2:
         if path == "fused" and not compiled_update.fuse(self.model, self.device):
             path = "plain"
             if begun == "fused":
-                line = (
-                    "Training without fused layers, with which the run was begun: there are no CPU kernels for it here"
-                )
+                line = "Training without the fused layers that the run was begun with: no CPU kernels for it here"
         if path == "plain":
             fast_layers.unfuse(self.model)
         self._update_path = path

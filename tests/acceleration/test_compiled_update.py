@@ -217,7 +217,7 @@ def test_run_begun_fused_goes_on_plainly_without_kernels(tiny_cfg: Config, monke
     assert path_of(begun) == "fused"
     monkeypatch.setattr(norm_mish, "fits", lambda width: False)
     agent.load_training_state(begun.training_state())
-    assert "without fused layers" in agent.compile_update()
+    assert "without the fused layers" in agent.compile_update()
     assert path_of(agent) == "plain"
 
 
