@@ -31,6 +31,7 @@ SHIPPED: dict[str, Shipped] = {
     "student": Shipped("student.pt", 2879306, "8fef3fe8b9d8d4f178b1276439b7bb375d53fd84467f38c5073ef17db73761bd"),
     "walker": Shipped("walker.pt", 2873418, "237d019e64ddf971d7fba031a9df0d5af66c0080e61133c459ea6aaf7a185eb3"),
     "cartpoles": Shipped("cartpoles.pt", 2873354, "e925b9cfd6d3f290ac9b5059383842e7b1c8730f283c21414508d5ee3bf937a3"),
+    "cheetahs": Shipped("cheetahs.pt", 2873482, "a4d5a34cb25e16daad706edce0af4278ab496f0a14b2a727e3adcea78b6cf4a3"),
     "trio": Shipped("trio.pt", 2872970, "c384d73018c07d257c125bd537dac77349096f880b9461eec771ab78fee4cbde"),
 }
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}")  # no path, no ending
