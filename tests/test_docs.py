@@ -26,6 +26,7 @@ HYDRA = {
 #: Keys that another key needs: images are of one task, sharing bodies needs online mode, freezing needs a file.
 NEEDED: dict[str, dict[str, str]] = {
     "freeze": {"checkpoint": "model.pt"},
+    "reset": {"checkpoint": "model.pt"},
     "obs": {"task": "walker-walk"},
     "share_body": {"mode": "online"},
     "tasks": {"task": "mt80"},

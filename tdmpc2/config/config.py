@@ -18,7 +18,7 @@ from typing import Any
 from tdmpc2.config.distillation_keys import beforehand, distillation_terms, uncached_targets
 from tdmpc2.config.keys import Keys
 from tdmpc2.config.observing import check_observations, stacked_shape
-from tdmpc2.config.parts import check_freeze
+from tdmpc2.config.parts import check_parts
 from tdmpc2.config.presets import PRESETS, with_preset
 from tdmpc2.config.run_directory import holds_run, run_directory
 from tdmpc2.config.sharing import check_sharing, stored_for
@@ -280,7 +280,7 @@ class Config(Keys):
             check_sharing(self, self.stored_for)
         check_widths({name: getattr(self, name) for name in WIDTHS}, self.model_size, self.task, self.multitask)
         absent = ["termination"] * (not self.episodic) + ["task_embedding"] * (not self.multitask)
-        check_freeze(self.freeze, absent, self.checkpoint)
+        check_parts(self.freeze, self.reset, absent, self.checkpoint)
         if self.num_elites > self.num_samples or self.num_pi_trajs >= self.num_samples:
             raise ValueError(
                 f"num_samples={self.num_samples} must be at least num_elites={self.num_elites} "

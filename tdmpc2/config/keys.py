@@ -88,6 +88,10 @@ class Keys:
         (), "parts of the model that stay as in checkpoint: encoder, dynamics, reward, Q, policy, termination, "
         "task_embedding", scope=RUN, decides=True,
     )  # fmt: skip
+    reset: tuple[str, ...] = key(
+        (), "parts of the model that begin anew instead of as in checkpoint, such as a Q of values that are too high",
+        scope=RUN, decides=True,
+    )  # fmt: skip
     lr: float = key(3e-4, "learning rate", at_least=0)
     enc_lr_scale: float = key(0.3, "learning rate of the encoder, relative to lr", at_least=0)
     lr_schedule: str = key(

@@ -1,4 +1,4 @@
-"""Entries of the key ``freeze``: the parts of a world model that training can leave as they are."""
+"""Entries of the keys ``freeze`` and ``reset``: parts of a model that training leaves as they are, or begins anew."""
 
 from __future__ import annotations
 
@@ -19,25 +19,32 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def check_freeze(names: Collection[str], absent: Iterable[str], checkpoint: str | None) -> None:
-    """Check the parts that are to stay as they are.
+def check_parts(freeze: Collection[str], reset: Collection[str], absent: Iterable[str], checkpoint: str | None) -> None:
+    """Check the parts that are to stay as they are in a file, and those that do not come from it.
 
     Args:
-        names: of the parts.
+        freeze: parts that stay.
+        reset: parts that begin anew.
         absent: parts that the run's model does not have.
-        checkpoint: the file they are from.
+        checkpoint: the file.
 
     Raises:
-        ValueError: an unknown part, nothing that is left to train, or no file.
+        ValueError: an unknown part, nothing that is left to train or to take from the file, both at once, or no file.
     """
     known = [name for name in PARTS if name not in set(absent)]
-    for name in names:
-        if name not in known:
-            of = "not of this model, which has" if name in PARTS else "not one of"
-            raise ValueError(f"freeze: '{cut(name, 80)}' is {of} {', '.join(known)}.{nearest(name, known)}")
-    if set(known) <= set(names):
-        raise ValueError(f"freeze={','.join(names)} leaves nothing to train: leave out a part")
-    if names and checkpoint is None:
-        raise ValueError(
-            f"freeze={','.join(names)} would keep random weights: name the file that they are from, checkpoint=FILE"
-        )
+    for key, names, else_ in (
+        ("freeze", freeze, "would keep random weights: name the file that they are from, checkpoint=FILE"),
+        ("reset", reset, "says what does not come from a file: name the file that the rest is from, checkpoint=FILE"),
+    ):
+        for name in names:
+            if name not in known:
+                of = "not of this model, which has" if name in PARTS else "not one of"
+                raise ValueError(f"{key}: '{cut(name, 80)}' is {of} {', '.join(known)}.{nearest(name, known)}")
+        if names and checkpoint is None:
+            raise ValueError(f"{key}={','.join(names)} {else_}")
+    if set(known) <= set(freeze):
+        raise ValueError(f"freeze={','.join(freeze)} leaves nothing to train: leave out a part")
+    if set(known) <= set(reset):
+        raise ValueError(f"reset={','.join(reset)} leaves nothing of {checkpoint}: leave out a part, or checkpoint")
+    if both := [name for name in freeze if name in set(reset)]:
+        raise ValueError(f"freeze and reset: {', '.join(both)} would stay random: leave it out of one of them")

@@ -192,8 +192,8 @@ def check_stackable(cfg: Config, first: Config) -> None:
             "differ in tasks, seed and directory only"
         )
     for name, unfit in (
-        ("obs", cfg.obs != "state"), ("freeze", bool(cfg.freeze)), ("teachers", bool(cfg.teachers)),
-        ("collect_policy", cfg.collect_policy > 0),
+        ("obs", cfg.obs != "state"), ("freeze", bool(cfg.freeze)), ("reset", bool(cfg.reset)),
+        ("teachers", bool(cfg.teachers)), ("collect_policy", cfg.collect_policy > 0),
     ):  # fmt: skip
         if unfit:
             raise ValueError(f"{name}={shown(values[name])} is not stacked: train {cfg.task} on its own, by train.py")

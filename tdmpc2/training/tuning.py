@@ -14,7 +14,7 @@ from tdmpc2.checkpoints import layouts
 from tdmpc2.checkpoints.files import Checkpoint, load_file, naming, precision_of
 from tdmpc2.checkpoints.hub import why_missing
 from tdmpc2.checkpoints.sizes import infer_sizes
-from tdmpc2.config import WIDTHS, Config, is_nothing, parse_cfg
+from tdmpc2.config import PARTS, WIDTHS, Config, is_nothing, parse_cfg
 from tdmpc2.loading import config_of
 from tdmpc2.tasks import TASK_SETS, TaskSpec
 
@@ -87,8 +87,9 @@ def _sizes(spec: TaskSpec) -> str:
 def load_start(agent: TDMPC2, cfg: Config) -> str | None:
     """Load the weights that a run starts from, if it names a file; optimisers and value scale stay new.
 
-    Weights in half precision are widened. Those in int8 are refused: they are rounded to 255 steps, and the file that
-    they were made from is the better start. A termination head that the file lacks is the agent's own, new one.
+    Parts that ``reset`` names stay the agent's own, new ones. Weights in half precision are widened. Those in int8 are
+    refused: they are rounded to 255 steps, and the file that they were made from is the better start. A termination
+    head that the file lacks is the agent's own, new one.
 
     Args:
         agent: of the run's configuration.
@@ -115,7 +116,9 @@ def load_start(agent: TDMPC2, cfg: Config) -> str | None:
         if new is not None:
             rows = weights["_task_emb.weight"]
             weights["_task_emb.weight"] = torch.cat([rows, agent.model._task_emb.weight.detach()[len(rows) :].cpu()])
-        agent.load(weights | _new_head(agent, weights))
+        agent.load(
+            weights | _new_head(agent, weights) | _own(agent, *(name for part in cfg.reset for name in PARTS[part]))
+        )
     return new
 
 
@@ -123,8 +126,13 @@ def _new_head(agent: TDMPC2, weights: Mapping[str, Tensor]) -> dict[str, Tensor]
     """Take over the agent's own termination head where the tasks of the file do not terminate, and this one does."""
     if not agent.cfg.episodic or any(name.startswith(f"{layouts.TERMINATION}.") for name in weights):
         return {}
+    return _own(agent, layouts.TERMINATION)
+
+
+def _own(agent: TDMPC2, *modules: str) -> dict[str, Tensor]:
+    """Collect the weights that some modules of the agent have already, which are new."""
     own = agent.model.state_dict().items()
-    return {name: tensor for name, tensor in own if name.startswith(f"{layouts.TERMINATION}.")}
+    return {name: tensor for name, tensor in own if name.startswith(tuple(f"{module}." for module in modules))}
 
 
 def _appended(cfg: Config, file: Checkpoint) -> str | None:

@@ -89,6 +89,9 @@ def test_start_of_a_single_task_takes_the_sizes_of_its_file(tmp_path: Path, many
     ({"freeze": ["critic"]}, "freeze: 'critic' is not one of encoder, dynamics, reward, Q, policy, task_embedding"),
     ({"freeze": ["termination"]}, "freeze: 'termination' is not of this model, which has encoder"),
     ({"freeze": ["encoder", "dynamics", "reward", "Q", "policy", "task_embedding"]}, "leaves nothing to train"),
+    ({"reset": ["critic"]}, "reset: 'critic' is not one of encoder"),
+    ({"reset": ["encoder", "dynamics", "reward", "Q", "policy", "task_embedding"]}, "leaves nothing of .*many.pt"),
+    ({"reset": ["Q", "policy"], "freeze": ["dynamics", "Q"]}, "freeze and reset: Q would stay random"),
 ])  # fmt: skip
 def test_tuning_that_cannot_be_is_refused(tmp_path: Path, many: Path, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as refused:
@@ -96,9 +99,32 @@ def test_tuning_that_cannot_be_is_refused(tmp_path: Path, many: Path, keys: dict
     assert "\n" not in str(refused.value)
 
 
-def test_freeze_without_a_file_is_refused() -> None:
-    with pytest.raises(ValueError, match="freeze=Q would keep random weights"):
-        Config(freeze=("Q",))
+@pytest.mark.parametrize(("key", "words"), [("freeze", "would keep random weights"), ("reset", "says what does not")])
+def test_parts_without_a_file_are_refused(key: str, words: str) -> None:
+    with pytest.raises(ValueError, match=f"{key}=Q {words}"):
+        Config(**{key: ("Q",)})
+
+
+@pytest.mark.parametrize("reset", [["Q"], ["policy", "reward"], ["task_embedding"]])
+def test_reset_parts_are_new_and_all_others_are_the_files(tmp_path: Path, many: Path, reset: list[str]) -> None:
+    cfg = tuned(tmp_path, many, reset=reset)
+    agent, new = TDMPC2(cfg), TDMPC2(cfg).model.state_dict()
+    load_start(agent, cfg)
+    of_file = TDMPC2(cfg)
+    of_file.load(many)
+    begun = tuple(f"{module}." for part in reset for module in PARTS[part])
+    differing = set()
+    for name, tensor in agent.model.state_dict().items():
+        source = new if name.startswith(begun) else of_file.model.state_dict()
+        assert torch.equal(tensor, source[name]), name
+        if not torch.equal(new[name], of_file.model.state_dict()[name]):
+            differing.add(name)
+    assert any(name.startswith(begun) for name in differing), "the file's part equals a new one"
+
+
+def test_run_with_a_part_that_begins_anew_learns(tmp_path: Path, many: Path) -> None:
+    trained = weights(train_online(tuned(tmp_path, many, reset=["Q"], steps=24, utd=0.3), None))
+    assert all(torch.isfinite(tensor).all() for tensor in trained.values())
 
 
 def test_missing_file_is_left_to_the_checks_before_the_run(tmp_path: Path) -> None:
