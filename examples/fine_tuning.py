@@ -50,6 +50,8 @@ def configure(
         return parse_cfg(keys_from_checkpoint(keys, keys.keys()), "the fine-tuned run")
     own = load_agent(checkpoint, device="cpu", compile=False, quiet=True).cfg
     widths = {name: getattr(own, name) for name in WIDTHS if name != "task_dim"}
+    of_a_file = ("freeze", "reset")  # mean nothing from scratch
+    keys = {name: value for name, value in keys.items() if name not in of_a_file}
     return parse_cfg({"model_size": None, **widths, **keys}, "the run from scratch")
 
 

@@ -64,6 +64,14 @@ def test_run_from_scratch_has_the_sizes_of_the_file_and_one_task(example: Module
     assert (cfg.latent_dim, cfg.num_q, cfg.enc_dim) == (24, 3, SMALL["enc_dim"])
 
 
+def test_run_from_scratch_takes_no_keys_about_parts_of_the_file(example: ModuleType, tmp_path: Path) -> None:
+    typed = {**BASE, "reset": ["Q"], "freeze": ["encoder"]}
+    del typed["steps"]
+    file, kinds = file_of_many(tmp_path), (example.TUNED, example.SCRATCH)
+    found = [example.configure(kind, file, STANDS, 22, 1, tmp_path, typed) for kind in kinds]
+    assert [(cfg.reset, cfg.freeze) for cfg in found] == [(("Q",), ("encoder",)), ((), ())]
+
+
 def test_word_that_is_no_key_is_named(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         example.main(["x.pt", "steps"])
