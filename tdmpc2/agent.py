@@ -229,6 +229,7 @@ class TDMPC2:
             One line about it, or nothing.
         """
         begun, line = self._update_path, ""
+        self._model_losses, self._policy_loss = losses.model_losses, losses.policy_loss
         path = compiled_update.wanted_path(self.cfg, begun)
         if path == "compiled":
             if why_not := compiled_update.obstacle(self.device, processes or self.group.world_size):

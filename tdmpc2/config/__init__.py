@@ -14,6 +14,7 @@ from tdmpc2.config.memory import training_parts as training_parts
 from tdmpc2.config.mix import MixEntry as MixEntry
 from tdmpc2.config.observing import STACKED as STACKED
 from tdmpc2.config.parts import PARTS as PARTS
+from tdmpc2.config.parts import policy_is_from_file as policy_is_from_file
 from tdmpc2.config.presets import PRESETS as PRESETS
 from tdmpc2.config.presets import with_preset as with_preset
 from tdmpc2.config.reading import completed as completed

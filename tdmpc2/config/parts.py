@@ -19,6 +19,15 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 
 
+#: What the policy's actions are computed by.
+_ACTING = {"encoder", "policy", "task_embedding"}
+
+
+def policy_is_from_file(checkpoint: str | None, reset: Collection[str]) -> bool:
+    """True if a run starts with a policy that has learned, and not with a part of it that is new."""
+    return checkpoint is not None and not _ACTING & set(reset)
+
+
 def check_parts(freeze: Collection[str], reset: Collection[str], absent: Iterable[str], checkpoint: str | None) -> None:
     """Check the parts that are to stay as they are in a file, and those that do not come from it.
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from tdmpc2.checkpoints.run_state import NEW_RUN, part_of
-from tdmpc2.config import Config
+from tdmpc2.config import Config, policy_is_from_file
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.reward_range import beyond_bins
 from tdmpc2.data.ring import ReplayRing
@@ -116,7 +116,9 @@ class Loop:
         run.attach("learner", self.learner)
         if run.new_task is not None:
             run.attach("new_task", self._new_task)
-        self._has_policy = cfg.checkpoint is not None and not run.resumed.record.get("random_seed_steps")
+        self._has_policy = policy_is_from_file(cfg.checkpoint, cfg.reset) and not run.resumed.record.get(
+            "random_seed_steps"
+        )
         tells = any(family_of(cfg.task_names[i]).tells_success for i in cfg.task_ids)
         self.clock = Clock(self.learner.done, tells)
         environments = f"{len(cfg.envs)} environments" if len(cfg.envs) > 1 else "1 environment"

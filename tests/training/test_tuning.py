@@ -122,6 +122,22 @@ def test_reset_parts_are_new_and_all_others_are_the_files(tmp_path: Path, many: 
     assert any(name.startswith(begun) for name in differing), "the file's part equals a new one"
 
 
+@pytest.mark.parametrize(("reset", "acts"), [([], True), (["Q"], True), (["policy"], False), (["encoder", "Q"], False)])
+def test_seed_phase_is_random_where_the_policy_begins_anew(
+    tmp_path: Path, many: Path, monkeypatch: pytest.MonkeyPatch, reset: list[str], acts: bool
+) -> None:
+    seen: list[bool] = []
+    original = Explorer.act
+
+    def act(self: Explorer, step: int, **kwargs: Any) -> Any:
+        seen.append(kwargs["prior"])
+        return original(self, step, **kwargs)
+
+    monkeypatch.setattr(Explorer, "act", act)
+    train_online(tuned(tmp_path, many, reset=reset, steps=12), None)
+    assert set(seen) == {acts}
+
+
 def test_run_with_a_part_that_begins_anew_learns(tmp_path: Path, many: Path) -> None:
     trained = weights(train_online(tuned(tmp_path, many, reset=["Q"], steps=24, utd=0.3), None))
     assert all(torch.isfinite(tensor).all() for tensor in trained.values())
