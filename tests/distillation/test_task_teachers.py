@@ -19,6 +19,7 @@ from tdmpc2.training.offline import train
 from tdmpc2.training.online import train_online
 from tests.helpers.agents import make_teacher, random_batch
 from tests.helpers.distillation import LIVE, make_expert, make_student, same_weights
+from tests.helpers.fake import updates_as_on_a_gpu
 from tests.helpers.online import config
 from tests.helpers.runs import TASKS, rows
 
@@ -126,10 +127,8 @@ def test_outputs_are_those_of_each_teacher_in_its_own_sizes(tiny_cfg: Config) ->
 
 def test_update_with_teachers_of_tasks_needs_no_synchronisation(tiny_cfg: Config) -> None:
     """On fake tensors, an update that reads a tensor on the host would fail."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     cfg = tiny_cfg.replace(distillation_targets=TAUGHT)
-    with FakeTensorMode():
+    with updates_as_on_a_gpu():
         agent = TDMPC2(cfg, {"pendulum-spin": TDMPC2(cfg.replace(latent_dim=24))})
         assert all(value.shape == () for value in agent.update(random_batch(cfg, 0)).values())
 

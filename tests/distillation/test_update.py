@@ -31,6 +31,7 @@ from tests.helpers.distillation import (
     run_updates,
     same_weights,
 )
+from tests.helpers.fake import updates_as_on_a_gpu
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -219,11 +220,9 @@ def test_update_without_teacher_distils_nothing(tiny_cfg: Config) -> None:
 
 def test_update_with_all_targets_needs_no_synchronisation(tiny_cfg: Config) -> None:
     """On fake tensors, an update that reads a tensor on the host would fail."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     for schedule in ("linear", "gap"):
         cfg = tiny_cfg.replace(distillation_targets=LIVE, distillation_schedule=schedule)
-        with FakeTensorMode():
+        with updates_as_on_a_gpu():
             agent = TDMPC2(cfg, TDMPC2(cfg.replace(latent_dim=24)))
             agent.distillation.pca = distill.PCA(torch.zeros(24), torch.zeros(24, 16))
             for step in range(2):
