@@ -239,7 +239,7 @@ class TDMPC2:
                 self._model_losses, self._policy_loss = compiled_update.compiled(self.model, self.device)
         if path == "fused" and not compiled_update.fuse(self.model, self.device):
             path = "plain"
-            if begun == "fused":
+            if begun == "fused" and not line:
                 line = "Training without the fused layers that the run was begun with: no CPU kernels for it here"
         if path == "plain":
             fast_layers.unfuse(self.model)

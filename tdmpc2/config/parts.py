@@ -41,7 +41,7 @@ def check_parts(freeze: Collection[str], reset: Collection[str], absent: Iterabl
         ValueError: an unknown part, nothing that is left to train or to take from the file, both at once, or no file.
     """
     known = [name for name in PARTS if name not in set(absent)]
-    for key, names, else_ in (
+    for key, names, without_file in (
         ("freeze", freeze, "would keep random weights: name the file that they are from, checkpoint=FILE"),
         ("reset", reset, "says what does not come from a file: name the file that the rest is from, checkpoint=FILE"),
     ):
@@ -50,7 +50,7 @@ def check_parts(freeze: Collection[str], reset: Collection[str], absent: Iterabl
                 of = "not of this model, which has" if name in PARTS else "not one of"
                 raise ValueError(f"{key}: '{cut(name, 80)}' is {of} {', '.join(known)}.{nearest(name, known)}")
         if names and checkpoint is None:
-            raise ValueError(f"{key}={','.join(names)} {else_}")
+            raise ValueError(f"{key}={','.join(names)} {without_file}")
     if set(known) <= set(freeze):
         raise ValueError(f"freeze={','.join(freeze)} leaves nothing to train: leave out a part")
     if set(known) <= set(reset):
