@@ -1,7 +1,7 @@
 """A small student of many tasks, from nothing to files with cards, in one command that goes on where it was stopped.
 
 python examples/reproduce.py --smoke                     # every stage at toy size, in a minute or two
-python examples/reproduce.py --work-dir reproduce --student student.pt
+python examples/reproduce.py --work-dir reproduce --student published.pt
 python examples/reproduce.py --work-dir reproduce --only teachers
 
 Stages: teachers learn by acting, one for each body whose tasks share it and one for each other task; their replay,
