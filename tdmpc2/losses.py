@@ -18,7 +18,7 @@ from tdmpc2.distillation.distillation import Distillation
 from tdmpc2.distillation.ranking import sequence_values, sequences
 from tdmpc2.distillation.targets import StudentOutputs, StudentPolicy, TeacherOutputs, loss_name
 from tdmpc2.distributed import ProcessGroup
-from tdmpc2.nn.math import soft_cross_entropy, updated_scale, updated_task_scales
+from tdmpc2.nn.math import soft_cross_entropy, squashed_entropy, updated_scale, updated_task_scales
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.noise import UpdateNoise
 
@@ -178,7 +178,10 @@ def policy_loss(
         divisor = scale[batch.task].unsqueeze(-1)  # [B, 1]
     else:
         divisor = scale = updated_scale(scale, values, cfg.tau)
-    entropy = -info["log_prob"] if cfg.policy_loss == "opt" else info["scaled_entropy"]
+    if cfg.policy_loss == "squashed":
+        entropy = squashed_entropy(info["presquash_mean"], info["log_std"], noise.policy_eps, task.action_mask)
+    else:
+        entropy = -info["log_prob"] if cfg.policy_loss == "opt" else info["scaled_entropy"]
     loss = -(model.rho * (cfg.entropy_coef * entropy + value / divisor).mean((1, 2))).mean()
     cloning = None
     if batch is not None and batch.demonstrated is not None:

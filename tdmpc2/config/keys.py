@@ -115,8 +115,8 @@ class Keys:
         follows="episodic",
     )  # fmt: skip
     policy_loss: str = key(
-        "auto", "entropy term of the policy: TD-MPC-Opt's or that of current TD-MPC2",
-        choices=("auto", "opt", "tdmpc2"), follows="mode",
+        "auto", "entropy term of the policy: TD-MPC-Opt's, current TD-MPC2's, or the entropy of its actions (squashed)",
+        choices=("auto", "opt", "tdmpc2", "squashed"), follows="mode",
     )  # fmt: skip
     value_scale: str = key(
         "batch", "whose range of values scales the policy's loss: the whole batch's, or each task's own (per_task)",

@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -98,6 +99,27 @@ def squashed_gaussian_stats(
     squashed = presquash - correction
     scaled_entropy = -squashed * (active_dims * presquash / (squashed + 1e-8))
     return GaussianStats(log_prob, -squashed, scaled_entropy)
+
+
+def squashed_entropy(mean: Tensor, log_std: Tensor, eps: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Estimate the entropy of ``tanh(mean + eps exp(log_std))`` from one sample: the negative density at it.
+
+    docs/algorithm.md, "Policy prior": it is largest where actions are spread evenly over [-1, 1], and its gradient does
+    not vanish where tanh saturates.
+
+    Args:
+        mean: before tanh, zero on inactive dimensions, [..., A].
+        log_std: zero on inactive dimensions, [..., A].
+        eps: standard-normal draw, [..., A].
+        mask: one on active dimensions, broadcastable to [..., A]; None: all are.
+
+    Returns:
+        [..., 1].
+    """
+    u = mean + eps * log_std.exp()
+    correction = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log(1 - tanh(u)^2)
+    entropy = 0.5 * (eps.square() + _LOG_2PI) + log_std + correction
+    return (entropy if mask is None else entropy * mask).sum(-1, keepdim=True)
 
 
 def percentile_range(x: Tensor, low: float = 5.0, high: float = 95.0) -> tuple[Tensor, Tensor]:

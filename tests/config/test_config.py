@@ -181,7 +181,7 @@ def test_parse_cfg_arithmetic_is_evaluated(left: int, right: int, operator: str)
         ({"obs": "rgb"}, "obs=rgb learns one task"),
         ({"obs": "rgb", "task": "cup-catch", "mode": "offline"}, "obs=rgb learns online: .*Leave out data_dir"),
         ({"model_size": 2}, "model_size=2 is not one of 1, 5, 19, 48, 317, null"),
-        ({"policy_loss": "sac"}, "policy_loss=sac is not one of auto, opt, tdmpc2"),
+        ({"policy_loss": "sac"}, "policy_loss=sac is not one of auto, opt, tdmpc2, squashed"),
         ({"precision": "fp8"}, "precision=fp8 is not one of auto, fp32, bf16, fp16"),
         ({"compile": "maybe"}, "compile=maybe is not one of"),
         ({"rho": 1.1}, "rho=1.1 must be between 0 and 1"),

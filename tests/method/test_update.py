@@ -14,6 +14,7 @@ from tdmpc2 import losses
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data.dataset import Batch
+from tdmpc2.nn.math import squashed_entropy
 from tdmpc2.noise import UpdateNoise
 from tests.helpers.agents import random_batch
 from tests.helpers.fake import updates_as_on_a_gpu
@@ -301,3 +302,28 @@ def test_update_with_scales_of_tasks_moves_only_those_of_the_batch() -> None:
 def test_value_scale_per_task_of_one_task_is_refused() -> None:
     with pytest.raises(ValueError, match="value_scale=per_task tells tasks apart, and task=walker-walk is one"):
         Config(task="walker-walk", value_scale="per_task")
+
+
+@pytest.mark.parametrize("tasks", ["mt30", "walker-walk"])
+def test_policy_loss_with_the_entropy_of_actions_counts_it_by_its_coefficient(tiny_cfg: Config, tasks: str) -> None:
+    """Padded actions of a set of tasks add nothing to it."""
+    cfg = tiny_cfg.replace(policy_loss="squashed", entropy_coef=0.5, task=tasks, tasks=None)
+    agent, count = TDMPC2(cfg), 6
+    noise = agent.draw_noise(count)
+    ids = torch.arange(count) if cfg.multitask else None
+    task = agent.model.context(ids)
+    zs = torch.randn(cfg.horizon + 1, count, cfg.latent_dim)
+    entropies = []
+    for coef in (0.0, 0.5):
+        agent.model.cfg = cfg.replace(entropy_coef=coef)
+        loss = losses.policy_loss(agent.model, agent.group, zs, task, noise, agent.scale).loss
+        entropies.append(loss.detach())
+    agent.model.cfg = cfg
+    _, info = agent.model.pi(zs, task, noise.policy_eps)
+    expected = 0.0
+    for b in range(count):
+        own = cfg.task_specs[b if cfg.multitask else 0].action_dim
+        parts = (info[name][:, b : b + 1, :own] for name in ("presquash_mean", "log_std"))
+        entropy = squashed_entropy(*parts, noise.policy_eps[:, b : b + 1, :own])
+        expected += float((agent.model.rho * entropy.flatten()).mean().detach()) / count
+    assert float(entropies[0] - entropies[1]) == pytest.approx(0.5 * expected, rel=1e-4)

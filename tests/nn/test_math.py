@@ -111,6 +111,31 @@ def test_policy_statistics_match_recorded() -> None:
     assert_close(stats.scaled_entropy, g["upstream_scaled_entropy"], **loose)
 
 
+def test_squashed_entropy_is_that_of_a_tanh_normal() -> None:
+    generator = torch.Generator().manual_seed(3)
+    mean, log_std, eps = (torch.randn(5, 3, dtype=torch.float64, generator=generator) for _ in range(3))
+    plain = torch.distributions.Normal(mean, log_std.exp())
+    squashed = torch.distributions.TransformedDistribution(plain, [torch.distributions.TanhTransform(cache_size=1)])
+    expected = -squashed.log_prob(torch.tanh(mean + eps * log_std.exp()))
+    assert_close(tdmath.squashed_entropy(mean, log_std, eps), expected.sum(-1, keepdim=True))
+    mask = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
+    found = tdmath.squashed_entropy(mean * mask, log_std * mask, eps, mask)
+    assert_close(found, (expected * mask).sum(-1, keepdim=True))
+
+
+def test_squashed_entropy_leads_back_from_where_tanh_saturates() -> None:
+    mean = torch.tensor([[-40.0, 40.0]], requires_grad=True)
+    log_std = torch.tensor([[2.0, 2.0]], requires_grad=True)
+    tdmath.squashed_entropy(mean, log_std, torch.zeros(1, 2)).sum().backward()
+    assert mean.grad is not None
+    assert mean.grad.tolist() == [[2.0, -2.0]]
+    drawn = torch.randn(1000, 2, generator=torch.Generator().manual_seed(1))
+    log_std.grad = None
+    tdmath.squashed_entropy(torch.zeros(1000, 2), log_std.expand(1000, 2), drawn).mean().backward()
+    assert log_std.grad is not None
+    assert (log_std.grad < 0).all(), "a spread of 7.4 leaves actions at -1 and 1 alone"
+
+
 def test_running_scale_matches_recorded() -> None:
     g = load_golden("math.npz")
     for prefix in ("scale_x", "scale_x_small"):

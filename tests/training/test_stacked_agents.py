@@ -43,6 +43,7 @@ def updated(kind: str, **keys: object) -> tuple[list[TDMPC2], list[TDMPC2], Stac
 @pytest.mark.parametrize(
     ("kind", "keys"),
     [*((kind, {}) for kind in KINDS), ("padded", {"policy_loss": "opt"}), ("equal", {"episodic": True}),
+     ("padded", {"policy_loss": "squashed"}),
      ("equal", {"dropout": 0.0, "num_q": 2, "grad_clip_norm": 0.1}),
      ("bodies", {"value_scale": "per_task"}),
      ("padded", {"bc_coef": 0.5, "demonstrations": "any", "mode": "online"})],
