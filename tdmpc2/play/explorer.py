@@ -20,7 +20,7 @@ from tdmpc2.play.actors import prior_actions, uniform_actions
 from tdmpc2.play.environment_failed import EnvironmentFailed, TerminationRefused
 from tdmpc2.play.explorer_state import Running, check_explorer, loaded_episode, saved_episode, saved_running
 from tdmpc2.play.rollout import Episode, Floats, Job
-from tdmpc2.player import Asked
+from tdmpc2.player import Asked, NotFinite
 from tdmpc2.support.draws import numbered_generator
 
 _RANDOM_ACTIONS, _POLICY_STEPS = 1, 2  # streams of numbered_generator
@@ -113,6 +113,9 @@ class Explorer:
             random: uniformly random; otherwise planned, with exploration noise, or in the share ``collect_policy`` of
                 all turns samples of the policy prior.
             prior: random actions are samples of the policy prior instead.
+
+        Raises:
+            ValueError: no plan or action of an environment is finite; the message names task, seed and step.
         """
         self._before = self.player.state()
         generator = numbered_generator(self._cfg.seed, step, _RANDOM_ACTIONS)
@@ -120,9 +123,27 @@ class Explorer:
             return uniform_actions(self._cfg, self.task_ids, generator)[self.own]
         obs, starts, task = self._seen()
         if random or self._by_policy(step):
-            return prior_actions(self._model, obs, self.task_ids, generator, self.own)
+            return self.checked(prior_actions(self._model, obs, self.task_ids, generator, self.own))
         starts |= self._by_policy(step - len(self.task_ids))  # the plan before is of a step earlier
-        return self.player.act(obs, starts, task=task, eval_mode=False)
+        try:
+            return self.player.act(obs, starts, task=task, eval_mode=False)
+        except NotFinite as error:
+            raise self._not_finite(error.env, error.message) from error
+
+    def checked(self, actions: Floats) -> Floats:
+        """Require actions of this process's environments, [E, A], to be finite.
+
+        Raises:
+            ValueError: naming task, seed and step.
+        """
+        finite = np.isfinite(actions).all(-1)
+        if not finite.all():
+            raise self._not_finite(int(np.argmin(finite)), "the policy's action is not finite")
+        return actions
+
+    def _not_finite(self, row: int, message: str) -> ValueError:
+        running, name = self._episode(self._rows[row]), self._cfg.task_names[self.task_ids[self._rows[row]]]
+        return ValueError(f"{name} (seed {running.seed}, step {len(running.action) + 1}): {message}")
 
     def _by_policy(self, step: int) -> bool:
         """Tell whether the policy acts alone in a turn that is not random."""

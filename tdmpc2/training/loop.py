@@ -324,7 +324,7 @@ class Run:
         if logging:
             self._log(step, metrics or {})
         if logging or saving:
-            self._check_finite()
+            self.check_finite()
         if saving:
             self._saving.save(step, self._logger)
             if not stopping and self.cfg.save_agent and self.group.main:
@@ -343,7 +343,7 @@ class Run:
 
     def save(self, step: int) -> None:
         """Save at a step that was the last to be complete, before an error ends the run."""
-        self._check_finite()
+        self.check_finite()
         self._saving.save(step, self._logger)
 
     def _log(self, step: int, metrics: Mapping[str, Tensor]) -> None:
@@ -351,7 +351,8 @@ class Run:
         activity = self._activity(self._logger.paused) if self._activity else None
         self._logger.log(step, metrics, data_wait=waited, activity=activity)
 
-    def _check_finite(self) -> None:
+    def check_finite(self) -> None:
+        """Raise ``ValueError``, saying what to do, if an update so far had a loss or gradient that is not finite."""
         bad = self._guard.first_bad_step()
         if bad is None:
             return

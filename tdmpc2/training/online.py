@@ -177,7 +177,8 @@ class Loop:
         """Choose the actions of a turn."""
         with self.clock("acting"):
             prior = self._has_policy and self._new_task.chosen
-            return self.explorer.act(step, random=self.is_random(step), prior=prior)
+            with blaming_updates(self.run):
+                return self.explorer.act(step, random=self.is_random(step), prior=prior)
 
     def owe(self, step: int, sign: int = 1) -> None:
         """Count the updates that are due with a step, or with ``sign=-1`` are not."""
@@ -343,6 +344,19 @@ def cut_short(parts: Mapping[str, Any]) -> bool:
     """Tell from what was saved of a run's parts whether a signal left updates of its last step to be made."""
     learner = parts.get("learner")
     return isinstance(learner, Mapping) and learner.get("interrupted") is True
+
+
+@contextmanager
+def blaming_updates(run: Run) -> Iterator[None]:
+    """Say that the training diverged where actions cannot be chosen because an update had no finite values.
+
+    The next training line or save would find it, but the turn after the update comes first.
+    """
+    try:
+        yield
+    except ValueError:
+        run.check_finite()
+        raise
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from tdmpc2.training import run_dir
 from tdmpc2.training.demonstrations import demonstrations_record
 from tdmpc2.training.guards import stop_on_signal
 from tdmpc2.training.loop import Run
-from tdmpc2.training.online import Loop, cut_short
+from tdmpc2.training.online import Loop, blaming_updates, cut_short
 from tdmpc2.training.preflight import preflight
 from tdmpc2.training.saving_together import saved_together, undo_half_saved
 from tdmpc2.training.schedule import Schedule
@@ -162,7 +162,11 @@ class Together:
             return [loop.choose(step) for loop in self._loops]
         asked = [explorer.asked() for explorer in self._explorers]
         plans = self.stack.plan([explorer.player for explorer in self._explorers], asked, eval_mode=False)
-        return [plan.action.cpu().numpy() for plan in plans]
+        actions = []
+        for run, explorer, plan in zip(self._runs, self._explorers, plans, strict=True):
+            with blaming_updates(run):
+                actions.append(explorer.checked(plan.action.cpu().numpy()))
+        return actions
 
     def _update(self) -> list[Mapping[str, Tensor] | None]:
         """Make the updates that are owed, once all runs have something to learn from; a signal ends them early."""

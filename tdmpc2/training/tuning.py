@@ -113,13 +113,31 @@ def load_start(agent: TDMPC2, cfg: Config) -> str | None:
             )
         weights = layouts.to_layout_a(file.model)
         new = _appended(cfg, file)
+        if new is not None and "task_embedding" in cfg.reset:
+            raise ValueError(f"it does not know {new}, whose row begins anew anyway: leave task_embedding out of reset")
         if new is not None:
             rows = weights["_task_emb.weight"]
             weights["_task_emb.weight"] = torch.cat([rows, agent.model._task_emb.weight.detach()[len(rows) :].cpu()])
-        agent.load(
-            weights | _new_head(agent, weights) | _own(agent, *(name for part in cfg.reset for name in PARTS[part]))
-        )
+        head = _new_head(agent, weights)
+        if head and "termination" in cfg.freeze:
+            raise ValueError("it has no termination head, so that freeze=termination would keep random weights")
+        agent.load(_begun_anew(agent, weights | head, cfg))
     return new
+
+
+def _begun_anew(agent: TDMPC2, weights: Mapping[str, Tensor], cfg: Config) -> dict[str, Tensor]:
+    """Put the agent's own weights in the place of the parts that ``reset`` names, whatever shapes the file has there.
+
+    Of the embedding the rows of the run's tasks begin anew; those of others stay, since nothing would train them.
+    """
+    modules = tuple(f"{name}." for part in cfg.reset for name in PARTS[part])
+    kept = {name: tensor for name, tensor in weights.items() if not (modules and name.startswith(modules))}
+    own = _own(agent, *(name for part in cfg.reset for name in PARTS[part]))
+    if "task_embedding" in cfg.reset:
+        rows, ids = weights["_task_emb.weight"].clone(), list(cfg.task_ids)
+        rows[ids] = own["_task_emb.weight"][ids].cpu().to(rows.dtype)
+        own["_task_emb.weight"] = rows
+    return kept | own
 
 
 def _new_head(agent: TDMPC2, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,10 +20,12 @@ WIDE: dict[str, Any] = {"latent_dim": 24, "num_q": 3, "task_dim": 6}
 BASE = {name: value for name, value in SMALL.items() if name not in ("model_size", *WIDTHS)}
 
 
-def file_of_many(directory: Path, specs: tuple[TaskSpec, ...] = (OTHERS[0], STANDS_SPEC, OTHERS[1])) -> Path:
+def file_of_many(
+    directory: Path, specs: tuple[TaskSpec, ...] = (OTHERS[0], STANDS_SPEC, OTHERS[1]), **sizes: int
+) -> Path:
     """Save a model of some tasks whose rewards, values and policy depend on all their inputs."""
     directory.mkdir(parents=True, exist_ok=True)
-    agent = TDMPC2(Config(**{**SMALL, **WIDE, "seed_steps": None}, task="mt30", task_specs=specs, seed=5))
+    agent = TDMPC2(Config(**{**SMALL, **WIDE, **sizes, "seed_steps": None}, task="mt30", task_specs=specs, seed=5))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for last in (agent.model._reward[-1].weight, agent.model._pi[-1].weight):  # type: ignore[union-attr]

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
+from tdmpc2.data.batch import Batch
 from tdmpc2.data.store.importer import ensure_store
 from tdmpc2.data.tools.verify import verify
 from tdmpc2.training.divergence import diagnose_stored
 from tdmpc2.training.offline import train
+from tdmpc2.training.online import train_online
+from tests.helpers.online import config as online_config
+from tests.helpers.toy_envs import STANDS
 
 
 def forge(store: Path, change: Callable[[np.ndarray], None], name: str = "rows.npy") -> None:
@@ -64,3 +71,44 @@ def test_step_that_diverges_on_good_data_is_blamed_on_the_learning_rate(
 @pytest.mark.parametrize(("shown", "more"), [(None, ""), ("d", "; `tdmpc2 data verify d` tells whether the episodes")])
 def test_online_run_points_at_its_demonstrations_if_it_has_any(shown: str | None, more: str) -> None:
     assert diagnose_stored(shown)(7).remedy.startswith(f"A lower lr or grad_clip_norm may help{more}")
+
+
+def spoil(agent: TDMPC2) -> None:
+    with torch.no_grad():
+        for parameter in agent.model.parameters():
+            parameter.fill_(math.nan)
+
+
+@pytest.mark.parametrize("keys", [{}, {"collect_policy": 1.0}], ids=["planned", "policy"])
+def test_online_run_that_diverges_between_two_training_lines_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, float]
+) -> None:
+    """The next turn cannot choose actions, long before the losses are looked at."""
+    update = TDMPC2.update
+
+    def diverging(self: TDMPC2, batch: Batch) -> dict[str, torch.Tensor]:
+        metrics = update(self, batch)
+        spoil(self)
+        return {**metrics, "total_loss": metrics["total_loss"] * math.nan}
+
+    monkeypatch.setattr(TDMPC2, "update", diverging)
+    cfg = online_config(tmp_path, steps=60, log_freq=1000, **keys)
+    with pytest.raises(ValueError, match=r"Training diverged: .* not finite at step \d+\. .*[Nn]othing was saved"):
+        train_online(cfg, None)
+
+
+@pytest.mark.parametrize("keys", [{}, {"collect_policy": 1.0}], ids=["planned", "policy"])
+def test_online_run_without_a_finite_action_names_the_step_of_the_episode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, float]
+) -> None:
+    """The losses are finite here, so that the training has not diverged."""
+    update = TDMPC2.update
+
+    def spoiling(self: TDMPC2, batch: Batch) -> dict[str, torch.Tensor]:
+        metrics = update(self, batch)
+        spoil(self)
+        return {name: torch.zeros_like(value) for name, value in metrics.items()}
+
+    monkeypatch.setattr(TDMPC2, "update", spoiling)
+    with pytest.raises(ValueError, match=rf"^{re.escape(STANDS)} \(seed \d+, step \d+\): .* (is|is not) finite"):
+        train_online(online_config(tmp_path, steps=60, **keys), None)

@@ -13,7 +13,7 @@ import torch
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file, save_file
-from tdmpc2.config import PARTS, Config, parse_cfg
+from tdmpc2.config import PARTS, WIDTHS, Config, parse_cfg
 from tdmpc2.loading import load_agent
 from tdmpc2.play.actors import prior_actions, uniform_actions
 from tdmpc2.play.evaluation import evaluate
@@ -25,7 +25,7 @@ from tdmpc2.training.guards import STOPPED
 from tdmpc2.training.new_task import embedding_losses
 from tdmpc2.training.online import train_online
 from tdmpc2.training.tuning import keys_from_checkpoint, load_start
-from tests.helpers.online import interrupt
+from tests.helpers.online import SMALL, interrupt
 from tests.helpers.reference import shared_file
 from tests.helpers.runs import weights
 from tests.helpers.toy_envs import FALLS, STANDS, STANDS_FOR
@@ -116,10 +116,38 @@ def test_reset_parts_are_new_and_all_others_are_the_files(tmp_path: Path, many: 
     differing = set()
     for name, tensor in agent.model.state_dict().items():
         source = new if name.startswith(begun) else of_file.model.state_dict()
+        if name == "_task_emb.weight" and "task_embedding" in reset:
+            (row,) = cfg.task_ids
+            assert torch.equal(tensor[row], new[name][row])
+            tensor, source = torch.cat([tensor[:row], tensor[row + 1 :]]), of_file.model.state_dict()
+            source[name] = torch.cat([source[name][:row], source[name][row + 1 :]])
         assert torch.equal(tensor, source[name]), name
         if not torch.equal(new[name], of_file.model.state_dict()[name]):
             differing.add(name)
     assert any(name.startswith(begun) for name in differing), "the file's part equals a new one"
+
+
+def test_reset_part_may_have_other_sizes_than_in_the_file(tmp_path: Path) -> None:
+    """A layer that only the file has is not taken for one that the run lacks."""
+    deep = file_of_many(tmp_path, num_enc_layers=3)
+    widths = {name: value for name, value in {**SMALL, **WIDE}.items() if name in ("model_size", *WIDTHS)}
+    cfg = tuned(tmp_path, deep, reset=["encoder"], **{**widths, "num_enc_layers": 2})
+    agent = TDMPC2(cfg)
+    load_start(agent, cfg)
+    assert torch.equal(agent.model.state_dict()["_reward.1.weight"], weights(deep)["_reward.1.weight"])
+
+
+def test_reset_of_the_embedding_of_a_task_that_the_file_lacks_is_refused(tmp_path: Path, without: Path) -> None:
+    cfg = tuned(tmp_path, without, reset=["task_embedding"])
+    with pytest.raises(ValueError, match="leave task_embedding out of reset"):
+        load_start(TDMPC2(cfg), cfg)
+
+
+def test_termination_head_that_the_file_lacks_cannot_be_frozen(tmp_path: Path, many: Path) -> None:
+    """It would end imagined episodes at random for the whole run."""
+    cfg = tuned(tmp_path, many, episodic=True, freeze=["termination"])
+    with pytest.raises(ValueError, match="no termination head, so that freeze=termination would keep random weights"):
+        load_start(TDMPC2(cfg), cfg)
 
 
 @pytest.mark.parametrize(("reset", "acts"), [([], True), (["Q"], True), (["policy"], False), (["encoder", "Q"], False)])
