@@ -368,10 +368,16 @@ class Explorer:
         self.notes += [note for those in self._group.collect(notes) for note in those]
 
     def _play_again(self, i: int, saved: Mapping[str, Any]) -> bool:
-        """Bring an environment to where it was in an episode; false if that leads somewhere else, or nowhere."""
+        """Bring an environment to where it was in an episode; false if that leads somewhere else, or nowhere.
+
+        Raises:
+            ValueError: the process that plays it ended. What was saved stays, and may be continued by the next start.
+        """
         try:
             return self._repeats(i, saved)
-        except EnvironmentFailed:
+        except EnvironmentFailed as error:
+            if isinstance(error.__cause__, WorkerLost):
+                raise ValueError(f"{error}: nothing is changed, so that the same command continues the run") from error
             return False
 
     def _repeats(self, i: int, saved: Mapping[str, Any]) -> bool:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
+from tdmpc2.data.chunk_form import Layout
+from tdmpc2.data.chunks import chunk_paths
 from tdmpc2.data.placement import Data, data_bytes, data_problems, data_record, open_data
 from tdmpc2.data.ring import ReplayRing
 from tdmpc2.data.source import tasks_present
+from tdmpc2.data.store.importer import find_store
+from tdmpc2.data.unequal import chunk_index
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.support.mapped_files import UnchangedFile, name_bus_errors
 
@@ -129,8 +134,17 @@ def _as_data(cfg: Config) -> Config:
     keys |= {"share_body": False, "teachers": None}  # of tasks that they may lack
     tasks = cfg.tasks
     if cfg.multitask:
-        present = tasks_present(cfg.demonstrations)
+        present = _tasks_present(cfg.demonstrations, cfg)
         tasks = tuple(cfg.task_names[i] for i in cfg.task_ids if cfg.task_names[i] in present)
         if not tasks:
             raise ValueError("it has no episodes of the tasks of this run")
     return cfg.replace(**keys, tasks=tasks)
+
+
+def _tasks_present(directory: str, cfg: Config) -> set[str]:
+    """Find the tasks that demonstrations have; chunk files that no record names are of the run's own task set."""
+    if find_store(directory) is not None or (Path(directory).expanduser() / "collect.json").exists():
+        return set(tasks_present(directory))
+    layout = Layout.of(cfg.task_specs)
+    ids = [chunk_index(path, layout).task for path in chunk_paths(directory, cfg.task)]
+    return {cfg.task_names[task_id] for task_id in torch.cat(ids).unique().tolist()}

@@ -93,7 +93,7 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
         lines.append(f"shown       {cfg.demonstrations}, {size:.2f} GB beside the buffer, half of each batch")
     mapped = ring.place == "disk"
     model = parameters * 4 * 4 + sum(tensor.nbytes for tensor in agent.model.state_dict().values())
-    needed = checkpoint_bytes(agent, cfg) + ring.bytes * (cfg.save_agent + mapped)
+    needed = checkpoint_bytes(agent, cfg) + ring.file_bytes * cfg.save_agent + ring.bytes * mapped
     return [
         *lines,
         f"buffer      {ring.capacity:,} rows, {ring.bytes / 1e9:.2f} GB "

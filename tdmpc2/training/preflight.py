@@ -58,12 +58,9 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
             problems += [f"data_dir={cfg.data_dir}: {problem}" for problem in data_problems(cfg)]
     except ValueError as error:
         problems.append(f"{'environment' if online else 'data_dir'}: {error}")
-    if online:
-        lengths = {task_id: cfg.task_specs[task_id].episode_length + 1 for task_id in cfg.task_ids}
-        rows, tasks = max((len(ids) * lengths[task_id], len(ids)) for task_id, ids in cfg.stored_for.items())
-        if cfg.buffer_size < rows:
-            each = f", stored for {tasks} tasks" if tasks > 1 else ""
-            problems.append(f"buffer_size={cfg.buffer_size:,} does not hold the {rows:,} rows of one episode{each}")
+    if online and cfg.buffer_size < (rows := _least_rows(cfg)):
+        each = f" of each of {len(cfg.task_ids)} tasks" if len(cfg.task_ids) > 1 else ""
+        problems.append(f"buffer_size={cfg.buffer_size:,} does not hold the {rows:,} rows of one episode{each}")
     if teacher is not None and (why := why_missing(teacher.checkpoint)):
         problems.append(
             f"teacher: teacher_config.checkpoint={teacher.checkpoint} {why}. Name a file, download the "
@@ -91,6 +88,19 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
             problems.append(f"evaluation: {error} (eval_freq=0 trains without)")
     if problems:
         raise ValueError("\n  ".join(["training cannot start, something is missing", *problems]))
+
+
+def _least_rows(cfg: Config) -> int:
+    """Count the rows with which a buffer has an episode of every task, when those of all environments have ended.
+
+    With fewer the episodes of the last environments would push out those of the first, and a task would never be drawn.
+    """
+    rows, missing = 0, set(cfg.task_ids)
+    for task_id in reversed(cfg.envs):
+        if missing:
+            rows += len(cfg.stored_for[task_id]) * (cfg.task_specs[task_id].episode_length + 1)
+            missing -= {*cfg.stored_for[task_id]}
+    return rows
 
 
 def checkpoint_bytes(agent: TDMPC2, cfg: Config) -> int:

@@ -24,6 +24,7 @@ class RingPlan(NamedTuple):
     row_format: RowFormat | FrameFormat
     capacity: int  # rows
     bytes: int
+    file_bytes: int  # of what is saved of it, at most
     place: str  # cuda, memory or disk
 
 
@@ -64,6 +65,11 @@ def plan_ring(cfg: Config, device: torch.device, group: ProcessGroup | None = No
     steps = (cfg.steps + len(cfg.envs)) * sum(_stored(cfg)) // len(cfg.envs)
     capacity = min(cfg.buffer_size, 2 * steps)  # an episode has a row more than steps
     size = capacity * 4 * row_format.words
+    files = size
+    if (
+        cfg.buffer_size < steps
+    ):  # what is dropped is deleted a save later, and a file that is dropped in part stays whole
+        files += 2 * min(capacity, (cfg.save_freq or cfg.steps) * max(_stored(cfg))) * 4 * row_format.words
     beside = local_processes() if group.world_size > 1 else 1  # on this machine
     shown = demonstrations_bytes(cfg)  # drawn from beside it, so that there must be room for both
     what = "the replay buffer and the demonstrations" if shown else "the replay buffer"
@@ -71,9 +77,9 @@ def plan_ring(cfg: Config, device: torch.device, group: ProcessGroup | None = No
     place = max(group.collect(place), key=_PLACES.index)
     if cfg.save_agent and group.main:
         saved = sum(path.stat().st_size for path in (cfg.run_dir / "replay").glob("episodes_*.pt"))
-        needed = max(size - saved, 0) + size * beside * (place == "disk")
+        needed = max(files - saved, 0) + size * beside * (place == "disk")
         check_free_disk(cfg.run_dir, needed, "set buffer_size lower")
-    return RingPlan(row_format, capacity, size, place)
+    return RingPlan(row_format, capacity, size, files, place)
 
 
 def make_ring(cfg: Config, device: torch.device, group: ProcessGroup | None = None) -> ReplayRing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from tdmpc2.data.store.selection import Selection
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.data.unequal import VALUES
 from tdmpc2.support.entries import check_entries
+from tdmpc2.tasks import TASK_SETS, TaskSpec
 from tdmpc2.training import run_dir, run_record
 from tdmpc2.training.state_file import STATE
 
@@ -82,10 +83,30 @@ def _select(run: Path, cfg: Config, dtype: str) -> Selection:
         raise ValueError(f"{directory} has an episode of a task that the run does not know. {_AGAIN}")
     layout = Layout.of(cfg.task_specs)
     index.check_lengths(directory, layout.longest, _AGAIN)
-    rows = None if index.is_equal(layout.rows - 1) else index.num_rows
     taken = sha256(json.dumps([[file["sha256"] for file in files], kept.tolist()]).encode()).hexdigest()
-    meta = StoreMeta(cfg.task, cfg.task_specs, len(kept), dtype, selection=taken, rows=rows)
+    task, specs = cfg.task, cfg.task_specs
+    if (alone := _appended_task(cfg)) is not None:
+        task, specs = alone.name, (alone,)
+        index = replace(index, task=torch.zeros_like(index.task))
+        parts = [_of_one_task(part, alone) for part in parts]
+    rows = None if index.is_equal(Layout.of(specs).rows - 1) else index.num_rows
+    meta = StoreMeta(task, specs, len(kept), dtype, selection=taken, rows=rows)
     return Selection(meta, parts, kept, index, [path, *(part.path for part in parts)], str(run))
+
+
+def _appended_task(cfg: Config) -> TaskSpec | None:
+    """Find the task of a run that appended it to a named set: with it the set is none that a command could name."""
+    named = TASK_SETS.get(cfg.task)
+    if cfg.tuned_task is None or named is None or cfg.tuned_task in named:
+        return None
+    return cfg.task_specs[cfg.task_names.index(cfg.tuned_task)].unpadded()
+
+
+def _of_one_task(part: Part, spec: TaskSpec) -> Part:
+    """Turn episodes of a padded task into those of a set of this task alone."""
+    assert isinstance(part.content, _Saved)
+    own = replace(part.content, sizes=(spec.obs_dim, spec.action_dim))
+    return replace(part, index=replace(part.index, task=torch.zeros_like(part.index.task)), content=own)
 
 
 def _part(directory: Path, file: Mapping[str, Any], row_format: RowFormat) -> Part:
@@ -105,12 +126,17 @@ class _Saved:
     directory: Path
     file: Mapping[str, Any]
     row_format: RowFormat
+    sizes: tuple[int, int] | None = None  # of observation and action without padding; None: as they are saved
     rows: Tensor | None = None  # [R, W]
 
     def read(self, index: EpisodeIndex, episodes: Tensor) -> dict[str, Tensor]:
         assert self.rows is not None
         table = padded(self.rows[index.rows_of(episodes)], index.lengths[episodes])
-        return dict(zip(VALUES, self.row_format.split(table), strict=True))
+        values = dict(zip(VALUES, self.row_format.split(table), strict=True))
+        if self.sizes is None:
+            return values
+        widths = dict(zip(("obs", "action"), self.sizes, strict=True))
+        return {name: value[..., : widths[name]] if name in widths else value for name, value in values.items()}
 
     @contextmanager
     def verifying(self, index: EpisodeIndex) -> Iterator[Verify]:

@@ -24,11 +24,20 @@ from tdmpc2.training.demonstrations import Batches, demonstrations_problems, dem
 from tdmpc2.training.online import train_online
 from tdmpc2.training.online_estimate import dry_run_online
 from tdmpc2.training.ring import make_ring
+from tests.helpers.data import save_raw
 from tests.helpers.online import assert_same, config, interrupt
 from tests.helpers.runs import TASKS, TINY, rows
 from tests.helpers.toy_envs import FALLS, STANDS, STANDS_FOR
 
 pytestmark = pytest.mark.usefixtures("own_folder")
+
+
+@pytest.fixture
+def own_set(tmp_path: Path) -> str:
+    """Write a set of three tasks with episodes of one length."""
+    path = tmp_path / "three.yaml"
+    path.write_text("tasks: [mw-reach, mw-push, mw-sweep]\n")
+    return str(path)
 
 
 def demonstrate(
@@ -162,6 +171,21 @@ def test_demonstrations_of_some_of_many_tasks_are_taken(data_dir: Path) -> None:
     assert set(task[8:].tolist()) == {cfg.task_ids[0]}
     with pytest.raises(ValueError, match="it has no episodes of the tasks of this run"):
         Batches.of(cfg.replace(tasks=("cup-spin",)), ring, torch.device("cpu"), None)
+
+
+def test_demonstrations_in_chunk_files_without_a_record_are_of_the_runs_task_set(tmp_path: Path, own_set: str) -> None:
+    """Such files are those of TD-MPC2's data sets, or of a task set of one's own."""
+    cfg = parse_cfg({"task": own_set, "mode": "online", "demonstrations": str(tmp_path / "shown"), "work_dir": "run"})
+    gen = torch.Generator().manual_seed(1)
+    rows = max(spec.episode_length for spec in cfg.task_specs) + 1
+    sizes = {"obs": (2, rows, cfg.obs_dim), "action": (2, rows, cfg.action_dim), "reward": (2, rows)}
+    values = {name: torch.rand(size, generator=gen) for name, size in sizes.items()}
+    values["action"][:, 0] = values["reward"][:, 0] = torch.nan
+    task = torch.tensor([[1], [2]], dtype=torch.int32).expand(-1, rows).clone()
+    (tmp_path / "shown").mkdir()
+    save_raw(tmp_path / "shown" / "chunk_0.pt", {**values, "task": task})
+    assert demonstrations_problems(cfg) == []
+    assert demonstrations_record(cfg)
 
 
 def test_estimate_of_a_run_names_its_demonstrations(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from gymnasium.spaces import Box
 
 from tdmpc2.envs.workers import Worker, WorkerLost
 from tdmpc2.training.online import train_online
-from tests.helpers.online import config, interrupt
+from tests.helpers.online import assert_same, config, interrupt
 from tests.helpers.toy_envs import FALLS
 
 
@@ -165,6 +165,36 @@ def test_online_run_whose_worker_is_killed_names_its_episodes_and_goes_on(
     assert torch.load(cfg.run_dir / "state.pt", weights_only=True)["step"] == 46
 
 
+def test_worker_killed_while_episodes_are_played_again_loses_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start ends before anything is saved, and the next one continues as if there had been none between."""
+    cfg = config(tmp_path / "cut", num_envs=2, env_workers=1, eval_freq=0)
+    whole = config(tmp_path / "whole", num_envs=2, env_workers=1, eval_freq=0)
+    train_online(whole, None)
+    interrupt(monkeypatch, 36, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        train_online(cfg, None)
+    monkeypatch.undo()
+    begin, resets = Worker.begin, 0
+
+    def killing(self: Worker, name: str, *args: Any, **kwargs: Any) -> None:
+        nonlocal resets
+        resets += name == "reset_one"
+        begin(self, name, *args, **kwargs)
+        if resets == 2 and name == "step_each":  # the second environment's episode, while the first one's is there again
+            os.kill(self._process.pid, signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "begin", killing)
+        with pytest.raises(
+            ValueError, match=r"was killed by signal 9 .*: nothing is changed, so that the same command"
+        ):
+            train_online(cfg, None)
+    train_online(cfg, None)
+    assert_same(cfg.run_dir, whole.run_dir)
+
+
 def test_online_evaluation_whose_worker_is_killed_has_no_score_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,6 +229,8 @@ def test_online_environment_that_does_not_repeat_is_named(
 
 @pytest.mark.parametrize(("keys", "message"), [
     ({"buffer_size": 7}, "buffer_size=7 does not hold the 8 rows of one episode"),
+    ({"task": "mt30", "mode": "online", "tasks": ["cup-catch", "cup-spin", "pendulum-spin"], "buffer_size": 1502},
+     "buffer_size=1,502 does not hold the 1,503 rows of one episode of each of 3 tasks"),
     ({"task": "lift-cube"}, "ManiSkill 3 has no task 'lift-cube' any more"),
     ({"data_device": "cuda"}, "data_device=cuda, but training is on cpu"),
     ({"data_device": "cpu", "buffer_size": 10**15, "steps": 10**14},

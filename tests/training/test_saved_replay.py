@@ -16,6 +16,7 @@ from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.data.tools.verify import verify
 from tdmpc2.training.offline import train
 from tdmpc2.training.online import train_online
+from tdmpc2.training.ring import plan_ring
 from tdmpc2.training.run_dir import lock
 from tdmpc2.training.saved_replay import replay_to_store
 from tests.helpers.data_command import flip
@@ -46,6 +47,19 @@ def test_replay_buffer_becomes_a_store(played: Config, tmp_path: Path, capsys: p
     saved = torch.load(played.run_dir / "state.pt", weights_only=True)["parts"]["replay"]
     last = torch.load(played.run_dir / "replay" / saved["files"][-1]["name"], weights_only=True)
     assert torch.equal(store.read(5, 1)[:, :4], last["rows"][-FALLS_AT - 1 :, :4])
+
+
+def test_disk_that_a_buffer_takes_is_counted_with_files_that_are_deleted_later(played: Config) -> None:
+    """Of episodes that were dropped a file lies there until the next save."""
+    files = sum(path.stat().st_size for path in (played.run_dir / "replay").glob("episodes_*.pt"))
+    plan = plan_ring(played, torch.device("cpu"))
+    assert plan.bytes < plan.file_bytes
+    words = torch.load(played.run_dir / "state.pt", weights_only=True)["parts"]["replay"]["files"]
+    kept = sum(len(torch.load(played.run_dir / "replay" / file["name"])["rows"]) for file in words)
+    assert plan.bytes < kept * 4 * plan.row_format.words <= plan.file_bytes
+    assert files > plan.bytes
+    roomy = played.replace(buffer_size=10_000)
+    assert plan_ring(roomy, torch.device("cpu")).file_bytes == plan_ring(roomy, torch.device("cpu")).bytes
 
 
 def test_stored_replay_buffer_is_data_and_demonstrations(played: Config, tmp_path: Path) -> None:

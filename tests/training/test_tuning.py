@@ -14,6 +14,7 @@ import torch
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file, save_file
 from tdmpc2.config import PARTS, WIDTHS, Config, parse_cfg
+from tdmpc2.data.tools.verify import verify
 from tdmpc2.loading import load_agent
 from tdmpc2.play.actors import prior_actions, uniform_actions
 from tdmpc2.play.evaluation import evaluate
@@ -23,13 +24,15 @@ from tdmpc2.support.names import safe_name
 from tdmpc2.tasks import TaskSpec
 from tdmpc2.training.guards import STOPPED
 from tdmpc2.training.new_task import embedding_losses
+from tdmpc2.training.offline import train
 from tdmpc2.training.online import train_online
+from tdmpc2.training.saved_replay import replay_to_store
 from tdmpc2.training.tuning import keys_from_checkpoint, load_start
-from tests.helpers.online import SMALL, interrupt
+from tests.helpers.online import SMALL, config, interrupt
 from tests.helpers.reference import shared_file
 from tests.helpers.runs import weights
 from tests.helpers.toy_envs import FALLS, STANDS, STANDS_FOR
-from tests.helpers.tuning import OTHERS, WIDE, file_of_many, tuned
+from tests.helpers.tuning import OTHERS, STANDS_SPEC, WIDE, file_of_many, tuned
 
 UNKNOWN = OTHERS  # tasks of a file that does not know STANDS
 
@@ -327,6 +330,18 @@ def test_file_of_an_appended_task_is_tuned_again(tmp_path: Path, without: Path) 
     smaller = file_of_many(tmp_path, (OTHERS[0], TaskSpec(STANDS, 3, 2)))
     with pytest.raises(ValueError, match=f"knows another task called '{STANDS}': 3 observed numbers"):
         tuned(tmp_path, smaller)
+
+
+def test_buffer_of_an_appended_task_becomes_data_of_this_task_alone(tmp_path: Path, without: Path) -> None:
+    """No command could name the set of the file and one more task; and the padding is the set's."""
+    cfg = tuned(tmp_path, without, steps=20, save_freq=5)
+    train_online(cfg, None)
+    store = replay_to_store(cfg.run_dir, tmp_path / "store", quiet=True)
+    assert (store.meta.task, store.meta.tasks) == (STANDS, (STANDS_SPEC,))
+    assert store.index.lengths.unique().tolist() == [STANDS_FOR]
+    assert not verify(store.path).problems
+    alone = config(tmp_path / "alone", mode="offline", data_dir=str(store.path), steps=2)
+    assert train(alone, None).exists()
 
 
 def test_appended_task_is_padded_as_its_set(tmp_path: Path) -> None:
