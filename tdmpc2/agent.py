@@ -228,23 +228,11 @@ class TDMPC2:
         Returns:
             One line about it, or nothing.
         """
-        begun, line = self._update_path, ""
-        self._model_losses, self._policy_loss = losses.model_losses, losses.policy_loss
-        path = compiled_update.wanted_path(self.cfg, begun)
-        if path == "compiled":
-            if why_not := compiled_update.obstacle(self.device, processes or self.group.world_size):
-                path, line = "fused", f"Training without compilation: {why_not}"
-            else:
-                line = "Compiling the update in its first step (one or two minutes; compile=false turns it off)"
-                self._model_losses, self._policy_loss = compiled_update.compiled(self.model, self.device)
-        if path == "fused" and not compiled_update.fuse(self.model, self.device):
-            path = "plain"
-            if begun == "fused" and not line:
-                line = "Training without the fused layers that the run was begun with: no CPU kernels for it here"
-        if path == "plain":
-            fast_layers.unfuse(self.model)
-        self._update_path = path
-        return line
+        computed = compiled_update.choose(
+            self.cfg, self._update_path, self.model, self.device, processes or self.group.world_size
+        )
+        self._update_path, self._model_losses, self._policy_loss = computed.path, *computed.losses
+        return computed.line
 
     @property
     def update_path(self) -> UpdatePath:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from types import FunctionType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -22,6 +22,40 @@ UpdatePath = Literal["plain", "fused", "compiled"]
 
 _log = logging.getLogger("tdmpc2")
 _ROWS_WORTH_COMPILING = 5_120_000  # 20 000 updates of 256
+
+
+class Computed(NamedTuple):
+    """How an update is computed, the functions that do so, and one line about it, or nothing."""
+
+    path: UpdatePath
+    losses: tuple[Callable[..., Any], Callable[..., Any]]
+    line: str
+
+
+def choose(cfg: Config, begun: UpdatePath | None, model: WorldModel, device: torch.device, processes: int) -> Computed:
+    """Choose how updates are computed, and give the model the layers for it.
+
+    Args:
+        cfg: of the run.
+        begun: how the run was begun; None: it is new.
+        model: is trained.
+        device: where it is.
+        processes: that train together.
+    """
+    path, line, functions = wanted_path(cfg, begun), "", (model_losses, policy_loss)
+    if path == "compiled":
+        if why_not := obstacle(device, processes):
+            path, line = "fused", f"Training without compilation: {why_not}"
+        else:
+            line = "Compiling the update in its first step (one or two minutes; compile=false turns it off)"
+            functions = compiled(model, device)
+    if path == "fused" and not fuse(model, device):
+        path = "plain"
+        if begun == "fused" and not line:
+            line = "Training without the fused layers that the run was begun with: no CPU kernels for it here"
+    if path == "plain":
+        layers.unfuse(model)
+    return Computed(path, functions, line)
 
 
 def wanted_path(cfg: Config, begun: UpdatePath | None) -> UpdatePath:

@@ -182,7 +182,9 @@ def test_worker_killed_while_episodes_are_played_again_loses_none_of_them(
         nonlocal resets
         resets += name == "reset_one"
         begin(self, name, *args, **kwargs)
-        if resets == 2 and name == "step_each":  # the second environment's episode, while the first one's is there again
+        if (
+            resets == 2 and name == "step_each"
+        ):  # the second environment's episode, while the first one's is there again
             os.kill(self._process.pid, signal.SIGKILL)
 
     with monkeypatch.context() as patch:
