@@ -45,6 +45,12 @@ VERBS = {
             Option("run", "directory of the run", kind=Path, required=True, bare=True),
             Option("out", "directory to make; it must not exist", kind=Path, required=True, bare=True),
             Option("dtype", "of observations and actions", "float32", choices=("float32", "float16")),
+            Option(
+                "alone",
+                "of a run that plays one task of a set: data of this task, without the padding",
+                False,
+                kind=bool,
+            ),
         ),
     ),
     "convert": Verb(
@@ -165,7 +171,7 @@ def _convert(values: dict[str, Any]) -> None:
 def _from_run(values: dict[str, Any]) -> None:
     from tdmpc2.training.saved_replay import replay_to_store
 
-    _print_store(values["out"], replay_to_store(values["run"], values["out"], values["dtype"]))
+    _print_store(values["out"], replay_to_store(values["run"], values["out"], values["dtype"], alone=values["alone"]))
 
 
 def _import(values: dict[str, Any]) -> None:

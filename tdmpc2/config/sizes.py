@@ -72,9 +72,8 @@ def budget(num_samples: int, of: tuple[int, int, int] = (512, 64, 24)) -> dict[s
         of: ``num_samples, num_elites, num_pi_trajs`` of the other budget; by default that of the method.
     """
     samples, elites, policy = of
-    if num_samples == samples:  # a single elite stays what it is
-        return {"num_elites": elites, "num_pi_trajs": policy}
+    fewest = min(2, elites)  # a single elite stays one
     return {
-        "num_elites": min(max(2, round(elites * num_samples / samples)), num_samples),
+        "num_elites": min(max(fewest, round(elites * num_samples / samples)), num_samples),
         "num_pi_trajs": min(max(1, round(policy * num_samples / samples)), num_samples - 1),
     }

@@ -123,19 +123,15 @@ class Explorer:
             return uniform_actions(self._cfg, self.task_ids, generator)[self.own]
         obs, starts, task = self._seen()
         if random or self._by_policy(step):
-            return self.checked(prior_actions(self._model, obs, self.task_ids, generator, self.own))
+            return self._finite(prior_actions(self._model, obs, self.task_ids, generator, self.own))
         starts |= self._by_policy(step - len(self.task_ids))  # the plan before is of a step earlier
         try:
             return self.player.act(obs, starts, task=task, eval_mode=False)
         except NotFinite as error:
             raise self._not_finite(error.env, error.message) from error
 
-    def checked(self, actions: Floats) -> Floats:
-        """Require actions of this process's environments, [E, A], to be finite.
-
-        Raises:
-            ValueError: naming task, seed and step.
-        """
+    def _finite(self, actions: Floats) -> Floats:
+        """Require actions [E, A] to be finite."""
         finite = np.isfinite(actions).all(-1)
         if not finite.all():
             raise self._not_finite(int(np.argmin(finite)), "the policy's action is not finite")
@@ -377,7 +373,10 @@ class Explorer:
             return self._repeats(i, saved)
         except EnvironmentFailed as error:
             if isinstance(error.__cause__, WorkerLost):
-                raise ValueError(f"{error}: nothing is changed, so that the same command continues the run") from error
+                raise ValueError(
+                    f"{error}. Nothing of the run is changed: the same command continues it, and with env_workers=0 if "
+                    "this comes again"
+                ) from error
             return False
 
     def _repeats(self, i: int, saved: Mapping[str, Any]) -> bool:

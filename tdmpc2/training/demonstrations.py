@@ -143,7 +143,9 @@ def _as_data(cfg: Config) -> Config:
 
 def _tasks_present(directory: str, cfg: Config) -> set[str]:
     """Find the tasks that demonstrations have; chunk files that no record names are of the run's own task set."""
-    if find_store(directory) is not None or (Path(directory).expanduser() / "collect.json").exists():
+    if (store := find_store(directory)) is not None:
+        return {store.meta.tasks[task_id].name for task_id in store.index.task.unique().tolist()}
+    if (Path(directory).expanduser() / "collect.json").exists():
         return set(tasks_present(directory))
     layout = Layout.of(cfg.task_specs)
     ids = [chunk_index(path, layout).task for path in chunk_paths(directory, cfg.task)]

@@ -178,7 +178,9 @@ class Loop:
         with self.clock("acting"):
             prior = self._has_policy and self._new_task.chosen
             with blaming_updates(self.run):
-                return self.explorer.act(step, random=self.is_random(step), prior=prior)
+                actions = self.explorer.act(step, random=self.is_random(step), prior=prior)
+            self.run.check_finite()  # the actions are here, so that there is nothing to wait for
+            return actions
 
     def owe(self, step: int, sign: int = 1) -> None:
         """Count the updates that are due with a step, or with ``sign=-1`` are not."""

@@ -58,9 +58,10 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
             problems += [f"data_dir={cfg.data_dir}: {problem}" for problem in data_problems(cfg)]
     except ValueError as error:
         problems.append(f"{'environment' if online else 'data_dir'}: {error}")
-    if online and cfg.buffer_size < (rows := _least_rows(cfg)):
-        each = f" of each of {len(cfg.task_ids)} tasks" if len(cfg.task_ids) > 1 else ""
-        problems.append(f"buffer_size={cfg.buffer_size:,} does not hold the {rows:,} rows of one episode{each}")
+    begun_before = state_path(cfg.run_dir).exists()  # with whatever was enough then
+    if online and not begun_before and cfg.buffer_size < (rows := _least_rows(cfg)):
+        what = f"an episode of each of {len(cfg.task_ids)} tasks" if len(cfg.task_ids) > 1 else "an episode"
+        problems.append(f"buffer_size={cfg.buffer_size:,} does not hold {what}: set it to {rows:,} or more")
     if teacher is not None and (why := why_missing(teacher.checkpoint)):
         problems.append(
             f"teacher: teacher_config.checkpoint={teacher.checkpoint} {why}. Name a file, download the "

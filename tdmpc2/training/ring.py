@@ -66,10 +66,15 @@ def plan_ring(cfg: Config, device: torch.device, group: ProcessGroup | None = No
     capacity = min(cfg.buffer_size, 2 * steps)  # an episode has a row more than steps
     size = capacity * 4 * row_format.words
     files = size
-    if (
-        cfg.buffer_size < steps
-    ):  # what is dropped is deleted a save later, and a file that is dropped in part stays whole
-        files += 2 * min(capacity, (cfg.save_freq or cfg.steps) * max(_stored(cfg))) * 4 * row_format.words
+    if cfg.buffer_size < steps:
+        # Files are deleted a save later than what is in them, and one that is dropped in part stays whole. A turn may
+        # store an episode of every environment, so that a file may have these, even if a save follows every step.
+        turn = sum(
+            count * (cfg.task_specs[task_id].episode_length + 1)
+            for task_id, count in zip(cfg.envs, _stored(cfg), strict=True)
+        )
+        between = min(capacity, max(cfg.save_freq * max(_stored(cfg)), turn))
+        files += 2 * between * 4 * row_format.words
     beside = local_processes() if group.world_size > 1 else 1  # on this machine
     shown = demonstrations_bytes(cfg)  # drawn from beside it, so that there must be room for both
     what = "the replay buffer and the demonstrations" if shown else "the replay buffer"

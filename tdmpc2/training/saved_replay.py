@@ -27,7 +27,7 @@ from tdmpc2.data.store.selection import Selection
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.data.unequal import VALUES
 from tdmpc2.support.entries import check_entries
-from tdmpc2.tasks import TASK_SETS, TaskSpec
+from tdmpc2.tasks import TaskSpec
 from tdmpc2.training import run_dir, run_record
 from tdmpc2.training.state_file import STATE
 
@@ -38,7 +38,9 @@ class NoEpisodes(ValueError):
     """A run whose replay buffer has no whole episode."""
 
 
-def replay_to_store(run: Path, out: Path, dtype: str = "float32", quiet: bool = False) -> EpisodeStore:
+def replay_to_store(
+    run: Path, out: Path, dtype: str = "float32", quiet: bool = False, alone: bool = False
+) -> EpisodeStore:
     """Write the episodes in the replay buffer that a run last saved into a new store, oldest first.
 
     The run must not be going on meanwhile; it is not changed. A kill is continued as that of other imports.
@@ -48,10 +50,13 @@ def replay_to_store(run: Path, out: Path, dtype: str = "float32", quiet: bool = 
         out: directory of the store, which must not exist.
         dtype: of observation and action, ``float32`` or ``float16``.
         quiet: print nothing.
+        alone: of a run that plays one task of a set, as one that fine-tunes does, the store is of this task, without
+            the padding of the set; by default it is of the set, as demonstrations of such runs are.
 
     Raises:
-        ValueError: it is no run that learned online from states, has saved no episode yet, or is going on; a file of it
-            is damaged; or see :func:`~tdmpc2.data.store.importer.import_episodes`.
+        ValueError: ``alone`` and a run of several tasks, it is no run that learned online from states, has saved no
+            episode yet, or is going on; a file of it is damaged; or see
+            :func:`~tdmpc2.data.store.importer.import_episodes`.
     """
     if not (run / "run.json").exists():
         raise ValueError(f"{run} has no run.json: name the directory of a run, such as logs/<task>/<seed>/<exp_name>")
@@ -63,10 +68,10 @@ def replay_to_store(run: Path, out: Path, dtype: str = "float32", quiet: bool = 
             f"{run} learned from images (obs={cfg.obs}), which episode stores do not hold: keep the run itself"
         )
     with run_dir.lock(run):
-        return import_selection(_select(run, cfg, dtype), out, quiet=quiet)
+        return import_selection(_select(run, cfg, dtype, alone), out, quiet=quiet)
 
 
-def _select(run: Path, cfg: Config, dtype: str) -> Selection:
+def _select(run: Path, cfg: Config, dtype: str, alone: bool) -> Selection:
     path, directory = state_path(run), run / "replay"
     parts_of_run = check_entries(str(path), read_file(path), STATE, _AGAIN).get("parts", {})
     if "replay" not in parts_of_run:
@@ -85,21 +90,16 @@ def _select(run: Path, cfg: Config, dtype: str) -> Selection:
     index.check_lengths(directory, layout.longest, _AGAIN)
     taken = sha256(json.dumps([[file["sha256"] for file in files], kept.tolist()]).encode()).hexdigest()
     task, specs = cfg.task, cfg.task_specs
-    if (alone := _appended_task(cfg)) is not None:
-        task, specs = alone.name, (alone,)
+    if alone:
+        if len(cfg.task_ids) > 1:
+            raise ValueError(f"alone=true makes data of one task, and {run} plays {len(cfg.task_ids)}: leave it out")
+        own = cfg.task_specs[cfg.task_ids[0]].unpadded()
+        task, specs = own.name, (own,)
         index = replace(index, task=torch.zeros_like(index.task))
-        parts = [_of_one_task(part, alone) for part in parts]
+        parts = [_of_one_task(part, own) for part in parts]
     rows = None if index.is_equal(Layout.of(specs).rows - 1) else index.num_rows
     meta = StoreMeta(task, specs, len(kept), dtype, selection=taken, rows=rows)
     return Selection(meta, parts, kept, index, [path, *(part.path for part in parts)], str(run))
-
-
-def _appended_task(cfg: Config) -> TaskSpec | None:
-    """Find the task of a run that appended it to a named set: with it the set is none that a command could name."""
-    named = TASK_SETS.get(cfg.task)
-    if cfg.tuned_task is None or named is None or cfg.tuned_task in named:
-        return None
-    return cfg.task_specs[cfg.task_names.index(cfg.tuned_task)].unpadded()
 
 
 def _of_one_task(part: Part, spec: TaskSpec) -> Part:

@@ -161,11 +161,13 @@ class Together:
         if not together:
             return [loop.choose(step) for loop in self._loops]
         asked = [explorer.asked() for explorer in self._explorers]
-        plans = self.stack.plan([explorer.player for explorer in self._explorers], asked, eval_mode=False)
-        actions = []
-        for run, explorer, plan in zip(self._runs, self._explorers, plans, strict=True):
-            with blaming_updates(run):
-                actions.append(explorer.checked(plan.action.cpu().numpy()))
+        with ExitStack() as all_runs:
+            for run in self._runs:
+                all_runs.enter_context(blaming_updates(run))
+            plans = self.stack.plan([explorer.player for explorer in self._explorers], asked, eval_mode=False)
+        actions = [plan.action.cpu().numpy() for plan in plans]
+        for run in self._runs:
+            run.check_finite()  # a plan may be finite, and mean nothing
         return actions
 
     def _update(self) -> list[Mapping[str, Tensor] | None]:

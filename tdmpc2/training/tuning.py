@@ -134,8 +134,9 @@ def _begun_anew(agent: TDMPC2, weights: Mapping[str, Tensor], cfg: Config) -> di
     kept = {name: tensor for name, tensor in weights.items() if not (modules and name.startswith(modules))}
     own = _own(agent, *(name for part in cfg.reset for name in PARTS[part]))
     if "task_embedding" in cfg.reset:
-        rows, ids = weights["_task_emb.weight"].clone(), list(cfg.task_ids)
-        rows[ids] = own["_task_emb.weight"][ids].cpu().to(rows.dtype)
+        rows, new = weights["_task_emb.weight"].clone(), own["_task_emb.weight"].cpu()
+        if rows.shape == new.shape:  # otherwise the agent says what differs when it loads them
+            rows[list(cfg.task_ids)] = new[list(cfg.task_ids)].to(rows.dtype)
         own["_task_emb.weight"] = rows
     return kept | own
 

@@ -52,6 +52,7 @@ def test_replace_keeps_the_proportion_of_the_configuration() -> None:
     assert budget(cfg.replace(num_samples=64)) == (64, 16, 8)
     few = cfg.replace(num_elites=1)
     assert budget(few.replace(num_samples=64, iterations=2)) == (64, 1, 8), "as a run's planner while collecting"
+    assert budget(few.replace(num_samples=32)) == (32, 1, 4)
 
 
 @pytest.mark.parametrize("bad", [0, "x", None, 2.5])

@@ -17,6 +17,7 @@ from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.episodes import write_episodes
+from tdmpc2.data.store.importer import ensure_store
 from tdmpc2.data.tools.convert import to_store
 from tdmpc2.loading import load_agent
 from tdmpc2.support.mapped_files import FileChangedError, UnchangedFile
@@ -185,7 +186,10 @@ def test_demonstrations_in_chunk_files_without_a_record_are_of_the_runs_task_set
     (tmp_path / "shown").mkdir()
     save_raw(tmp_path / "shown" / "chunk_0.pt", {**values, "task": task})
     assert demonstrations_problems(cfg) == []
-    assert demonstrations_record(cfg)
+    record = demonstrations_record(cfg)
+    ensure_store(tmp_path / "shown", cfg.task, cfg.task_specs, quiet=True)  # as a run that leaves them on disk does
+    assert demonstrations_problems(cfg) == []
+    assert demonstrations_record(cfg) == record
 
 
 def test_estimate_of_a_run_names_its_demonstrations(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_worker_killed_while_episodes_are_played_again_loses_none_of_them(
     with monkeypatch.context() as patch:
         patch.setattr(Worker, "begin", killing)
         with pytest.raises(
-            ValueError, match=r"was killed by signal 9 .*: nothing is changed, so that the same command"
+            ValueError, match=r"was killed by signal 9 .* Nothing of the run is changed: the same command continues it"
         ):
             train_online(cfg, None)
     train_online(cfg, None)
@@ -230,9 +230,9 @@ def test_online_environment_that_does_not_repeat_is_named(
 
 
 @pytest.mark.parametrize(("keys", "message"), [
-    ({"buffer_size": 7}, "buffer_size=7 does not hold the 8 rows of one episode"),
+    ({"buffer_size": 7}, "buffer_size=7 does not hold an episode: set it to 8 or more"),
     ({"task": "mt30", "mode": "online", "tasks": ["cup-catch", "cup-spin", "pendulum-spin"], "buffer_size": 1502},
-     "buffer_size=1,502 does not hold the 1,503 rows of one episode of each of 3 tasks"),
+     "buffer_size=1,502 does not hold an episode of each of 3 tasks: set it to 1,503 or more"),
     ({"task": "lift-cube"}, "ManiSkill 3 has no task 'lift-cube' any more"),
     ({"data_device": "cuda"}, "data_device=cuda, but training is on cpu"),
     ({"data_device": "cpu", "buffer_size": 10**15, "steps": 10**14},

@@ -235,7 +235,9 @@ def test_share_body_that_has_no_meaning_is_refused_with_the_way_out(
 
 def test_share_body_buffer_too_small_for_all_tasks_of_an_episode_is_refused(tmp_path: Path) -> None:
     """Such a ring would never keep an episode of the first task."""
-    with pytest.raises(ValueError, match="buffer_size=79 does not hold the 80 rows of one episode of each of 4 tasks"):
+    with pytest.raises(
+        ValueError, match="buffer_size=79 does not hold an episode of each of 4 tasks: set it to 80 or more"
+    ):
         train_online(shared(tmp_path, buffer_size=79), None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import signal
 from collections import Counter
 from pathlib import Path
@@ -17,7 +18,8 @@ from tdmpc2.training import run_dir
 from tdmpc2.training.guards import STOPPED
 from tdmpc2.training.online import train_online
 from tdmpc2.training.saved_replay import replay_to_store
-from tdmpc2.training.specialists import train_specialists
+from tdmpc2.training.specialists import Together, train_specialists
+from tdmpc2.training.stacked_agents import StackedAgents
 from tests.helpers.online import assert_same, config, interrupt
 from tests.helpers.toy_envs import POINT, STANDS
 
@@ -193,3 +195,34 @@ def test_environment_that_fails_saves_all_runs_before_its_step(tmp_path: Path, m
     assert len(running[0]["action"]) == 25 % 7
     train_specialists(cfgs)
     assert {torch.load(cfg.run_dir / "state.pt", weights_only=True)["step"] for cfg in cfgs} == {33}
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["each alone", "stacked"])
+def test_run_of_a_stack_that_diverges_ends_all_before_they_act_again(
+    stacked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stacked plan may be finite where the weights are not, and the next training line is far away."""
+    begin, act, update = Together.__init__, Together._act, StackedAgents.update
+    updates, turns = 0, 0
+
+    def beginning(self: Together, *args: Any, **kwargs: Any) -> None:
+        begin(self, *args, **kwargs)
+        self._plans_together = stacked  # as on a GPU
+
+    def acting(self: Together, step: int) -> None:
+        nonlocal turns
+        turns += updates > 0
+        act(self, step)
+
+    def diverging(self: StackedAgents, batches: Any) -> list[dict[str, torch.Tensor]]:
+        nonlocal updates
+        updates += 1
+        one, other = update(self, batches)
+        return [dict(one), {name: value * math.nan for name, value in other.items()}]
+
+    monkeypatch.setattr(Together, "__init__", beginning)
+    monkeypatch.setattr(Together, "_act", acting)
+    monkeypatch.setattr(StackedAgents, "update", diverging)
+    with pytest.raises(ValueError, match=r"Training diverged: .* not finite at step \d+\."):
+        train_specialists(together(tmp_path, mpc=True, save_freq=1000, log_freq=1000, steps=200))
+    assert turns == 1

@@ -146,6 +146,13 @@ def test_reset_of_the_embedding_of_a_task_that_the_file_lacks_is_refused(tmp_pat
         load_start(TDMPC2(cfg), cfg)
 
 
+def test_reset_of_an_embedding_of_another_size_says_so(tmp_path: Path, many: Path) -> None:
+    widths = {name: value for name, value in {**SMALL, **WIDE}.items() if name in ("model_size", *WIDTHS)}
+    cfg = tuned(tmp_path, many, reset=["task_embedding"], **{**widths, "task_dim": 4})
+    with pytest.raises(ValueError, match="set task_dim=6"):
+        load_start(TDMPC2(cfg), cfg)
+
+
 def test_termination_head_that_the_file_lacks_cannot_be_frozen(tmp_path: Path, many: Path) -> None:
     """It would end imagined episodes at random for the whole run."""
     cfg = tuned(tmp_path, many, episodic=True, freeze=["termination"])
@@ -332,11 +339,14 @@ def test_file_of_an_appended_task_is_tuned_again(tmp_path: Path, without: Path) 
         tuned(tmp_path, smaller)
 
 
-def test_buffer_of_an_appended_task_becomes_data_of_this_task_alone(tmp_path: Path, without: Path) -> None:
-    """No command could name the set of the file and one more task; and the padding is the set's."""
+def test_buffer_of_an_appended_task_is_demonstrations_or_data_of_this_task_alone(tmp_path: Path, without: Path) -> None:
+    """No command could name the set of the file and one more task to learn offline; and the padding is the set's."""
     cfg = tuned(tmp_path, without, steps=20, save_freq=5)
     train_online(cfg, None)
-    store = replay_to_store(cfg.run_dir, tmp_path / "store", quiet=True)
+    shown = replay_to_store(cfg.run_dir, tmp_path / "shown", quiet=True)
+    assert shown.meta.tasks == cfg.task_specs
+    train_online(tuned(tmp_path / "again", without, steps=20, demonstrations=str(shown.path)), None)
+    store = replay_to_store(cfg.run_dir, tmp_path / "store", quiet=True, alone=True)
     assert (store.meta.task, store.meta.tasks) == (STANDS, (STANDS_SPEC,))
     assert store.index.lengths.unique().tolist() == [STANDS_FOR]
     assert not verify(store.path).problems
