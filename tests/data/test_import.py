@@ -213,7 +213,7 @@ print(resident("VmHWM") - before)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux memory accounting")
 @pytest.mark.parametrize(("form", "slices"), [("chunks", 2), ("every other episode", 3), ("store", 2)])
 def test_import_memory_is_that_of_a_few_slices(tmp_path: Path, form: str, slices: int) -> None:
-    """Of a store of 6 slices. Beside episodes that are taken, pages of those between may count while they are mapped."""
+    """The store has 6 slices. Pages of episodes between those that are taken may count while they are mapped."""
     specs, block = (TaskSpec("long", 16, 2, 500), TaskSpec("other", 16, 2, 500)), 1024
     make = {"length": 500, "obs_dim": 16, "action_dim": 2}
     write_chunk(tmp_path / "small/chunk_0.pt", **fields([0, 1], **make))
