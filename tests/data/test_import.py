@@ -211,9 +211,8 @@ print(resident("VmHWM") - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux memory accounting")
-@pytest.mark.parametrize(("form", "slices"), [("chunks", 2), ("every other episode", 3), ("store", 2)])
-def test_import_memory_is_that_of_a_few_slices(tmp_path: Path, form: str, slices: int) -> None:
-    """The store has 6 slices. Pages of episodes between those that are taken may count while they are mapped."""
+@pytest.mark.parametrize("form", ["chunks", "every other episode", "store"])
+def test_import_memory_is_less_than_two_slices(tmp_path: Path, form: str) -> None:
     specs, block = (TaskSpec("long", 16, 2, 500), TaskSpec("other", 16, 2, 500)), 1024
     make = {"length": 500, "obs_dim": 16, "action_dim": 2}
     write_chunk(tmp_path / "small/chunk_0.pt", **fields([0, 1], **make))
@@ -229,7 +228,7 @@ def test_import_memory_is_that_of_a_few_slices(tmp_path: Path, form: str, slices
     )
     one_slice = block * 501 * RowFormat(16, 2).record.itemsize
     assert one_slice > 38e6
-    assert 0 < int(done.stdout) < slices * one_slice
+    assert 0 < int(done.stdout) < 2 * one_slice  # of a store of 6 slices, from 6 slices
     written = json.loads((tmp_path / "out/meta.json").read_text())["files"]["rows.npy"]["bytes"]
     assert written > (2.9 if form == "every other episode" else 5.9) * one_slice
     shutil.rmtree(tmp_path)
