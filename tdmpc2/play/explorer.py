@@ -134,7 +134,9 @@ class Explorer:
         """Require actions [E, A] to be finite."""
         finite = np.isfinite(actions).all(-1)
         if not finite.all():
-            raise self._not_finite(int(np.argmin(finite)), "the policy's action is not finite, so the weights are damaged")
+            raise self._not_finite(
+                int(np.argmin(finite)), "the policy's action is not finite, so the weights are damaged"
+            )
         return actions
 
     def _not_finite(self, row: int, message: str) -> ValueError:
