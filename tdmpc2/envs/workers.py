@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.envs.modules import module_of
-from tdmpc2.envs.stepping import Played, Step
+from tdmpc2.envs.stepping import EachAlone, Played, Step
 from tdmpc2.support.text import cut
 from tdmpc2.tasks import TaskSpec
 
@@ -296,3 +296,21 @@ def answers_of(asked: Sequence[Worker]) -> list[Any]:
     if errors:
         raise errors[0]
     return answers
+
+
+def each_of(played: Sequence[Played], workers: int, *form: Any) -> EachAlone | EachInWorkers:
+    """Build environments in this process if ``workers`` is 0, else in so many processes, or fewer if they are fewer.
+
+    Args:
+        played: what to build.
+        workers: how many processes.
+        form: as for :class:`~tdmpc2.envs.stepping.EachAlone`.
+    """
+    if not workers:
+        return EachAlone(played, *form)
+    processes = Workers(min(workers, len(played)))
+    try:
+        return EachInWorkers(processes, played, *form)
+    except BaseException:
+        processes.close()
+        raise

@@ -15,11 +15,11 @@ from tdmpc2.config import Config
 from tdmpc2.distributed import ProcessGroup
 from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.envs.stepping import EachAlone, Played, Step
-from tdmpc2.envs.workers import EachInWorkers, WorkerLost, Workers
+from tdmpc2.envs.workers import EachInWorkers, WorkerLost, each_of
 from tdmpc2.play.actors import prior_actions, uniform_actions
 from tdmpc2.play.environment_failed import EnvironmentFailed, TerminationRefused
 from tdmpc2.play.explorer_state import Running, check_explorer, loaded_episode, saved_episode, saved_running
-from tdmpc2.play.rollout import Episode, Floats, Job
+from tdmpc2.play.rollout import Episode, Floats
 from tdmpc2.player import Asked, NotFinite
 from tdmpc2.support.draws import numbered_generator
 
@@ -239,28 +239,11 @@ class Explorer:
     def _record(self, i: int, action: Floats, outcome: Step) -> list[Episode]:
         """Note a step; returns the episode that ends with it for each task that it is stored for, if one does."""
         running = self._episode(i)
-        running.obs.append(outcome.obs)
-        running.action.append(action)
-        running.rewards.append(outcome.rewards)
+        running.note(action, outcome)
         if not outcome.ends:
             return []
-        none = np.full((1, self._cfg.action_dim), np.nan, np.float32)
-        obs, actions = np.stack(running.obs), np.concatenate([none, running.action])
-        episodes = [
-            Episode(
-                Job(task_id, running.seed),
-                obs,
-                actions,
-                np.array([np.nan, *rewards], np.float32),
-                float(np.sum(rewards)),
-                outcome.success,
-                outcome.terminated,
-                [],
-            )
-            for task_id, rewards in zip(self._stored_for[i], zip(*running.rewards, strict=True), strict=True)
-        ]
         self._running[i] = None
-        return episodes
+        return running.episodes(self._stored_for[i], outcome)
 
     def _episode(self, i: int) -> Running:
         running = self._running[i]
@@ -275,15 +258,7 @@ class Explorer:
         for i in self._rows:
             task, *others = (names[task_id] for task_id in self._stored_for[i])
             played.append(Played(i, task, self._seed(i, 0), tuple(others)))
-        form = cfg.obs_dim, cfg.action_dim, cfg.obs
-        if not cfg.env_workers:
-            return EachAlone(played, *form)
-        workers = Workers(min(cfg.env_workers, len(played)))
-        try:
-            return EachInWorkers(workers, played, *form)
-        except BaseException:
-            workers.close()
-            raise
+        return each_of(played, cfg.env_workers, cfg.obs_dim, cfg.action_dim, cfg.obs)
 
     def _seed(self, i: int, episode: int) -> int:
         return int(np.random.SeedSequence((self._cfg.seed, i, episode)).generate_state(1)[0] >> 1)

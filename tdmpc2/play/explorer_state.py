@@ -1,8 +1,8 @@
-"""The saved state of an explorer: its running episodes, those that have ended, and the state of its player."""
+"""An explorer's running episodes, and its saved state: those, the ones that have ended, and that of its player."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tdmpc2.checkpoints.run_state import NEW_RUN, part_of
 from tdmpc2.config import Config
+from tdmpc2.envs.stepping import Step
 from tdmpc2.play.rollout import Episode, Floats, Job
 from tdmpc2.support.entries import Entry, check_entries, flag, list_of, nothing_or, number, record, whole
 
@@ -37,6 +38,30 @@ class Running:
     obs: list[Floats]  # one more than actions
     action: list[Floats] = field(default_factory=list)
     rewards: list[tuple[float, ...]] = field(default_factory=list)  # for its task, then for others of the body
+
+    def note(self, action: Floats, outcome: Step) -> None:
+        """Add a step."""
+        self.obs.append(outcome.obs)
+        self.action.append(action)
+        self.rewards.append(outcome.rewards)
+
+    def episodes(self, task_ids: Sequence[int], last: Step) -> list[Episode]:
+        """Make the episode that ends with a step, for each task that it is stored for."""
+        obs, actions = np.stack(self.obs), np.stack(self.action)
+        actions = np.concatenate([np.full_like(actions[:1], np.nan), actions])
+        return [
+            Episode(
+                Job(task_id, self.seed),
+                obs,
+                actions,
+                np.array([np.nan, *rewards], np.float32),
+                float(np.sum(rewards)),
+                last.success,
+                last.terminated,
+                [],
+            )
+            for task_id, rewards in zip(task_ids, zip(*self.rewards, strict=True), strict=True)
+        ]
 
 
 def check_explorer(state: Mapping[str, Any], cfg: Config, num_envs: int) -> dict[str, Any]:

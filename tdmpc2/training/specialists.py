@@ -23,8 +23,9 @@ from tdmpc2.tracking.progress import Progress
 from tdmpc2.training import run_dir
 from tdmpc2.training.demonstrations import demonstrations_record
 from tdmpc2.training.guards import stop_on_signal
+from tdmpc2.training.learner import cut_short
 from tdmpc2.training.loop import Run
-from tdmpc2.training.online import Loop, blaming_updates, cut_short
+from tdmpc2.training.online import Loop, blaming_updates
 from tdmpc2.training.preflight import preflight
 from tdmpc2.training.saving_together import saved_together, undo_half_saved
 from tdmpc2.training.schedule import Schedule

@@ -27,7 +27,8 @@ from tdmpc2.play.rollout import Episode, Job
 from tdmpc2.tasks import MT30, lookup
 from tdmpc2.training.demonstrations import Batches
 from tdmpc2.training.guards import STOPPED
-from tdmpc2.training.online import Learner, train_online
+from tdmpc2.training.learner import Learner
+from tdmpc2.training.online import train_online
 from tdmpc2.training.ring import make_ring
 from tests.helpers.online import assert_same, config, interrupt
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tdmpc2.training import online
+from tdmpc2.training import learner
 from tdmpc2.training.online import train_online
 from tests.helpers.online import config
 from tests.helpers.runs import rows
@@ -17,7 +17,7 @@ from tests.helpers.toy_envs import FALLS, ToyEnv
 def test_online_short_episodes_are_stored_counted_and_said_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(online, "_MOST_SHORT", 6)
+    monkeypatch.setattr(learner, "_MOST_SHORT", 6)
     with pytest.raises(
         ValueError, match="None of the last 6 episodes has the 4 steps that a slice takes, nor any other in the buffer"
     ):
