@@ -274,7 +274,8 @@ class TDMPC2:
             obs: [O] or [E, O], zero-padded to the model's observation size; ``obs=rgb``: uint8, [9, 64, 64] or
                 [E, 9, 64, 64].
             t0: True where an episode starts, one value or [E].
-            eval_mode: without exploration noise (policy prior: its mean).
+            eval_mode: without exploration noise (policy prior: its mean). The default is with it, unlike that of
+                :meth:`Player.act`.
             task: id or name, one or [E]; needed by multi-task models.
 
         Returns:

@@ -36,6 +36,15 @@ class Asked(NamedTuple):
     starts: Tensor  # where episodes start, bool [E]
 
 
+class _LookedUp(NamedTuple):
+    """The tasks that were looked up last, and what that depended on."""
+
+    ids: Tensor  # [E]
+    version: tuple[int, ...]  # of discounts and action masks
+    rows: Tensor  # of the embedding, [E, task_dim]: not every write to weights is counted
+    context: TaskContext
+
+
 class NotFinite(ValueError):
     """An observation, the values of a plan, or an action that is not finite.
 
@@ -85,7 +94,7 @@ class Player:
         self.plan_mean: Tensor | None = None  # [E, H, A]
         self._model, self._planner = model, planner
         self._ids: Tensor | None = None  # [E]: the tasks that plan_mean is for
-        self._looked_up: tuple[Tensor, tuple[int, ...], TaskContext] | None = None  # ids, version of their table, facts
+        self._looked_up: _LookedUp | None = None
         self._last: Iteration | None = None  # of the last plan
         self._process = os.getpid()
 
@@ -122,6 +131,9 @@ class Player:
         """Restore what :meth:`state` returned; on another kind of device the random numbers are other ones."""
         device = self._model.bins.device
         plan_mean, ids = state.get("plan_mean"), state.get("ids")
+        own = self.cfg.horizon, self.cfg.action_dim
+        if plan_mean is not None and plan_mean.shape[1:] != own:
+            raise ValueError(f"The state's plans are of steps and actions {list(plan_mean.shape[1:])}, not {list(own)}")
         self.plan_mean = None if plan_mean is None else plan_mean.to(device)
         self._last = None
         self._ids = None if ids is None else ids.to(device)
@@ -143,7 +155,8 @@ class Player:
                 [E, 9, 64, 64]; ``obs=rgb+state``: the bytes of both, as ``make_env`` gives them.
             t0: True where an episode starts, one truth value or [E].
             task: id or name, one or [E]; needed by multi-task models.
-            eval_mode: without exploration noise (policy prior: its mean).
+            eval_mode: without exploration noise (policy prior: its mean), which is the default here; that of
+                :meth:`TDMPC2.act <tdmpc2.agent.TDMPC2.act>` is with it, as TD-MPC2 has it.
 
         Returns:
             Actions in [-1, 1], [A] or [E, A], of the type of ``obs``.
@@ -181,10 +194,12 @@ class Player:
         """Look the tasks up, or return what was looked up last, which saves a tenth of the time of a policy action."""
         if ids is None or ids.device.type != "cpu" or (table := self._model._task_emb.weight).is_inference():
             return self._model.context(ids)
-        version = (table.data_ptr(), table._version, self._model.discounts._version, self._model.action_masks._version)
-        if self._looked_up is None or self._looked_up[1] != version or not torch.equal(self._looked_up[0], ids):
-            self._looked_up = ids.clone(), version, self._model.context(ids)
-        return self._looked_up[2]
+        last, version = self._looked_up, (self._model.discounts._version, self._model.action_masks._version)
+        if last and last.version == version and torch.equal(last.ids, ids) and torch.equal(last.rows, table[ids]):
+            return last.context
+        context = self._model.context(ids)
+        self._looked_up = _LookedUp(ids.clone(), version, table[ids].detach().clone(), context)
+        return context
 
     def _shift(self, num_envs: int) -> Tensor | None:
         """Draw by how much each environment's image is shifted; None unless ``augment_eval`` shifts images."""

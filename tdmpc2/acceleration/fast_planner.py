@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -57,6 +58,8 @@ class FastPlanner:
         self._undecided = ""  # what was wanted of a choice that the first plan makes
         self._quiet = False
         self._plans: Counter[int] | None = None  # by number of environments, while these decide about compiling
+        self._policy_plain = False  # there are no kernels for a policy alone
+        self._choosing = threading.RLock()  # players of one agent may plan in threads of their own
 
     @property
     def fixed_size(self) -> bool:
@@ -135,10 +138,11 @@ class FastPlanner:
         Returns:
             Actions [E, A].
         """
-        if self._undecided:
-            self.use_kernels(self._undecided)
-        if self._networks is not None and self._networks.encodes and self._networks.outdated():
-            self._pack_or_leave()
+        if self._undecided and not self._policy_plain:
+            with self._choosing:
+                self._decide_for_policy()
+        if self._networks is not None and self._networks.encodes:
+            self._pack_if_outdated()
         if self._networks is not None and self._networks.encodes:
             return self._networks.policy(obs, task, eps)
         z = self._model.encode(obs, task, shift)
@@ -153,9 +157,16 @@ class FastPlanner:
     def _prepare(self) -> None:
         """Make the choice that the first plan makes, and pack weights that have changed since."""
         if self._undecided:
-            self._decide()
+            with self._choosing:
+                if self._undecided:  # and no other thread has chosen meanwhile
+                    self._decide()
+        self._pack_if_outdated()
+
+    def _pack_if_outdated(self) -> None:
         if self._networks is not None and self._networks.outdated():
-            self._pack_or_leave()
+            with self._choosing:
+                if self._networks is not None and self._networks.outdated():
+                    self._pack_or_leave()
 
     def __getstate__(self) -> dict[str, Any]:
         wanted = "auto" if self._plans is not None else self._undecided
@@ -173,7 +184,24 @@ class FastPlanner:
 
     def _decide(self) -> None:
         """Make the choice that the first plan makes, and say so."""
-        wanted, self._undecided = self._undecided, ""
+        try:
+            self._choose(self._undecided)
+        finally:
+            self._undecided = ""  # last: until then other threads wait
+
+    def _decide_for_policy(self) -> None:
+        """Take the kernels for a policy alone, or say once why there are none; what plans will do is decided later."""
+        if not self._undecided or self._policy_plain or self._model.cfg.obs != "state":
+            return
+        reason = self._use_kernels()
+        if self.kind == "kernels":
+            self._undecided, self._plans = "", None
+            return
+        self._policy_plain = True
+        if reason:
+            self._say(logging.WARNING, f"{reason}The policy acts plainly")
+
+    def _choose(self, wanted: str) -> None:
         device = self._model.bins.device
         reason = self._use_kernels()
         if self.kind == "kernels":
@@ -215,9 +243,10 @@ class FastPlanner:
         return ""
 
     def _pack(self) -> None:
-        self._networks = PackedNetworks(self._model)
-        self.functions = dict(self._networks.functions())
+        networks = PackedNetworks(self._model)
+        self.functions = dict(networks.functions())
         self._plan = partial(planner.plan, **self.functions)
+        self._networks = networks
 
     def _pack_or_leave(self) -> None:
         """Pack the weights anew, or plan plainly from now on if the model was moved: no address there is the CPU's."""

@@ -233,7 +233,7 @@ def _view(values: dict[str, Any]) -> None:
     if seed is None:
         raise ValueError(f"{values['dir']} does not record the seeds of its episodes: name that of the video, seed=...")
     played = play_again(episode, seed, data.source.dtype)
-    write_video(video, played.frames)
+    write_video(video, played.frames, played.fps)
     near = f"observations are within {played.distance:.3g} of the stored ones"
     print(f"{video}: {len(played.frames)} frames from seed {seed}, {near}")
 

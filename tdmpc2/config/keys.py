@@ -39,8 +39,9 @@ class Keys:
         choices=("state", "rgb", "rgb+state"), commands=COMMANDS,
     )  # fmt: skip
     seed: int = key(
-        1, "random seed of everything but evaluations", at_least=0, at_most=2**31 - 1, scope=RUN, commands=COMMANDS
-    )  # simulators take 32 bits
+        1, "random seed of all but the first states of evaluations", at_least=0, at_most=2**31 - 1, scope=RUN,
+        commands=COMMANDS,
+    )  # fmt: skip  # simulators take 32 bits
 
     checkpoint: str | None = key(
         None, "weights to start from (train) or to play (evaluate, collect), also hf://user/name or the name of a "

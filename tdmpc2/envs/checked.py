@@ -46,6 +46,7 @@ class CheckedEnv(gymnasium.Wrapper[Observation, Action, Observation, Action]):
         self._episode, self._step = self._episode + 1, 0
         with self._named():
             obs, info = self.env.reset(seed=seed, options=options)
+        info.setdefault("success", 0.0)
         return self._checked(obs), info
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, Info]:
@@ -69,6 +70,7 @@ class CheckedEnv(gymnasium.Wrapper[Observation, Action, Observation, Action]):
         for task, other in info.get("task_rewards", {}).items():  # of other tasks of the same body
             if not abs(other) <= _LARGEST:
                 raise EnvironmentFault(f"{self._at()}: the reward for {task} is {other}; {_UNSTABLE}")
+        info.setdefault("success", 0.0)  # a family of one's own may not tell
         return self._checked(obs), reward, terminated, truncated, info
 
     def render(self) -> Any:

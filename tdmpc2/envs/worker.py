@@ -55,6 +55,9 @@ class Work:
     def render(self, index: int) -> Any:
         return self._envs.envs[index].render()
 
+    def metadata(self, index: int) -> Any:
+        return dict(self._envs.envs[index].metadata)
+
     def alone(self, *args: Any) -> None:
         self._alone = EachAlone(*args)
 

@@ -214,13 +214,18 @@ class WorkerVecEnv:
 
 
 class _Remote:
-    """One environment of a worker."""
+    """One environment of a worker, of which pictures can be asked."""
 
     def __init__(self, worker: Worker, index: int) -> None:
         self._worker, self._index = worker, index
 
     def render(self) -> Any:
         return self._worker.ask("render", self._index)
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self._worker.ask("metadata", self._index)
+        return found
 
 
 class EachInWorkers:

@@ -42,6 +42,8 @@ class PadEnv(gymnasium.Wrapper[Observation, Action, Observation, Action]):
         return self._pad(obs), info
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, Info]:
+        if np.shape(action) != self.action_space.shape:
+            raise ValueError(f"action of shape {np.shape(action)}; padded ones are of {self.action_space.shape}")
         obs, reward, terminated, truncated, info = self.env.step(action[: self._action_dim])
         return self._pad(obs), float(reward), terminated, truncated, info
 
@@ -149,7 +151,7 @@ class OldGymEnv(gymnasium.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
         super().reset(seed=seed)
-        if seed is not None:
+        if seed is not None and hasattr(self._env, "seed"):  # else its episodes cannot be repeated
             self._env.seed(seed)
         return self._env.reset(), {}
 
@@ -163,6 +165,12 @@ class OldGymEnv(gymnasium.Env[Any, Any]):
 
     def close(self) -> None:
         self._env.close()
+
+
+def frame_rate(env: Any) -> float:
+    """Find how many pictures of an environment are a second of its time: what its metadata say, else 25."""
+    declared = (env.metadata or {}).get("render_fps")
+    return float(declared) if isinstance(declared, (int, float)) and declared > 0 else 25.0
 
 
 def sizes(env: gymnasium.Env[Any, Any]) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from rich import get_console
 from torch import Tensor
 
 from tdmpc2 import planner
+from tdmpc2.acceleration.low_precision import LowPrecisionLinear
 from tdmpc2.config import Config
 from tdmpc2.export.graph import PlanStep, PolicyStep, Step, encoded, observed
 from tdmpc2.export.request import Request, Source
@@ -150,7 +151,7 @@ def parity(
     cfg, generator = source.cfg, torch.Generator().manual_seed(_SEED)
     task = torch.full((plan.num_envs,), number)
     previous = torch.zeros(plan.num_envs, cfg.horizon, cfg.action_dim)
-    exact = copy.deepcopy(policy).double()
+    exact = in_float64(policy)
     policy_errors: list[Tensor] = []
     plain_errors: list[Tensor] = []
     plan_errors, same, regrets = [], [], []
@@ -215,6 +216,14 @@ def stored_observations(data: str, cfg: Config, task_id: int, size: tuple[int, i
     """
     own = cfg.replace(tasks=(cfg.task_specs[task_id].name,)) if cfg.multitask else cfg
     return stored_inputs(own, data, size[0] * size[1]).obs.unflatten(0, size)
+
+
+def in_float64(policy: PolicyStep) -> PolicyStep:
+    """Copy a step that acts by the policy, to compute in float64 also with int8 weights, which ``double()`` leaves."""
+    exact = copy.deepcopy(policy).double()
+    for layer in (layer for layer in exact.modules() if isinstance(layer, LowPrecisionLinear)):
+        layer.compute_dtype = torch.float64
+    return exact
 
 
 def table(rows: Sequence[Parity]) -> Cells:

@@ -65,9 +65,12 @@ Card::Card(const TensorFile& file) {
     const Json& listed = card.at("tasks");
     if (listed.kind != Json::LIST || listed.items.empty() || listed.items.size() > size_t(widest))
         throw Refused("it lists no tasks");
-    for (const Json& task : listed.items)
+    for (const Json& task : listed.items) {
         tasks.push_back({task.text_of("name"), int(task.integer("obs_dim", 1, obs_dim)),
                          int(task.integer("action_dim", 1, action_dim))});
+        for (const char c : tasks.back().name)  // programs print it
+            if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) throw Refused("a task's name holds a control character");
+    }
     const Json& given = sizes.at("products");
     const size_t expected = size_t(encoder_layers) + 3 * (size_t(HEADS) + size_t(num_q) + episodic);
     if (given.kind != Json::LIST || given.items.size() != expected) throw Refused("it lists no products");

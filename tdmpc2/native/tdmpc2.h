@@ -55,7 +55,8 @@ typedef struct tdmpc2_options {
     uint64_t seed;         /* of all random numbers: the same seed gives the same actions */
     tdmpc2_precision precision;
     int explore;           /* not 0: actions with exploration noise, as in training */
-    int iterations;        /* of MPPI; this and the next four: 0 as the file says */
+    int iterations;        /* of MPPI, all of them (Python's key leaves out the two that tasks of 20 actions or more
+                              have besides); this and the next four: 0 as the file says */
     int horizon;
     int num_samples;       /* the next two keep their proportion to it where they are 0 */
     int num_elites;

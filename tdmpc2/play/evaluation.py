@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -22,6 +22,8 @@ from tdmpc2.play.actors import agent_actor
 from tdmpc2.play.rollout import Episode, Frames, Job, check_playable, most_on_cuda, play
 from tdmpc2.support.intervals import Interval, bootstrap, interquartile_mean, resampled_interval
 from tdmpc2.tracking.progress import Progress
+
+Film = Callable[[str, Frames, float], None]  # a task, frames of an episode, how many of them are a second
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def evaluate(
     cfg: Config | None = None,
     *,
     quiet: bool = False,
-    film: Callable[[str, Frames], None] | None = None,
+    film: Film | None = None,
     keep: Callable[[Evaluation], None] | None = None,
     each_step: Callable[[], None] | None = None,
 ) -> Evaluation:
@@ -150,8 +152,8 @@ def evaluate(
         agent: the agent; a player of its own acts, so that the agent stays as it is.
         cfg: what to play (by default the agent's): tasks, ``eval_*``, ``save_video``.
         quiet: without progress.
-        film: called with the task's name and the frames of each task's first episode, if ``save_video``, in the process
-            that played it.
+        film: called with the task's name, the frames of its first episode and how many of them are a second, if
+            ``save_video``, in the process that played it.
         keep: called after every batch of episodes with what this process has played so far.
         each_step: called after every step of a batch; what it raises ends the evaluation.
 
@@ -182,7 +184,7 @@ def _own_episodes(
     agent: TDMPC2,
     cfg: Config,
     quiet: bool,
-    film: Callable[[str, Frames], None] | None,
+    film: Film | None,
     keep: Callable[[Evaluation], None] | None,
     each_step: Callable[[], None] | None,
 ) -> list[Episode]:
@@ -200,13 +202,12 @@ def _own_episodes(
             on_step = partial(_advance, bar, text, each_step)
             batch = jobs[first : first + size]
             filmed = [i for i, job in enumerate(batch) if film and cfg.save_video and job.seed == cfg.eval_seed]
-            played = play(cfg, actor, batch, render=filmed, on_step=on_step)
+            played = play(cfg, actor, batch, render=filmed, keep_steps=False, on_step=on_step)
             for i in filmed:
                 assert film is not None
-                film(cfg.task_specs[batch[i].task_id].name, played[i].frames)
+                film(cfg.task_specs[batch[i].task_id].name, played[i].frames, played[i].fps)
                 played[i].frames.clear()
-            nothing = np.zeros((0,), np.float32)  # what was observed is not scored, and may be pictures
-            episodes += [replace(episode, obs=nothing, action=nothing) for episode in played]
+            episodes += played
             if keep:
                 keep(_results(cfg, episodes))
     return episodes

@@ -237,9 +237,9 @@ def check_video(cfg: Config) -> None:
 class VideoFile:
     """A video that is being written frame by frame, so that long ones take no memory."""
 
-    def __init__(self, path: Path, fps: int) -> None:
+    def __init__(self, path: Path, fps: float) -> None:
         self._library = video_writer()
-        self._path, self._fps = path, fps
+        self._path, self.fps = path, fps  # the rate may be set until the first frame comes
         self._frames: Any = None
         self._size: tuple[int, ...] = ()  # of the first frame
 
@@ -251,7 +251,7 @@ class VideoFile:
             )
         if self._frames is None:
             self._size = frame.shape
-            form = {"fps": self._fps, "codec": "libx264", "macro_block_size": 16}
+            form = {"fps": self.fps, "codec": "libx264", "macro_block_size": 16}
             form["output_params"] = ["-f", "mp4"]  # not to be told from the temporary name
             self._frames = self._library.write_frames(str(self._path), frame.shape[1::-1], **form)
             self._frames.send(None)
@@ -277,7 +277,7 @@ def _centred(frame: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.uint
 
 
 @contextlib.contextmanager
-def video_file(path: Path, fps: int = 25, *, overwrite: bool = True) -> Iterator[VideoFile]:
+def video_file(path: Path, fps: float = 25, *, overwrite: bool = True) -> Iterator[VideoFile]:
     """Write an mp4 file, which has its name at the end of the block; of no frames at all there is none.
 
     Raises:
@@ -292,8 +292,8 @@ def video_file(path: Path, fps: int = 25, *, overwrite: bool = True) -> Iterator
         yield video
 
 
-def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: int = 25) -> None:
-    """Write rendered frames as an mp4 file.
+def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float = 25) -> None:
+    """Write rendered frames as an mp4 file, so many a second.
 
     Raises:
         ValueError: see :func:`video_writer`.

@@ -42,6 +42,7 @@ class Episode:
     success: float  # of the last step
     terminated: bool
     frames: Frames  # if asked for
+    fps: float = 25.0  # frames that are a second of the environment's time
 
     @property
     def steps(self) -> int:
@@ -110,6 +111,7 @@ def play(
     jobs: Sequence[Job],
     *,
     render: Sequence[int] = (),
+    keep_steps: bool = True,
     max_steps: int | None = None,
     on_step: Callable[[int], None] | None = None,
     pool: EnvPool | None = None,
@@ -121,6 +123,7 @@ def play(
         actor: chooses actions for all E = len(jobs) environments.
         jobs: task and seed of each environment.
         render: environments whose frames are kept.
+        keep_steps: keep observations and actions, which may be pictures; otherwise episodes come without rows of them.
         max_steps: longer episodes are cut.
         on_step: called after each step with the number of environments that were still playing.
         pool: keeps environments from one call to the next; not for rendering. By default they are built and closed.
@@ -129,9 +132,11 @@ def play(
         EnvironmentFault: an environment raised an error, or returned what is not finite; with task, seed and step.
         ValueError: the agent's action or plan is not finite; with task, seed and step.
     """
+    from tdmpc2.envs.wrappers import frame_rate
+
     task_ids = np.array([job.task_id for job in jobs])
     longest = max(cfg.task_specs[job.task_id].episode_length for job in jobs)
-    recording = _Recording(cfg, jobs, min(longest, max_steps or longest))
+    recording = _Recording(cfg, jobs, min(longest, max_steps or longest), keep_steps)
     with _environments(cfg, jobs, "rgb_array" if render else None, pool) as envs:
         current: Floats = envs.reset(seed=[job.seed for job in jobs])[0]
         recording.begin(current)
@@ -139,6 +144,8 @@ def play(
             for i in render:
                 if recording.playing[i]:
                     recording.frames[i].append(np.asarray(envs.envs[i].render()))
+                    if t == 1:
+                        recording.fps[i] = frame_rate(envs.envs[i])
             action = _act(actor, current, t, task_ids, cfg, jobs)
             outcome: tuple[Any, ...] = envs.step(action)
             current, reward, terminated, truncated, info = outcome
@@ -180,25 +187,29 @@ def _environments(cfg: Config, jobs: Sequence[Job], render_mode: str | None, poo
 class _Recording:
     """The steps of episodes that are played side by side, as many as the longest has; each is cut at its own end."""
 
-    def __init__(self, cfg: Config, jobs: Sequence[Job], longest: int) -> None:
-        self.longest, self._jobs, num_envs = longest, jobs, len(jobs)
+    def __init__(self, cfg: Config, jobs: Sequence[Job], longest: int, keep_steps: bool) -> None:
+        self.longest, self._jobs, self._keeps, num_envs = longest, jobs, keep_steps, len(jobs)
         self.playing = np.ones(num_envs, bool)
         self.frames: list[Frames] = [[] for _ in jobs]
-        shape = (longest + 1, num_envs, *cfg.obs_shape)
+        self.fps = [25.0] * num_envs
+        rows = longest + 1 if keep_steps else 0
+        shape = (rows, num_envs, *cfg.obs_shape)
         self._obs: Floats = np.zeros(shape, np.uint8) if cfg.observes_images else np.full(shape, np.nan, np.float32)
-        self._action = np.full((longest + 1, num_envs, cfg.action_dim), np.nan, np.float32)
+        self._action = np.full((rows, num_envs, cfg.action_dim), np.nan, np.float32)
         self._reward = np.full((longest + 1, num_envs), np.nan)
         self._success, self._terminated = np.zeros(num_envs), np.zeros(num_envs, bool)
         self._length = np.zeros(num_envs, int)
 
     def begin(self, obs: Floats) -> None:
         """Record the first observations, [E, O]."""
-        self._obs[0] = obs
+        if self._keeps:
+            self._obs[0] = obs
 
     def add(self, t: int, obs: Floats, action: Floats, reward: Floats, terminated: Any, success: Any) -> None:
         """Record step ``t``, from 1; of episodes that have ended before, nothing that counts."""
-        self._obs[t], self._action[t], self._reward[t] = obs, action, reward
-        playing = self.playing
+        if self._keeps:
+            self._obs[t], self._action[t] = obs, action
+        self._reward[t], playing = reward, self.playing
         self._success[playing], self._terminated[playing] = success[playing], terminated[playing]
         self._length[playing] = t
 
@@ -214,6 +225,7 @@ class _Recording:
                 float(self._success[i]),
                 bool(self._terminated[i]),
                 self.frames[i],
+                self.fps[i],
             )
             for i, (job, n) in enumerate(zip(self._jobs, self._length, strict=True))
         ]

@@ -113,9 +113,9 @@ def score(file: Checkpoint, agent: TDMPC2) -> Evaluation:
     videos: list[str] = []
     with results.fresh_directory(cfg.run_dir) as directory:
 
-        def film(task: str, frames: Frames) -> None:
+        def film(task: str, frames: Frames, fps: float) -> None:
             video = f"{safe_name(task)}.mp4"
-            results.write_video(directory / video, frames)
+            results.write_video(directory / video, frames, fps)
             videos.append(video)
 
         keep = partial(results.write_episodes, directory)

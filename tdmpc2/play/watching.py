@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import load_file
 from tdmpc2.envs.vector import make_vec_env
+from tdmpc2.envs.wrappers import frame_rate
 from tdmpc2.loading import load_agent
 from tdmpc2.play.protocols import checkpoint_name
 from tdmpc2.play.results import VideoFile, video_file
@@ -34,6 +35,7 @@ class Moment(NamedTuple):
     episode_return: float  # until now
     value: float  # discounted return that is expected from here
     planned: bool  # by the plan; else by the value function, for the policy's action
+    fps: float  # such frames are a second of the environment's time
 
     def lines(self) -> list[str]:
         """Write the numbers for the picture."""
@@ -63,7 +65,8 @@ def watch(agent: TDMPC2, job: Job, show: Show, player_seed: int | None = None) -
         agent: a player of its own acts, so that the agent stays as it is.
         job: task and seed of the environment.
         show: takes each step, before its action is executed.
-        player_seed: of the planner's random numbers; by default the configuration's ``seed``, as in an evaluation.
+        player_seed: of the planner's random numbers; by default the configuration's ``seed``, as in an evaluation of
+            one environment at a time (several share the stream of random numbers).
 
     Raises:
         EnvironmentFault: the environment raised an error, or returned what is not finite.
@@ -83,7 +86,7 @@ def watch(agent: TDMPC2, job: Job, show: Show, player_seed: int | None = None) -
             except NotFinite as error:
                 raise ValueError(f"{spec.name} (seed {job.seed}, step {step + 1}): {error.message}") from error
             frame = np.asarray(envs.envs[0].render())
-            if not show(Moment(frame, spec.name, step, total, float(value), cfg.mpc)):
+            if not show(Moment(frame, spec.name, step, total, float(value), cfg.mpc, frame_rate(envs.envs[0]))):
                 return Watched(total, step, whole=False)
             outcome: tuple[Any, ...] = envs.step(action)
             obs, reward, terminated, truncated, _ = outcome
@@ -156,8 +159,9 @@ def _shower(screen: Window | None, video: VideoFile | None) -> Show:
     def show(moment: Moment) -> bool:
         frame = captioned(moment.frame, moment.lines())
         if video is not None:
+            video.fps = moment.fps
             video.append(frame)
-        return screen is None or screen.show(frame)
+        return screen is None or screen.show(frame, moment.fps)
 
     return show
 

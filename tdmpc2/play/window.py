@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from tdmpc2.support.extras import install_hint, missing_packages
 
 Frame = NDArray[np.uint8]  # [height, width, 3]
-FRAMES_PER_SECOND = 25  # as in the videos
 _LEAST_SIZE = 384  # smaller frames are enlarged: nobody could read the numbers on them
 
 
@@ -89,7 +88,7 @@ class Window:
     ) -> None:
         self._pygame.display.quit()
 
-    def show(self, frame: Frame) -> bool:
+    def show(self, frame: Frame, fps: float) -> bool:
         """Show a frame and wait until it is time for the next one; returns False once the window was closed."""
         pygame, size = self._pygame, (frame.shape[1], frame.shape[0])
         if self._surface is None or self._surface.get_size() != size:
@@ -97,7 +96,7 @@ class Window:
         self._surface.blit(pygame.image.frombuffer(np.ascontiguousarray(frame), size, "RGB"), (0, 0))
         pygame.display.flip()
         going = self._going()
-        self._clock.tick(FRAMES_PER_SECOND)
+        self._clock.tick(fps)
         return going
 
     def _going(self) -> bool:

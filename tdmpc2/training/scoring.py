@@ -47,8 +47,8 @@ def score(
     """
     videos = cfg.run_dir / "videos"
 
-    def film(task: str, frames: Frames) -> None:
-        write_video(videos / video_name(task, step), frames)
+    def film(task: str, frames: Frames, fps: float) -> None:
+        write_video(videos / video_name(task, step), frames, fps)
 
     if line := agent.compile_planner(num_steps(cfg)):
         logger.message(line)

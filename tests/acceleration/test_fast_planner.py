@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 from typing import Any
 
 import pytest
@@ -161,6 +162,33 @@ def test_cuda_graph_plan_equals_plain_plan(precision: str) -> None:
             graphed, plain = (planner(*given, eval_mode=True) for planner in (agent.planner, FastPlanner(agent.model)))
         rounding = 1e-4 if agent.precision == "fp32" else 0.1
         assert_close(graphed.mean, plain.mean, rtol=0, atol=rounding)
+
+
+@needs_library
+def test_kernels_chosen_in_one_thread_are_waited_for_in_others(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of two players that began together planned plainly, and so with other bits."""
+    agent.planner.speed_up_with_use("auto")
+    began, seen, original = threading.Event(), [], FastPlanner._use_kernels
+
+    def slowly(self: FastPlanner) -> str:
+        began.set()
+        second.join(0.3)  # it would be through by then if it did not wait
+        return original(self)
+
+    def prepare() -> None:
+        agent.planner._prepare()
+        seen.append(agent.planner._networks is not None)
+
+    def second_of_two() -> None:
+        began.wait()
+        prepare()
+
+    monkeypatch.setattr(FastPlanner, "_use_kernels", slowly)
+    second = threading.Thread(target=second_of_two)
+    second.start()
+    prepare()
+    second.join()
+    assert seen == [True, True]
 
 
 @needs_library

@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose
 from torch import nn
 
 from tdmpc2 import load_agent
+from tdmpc2.acceleration.cpu.networks import PackedNetworks
 from tdmpc2.acceleration.cpu.weight_versions import WeightVersions
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
@@ -76,11 +77,38 @@ def test_policy_without_kernels_leaves_the_choice_to_the_first_plan(
     TDMPC2(MANY).save(tmp_path / "model.pt")
     monkeypatch.setattr("tdmpc2.acceleration.cpu.library._load", lambda: (None, "this processor is a toaster"))
     agent = load_agent(tmp_path / "model.pt", mpc=False, compile="auto")
-    actions_of(agent, 2)
+    for _ in range(2):
+        actions_of(agent, 2)
     assert agent.planner.kind == "plain"
-    assert not caplog.records
+    (told,) = caplog.messages
+    assert "this processor is a toaster. The policy acts plainly" in told
     agent.player(mpc=True).act(observations(agent.cfg, 1), True, task=0)
-    assert "this processor is a toaster" in caplog.text
+    assert len(caplog.messages) == 2
+
+
+@needs_library
+def test_kernels_act_beside_another_default_device() -> None:
+    """A program whose default device was a GPU had its process ended: the kernels were given addresses there."""
+    agent = TDMPC2(Config(device="cpu", task="walker-walk", **SMALL))
+    agent.compile_planner()
+    obs, players = observations(agent.cfg, 1), [agent.player(seed=1, mpc=mpc) for mpc in (False, True, False, True)]
+    wanted = [player.act(obs, True) for player in players[:2]]
+    with torch.device("meta"):
+        agent.model._pi[2].bias.data.add_(0)
+        found = [player.act(obs, True) for player in players[2:]]
+        repacked = PackedNetworks(agent.model).policy(torch.from_numpy(obs), agent.model.context(None), None)
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(repacked, wanted[0])
+
+
+@needs_library
+@pytest.mark.parametrize("bounds", [(-100, 2), (-10, 100), (-200, -150)])
+def test_kernels_take_any_bounds_of_the_policy(bounds: tuple[float, float]) -> None:
+    """Beyond what their exponential is made for they gave actions of the opposite sign."""
+    agent = TDMPC2(MANY.replace(log_std_min=bounds[0], log_std_max=bounds[1]))
+    plain = actions_of(agent, 8, eval_mode=False)
+    agent.compile_planner()
+    assert_allclose(actions_of(agent, 8, eval_mode=False), plain, rtol=0, atol=1e-5)
 
 
 @needs_library

@@ -173,6 +173,14 @@ def test_old_gym_env_is_translated() -> None:
         OldGymEnv(type("Old", (_OldCounter,), {"action_space": Discrete(2)})())
 
 
+def test_old_gym_env_without_a_seed_is_reset_all_the_same() -> None:
+    class Unseeded(_OldCounter):
+        seed: Any = property()  # as if there were none: reading it is an AttributeError
+
+    obs, _ = OldGymEnv(Unseeded()).reset(seed=1)
+    np.testing.assert_array_equal(obs, [0, 0])
+
+
 class _Reach(gymnasium.Env):
     """Reaches after two steps, and says so as Gymnasium-Robotics' Fetch does."""
 

@@ -17,6 +17,8 @@ from tdmpc2.data import write_episodes
 from tdmpc2.envs import plugins, task_spec
 from tdmpc2.envs.multitask import MultiTaskEnv
 from tdmpc2.envs.registry import family_of, score_rule
+from tdmpc2.play.actors import random_actor
+from tdmpc2.play.rollout import Job, play
 from tdmpc2.training.offline import train as train_offline
 from tdmpc2.training.online import train_online
 from tests.helpers.online import SMALL
@@ -208,6 +210,17 @@ def test_package_offers_a_family(install: Callable[..., None]) -> None:
     assert family_of("ball-roll").name == "Balls"
     assert task_spec("ball-roll").episode_length == 7
     assert make_env("ball-roll", seed=1).reset()[0].shape == (4,)
+
+
+def test_family_that_tells_no_success_has_none(install: Callable[..., None]) -> None:
+    """What ``make`` returned was asked for ``info["success"]``, which only the example's wrapper has."""
+    install(
+        "balls", PACKAGE.replace("build_env(", "_bare(") + "\nimport gymnasium\n"
+        "_bare = lambda name, seed, render_mode: gymnasium.make(name)\n", family="balls",
+    )  # fmt: skip
+    cfg = parse_cfg({"task": "ball-roll", "device": "cpu"})
+    (episode,) = play(cfg, random_actor(cfg, 0), [Job(0, 1)])
+    assert (episode.steps, episode.success) == (7, 0.0)
 
 
 def test_package_offers_task_sets(install: Callable[..., None]) -> None:

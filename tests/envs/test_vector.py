@@ -33,6 +33,8 @@ def test_pad_env_pads_observation_and_cuts_action(env: Callable) -> None:
     assert padded.step(np.concatenate([action[:4], -action[4:]]))[1] == reward
     with pytest.raises(ValueError, match=r"observation size 15.*obs_dim=10"):
         PadEnv(hopper, 10, 6)
+    with pytest.raises(ValueError, match=r"action of shape \(5,\); padded ones are of \(6,\)"):
+        padded.step(action[:5])
 
 
 def test_vec_env_of_different_tasks_equals_single_ones(env: Callable) -> None:

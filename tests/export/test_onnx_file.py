@@ -10,10 +10,11 @@ import onnx
 import pytest
 import torch
 
+from tdmpc2.acceleration.low_precision import LowPrecisionLinear
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256
 from tdmpc2.config import Config
-from tdmpc2.export.check import NETWORKS, Runtime
+from tdmpc2.export.check import NETWORKS, Runtime, in_float64
 from tdmpc2.export.graph import PlanStep, PolicyStep, Step
 from tdmpc2.export.onnx_file import ENDING, export, model_of, read_card
 from tdmpc2.export.request import Request, load
@@ -101,6 +102,18 @@ def test_int8_file_is_the_plain_model_with_int8_weights(model_file: Path, tmp_pa
     inputs = given(step)
     exact, _ = PolicyStep(source.reference)(*inputs.values())
     assert 0 < (step(*inputs.values())[0] - exact).abs().max() < 0.1
+
+
+def test_reference_of_int8_policies_is_computed_in_float64(model_file: Path) -> None:
+    """It was rounded to float32 in every layer, as what it judges."""
+    step = PolicyStep(load(Request(model_file, task="walker-walk", precision="int8")).model)
+    exact, widened = in_float64(step), copy.deepcopy(step).double()
+    for layer in (layer for layer in widened.modules() if isinstance(layer, LowPrecisionLinear)):
+        if layer.scale is not None:
+            layer.weight = torch.nn.Parameter(layer.weight.double() * layer.scale, requires_grad=False)
+            layer.scale = None
+    inputs = [x.double() if x.is_floating_point() else x for x in given(step).values()]
+    torch.testing.assert_close(exact(*inputs), widened(*inputs), rtol=0, atol=1e-13)
 
 
 def random_model(cfg: Config) -> WorldModel:

@@ -90,7 +90,7 @@ def play(group: ProcessGroup) -> list[tuple[Any, ...]]:
     """Run an evaluation of five episodes and return its result and the files of its one video."""
     cfg = parse_cfg({**TINY, "task": STANDS, "tasks": None, "mpc": False, "eval_episodes": 5, "save_video": True})
     filmed: list[str] = []
-    result = evaluate(TDMPC2(cfg, group=group), film=lambda task, frames: filmed.append(f"{task} {len(frames)}"))
+    result = evaluate(TDMPC2(cfg, group=group), film=lambda task, frames, _: filmed.append(f"{task} {len(frames)}"))
     (task,) = result.tasks
     return [task.seeds, task.returns, [name for names in group.collect(filmed) for name in names]]
 

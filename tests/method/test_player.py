@@ -80,7 +80,7 @@ def test_player_without_planning_uses_the_policy(tiny_cfg: Config) -> None:
     torch.testing.assert_close(action, agent.model.policy_mean(z, 0).detach())
 
 
-@pytest.mark.parametrize("change", ["weights", "task"])
+@pytest.mark.parametrize("change", ["weights", "data", "task"])
 def test_player_looks_a_task_up_again_after_a_change(tiny_cfg: Config, change: str) -> None:
     """A player's cached look-up of a task is renewed when the weights or the task change."""
     agent = TDMPC2(tiny_cfg.replace(mpc=False))
@@ -91,10 +91,19 @@ def test_player_looks_a_task_up_again_after_a_change(tiny_cfg: Config, change: s
     first = player.act(obs, True, task=0)
     assert torch.equal(player.act(obs, task=0), first)
     with torch.no_grad():
-        agent.model._task_emb.weight.neg_().mul_(1 if change == "weights" else -1)
+        weight = agent.model._task_emb.weight
+        (weight.data if change == "data" else weight).mul_(1 if change == "task" else -1)
     later = player.act(obs, task=int(change == "task"))
     assert not torch.equal(later, first)
     assert torch.equal(later, agent.player().act(obs, True, task=int(change == "task")))
+
+
+def test_player_takes_no_plans_of_another_horizon(tiny_cfg: Config) -> None:
+    agent = TDMPC2(tiny_cfg)
+    player, other = agent.player(), agent.player(horizon=tiny_cfg.horizon + 1)
+    other.act(observation(0), True, task=0)
+    with pytest.raises(ValueError, match=r"plans are of steps and actions \[\d, 6\], not"):
+        player.load_state(other.state())
 
 
 def test_repr_of_an_agent_says_what_it_is(tiny_cfg: Config) -> None:

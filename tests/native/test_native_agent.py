@@ -22,6 +22,7 @@ from tdmpc2.export.native_library import NativeLibrary
 from tests.helpers.cpu_kernels import needs_library
 from tests.helpers.native import PRECISIONS, TASKS, checkpoint, models_of, source_of
 from tests.helpers.reference import REPO
+from tests.native.test_native_damage import with_card
 from tests.native.test_native_loop import changed
 
 pytestmark = pytest.mark.slow  # the library is built first
@@ -140,6 +141,21 @@ def test_budget_of_a_library_keeps_its_proportions_as_in_python(
     obs = np.full((1, 24), 0.3, np.float32)
     alone = opened.open(path, num_samples=num_samples).plan(obs, [0])
     assert np.array_equal(alone, opened.open(path, num_samples=num_samples, **scaled).plan(obs, [0]))
+
+
+def test_library_keeps_a_single_elite_as_python_does(folder: Path, opened: NativeLibrary, tmp_path: Path) -> None:
+    content = (folder / "fp32.safetensors").read_bytes()
+    path = tmp_path / "one.safetensors"
+    path.write_bytes(with_card(content, lambda card: card["budget"].update(num_elites=1)))
+    obs = np.full((1, 24), 0.3, np.float32)
+
+    def actions(**elites: int) -> np.ndarray:
+        agent = opened.open(path, num_samples=16, **elites)
+        return np.stack([agent.plan(obs, [0]) for _ in range(4)])
+
+    alone, one, two = actions(), actions(num_elites=1), actions(num_elites=2)
+    assert np.array_equal(alone, one)
+    assert not np.array_equal(one, two)
 
 
 def test_native_plans_follow_the_seed_and_start_anew_with_it(folder: Path, opened: NativeLibrary) -> None:

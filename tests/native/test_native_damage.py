@@ -77,6 +77,9 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "'horizon' is not a whole number from 1": lambda content: with_card(
         content, lambda card: card["budget"].update(horizon=1e300)
     ),
+    "a task's name holds a control character": lambda content: with_card(
+        content, lambda card: card["tasks"][0].update(name="\x1b[2J")
+    ),
     "'num_elites' is not a whole number from 1 to 2": lambda content: with_card(
         content, lambda card: card["budget"].update(num_samples=2, num_elites=3)
     ),

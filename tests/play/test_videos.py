@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import parse_cfg
 from tdmpc2.envs.rendering import context_module
+from tdmpc2.envs.wrappers import frame_rate
 from tdmpc2.play import results
 from tdmpc2.play.actors import random_actor
 from tdmpc2.play.evaluation import evaluate
@@ -28,7 +30,7 @@ def test_video_holds_every_frame(tmp_path: Path, agent: TDMPC2) -> None:
     pytest.importorskip("imageio_ffmpeg", reason="videos need imageio-ffmpeg")
     path = tmp_path / "new" / "stands.mp4"
     evaluate(
-        agent, agent.cfg.replace(save_video=True), quiet=True, film=lambda _, frames: results.write_video(path, frames)
+        agent, agent.cfg.replace(save_video=True), quiet=True, film=lambda _, *film: results.write_video(path, *film)
     )
     frames = list(decoded(path))
     assert len(frames) == STANDS_FOR
@@ -44,7 +46,7 @@ def test_video_shows_first_episode_only(agent: TDMPC2, monkeypatch: pytest.Monke
     filmed: list[tuple[str, Frames]] = []
     cfg = agent.cfg.replace(save_video=True, eval_episodes=9)
 
-    def film(task: str, frames: Frames) -> None:
+    def film(task: str, frames: Frames, fps: float) -> None:
         filmed.append((task, list(frames)))
 
     evaluate(agent, cfg, quiet=True, film=film)
@@ -55,6 +57,32 @@ def test_video_shows_first_episode_only(agent: TDMPC2, monkeypatch: pytest.Monke
     evaluate(agent, cfg.replace(save_video=False), quiet=True, film=film)
     evaluate(agent, cfg, quiet=True)
     assert (len(filmed), len(drawn)) == (1, STANDS_FOR)
+
+
+def test_video_plays_at_the_environment_s_own_rate(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cheetah's video had half its speed, and a fish's twice: all were of 25 frames a second."""
+    monkeypatch.setattr(ToyEnv, "metadata", {"render_modes": ["rgb_array"], "render_fps": 50})
+    rates: list[float] = []
+    film = lambda *film: rates.append(film[2])  # noqa: E731
+    for workers in (0, 1):
+        evaluate(agent, agent.cfg.replace(save_video=True, env_workers=workers), quiet=True, film=film)
+    assert rates == [50.0, 25.0]  # the worker has the class as it is
+    for metadata, rate in (({"render_fps": 12}, 12.0), ({}, 25.0), ({"render_fps": None}, 25.0), (None, 25.0)):
+        assert frame_rate(SimpleNamespace(metadata=metadata)) == rate
+
+
+def test_video_file_has_the_rate_it_is_given(tmp_path: Path) -> None:
+    imageio = pytest.importorskip("imageio.v3", reason="videos need imageio")
+    results.write_video(tmp_path / "x.mp4", [np.zeros((16, 16, 3), np.uint8)] * 10, 50.0)
+    assert imageio.immeta(tmp_path / "x.mp4", plugin="FFMPEG")["fps"] == 50.0
+
+
+def test_evaluation_keeps_no_observations(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of images took gigabytes, and were thrown away."""
+    (episode,) = play(agent.cfg, random_actor(agent.cfg, 0), [Job(0, 1)], keep_steps=False)
+    (whole,) = play(agent.cfg, random_actor(agent.cfg, 0), [Job(0, 1)])
+    assert (len(episode.obs), len(episode.action)) == (0, 0)
+    assert (episode.steps, episode.episode_return) == (whole.steps, whole.episode_return)
 
 
 def test_video_of_pictures_of_different_sizes_keeps_that_of_the_first(tmp_path: Path) -> None:
@@ -99,7 +127,7 @@ def test_video_of_simulated_task_moves(tmp_path: Path) -> None:
         pytest.skip(f"no OpenGL here: {error}")
     cfg = parse_cfg({"task": "pendulum-spin"})
     (episode,) = play(cfg, random_actor(cfg, 0), [Job(0, 0)], render=[0], max_steps=40)
-    results.write_video(tmp_path / "pendulum.mp4", episode.frames)
+    results.write_video(tmp_path / "pendulum.mp4", episode.frames, episode.fps)
     frames = list(decoded(tmp_path / "pendulum.mp4"))
     assert len(frames) == 40
     assert frames[0].shape == (384, 384, 3)

@@ -38,7 +38,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use SDL's display for tests, which is in memory only, and do not wait between frames."""
     pytest.importorskip("pygame", reason="the window is pygame's")
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    monkeypatch.setattr("tdmpc2.play.window.FRAMES_PER_SECOND", 0)  # does not wait between frames
+    monkeypatch.setattr("tdmpc2.play.watching.frame_rate", lambda env: 1000.0)
 
 
 @pytest.mark.parametrize("mpc", [True, False])
@@ -108,7 +108,7 @@ def test_play_in_a_window_shows_every_step_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shown: list[np.ndarray] = []
-    monkeypatch.setattr(watching.Window, "show", lambda self, frame: shown.append(frame) or True)
+    monkeypatch.setattr(watching.Window, "show", lambda self, frame, fps: shown.append(frame) or True)
     main([model, "window=true"])
     assert len(shown) == STANDS_FOR
     assert "seed 100: return" in capsys.readouterr().out
@@ -126,22 +126,22 @@ def test_window_ends_when_it_is_closed_and_waits_while_paused() -> None:
 
     with Window("test") as window:
         assert os.environ["SDL_FRAMEBUFFER_ACCELERATION"] == "0"  # OpenGL ended the program with X_GLXMakeCurrent
-        assert window.show(frame)
+        assert window.show(frame, 1000)
         assert pygame.display.get_surface().get_size() == (60, 40)
         press(pygame.K_SPACE)
         press(pygame.K_SPACE)  # paused, and on again
-        assert window.show(frame + 1)
+        assert window.show(frame + 1, 1000)
         assert pygame.display.get_surface().get_at((5, 5))[:3] == (1, 1, 1)
         press(pygame.K_SPACE)
         press(pygame.K_ESCAPE)  # also while it is paused
-        assert not window.show(frame)
+        assert not window.show(frame, 1000)
 
 
 @pytest.mark.usefixtures("screen")
 def test_episode_that_is_left_is_no_result(
     model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(watching.Window, "show", lambda self, frame: False)
+    monkeypatch.setattr(watching.Window, "show", lambda self, frame, fps: False)
     main([model, "window=true", "episodes=3"])
     out = capsys.readouterr().out
     assert "in 0 steps, left before its end" in out

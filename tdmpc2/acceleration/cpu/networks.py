@@ -133,10 +133,10 @@ class PackedLayer:
         if parts:
             whole = layer.weight.float() if layer.scale is None else layer.weight.float() * layer.scale
             rows = whole.T.split(list(parts))
-        scale = torch.ones(self.out) if layer.scale is None else layer.scale[:, 0]
+        scale = torch.ones(self.out, device="cpu") if layer.scale is None else layer.scale[:, 0]
         self._tensors = [
             self._packed(code, weight.contiguous()),
-            *map(_padded, (scale, torch.zeros(self.out) if sums is None else sums)),
+            *map(_padded, (scale, torch.zeros_like(scale) if sums is None else sums)),
             *map(_padded, (layer.bias, *(layer.norm or (None, None)))),
             *map(_padded, (rows[0] if first_step else None, *rows[1:])),
         ]
@@ -144,7 +144,7 @@ class PackedLayer:
 
     def _packed(self, code: int, weight: Tensor) -> Tensor:
         out, inputs = weight.shape
-        packed = torch.empty(self.kernels.packed_bytes(code, inputs, out), dtype=torch.uint8)
+        packed = torch.empty(self.kernels.packed_bytes(code, inputs, out), dtype=torch.uint8, device="cpu")
         self.kernels.pack(code, inputs, out, _address(weight), _address(packed))
         return packed
 
@@ -162,13 +162,20 @@ def _padded(x: Tensor | None) -> Tensor | None:
         return None
     width = x.shape[-1]
     if width % _PADDING == 0:
-        return torch.empty(x.shape, dtype=torch.float32).copy_(x)
-    padded = torch.zeros(*x.shape[:-1], width - width % -_PADDING, dtype=torch.float32)
+        return _empty(*x.shape).copy_(x)
+    padded = _empty(*x.shape[:-1], width - width % -_PADDING).zero_()
     padded[..., :width] = x
     return padded
 
 
+def _empty(*shape: int) -> Tensor:
+    """Memory for kernels to read and write, whatever the program's default device is."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
 def _address(x: Tensor | None) -> ctypes.c_void_p:
+    if x is not None and x.device.type != "cpu":
+        raise ValueError(f"The CPU kernels were given a tensor on {x.device}")
     return ctypes.c_void_p(None if x is None else x.data_ptr())
 
 
@@ -181,7 +188,7 @@ def normed_linear(x: Tensor, layer: PackedLayer) -> Tensor:
     """``act(LayerNorm(W x + b))`` of a packed layer without SimNorm, [N, in] -> [N, out]."""
     assert x.shape[1] == layer.inputs, (x.shape, layer.inputs)
     assert layer.struct.activation != _SIMNORM
-    x, out = x.float().contiguous(), torch.empty(len(x), layer.out, dtype=torch.float32)
+    x, out = x.float().contiguous(), _empty(len(x), layer.out)
     threads = kernel_threads()
     layer.kernels.normed_linear(ctypes.byref(layer.struct), len(x), threads, _address(x), _address(out))
     return out
@@ -265,7 +272,7 @@ class PackedNetworks:
         assert self.encodes
         assert obs.shape[1] == self._encoder[0].inputs, (obs.shape, self._encoder[0].inputs)
         embedding = None if task.embedding is None else task.embedding.expand(len(obs), -1)
-        out = torch.empty(len(obs), self.latent_dim, dtype=torch.float32)
+        out = _empty(len(obs), self.latent_dim)
         encoder = ctypes.byref(self._encoder_structs), len(self._encoder)
         self._call(self._kernels.encode, (*encoder, len(obs), _threads_for(len(obs))), obs, embedding, out)
         return out
@@ -278,9 +285,9 @@ class PackedNetworks:
         assert 0 < elites <= samples, (elites, samples)
         shapes = (num_envs, horizon, dim), (num_envs, horizon, dim), (num_envs, elites), (num_envs, elites)
         mean, std, elite_value, score, elite_actions = (
-            torch.empty(shape, dtype=torch.float32) for shape in (*shapes, (num_envs, horizon, elites, dim))
+            _empty(*shape) for shape in (*shapes, (num_envs, horizon, elites, dim))
         )
-        settings = torch.tensor([cfg.temperature, cfg.min_std, cfg.max_std], dtype=torch.float32)
+        settings = torch.tensor([cfg.temperature, cfg.min_std, cfg.max_std], dtype=torch.float32, device="cpu")
         own_mask = None if mask is None else mask.expand(num_envs, 1, dim)
         held = [None if x is None else x.float().contiguous() for x in (settings, own_mask, actions, value)]
         counts = num_envs, horizon, samples, dim, elites, kernel_threads()
@@ -291,11 +298,11 @@ class PackedNetworks:
     def estimate_value(self, z: Tensor, task: TaskContext, actions: Tensor, eps: Tensor, heads: Tensor) -> Tensor:
         """Compute :func:`tdmpc2.planner.estimate_value`, with one task for each environment."""
         num_envs, horizon, samples, _ = actions.shape
-        heads = heads.long() if self.num_q > 2 else torch.arange(self.num_q)
+        heads = heads.long() if self.num_q > 2 else torch.arange(self.num_q, device="cpu")
         self._check(z, actions, num_envs, samples)
         assert eps.shape == (num_envs, samples, self.action_dim), eps.shape
         assert 0 <= int(heads.min()) <= int(heads.max()) < self.num_q, heads
-        out = torch.empty(num_envs, samples, dtype=torch.float32)
+        out = _empty(num_envs, samples)
         counts = (num_envs, horizon, samples, len(heads), kernel_threads())
         discount = task.discount.reshape(-1).expand(num_envs)
         self._call(self._kernels.estimate_value, counts, z, *_rows(task, num_envs), discount, actions, eps, heads, out)
@@ -305,7 +312,7 @@ class PackedNetworks:
         """Compute :func:`tdmpc2.planner.policy_rollout`, with one task for each environment."""
         horizon, num_envs, samples, dim = eps.shape
         self._check(z, eps, num_envs, samples)
-        out = torch.empty(num_envs, horizon, samples, dim, dtype=torch.float32)
+        out = _empty(num_envs, horizon, samples, dim)
         counts = (num_envs, horizon, samples, _threads_for(num_envs * samples * horizon))
         self._call(self._kernels.policy_rollout, counts, z, *_rows(task, num_envs), eps, out)
         return out
@@ -316,7 +323,7 @@ class PackedNetworks:
         Args:
             eps: standard-normal draw [E, A]; None: the policy's mean.
         """
-        drawn = torch.zeros(len(obs), self.action_dim) if eps is None else eps
+        drawn = _empty(len(obs), self.action_dim).zero_() if eps is None else eps
         return self.policy_rollout(self.encode(obs, task), task.unsqueeze(1), drawn[None, :, None])[:, 0, 0]
 
     def _check(self, z: Tensor, actions: Tensor, num_envs: int, samples: int) -> None:

@@ -170,7 +170,8 @@ struct Tile {
                 const Floats raw = load_first(hidden.row(r) + dim + i, dim - i);
                 const Floats log_std = fma(span, tanh(raw) + splat(1), splat(n.log_std_min)) * active;
                 const Floats noise = load_first(eps + size_t(r) * dim + i, dim - i) * active;
-                store_first(out + size_t(r) * dim + i, tanh(fma(noise, exp(log_std), mean)), dim - i);
+                const Floats std = exp(maximum(splat(lowest_exponent), minimum(splat(88), log_std)));
+                store_first(out + size_t(r) * dim + i, tanh(fma(noise, std, mean)), dim - i);
             }
     }
 

@@ -16,6 +16,7 @@ from tdmpc2.data.collect_record import Record, drawn_seeds
 from tdmpc2.data.exchange.rows import Own, OwnData
 from tdmpc2.data.source import CHUNKS
 from tdmpc2.envs.registry import build_env
+from tdmpc2.envs.wrappers import frame_rate
 from tdmpc2.support.figures import figure_class, save_figure
 
 _MOST_LINES = 12  # observations and actions that are drawn each
@@ -29,11 +30,13 @@ class Played(NamedTuple):
         frames: uint8 [height, width, 3] each.
         distance: largest difference of an observation from the stored one.
         seed: of the environment.
+        fps: frames that are a second of its time.
     """
 
     frames: list[Any]
     distance: float
     seed: int
+    fps: float
 
 
 def draw_episode(episode: Own, path: Path, title: str) -> None:
@@ -119,7 +122,7 @@ def play_again(episode: Own, seed: int, dtype: str = "float32") -> Played:
                 raise ValueError(
                     f"episode {episode.number}: played again it ends at step {step} of {len(episode.action)}"
                 )
-        return Played(frames, distance, seed)
+        return Played(frames, distance, seed, frame_rate(env))
     finally:
         env.close()
 
