@@ -86,10 +86,10 @@ VERBS = {
             Option("out", "directory to make; it must not exist", kind=Path, required=True, bare=True),
             Option("form", "what to write", required=True, choices=("minari", "lerobot")),
             _TASK,
-            Option("name", "of Minari's data sets, TASK/NAME-v0", "episodes"),
-            Option("storage", "of Minari's data sets", "hdf5", choices=("hdf5", "arrow", "parquet")),
-            Option("fps", "frames per second of LeRobot's times", 25.0, float),
-            Option("robot", "type of the robot, for LeRobot", "unknown"),
+            Option("name", "of Minari's data sets, TASK/NAME-v0; by default episodes"),
+            Option("storage", "of Minari's data sets; by default hdf5", choices=("hdf5", "arrow", "parquet")),
+            Option("fps", "frames per second of LeRobot's times; by default 25", kind=float),
+            Option("robot", "type of the robot, for LeRobot; by default unknown"),
         ),
     ),
     "view": Verb(
@@ -196,14 +196,18 @@ def _export(values: dict[str, Any]) -> None:
     from tdmpc2.data.exchange.rows import OwnData
     from tdmpc2.data.store.selection import check_outside
 
-    out = values["out"]
+    out, minari = values["out"], values["form"] == "minari"
+    for name in ("fps", "robot") if minari else ("name", "storage"):
+        if values[name] is not None:
+            raise ValueError(f"{name}={values[name]} says nothing with form={values['form']}: leave it out")
     check_outside(out, Path(values["dir"]))
     data = OwnData.open(values["dir"], values["task"])
-    if values["form"] == "minari":
-        ids = export_minari(data, out, values["name"], values["storage"])
+    if minari:
+        ids = export_minari(data, out, values["name"] or "episodes", values["storage"] or "hdf5")
         print(f"{out}: data sets of Minari, read with MINARI_DATASETS_PATH={out}: {', '.join(ids)}")
     else:
-        frames = export_lerobot(data, out, values["fps"], values["robot"])
+        fps = 25.0 if values["fps"] is None else values["fps"]
+        frames = export_lerobot(data, out, fps, values["robot"] or "unknown")
         print(f"{out}: LeRobotDataset v3.0, {len(data.index):,} episodes, {frames:,} frames")
 
 
@@ -218,6 +222,8 @@ def _view(values: dict[str, Any]) -> None:
     for path, ending in ((figure, ".png"), (video, ".mp4")):
         if path is not None and path.suffix.lower() != ending:
             raise ValueError(f"{path} must end in {ending}")
+    if video is None and values["seed"] is not None:
+        raise ValueError("seed is that of the environment of a video: add video=FILE.mp4")
     if video is not None and video.exists():
         raise ValueError(f"{video} exists: name another file, or move it away")
     if values["task"] is not None:

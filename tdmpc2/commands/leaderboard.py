@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     out, folder, figure = values["out"], values["sources"], values["figure"]
     if out.exists() and not values["force"]:
         raise ValueError(f"{out} exists: name another file by out=, or say --force")
+    if figure is not None and figure.suffix.lower() != ".png":
+        raise ValueError(f"figure={figure} must end in .png")
     from tdmpc2.studies.downloads import fetch_all
     from tdmpc2.studies.leaderboard import gather
     from tdmpc2.studies.leaderboard_page import draw, page
@@ -55,5 +57,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _link(figure: Path, page: Path) -> str:
     """Write the way from the page to the figure."""
     import os
+    from urllib.parse import quote
 
-    return Path(os.path.relpath(figure.absolute(), page.absolute().parent)).as_posix()
+    return quote(Path(os.path.relpath(figure.absolute(), page.absolute().parent)).as_posix())

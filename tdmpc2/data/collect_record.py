@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tdmpc2.data.chunk_form import Layout, check_layout
-from tdmpc2.data.chunks import read_chunk
+from tdmpc2.data.chunks import chunk_paths, read_chunk
 from tdmpc2.data.store.meta import StoreMeta
 from tdmpc2.support.entries import check_entries, list_of, record, text, whole
 from tdmpc2.support.files import delete_leftovers, write_text
@@ -98,8 +98,8 @@ class Record:
         if (data_dir / "meta.json").exists():
             raise ValueError(f"data_dir={data_dir} is an episode store: collect into another directory, then import it")
         if not path.exists():
-            if numbers := chunk_numbers(data_dir):
-                there = data_dir / f"chunk_{numbers[0]}.pt"
+            if chunk_numbers(data_dir):
+                there = chunk_paths(data_dir)[0]
                 check_layout(there, read_chunk(there), Layout.of(specs))
             return cls(path, task, tasks, [])
         try:

@@ -75,13 +75,13 @@ def write_episodes(
     recorded = []
     for number, (episode, end) in enumerate(zip(episodes, ends, strict=True)):
         obs, action, reward = map(torch.from_numpy, _check_episode(f"episodes[{number}]", episode, spec))
-        steps = min(len(reward), layout.rows - 1)  # less than the episode's in a set where other tasks are shorter
-        rows = torch.zeros(steps + 1, layout.obs_dim), torch.zeros(steps + 1, layout.action_dim), torch.zeros(steps + 1)
-        rows[0][:, : spec.obs_dim] = obs[: steps + 1]
-        rows[1][1:, : spec.action_dim] = action[:steps]
-        rows[2][1:] = reward[:steps]
+        count = len(reward) + 1
+        rows = torch.zeros(count, layout.obs_dim), torch.zeros(count, layout.action_dim), torch.zeros(count)
+        rows[0][:, : spec.obs_dim] = obs
+        rows[1][1:, : spec.action_dim] = action
+        rows[2][1:] = reward
         rows[1][0] = rows[2][0] = torch.nan  # no step led to the first observation
-        recorded.append(Recorded(*rows, terminated=end and steps == len(reward)))
+        recorded.append(Recorded(*rows, terminated=end))
     root = Path(data_dir).expanduser()
     with locked(
         root / "collect.lock", f"Another process has held {root}/collect.lock for a minute: try again", wait=60
@@ -161,6 +161,9 @@ def _check_episode(origin: str, episode: Any, spec: TaskSpec) -> tuple[Floats, F
 
 
 def _floats(origin: str, values: Any) -> Floats:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values
     try:
         array = np.asarray(values)
     except ValueError as error:  # lists of unequal lengths

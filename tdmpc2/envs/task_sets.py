@@ -21,6 +21,7 @@ import yaml  # type: ignore[import-untyped]
 
 from tdmpc2.envs.plugins import task_sets
 from tdmpc2.support.reading import read_text
+from tdmpc2.support.text import shown
 from tdmpc2.tasks import TASK_SETS, TASKS, TaskSpec, is_padding, nearest
 
 _ENDINGS = (".yaml", ".yml")
@@ -84,10 +85,10 @@ def _read(path: Path) -> OwnSet:
     if not isinstance(content, Mapping) or not isinstance(content.get("tasks"), list):
         raise ValueError(f"{path} describes no task set: expected a line 'tasks: [walker-walk, ...]'")
     if strange := [key for key in content if key not in ("name", "tasks", "padding")]:
-        raise ValueError(f"{path}: unknown entry {strange[0]!r:.80}; a task set has a name, tasks and padding")
+        raise ValueError(f"{path}: unknown entry {shown(strange[0])}; a task set has a name, tasks and padding")
     name = content.get("name", path.stem)
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
-        raise ValueError(f"{path}: name={name!r:.80} must be up to 100 letters, digits, '_', '-' or '.'")
+        raise ValueError(f"{path}: name={shown(name)} must be up to 100 letters, digits, '_', '-' or '.'")
     if name in TASK_SETS or name in TASKS:
         raise ValueError(f"{path}: name={name} is a task set or task already; give it another name")
     return OwnSet(name, _checked(content["tasks"], str(path)), _padding(content.get("padding"), path))
@@ -98,13 +99,13 @@ def _padding(value: Any, path: Path) -> tuple[int, int] | None:
         return None
     sizes = (value["obs"], value["action"]) if isinstance(value, Mapping) and set(value) == {"obs", "action"} else None
     if sizes is None or not is_padding(sizes):
-        raise ValueError(f"{path}: padding={value!r:.80} must be two sizes, as in 'padding: {{obs: 39, action: 6}}'")
+        raise ValueError(f"{path}: padding={shown(value)} must be two sizes, as in 'padding: {{obs: 39, action: 6}}'")
     return sizes
 
 
 def _checked(tasks: Any, origin: str) -> tuple[str, ...]:
     if wrong := [task for task in tasks if not isinstance(task, str)]:
-        raise ValueError(f"{origin}: {wrong[0]!r:.80} is no name of a task")
+        raise ValueError(f"{origin}: {shown(wrong[0])} is no name of a task")
     names = tuple(task.strip() for task in tasks)
     if not 2 <= len(names) <= _MOST:
         raise ValueError(f"{origin} has {len(names)} tasks, and a task set has from 2 to {_MOST:,}: name one as task=")

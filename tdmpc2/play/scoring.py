@@ -98,6 +98,7 @@ def score(file: Checkpoint, agent: TDMPC2) -> Evaluation:
         "checkpoint": path,
         "sha256": file.sha256,
         "action": _action(cfg),
+        "plan_iterations": cfg.plan_iterations,
         "precision": agent.precision,
         "device": str(agent.device),
         "num_threads": set_num_threads(cfg.num_threads),

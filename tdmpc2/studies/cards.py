@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,8 @@ def new_card(
     if data:
         card["data"] = [_of_data(name, checkpoint, trained) for name in data]
     scores = [_of_evaluation(directory, card["files"]) for directory in evaluations]
-    kept = [score for score in before.get("scores", ()) if all(_kind(score) != _kind(new) for new in scores)]
+    own = set(card["files"])  # writing a card changes a file's checksum, and not what it scores
+    kept = [old for old in before.get("scores", ()) if all(_kind(old, own) != _kind(new, own) for new in scores)]
     if kept or scores:
         card["scores"] = [*kept, *scores]
     if heldout is not None:
@@ -107,9 +108,15 @@ def with_card(checkpoint: Checkpoint, card: Mapping[str, Any]) -> Checkpoint:
     return replace(checkpoint, extra={**checkpoint.extra, NAME: dict(card)})
 
 
-def _kind(score: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Tell which scores stand for one another: those of other tasks do not."""
-    return *(score[key] for key in ("sha256", "action", "plan", "precision", "noise")), *sorted(score["tasks"])
+def _kind(score: Mapping[str, Any], own: Collection[str]) -> tuple[Any, ...]:
+    """Tell which scores stand for one another: those of other tasks do not.
+
+    Args:
+        score: of the card.
+        own: checksums that stand for the file itself.
+    """
+    file = "" if score["sha256"] in own else score["sha256"]
+    return file, *(score[key] for key in ("action", "plan", "precision", "noise")), *sorted(score["tasks"])
 
 
 def _of_runs(runs: Sequence[Run]) -> dict[str, Any]:
@@ -176,7 +183,8 @@ def _of_evaluation(directory: Path, files: Sequence[str]) -> dict[str, Any]:
     settings = check_entries(f"{path}: protocol, config", protocol["config"], _SETTINGS, others=True)
     _check_same(str(path), protocol["sha256"], files)
     tasks = [check_entries(f"{path}: tasks", task, _TASK, others=True) for task in found["tasks"]]
-    plan = f"{settings['iterations']} x {settings['num_samples']} samples, horizon {settings['horizon']}"
+    iterations = protocol.get("plan_iterations", settings["iterations"])
+    plan = f"{iterations} x {settings['num_samples']} samples, horizon {settings['horizon']}"
     if (executed := settings.get("plan_action", "sample")) != "sample":
         plan += f", {executed} of the plan"
     if (start := settings.get("plan_start", "previous")) != "previous":

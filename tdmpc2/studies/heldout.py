@@ -329,7 +329,9 @@ def _listed(names: Iterable[str]) -> str:
 
 def _trained_on(path: Path, data_dir: str, record: dict[str, Any]) -> bool:
     """Tell if the run of a checkpoint names these data, or one of their files, as its own, wherever they lie now."""
-    file = path.parent / "run.json"
+    if not is_path(path):
+        return False  # what lies in the current directory is none of its run
+    file = path.resolve().parent / "run.json"
     run = check_entries(str(file), read_json(file, {}), {"data": RECORD["data"]}, others=True)
     store = find_store(data_dir)
     imported = {} if store is None else store.meta.source  # in half precision as well

@@ -139,7 +139,7 @@ def _columns(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]
         ("score", lambda row: _estimate(row["score"], row["interval"])),
         (
             "of step",
-            lambda row: f"{row['score_step']:,}" if (row["score_step"] or row["steps"]) < row["steps"] else "-",
+            lambda row: _score_step(row["score"], row["score_step"], row["steps"]),
         ),
         ("minus control", lambda row: _estimate(row["minus_control"], row["minus_control_interval"], "+")),
         ("best", lambda row: _number(row["best"], 2)),
@@ -150,6 +150,13 @@ def _columns(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]
     columns.append(("hours", lambda row: _number(row["hours"], 2)))
     filled = [(name, cells) for name, of in columns if any((cells := [of(row) for row in rows]) and set(cells) - {"-"})]
     return [name for name, _ in filled], [list(line) for line in zip(*(cells for _, cells in filled), strict=True)]
+
+
+def _score_step(score: float | None, step: int | None, steps: int) -> str:
+    """Say of which step a score is, unless it is that of the end."""
+    if score is None or step == steps:
+        return "-"
+    return "of different steps" if step is None else f"{step:,}"
 
 
 def _heldout_columns(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -62,7 +62,7 @@ def _row(group: Group, control: Group | None, is_control: bool) -> dict[str, Any
     }
     if control is None or control is group:
         return row
-    if scores and (base := control.scores) and row["score_step"] == control.score_step:
+    if scores and (base := control.scores) and row["score_step"] == control.score_step is not None:
         row["minus_control"] = float(np.mean(scores) - np.mean(base))
         row["minus_control_interval"] = difference_interval(scores, base)
     others = _columns(_heldout(control))

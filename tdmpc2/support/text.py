@@ -16,13 +16,28 @@ def shown(value: Any, longest: int = _LONGEST) -> str:
         return f"a number of {value.bit_length() * 0.30103:.0f} digits"
     if isinstance(value, str) and len(value) > 4 * longest:
         value = value[: 2 * longest] + value[-2 * longest :]
-    elif isinstance(value, (list, tuple, set, frozenset, dict)) and len(value) > longest:
-        return f"a {type(value).__name__} of {len(value):,} entries"
+    elif isinstance(value, (list, tuple, set, frozenset, dict)):
+        if len(value) > longest:
+            return f"a {type(value).__name__} of {len(value):,} entries"
+        if _entries(value, longest) > longest:  # lists within lists may hold one another a million times
+            return f"a {type(value).__name__} that is too large to show"
     try:
         text = repr(value)
     except (ValueError, RecursionError):
         return f"a {type(value).__name__} that is too large to show"
     return cut(text, longest)
+
+
+def _entries(value: Any, most: int) -> int:
+    """Count what a container holds, and what that holds, up to a little more than ``most``."""
+    waiting, count = [value], 0
+    while waiting and count <= most:
+        held = waiting.pop()
+        if isinstance(held, (list, tuple, set, frozenset, dict)):
+            parts = [*held, *held.values()] if isinstance(held, dict) else list(held)
+            waiting += parts[: most + 1]
+            count += len(parts)
+    return count
 
 
 def cut(text: str, longest: int = 3 * _LONGEST) -> str:

@@ -60,7 +60,8 @@ def test_ensure_store_of_fewer_files_is_replaced(tmp_path: Path) -> None:
     assert sorted(os.listdir(store.path)) == ["meta.json", "rows.npy", "task.npy"]
 
 
-def test_ensure_store_of_changed_files_of_equal_size_is_replaced(tmp_path: Path) -> None:
+def test_ensure_store_of_changed_files_is_made_once_the_old_one_is_away(tmp_path: Path) -> None:
+    """The episodes of the file as it was may be nowhere else by now; the store of them was replaced without a word."""
     make_chunks(tmp_path)
     before = chunk_fingerprints(tmp_path)
     ensure_store(tmp_path, "three", SPECS)
@@ -69,6 +70,9 @@ def test_ensure_store_of_changed_files_of_equal_size_is_replaced(tmp_path: Path)
     write_chunk(tmp_path / "chunk_1.pt", **fields(TASKS[3:], first=100))
     assert (tmp_path / "chunk_1.pt").stat().st_size == size
     assert find_store(tmp_path) is None
+    with pytest.raises(ValueError, match=r"imported from another file of the name chunk_1\.pt than is there now"):
+        ensure_store(tmp_path, "three", SPECS)
+    (tmp_path / "store").rename(tmp_path / "old")
     store = ensure_store(tmp_path, "three", SPECS)
     assert store.meta.row_format.split(store.rows)[0][:, 0, 0].tolist() == [0, 1, 2, 100, 101, 102, 103]
     (tmp_path / "chunk_1.pt").unlink()
@@ -249,7 +253,9 @@ def test_ensure_store_of_other_files_under_the_same_names_is_kept(
         path.unlink()
     for number in range(3):
         write_chunk(tmp_path / f"data/chunk_{number}.pt", **fields([1], first=70 + number))
-    message = r"holds chunk files and a store that was imported from other files of these names, chunk_0\.pt and so on"
+    message = (
+        r"holds chunk files and a store that was imported from another file of the name chunk_0\.pt than is there now"
+    )
     with pytest.raises(ValueError, match=message):
         ensure_store(tmp_path / "data", "three", SPECS)
     assert content(tmp_path / "data/store") == before

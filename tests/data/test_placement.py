@@ -147,17 +147,21 @@ def test_open_data_includes_episodes_only_in_store(cfg: Config, data_device: str
         open_data(cfg.replace(data_device=data_device), CPU)
 
 
-def test_open_data_with_stale_store_reads_the_chunks(cfg: Config) -> None:
-    """A store is not used once its files hold other episodes, even with the same names and sizes."""
+def test_open_data_beside_a_stale_store_says_so(cfg: Config) -> None:
+    """A store is not used once its files hold other episodes, even with the same names and sizes; nor is it replaced."""
     before = open_data(on_disk(cfg), CPU).sampler.draw(0, 20, 3, 1).obs
     path = Path(cfg.data_dir) / "chunk_0.pt"
     chunk, size = {name: tensor.clone() for name, tensor in read_chunk(path).items()}, path.stat().st_size
     path.unlink()
     write_chunk(path, chunk["obs"] + 1, chunk["action"], chunk["reward"], chunk["task"])
     assert path.stat().st_size == size
-    for place in ("cpu", "disk"):
-        after = open_data(cfg.replace(data_device=place), CPU).sampler.draw(0, 20, 3, 1).obs
-        assert not torch.equal(before, after)
+    places = [cfg.replace(data_device=place) for place in ("cpu", "disk")]
+    for placed in places:
+        with pytest.raises(ValueError, match=r"imported from another file of the name chunk_0\.pt"):
+            open_data(placed, CPU)
+    (path.parent / "store").rename(path.parent.parent / "old")
+    for placed in places:
+        assert not torch.equal(before, open_data(placed, CPU).sampler.draw(0, 20, 3, 1).obs)
 
 
 def test_train_continues_after_data_moved_to_disk(cfg: Config, tmp_path: Path) -> None:

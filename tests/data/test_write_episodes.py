@@ -18,6 +18,7 @@ from tdmpc2.config import parse_cfg
 from tdmpc2.data import EpisodeDataset, import_episodes, write_episodes
 from tdmpc2.data.chunks import read_chunk
 from tdmpc2.data.source import tasks_present
+from tdmpc2.data.tools.convert import to_store
 from tdmpc2.tasks import MT30, lookup
 from tests.helpers.data import SPECS, fields, save_raw
 from tests.helpers.reference import REPO
@@ -95,10 +96,20 @@ def test_episodes_of_a_task_set_are_padded_and_have_its_id(tmp_path: Path) -> No
     assert tasks_present(tmp_path) == {"cup-spin": 1}
 
 
-def test_long_episodes_of_a_mixed_set_are_cut_as_its_data_is(tmp_path: Path) -> None:
-    spec = lookup("cup-spin")
-    write_episodes(tmp_path, "cup-spin", [episode(0, 500, spec.obs_dim, spec.action_dim)], task_set="mt80")
-    assert read_chunk(tmp_path / "chunk_0.pt")["reward"].shape == (1, 101)
+def test_long_episodes_of_a_mixed_set_are_whole(tmp_path: Path) -> None:
+    """Four fifths of an episode, and that it terminated, were lost without a word."""
+    spec, specs = lookup("cup-spin"), parse_cfg({"task": "mt80"}).task_specs
+    whole = episode(0, 500, spec.obs_dim, spec.action_dim)
+    write_episodes(tmp_path, "cup-spin", [whole], task_set="mt80", terminated=[True])
+    assert read_chunk(tmp_path / "chunk_0.pt")["reward"].shape == (501,)
+    store = import_episodes([tmp_path], tmp_path / "store", "mt80", specs, quiet=True)
+    assert (store.index.lengths.tolist(), store.index.terminated.tolist()) == ([500], [True])
+
+
+def test_episodes_of_tensors_of_any_kind_are_written(tmp_path: Path) -> None:
+    obs, action, reward = (torch.from_numpy(np.asarray(part, np.float32)) for part in episode(0))
+    write_episodes(tmp_path, STANDS, [(obs.requires_grad_(), action.bfloat16(), reward.half())])
+    assert read_chunk(tmp_path / "chunk_0.pt")["action"].dtype == torch.float32
 
 
 def test_written_episodes_become_a_store(tmp_path: Path) -> None:
@@ -221,3 +232,20 @@ def test_example_of_own_data_trains(
     assert "read: 20 episodes" in out
     assert "trained; its action in the first state:" in out
     assert (tmp_path / "run" / "model.pt").exists()
+
+
+def test_episodes_are_added_beside_files_with_padded_numbers(tmp_path: Path) -> None:
+    """chunk_00.pt was read as chunk_0.pt, which is not there, and said to be a broken download."""
+    write_episodes(tmp_path, STANDS, [episode(0)])
+    (tmp_path / "chunk_0.pt").rename(tmp_path / "chunk_00.pt")
+    (tmp_path / "collect.json").unlink()
+    assert write_episodes(tmp_path, STANDS, [episode(1)]).name == "chunk_1.pt"
+
+
+def test_conversion_of_a_pattern_takes_the_tasks_that_there_are(tmp_path: Path) -> None:
+    spec = lookup("walker-walk")
+    write_episodes(tmp_path / "data", "walker-walk", [episode(0, 500, spec.obs_dim, spec.action_dim)], task_set="mt30")
+    store = to_store([str(tmp_path / "data")], tmp_path / "store", tasks=["walker-*"])
+    assert store.task.tolist() == [MT30.index("walker-walk")]
+    with pytest.raises(ValueError, match="has no episodes of walker-run"):
+        to_store([str(tmp_path / "data")], tmp_path / "other", tasks=["walker-run"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 import tomllib
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -265,3 +267,17 @@ def test_package_of_the_examples_plays_all_its_tasks(install: Callable[..., None
         outcomes = [env.step(np.ones(3, np.float32)) for _ in range(50)]
         assert [truncated for _, _, _, truncated, _ in outcomes] == [False] * 49 + [True]
         assert score_rule(task_spec(name)).label == "normalized score"
+
+
+@pytest.mark.parametrize("key", ["padding", "name", "tasks"])
+def test_task_set_file_of_aliases_is_refused_without_unfolding_them(tmp_path: Path, key: str) -> None:
+    """A few lines of YAML became a message of a gigabyte before it was cut to 80 letters."""
+    letters = "abcdefghij"
+    lists = [f"&{b} [{', '.join([f'*{a}'] * 10)}]" for a, b in pairwise(letters)]
+    bomb = f"[[&a [x], {', '.join(lists)}]]"
+    lines = {"tasks": "[walker-walk, cup-catch]", key: bomb}
+    (path := tmp_path / "bomb.yaml").write_text("".join(f"{name}: {value}\n" for name, value in lines.items()))
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=r"bomb\.yaml.*too large to show"):
+        parse_cfg({"task": str(path)})
+    assert time.monotonic() - began < 5

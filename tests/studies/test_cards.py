@@ -63,6 +63,10 @@ def test_card_command_gathers_run_data_scores_and_trust(
     again = new_card(load_file(out, identify=True), evaluations=[planned])
     assert again["scores"][-1]["action"] == "planner"  # an evaluation of the file before it had its card
     assert len(again["scores"]) == 2
+    described = load_file(out, identify=True)
+    assert described.sha256 not in (None, sha256)
+    anew = new_card(described, evaluations=[write_results(tmp_path / "anew", described.sha256, "policy", 31.0)])
+    assert [one["score"] for one in anew["scores"]] == [40.0, 31.0]  # and not the old 30 beside it
     copy = load_file(payload(load_file(out), RECIPES["int8"]))
     with pytest.raises(ValueError, match="is of the file with sha256"):
         new_card(copy, evaluations=[planned])

@@ -119,8 +119,10 @@ def test_heldout_command_writes_and_prints_errors(
     assert row["heldout"] == {}, "it is of an earlier step"
     assert "of step 20, not of the last one" in markdown(study, [row])
     capsys.readouterr()
+    (link := tmp_path / "latest.pt").symlink_to(path)
     for arguments, message in (
         ([path, "--data", cfg.data_dir], f"was trained on {cfg.data_dir}"),
+        ([str(link), "--data", cfg.data_dir], f"was trained on {cfg.data_dir}"),
         ([path, path, *options, "--write"], "one checkpoint of each name"),
     ):
         with pytest.raises(SystemExit):

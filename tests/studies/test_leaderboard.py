@@ -163,6 +163,10 @@ def test_command_writes_the_page_with_own_rows_and_says_what_is_absent(
     assert "Not here: BMPC (wertyuilife2/bmpc)" in text
     assert "![Means and their intervals](figures/board.png)" in text
     assert (tmp_path / "figures" / "board.png").read_bytes().startswith(b"\x89PNG")
+    command.main(["whole", "part", "figure=figures/the board.png", "force=true"])
+    assert "](figures/the%20board.png)" in (tmp_path / "leaderboard.md").read_text()
+    with pytest.raises(SystemExit):
+        command.main(["whole", "part", "figure=figures/board.pdf", "force=true"])
     assert "Not here: BMPC" in capsys.readouterr().out
 
 

@@ -274,3 +274,14 @@ def test_score_of_an_earlier_step_says_which(tmp_path: Path) -> None:
     (row,) = rows_of(study)
     assert (row["score"], row["score_step"]) == (7.0, 60)
     assert "| of step |" in markdown(study, [row])
+
+
+def test_scores_of_different_steps_are_not_passed_off_as_those_of_one(tmp_path: Path) -> None:
+    """Two seeds that share no step of evaluation had a mean without a word about it, and a difference from others."""
+    for seed, scores in ((1, {30: 1.0, 60: 7.0}), (2, {45: 3.0, 90: 5.0})):
+        path = write_run(tmp_path / str(seed), seed, 0.0, step=100, eval_freq=min(scores))
+        (path / "evaluations.json").write_text(json.dumps(scores))
+    study = read_study([tmp_path])
+    (row,) = rows_of(study)
+    assert (row["score"], row["score_step"]) == (6.0, None)
+    assert "| of different steps |" in markdown(study, [row])

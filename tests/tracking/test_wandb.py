@@ -22,6 +22,7 @@ import pytest
 import tdmpc2.tracking.logger
 from tdmpc2.support.files import write_text
 from tdmpc2.tracking.logger import Logger
+from tdmpc2.tracking.sender import METRICS, Sender
 from tdmpc2.tracking.wandb import WandbRun
 from tests.helpers.tracking import OFF, Terminal, config, text_rows
 from tests.helpers.wandb_reader import read_run
@@ -288,3 +289,16 @@ with Logger(cfg, total_steps=9000) as logger:
         for pid in stopped:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def test_service_is_told_of_the_end_after_a_metric_has_failed() -> None:
+    """The run of a sweep stayed open until the process ended, since its end was held for one more metric."""
+    told: list[str] = []
+
+    def fails(handle: Any) -> None:
+        raise OSError("no network")
+
+    sender = Sender("Weights & Biases", "the run", lambda line: None)
+    sender.call(METRICS, fails)
+    assert sender.finish(told.append, 60)
+    assert told == ["the run"]

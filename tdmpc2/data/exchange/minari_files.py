@@ -39,6 +39,7 @@ _METADATA = {
 #: Id of the environment in the JSON of its specification.
 _ENV_ID = re.compile(r'"id"\s*:\s*"([^"]{1,300})"')
 #: Bytes of numbers that a byte of a file may stand for; constant columns are compressed a thousand times.
+_COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations")
 _MOST_COMPRESSED = 2_000
 _AGAIN = "Download or record the data set again"
 
@@ -272,10 +273,39 @@ class _Arrow:
         if len(files) > 1:
             raise ValueError(f"{origin}: {folder} holds {len(files)} files, expected one. {_AGAIN}")
         try:
-            table = self._library.dataset(files[0], format=self._form).to_table()
+            dataset = self._library.dataset(files[0], format=self._form)
+            names = [name for name in _COLUMNS if name in dataset.schema.names]
+            size = sum(_row_bytes(dataset.schema.field(name).type) for name in names) * dataset.count_rows()
+            if size > max(files[0].stat().st_size * _MOST_COMPRESSED, 2**26):
+                raise ValueError(f"{origin}: {folder} declares {size:,} bytes, more than its file can hold. {_AGAIN}")
+            table = dataset.to_table(columns=names)
+        except _NoNumbers as error:
+            raise ValueError(f"{origin}: a column holds {error}, expected numbers. {_AGAIN}") from None
         except (OSError, self._library.ArrowException) as error:
             raise ValueError(f"{origin}: {folder} is damaged ({cut(str(error), 80)}). {_AGAIN}") from error
         return _ArrowEpisode(table.combine_chunks(), origin)
+
+
+class _NoNumbers(Exception):
+    """A type of Arrow's whose values take more memory than can be told from the number of rows."""
+
+
+def _row_bytes(kind: Any) -> int:
+    """Tell how many bytes a row of a column takes in memory.
+
+    Raises:
+        _NoNumbers: it holds text, lists of unequal lengths, or the like.
+    """
+    if hasattr(kind, "list_size"):
+        return int(kind.list_size) * _row_bytes(kind.value_type)
+    if hasattr(kind, "num_fields") and kind.num_fields and not hasattr(kind, "value_type"):
+        return sum(_row_bytes(kind.field(i).type) for i in range(kind.num_fields))
+    if hasattr(kind, "value_type"):  # a list without a size, or numbers that stand for text
+        raise _NoNumbers(cut(str(kind), 80))
+    try:
+        return -(-int(kind.bit_width) // 8)
+    except ValueError:  # text
+        raise _NoNumbers(cut(str(kind), 80)) from None
 
 
 @dataclass(frozen=True)

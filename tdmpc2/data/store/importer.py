@@ -305,8 +305,8 @@ def check_replaceable(out: Path, root: Path) -> None:
         reason = "was not imported from them"
     elif gone := source.keys() - there.keys():
         reason = f"was imported from {min(gone)}, which is gone"
-    elif source.items().isdisjoint(there.items()):  # other data under the same names
-        reason = f"was imported from other files of these names, {min(source)} and so on"
+    elif other_now := [name for name, found in source.items() if there[name] != found]:
+        reason = f"was imported from another file of the name {min(other_now)} than is there now"
     if reason:
         raise ValueError(
             f"{root} holds chunk files and a store that {reason}. It may hold other episodes: move it away, or name "

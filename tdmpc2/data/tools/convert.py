@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tdmpc2.data.source import STORE, find_form, kind_of, naming_the_task_set
+from tdmpc2.data.source import STORE, find_form, kind_of, naming_the_task_set, tasks_present
 from tdmpc2.data.store.export import export_chunks
 from tdmpc2.data.store.importer import import_episodes
 from tdmpc2.data.store.selection import check_outside
@@ -46,6 +46,9 @@ def to_store(
     same = all(kind.dtype == first_dtype for kind in kinds)
     names = [spec.name for spec in specs]
     chosen = matching(tasks, names, task_set)
+    if set(chosen) - set(tasks):  # of what a pattern matches, those that there are
+        there = {name for source in sources for name in tasks_present(source, task)}
+        chosen = tuple(name for name in chosen if name in there or name in tasks)
     for name in chosen:
         if name not in names:
             raise ValueError(f"tasks: '{name}' is not a task of {task_set}.{nearest(name, names)}")

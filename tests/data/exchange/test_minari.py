@@ -154,6 +154,29 @@ def test_environment_that_a_file_names_is_not_imported(
     assert "is of 'evil_module:Thing-v0', which is not known here: name its task" in said
 
 
+@pytest.mark.parametrize("kind", ["text", "numbers", "beside"])
+def test_columns_that_unfold_beyond_their_file_are_not_read(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of 829 bytes took 1.3 GB, and any file could take all there is."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    hopper = tmp_path / "theirs" / record("Hopper-v5", tmp_path / "theirs", monkeypatch, "parquet", episodes=1) / "data"
+    (path,) = hopper.rglob("*.parquet")
+    table = parquet.read_table(path)
+    many = 900
+    text = pyarrow.DictionaryArray.from_arrays(np.zeros(many, np.int8), ["x" * 1_000_000])
+    wide = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(np.zeros(many * 20_000)), 20_000)
+    columns = {name: pyarrow.array(np.zeros(many)) for name in table.column_names}
+    columns |= {"text": {"observations": text}, "numbers": {"observations": wide}, "beside": {"other": text}}[kind]
+    parquet.write_table(pyarrow.table(columns), path)
+    assert path.stat().st_size < 200_000
+    said = refused(capsys, "import", hopper, tmp_path / "store", "form=minari")
+    expected = {
+        "text": "a column holds dictionary<", "numbers": "declares 144,", "beside": "numbers in 900 rows",
+    }[kind]  # fmt: skip
+    assert expected in said
+
+
 def test_links_out_of_an_hdf5_file_are_not_followed(
     hopper: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
