@@ -148,7 +148,7 @@ def test_open_data_includes_episodes_only_in_store(cfg: Config, data_device: str
 
 
 def test_open_data_beside_a_stale_store_says_so(cfg: Config) -> None:
-    """A store is not used once its files hold other episodes, even with the same names and sizes; nor is it replaced."""
+    """A store is neither used nor replaced once its files hold other episodes, even of the same names and sizes."""
     before = open_data(on_disk(cfg), CPU).sampler.draw(0, 20, 3, 1).obs
     path = Path(cfg.data_dir) / "chunk_0.pt"
     chunk, size = {name: tensor.clone() for name, tensor in read_chunk(path).items()}, path.stat().st_size
