@@ -3,6 +3,7 @@
 tdmpc2 evaluate checkpoint=student.pt
 tdmpc2 evaluate student.pt task=walker-walk eval_episodes=3 save_video=true
 tdmpc2 evaluate checkpoint=student.pt compare=student_int8.pt
+tdmpc2 evaluate student.pt compare=random    # how much better than chance it is
 tdmpc2 evaluate student.pt mpc=both      # planned, and by the policy alone
 """
 

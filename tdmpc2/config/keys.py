@@ -278,7 +278,7 @@ class Keys:
         choices=("model", "ema"), scope=RUN, decides=True,
     )  # fmt: skip
     compare: str | None = key(
-        None, "second checkpoint: report the difference and its interval", path=True, scope=RUN,
+        None, "second checkpoint, or random (actions): report the difference and its interval", path=True, scope=RUN,
         on_resume=MAY_CHANGE, commands=("evaluate",),
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.envs.registry import MIXED, ScoreRule, common_label, family_of, rule_of
-from tdmpc2.play.actors import agent_actor
+from tdmpc2.play.actors import agent_actor, random_actor
 from tdmpc2.play.rollout import Episode, Frames, Job, check_playable, most_on_cuda, play
 from tdmpc2.support.intervals import Interval, bootstrap, interquartile_mean, resampled_interval
 from tdmpc2.tracking.progress import Progress
@@ -136,6 +136,7 @@ def evaluate(
     cfg: Config | None = None,
     *,
     quiet: bool = False,
+    at_random: bool = False,
     film: Film | None = None,
     keep: Callable[[Evaluation], None] | None = None,
     each_step: Callable[[], None] | None = None,
@@ -152,6 +153,7 @@ def evaluate(
         agent: the agent; a player of its own acts, so that the agent stays as it is.
         cfg: what to play (by default the agent's): tasks, ``eval_*``, ``save_video``.
         quiet: without progress.
+        at_random: uniformly random actions take the place of the agent's, to know what chance alone scores.
         film: called with the task's name, the frames of its first episode and how many of them are a second, if
             ``save_video``, in the process that played it.
         keep: called after every batch of episodes with what this process has played so far.
@@ -166,7 +168,7 @@ def evaluate(
     group = agent.group
     episodes, fault = [], None
     try:
-        episodes = _own_episodes(agent, cfg, quiet, film, keep, each_step)
+        episodes = _own_episodes(agent, cfg, quiet, at_random, film, keep, each_step)
     except ValueError as error:
         if group.world_size == 1:
             raise
@@ -184,13 +186,14 @@ def _own_episodes(
     agent: TDMPC2,
     cfg: Config,
     quiet: bool,
+    at_random: bool,
     film: Film | None,
     keep: Callable[[Evaluation], None] | None,
     each_step: Callable[[], None] | None,
 ) -> list[Episode]:
     """Play this process's share of the episodes."""
-    group = agent.group
-    actor = agent_actor(agent, noise=cfg.eval_noise, seed=_rank_seed(cfg.seed, group.rank))
+    group, seed = agent.group, _rank_seed(cfg.seed, agent.group.rank)
+    actor = random_actor(cfg, seed) if at_random else agent_actor(agent, noise=cfg.eval_noise, seed=seed)
     jobs = [Job(task_id, cfg.eval_seed + k) for task_id in cfg.task_ids for k in range(cfg.eval_episodes)]
     jobs = jobs[group.rank :: group.world_size]  # neighbours are of one task and take as long
     size = side_by_side(cfg, len(jobs), agent) if jobs else 1

@@ -27,13 +27,15 @@ from tdmpc2.support.runtime import set_num_threads
 
 #: Value of ``mpc`` that asks for both scores; only an evaluation knows it.
 BOTH = "both"
+#: In place of a second file: random actions.
+RANDOM = "random"
 
 
 def score_files(paths: Sequence[str], keys: Mapping[str, Any]) -> None:
     """Evaluate one file, or two and their difference; print the scores.
 
     Args:
-        paths: one or two checkpoints.
+        paths: one or two checkpoints; in place of the second :data:`RANDOM`, to compare with random actions.
         keys: what they are loaded with, see :func:`tdmpc2.loading.load_agent`; ``mpc`` may also be :data:`BOTH`: then
             every file plays the same episodes with planning and by its policy alone.
 
@@ -41,7 +43,8 @@ def score_files(paths: Sequence[str], keys: Mapping[str, Any]) -> None:
         ValueError: a file that cannot be used, or two with different tasks. What is wrong with the second file is said
             before the first one plays.
     """
-    files = [load_file(path, identify=True) for path in paths]
+    names, with_chance = [path for path in paths if path != RANDOM], RANDOM in paths[1:]
+    files = [load_file(name, identify=True) for name in names]
     both = keys.get("mpc") == BOTH
     ways = [{**keys, "mpc": mpc} for mpc in (True, False)] if both else [keys]
     agents = [[load_agent(file, **way) for file in files] for way in ways]  # [way][file]
@@ -50,11 +53,15 @@ def score_files(paths: Sequence[str], keys: Mapping[str, Any]) -> None:
     if agents[0][0].cfg.save_video:
         results.video_writer()
     scores = [[score(*pair) for pair in zip(files, way, strict=True)] for way in agents]
+    chance = score_of_chance(agents[0][0]) if with_chance else None
     for way, result in zip(agents, scores, strict=True):
         if len(result) == 2:
             action = f", {_action(way[0].cfg)} each" if both else ""
             _print_difference(f"{paths[0]} minus {paths[1]}{action}", *result)
-    for i, path in enumerate(paths if both else ()):
+        elif chance is not None:
+            action = f", {_action(way[0].cfg)}" if both else ""
+            _print_difference(f"{paths[0]}{action} minus random actions", result[0], chance)
+    for i, path in enumerate(names if both else ()):
         _print_difference(f"{path}: planner minus policy", scores[0][i], scores[1][i])
     if scores[0][0].mixed:
         return
@@ -65,6 +72,13 @@ def score_files(paths: Sequence[str], keys: Mapping[str, Any]) -> None:
     planned, alone = (way[0].normalized_score for way in scores)
     share = f" ({alone / planned:.0%})" if planned > 0 else ""
     print(f"{label}: {planned:.2f} with planning, {alone:.2f} by the policy alone{share}")
+
+
+def score_of_chance(agent: TDMPC2) -> Evaluation:
+    """Play the episodes of an agent's evaluation with random actions, and print their table."""
+    result = evaluate(agent, at_random=True)
+    get_console().print(results.table(result, "random actions"))
+    return result
 
 
 def _print_difference(title: str, first: Evaluation, second: Evaluation) -> None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tdmpc2 import load_agent
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import parse_cfg
 from tdmpc2.envs.rendering import context_module
@@ -148,6 +149,25 @@ def test_score_of_both_plays_the_same_episodes_with_and_without_planning(
     assert planned != alone
     assert difference.startswith(f"x.pt: planner minus policy: {planned - alone:+.2f} (95 % interval [")
     assert last.startswith(f"Return: {planned:.2f} with planning, {alone:.2f} by the policy alone")
+
+
+def test_score_is_compared_with_that_of_random_actions_in_the_same_episodes(
+    agent: TDMPC2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A return of 50 told a newcomer nothing as long as it was not known what chance has."""
+    monkeypatch.chdir(tmp_path)
+    agent.save(tmp_path / "x.pt")
+    keys = {"mpc": False, "eval_episodes": 3, "device": "cpu", "compile": "false"}
+    score_files(["x.pt", "random"], keys)
+    out = capsys.readouterr().out
+    cfg = agent.cfg.replace(mpc=False, eval_episodes=3)
+    jobs = [Job(0, cfg.eval_seed + k) for k in range(3)]
+    chance = np.mean([e.episode_return for e in play(cfg, random_actor(cfg, cfg.seed), jobs)])
+    own = evaluate(load_agent("x.pt", **keys), quiet=True).normalized_score
+    assert f"x.pt minus random actions: {own - chance:+.2f} (95 % interval [" in out
+    assert "random actions" in out
+    score_files(["x.pt", "random"], {**keys, "mpc": "both"})
+    assert "x.pt, policy minus random actions: " in capsys.readouterr().out
 
 
 def test_score_of_a_file_says_where_its_video_is(
