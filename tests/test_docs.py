@@ -117,7 +117,7 @@ def test_keys_in_the_text_of_page_exist(page: Path) -> None:
     spans = [span for span in spans if not span.startswith(("python ", "tdmpc2 ", "#SBATCH", "make_env(", "torch."))]
     named = {match for span in spans for match in re.findall(r"(?:^|\s)(?:\w+_config\.)?([a-z_]+)=(?!=)", span)}
     named -= FOREIGN.get(page.name, set())
-    assert named <= {*key_names(), *GROUPS, *option_names(), "mmap_mode", "t0"}
+    assert named <= {*key_names(), *GROUPS, *option_names(), "mmap_mode", "t0", "eval_mode"}
 
 
 def option_names() -> set[str]:
