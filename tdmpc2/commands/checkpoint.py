@@ -141,8 +141,13 @@ def _card(checkpoint: Checkpoint, values: dict[str, Any]) -> None:
 
 
 def _push(checkpoint: Checkpoint, values: dict[str, Any]) -> None:
+    from tdmpc2.checkpoints.hub import is_hub_name
     from tdmpc2.checkpoints.publishing import Push, preview, push
 
+    if not is_hub_name(values["to"]):
+        for name in ("private", "message"):
+            if values[name]:
+                raise ValueError(f"{name} says nothing of a folder: leave it out, or name hf://user/name")
     how = Push(values["private"], values["message"] or Push().message, values["license"])
     complete = _with_config(checkpoint)
     if values["dry_run"]:

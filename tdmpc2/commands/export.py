@@ -54,7 +54,7 @@ OPTIONS = (
         "data",
         "check on this episode store or directory of chunk files; by default some are played",
     ),
-    Option("steps", "of each task to check on, one after the other", 8, int, least=1),
+    Option("steps", "of each task to check on, one after the other; by default 8", kind=int, least=1),
 )
 
 
@@ -68,6 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"precision={values['precision']}: --to {values['to']} writes {known}")
     if values["task"] is not None and values["tasks"]:
         raise ValueError("task=NAME writes one task and tasks=[...] several: name one of the two keys")
+    for name in ("data", "steps"):
+        if values[name] is not None and not values["check"]:
+            raise ValueError(f"{name} is what a check goes by: add --check")
+    if values["steps"] is None:
+        del values["steps"]
     from tdmpc2.checkpoints.hub import is_path, local_file
     from tdmpc2.export.request import Request
     from tdmpc2.quantization.command import overrides_of

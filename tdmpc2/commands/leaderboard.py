@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from tdmpc2.studies.leaderboard_page import draw, page
     from tdmpc2.support.files import write_text
 
+    if values["site"] != SITE and not values["download"]:
+        raise ValueError("site is where files are fetched from: add --download")
     if values["download"]:
         print(f"{len(fetch_all(folder, values['site']))} files fetched into {folder}")
     gathered = gather(values["paths"], [folder])

@@ -182,6 +182,9 @@ def test_push_command_writes_a_folder_and_keeps_what_is_there(
 ) -> None:
     agent.save(tmp_path / "x.pt", step=5)
     words = ("push", str(tmp_path / "x.pt"), str(tmp_path / "out"), "license=apache-2.0")
+    for word in ("private=true", "message=first"):
+        assert command(*words, word) == 2
+        assert "says nothing of a folder" in capsys.readouterr().err
     assert command(*words, "--dry-run") == 0
     assert "model.safetensors: " in capsys.readouterr().out
     assert not (tmp_path / "out").exists()

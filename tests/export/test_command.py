@@ -40,6 +40,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (("num_samples=1",), "num_samples=1"),
         (("lr=1",), "Unknown key 'lr'"),
         (("envs=0",), "envs=0 must be at least 1"),
+        (("steps=4",), "steps is what a check goes by: add --check"),
+        (("data=episodes",), "data is what a check goes by: add --check"),
         (("out=model.tflite",), "out=model.tflite must end in .onnx, or be a directory"),
     ],
 )

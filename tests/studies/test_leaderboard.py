@@ -167,6 +167,8 @@ def test_command_writes_the_page_with_own_rows_and_says_what_is_absent(
     assert "](figures/the%20board.png)" in (tmp_path / "leaderboard.md").read_text()
     with pytest.raises(SystemExit):
         command.main(["whole", "part", "figure=figures/board.pdf", "force=true"])
+    with pytest.raises(SystemExit):
+        command.main(["whole", "part", "site=https://mirror.example", "force=true"])
     assert "Not here: BMPC" in capsys.readouterr().out
 
 
