@@ -114,9 +114,10 @@ class FastPlanner:
         Returns:
             A planner that chooses in its first plan; it takes no memory until then.
         """
+        undecided = self._undecided  # first: once it is empty, the choice of another thread is complete
         chosen = {"plain": "false", "kernels": "auto", "compiled": "true"}[self.kind]
         other = FastPlanner(model)
-        other.speed_up_with_use("auto" if self._plans is not None else self._undecided or chosen, quiet=self._quiet)
+        other.speed_up_with_use("auto" if self._plans is not None else undecided or chosen, quiet=self._quiet)
         return other
 
     def encode(self, obs: Tensor, task: TaskContext, shift: Tensor | None = None) -> Tensor:

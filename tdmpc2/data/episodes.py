@@ -52,7 +52,9 @@ def write_episodes(
         episodes: for each episode obs [T+1, O], action [T, A] in [-1, 1] and reward [T], of any number type. ``obs[t]``
             is what ``action[t]`` was chosen from, ``reward[t]`` and ``obs[t + 1]`` what it led to.
         task_set: ``mt30``, ``mt80`` or one of your own (``my_set.yaml``), to add to data of many tasks; by default the
-            data is of this task alone.
+            data is of this task alone. Where tasks of the set differ in length (``mt80``), episodes of the longer ones
+            are written whole; beside data of unequal lengths no teachers' outputs can be stored
+            (``distillation_cache=off``).
         terminated: for each episode whether its last step ended it for good, as a fall does, and not merely a time
             limit or the end of a recording; by default none. ``episodic=true`` learns from it.
 

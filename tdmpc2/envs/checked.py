@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from tdmpc2.envs.wrappers import Action, Env, Info, Observation
+from tdmpc2.envs.wrappers import Action, Env, Info, Observation, with_success
 
 _LARGEST = float(np.finfo(np.float32).max)
 _UNSTABLE = "simulations that became unstable do this: try another seed, or end the episode before"
@@ -46,7 +46,7 @@ class CheckedEnv(gymnasium.Wrapper[Observation, Action, Observation, Action]):
         self._episode, self._step = self._episode + 1, 0
         with self._named():
             obs, info = self.env.reset(seed=seed, options=options)
-        info.setdefault("success", 0.0)
+            info = with_success(info)  # a family of one's own may not tell
         return self._checked(obs), info
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, Info]:
@@ -64,13 +64,12 @@ class CheckedEnv(gymnasium.Wrapper[Observation, Action, Observation, Action]):
             raise ValueError(f"{self._at()}: the action is {_short(action)}: actions are finite numbers in [-1, 1]")
         with self._named():
             obs, number, terminated, truncated, info = self.env.step(action)
-            reward = float(number)
+            reward, info = float(number), with_success(info)
         if not abs(reward) <= _LARGEST:
             raise EnvironmentFault(f"{self._at()}: the reward is {reward}; {_UNSTABLE}")
         for task, other in info.get("task_rewards", {}).items():  # of other tasks of the same body
             if not abs(other) <= _LARGEST:
                 raise EnvironmentFault(f"{self._at()}: the reward for {task} is {other}; {_UNSTABLE}")
-        info.setdefault("success", 0.0)  # a family of one's own may not tell
         return self._checked(obs), reward, terminated, truncated, info
 
     def render(self) -> Any:

@@ -72,12 +72,12 @@ class FlatEnv(gymnasium.Wrapper[Observation, Action, Any, Any]):
             self.action_space.seed(seed)
         obs, info = self.env.reset(seed=self._first_seed if seed is None else seed, options=options)
         self._first_seed = None
-        return _flat(obs), _with_success(info)
+        return _flat(obs), with_success(info)
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, Info]:
         obs, reward, terminated, truncated, info = self.env.step(action)
         ends = bool(_number(terminated, "terminated")), bool(_number(truncated, "truncated"))
-        return _flat(obs), _number(reward, "the reward"), *ends, _with_success(info)
+        return _flat(obs), _number(reward, "the reward"), *ends, with_success(info)
 
 
 class _Bounded(gymnasium.ActionWrapper[Any, Action, Any]):
@@ -197,7 +197,12 @@ def _number(value: Any, name: str) -> float:
     return float(array.reshape(()))
 
 
-def _with_success(info: Any) -> Info:
+def with_success(info: Any) -> Info:
+    """Complete what an environment tells of a step by ``success``: a finite number, 0 where it tells none.
+
+    Raises:
+        ValueError: it is no dict, or tells something else.
+    """
     if not isinstance(info, dict):
         raise ValueError(f"info is {info!r:.60}, not a dict")
     success = info.get("success", info.get("is_success"))

@@ -69,7 +69,8 @@ Card::Card(const TensorFile& file) {
         tasks.push_back({task.text_of("name"), int(task.integer("obs_dim", 1, obs_dim)),
                          int(task.integer("action_dim", 1, action_dim))});
         for (const char c : tasks.back().name)  // programs print it
-            if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) throw Refused("a task's name holds a control character");
+            if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f)
+                throw Refused("a task's name holds a control character");
     }
     const Json& given = sizes.at("products");
     const size_t expected = size_t(encoder_layers) + 3 * (size_t(HEADS) + size_t(num_q) + episodic);

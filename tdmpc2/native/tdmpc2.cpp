@@ -60,7 +60,8 @@ Budget budget_of(const Card& card, const tdmpc2_options& o) {
         if (!o.num_samples) return of;
         return std::min(std::max(least, int(std::nearbyint(double(of) * b.samples / card.num_samples))), most);
     };
-    b.elites = chosen("num_elites", o.num_elites, scaled(card.num_elites, std::min(2, card.num_elites), b.samples), 1, b.samples);
+    const int elites = scaled(card.num_elites, std::min(2, card.num_elites), b.samples);
+    b.elites = chosen("num_elites", o.num_elites, elites, 1, b.samples);
     b.policy_samples =
         chosen("num_pi_trajs", o.num_pi_trajs, scaled(card.num_pi_trajs, 1, b.samples - 1), 0, b.samples - 1);
     b.explore = o.explore;

@@ -15,6 +15,9 @@ _DECIDING = {
     if "evaluate" in key.commands and name not in (UNDECISIVE - {"seed"}) | {"precision", "checkpoint"}
 }
 
+#: Entries of a protocol that are no settings, or follow from others.
+_FOLLOWING = {"config", "sha256", "plan_iterations"}
+
 
 def difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Name the settings of an earlier evaluation that are others now, such as ``precision=bf16, num_samples=512``."""
@@ -46,7 +49,7 @@ def labels(protocols: Sequence[Mapping[str, Any]], fallbacks: Sequence[str]) -> 
 def settings(protocol: Mapping[str, Any]) -> dict[str, Any]:
     """Everything a score depends on, flat; the checkpoint by its short name."""
     config = {key: value for key, value in protocol.get("config", {}).items() if key in _DECIDING}
-    whole = {key: value for key, value in protocol.items() if key not in ("config", "sha256")}
+    whole = {key: value for key, value in protocol.items() if key not in _FOLLOWING}
     return {**config, **whole, "checkpoint": checkpoint_name(str(protocol.get("checkpoint", "?")))}
 
 

@@ -43,7 +43,8 @@ def score_files(paths: Sequence[str], keys: Mapping[str, Any]) -> None:
         ValueError: a file that cannot be used, or two with different tasks. What is wrong with the second file is said
             before the first one plays.
     """
-    names, with_chance = [path for path in paths if path != RANDOM], RANDOM in paths[1:]
+    with_chance = list(paths[1:]) == [RANDOM]
+    names = paths[:1] if with_chance else paths
     files = [load_file(name, identify=True) for name in names]
     both = keys.get("mpc") == BOTH
     ways = [{**keys, "mpc": mpc} for mpc in (True, False)] if both else [keys]

@@ -34,9 +34,8 @@ def _entries(value: Any, most: int) -> int:
     while waiting and count <= most:
         held = waiting.pop()
         if isinstance(held, (list, tuple, set, frozenset, dict)):
-            parts = [*held, *held.values()] if isinstance(held, dict) else list(held)
-            waiting += parts[: most + 1]
-            count += len(parts)
+            count += len(held)
+            waiting += list(held.values() if isinstance(held, dict) else held)[: most + 1]
     return count
 
 

@@ -100,6 +100,8 @@ MORE_BAD_INPUT = [
     (f"{EVALUATE} checkpoint=student.pt task=mt80", "task=mt80: student.pt was trained on 'mt30'"),
     (f"{EVALUATE} checkpoint=student.pt tasks=[]", "tasks=.. must name at least one task"),
     ("evaluate.py compare=student.pt", "Nothing to evaluate: name a file"),
+    ("evaluate.py random", "random does not exist"),
+    ("evaluate.py random compare=student.pt", "random does not exist"),
     (f"{EVALUATE} checkpoint=nowhere/x.pt", "nor does its directory"),
     (f"{EVALUATE} checkpoint=data", "is a directory"),
     (f"{EVALUATE} checkpoint=empty.pt", "empty.pt"),

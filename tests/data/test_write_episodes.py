@@ -247,5 +247,7 @@ def test_conversion_of_a_pattern_takes_the_tasks_that_there_are(tmp_path: Path) 
     write_episodes(tmp_path / "data", "walker-walk", [episode(0, 500, spec.obs_dim, spec.action_dim)], task_set="mt30")
     store = to_store([str(tmp_path / "data")], tmp_path / "store", tasks=["walker-*"])
     assert store.task.tolist() == [MT30.index("walker-walk")]
+    with pytest.raises(ValueError, match=r"has no episodes of a task that cheetah-\* matches"):
+        to_store([str(tmp_path / "data")], tmp_path / "other", tasks=["cheetah-*"])
     with pytest.raises(ValueError, match="has no episodes of walker-run"):
         to_store([str(tmp_path / "data")], tmp_path / "other", tasks=["walker-run"])

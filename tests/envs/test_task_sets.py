@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.data import write_episodes
 from tdmpc2.envs import plugins, task_spec
+from tdmpc2.envs.checked import CheckedEnv
 from tdmpc2.envs.multitask import MultiTaskEnv
 from tdmpc2.envs.registry import family_of, score_rule
 from tdmpc2.play.actors import random_actor
@@ -25,7 +27,7 @@ from tdmpc2.training.offline import train as train_offline
 from tdmpc2.training.online import train_online
 from tests.helpers.online import SMALL
 from tests.helpers.reference import REPO
-from tests.helpers.toy_envs import STANDS
+from tests.helpers.toy_envs import STANDS, ToyEnv
 
 PACKAGE = """
 import numpy as np
@@ -214,6 +216,13 @@ def test_package_offers_a_family(install: Callable[..., None]) -> None:
     assert make_env("ball-roll", seed=1).reset()[0].shape == (4,)
 
 
+class TellsIsSuccess(ToyEnv):
+    """Tells its success by the other name, and none when it is reset."""
+
+    def step(self, action: Any) -> Any:
+        return (*super().step(action)[:4], {"is_success": True})
+
+
 def test_family_that_tells_no_success_has_none(install: Callable[..., None]) -> None:
     """What ``make`` returned was asked for ``info["success"]``, which only the example's wrapper has."""
     install(
@@ -223,6 +232,9 @@ def test_family_that_tells_no_success_has_none(install: Callable[..., None]) -> 
     cfg = parse_cfg({"task": "ball-roll", "device": "cpu"})
     (episode,) = play(cfg, random_actor(cfg, 0), [Job(0, 1)])
     assert (episode.steps, episode.success) == (7, 0.0)
+    env = CheckedEnv(TellsIsSuccess(), "x", 1)  # type: ignore[arg-type]
+    assert env.reset()[1] == {"success": 0.0}
+    assert env.step(np.zeros(2))[4] == {"is_success": True, "success": 1.0}
 
 
 def test_package_offers_task_sets(install: Callable[..., None]) -> None:

@@ -23,7 +23,7 @@ POINT, POINT_STEPS = "tests.helpers.toy_envs:Point-v0", 20
 
 
 class ToyEnv(gymnasium.Env[Any, Any]):
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 40}  # noqa: RUF012
 
     def __init__(self, falls_at: int | None = None, render_mode: str | None = None) -> None:
         self.falls_at, self.render_mode = falls_at, render_mode

@@ -38,8 +38,8 @@ _METADATA = {
 }
 #: Id of the environment in the JSON of its specification.
 _ENV_ID = re.compile(r'"id"\s*:\s*"([^"]{1,300})"')
-#: Bytes of numbers that a byte of a file may stand for; constant columns are compressed a thousand times.
 _COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations")
+#: Bytes of numbers that a byte of a file may stand for; constant columns are compressed a thousand times.
 _MOST_COMPRESSED = 2_000
 _AGAIN = "Download or record the data set again"
 

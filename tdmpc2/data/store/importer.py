@@ -132,7 +132,7 @@ def ensure_store(
     """Open the store of a directory; all its chunk files are imported to ``<data_dir>/store`` if need be.
 
     A store there that was imported from some of the files is replaced once the new one is complete. One that may hold
-    episodes that are nowhere else, because it was not imported from here or files of its are gone, is not.
+    episodes that are nowhere else, because it was not imported from here or files of its are gone or changed, is not.
 
     Raises:
         ValueError: see :func:`import_episodes`; no data; or a store that may not be replaced is in the way.
@@ -289,7 +289,7 @@ def _check_disk(out: Path, selection: Selection, writer: StoreWriter, quiet: boo
 
 
 def check_replaceable(out: Path, root: Path) -> None:
-    """Raise ValueError if replacing a store ``out`` could lose episodes: ``root`` lacks files that it was made from."""
+    """Raise ValueError if replacing a store could lose episodes: not all it was made from is in ``root``, unchanged."""
     if not out.exists():
         return
     check_may_move_away(out)

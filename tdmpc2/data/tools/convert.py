@@ -10,7 +10,7 @@ from tdmpc2.data.store.export import export_chunks
 from tdmpc2.data.store.importer import import_episodes
 from tdmpc2.data.store.selection import check_outside
 from tdmpc2.data.store.store import EpisodeStore
-from tdmpc2.tasks import matching, nearest
+from tdmpc2.tasks import listed, matching, nearest
 
 
 def to_store(
@@ -49,6 +49,10 @@ def to_store(
     if set(chosen) - set(tasks):  # of what a pattern matches, those that there are
         there = {name for source in sources for name in tasks_present(source, task)}
         chosen = tuple(name for name in chosen if name in there or name in tasks)
+        if not chosen:
+            raise ValueError(
+                f"tasks: {', '.join(map(str, sources))} has no episodes of a task that {listed(tasks)} matches"
+            )
     for name in chosen:
         if name not in names:
             raise ValueError(f"tasks: '{name}' is not a task of {task_set}.{nearest(name, names)}")

@@ -118,6 +118,10 @@ def test_careless_frames_per_second_are_refused(
 ) -> None:
     with pytest.raises(SystemExit):
         command.main(["export", str(store), str(tmp_path / "out"), "form=lerobot", "fps=0"])
+    assert "fps=0 must be above 0" in capsys.readouterr().err
+
+
+def test_options_of_the_other_form_are_refused(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for word, form in (("name=x", "lerobot"), ("storage=arrow", "lerobot"), ("fps=3", "minari"), ("robot=x", "minari")):
         assert run("export", store, tmp_path / "out", f"form={form}", word) == 2
-    assert "fps=0 must be above 0" in capsys.readouterr().err
+        assert f"says nothing with form={form}" in capsys.readouterr().err

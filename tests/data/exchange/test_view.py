@@ -47,6 +47,8 @@ def test_episode_that_began_elsewhere_is_not_played(collected: Path) -> None:
 
 def test_view_command_draws_and_films(collected: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("imageio_ffmpeg")
+    said = refused(capsys, "view", collected, "seed=7", f"figure={tmp_path / 'e.png'}")
+    assert "seed is that of the environment of a video" in said
     words = ("view", collected, "episode=4", f"figure={tmp_path / 'e.png'}", f"video={tmp_path / 'e.mp4'}")
     assert run(*words) == 0
     said = capsys.readouterr().out
