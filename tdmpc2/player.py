@@ -114,13 +114,18 @@ class Player:
         self.generator = torch.Generator(device)
         self.generator.set_state(torch.frombuffer(bytearray(numbers), dtype=torch.uint8))
 
-    def compile_planner(self, wanted: str, num_plans: int) -> str:
+    @property
+    def plans_by(self) -> str:
+        """How its plans are computed: :attr:`tdmpc2.acceleration.fast_planner.FastPlanner.kind`."""
+        return self._planner.kind
+
+    def compile_planner(self, wanted: str, num_plans: int, products: torch.dtype | None = None) -> str:
         """Plan in the fastest way, as :meth:`tdmpc2.acceleration.fast_planner.FastPlanner.speed_up` has it.
 
         For a player with a planner of its own; the others share the agent's. A policy alone stays as it is: where
         weights change from step to step, packing them for the kernels takes longer than its action.
         """
-        return self._planner.speed_up(wanted, num_plans) if self.mpc else ""
+        return self._planner.speed_up(wanted, num_plans, products) if self.mpc else ""
 
     def state(self) -> dict[str, Any]:
         """Copy the plans and the state of the random numbers: all that the next action depends on but the weights."""

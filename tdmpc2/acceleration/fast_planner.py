@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tdmpc2 import planner
@@ -53,6 +54,7 @@ class FastPlanner:
         self.kind = "plain"
         self.functions: dict[str, Any] = {}
         self._model = model
+        self._products: torch.dtype | None = None  # of float32 weights, with the kernels; None: float32
         self._networks: PackedNetworks | None = None
         self._plan: Callable[..., planner.Plan] = planner.plan
         self._undecided = ""  # what was wanted of a choice that the first plan makes
@@ -66,18 +68,19 @@ class FastPlanner:
         """True if another number of environments means recompiling."""
         return self.kind == "compiled"
 
-    def speed_up(self, wanted: str, num_plans: int) -> str:
+    def speed_up(self, wanted: str, num_plans: int, products: torch.dtype | None = None) -> str:
         """Choose the fastest way for a known number of plans.
 
         Args:
             wanted: ``auto`` (the CPU kernels; where there are none, compiling if so many plans are worth it), ``true``
                 or ``false``.
             num_plans: how often it will plan.
+            products: number format of the matrix products of float32 weights where the CPU kernels plan; None: float32.
 
         Returns:
             One line for the user, or nothing.
         """
-        self._undecided, self._plans = "", None
+        self._undecided, self._plans, self._products = "", None, products
         if self.kind == "kernels":
             self._pack_or_leave()
         if wanted == "false" or self.kind != "plain":
@@ -172,14 +175,17 @@ class FastPlanner:
     def __getstate__(self) -> dict[str, Any]:
         wanted = "auto" if self._plans is not None else self._undecided
         # Compiled code cannot be copied.
-        return {"model": self._model, "kind": self.kind, "undecided": wanted, "quiet": self._quiet}
+        return {
+            "model": self._model, "kind": self.kind, "undecided": wanted, "quiet": self._quiet,
+            "products": self._products,
+        }  # fmt: skip
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["model"])  # type: ignore[misc]
         if state["undecided"]:
             self.speed_up_with_use(state["undecided"], quiet=state["quiet"])
         elif state["kind"] != "plain":
-            self.speed_up("true", 0)
+            self.speed_up("true", 0, state["products"])
 
     # -- with use -----------------------------------------------------------------------------------------------------
 
@@ -244,7 +250,7 @@ class FastPlanner:
         return ""
 
     def _pack(self) -> None:
-        networks = PackedNetworks(self._model)
+        networks = PackedNetworks(self._model, self._products)
         self.functions = dict(networks.functions())
         self._plan = partial(planner.plan, **self.functions)
         self._networks = networks

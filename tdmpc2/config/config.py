@@ -324,6 +324,10 @@ class Config(Keys):
                 f"collect_policy={self.collect_policy:g} is the share of steps without a plan, and mpc=false plans "
                 "for none: leave one out"
             )
+        if self.collect_precision != "fp32" and not self.mpc:
+            raise ValueError(
+                f"collect_precision={self.collect_precision} is that of plans, and mpc=false makes none: leave one out"
+            )
         if self.augment_eval and self.obs == "state" and self.checkpoint is None:  # a file says what it observes
             raise ValueError("augment_eval=true shifts images, and obs=state has none: leave it out, or set obs=rgb")
         if self.min_std > self.max_std:

@@ -162,6 +162,10 @@ class Keys:
         0.0, "share of the steps that the policy takes alone while collecting", at_least=0, at_most=1, scope=RUN,
         decides=True,
     )  # fmt: skip
+    collect_precision: str = key(
+        "fp32", "number format of the products of plans while collecting; bf16 is for the CPU kernels",
+        choices=("fp32", "bf16"), scope=RUN, decides=True,
+    )  # fmt: skip
     episodic: bool = key(False, "episodes may terminate before their time limit, and the model learns to predict it")
     termination_coef: float = key(1.0, "coefficient of the termination loss", at_least=0, sensible=MOST_COEF)
 

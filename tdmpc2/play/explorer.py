@@ -79,8 +79,21 @@ class Explorer:
         self._envs = self._build()
 
     def compile_planner(self) -> str:
-        """Plan in the fastest way, if it is worth it for the run; returns one line about it, or nothing."""
-        return self.player.compile_planner(self._cfg.compile, self._planned_for)
+        """Plan in the fastest way, if it is worth it for the run; returns one line about it, or nothing.
+
+        Raises:
+            ValueError: ``collect_precision`` asks for what plans are not made with here.
+        """
+        precision = self._cfg.collect_precision
+        line = self.player.compile_planner(
+            self._cfg.compile, self._planned_for, torch.bfloat16 if precision == "bf16" else None
+        )
+        if precision != "fp32" and self.player.plans_by != "kernels":
+            raise ValueError(
+                f"collect_precision={precision} is for the CPU kernels, and plans are not made by them here "
+                f"(device={self._cfg.device}, compile={self._cfg.compile}): leave it out. {line}".rstrip()
+            )
+        return line
 
     # -- one turn -----------------------------------------------------------------------------------------------------
 

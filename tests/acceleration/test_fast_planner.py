@@ -165,6 +165,31 @@ def test_cuda_graph_plan_equals_plain_plan(precision: str) -> None:
 
 
 @needs_library
+def test_kernels_multiply_float32_weights_in_bf16_if_they_are_asked_to() -> None:
+    """As they do for a model whose weights are bf16; what first layers add for tasks and actions keeps its digits."""
+    agent = TDMPC2(Config(device="cpu", task="walker-walk", **SMALL))
+    for parameter in agent.model.parameters():
+        parameter.data.copy_(parameter.data.bfloat16())  # so that both have the same digits
+    low = copy.deepcopy(agent)
+    low.set_precision("bf16", lambda matrix: "bf16", torch.bfloat16)
+    obs = torch.randn(2, agent.cfg.obs_dim, generator=torch.Generator().manual_seed(0))
+
+    def plan(agent: TDMPC2, products: torch.dtype | None) -> torch.Tensor:
+        planner = agent.planner.for_model(agent.model)
+        planner.speed_up("auto", 1, products)
+        copied = pickle.loads(pickle.dumps(planner))
+        context, noise = agent.model.context(None), draw_noise(agent.cfg, 2, "cpu", torch.Generator().manual_seed(1))
+        mean = torch.zeros(2, agent.cfg.horizon, agent.cfg.action_dim)
+        plans = [own(own.encode(obs, context), context, mean, noise, eval_mode=True).mean for own in (planner, copied)]
+        assert torch.equal(*plans)
+        return plans[0]
+
+    found, wanted, exact = plan(agent, torch.bfloat16), plan(low, None), plan(agent, None)
+    assert_close(found, wanted, rtol=0, atol=1e-5)
+    assert not torch.equal(found, exact)
+
+
+@needs_library
 def test_kernels_chosen_in_one_thread_are_waited_for_in_others(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second of two players that began together planned plainly, and so with other bits."""
     agent.planner.speed_up_with_use("auto")

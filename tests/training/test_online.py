@@ -136,6 +136,14 @@ def test_online_run_plans_for_all_but_the_share_of_the_policy(
     assert begun <= 400 / STANDS_FOR  # otherwise only where an episode begins
 
 
+def test_online_plans_in_bf16_are_for_the_kernels(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"collect_precision=bf16 is for the CPU kernels.*compile=false.*leave it out"):
+        train_online(config(tmp_path, collect_precision="bf16"), None)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="collect_precision=bf16 is that of plans, and mpc=false makes none"):
+        config(tmp_path, collect_precision="bf16", mpc=False)
+
+
 # -- continuing -------------------------------------------------------------------------------------------------------
 
 
@@ -143,6 +151,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one": {},
     "episodic": {"task": FALLS, "episodic": True, "horizon": 2, "buffer_size": 20},
     "several": {"num_envs": 2, "utd": 0.7, "collect_num_samples": 8, "buffer_size": 33},
+    "bf16": {"collect_precision": "bf16", "compile": "auto"},
     "policy": {"mpc": False},
     "often the policy": {"num_envs": 2, "collect_policy": 0.5},
     "images": {"obs": "rgb", "horizon": 2},

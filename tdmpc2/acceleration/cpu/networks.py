@@ -206,13 +206,14 @@ class PackedNetworks:
 
     Args:
         model: on the CPU; its weights are in the formats to compute in. Later changes to it are not seen.
+        products: number format to multiply float32 weights in; None: float32.
 
     Raises:
         RuntimeError: the kernels are not available here (:func:`tdmpc2.acceleration.cpu.library.reason`).
         ValueError: the kernels have no SimNorm for this model.
     """
 
-    def __init__(self, model: WorldModel) -> None:
+    def __init__(self, model: WorldModel, products: torch.dtype | None = None) -> None:
         cfg, self._kernels = model.cfg, library.load()
         if why := unsupported(cfg):
             raise ValueError(why)
@@ -221,7 +222,7 @@ class PackedNetworks:
         self.encodes = cfg.obs == "state"
         task_dim = cfg.task_dim if cfg.multitask else 0
         widths = {"latent": cfg.latent_dim, "task": task_dim, "action": cfg.action_dim}
-        networks = [(network, layers_of(network)) for network in planned(model)]
+        networks = [(network, _multiplied_in(products, layers_of(network))) for network in planned(model)]
         int8 = any(layer.compute_dtype == torch.int8 for _, layers in networks for layer in layers)
         self._layers: list[PackedLayer] = []
         for network, layers in networks:
@@ -234,7 +235,9 @@ class PackedNetworks:
                 )
         self._encoder = [
             PackedLayer(layer, [cfg.obs_dim, task_dim, 0] if index == 0 else None)
-            for index, layer in enumerate(layers_of(encoder_of(model)) if self.encodes else [])
+            for index, layer in enumerate(
+                _multiplied_in(products, layers_of(encoder_of(model))) if self.encodes else []
+            )
         ]
         self._encoder_structs = (_Layer * len(self._encoder))(*(layer.struct for layer in self._encoder))
         self._bins = _padded(model.bins)
@@ -336,6 +339,15 @@ class PackedNetworks:
         held = [x if x is None or x.dtype == torch.int64 else x.detach().float() for x in tensors]
         held = [None if x is None else x.contiguous() for x in held]
         function(ctypes.byref(self._networks), *counts, *map(_address, held))
+
+
+def _multiplied_in(products: torch.dtype | None, layers: Sequence[Affine]) -> Sequence[Affine]:
+    """Have layers with float32 weights multiplied in another number format."""
+    if products is None:
+        return layers
+    return [
+        layer._replace(compute_dtype=products) if layer.weight.dtype == torch.float32 else layer for layer in layers
+    ]
 
 
 def encoder_of(model: WorldModel) -> Network:
