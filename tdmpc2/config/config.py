@@ -204,9 +204,9 @@ class Config(Keys):
     def replace(self, **changes: Any) -> Config:
         """Copy with some keys changed, validated like a new one.
 
-        Keys that follow a changed one follow it again, unless they are given as well: widths a new ``model_size``,
-        elites and policy trajectories a new ``num_samples`` in the proportion they have here. A preset, ``planner``, is
-        the keys that it stands for.
+        Unless they are given as well, widths follow a new ``model_size``, and elites and policy trajectories a new
+        ``num_samples`` in the proportion they have here; other keys keep their values, also those that followed from a
+        changed one (``rho`` from ``episodic``). A preset, ``planner``, is the keys that it stands for.
         """
         check_keys(changes.keys() - {"task_specs"}, "the overrides")
         changes = with_preset(changes)

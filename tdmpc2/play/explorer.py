@@ -78,15 +78,21 @@ class Explorer:
         self._before = self.player.state()
         self._envs = self._build()
 
-    def compile_planner(self) -> str:
+    def compile_planner(self, wanted: str | None = None, num_plans: int | None = None) -> str:
         """Plan in the fastest way, if it is worth it for the run; returns one line about it, or nothing.
+
+        Args:
+            wanted: None: the run's ``compile``.
+            num_plans: None: those of the run.
 
         Raises:
             ValueError: ``collect_precision`` asks for what plans are not made with here.
         """
         precision = self._cfg.collect_precision
         line = self.player.compile_planner(
-            self._cfg.compile, self._planned_for, torch.bfloat16 if precision == "bf16" else None
+            self._cfg.compile if wanted is None else wanted,
+            self._planned_for if num_plans is None else num_plans,
+            torch.bfloat16 if precision == "bf16" else None,
         )
         if precision != "fp32" and self.player.plans_by != "kernels":
             raise ValueError(

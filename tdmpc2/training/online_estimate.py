@@ -18,6 +18,7 @@ from tdmpc2.training.preflight import (
     begun,
     check_disk,
     checkpoint_bytes,
+    fit_pca_at_random,
     median_seconds,
     no_observations,
     preflight,
@@ -55,13 +56,14 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
     wanted = "false" if cfg.compile == "false" else "auto"  # kernels if there are some: they need no minute to compile
     agent.planner.speed_up(wanted, 0)
     with Explorer(cfg, agent) as explorer:
-        explorer.player.compile_planner(wanted, 0)
+        explorer.compile_planner(wanted, 0)
         explorer.begin()
         actions = explorer.act(0, random=True)
         step_s = median_seconds(lambda: _step(explorer, actions), agent.device)
         explorer.begin()
         plan_s = median_seconds(lambda: explorer.act(0, random=False), agent.device)
     batch = random_batch(cfg, agent.device)
+    fit_pca_at_random(agent)
     update_s = median_seconds(lambda: agent.update(batch), agent.device)
     planned_by = "by the CPU kernels" if agent.planner.kind == "kernels" else "plainly"
     turns, parameters = max(cfg.steps - start, 0) // len(cfg.envs), num_parameters(agent.model)

@@ -116,9 +116,10 @@ def checkpoint_bytes(agent: TDMPC2, cfg: Config) -> int:
 
 
 def check_disk(agent: TDMPC2, cfg: Config) -> None:
-    """Raise ``ValueError`` if the disk has no room for the run's checkpoints."""
+    """Raise ``ValueError`` if the disk has no room for the run's checkpoints beside those that are there already."""
     advice = "set work_dir to another disk, or keep_last lower"
-    check_free_disk(cfg.run_dir, checkpoint_bytes(agent, cfg), advice, free_disk(cfg.run_dir))
+    there = sum(path.stat().st_size for path in cfg.run_dir.glob("*.pt"))
+    check_free_disk(cfg.run_dir, max(checkpoint_bytes(agent, cfg) - there, 0), advice, free_disk(cfg.run_dir))
 
 
 def dry_run(cfg: Config, teacher_cfg: Config | None, processes: int = 1) -> list[str]:
@@ -178,6 +179,7 @@ def begun(agent: TDMPC2, cfg: Config) -> int:
 
 def _update_seconds(agent: TDMPC2, cfg: Config, processes: int) -> float:
     batch = random_batch(cfg, agent.device)
+    fit_pca_at_random(agent)
     if agent.distillation.has_teacher:  # that is asked for what no cache holds alone
         widths = {name: COLUMNS[name](cfg.action_dim) or (1,) for name in cached_columns(cfg)}
         shape = cfg.horizon, cfg.batch_size
@@ -189,7 +191,7 @@ def _update_seconds(agent: TDMPC2, cfg: Config, processes: int) -> float:
 
 def _evaluations(agent: TDMPC2, cfg: Config, start: int) -> tuple[list[str], float]:
     """Estimate the evaluations after step ``start``: a line if there are any, and seconds."""
-    count = cfg.steps // cfg.eval_freq - start // cfg.eval_freq if cfg.eval_freq else 0
+    count = cfg.steps // cfg.eval_freq - min(start, cfg.steps) // cfg.eval_freq if cfg.eval_freq else 0
     if not count:
         return [], 0.0
     if line := agent.compile_planner(num_steps(cfg)):
@@ -285,6 +287,13 @@ def teacher_line(
 def no_observations(cfg: Config, num_envs: int) -> np.ndarray:
     """Make observations that are zero, [E, O] or images, to time an action with."""
     return np.zeros((num_envs, *cfg.obs_shape), np.uint8 if cfg.observes_images else np.float32)
+
+
+def fit_pca_at_random(agent: TDMPC2) -> None:
+    """Let an agent that learns from the PCA of its teacher's latents be timed before there are data to fit it to."""
+    if agent.distillation.needs_pca:
+        batch = random_batch(agent.cfg.replace(batch_size=1000), agent.device)
+        agent.distillation.fit_pca([(batch.obs[0], batch.task if agent.cfg.multitask else None)])
 
 
 def random_batch(cfg: Config, device: torch.device) -> Batch:

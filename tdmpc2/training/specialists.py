@@ -78,6 +78,8 @@ def train_specialists(cfgs: Sequence[Config]) -> list[Path]:
 
 def check_together(cfgs: Sequence[Config]) -> None:
     """Raise ``ValueError``, saying what to do, for runs that cannot learn together."""
+    if any(cfg.dry_run for cfg in cfgs):
+        raise ValueError("dry_run=true estimates one run: name it to train.py with the keys of a specialist")
     for cfg in cfgs:
         check_stackable(cfg, cfgs[0])
         if cfg.mode != "online":

@@ -59,6 +59,14 @@ def test_train_with_any_target_lowers_its_loss(
     assert last < 0.95 * last_untaught
 
 
+def test_dry_run_distilling_components_of_latents_times_it(
+    cfg: Config, expert: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It asked for the fit that a run makes first, so that only the run itself could be started."""
+    train(cfg.replace(distillation_targets=("next_state_pca",), dry_run=True), expert)
+    assert "updates     " in capsys.readouterr().out
+
+
 def test_train_distilling_killed_continues_exactly(
     cfg: Config, expert: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

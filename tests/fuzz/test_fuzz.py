@@ -112,4 +112,6 @@ def test_fuzz_short_run_finds_no_fault(tmp_path: Path) -> None:
         [*line, "--faults", str(tmp_path)], cwd=REPO, env=environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert " 0 faults" in done.stdout.splitlines()[-1]
+    last = done.stdout.splitlines()[-1]
+    assert " 0 faults" in last
+    assert int(last.split(" distinct")[0]) > 40, last

@@ -165,11 +165,11 @@ def test_command_writes_the_page_with_own_rows_and_says_what_is_absent(
     assert (tmp_path / "figures" / "board.png").read_bytes().startswith(b"\x89PNG")
     command.main(["whole", "part", "figure=figures/the board.png", "force=true"])
     assert "](figures/the%20board.png)" in (tmp_path / "leaderboard.md").read_text()
-    with pytest.raises(SystemExit):
-        command.main(["whole", "part", "figure=figures/board.pdf", "force=true"])
-    with pytest.raises(SystemExit):
-        command.main(["whole", "part", "site=https://mirror.example", "force=true"])
     assert "Not here: BMPC" in capsys.readouterr().out
+    for word, said in (("figure=board.pdf", "must end in .png"), ("site=https://mirror.example", "add --download")):
+        with pytest.raises(SystemExit):
+            command.main(["whole", "part", "force=true", word])
+        assert said in capsys.readouterr().err
 
 
 def test_page_in_docs_is_what_the_command_writes() -> None:

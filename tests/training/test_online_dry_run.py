@@ -47,6 +47,12 @@ def test_online_dry_run_plans_as_the_run_would(tmp_path: Path, capsys: pytest.Ca
     assert re.search(r"in all +about .*\(planned by the CPU kernels, without compilation\)", capsys.readouterr().out)
 
 
+def test_online_dry_run_refuses_what_the_run_would(tmp_path: Path) -> None:
+    cfg = config(tmp_path, dry_run=True, collect_precision="bf16")
+    with pytest.raises(ValueError, match="collect_precision=bf16 is for the CPU kernels"):
+        train_online(cfg, None)
+
+
 def test_online_dry_run_allocates_no_replay_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dry run used to spend minutes on allocating a large buffer, only to state its size."""
 

@@ -251,6 +251,29 @@ def test_train_on_disk_without_room_for_checkpoints_is_refused(cfg: Config, monk
     assert not cfg.run_dir.exists()
 
 
+def test_run_goes_on_where_its_own_checkpoints_are_what_fills_the_disk(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room was asked for once more for files that a save replaces."""
+    train(cfg.replace(steps=2), None)
+    there = sum(path.stat().st_size for path in cfg.run_dir.glob("*.pt"))
+    missing = preflight.checkpoint_bytes(TDMPC2(cfg), cfg) - there
+    assert there > 10_000
+    monkeypatch.setattr(preflight, "free_disk", lambda path: missing - 1)
+    with pytest.raises(ValueError, match="more and its disk has"):
+        train(cfg, None)
+    monkeypatch.setattr(preflight, "free_disk", lambda path: missing)
+    train(cfg, None)
+
+
+def test_dry_run_beyond_the_steps_of_the_run_counts_no_negative_evaluations(
+    cfg: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(cfg.replace(steps=10), None)
+    train(cfg.replace(steps=4, eval_freq=2, eval_episodes=1, dry_run=True), None)
+    assert "evaluation  -" not in capsys.readouterr().out
+
+
 def test_checkpoint_size_estimate_is_an_upper_bound(cfg: Config) -> None:
     cfg = cfg.replace(model_size=1, steps=2, save_freq=1, keep_last=2)
     train(cfg, None)

@@ -155,7 +155,13 @@ def test_runs_at_different_steps_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "message"), [({"steps": 50}, "has steps=50"), ({"seed_steps": 21}, "seed_steps=21"), ({"lr": 1e-3}, "lr")]
+    ("keys", "message"),
+    [
+        ({"dry_run": True}, "dry_run=true estimates one run"),
+        ({"steps": 50}, "has steps=50"),
+        ({"seed_steps": 21}, "seed_steps=21"),
+        ({"lr": 1e-3}, "lr"),
+    ],
 )
 def test_runs_that_do_not_fit_are_refused_before_anything_is_done(
     keys: dict[str, Any], message: str, tmp_path: Path

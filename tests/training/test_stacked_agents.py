@@ -12,6 +12,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.data.batch import Batch
 from tdmpc2.training.stacked_agents import StackedAgents
 from tests.helpers.agents import random_batch
+from tests.helpers.cpu_kernels import needs_library
 from tests.helpers.stacks import KINDS, agents, configs
 
 UPDATES = 5
@@ -112,6 +113,7 @@ def test_files_of_a_stacked_agent_are_those_of_any_agent(tmp_path: Path) -> None
             assert torch.equal(weight, other.model.state_dict()[name])
 
 
+@needs_library
 def test_kernels_plan_with_the_weights_of_a_stacked_agent() -> None:
     """Weights in a stack are views with gaps and change without the agent's own optimiser."""
     _, stacked, stack = updated("padded")
@@ -119,6 +121,7 @@ def test_kernels_plan_with_the_weights_of_a_stacked_agent() -> None:
     obs = np.ones((2, agent.cfg.obs_dim), np.float32)
     plain, fast = agent.player(2, seed=7), agent.player(2, seed=7, num_samples=agent.cfg.num_samples)
     fast.compile_planner("auto", 0)
+    assert (plain.plans_by, fast.plans_by) == ("plain", "kernels")
     for _ in range(2):
         means = []
         for player in (plain, fast):

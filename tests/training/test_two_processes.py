@@ -62,9 +62,12 @@ def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
 
 
 def close(path: Path, expected: Path, step: int) -> bool:
-    """Tell if a checkpoint is of this step and equals another one up to rounding."""
+    """Tell if a checkpoint is of this step and so many updates, and equals another one up to rounding."""
     one, two = load_file(path), load_file(expected)
-    return one.step == step and all(torch.allclose(x, two.model[name], 0, 1e-3) for name, x in one.model.items())
+    adam = torch.load(path.parent / "state.pt", weights_only=True)["training"]["optim"]["state"]
+    updates = {int(entry["step"]) for entry in adam.values()}
+    same = all(torch.allclose(x, two.model[name], 0, 1e-3) for name, x in one.model.items())
+    return one.step == step and updates == {step} and same
 
 
 def wait_for(process: subprocess.Popen[str], text: str) -> None:
