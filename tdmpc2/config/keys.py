@@ -307,7 +307,7 @@ class Keys:
     precision: str = key(
         "auto", "what planning computes in; auto: the fastest that is correct for the file here",
         choices=("auto", "fp32", "bf16", "fp16", "int8"), scope=RUN, on_resume=MAY_CHANGE, decides=True,
-        commands=("train", "evaluate", "collect"),
+        commands=("evaluate", "collect"),
     )  # fmt: skip
     update_precision: str = key(
         "fp32", "what the matrix products of an update compute in; weights stay fp32", choices=("fp32", "bf16")

@@ -62,6 +62,11 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
     if online and not begun_before and cfg.buffer_size < (rows := _least_rows(cfg)):
         what = f"an episode of each of {len(cfg.task_ids)} tasks" if len(cfg.task_ids) > 1 else "an episode"
         problems.append(f"buffer_size={cfg.buffer_size:,} does not hold {what}: set it to {rows:,} or more")
+    if cfg.precision not in ("auto", "fp32") and not begun_before:
+        problems.append(
+            f"precision={cfg.precision} is that of files that are played, and a run trains in float32: leave it out "
+            "(update_precision=bf16 multiplies in bf16)"
+        )
     if teacher is not None and (why := why_missing(teacher.checkpoint)):
         problems.append(
             f"teacher: teacher_config.checkpoint={teacher.checkpoint} {why}. Name a file, download the "

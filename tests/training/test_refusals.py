@@ -17,6 +17,7 @@ from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.loading import load_agent
 from tdmpc2.play.collector import collect
 from tdmpc2.training.offline import train
+from tdmpc2.training.preflight import preflight
 from tests.helpers.runs import TINY
 from tests.helpers.toy_envs import STANDS
 
@@ -106,3 +107,10 @@ def test_agent_loaded_to_act_does_not_train(cfg: Config, data_dir: Path, tmp_pat
     with pytest.raises(ValueError, match="use precision='fp32' to save"):
         agent.save(tmp_path / "y.pt")
     assert not (tmp_path / "y.pt").exists()
+
+
+def test_train_in_a_precision_of_files_that_are_played_is_refused(cfg: Config) -> None:
+    """It was accepted, recorded as what a result depends on, and not read by anything."""
+    for low in (cfg.replace(precision="int8"), parse_cfg({"task": "walker-walk", "precision": "int8"})):
+        with pytest.raises(ValueError, match=r"precision=int8 is that of files that are played.*update_precision=bf16"):
+            preflight(low, None)
