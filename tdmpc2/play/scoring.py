@@ -68,7 +68,8 @@ def score_files(paths: Sequence[str], keys: Mapping[str, Any]) -> None:
         return
     label = scores[0][0].score_label.capitalize()
     if not both:
-        print(f"{label}: {scores[0][0].normalized_score:.2f}")
+        beside = "" if chance is None else f" (random actions: {chance.normalized_score:.2f})"
+        print(f"{label}: {scores[0][0].normalized_score:.2f}{beside}")
         return
     planned, alone = (way[0].normalized_score for way in scores)
     share = f" ({alone / planned:.0%})" if planned > 0 else ""
