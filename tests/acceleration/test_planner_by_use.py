@@ -114,7 +114,7 @@ def test_load_agent_takes_the_kernels_where_there_are_any(
     """The README's first snippet used to plan in the slowest way."""
 
     class Kernels:
-        def __init__(self, model: object) -> None:
+        def __init__(self, model: object, products: object) -> None:
             self.functions, self.outdated, self.encodes = dict, lambda: False, False
 
     monkeypatch.setattr(fast_planner, "PackedNetworks", Kernels)
