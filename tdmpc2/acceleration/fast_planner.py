@@ -90,12 +90,18 @@ class FastPlanner:
             return ""
         return reason + self._compile()
 
-    def use_kernels(self, wanted: str) -> None:
-        """Take the CPU kernels for a policy if there are any, unless ``wanted`` is ``false``; they encode states."""
+    def use_kernels(self, wanted: str) -> str:
+        """Take the CPU kernels for a policy if there are any, unless ``wanted`` is ``false``; they encode states.
+
+        Returns:
+            Why there are none, or nothing.
+        """
+        reason = ""
         if wanted != "false" and self.kind == "plain" and self._model.cfg.obs == "state":
-            self._use_kernels()
+            reason = self._use_kernels()
             if self.kind == "kernels":
                 self._undecided, self._plans = "", None
+        return reason
 
     def speed_up_with_use(self, wanted: str, *, quiet: bool = False) -> None:
         """Let use decide: the number of plans is not known.
@@ -198,13 +204,10 @@ class FastPlanner:
 
     def _decide_for_policy(self) -> None:
         """Take the kernels for a policy alone, or say once why there are none; what plans will do is decided later."""
-        if not self._undecided or self._policy_plain or self._model.cfg.obs != "state":
+        if not self._undecided or self._policy_plain:  # another thread has chosen meanwhile
             return
-        reason = self._use_kernels()
-        if self.kind == "kernels":
-            self._undecided, self._plans = "", None
-            return
-        self._policy_plain = True
+        reason = self.use_kernels(self._undecided)
+        self._policy_plain = self.kind != "kernels"
         if reason:
             self._say(logging.WARNING, f"{reason}The policy acts plainly")
 

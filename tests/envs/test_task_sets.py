@@ -224,7 +224,7 @@ class TellsIsSuccess(ToyEnv):
 
 
 def test_family_that_tells_no_success_has_none(install: Callable[..., None]) -> None:
-    """What ``make`` returned was asked for ``info["success"]``, which only the example's wrapper has."""
+    """A family may build environments that tell no success, or by the other name; they used to end in a KeyError."""
     install(
         "balls", PACKAGE.replace("build_env(", "_bare(") + "\nimport gymnasium\n"
         "_bare = lambda name, seed, render_mode: gymnasium.make(name)\n", family="balls",
