@@ -61,7 +61,7 @@ typedef struct tdmpc2_options {
     int num_samples;       /* the next two keep their proportion to it where they are 0 */
     int num_elites;
     int num_pi_trajs;
-    const char* instructions; /* scalar, avx2, avxvnni, avx512vnni, avx512, neon or dotprod; NULL: the fastest
+    const char* instructions; /* scalar, avx2, avxvnni, avx512vnni, avx512, amx, neon, dotprod or i8mm; NULL: the fastest
                                  that this processor has */
 } tdmpc2_options;
 

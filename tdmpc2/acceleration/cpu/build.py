@@ -30,19 +30,22 @@ SHARED, PER_VARIANT = ("dispatch.cpp", "threads.cpp", "refit.cpp"), ("planner.cp
 #: What is not needed with -DTDMPC2_ACTS_ONLY.
 FOR_TRAINING, EXAMPLE = ("norm_mish.cpp", "variant.h"), "example.cpp"
 SCALAR, SCALAR_FLAGS = "scalar", ("-DTDMPC2_SCALAR",)
+_AVX512 = ("-mavx2", "-mfma", *(f"-mavx512{name}" for name in "f bw dq vl vnni".split()))
 #: Processor -> variant -> flags; each is faster than those before it. Names: ``runs_here`` of dispatch.cpp.
 VARIANTS = {
     "x86_64": {
         SCALAR: SCALAR_FLAGS,
         "avx2": ("-mavx2", "-mfma"),
         "avxvnni": ("-mavx2", "-mfma", "-mavxvnni"),
-        "avx512vnni": ("-mavx2", "-mfma", *(f"-mavx512{name}" for name in "f bw dq vl vnni".split())),
-        "avx512": ("-mavx2", "-mfma", *(f"-mavx512{name}" for name in "f bw dq vl vnni bf16".split())),
+        "avx512vnni": _AVX512,
+        "avx512": (*_AVX512, "-mavx512bf16"),
+        "amx": (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
     },
     "aarch64": {
         SCALAR: SCALAR_FLAGS,
         "neon": (),
         "dotprod": ("-march=armv8.2-a+dotprod",),
+        "i8mm": ("-march=armv8.2-a+dotprod+i8mm+bf16",),
     },
 }
 #: What every processor of a kind has: CXX may name newer instructions, which the code that looks for them must not use.

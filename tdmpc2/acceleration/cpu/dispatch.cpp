@@ -7,6 +7,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
@@ -31,6 +35,29 @@ constexpr const Kernels* variants[] = {TDMPC2_VARIANTS(ADDRESS)};
 #undef ADDRESS
 constexpr int num_variants = sizeof variants / sizeof *variants;
 
+#if defined(__x86_64__)
+// True if the processor has the tiles of AMX and the operating system keeps them. Linux wants to be asked first, since
+// they make the state of every thread larger: Documentation/arch/x86/xstate.rst.
+bool tiles_are_allowed() {
+#if defined(TDMPC2_TILES)  // of a test
+    return true;
+#elif defined(__linux__)
+    unsigned unused = 0, extensions = 0, features = 0;
+    __get_cpuid(1, &unused, &unused, &extensions, &unused);
+    __get_cpuid_count(7, 0, &unused, &unused, &unused, &features);
+    const bool amx = features >> 22 & 1 && features >> 24 & 1 && features >> 25 & 1;  // BF16, TILE, INT8
+    if (!amx || !(extensions >> 27 & 1)) return false;                                // OSXSAVE
+    unsigned kept = 0;
+    asm volatile("xgetbv" : "=a"(kept) : "c"(0) : "edx");
+    constexpr unsigned config_and_data = 3 << 17;
+    constexpr long ask = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return (kept & config_and_data) == config_and_data && !syscall(SYS_arch_prctl, ask, tile_data);
+#else
+    return false;
+#endif
+}
+#endif
+
 bool runs_here(const char* name) {
     const auto is = [&](const char* other) { return !std::strcmp(name, other); };
     if (is("scalar")) return true;
@@ -45,11 +72,16 @@ bool runs_here(const char* name) {
                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                             __builtin_cpu_supports("avx512vnni");
     if (is("avx512vnni")) return avx512vnni;
-    if (is("avx512")) return avx512vnni && more >> 5 & 1;  // BF16
+    const bool avx512 = avx512vnni && more >> 5 & 1;  // BF16
+    if (is("avx512")) return avx512;
+    if (is("amx")) return avx512 && tiles_are_allowed();
 #elif defined(__aarch64__)
     if (is("neon")) return true;
 #if defined(__linux__)
-    if (is("dotprod")) return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+    const bool dotprod = getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+    if (is("dotprod")) return dotprod;
+    constexpr unsigned long i8mm_and_bf16 = 1 << 13 | 1 << 14;  // of AT_HWCAP2; older headers have no names for them
+    if (is("i8mm")) return dotprod && (getauxval(AT_HWCAP2) & i8mm_and_bf16) == i8mm_and_bf16;
 #endif
 #endif
     return false;

@@ -1,6 +1,6 @@
-// Matrix products of a tile of rows with packed weights.
+// What the matrix products of product.h take: packed weights and encoded rows.
 //
-// A "word" is four bytes of one row: as many inputs as fit into it. One instruction multiplies a word of a row with the
+// A "word" is four bytes of one row: as many inputs as fit into it. One instruction multiplies words of rows with the
 // words of several outputs and adds up, so the formats share everything but that instruction, and the instruction sets
 // everything but what they have for it: float32 sums inputs in order, integer sums are exact, so that but for products of
 // bf16 all give the same bits. Weights are packed as [out / panel, words, panel words].
@@ -34,6 +34,9 @@ constexpr Element elements[] = {FLOAT, FLOAT, BYTES, PAIR_OF_SHORTS};
 #else
 constexpr Element elements[] = {FLOAT, FLOAT, PAIR_OF_SHORTS, PAIR_OF_SHORTS};
 #endif
+#elif defined(__ARM_FEATURE_MATMUL_INT8) && !defined(TDMPC2_SCALAR)
+constexpr int panel_vectors = 4;
+constexpr Element elements[] = {FLOAT, PAIR_OF_BF16, BYTES, INTEGER};
 #elif defined(__ARM_FEATURE_DOTPROD) && !defined(TDMPC2_SCALAR)
 constexpr int panel_vectors = 4;
 constexpr Element elements[] = {FLOAT, FLOAT, BYTES, INTEGER};
@@ -41,46 +44,23 @@ constexpr Element elements[] = {FLOAT, FLOAT, BYTES, INTEGER};
 constexpr int panel_vectors = 4;
 constexpr Element elements[] = {FLOAT, FLOAT, INTEGER, INTEGER};
 #endif
-// Rows of a block: the sums, the weights and one input (g++ for ARM: all inputs) fill the registers.
-#if defined(__ARM_NEON)
-constexpr int height = 5;
-#else
-constexpr int height = 6;
-#endif
 constexpr int panel = panel_vectors * native_lanes;
 
-// sum += weight * x. Written out where one instruction does it, because g++ copies and spills the sums when it is given
-// the intrinsics.
-template <Element E>
-INLINE void multiply_add(Integers& sum, Integers weight, Integers x) {
-#if defined(__AVX512F__)
-    if constexpr (E == FLOAT) asm("vfmadd231ps %1, %2, %0" : "+v"(sum) : "v"(weight), "v"(x));
-    if constexpr (E == PAIR_OF_BF16) asm("vdpbf16ps %1, %2, %0" : "+v"(sum) : "v"(weight), "v"(x));
-    if constexpr (E == BYTES) asm("vpdpbusd %1, %2, %0" : "+v"(sum) : "v"(weight), "v"(x));
-    if constexpr (E == PAIR_OF_SHORTS) asm("vpdpwssd %1, %2, %0" : "+v"(sum) : "v"(weight), "v"(x));
-#elif defined(__AVX2__)
-    if constexpr (E == FLOAT) asm("vfmadd231ps %1, %2, %0" : "+x"(sum) : "x"(weight), "x"(x));
-#if defined(__AVXVNNI__)
-    if constexpr (E == BYTES) asm("%{vex%} vpdpbusd %1, %2, %0" : "+x"(sum) : "x"(weight), "x"(x));
-    if constexpr (E == PAIR_OF_SHORTS) asm("%{vex%} vpdpwssd %1, %2, %0" : "+x"(sum) : "x"(weight), "x"(x));
-#else
-    if constexpr (E == PAIR_OF_SHORTS) sum += (Integers)_mm256_madd_epi16((__m256i)weight, (__m256i)x);
+// Which instruction multiplies: by default one word of one row with words of a vector of outputs. AMX multiplies tiles, 16
+// words of 16 rows with those of 16 outputs; i8mm and bf16 of ARM two words of two rows with those of two outputs.
+enum Shape { VECTORS, TILES, PAIRS };
+constexpr Shape shape_of(Element e) {
+#if defined(__AMX_INT8__) && defined(__AMX_BF16__)
+    if (e == BYTES || e == PAIR_OF_BF16) return TILES;
+#elif defined(__ARM_FEATURE_MATMUL_INT8) && !defined(TDMPC2_SCALAR)
+    if (e == BYTES || e == PAIR_OF_BF16) return PAIRS;
 #endif
-#else
-    if constexpr (E == INTEGER) sum += weight * x;
-#if defined(TDMPC2_SCALAR) || !defined(__ARM_NEON)
-    if constexpr (E == FLOAT) sum = (Integers)fma((Vector)weight, (Vector)x, (Vector)sum);
-#else
-    if constexpr (E == FLOAT) asm("fmla %0.4s, %1.4s, %2.4s" : "+w"(sum) : "w"(weight), "w"(x));
-#if defined(__ARM_FEATURE_DOTPROD)
-    if constexpr (E == BYTES) asm("sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(weight), "w"(x));
-#endif
-#endif
-#endif
+    return VECTORS;
 }
+constexpr int tile_height = shape_of(BYTES) == TILES ? 16 : 1;  // rows that are read, whether they count or not
 
 // Signed products of bytes take codes that are this much smaller, and sums begin with as many times the weights.
-#if defined(__ARM_FEATURE_DOTPROD)
+#if defined(__ARM_FEATURE_DOTPROD) && !defined(__ARM_FEATURE_MATMUL_INT8)
 constexpr int less = 128;
 #else
 constexpr int less = 0;
@@ -90,7 +70,11 @@ constexpr bool starts_with_sums(Element e) { return e == BYTES && less; }
 // -- packing ----------------------------------------------------------------------------------------------------------
 
 INLINE int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
-INLINE int words_of(Element e, int in) { return (in + per_word(e) - 1) / per_word(e); }
+// Words of a row, as many as whole instructions take; weights beyond the row are zero.
+INLINE int words_of(Element e, int in) {
+    const int together = shape_of(e) == TILES ? 16 : shape_of(e) == PAIRS ? 2 : 1;
+    return round_up((in + per_word(e) - 1) / per_word(e), together);
+}
 INLINE int words_of_column(Element e, int in) { return words_of(e, in) + starts_with_sums(e); }
 
 INLINE int64_t packed_bytes(int format, int in, int out) {
@@ -120,6 +104,13 @@ INLINE uint32_t word_of(const From* weight, int count, int format) {
     return word;
 }
 
+// Where a word of an output of a panel stands: two words of two outputs are together for products of pairs.
+template <Element E>
+INLINE int place(int word, int output) {
+    if constexpr (shape_of(E) == PAIRS) return word / 2 * 2 * panel + output / 2 * 4 + output % 2 * 2 + word % 2;
+    return word * panel + output;
+}
+
 template <Element E, class From>
 void pack_as(int format, int in, int out, const From* weight, uint32_t* packed) {
     constexpr int count = per_word(E);
@@ -130,14 +121,16 @@ void pack_as(int format, int in, int out, const From* weight, uint32_t* packed) 
             *packed++ = uint32_t(less * sum);
         }
         const From* first = weight + size_t(column) * in;
-        const int whole = column + panel <= out ? in - in % count : 0;  // inputs that fill words of all outputs
-        for (int i = 0; i < whole; i += count)
-            for (int j = 0; j < panel; j++) *packed++ = word_of<E>(first + size_t(j) * in + i, count, format);
-        for (int i = whole; i < in; i += count)
+        const int whole = column + panel <= out ? in / count : 0, words = words_of(E, in);
+        for (int k = 0; k < whole; k++)  // words that are full, of all outputs
+            for (int j = 0; j < panel; j++)
+                packed[place<E>(k, j)] = word_of<E>(first + size_t(j) * in + k * count, count, format);
+        for (int k = whole; k < words; k++)
             for (int j = 0; j < panel; j++) {
-                const int left = column + j < out ? std::min(count, in - i) : 0;
-                *packed++ = word_of<E>(first + size_t(j) * in + i, left, format);
+                const int left = column + j < out ? std::max(0, std::min(count, in - k * count)) : 0;
+                packed[place<E>(k, j)] = word_of<E>(first + size_t(j) * in + k * count, left, format);
             }
+        packed += size_t(words) * panel;
     }
 }
 
@@ -168,7 +161,7 @@ struct Rows {
     // The rows are a few bytes longer than needed, so that wide ones do not all start in the same set of the cache.
     Rows(Arena& arena, int rows, int width)
         : stride(round_up(width, padding) + lanes), values(arena.take<float>(size_t(rows) * stride)),
-          codes(arena.take<int32_t>(size_t(rows) * stride)), step(arena.take<float>(rows)),
+          codes(arena.take<int32_t>(size_t(round_up(rows, tile_height)) * stride)), step(arena.take<float>(rows)),
           offset(arena.take<float>(rows)) {}
 
     float* row(int r) const { return values + size_t(r) * stride; }
@@ -202,10 +195,10 @@ INLINE void store_codes(char* to, Ints x) {
     }
 }
 
-// Encode the first `width` values of a row; the rest of the last vector becomes zero.
+// Encode the first `width` values of a row; the rest of the last word that is multiplied becomes zero.
 template <Element E>
 INLINE void encode_floats(const float* x, int width, char* code) {
-    for (int i = 0; i < width; i += lanes) {
+    for (int i = 0; i < words_of(E, width) * per_word(E); i += lanes) {
         const Floats v = select(first(width - i), load(x + i), splat(0));
         if constexpr (E == PAIR_OF_BF16) store(reinterpret_cast<BFloat16*>(code) + i, v);
         else store(reinterpret_cast<float*>(code) + i, v);
@@ -251,64 +244,6 @@ inline void encode(const Rows& rows, int count, int width, Format format) {
         if (format == INT8) encode_integers<elements[INT8]>(x, width, largest, code, rows.step[r], rows.offset[r]);
         if (format == INT12) encode_integers<elements[INT12]>(x, width, largest, code, rows.step[r], rows.offset[r]);
     }
-}
-
-// -- products ---------------------------------------------------------------------------------------------------------
-
-// R rows from `row` on times one panel of outputs: out = scale * sum + offset * sums + bias, in float32.
-template <Element E, int R>
-__attribute__((noinline)) void block(const Layer& layer, const Rows& x, int row, int column, const float* bias,
-                                     const Rows& out) {
-    constexpr int V = panel_vectors;
-    const int words = words_of(E, layer.in);
-    const auto* weight = static_cast<const int32_t*>(layer.weight) + size_t(column) * words_of_column(E, layer.in);
-    const int32_t* codes = x.code(row);
-    Integers sum[V * R];  // loops over all of them at once, or g++ leaves them in memory
-#pragma GCC unroll 24
-    for (int i = 0; i < V * R; i++)
-        sum[i] = starts_with_sums(E) ? load_as<Integers>(weight + i % V * native_lanes) : Integers{};
-    if (starts_with_sums(E)) weight += panel;
-    for (int k = 0; k < words; k++, weight += panel) {
-        Integers w[V];
-#pragma GCC unroll 4
-        for (int i = 0; i < V; i++) w[i] = load_as<Integers>(weight + i * native_lanes);
-#pragma GCC unroll 24
-        for (int i = 0; i < V * R; i++)
-            multiply_add<E>(sum[i], w[i % V], native(codes[size_t(i / V) * x.stride + k]));
-    }
-#pragma GCC unroll 24
-    for (int i = 0; i < V * R; i++) {
-        const int r = row + i / V, j = column + i % V * native_lanes;
-        const bool floats = E == FLOAT || E == PAIR_OF_BF16;
-        const Vector total = floats ? (Vector)sum[i] : __builtin_convertvector(sum[i], Vector);
-        const Vector scale = native(x.step[r]) * load_as<Vector>(layer.scale + j);
-        const Vector fixed = fma(native(x.offset[r]), load_as<Vector>(layer.sums + j), load_as<Vector>(bias + j));
-        store_as(out.row(r) + j, fma(total, scale, fixed));
-    }
-}
-
-// A block of this many rows, at most R.
-template <Element E, int R>
-void some_rows(int rows, const Layer& layer, const Rows& x, int row, int column, const float* bias, const Rows& out) {
-    if (rows == R) return block<E, R>(layer, x, row, column, bias, out);
-    if constexpr (R > 1) some_rows<E, R - 1>(rows, layer, x, row, column, bias, out);
-}
-
-template <Element E>
-void product_of(const Layer& layer, const Rows& x, int count, const float* bias, const Rows& out) {
-    for (int column = 0; column < layer.out; column += panel)  // a panel of weights stays in the nearest caches
-        for (int row = 0, blocks = (count + height - 1) / height, rows; blocks > 0; blocks--, row += rows) {
-            rows = (count - row + blocks - 1) / blocks;  // blocks of a single row would waste the time of several
-            some_rows<E, height>(rows, layer, x, row, column, bias, out);
-        }
-}
-
-// Values of `out` = codes of `x` times weight^T plus bias; both may be the same rows.
-inline void product(const Layer& layer, const Rows& x, int count, const float* bias, const Rows& out) {
-    if (layer.format == FP32) product_of<elements[FP32]>(layer, x, count, bias, out);
-    if (layer.format == BF16) product_of<elements[BF16]>(layer, x, count, bias, out);
-    if (layer.format == INT8) product_of<elements[INT8]>(layer, x, count, bias, out);
-    if (layer.format == INT12) product_of<elements[INT12]>(layer, x, count, bias, out);
 }
 
 }  // namespace tdmpc2::TDMPC2_VARIANT

@@ -2,7 +2,7 @@
 //
 // All samples are independent, so a call is one parallel loop over tiles of samples, whose activations stay in the L2
 // cache. Everything but the products is float32. A row's result depends neither on its tile nor on the threads.
-#include "matmul.h"
+#include "product.h"
 #ifndef TDMPC2_ACTS_ONLY
 #include "variant.h"
 #endif
@@ -201,7 +201,13 @@ struct Tile {
 // Items [first, items) of a loop, on several threads; the work may be any callable.
 template <class Work>
 void parallel(int threads, int items, Work work) {
-    for_each_item(threads, items, [](void* context, int item) { (*static_cast<Work*>(context))(item); }, &work);
+    const auto on_thread = [](void* context, int item) {
+        constexpr bool tiles = shape_of(elements[BF16]) == TILES;
+        if constexpr (tiles) configure_tiles();
+        (*static_cast<Work*>(context))(item);
+        if constexpr (tiles) release_tiles();
+    };
+    for_each_item(threads, items, on_thread, &work);
 }
 
 // A parallel loop over tiles of samples, after one over what the samples of an environment share.
