@@ -102,6 +102,7 @@ def launch_script(app: App, main: Callable[[], Any], argv: Sequence[str] | None 
         complete(app.groups, [*line.flags, *line.overrides], main)
         return
     print_notes()
+    _note_unread(app, line.overrides)
     with _arguments([*line.flags, *_HYDRA, _exclude_fixed(line.overrides), *line.overrides]):
         try:
             with bounded_yaml():
@@ -182,6 +183,15 @@ def _exclude_fixed(overrides: Sequence[str]) -> str:
     swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
     fixed = [override.key_or_group for override in parsed if override.key_or_group not in swept]
     return f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"
+
+
+def _note_unread(app: App, overrides: Sequence[str]) -> None:
+    """Say which typed keys are of other commands, such as ``dry_run=true`` for an evaluation."""
+    typed = dict.fromkeys(override.key_or_group.rpartition(".")[2] for override in parse(overrides))
+    read = {row.key for row in help_rows(app.name)}
+    if unread := [name for name in typed if name in RUN_KEYS and name not in read]:
+        said = "them" if len(unread) > 1 else "it"
+        logging.getLogger("tdmpc2").warning("%s: %s does not read %s", ", ".join(unread), app.name, said)
 
 
 def load_keys(cfg: DictConfig) -> dict[str, Any]:

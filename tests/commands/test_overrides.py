@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from tdmpc2.commands.hydra_app import load_keys
+from tdmpc2.commands.hydra_app import App, _note_unread, load_keys
 from tdmpc2.commands.overrides import parse, read_line
 from tdmpc2.config import Config
 
@@ -155,3 +155,28 @@ def test_planner_of_a_configuration_file_beside_a_checkpoint_is_named_as_unused(
     assert said.startswith("num_samples=64 of the configuration files: not used, since a checkpoint says how it plays")
     assert "num_samples" not in keys
     assert keys["eval_episodes"] == 3
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "said"),
+    [
+        ("evaluate", ["x.pt", "dry_run=true", "steps=100"], ["dry_run, steps: evaluate does not read them"]),
+        ("train", ["compare=x.pt", "student_config.batch_size=8"], ["compare: train does not read it"]),
+        ("evaluate", ["x.pt", "eval_episodes=3", "num_samples=64", "hydra.verbose=true"], []),
+        ("collect", ["x.pt", "data_dir=data", "mix=[]"], []),
+    ],
+)
+def test_key_of_another_command_is_named_as_unread(
+    caplog: pytest.LogCaptureFixture, command: str, words: list[str], said: list[str]
+) -> None:
+    """A dry run that evaluate does not know was an evaluation, without a word."""
+    groups, bare = (GROUPS, None) if command == "train" else ((), "checkpoint")
+    logger = logging.getLogger("tdmpc2")
+    logger.addHandler(caplog.handler)
+    try:
+        _note_unread(
+            App(command, "", "generic", groups=tuple(groups), bare=bare), read_line(words, groups, bare).overrides
+        )
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert list(dict.fromkeys(caplog.messages)) == said  # where it propagates, caplog has it twice
