@@ -54,7 +54,7 @@ def score_files(paths: Sequence[str], keys: Mapping[str, Any]) -> None:
     if agents[0][0].cfg.save_video:
         results.video_writer()
     scores = [[score(*pair) for pair in zip(files, way, strict=True)] for way in agents]
-    chance = score_of_chance(agents[0][0]) if with_chance else None
+    chance = score_of_chance(files[0], agents[0][0]) if with_chance else None
     for way, result in zip(agents, scores, strict=True):
         if len(result) == 2:
             action = f", {_action(way[0].cfg)} each" if both else ""
@@ -76,11 +76,21 @@ def score_files(paths: Sequence[str], keys: Mapping[str, Any]) -> None:
     print(f"{label}: {planned:.2f} with planning, {alone:.2f} by the policy alone{share}")
 
 
-def score_of_chance(agent: TDMPC2) -> Evaluation:
-    """Play the episodes of an agent's evaluation with random actions, and print their table."""
-    result = evaluate(agent, at_random=True)
-    get_console().print(results.table(result, "random actions"))
+def score_of_chance(file: Checkpoint, agent: TDMPC2) -> Evaluation:
+    """Play the episodes of a file's evaluation with random actions; print their table, and keep the results beside."""
+    cfg = _named(agent.cfg, file)
+    protocol = {"checkpoint": "random actions", "action": RANDOM, "config": cfg.to_dict()}
+    with results.fresh_directory(cfg.run_dir.with_name(f"{cfg.run_dir.name}-{RANDOM}")) as directory:
+        result = evaluate(agent, cfg, at_random=True, keep=partial(results.write_episodes, directory))
+        get_console().print(results.table(result, protocol["checkpoint"]))
+        results.write_results(directory, result, protocol)
+    print(f"Results: {directory}")
     return result
+
+
+def _named(cfg: Config, file: Checkpoint) -> Config:
+    """The configuration of a file's evaluation, whose results have the name of the file if they were given none."""
+    return cfg.replace(checkpoint=file.origin, exp_name=cfg.exp_name or f"eval-{checkpoint_name(file.origin)}")
 
 
 def _print_difference(title: str, first: Evaluation, second: Evaluation) -> None:
@@ -108,7 +118,7 @@ def score(file: Checkpoint, agent: TDMPC2) -> Evaluation:
     """Evaluate the agent of a file; print its table and leave results and videos in a run directory."""
     path = file.origin
     name = checkpoint_name(path)
-    cfg = agent.cfg.replace(checkpoint=path, exp_name=agent.cfg.exp_name or f"eval-{name}")
+    cfg = _named(agent.cfg, file)
     compilation = agent.compile_planner(num_steps(cfg))
     protocol = {
         "checkpoint": path,

@@ -174,6 +174,10 @@ def test_score_is_compared_with_that_of_random_actions_in_the_same_episodes(
     own = evaluate(load_agent("x.pt", **keys), quiet=True).normalized_score
     assert f"x.pt minus random actions: {own - chance:+.2f} (95 % interval [" in out
     assert out.splitlines()[-1] == f"Return: {own:.2f} (random actions: {chance:.2f})"
+    kept = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.rglob("results.json")}
+    assert kept.keys() == {"eval-x", "eval-x-random"}
+    assert kept["eval-x-random"]["normalized_score"] == chance
+    assert kept["eval-x-random"]["protocol"]["checkpoint"] == "random actions"
     score_files(["x.pt", "random"], {**keys, "mpc": "both"})
     assert "x.pt, policy minus random actions: " in capsys.readouterr().out
 
