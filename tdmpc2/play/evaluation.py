@@ -19,11 +19,12 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.envs.registry import MIXED, ScoreRule, common_label, family_of, rule_of
 from tdmpc2.play.actors import agent_actor, random_actor
-from tdmpc2.play.rollout import Episode, Frames, Job, check_playable, most_on_cuda, play
+from tdmpc2.play.rollout import Episode, Film, Job, check_playable, most_on_cuda, play
 from tdmpc2.support.intervals import Interval, bootstrap, interquartile_mean, resampled_interval
 from tdmpc2.tracking.progress import Progress
 
-Film = Callable[[str, Frames, float], None]  # a task, frames of an episode, how many of them are a second
+#: Opens what takes the frames of a task's episode; they are all there when its block ends.
+Films = Callable[[str], contextlib.AbstractContextManager[Film]]
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def evaluate(
     *,
     quiet: bool = False,
     at_random: bool = False,
-    film: Film | None = None,
+    film: Films | None = None,
     keep: Callable[[Evaluation], None] | None = None,
     each_step: Callable[[], None] | None = None,
 ) -> Evaluation:
@@ -154,8 +155,8 @@ def evaluate(
         cfg: what to play (by default the agent's): tasks, ``eval_*``, ``save_video``.
         quiet: without progress.
         at_random: uniformly random actions take the place of the agent's, to know what chance alone scores.
-        film: called with the task's name, the frames of its first episode and how many of them are a second, if
-            ``save_video``, in the process that played it.
+        film: called with the task's name for what takes the frames of its first episode, if ``save_video``, in the
+            process that plays it.
         keep: called after every batch of episodes with what this process has played so far.
         each_step: called after every step of a batch; what it raises ends the evaluation.
 
@@ -187,7 +188,7 @@ def _own_episodes(
     cfg: Config,
     quiet: bool,
     at_random: bool,
-    film: Film | None,
+    film: Films | None,
     keep: Callable[[Evaluation], None] | None,
     each_step: Callable[[], None] | None,
 ) -> list[Episode]:
@@ -204,13 +205,13 @@ def _own_episodes(
             text = _last_result(cfg, episodes)
             on_step = partial(_advance, bar, text, each_step)
             batch = jobs[first : first + size]
-            filmed = [i for i, job in enumerate(batch) if film and cfg.save_video and job.seed == cfg.eval_seed]
-            played = play(cfg, actor, batch, render=filmed, keep_steps=False, on_step=on_step)
-            for i in filmed:
-                assert film is not None
-                film(cfg.task_specs[batch[i].task_id].name, played[i].frames, played[i].fps)
-                played[i].frames.clear()
-            episodes += played
+            with contextlib.ExitStack() as opened:
+                films = {
+                    i: opened.enter_context(film(cfg.task_specs[job.task_id].name))
+                    for i, job in enumerate(batch)
+                    if film and cfg.save_video and job.seed == cfg.eval_seed
+                }
+                episodes += play(cfg, actor, batch, films=films, keep_steps=False, on_step=on_step)
             if keep:
                 keep(_results(cfg, episodes))
     return episodes
@@ -236,9 +237,9 @@ def side_by_side(cfg: Config, num_jobs: int, agent: TDMPC2) -> int:
     """
     device = agent.device
     most = 8 if agent.planner.kind == "kernels" else 4
-    if not agent.cfg.mpc and not cfg.save_video:
+    if not agent.cfg.mpc:
         most = _MOST_WITHOUT_PLANS
-    if device.type == "cuda" and not cfg.save_video:  # frames of many episodes would fill the main memory
+    if device.type == "cuda" and not cfg.save_video:  # a program encodes each video
         most = most_on_cuda(cfg.num_samples, cfg.mlp_dim)
     batches = -(-num_jobs // most)
     if not agent.planner.fixed_size:

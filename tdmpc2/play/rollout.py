@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,15 @@ Frames = list[NDArray[np.uint8]]  # each [height, width, 3]
 
 #: (observations [E, O], episode starts [E], task ids [E]) -> actions [E, A]
 Actor = Callable[[Floats, NDArray[np.bool_], NDArray[np.int64]], Floats]
+
+
+class Film(Protocol):
+    """Takes the frames of an episode one by one, [height, width, 3] each; its rate is set before the first."""
+
+    fps: float
+
+    def append(self, frame: NDArray[np.uint8], /) -> None:
+        """Take one more frame."""
 
 
 class Job(NamedTuple):
@@ -111,6 +120,7 @@ def play(
     jobs: Sequence[Job],
     *,
     render: Sequence[int] = (),
+    films: Mapping[int, Film] | None = None,
     keep_steps: bool = True,
     max_steps: int | None = None,
     on_step: Callable[[int], None] | None = None,
@@ -122,7 +132,8 @@ def play(
         cfg: names the tasks and their padding.
         actor: chooses actions for all E = len(jobs) environments.
         jobs: task and seed of each environment.
-        render: environments whose frames are kept.
+        render: environments whose frames are kept, in memory.
+        films: environments whose frames are given away as they are drawn.
         keep_steps: keep observations and actions, which may be pictures; otherwise episodes come without rows of them.
         max_steps: longer episodes are cut.
         on_step: called after each step with the number of environments that were still playing.
@@ -137,15 +148,18 @@ def play(
     task_ids = np.array([job.task_id for job in jobs])
     longest = max(cfg.task_specs[job.task_id].episode_length for job in jobs)
     recording = _Recording(cfg, jobs, min(longest, max_steps or longest), keep_steps)
-    with _environments(cfg, jobs, "rgb_array" if render else None, pool) as envs:
+    drawn: dict[int, Film | Frames] = {**{i: recording.frames[i] for i in render}, **(films or {})}
+    with _environments(cfg, jobs, "rgb_array" if drawn else None, pool) as envs:
         current: Floats = envs.reset(seed=[job.seed for job in jobs])[0]
         recording.begin(current)
         for t in range(1, recording.longest + 1):
-            for i in render:
-                if recording.playing[i]:
-                    recording.frames[i].append(np.asarray(envs.envs[i].render()))
-                    if t == 1:
-                        recording.fps[i] = frame_rate(envs.envs[i])
+            for i in (i for i in drawn if recording.playing[i]):
+                frame = np.asarray(envs.envs[i].render())
+                if t == 1:
+                    recording.fps[i] = frame_rate(envs.envs[i])
+                    if films and i in films:
+                        films[i].fps = recording.fps[i]
+                drawn[i].append(frame)
             action = _act(actor, current, t, task_ids, cfg, jobs)
             outcome: tuple[Any, ...] = envs.step(action)
             current, reward, terminated, truncated, info = outcome

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.play import results
 from tdmpc2.play.evaluation import Evaluation, compare, evaluate, num_steps
 from tdmpc2.play.protocols import checkpoint_name
-from tdmpc2.play.rollout import Frames
+from tdmpc2.play.rollout import Film
 from tdmpc2.support.intervals import format_interval
 from tdmpc2.support.names import safe_name
 from tdmpc2.support.runtime import set_num_threads
@@ -79,10 +80,11 @@ def score_files(paths: Sequence[str], keys: Mapping[str, Any]) -> None:
 def score_of_chance(file: Checkpoint, agent: TDMPC2) -> Evaluation:
     """Play the episodes of a file's evaluation with random actions; print their table, and keep the results beside."""
     cfg = _named(agent.cfg, file)
-    protocol = {"checkpoint": "random actions", "action": RANDOM, "config": cfg.to_dict()}
+    name = "random actions"
+    protocol = {"checkpoint": name, "action": RANDOM, "config": cfg.to_dict()}
     with results.fresh_directory(cfg.run_dir.with_name(f"{cfg.run_dir.name}-{RANDOM}")) as directory:
         result = evaluate(agent, cfg, at_random=True, keep=partial(results.write_episodes, directory))
-        get_console().print(results.table(result, protocol["checkpoint"]))
+        get_console().print(results.table(result, name))
         results.write_results(directory, result, protocol)
     print(f"Results: {directory}")
     return result
@@ -140,9 +142,11 @@ def score(file: Checkpoint, agent: TDMPC2) -> Evaluation:
     videos: list[str] = []
     with results.fresh_directory(cfg.run_dir) as directory:
 
-        def film(task: str, frames: Frames, fps: float) -> None:
+        @contextmanager
+        def film(task: str) -> Iterator[Film]:
             video = f"{safe_name(task)}.mp4"
-            results.write_video(directory / video, frames, fps)
+            with results.video_file(directory / video) as opened:
+                yield opened
             videos.append(video)
 
         keep = partial(results.write_episodes, directory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
@@ -11,8 +12,8 @@ from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.envs.registry import score_label
 from tdmpc2.envs.workers import WorkerLost
 from tdmpc2.play.evaluation import Evaluation, num_steps
-from tdmpc2.play.results import table_rows, write_video
-from tdmpc2.play.rollout import Frames
+from tdmpc2.play.results import table_rows, video_file
+from tdmpc2.play.rollout import Film
 from tdmpc2.support.names import safe_name
 from tdmpc2.tracking.logger import Logger
 from tdmpc2.training import run_dir
@@ -47,8 +48,8 @@ def score(
     """
     videos = cfg.run_dir / "videos"
 
-    def film(task: str, frames: Frames, fps: float) -> None:
-        write_video(videos / video_name(task, step), frames, fps)
+    def film(task: str) -> AbstractContextManager[Film]:
+        return video_file(videos / video_name(task, step))
 
     if line := agent.compile_planner(num_steps(cfg)):
         logger.message(line)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,7 +93,14 @@ def play(group: ProcessGroup) -> list[tuple[Any, ...]]:
     """Run an evaluation of five episodes and return its result and the files of its one video."""
     cfg = parse_cfg({**TINY, "task": STANDS, "tasks": None, "mpc": False, "eval_episodes": 5, "save_video": True})
     filmed: list[str] = []
-    result = evaluate(TDMPC2(cfg, group=group), film=lambda task, frames, _: filmed.append(f"{task} {len(frames)}"))
+
+    @contextmanager
+    def film(task: str) -> Iterator[Any]:
+        frames: list[Any] = []
+        yield SimpleNamespace(append=frames.append, fps=0.0)
+        filmed.append(f"{task} {len(frames)}")
+
+    result = evaluate(TDMPC2(cfg, group=group), film=film)
     (task,) = result.tasks
     return [task.seeds, task.returns, [name for names in group.collect(filmed) for name in names]]
 

@@ -122,7 +122,7 @@ def test_side_by_side_is_what_the_device_does_well(device: str, kind: str, num_j
     else:
         assert size <= most
         assert -(-num_jobs // size) == -(-num_jobs // most)  # as few batches as possible
-    assert filmed <= 8  # frames of more episodes would fill the main memory
+    assert filmed == size if device == "cpu" else filmed <= 8  # each video has a program that encodes it
 
 
 def test_plans_on_a_gpu_are_of_as_many_environments_as_two_gigabytes_hold() -> None:
@@ -134,7 +134,7 @@ def test_side_by_side_is_more_where_the_policy_acts_alone(agent: TDMPC2) -> None
     """It was four, as if plans had to stay in the caches."""
     policy = TDMPC2(agent.cfg.replace(mpc=False))
     assert [side_by_side(policy.cfg, jobs, policy) for jobs in (3, 16, 30, 300)] == [3, 16, 15, 16]
-    assert side_by_side(policy.cfg.replace(save_video=True), 300, policy) == 4
+    assert side_by_side(policy.cfg.replace(save_video=True), 300, policy) == 16  # filming changes no score
     assert side_by_side(agent.cfg, 300, agent) == 4
 
 

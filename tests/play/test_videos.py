@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,7 @@ from tdmpc2.envs.wrappers import frame_rate
 from tdmpc2.play import results
 from tdmpc2.play.actors import random_actor
 from tdmpc2.play.evaluation import evaluate
-from tdmpc2.play.rollout import Episode, Frames, Job, first_frames, play
+from tdmpc2.play.rollout import Episode, Job, first_frames, play
 from tdmpc2.play.scoring import score_files
 from tests.helpers.toy_envs import SEES, STANDS, STANDS_FOR, ToyEnv
 
@@ -28,12 +30,24 @@ def decoded(path: Path) -> Iterator[np.ndarray]:
     return pytest.importorskip("imageio.v3", reason="videos need imageio").imiter(path, plugin="FFMPEG")
 
 
+class Films:
+    """Keeps the films of an evaluation in memory."""
+
+    class Film(list[np.ndarray]):
+        fps = 0.0
+
+    def __init__(self) -> None:
+        self.made: list[tuple[str, Films.Film]] = []
+
+    def __call__(self, task: str) -> nullcontext[Film]:
+        self.made.append((task, self.Film()))
+        return nullcontext(self.made[-1][1])
+
+
 def test_video_holds_every_frame(tmp_path: Path, agent: TDMPC2) -> None:
     pytest.importorskip("imageio_ffmpeg", reason="videos need imageio-ffmpeg")
     path = tmp_path / "new" / "stands.mp4"
-    evaluate(
-        agent, agent.cfg.replace(save_video=True), quiet=True, film=lambda _, *film: results.write_video(path, *film)
-    )
+    evaluate(agent, agent.cfg.replace(save_video=True), quiet=True, film=lambda _: results.video_file(path))
     frames = list(decoded(path))
     assert len(frames) == STANDS_FOR
     assert frames[0].shape == (48, 32, 3)
@@ -45,30 +59,50 @@ def test_video_holds_every_frame(tmp_path: Path, agent: TDMPC2) -> None:
 def test_video_shows_first_episode_only(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[float] = []
     monkeypatch.setattr(ToyEnv, "render", lambda self: drawn.append(self.start) or np.zeros((2, 2, 3), np.uint8))
-    filmed: list[tuple[str, Frames]] = []
+    films = Films()
     cfg = agent.cfg.replace(save_video=True, eval_episodes=9)
-
-    def film(task: str, frames: Frames, fps: float) -> None:
-        filmed.append((task, list(frames)))
-
-    evaluate(agent, cfg, quiet=True, film=film)
-    ((task, frames),) = filmed
+    evaluate(agent, cfg, quiet=True, film=films)
+    ((task, frames),) = films.made
     assert (task, len(frames)) == (STANDS, STANDS_FOR)
     (first,) = play(cfg, random_actor(cfg, 0), [Job(0, cfg.eval_seed)])
     assert drawn == [pytest.approx(first.obs[0, 0])] * STANDS_FOR
-    evaluate(agent, cfg.replace(save_video=False), quiet=True, film=film)
+    evaluate(agent, cfg.replace(save_video=False), quiet=True, film=films)
     evaluate(agent, cfg, quiet=True)
-    assert (len(filmed), len(drawn)) == (1, STANDS_FOR)
+    assert (len(films.made), len(drawn)) == (1, STANDS_FOR)
+
+
+def test_frames_of_a_video_are_written_as_they_are_drawn(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of eight episodes were kept until their end: 1.7 GB where these have 500 steps."""
+    alive, most = 0, 0
+
+    class Frame(np.ndarray):
+        """An array that can be referred to weakly."""
+
+    def render(env: ToyEnv) -> np.ndarray:
+        nonlocal alive, most
+        frame = np.zeros((2, 2, 3), np.uint8).view(Frame)
+        weakref.finalize(frame, end)
+        alive += 1
+        most = max(most, alive)
+        return frame
+
+    def end() -> None:
+        nonlocal alive
+        alive -= 1
+
+    monkeypatch.setattr(ToyEnv, "render", render)
+    nowhere = SimpleNamespace(append=lambda frame: None, fps=0.0)
+    evaluate(agent, agent.cfg.replace(save_video=True), quiet=True, film=lambda _: nullcontext(nowhere))
+    assert 1 <= most <= 2
 
 
 def test_video_plays_at_the_environment_s_own_rate(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cheetah's video had half its speed, and a fish's twice: all were of 25 frames a second."""
     monkeypatch.setattr(ToyEnv, "metadata", {"render_modes": ["rgb_array"], "render_fps": 50})
-    rates: list[float] = []
-    film = lambda *film: rates.append(film[2])  # noqa: E731
+    films = Films()
     for workers in (0, 1):
-        evaluate(agent, agent.cfg.replace(save_video=True, env_workers=workers), quiet=True, film=film)
-    assert rates == [50.0, 40.0]  # the worker has the class as it is
+        evaluate(agent, agent.cfg.replace(save_video=True, env_workers=workers), quiet=True, film=films)
+    assert [film.fps for _, film in films.made] == [50.0, 40.0]  # the worker has the class as it is
     for metadata, rate in (({"render_fps": 12}, 12.0), ({}, 25.0), ({"render_fps": None}, 25.0), (None, 25.0)):
         assert frame_rate(SimpleNamespace(metadata=metadata)) == rate
 
