@@ -73,7 +73,9 @@ class TDMPC2:
         self.group = group or ProcessGroup()
         self.device = resolve_device(cfg.device)
         asked: WorldModel | TaskTeachers | None = None if self.teacher is None else self.teacher.model
-        if isinstance(teacher, Mapping) and teacher:
+        if isinstance(teacher, Mapping) and not teacher:
+            raise ValueError("teacher={} names no teacher: None trains without one")
+        if isinstance(teacher, Mapping):
             asked = TaskTeachers(cfg, {task: agent.model for task, agent in teacher.items()}, self.device)
         check_bins(cfg.vmin, cfg.vmax)
         check_memory(cfg, [*model_parts(cfg), *(plan_parts(cfg) if cfg.mpc else [])], available_memory(self.device))
@@ -99,7 +101,7 @@ class TDMPC2:
             self.model.get_submodule(name).requires_grad_(False)  # without a gradient Adam leaves them alone
         self.planner = FastPlanner(self.model)
         self._player = Player(self.model, self.planner, self.generator)
-        self._num_players = 0
+        self._num_players = 1  # the agent's own is the first
         self._model_losses: Callable[..., tuple[losses.ModelLosses, Tensor]] = losses.model_losses
         self._policy_loss: Callable[..., losses.PolicyLoss] = losses.policy_loss
         self._update_path: UpdatePath | None = None  # None: not yet decided
@@ -132,6 +134,9 @@ class TDMPC2:
 
     def update(self, batch: Any, noise: UpdateNoise | None = None) -> dict[str, Tensor]:
         """Train every network for one step (docs/algorithm.md, "Update").
+
+        Its random numbers are of the generator that the agent's own :meth:`act` draws from as well: play with a
+        :meth:`player` where training is to be the same whether or not anybody plays.
 
         The model and the Q heads take a gradient step on ``consistency_coef * consistency + reward_coef * reward +
         value_coef * value + weighted distillation losses`` (and the termination loss of an episodic model), the policy

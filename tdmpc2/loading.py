@@ -45,7 +45,8 @@ def load_agent(
             :meth:`~tdmpc2.agent.TDMPC2.compile_planner` decides anew for a known number of plans.
         quiet: log neither what it computes in nor how it plans.
         overrides: keys of :class:`~tdmpc2.config.Config` that win over the file's, such as ``num_samples`` or
-            ``task``; a task of a multi-task file selects that task.
+            ``task``; a task of a multi-task file selects that task. ``num_threads`` is for commands: in a program,
+            threads are ``torch.set_num_threads``'s.
 
     Raises:
         ValueError: unreadable file, an unknown name, or a task the file does not have.

@@ -208,5 +208,5 @@ def cloning_loss(
     """
     own = torch.ones_like(action[0]) if task.action_mask is None else task.action_mask  # [B, A]
     error = ((action - shown) * own).square().sum(-1) / own.sum(-1)  # [H, B]
-    weight = demonstrated[:, 0] / count
+    weight = demonstrated[:, 0] / count.clamp(min=torch.finfo(count.dtype).tiny)  # 0 if there are none
     return (model.rho[:-1] * (error * weight).sum(1)).mean()

@@ -81,9 +81,12 @@ class FastPlanner:
             One line for the user, or nothing.
         """
         self._undecided, self._plans, self._products = "", None, products
+        if wanted == "false":
+            self._plan_plainly()
+            return ""
         if self.kind == "kernels":
             self._pack_or_leave()
-        if wanted == "false" or self.kind != "plain":
+        if self.kind != "plain":
             return ""
         reason = self._use_kernels()
         if self.kind == "kernels" or (wanted == "auto" and num_plans < WORTH_COMPILING):
@@ -190,8 +193,8 @@ class FastPlanner:
         self.__init__(state["model"])  # type: ignore[misc]
         if state["undecided"]:
             self.speed_up_with_use(state["undecided"], quiet=state["quiet"])
-        elif state["kind"] != "plain":
-            self.speed_up("true", 0, state["products"])
+        elif state["kind"] != "plain":  # kernels there may not be where it comes to: then it plans plainly
+            self.speed_up("auto" if state["kind"] == "kernels" else "true", 0, state["products"])
 
     # -- with use -----------------------------------------------------------------------------------------------------
 
@@ -263,7 +266,10 @@ class FastPlanner:
         if self._model.bins.device.type == "cpu":
             self._pack()
         else:
-            self.kind, self.functions, self._networks, self._plan = "plain", {}, None, planner.plan
+            self._plan_plainly()
+
+    def _plan_plainly(self) -> None:
+        self.kind, self.functions, self._networks, self._plan = "plain", {}, None, planner.plan
 
     def _compile(self) -> str:
         """Compile the planner if there is a compiler; returns a line about it."""

@@ -92,6 +92,14 @@ def size_keys(sizes: Mapping[str, int]) -> dict[str, int | None]:
     return {"model_size": None, **own}
 
 
+def facts_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration keys beside sizes that the tensors of a file tell: ``episodic``, and bounds of the policy."""
+    keys: dict[str, Any] = {"episodic": any(name.startswith(f"{TERMINATION}.") for name in state)}
+    if bounds := log_std_bounds(state):
+        keys |= {"log_std_min": bounds[0], "log_std_max": sum(bounds)}
+    return keys
+
+
 def task_set(num_tasks: int) -> str | None:
     """The task set with that many tasks, if there is one."""
     return next((name for name, names in TASK_SETS.items() if len(names) == num_tasks), None)
@@ -128,9 +136,7 @@ def infer_config(state: Mapping[str, Any], task: str | None = None) -> Config:
     keys: dict[str, Any] = {"task": own or task, "num_bins": sizes["num_bins"], **size_keys(sizes)}
     if "num_channels" in sizes:
         keys |= {"obs": _observed(sizes), "num_channels": sizes["num_channels"]}
-    keys["episodic"] = any(name.startswith(f"{TERMINATION}.") for name in state)
-    if bounds := log_std_bounds(state):
-        keys |= {"log_std_min": bounds[0], "log_std_max": sum(bounds)}
+    keys |= facts_of(state)
     config = parse_cfg(keys, origin="the checkpoint")
     if (config.obs_dim, config.action_dim) != (sizes.get("obs_dim", config.obs_dim), sizes["action_dim"]):
         raise ValueError(f"task={config.task} has {config.obs_dim} and {config.action_dim}, but the file needs {needs}")

@@ -86,9 +86,9 @@ class Batch(NamedTuple):
                 )
         if not cfg.multitask:
             return
-        if self.task.shape != (batch,) or self.task.is_floating_point() or self.task.dtype == torch.bool:
+        if self.task.shape != (batch,) or self.task.dtype not in (torch.int64, torch.int32):
             raise ValueError(
-                f"The batch's 'task' is {list(self.task.shape)} of {self.task.dtype}, expected integers [{batch}]"
+                f"The batch's 'task' is {list(self.task.shape)} of {self.task.dtype}, expected int64 [{batch}]"
             )
 
     def to(self, device: torch.device | str) -> Batch:

@@ -64,7 +64,8 @@ class Distillation:
         self.teacher = None if isinstance(teacher, TaskTeachers) else teacher
         self.terms = cfg.distillation_terms
         named = {entry.task for entry in cfg.teachers or ()}
-        self._taught: Tensor | None = None  # [N, 1]: 1 for tasks with a teacher, where teachers names them
+        #: [N, 1]: 1 for tasks with a teacher, where these are named.
+        self._taught = None if self.task_teachers is None else self.task_teachers.taught
         if named and self.task_teachers is None:
             self._taught = torch.tensor([[float(name in named)] for name in cfg.task_names], device=device)
         self.projection: Linear | None = None
@@ -99,7 +100,7 @@ class Distillation:
         return self.has_teacher and any(TARGETS[name].needs == "ranking" for name in self.terms)
 
     def _mask(self, task: Task) -> Tensor | None:
-        """Mark the rows that cached outputs teach, [B, 1]; None: all."""
+        """Mark the rows that are taught, [B, 1]; None: all."""
         if self._taught is None:
             return None
         assert task is None or isinstance(task, Tensor)

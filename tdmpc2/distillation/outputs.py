@@ -11,6 +11,7 @@ from tdmpc2.config import Config
 from tdmpc2.distillation.targets import TARGETS, TeacherOutputs, outputs_of
 from tdmpc2.nn.math import decode
 from tdmpc2.nn.world_model import Task, TaskContext, WorldModel
+from tdmpc2.tasks import TaskSpec
 
 
 def check_teacher(student: Config, teacher: Config) -> None:
@@ -21,7 +22,7 @@ def check_teacher(student: Config, teacher: Config) -> None:
     """
     if student.task_specs != teacher.task_specs:
         pairs = zip(student.task_specs, teacher.task_specs, strict=False)
-        first = next((f"id {i}: '{s.name}' and '{t.name}'" for i, (s, t) in enumerate(pairs) if s != t), "")
+        first = next((f"id {i}: {_difference(s, t)}" for i, (s, t) in enumerate(pairs) if s != t), "")
         raise ValueError(
             f"Teacher and student have different task sets: student task={student.task} "
             f"({len(student.task_specs)} tasks), teacher task={teacher.task} ({len(teacher.task_specs)} tasks)"
@@ -35,6 +36,15 @@ def check_teacher(student: Config, teacher: Config) -> None:
             f"distillation_targets=next_state_pca needs a teacher with latent_dim of at least {student.latent_dim}, "
             f"the student's, but it is {teacher.latent_dim}: use next_state_linear"
         )
+
+
+def _difference(student: TaskSpec, teacher: TaskSpec) -> str:
+    """In what two tasks differ, such as their names or lengths of episodes."""
+    if student.name != teacher.name:
+        return f"'{student.name}' and '{teacher.name}'"
+    found = ((name, value, getattr(teacher, name)) for name, value in vars(student).items())
+    name, own, other = next(facts for facts in found if facts[1] != facts[2])
+    return f"{name} of '{student.name}' is {own} for the student and {other} for the teacher"
 
 
 def check_bins_of(student: Config, teacher: Config, whose: str) -> None:

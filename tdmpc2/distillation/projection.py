@@ -26,7 +26,8 @@ class PCA(NamedTuple):
 
     def project(self, z: Tensor, group: int) -> Tensor:
         """Latents [..., D] as points of a space of SimNorm latents with groups of ``group``, [..., d]."""
-        return simnorm((z - self.mean) @ self.components, group)
+        with torch.autocast(z.device.type, enabled=False):  # a target, which bf16 would round
+            return simnorm((z.to(self.mean.dtype) - self.mean) @ self.components, group)
 
 
 def fit_pca(z: Tensor, dims: int) -> tuple[PCA, float]:

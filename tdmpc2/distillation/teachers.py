@@ -6,7 +6,7 @@ H horizon, B batch, O observation, A action, N tasks of the student.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from tdmpc2.distillation.outputs import check_bins_of, teacher_outputs
 from tdmpc2.distillation.ranking import teacher_values
 from tdmpc2.distillation.targets import TARGETS, TeacherOutputs
 from tdmpc2.nn.world_model import WorldModel
-from tdmpc2.tasks import nearest
+from tdmpc2.tasks import TaskSpec, nearest
 
 
 def check_task_teachers(student: Config, teachers: Mapping[str, Config]) -> None:
@@ -32,9 +32,9 @@ def check_task_teachers(student: Config, teachers: Mapping[str, Config]) -> None
             f"distillation_targets={', '.join(latent)} compares latents, of which each teacher has its own: leave it "
             "out beside teachers, or name one teacher for all tasks, teacher_config.checkpoint=FILE"
         )
-    own = {spec.name: spec.unpadded() for spec in student.task_specs}
+    own = {spec.name: _taught_of(spec) for spec in student.task_specs}
     for task, teacher in teachers.items():
-        theirs = {spec.name: spec.unpadded() for spec in teacher.task_specs}
+        theirs = {spec.name: _taught_of(spec) for spec in teacher.task_specs}
         if task not in own:
             raise ValueError(f"teachers: '{task}' is no task of the student.{nearest(task, own)}")
         if task not in theirs:
@@ -44,12 +44,18 @@ def check_task_teachers(student: Config, teachers: Mapping[str, Config]) -> None
             )
         if own[task] != theirs[task] or student.obs != teacher.obs:
             kinds = (
-                f"{spec.obs_dim} observed numbers (obs={cfg.obs}), {spec.action_dim} actions and "
+                f"{spec.obs_dim} observed numbers (obs={cfg.obs}), {'' if spec.image is None else 'images of '}"
+                f"{'' if spec.image is None else f'{list(spec.image)}, '}{spec.action_dim} actions and "
                 f"{spec.episode_length} steps"
                 for spec, cfg in ((theirs[task], teacher), (own[task], student))
             )
             raise ValueError(f"teachers: the teacher of {task} knows it with {', the student with '.join(kinds)}")
         check_bins_of(student, teacher, f"those of the teacher of {task}")
+
+
+def _taught_of(spec: TaskSpec) -> TaskSpec:
+    """What a teacher must know of a task as the student does: not how it is scored."""
+    return replace(spec.unpadded(), success_score=False)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,8 @@ class TaskTeachers:
                     ids[names.index(task)] = model.cfg.task_names.index(task)
                     teaches[names.index(task)] = True
             self._teachers.append(_One(model, ids.to(device), teaches.to(device)))
-        self._taught = torch.stack([one.teaches for one in self._teachers]).any(0).float().unsqueeze(-1)  # [N, 1]
+        #: 1 for the student's tasks that have a teacher, [N, 1].
+        self.taught = torch.stack([one.teaches for one in self._teachers]).any(0).float().unsqueeze(-1)
 
     @torch.no_grad()
     def outputs(self, names: Collection[str], obs: Tensor, action: Tensor, task: Tensor | None) -> TeacherOutputs:
@@ -114,7 +121,7 @@ class TaskTeachers:
                 mean, log_std = (resized(values, self._student.action_dim) for values in found.policy)
                 found = found._replace(policy=(mean, log_std))
             total = _taken(found, one.teaches[task].unsqueeze(-1), total)
-        return (total or TeacherOutputs())._replace(mask=self._taught[task])
+        return (total or TeacherOutputs())._replace(mask=self.taught[task])
 
     def sequence_values(self, obs: Tensor, actions: Tensor, task: Tensor | None) -> Tensor:
         """Compute the values of action sequences, each state's by the teacher of its task, 0 where there is none.

@@ -86,7 +86,7 @@ def task_ids(task: TaskLike, num_envs: int, cfg: Config, device: torch.device) -
         ValueError: a task that the model does not know, or another number of them.
     """
     names = cfg.task_names
-    if not cfg.multitask:
+    if task is None and not cfg.multitask:
         return None
     if task is None:
         raise ValueError(f"This agent plays {len(names)} tasks: pass task=, a name or an id")
@@ -99,11 +99,13 @@ def task_ids(task: TaskLike, num_envs: int, cfg: Config, device: torch.device) -
         ids = torch.tensor([names.index(item) if item in names else item for item in items if _known(item, names)])
     if len(ids := ids.to(device).long().reshape(-1)) not in (1, num_envs):
         raise ValueError(f"{len(ids)} tasks for {num_envs} environments: pass one, or one for each")
-    return ids.expand(num_envs)
+    return ids.expand(num_envs) if cfg.multitask else None
 
 
 def _known(task: Any, names: Sequence[str]) -> bool:
     is_id = isinstance(task, (int, np.integer)) and not isinstance(task, bool)
     if task in names or (is_id and 0 <= task < len(names)):
         return True
+    if len(names) == 1:
+        raise ValueError(f"task={task!r} is not this agent's one task, {names[0]}")
     raise ValueError(f"task={task!r} is not one of this agent's {len(names)} tasks ({names[0]}, ..., {names[-1]})")

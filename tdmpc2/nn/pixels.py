@@ -55,12 +55,13 @@ class PixelEncoder(nn.ModuleDict):
         rows, images = images.shape[:-3], images.reshape(-1, *images.shape[-3:])  # [N, C, 64, 64]
         if shift is not None:
             images = shift_images(images, shift.reshape(-1, 2))
-        x = images.to(self["2"].weight.dtype) / 255 - 0.5  # type: ignore[arg-type]
+        dtype: torch.dtype = self["2"].weight.dtype  # type: ignore[assignment]
+        x = images.to(dtype) / 255 - 0.5
         first, *rest = (self[str(2 + 2 * index)] for index in range(len(KERNELS)))
         x = first(x)
         for layer in rest:
             x = layer(F.relu(x))
-        x = x.flatten(1)  # channel by channel
+        x = x.flatten(1).to(dtype)  # channel by channel; autocast is for products alone
         return self.act(self["10"](x) if "10" in self else x).reshape(*rows, -1)
 
 

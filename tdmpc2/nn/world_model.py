@@ -235,8 +235,11 @@ class WorldModel(nn.Module):
     def termination(self, z: Tensor, task: Task = None) -> Tensor:
         """Predict the logit of the episode having terminated on the way to this latent, [..., D] -> [..., 1].
 
-        Only models of ``episodic`` tasks can.
+        Raises:
+            ValueError: only models of ``episodic`` tasks can.
         """
+        if not self.cfg.episodic:
+            raise ValueError("termination() is of models with episodic=true, and this one has episodic=false")
         return self._termination(*_parts(z, self.context(task).embedding))
 
     def pi(self, z: Tensor, task: Task = None, eps: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -294,12 +297,16 @@ class WorldModel(nn.Module):
         Args:
             z: [..., D].
             a: [..., A].
-            return_type: ``all`` for the logits of every head [num_q, ..., K]; ``min`` or ``avg`` of two distinct
-                random heads, decoded [..., 1].
+            return_type: ``all`` for the logits of every head [num_q, ..., K], whatever ``heads`` says; ``min`` or
+                ``avg`` of two distinct random heads, decoded [..., 1].
             target: use the target heads.
-            heads: the two heads of ``min`` and ``avg``, [2]; drawn with :func:`draw_heads` if not given.
+            heads: the two heads of ``min`` and ``avg``, [2], where there are more; drawn with :func:`draw_heads` if not
+                given.
             dropout_mask: factors on the first layer's affine output of the evaluated heads, [n, ..., M].
             detach: treat the weights as constants.
+
+        Raises:
+            ValueError: an unknown ``return_type``.
         """
         if return_type not in ("min", "avg", "all"):
             raise ValueError(f"return_type='{return_type}' is not one of min, avg, all")

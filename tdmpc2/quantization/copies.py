@@ -15,7 +15,7 @@ import torch
 
 from tdmpc2.checkpoints.card import card_of_copy
 from tdmpc2.checkpoints.files import FORMAT, Checkpoint, load_file, precision_of
-from tdmpc2.checkpoints.sizes import infer_sizes, size_keys
+from tdmpc2.checkpoints.sizes import facts_of, infer_sizes, size_keys
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.loading import config_of
 from tdmpc2.quantization.recipes import RECIPES, Recipe, deployable, quantize_state
@@ -127,8 +127,8 @@ def own_config(checkpoint: Checkpoint, task: str | None = None) -> dict[str, Any
     if "num_channels" in sizes:
         return config_of(checkpoint).to_dict()  # refuses, and asks for the task: sizes do not tell those of images
     unnamed = TaskSpec(_UNNAMED, sizes["obs_dim"], sizes["action_dim"])
-    widths = {"num_bins": sizes["num_bins"], **size_keys(sizes)}
-    return parse_cfg({"task": unnamed.name, "task_specs": (unnamed,), **widths}).to_dict()
+    found = {"num_bins": sizes["num_bins"], **size_keys(sizes), **facts_of(checkpoint.model)}
+    return parse_cfg({"task": unnamed.name, "task_specs": (unnamed,), **found}).to_dict()
 
 
 def full_payload(checkpoint: Checkpoint, task: str | None = None) -> dict[str, Any]:

@@ -82,8 +82,9 @@ def plan_regrets(
         return result
 
     def mean_of(model: WorldModel, plan: PlanFn) -> Tensor:
-        context, prev_mean = model.context(task), obs.new_zeros(len(obs), cfg.horizon, cfg.action_dim)
-        z = model.encode(obs, context)
+        context = model.context(task)
+        z = model.encode(obs, context)  # observations may be bytes
+        prev_mean = z.new_zeros(len(obs), cfg.horizon, cfg.action_dim)
         return plan(model, z, context, prev_mean, _part(noise, model.cfg), eval_mode=True).mean
 
     own = mean_of(reference, partial(planner.plan, iteration_fn=noting))

@@ -46,6 +46,8 @@ class StackedAgents:
         self.agents, self.cfg = list(agents), agents[0].cfg
         for agent in agents:
             check_stackable(agent.cfg, self.cfg)
+            if agent.distillation.has_teacher:
+                raise ValueError(f"a teacher is not stacked: train {agent.cfg.task} on its own")
         self.models = StackedModels([agent.model for agent in agents])
         encoder, others, policy = split_parameters(self.models)
         self._model_params, self._policy_params = [*encoder, *others], policy
@@ -190,6 +192,11 @@ def check_stackable(cfg: Config, first: Config) -> None:
         raise ValueError(
             f"{name}={shown(values[name])} of {cfg.task} is {shown(others[name])} for {first.task}: agents of a stack "
             "differ in tasks, seed and directory only"
+        )
+    if cfg.lr_schedule != "constant" and cfg.steps != first.steps:
+        raise ValueError(
+            f"steps={cfg.steps} of {cfg.task} is {first.steps} for {first.task}: agents of a stack have one "
+            f"lr_schedule={cfg.lr_schedule}"
         )
     for name, unfit in (
         ("obs", cfg.obs != "state"), ("freeze", bool(cfg.freeze)), ("reset", bool(cfg.reset)),

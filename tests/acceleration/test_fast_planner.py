@@ -58,6 +58,17 @@ def test_fast_planner_is_chosen_where_it_pays(agent: TDMPC2, monkeypatch: pytest
 
 
 @needs_library
+def test_planner_that_is_told_to_plan_plainly_does(agent: TDMPC2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """compile=false left the kernels on, where they had been chosen."""
+    agent.compile_planner()
+    sent = pickle.dumps(agent.planner)
+    agent.planner.speed_up("false", 1)
+    assert agent.planner.kind == "plain"
+    monkeypatch.setattr("tdmpc2.acceleration.cpu.library._load", lambda: (None, "no kernels there"))
+    assert pickle.loads(sent).kind == "plain"  # and compiles nothing
+
+
+@needs_library
 def test_kernels_after_weight_change_plan_with_new_weights(agent: TDMPC2) -> None:
     """An agent that trains between evaluations must not play with the weights that were packed first."""
     agent = TDMPC2(agent.cfg.replace(seed=3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -69,6 +70,13 @@ def test_distillation_with_unfit_teacher_is_refused(tiny_cfg: Config) -> None:
     refused(r"reward_logits needs .*\(101, -10\.0, 10\.0\) and the teacher's \(51,", "reward_logits", num_bins=51)
     refused(r"reward_logits needs .*the teacher's \(101, -10\.0, 8\.0\)", "reward_logits", vmax=8)
     refused(r"latent_dim of at least 16, the student's, but it is 8", "next_state_pca", latent_dim=8)
+
+
+def test_distillation_says_in_what_a_task_differs(tiny_cfg: Config) -> None:
+    """The names of the tasks were given, which are the same."""
+    specs = (replace(tiny_cfg.task_specs[0], episode_length=7), *tiny_cfg.task_specs[1:])
+    with pytest.raises(ValueError, match=r"id 0: episode_length of '.*' is 500 for the student and 7 for the teacher"):
+        TDMPC2(tiny_cfg, TDMPC2(tiny_cfg.replace(task_specs=specs)))
 
 
 def test_distillation_without_needed_output_is_refused(tiny_cfg: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,36 @@ def test_rows_of_a_task_without_a_teacher_are_not_distilled(tiny_cfg: Config) ->
     assert same_weights(taught, plain)
     own = batch._replace(task=torch.full_like(batch.task, cfg.task_names.index("pendulum-spin")))
     assert float(taught.update(own)["distillation_loss"]) > 0
+
+
+def test_outputs_computed_before_are_of_the_taught_rows_alone(tiny_cfg: Config) -> None:
+    """Beside live teachers they had no mask: rows without a teacher were distilled towards 0."""
+    cfg = tiny_cfg.replace(distillation_targets=("reward",))
+    student, batch = TDMPC2(cfg, {cfg.task_names[1]: alone(cfg.task_names[1])}), random_batch(cfg, 0)
+    live = student.distillation.teacher_outputs(batch, batch.task)
+    assert live is not None
+    again = student.distillation.teacher_outputs(batch._replace(teacher_reward=live.reward), batch.task)
+    assert again is not None
+    assert torch.equal(again.mask, live.mask)  # type: ignore[arg-type]
+
+
+def test_teacher_that_is_scored_otherwise_may_teach(tiny_cfg: Config) -> None:
+    """It was refused with two descriptions that were the same."""
+    name = tiny_cfg.task_names[1]
+    teacher = alone(name)
+    teacher.cfg = teacher.cfg.replace(task_specs=(replace(teacher.cfg.task_specs[0], success_score=True),))
+    teacher.model.cfg = teacher.cfg
+    TDMPC2(tiny_cfg, {name: teacher})
+    longer = teacher.cfg.replace(task_specs=(replace(teacher.cfg.task_specs[0], episode_length=7),))
+    teacher.model.cfg = longer
+    with pytest.raises(ValueError, match=r"actions and 7 steps, the student with .* actions and 500 steps"):
+        TDMPC2(tiny_cfg, {name: teacher})
+
+
+def test_mapping_without_a_teacher_is_refused(tiny_cfg: Config) -> None:
+    """Of a pattern that fits no file came a run without distillation."""
+    with pytest.raises(ValueError, match=r"teacher=\{\} names no teacher"):
+        TDMPC2(tiny_cfg, {})
 
 
 def test_outputs_are_those_of_each_teacher_in_its_own_sizes(tiny_cfg: Config) -> None:

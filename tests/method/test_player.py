@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
+from tests.helpers.playing import SMALL_AGENT
 
 
 def observation(seed: int) -> Tensor:
@@ -21,6 +24,28 @@ def test_act_other_task_without_start_raises(tiny_cfg: Config) -> None:
     agent.act(observation(1), t0=True, task=5)
     with pytest.raises(ValueError, match=r"last called for .* and now for .* although no episode starts: pass t0=True"):
         agent.act(observation(0), task=0)
+
+
+@pytest.mark.parametrize(("task", "message"), [
+    ("walker-run", "task='walker-run' is not this agent's one task, walker-walk"), (1, "task=1 is not this agent's"),
+    (["walker-walk"] * 2, "2 tasks for 1 environments"),
+])  # fmt: skip
+@pytest.mark.parametrize("mpc", [True, False])
+def test_act_of_one_task_refuses_another(task: object, message: str, mpc: bool) -> None:
+    """The file of another walker played the whole task without a word, and badly."""
+    agent = TDMPC2(Config(task="walker-walk", mpc=mpc, **SMALL_AGENT))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        agent.act(observation(0), t0=True, task=task)  # type: ignore[arg-type]
+    for own in (None, "walker-walk", 0, torch.tensor([0])):
+        agent.act(observation(0), t0=True, task=own)
+
+
+def test_first_player_of_an_agent_has_random_numbers_of_its_own() -> None:
+    agent = TDMPC2(Config(task="walker-walk", mpc=False, **SMALL_AGENT))
+    players = [agent, agent.player(), agent.player()]
+    first = [player.act(observation(0), t0=True, eval_mode=False) for player in players]
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[1], first[2])
 
 
 def test_act_other_task_in_one_environment_names_it(tiny_cfg: Config) -> None:

@@ -215,6 +215,14 @@ def test_update_with_demonstrations_adds_the_cloning_loss_to_the_policy_alone(ti
         cloning.update(batch._replace(demonstrated=torch.ones(len(batch.task))))
 
 
+def test_batch_without_a_demonstration_has_no_cloning_loss(tiny_cfg: Config) -> None:
+    """Divided by none, it was NaN, and the policy with it from then on, even with bc_coef=0."""
+    agent, batch = TDMPC2(tiny_cfg), random_batch(tiny_cfg, 0)
+    stats = agent.update(batch._replace(demonstrated=torch.zeros(1, len(batch.task), 1)))
+    assert float(stats["bc_loss"]) == 0
+    assert all(parameter.isfinite().all() for parameter in agent.model.parameters())
+
+
 def test_dropout_acts_in_training_losses_only(tiny_cfg: Config) -> None:
     agent = TDMPC2(tiny_cfg.replace(dropout=0.5))
     noise = agent.draw_noise(4096)

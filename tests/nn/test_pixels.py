@@ -55,6 +55,17 @@ def test_pixel_encoder_of_other_sizes_has_a_projection(size: int, latent: int) -
     torch.testing.assert_close(z.unflatten(-1, (-1, 8)).sum(-1), torch.ones(2, 3, latent // 8))
 
 
+@pytest.mark.parametrize("latent", [16, 64])  # convolutions of 4 channels give 64
+def test_latents_of_images_stay_float32_beside_products_in_bf16(latent: int) -> None:
+    """Where no linear map follows them, they were bf16, and with them the targets of the consistency loss."""
+    sizes = {"model_size": None, "enc_dim": 8, "mlp_dim": 8, "num_q": 2, "num_channels": 4, "latent_dim": latent}
+    agent = TDMPC2(Config(task="cup-catch", obs="rgb", update_precision="bf16", device="cpu", **sizes))
+    with agent.autocast():
+        z = agent.model.encode(torch.randint(256, (2, 9, 64, 64), dtype=torch.uint8))
+    assert z.dtype == torch.float32
+    assert not torch.equal(z, z.bfloat16().float())
+
+
 @pytest.mark.parametrize("rows", [(), (1,), (2, 3)])
 def test_pixel_encoder_keeps_the_rows_of_its_images(rows: tuple[int, ...]) -> None:
     """A single image without a batch dimension used to end in a RuntimeError of torch."""

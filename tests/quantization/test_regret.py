@@ -51,6 +51,21 @@ def test_regret_of_wrong_model_is_positive(tiny_cfg: Config) -> None:
     assert not torch.equal(both[0], plan_regret(model, wrong, OBS, TASK, seed=1))
 
 
+def test_regret_of_models_of_images_searches_as_far_as_their_plans() -> None:
+    """Spread 0.5 was 0 in bytes: nothing was searched."""
+    sizes = {"model_size": None, "enc_dim": 8, "mlp_dim": 8, "latent_dim": 8, "num_q": 2, "num_channels": 2}
+    model = trained(Config(task="cup-catch", obs="rgb", max_std=0.5, num_samples=16, num_pi_trajs=1, **sizes))
+    kinds: list[torch.dtype] = []
+
+    def noting(model: WorldModel, z: Tensor, task: Any, prev_mean: Tensor, *rest: Any, **keys: Any) -> Plan:
+        kinds.append(prev_mean.dtype)  # that of the spread
+        return planner.plan(model, z, task, prev_mean, *rest, **keys)
+
+    obs = torch.randint(256, (2, 9, 64, 64), dtype=torch.uint8)
+    assert plan_regrets(model, [model], obs, None, plan_fn=noting).tolist() == [[0, 0]]
+    assert kinds == [torch.float32]
+
+
 def test_regret_is_difference_of_reference_values(tiny_cfg: Config) -> None:
     """The regret is compared with its definition, written out."""
     model, other = trained(tiny_cfg), trained(tiny_cfg, 1)

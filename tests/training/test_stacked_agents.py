@@ -145,6 +145,16 @@ def test_agents_that_do_not_fit_are_refused(keys: dict[str, object], message: st
         StackedAgents([TDMPC2(cfgs[0]), TDMPC2(cfgs[1].replace(**keys))])
 
 
+def test_agents_with_a_teacher_or_rates_of_their_own_are_refused() -> None:
+    """The teacher was left out of the update, and all went by the rate of the first."""
+    cfg = configs("equal")[0]
+    with pytest.raises(ValueError, match="a teacher is not stacked: train walker-walk on its own"):
+        StackedAgents([TDMPC2(cfg, TDMPC2(cfg))])
+    pair = [cfg.replace(lr_schedule="linear", steps=steps) for steps in (10, 1000)]
+    with pytest.raises(ValueError, match=r"steps=1000 of walker-walk is 10 for walker-walk: .* one lr_schedule=linear"):
+        StackedAgents([TDMPC2(cfg) for cfg in pair])
+
+
 def test_agents_of_different_age_are_refused() -> None:
     """Adam's correction of the first steps would be wrong for one of the agents."""
     made = agents("equal")
