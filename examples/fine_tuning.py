@@ -21,10 +21,11 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from tdmpc2 import load_agent, parse_cfg
+from tdmpc2.checkpoints.files import load_file
 from tdmpc2.config import PLANNER_KEYS, PLAYING_KEYS, WIDTHS, Config
 from tdmpc2.play.evaluation import evaluate
 from tdmpc2.studies.curves import mean_curve
-from tdmpc2.support.cli import one_line_errors
+from tdmpc2.support.cli import check_free, one_line_errors
 from tdmpc2.support.figures import figure_class, save_figure
 from tdmpc2.support.files import write_text
 from tdmpc2.support.intervals import Interval, difference_interval, format_interval, mean_interval
@@ -133,6 +134,10 @@ def compare(checkpoint: Path, task: str, steps: int, seeds: Sequence[int], episo
         for kind in (TUNED, SCRATCH):
             cfg = configure(kind, checkpoint, task, steps, seed, out, typed)
             model = train_online(cfg, None)
+            if (trained := load_file(model).step or 0) > steps:
+                raise ValueError(
+                    f"{cfg.run_dir} was trained for {trained:,} steps: --steps {trained}, or another --out"
+                )
             returns[kind].append(returns_of(model, task, episodes, playing))
             curves[kind] += [curve for name, curve in read_curves(cfg.run_dir).items() if name == f"eval/{task}"]
     rows = rows_of(returns)
@@ -166,6 +171,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if strange := [word for word in args.keys if "=" not in word]:
         raise ValueError(f"{strange[0]} is no key of train.py: write KEY=VALUE")
     typed = OmegaConf.to_container(OmegaConf.from_dotlist(args.keys))
+    options = {"task": "--task", "steps": "--steps", "seed": "--seeds", "work_dir": "--out", "dry_run": "train.py"}
+    check_free(typed, options)  # type: ignore[arg-type]
     args.out.mkdir(parents=True, exist_ok=True)
     print(compare(args.checkpoint, args.task, args.steps, args.seeds, args.episodes, args.out, typed))
 

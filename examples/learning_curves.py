@@ -23,11 +23,11 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from tdmpc2 import load_agent, parse_cfg
-from tdmpc2.checkpoints.files import file_sha256
+from tdmpc2.checkpoints.files import file_sha256, load_file
 from tdmpc2.config import PLAYING_KEYS
 from tdmpc2.play.evaluation import evaluate
 from tdmpc2.studies.sources import SHORT, curves
-from tdmpc2.support.cli import one_line_errors
+from tdmpc2.support.cli import check_free, one_line_errors
 from tdmpc2.support.csv_files import read_csv
 from tdmpc2.support.figures import figure_class, save_figure
 from tdmpc2.support.files import read_json, write_text
@@ -83,6 +83,8 @@ def learn(task: str, steps: int, episodes: int, out: Path, typed: Mapping[str, A
     keys |= {"task": task, "steps": steps, "work_dir": str(out / safe_name(task))}
     cfg = parse_cfg(keys, f"the run of {task}")
     model = train_online(cfg, None)
+    if (trained := load_file(model).step or 0) > steps:
+        raise ValueError(f"{cfg.run_dir} was trained for {trained:,} steps: --steps {trained}, or another --out")
     playing = {key: value for key, value in typed.items() if key in PLAYING_KEYS}
     scores, known = cfg.run_dir / "returns.json", {"sha256": file_sha256(model), "episodes": episodes, "keys": playing}
     found = read_json(scores) if scores.exists() else {}
@@ -91,22 +93,23 @@ def learn(task: str, steps: int, episodes: int, out: Path, typed: Mapping[str, A
         result = evaluate(agent, agent.cfg.replace(eval_episodes=episodes))
         found = {**known, "steps": steps, "returns": list(result.tasks[0].returns)}
         write_text(scores, json.dumps(found) + "\n")
-    return _learned(cfg.run_dir, task, steps, found["returns"], steps)
+    return _learned(cfg.run_dir, task, steps, found["returns"])
 
 
-def so_far(run_dir: Path, task: str, all_steps: int) -> Learned | None:
+def so_far(run_dir: Path, task: str) -> Learned | None:
     """Take the episodes of its finished agent, or else a run's latest evaluation; None if there is none."""
     scores, model = run_dir / "returns.json", run_dir / "model.pt"
     if scores.exists() and model.exists() and (found := read_json(scores)).get("sha256") == file_sha256(model):
-        return _learned(run_dir, task, found.get("steps", all_steps), found["returns"], all_steps)
+        return _learned(run_dir, task, found["steps"], found["returns"])
     curve = read_curves(run_dir).get(f"eval/{task}")
     if curve is None:
         return None
-    return _learned(run_dir, task, int(curve.step[-1]), [float(curve.value[-1])], all_steps)
+    return _learned(run_dir, task, int(curve.step[-1]), [float(curve.value[-1])])
 
 
-def _learned(run_dir: Path, task: str, steps: int, returns: list[float], all_steps: int) -> Learned:
+def _learned(run_dir: Path, task: str, steps: int, returns: list[float]) -> Learned:
     record = read_json(run_dir / "run.json")
+    all_steps = record["steps"]
     from_states = record.get("obs", "state") == "state"  # as the public curves are
     public = curves("tdmpc2", _REPEAT * all_steps)({PUBLIC.name: PUBLIC}).get(task, []) if from_states else []
     played = read_csv(run_dir / "episodes.csv")[1]
@@ -123,6 +126,8 @@ def draw(path: Path, out: Path, runs: Sequence[Learned]) -> None:
     for axes, run in zip(panels, runs, strict=False):
         played = read_csv(out / safe_name(run.task) / "episodes.csv")[1]
         points = [(int(row["step"]), float(row["return"])) for row in played]
+        if not points:
+            continue
         axes.plot(*zip(*points, strict=True), ".", color="C0", alpha=0.3, markersize=3, label="episodes while learning")
         if run.curve is not None:
             axes.plot(run.curve.step, run.curve.value, color="C0", marker="o", markersize=3, label="evaluations")
@@ -164,9 +169,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--so-far", action="store_true", help="train nothing")
     args = parser.parse_intermixed_args(argv)
     typed = OmegaConf.to_container(OmegaConf.from_dotlist([word for word in args.words if "=" in word]))
+    check_free(typed, {"task": "the tasks", "steps": "--steps", "work_dir": "--out", "dry_run": "train.py"})  # type: ignore[arg-type]
     tasks = [word for word in args.words if "=" not in word] or list(TASKS)
     if args.so_far:
-        found = [so_far(args.out / safe_name(task), task, args.steps) for task in tasks]
+        found = [so_far(args.out / safe_name(task), task) for task in tasks]
         runs = [run for run in found if run is not None]
         if not runs:
             raise ValueError(f"{args.out} holds no run of {', '.join(tasks)} that was evaluated: leave out --so-far")

@@ -45,10 +45,11 @@ def scaled(episode: Episode, low: np.ndarray, high: np.ndarray) -> Episode:
 
 def main(directory: Path) -> None:
     """Write, read and train."""
-    env = gymnasium.make(TASK)
-    low, high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]
-    logs = [scaled(log_episode(env, seed), low, high) for seed in range(20)]
-    print("written:", write_episodes(directory / "data", TASK, logs))
+    if not (directory / "data").exists():  # writing again would add the same episodes once more
+        env = gymnasium.make(TASK)
+        low, high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]
+        logs = [scaled(log_episode(env, seed), low, high) for seed in range(20)]
+        print("written:", write_episodes(directory / "data", TASK, logs))
 
     keys = {"task": TASK, "data_dir": str(directory / "data"), "work_dir": str(directory / "run")}
     cfg = parse_cfg({**keys, "steps": STEPS, "eval_freq": 0, "log_freq": STEPS // 4, "batch_size": 64})

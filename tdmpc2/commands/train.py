@@ -13,13 +13,14 @@ the model is fine-tuned to the one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
 
 from tdmpc2.commands.hydra_app import App, composed, job, launch, typed_names
-from tdmpc2.config import defaults, has_teacher, parse_cfg
+from tdmpc2.config import Config, defaults, has_teacher, help_rows, parse_cfg
 
 APP = App("train", __doc__, "generic", groups=("student_config", "teacher_config"))
 
@@ -36,6 +37,7 @@ def run(cfg: DictConfig) -> None:
     keys = composed(cfg.student_config)
     student = parse_cfg(keys_from_checkpoint(keys, chosen(keys)), "student_config")
     online = student.mode == "online"
+    check_mode(student, typed_names())
     composed_one = not online and not student.teachers  # the teacher that the configuration files name
     distilled = has_teacher(cfg.get("teacher_config")) and (names_teacher() or composed_one)
     teacher = parse_cfg(composed(cfg.teacher_config), "teacher_config") if distilled else None
@@ -44,6 +46,22 @@ def run(cfg: DictConfig) -> None:
         from tdmpc2.studies.curves import draw_run
 
         print(draw_run(student.run_dir))
+
+
+def check_mode(student: Config, typed: Collection[str]) -> None:
+    """Look for typed keys of the other way to learn, and name them.
+
+    Raises:
+        ValueError: ``data_dir`` of a run that learns online, which would learn from nothing instead.
+    """
+    if student.mode == "online" and "data_dir" in typed:
+        raise ValueError(
+            f"data_dir={student.data_dir}: a run that learns online does not read it. Stored episodes beside its own "
+            "are demonstrations=DIR, and mode=offline learns from them alone"
+        )
+    of_online = {row.key for row in help_rows("train") if row.section == "Learning online"}
+    if student.mode == "offline" and (unread := sorted(of_online & set(typed) - {"episodic", "termination_coef"})):
+        logging.getLogger("tdmpc2").warning("%s: a run that learns offline does not read it", ", ".join(unread))
 
 
 def chosen(keys: Mapping[str, Any]) -> set[str]:

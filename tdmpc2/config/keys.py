@@ -326,7 +326,7 @@ class Keys:
         section="Logging and saving",
     )  # fmt: skip
     save_freq: int = key(
-        50_000, "steps (offline: updates) between checkpoints", at_least=1, scope=RUN, on_resume=MAY_CHANGE
+        10_000, "steps (offline: updates) between checkpoints", at_least=1, scope=RUN, on_resume=MAY_CHANGE
     )
     save_agent: bool = key(True, "write checkpoints", scope=RUN, on_resume=MAY_CHANGE)
     keep_last: int = key(

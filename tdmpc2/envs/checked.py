@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +12,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from tdmpc2.envs.wrappers import Action, Env, Info, Observation, with_success
+from tdmpc2.envs.wrappers import TASK_REWARDS, Action, Env, Info, Observation, with_success
 
+_log = logging.getLogger("tdmpc2")
 _LARGEST = float(np.finfo(np.float32).max)
+_OLD_GYM = (
+    "; reset() must return (obs, info) and step() (obs, reward, terminated, truncated, info): wrap what has the "
+    "interface of old gym in tdmpc2.envs.wrappers.OldGymEnv"
+)
 _UNSTABLE = "simulations that became unstable do this: try another seed, or end the episode before"
 
 
@@ -67,7 +73,7 @@ class CheckedEnv(gymnasium.Wrapper[Observation, Action, Observation, Action]):
             reward, info = float(number), with_success(info)
         if not abs(reward) <= _LARGEST:
             raise EnvironmentFault(f"{self._at()}: the reward is {reward}; {_UNSTABLE}")
-        for task, other in info.get("task_rewards", {}).items():  # of other tasks of the same body
+        for task, other in info.get(TASK_REWARDS, {}).items():
             if not abs(other) <= _LARGEST:
                 raise EnvironmentFault(f"{self._at()}: the reward for {task} is {other}; {_UNSTABLE}")
         return self._checked(obs), reward, terminated, truncated, info
@@ -85,6 +91,13 @@ class CheckedEnv(gymnasium.Wrapper[Observation, Action, Observation, Action]):
                 )
             self._rendered = True
         return frame
+
+    def close(self) -> None:
+        """Close the environment; an error of that is said and goes no further, since there may be another to report."""
+        try:
+            self.env.close()
+        except Exception as error:  # the user's code
+            _log.warning("%s: close() raised %s", self._at(), described(error))
 
     def _checked(self, obs: Observation) -> Observation:
         if obs.shape != self.observation_space.shape:
@@ -110,12 +123,15 @@ class CheckedEnv(gymnasium.Wrapper[Observation, Action, Observation, Action]):
         except gymnasium.error.ResetNeeded:
             raise
         except Exception as error:  # the environment is the user's code: it can raise anything
-            raise EnvironmentFault(f"{self._at()}: the environment raised {described(error)}") from error
+            hint = _OLD_GYM if isinstance(error, ValueError) and "values to unpack" in str(error) else ""
+            raise EnvironmentFault(f"{self._at()}: the environment raised {described(error)}{hint}") from error
 
 
 def described(error: Exception) -> str:
     """Describe an error by type, text, file and line: what is left of a traceback in one line."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = list(traceback.extract_tb(error.__traceback__))
+    own = [frame for frame in frames if not {"gymnasium", "tdmpc2"} & set(Path(frame.filename).parts)]
+    frames = own or frames  # the newest one of neither, which is the user's, if there is any
     where = f" [{Path(frames[-1].filename).name}, line {frames[-1].lineno}]" if frames else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 

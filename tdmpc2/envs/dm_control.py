@@ -14,7 +14,7 @@ from tdmpc2.envs import quadruped
 from tdmpc2.envs.custom_tasks import CUSTOM_TASKS, load
 from tdmpc2.envs.headless import control, suite
 from tdmpc2.envs.rendering import RenderedEnv, View
-from tdmpc2.envs.wrappers import Action, Env, Info, Observation, sizes
+from tdmpc2.envs.wrappers import TASK_REWARDS, Action, Env, Info, Observation, sizes
 from tdmpc2.tasks import BODIES, TASK_SETS, TASKS, TaskSpec, nearest
 
 _ALIASES = {"cup": "ball_in_cup", "pointmass": "point_mass"}
@@ -67,7 +67,7 @@ class DMControlEnv(RenderedEnv):
     The task's random stream starts at ``seed`` and decides first states only. ``reset(seed=s)`` starts it again at s,
     as in a new environment; ``reset()`` goes on to its next episode.
 
-    After :meth:`score_also`, ``info["task_rewards"]`` of a step holds the rewards of other tasks of the same body.
+    After :meth:`score_also`, ``info[TASK_REWARDS]`` of a step holds the rewards of other tasks of the same body.
 
     Args:
         task: name as in ``tdmpc2.tasks``, or any task of dm_control's suite.
@@ -127,7 +127,7 @@ class DMControlEnv(RenderedEnv):
     def score_also(self, tasks: Sequence[str]) -> None:
         """Score every step for other tasks as well, from the state that it leads to and without another simulation.
 
-        ``info["task_rewards"]`` of a step then has the reward that each of them pays in its own environment.
+        ``info[TASK_REWARDS]`` of a step then has the reward that each of them pays in its own environment.
 
         Raises:
             ValueError: one of them is not of this body.
@@ -176,7 +176,7 @@ class DMControlEnv(RenderedEnv):
             if not self._running:
                 break
         obs = _flat(self.task.get_observation(self.physics))
-        info = {"success": 0.0, "task_rewards": others} if others else {"success": 0.0}
+        info = {"success": 0.0, TASK_REWARDS: others} if others else {"success": 0.0}
         return obs, reward, not self._running, False, info
 
     def view(self) -> View:

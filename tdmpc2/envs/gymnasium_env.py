@@ -42,7 +42,7 @@ TELL_SUCCESS = ("gymnasium_robotics", "myosuite")
 
 _FLATTEN = "wrap the environment in gymnasium.wrappers.FlattenObservation"
 _OBSERVATION_REMEDIES: dict[type[Space[Any]], str] = {
-    Dict: "leave out what is no vector of numbers, with gymnasium.wrappers.FilterObservation",
+    Dict: f"{_FLATTEN}, which makes one-hot vectors of choices, or leave them out with FilterObservation",
     Tuple: _FLATTEN,
     Discrete: f"{_FLATTEN}, which makes one-hot vectors",
     MultiDiscrete: f"{_FLATTEN}, which makes one-hot vectors",
@@ -111,6 +111,12 @@ def spec(name: str) -> TaskSpec:
     if limit is None:
         raise ValueError(f"'{name}' has no time limit: give gymnasium.register(...) its max_episode_steps.")
     return TaskSpec(name, *sizes(env), limit, by_success, images.image_shape if images else None)
+
+
+def registered_limit(name: str) -> int | None:
+    """The time limit that Gymnasium has for an id, with or without the module that registers it; None: it has none."""
+    found = gymnasium.registry.get(name.rpartition(":")[2])
+    return None if found is None else found.max_episode_steps
 
 
 class _WithoutDisplay(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.envs.registry import build_env
-from tdmpc2.envs.wrappers import Env, PadEnv
+from tdmpc2.envs.wrappers import TASK_REWARDS, Env, PadEnv
 
 
 class Played(NamedTuple):
@@ -49,7 +49,13 @@ class EachAlone:
 
     def __init__(self, played: Sequence[Played], obs_dim: int, action_dim: int, obs: str) -> None:
         self._others = {one.number: one.others for one in played}
-        self._envs = {one.number: _build(one, obs_dim, action_dim, obs) for one in played}
+        self._envs: dict[int, Env] = {}
+        try:
+            for one in played:
+                self._envs[one.number] = _build(one, obs_dim, action_dim, obs)
+        except BaseException:
+            self.close()
+            raise
 
     def reset(self, number: int, seed: int) -> NDArray[Any]:
         """Begin an episode; returns its first observation.
@@ -71,7 +77,7 @@ class EachAlone:
             except EnvironmentFault as error:
                 outcomes[number] = str(error)
                 break
-            rewards = (float(reward), *(info["task_rewards"][name] for name in self._others[number]))
+            rewards = (float(reward), *(info[TASK_REWARDS][name] for name in self._others[number]))
             outcomes[number] = Step(obs, rewards, bool(terminated), bool(truncated), float(info["success"]))
         return outcomes
 

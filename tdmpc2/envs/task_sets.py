@@ -39,8 +39,12 @@ class OwnSet(NamedTuple):
         """Write the set's padding into the facts of its tasks, with which models and stores keep it.
 
         Raises:
-            ValueError: a task is larger.
+            ValueError: a task is larger, or two names are of one task.
         """
+        of = dict(zip(self.tasks, (spec.name for spec in specs), strict=True))
+        if twice := next((name for name, times in Counter(of.values()).items() if times > 1), None):
+            names = "' and '".join(name for name, own in of.items() if own == twice)
+            raise ValueError(f"the task set {self.name} has the task {twice} twice, as '{names}'")
         if self.padding is None:
             return tuple(specs)
         for spec in specs:

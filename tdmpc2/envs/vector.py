@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from types import TracebackType
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -19,7 +20,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from tdmpc2.envs.registry import build_env, family_of
 from tdmpc2.envs.workers import Workers, WorkerVecEnv
-from tdmpc2.envs.wrappers import Action, Env, Info, Observation, PadEnv
+from tdmpc2.envs.wrappers import Action, Env, Info, Observation, PadEnv, sizes
 from tdmpc2.tasks import TaskSpec
 
 
@@ -50,7 +51,7 @@ def make_vec_env(
         raise ValueError(f"{len(specs)} tasks and {len(seeds)} seeds: give one seed for each task, and at least one.")
 
     def build(spec: TaskSpec, seed: int) -> Env:
-        return _build(spec.name, seed, obs_dim, action_dim, obs, render_mode)
+        return _build(spec, seed, obs_dim, action_dim, obs, render_mode)
 
     builders = [partial(build, spec, int(seed)) for spec, seed in zip(specs, seeds, strict=True)]
     envs = SyncVectorEnv(builders, autoreset_mode=AutoresetMode.DISABLED)
@@ -81,6 +82,13 @@ class _OneOfSeveral(gymnasium.Wrapper[Observation, Action, Observation, Action])
             return self._last, 0.0, False, False, {"success": 0.0}
         self._last, *outcome, info = self.env.step(action)
         return self._last, *outcome, {"success": info["success"]}  # type: ignore[return-value]
+
+
+class _Borrowed(SyncVectorEnv):
+    """Environments of a pool side by side: Gymnasium would close them when this is no longer used."""
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Leave them open."""
 
 
 class EnvPool:
@@ -119,10 +127,10 @@ class EnvPool:
         for spec in specs:
             kept = self._kept.setdefault(spec.name, [])
             if used[spec.name] == len(kept):
-                kept.append(_build(spec.name, 0, *self._form))
+                kept.append(_build(spec, 0, *self._form))
             envs.append(kept[used[spec.name]])
             used[spec.name] += 1
-        return SyncVectorEnv([partial(_same, env) for env in envs], autoreset_mode=AutoresetMode.DISABLED)
+        return _Borrowed([partial(_same, env) for env in envs], autoreset_mode=AutoresetMode.DISABLED)
 
     def close(self) -> None:
         """Close all environments, and end the processes that hold them."""
@@ -145,9 +153,16 @@ class EnvPool:
 
 
 def _build(
-    name: str, seed: int, obs_dim: int, action_dim: int, obs: str = "state", render_mode: str | None = None
+    spec: TaskSpec, seed: int, obs_dim: int, action_dim: int, obs: str = "state", render_mode: str | None = None
 ) -> Env:
-    env = build_env(name, seed, render_mode, obs)
+    """Build one environment, which must be what the agent knows by its name."""
+    env = build_env(spec.name, seed, render_mode, obs)
+    if obs == "state" and (own := sizes(env)) != (known := (spec.obs_dim, spec.action_dim)):
+        env.close()
+        raise ValueError(
+            f"{spec.name} has {own[0]} observed numbers and {own[1]} actions here, but {known[0]} and {known[1]} where "
+            "it was learned or recorded: the environment has changed since, and another one needs another name"
+        )
     return _OneOfSeveral(PadEnv(env, obs_dim, action_dim) if obs == "state" else env)
 
 

@@ -45,6 +45,12 @@ class Work:
         self._pool = self._pool or EnvPool(*form)
         self._envs = self._pool.make(specs)
 
+    def close(self) -> None:
+        """Close all environments: a simulator may hold a port, a licence or a process of its own."""
+        for held in (self._alone, self._pool or self._envs):
+            if held is not None:
+                held.close()
+
     def reset(self, seed: Any, options: Any) -> Any:
         return self._envs.reset(seed=seed, options=options)[0]
 
@@ -73,6 +79,13 @@ class Work:
 def serve(connection: Connection) -> None:
     """Answer requests until the caller is gone: (name, arguments) -> ("done", result) or (kind of error, its text)."""
     work = Work()
+    try:
+        _answer_requests(connection, work)
+    finally:
+        work.close()
+
+
+def _answer_requests(connection: Connection, work: Work) -> None:
     while True:
         try:
             name, args, kwargs = connection.recv()

@@ -10,6 +10,10 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
+#: Entry of a step's info: the rewards of other tasks of the same body, by their names. An environment's own
+#: ``task_rewards`` may be anything.
+TASK_REWARDS = "tdmpc2/task_rewards"
+
 Observation = NDArray[np.float32]
 Action = NDArray[np.floating[Any]]
 Info = dict[str, Any]
@@ -61,7 +65,8 @@ class FlatEnv(gymnasium.Wrapper[Observation, Action, Any, Any]):
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], seed: int | None) -> None:
-        super().__init__(gymnasium.wrappers.RescaleAction(_Bounded(env), np.float32(-1), np.float32(1)))
+        with np.errstate(over="ignore"):  # bounds of float64 on the way to float32
+            super().__init__(gymnasium.wrappers.RescaleAction(_Bounded(env), np.float32(-1), np.float32(1)))
         self._first_seed = seed
         size = int(np.prod(_shape(env.observation_space)))
         self.observation_space = Box(-np.inf, np.inf, (size,), np.float32)
@@ -145,6 +150,7 @@ class OldGymEnv(gymnasium.Env[Any, Any]):
 
     def __init__(self, env: Any, render_mode: str | None = None) -> None:
         self._env = env
+        self.metadata = {**(getattr(env, "metadata", None) or {}), "render_modes": ["rgb_array"]}
         self.render_mode = render_mode
         self.observation_space = _box(env.observation_space)
         self.action_space = _box(env.action_space)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdmpc2.nn.convolutions import KERNELS, places
-from tdmpc2.nn.layers import Activation, Linear, NormedLinear, identity, simnorm
+from tdmpc2.nn.layers import Activation, NormedLinear, identity, simnorm
 
 SHIFT = 3  # pixels an image is moved by at most
 
@@ -21,15 +21,16 @@ SHIFT = 3  # pixels an image is moved by at most
 class PixelEncoder(nn.ModuleDict):
     """Four convolutions and SimNorm, uint8 images [..., C, height, width] -> [..., D].
 
-    Their output is the latent state where it has its size, as in TD-MPC2; elsewhere a linear map, layer 10, brings it
-    to that size, so that every model size can learn from images.
+    Their output is the latent state where it has its size, as in TD-MPC2; elsewhere a linear map with LayerNorm, layer
+    10, brings it to that size, so that every model size can learn from images. Without LayerNorm SimNorm saturated, and
+    all images had one latent state before the first reward was found.
 
     Args:
         shape: of an image, (C, height, width); 3 channels for each stacked frame.
         width: channels of every convolution.
         latent_dim: D.
-        group: size of SimNorm's groups; 0: layer 10 is always there and ends in a LayerNorm instead, for an output that
-            is added to another encoder's.
+        group: size of SimNorm's groups; 0: layer 10 is always there and its output is without, to be added to another
+            encoder's.
     """
 
     def __init__(self, shape: tuple[int, int, int], width: int, latent_dim: int, group: int) -> None:
@@ -38,10 +39,8 @@ class PixelEncoder(nn.ModuleDict):
         for index, (kernel, stride) in enumerate(KERNELS):
             layers[str(2 + 2 * index)] = nn.Conv2d(width if index else channels, width, kernel, stride)
         features = width * math.prod(map(places, sides))
-        if not group:
+        if not group or features != latent_dim:
             layers["10"] = NormedLinear(features, latent_dim, identity)
-        elif features != latent_dim:
-            layers["10"] = Linear(features, latent_dim)
         super().__init__(layers)
         self.act: Activation = partial(simnorm, group=group) if group else identity
 

@@ -11,7 +11,7 @@ class EnvironmentFailed(ValueError):
             would only meet the same again.
     """
 
-    remedy = ": try another seed"
+    remedy = "; if that depends on the episode, try another seed"
 
 
 class TerminationRefused(EnvironmentFailed):

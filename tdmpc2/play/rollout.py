@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from numpy.typing import NDArray
 
 from tdmpc2.config import Config
 from tdmpc2.player import NotFinite
+from tdmpc2.tasks import TASKS
 
 if TYPE_CHECKING:
     from tdmpc2.envs.vector import EnvPool
 
+_log = logging.getLogger("tdmpc2")
 Floats = NDArray[np.float32]
 Frames = list[NDArray[np.uint8]]  # each [height, width, 3]
 
@@ -60,11 +63,21 @@ class Episode:
 
 
 def check_playable(cfg: Config) -> None:
-    """Raise ``ValueError`` unless every task that is to be played has an environment here."""
-    from tdmpc2.envs import check_task
+    """Raise ``ValueError`` unless every task that is to be played has an environment here.
 
-    for task_id in cfg.task_ids:
-        check_task(cfg.task_specs[task_id].name)
+    Where a user's own environment has another time limit by now than where its task was learned, that is said.
+    """
+    from tdmpc2.envs import check_task
+    from tdmpc2.envs.gymnasium_env import registered_limit
+
+    for spec in (cfg.task_specs[task_id] for task_id in cfg.task_ids):
+        check_task(spec.name)
+        limit = None if spec.name in TASKS else registered_limit(spec.name)
+        if limit not in (None, spec.episode_length):
+            _log.warning(
+                "%s has %d steps an episode here, and %d where it was learned, which count",
+                spec.name, limit, spec.episode_length,
+            )  # fmt: skip
 
 
 def rendered_tasks(cfg: Config) -> list[str]:

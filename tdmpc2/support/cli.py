@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import ParamSpec
 
@@ -41,6 +41,13 @@ def one_line(error: BaseException) -> str:
         return out_of_memory_line(error)
     text = printable(" ".join(str(error).split()) if isinstance(error, GymnasiumError) else str(error))
     return "\n".join(cut(line, _LONGEST) if len(line) > _LONGEST else line for line in text.split("\n"))
+
+
+def check_free(typed: Iterable[str], taken: Mapping[str, str]) -> None:
+    """Raise ``ValueError`` if a typed key is one that an option of the program gives: key -> option."""
+    for key in typed:
+        if key in taken:
+            raise ValueError(f"{key}= is given by {taken[key]} here: leave it out")
 
 
 def one_line_errors(function: Callable[P, None]) -> Callable[P, None]:

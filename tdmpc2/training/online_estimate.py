@@ -69,8 +69,9 @@ def dry_run_online(cfg: Config, teacher_cfg: Config | None) -> list[str]:
     turns, parameters = max(cfg.steps - start, 0) // len(cfg.envs), num_parameters(agent.model)
     planned = round((1 - cfg.collect_policy) * max(cfg.steps - max(start, cfg.seed_steps), 0)) // len(cfg.envs)
     done = int(cfg.utd * start) * (start > cfg.seed_steps)
+    due = cfg.num_updates if cfg.steps > cfg.seed_steps else 0
     parts = {
-        "updates": (max(cfg.num_updates - done, 0), update_s),
+        "updates": (max(due - done, 0), update_s),
         "plans": (planned, plan_s),
         "steps": (turns, step_s),
     }

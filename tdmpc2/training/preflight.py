@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -37,6 +38,9 @@ from tdmpc2.training.tuning import load_start
 _CACHE_BATCH = 4096  # rows a teacher takes at a time
 
 
+_log = logging.getLogger("tdmpc2")
+
+
 def preflight(cfg: Config, teacher: Config | None) -> None:
     """Look for everything a run reads before any work is done.
 
@@ -58,6 +62,13 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
             problems += [f"data_dir={cfg.data_dir}: {problem}" for problem in data_problems(cfg)]
     except ValueError as error:
         problems.append(f"{'environment' if online else 'data_dir'}: {error}")
+    if online and cfg.steps <= cfg.seed_steps:
+        _log.warning(
+            "steps=%s: all are of the random ones before the first update (seed_steps=%s), so that nothing will be "
+            "learned",
+            f"{cfg.steps:,}",
+            f"{cfg.seed_steps:,}",
+        )
     begun_before = state_path(cfg.run_dir).exists()  # with whatever was enough then
     if online and not begun_before and cfg.buffer_size < (rows := _least_rows(cfg)):
         what = f"an episode of each of {len(cfg.task_ids)} tasks" if len(cfg.task_ids) > 1 else "an episode"

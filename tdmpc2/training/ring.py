@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -11,8 +12,10 @@ from tdmpc2.data.placement import choose_place
 from tdmpc2.data.ring import ReplayRing
 from tdmpc2.data.rows import FrameFormat, RowFormat
 from tdmpc2.distributed import ProcessGroup
+from tdmpc2.envs.registry import family_of
 from tdmpc2.support.files import check_free_disk
 from tdmpc2.support.runtime import local_processes
+from tdmpc2.tasks import TASKS
 from tdmpc2.training.demonstrations import demonstrations_bytes
 
 _PLACES = ("cuda", "cpu", "disk")  # the slower one for all, where one process has no room
@@ -63,7 +66,7 @@ def plan_ring(cfg: Config, device: torch.device, group: ProcessGroup | None = No
     group = group or ProcessGroup()
     row_format = row_format_of(cfg)
     steps = (cfg.steps + len(cfg.envs)) * sum(_stored(cfg)) // len(cfg.envs)
-    capacity = min(cfg.buffer_size, 2 * steps)  # an episode has a row more than steps
+    capacity = min(cfg.buffer_size, steps + _most_episodes(cfg, steps))  # an episode has a row more than steps
     size = capacity * 4 * row_format.words
     files = size
     if cfg.buffer_size < steps:
@@ -85,6 +88,14 @@ def plan_ring(cfg: Config, device: torch.device, group: ProcessGroup | None = No
         needed = max(files - saved, 0) + size * beside * (place == "disk")
         check_free_disk(cfg.run_dir, needed, "set buffer_size lower")
     return RingPlan(row_format, capacity, size, files, place)
+
+
+def _most_episodes(cfg: Config, steps: int) -> int:
+    """The most episodes that so many stored steps may be of; tasks of the table but Gymnasium's never end early."""
+    specs = [cfg.task_specs[task_id] for task_id in cfg.task_ids]
+    if any(spec.name not in TASKS or family_of(spec.name).name == "Gymnasium" for spec in specs):
+        return steps
+    return math.ceil(steps / min(spec.episode_length for spec in specs)) + sum(_stored(cfg))
 
 
 def make_ring(cfg: Config, device: torch.device, group: ProcessGroup | None = None) -> ReplayRing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,27 @@ def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tu
     monkeypatch.setattr("tdmpc2.studies.curves.draw_run", lambda _: "")
     yield runs
     GlobalHydra.instance().clear()
+
+
+def test_data_of_a_run_that_learns_online_are_refused(trained: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever wanted to start from stored episodes trained from nothing."""
+    with pytest.raises(SystemExit):
+        main(["task=walker-walk", "mode=online", "data_dir=data/walker"])
+    assert "data_dir=data/walker: a run that learns online does not read it" in capsys.readouterr().err
+    assert not trained
+
+
+def test_keys_of_online_runs_are_named_where_they_are_not_read(
+    trained: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("tdmpc2")
+    logger.addHandler(caplog.handler)
+    try:
+        main(["steps=10", "utd=2", "num_envs=3", "teacher_config=null"])
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "num_envs, utd: a run that learns offline does not read it" in caplog.messages
+    assert [run[0] for run in trained] == ["offline"]
 
 
 @pytest.mark.parametrize(("line", "mode", "keys"), [

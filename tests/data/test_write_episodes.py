@@ -232,6 +232,8 @@ def test_example_of_own_data_trains(
     assert "read: 20 episodes" in out
     assert "trained; its action in the first state:" in out
     assert (tmp_path / "run" / "model.pt").exists()
+    own_data.main(tmp_path)  # adds no second copy of the episodes
+    assert "read: 20 episodes" in capsys.readouterr().out
 
 
 def test_episodes_are_added_beside_files_with_padded_numbers(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.envs.dm_control import DMControlEnv
 from tdmpc2.envs.registry import build_env
+from tdmpc2.envs.wrappers import TASK_REWARDS
 from tdmpc2.tasks import BODIES, MT30, TASKS, body_of
 
 _SLOW = {"dog", "humanoid", "quadruped"}
@@ -39,7 +40,7 @@ def play(env: Callable[[str], Any]) -> Callable[..., tuple[list[Any], dict[str, 
             for action in actions:
                 obs, reward, *_, info = one.step(action)
                 observations.append(obs)
-                for name, paid in {task: reward, **info.get("task_rewards", {})}.items():
+                for name, paid in {task: reward, **info.get(TASK_REWARDS, {})}.items():
                     rewards[name].append(paid)
         return observations, rewards
 
@@ -86,7 +87,7 @@ def test_body_reacher_is_scored_with_the_target_of_each_task() -> None:
         target[:2] = env.physics.named.data.geom_xpos["finger", :2] + [0.04, 0]
         size = env.physics.named.model.geom_size["target", 0]
         _, reward, *_, info = env.step(np.zeros(2, np.float32))
-        rewards[task] = {task: reward, **info["task_rewards"]}
+        rewards[task] = {task: reward, **info[TASK_REWARDS]}
         assert env.physics.named.model.geom_size["target", 0] == size
     assert rewards["reacher-easy"] == rewards["reacher-hard"] == {"reacher-easy": 2.0, "reacher-hard": 0.0}
 

@@ -70,7 +70,7 @@ def test_flattened_images_are_accepted_if_one_insists(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("space", "remedy"),
     [
-        (Dict({"pose": VECTOR, "button": Discrete(2)}), "gymnasium.wrappers.FilterObservation"),
+        (Dict({"pose": VECTOR, "button": Discrete(2)}), "FilterObservation"),
         (Tuple((VECTOR, VECTOR)), "wrap the environment in gymnasium.wrappers.FlattenObservation"),
         (Discrete(5), "FlattenObservation, which makes one-hot vectors"),
         (MultiDiscrete([2, 3]), "FlattenObservation, which makes one-hot vectors"),

@@ -76,3 +76,13 @@ def test_word_that_is_no_key_is_named(example: ModuleType, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         example.main(["x.pt", "steps"])
     assert "steps is no key of train.py: write KEY=VALUE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["steps=200", "task=walker-run", "seed=9", "work_dir=x"])
+def test_key_that_an_option_gives_is_refused(
+    example: ModuleType, capsys: pytest.CaptureFixture[str], word: str
+) -> None:
+    """The table said 10,000 steps of a run of 200."""
+    with pytest.raises(SystemExit):
+        example.main(["x.pt", word])
+    assert f"{word.partition('=')[0]}= is given by --" in capsys.readouterr().err

@@ -43,6 +43,14 @@ def test_curves_are_learned_compared_and_not_learned_again(
     rows = [line.split(" | ") for line in capsys.readouterr().out.strip().splitlines()[-2:]]
     assert [(row[1], row[3]) for row in rows] == [("40", "2"), ("40", "2")], "the episodes of the finished agents"
 
+    for wrong, message in (
+        (["--steps", "20"], "was trained for 40 steps: --steps 40, or another --out"),
+        (["steps=20"], "steps= is given by --steps here: leave it out"),
+        (["work_dir=x"], "work_dir= is given by --out here"),
+    ):
+        with pytest.raises(SystemExit):
+            example.main([*words, *wrong])
+        assert message in capsys.readouterr().err
     with pytest.raises(TypeError, match="NoneType"):  # a planner of its own plays again
         example.main([*words, "num_samples=6"])
 
@@ -58,10 +66,10 @@ def test_run_is_compared_with_public_ones_of_states_alone(
     example: ModuleType, tmp_path: Path, obs: str, seeds: int
 ) -> None:
     """Learning from images was compared with learning from states, without a word."""
-    (tmp_path / "run.json").write_text(json.dumps({"obs": obs, "seed_steps": 20}))
+    (tmp_path / "run.json").write_text(json.dumps({"obs": obs, "seed_steps": 20, "steps": 50_000}))
     (tmp_path / "episodes.csv").write_text("step,task,return\n10,cup-catch,1\n20,cup-catch,2\n30,cup-catch,900\n")
     (tmp_path / "speed.csv").write_text("step,wall_seconds\n50000,3600\n")
-    run = example._learned(tmp_path, "cup-catch", 50_000, [900.0], 50_000)
+    run = example._learned(tmp_path, "cup-catch", 50_000, [900.0])
     assert len(run.public) == seeds
     assert run.random == 1.5
 

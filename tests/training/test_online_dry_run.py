@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,20 @@ def test_online_dry_run_estimates_and_writes_nothing(tmp_path: Path, capsys: pyt
     ):  # fmt: skip
         assert re.search(rf"^{line}", text, re.MULTILINE), line
     assert not list(tmp_path.iterdir())
+
+
+def test_run_of_random_steps_alone_is_said_to_learn_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """That was said when all steps had been taken, and the estimate counted updates that would not be made."""
+    logger = logging.getLogger("tdmpc2")
+    logger.addHandler(caplog.handler)
+    try:
+        train_online(config(tmp_path, dry_run=True, seed_steps=45, steps=45), None)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert re.search(r"^updates +0 x", capsys.readouterr().out, re.MULTILINE)
+    assert any(line.startswith("steps=45: all are of the random ones") for line in caplog.messages)
 
 
 def test_online_dry_run_of_a_begun_run_estimates_what_is_left(

@@ -22,6 +22,7 @@ from tdmpc2.data.ring import ReplayRing
 from tdmpc2.envs import stepping
 from tdmpc2.envs.checked import CheckedEnv
 from tdmpc2.envs.registry import build_env
+from tdmpc2.envs.wrappers import TASK_REWARDS
 from tdmpc2.play import explorer
 from tdmpc2.play.rollout import Episode, Job
 from tdmpc2.tasks import MT30, lookup
@@ -62,7 +63,7 @@ class Stub(gymnasium.Env[Any, Any]):
             rewards.pop(self.task),
             False,
             self.t == LENGTH,
-            {"success": 0.0, "task_rewards": rewards},
+            {"success": 0.0, TASK_REWARDS: rewards},
         )
 
     def _obs(self, action: Any) -> Any:
