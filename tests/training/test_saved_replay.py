@@ -67,3 +67,57 @@ def test_buffer_holds_what_the_run_can_fill() -> None:
     for task, rows in (("cup-catch", 500_001 + 1_001 + 1), (FALLS, 1_000_000)):
         cfg = parse_cfg({"task": task, "mode": "online", "steps": 500_000})
         assert plan_ring(cfg, torch.device("cpu")).capacity == rows
+
+
+def test_stored_replay_buffer_is_data_and_demonstrations(played: Config, tmp_path: Path) -> None:
+    """Offline training and demonstrations can both use the episodes of an online run."""
+    store = replay_to_store(played.run_dir, tmp_path / "store", dtype="float16", quiet=True)
+    train(played.replace(mode="offline", data_dir=str(store.path), work_dir=str(tmp_path / "offline"), steps=2), None)
+    train_online(played.replace(demonstrations=str(store.path), work_dir=str(tmp_path / "again"), steps=25), None)
+    assert (tmp_path / "again" / "model.pt").exists()
+
+
+def test_episodes_that_never_terminate_give_a_store_of_the_former_format(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    train_online(cfg, None)
+    store = replay_to_store(cfg.run_dir, tmp_path / "store", quiet=True)
+    assert store.meta.format == 1
+    assert store.rows.shape[1] == STANDS_FOR + 1
+
+
+def _damaged(cfg: Config) -> None:
+    flip(next((cfg.run_dir / "replay").glob("episodes_*.pt")), -300)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], Callable[[Config], Any], str]] = {
+    "missing file": ({}, lambda cfg: next((cfg.run_dir / "replay").glob("episodes_*.pt")).unlink(), "is missing"),
+    "damaged file": ({}, _damaged, r"episodes_\d\.pt"),
+    "no state": ({}, lambda cfg: (cfg.run_dir / "state.pt").unlink(), r"state\.pt"),
+    "no run": ({}, lambda cfg: (cfg.run_dir / "run.json").unlink(), r"has no run\.json: name the directory of a run"),
+    "no episode yet": ({"steps": 5}, lambda cfg: None, "has saved no whole episode yet"),
+    "store is there": ({}, lambda cfg: (cfg.run_dir.parent / "store").mkdir(), "store exists: name another directory"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_run_without_a_buffer_to_store_is_refused_in_one_line(tmp_path: Path, case: str) -> None:
+    keys, damage, message = REFUSED[case]
+    cfg = config(tmp_path, **{"steps": 22, **keys})
+    train_online(cfg, None)
+    damage(cfg)
+    with pytest.raises(ValueError, match=message) as error:
+        replay_to_store(cfg.run_dir, tmp_path / "store", quiet=True)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "store" / "meta.json").exists()
+
+
+def test_run_that_is_going_on_is_not_read(played: Config, tmp_path: Path) -> None:
+    """The run's next save might delete files while they are read."""
+    with lock(played.run_dir), pytest.raises(ValueError, match="Another process is training in"):
+        replay_to_store(played.run_dir, tmp_path / "store", quiet=True)
+
+
+def test_run_that_learned_offline_has_no_buffer(tmp_path: Path, cfg: Config) -> None:
+    train(cfg.replace(steps=1), None)
+    with pytest.raises(ValueError, match="learned offline and has no replay buffer: its data are in"):
+        replay_to_store(cfg.run_dir, tmp_path / "store", quiet=True)
