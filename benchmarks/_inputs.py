@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks._harness import REPO
 from tdmpc2.agent import TDMPC2
+from tdmpc2.checkpoints.shipped import find
 from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.chunk_form import Layout
@@ -28,7 +29,7 @@ SMALL: dict[str, Any] = {
 _PUBLISHED = "mt30_1M_steps_045dist_fp16.pt"
 _SHARED = Path(os.environ.get("TDMPC2_SHARED", REPO.parent / "shared"))
 STUDENTS = (REPO / _PUBLISHED, REPO / "models" / _PUBLISHED, _SHARED / "checkpoints" / _PUBLISHED,
-            REPO / "demo" / "student" / "model.pt")  # fmt: skip
+            REPO / "models" / "student.pt")  # fmt: skip
 
 
 def make_config(args: argparse.Namespace, **keys: Any) -> Config:
@@ -66,6 +67,8 @@ def student(args: argparse.Namespace) -> Iterator[Path]:
         SystemExit: the checkpoint that was named does not exist.
     """
     given: Path | None = args.checkpoint
+    if given is not None and (shipped := find(given)):
+        given = shipped
     if given is not None and not given.exists():
         raise SystemExit(f"There is no {given}; without a checkpoint, one that is here is measured, or random weights")
     here = [given] if given else [path for path in STUDENTS if path.exists() and not args.quick]

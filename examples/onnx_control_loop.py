@@ -162,7 +162,7 @@ class Gymnasium:
 def commands(facts: dict[str, Any], action: Floats) -> NDArray[np.float64]:
     """Turn an action in [-1, 1] into commands within the limits of each actuator."""
     low, high = (np.array([actuator[end] for actuator in facts["actuators"]]) for end in ("low", "high"))
-    return low + (np.asarray(action, np.float64) + 1) / 2 * (high - low)
+    return low + (np.clip(np.asarray(action, np.float64), -1, 1) + 1) / 2 * (high - low)
 
 
 def simulator(facts: dict[str, Any] | None, seed: int) -> ControlSuite | Gymnasium:

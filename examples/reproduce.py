@@ -34,6 +34,7 @@ from reproduce_estimate import estimate
 from reproduce_scale import FULL, SMOKE, Scale
 from reproduce_steps import LATER, STAGES, WAYS, Origin, Step, selection, steps_of
 
+from tdmpc2.checkpoints.shipped import find
 from tdmpc2.support.cli import one_line_errors
 from tdmpc2.support.entries import check_entries, nothing_or, number, record, text, whole
 from tdmpc2.support.files import free_disk, json_text, locked, read_json, size_text, write_text
@@ -240,6 +241,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, path in (("--work-dir", args.work_dir), ("--student", args.student)):
         if path is not None and not re.fullmatch(r"[\w./:@+-]+", path):
             raise ValueError(f"{name} {path}: a name without spaces and other signs is needed, for the command lines")
+    if args.student is not None and (shipped := find(args.student)):
+        args.student = str(shipped)
     if args.student is not None and not Path(args.student).is_file():
         raise ValueError(f"--student {args.student} does not exist: README.md says where the published one is")
     work = Path(args.work_dir)

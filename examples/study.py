@@ -16,6 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tdmpc2.checkpoints.shipped import find
 from tdmpc2.support.programs import run_in_terminal
 from tdmpc2.support.runtime import usable_cores
 
@@ -74,6 +75,8 @@ def main() -> None:
     parser.add_argument("--out", default="study", help="directory of everything (default: study)")
     parser.add_argument("--jobs", type=int, default=2, help="students trained at a time (default: 2)")
     args = parser.parse_args()
+    if args.player is not None and (shipped := find(args.player)):
+        args.player = str(shipped)
     if args.player is None or not Path(args.player).expanduser().is_file():
         named = "is missing" if args.player is None else f"{args.player} does not exist"
         sys.exit(f"error: --player {named}: name a trained checkpoint, such as the published student of README.md")

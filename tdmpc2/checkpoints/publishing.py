@@ -16,6 +16,7 @@ from tdmpc2.support.text import escaped, shown
 from tdmpc2.support.version import version
 
 CARD, CONFIG, WEIGHTS = "README.md", "config.json", "model.safetensors"
+_OURS = "<!-- Written by tdmpc2, which replaces it with every push; a page without this line is left as it is. -->"
 _TAGS = ("reinforcement-learning", "model-based-reinforcement-learning", "world-model", "td-mpc2", "tdmpc2")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,40}")
 
@@ -97,6 +98,8 @@ def card(checkpoint: Checkpoint, name: str, license: str | None) -> str:
     more = {key: value for key, value in checkpoint.extra.items() if value is not None}
     lines = [
         *front,
+        _OURS,
+        "",
         f"# {name.removesuffix(f'/{WEIGHTS}').rstrip('/').rpartition('/')[2]}",
         "",
         "A TD-MPC2 world model of the tasks below, with the planner and policy that act by it. It was written by",
@@ -121,7 +124,7 @@ def card(checkpoint: Checkpoint, name: str, license: str | None) -> str:
 def push(checkpoint: Checkpoint, target: str | os.PathLike[str], how: Push, *, overwrite: bool = False) -> str:
     """Publish a checkpoint.
 
-    A card that the repository has already is its owner's and stays; the other two files are replaced by a new commit.
+    A page (``README.md``) that its owner wrote stays; one of ours and the other two files are replaced by a new commit.
 
     Args:
         checkpoint: of any layout and precision.
@@ -133,7 +136,8 @@ def push(checkpoint: Checkpoint, target: str | os.PathLike[str], how: Push, *, o
         Where it is, in a line.
 
     Raises:
-        ValueError: a file exists, or the hub cannot be reached or refuses.
+        ValueError: a file exists, a repository that was to be private is public, or the hub cannot be reached or
+            refuses.
     """
     if not hub.is_hub_name(target):
         folder = Path(target).expanduser()
@@ -143,21 +147,37 @@ def push(checkpoint: Checkpoint, target: str | os.PathLike[str], how: Push, *, o
     with tempfile.TemporaryDirectory() as temporary:
         write_folder(Path(temporary), checkpoint, f"{hub.PREFIX}{wanted.repository}", how)
 
-        def upload(client: Any) -> str:
-            api = client.HfApi(library_name="tdmpc2", library_version=version())
+        def prepare(client: Any) -> tuple[bool, bool]:
+            """Make the repository if it is not there; tell if it is private, and if it has a page of its owner's."""
+            api = _api(client)
             # None, where nothing was asked for: an organisation may keep new repositories private
             api.create_repo(wanted.repository, private=how.private or None, exist_ok=True)
-            has_card = api.file_exists(wanted.repository, CARD, revision=wanted.revision)
-            commit = api.upload_folder(
+            private = how.private and api.repo_info(wanted.repository).private
+            if not api.file_exists(wanted.repository, CARD, revision=wanted.revision):
+                return private, False
+            page = api.hf_hub_download(wanted.repository, CARD, revision=wanted.revision)
+            return private, _OURS not in Path(page).read_text(encoding="utf-8", errors="replace")
+
+        private, has_page = hub.ask(str(wanted), prepare)
+        if how.private and not private:
+            raise ValueError(f"{wanted.repository} is there already and public: leave out private, or name another one")
+
+        def upload(client: Any) -> str:
+            commit = _api(client).upload_folder(
                 repo_id=wanted.repository,
                 folder_path=temporary,
                 commit_message=how.message,
                 revision=wanted.revision,
-                ignore_patterns=[CARD] if has_card else None,
+                ignore_patterns=[CARD] if has_page else None,
             )
-            return f"{commit.commit_url}{f' ({CARD} there was kept)' if has_card else ''}"
+            without = f", without license={how.license}" if how.license else ""
+            return f"{commit.commit_url}{f' (your own {CARD} there was kept{without})' if has_page else ''}"
 
         return hub.ask(str(wanted), upload)
+
+
+def _api(client: Any) -> Any:
+    return client.HfApi(library_name="tdmpc2", library_version=version())
 
 
 def repository_of(target: str | os.PathLike[str]) -> hub.HubName:

@@ -38,8 +38,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}")  # no path, no ending
 
 
 def is_name(source: str | os.PathLike[str]) -> bool:
-    """Tell if something has the form of a model's name and no file is called so."""
-    return isinstance(source, str) and _NAME.fullmatch(source) is not None and not Path(source).exists()
+    """Tell if something has the form of a model's name and no file is called so; a directory of that name is none."""
+    return isinstance(source, str) and _NAME.fullmatch(source) is not None and not Path(source).is_file()
 
 
 def find(name: str | os.PathLike[str]) -> Path | None:

@@ -47,6 +47,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from tdmpc2.support.tables import terminal_table
 
     paths, write = values.pop("checkpoints"), values.pop("write")
+    if not Path(values["data"]).expanduser().exists():
+        raise ValueError(
+            f"data={values['data']} is not there. Episodes that no training had are those of another seed: "
+            f"`python collect.py seed=2 data_dir={values['data']}`"
+        )
     if write:
         check_one_each(paths)
     results = measure(paths, values.pop("data"), values.pop("teacher"), **values)

@@ -18,9 +18,10 @@ from tdmpc2.commands.plain import read_options
 from tdmpc2.studies.sources import SITE
 from tdmpc2.support.cli import one_line_errors
 
+_SOURCES = Path("public_results")
 OPTIONS = (
     Option("paths", "directories of evaluations, with results.csv and results.json", (), Path, many=True, bare=True),
-    Option("sources", "directory of public results, by repository", Path("public_results"), Path),
+    Option("sources", "directory of public results, by repository", _SOURCES, Path),
     Option("download", "fetch the public results that are not there yet", False, bool),
     Option("site", "address that their repositories are below, such as a mirror's", SITE),
     Option("out", "the page", Path("leaderboard.md"), Path),
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if values["site"] != SITE and not values["download"]:
         raise ValueError("site is where files are fetched from: add --download")
+    if folder != _SOURCES and not values["download"] and not folder.is_dir():
+        raise ValueError(f"sources={folder} is no directory: --download fetches the public results into it")
     if values["download"]:
         print(f"{len(fetch_all(folder, values['site']))} files fetched into {folder}")
     gathered = gather(values["paths"], [folder])

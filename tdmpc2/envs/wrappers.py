@@ -116,6 +116,17 @@ class FreeActions(gymnasium.ActionWrapper[Any, Action, Any]):
         return np.clip(whole, self._space.low, self._space.high)
 
 
+def declared_actions(env: Any) -> gymnasium.Space[Any]:
+    """The action space of an environment as ``gymnasium.make`` gives it, before this package's wrappers."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, _Bounded):
+            made = env.env
+            return (made.env if isinstance(made, FreeActions) else made).action_space
+        env = env.env
+    found: gymnasium.Space[Any] = env.action_space
+    return found
+
+
 class SuccessAbove(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Reports success from the step on at which the return of the episode is above a number."""
 

@@ -11,6 +11,7 @@ from gymnasium.spaces import Box
 from tdmpc2.checkpoints.files import Checkpoint
 from tdmpc2.config import PLANNER_KEYS, Config
 from tdmpc2.envs.registry import build_env, family_of
+from tdmpc2.envs.wrappers import declared_actions
 from tdmpc2.support.version import version
 
 FORMAT = 1  # version of the card
@@ -67,8 +68,8 @@ def environment_facts(name: str) -> dict[str, Any] | None:
         inner: Any = env.unwrapped
         if isinstance(inner, DMControlEnv):
             return inner.facts
-        known = isinstance(inner.action_space, Box) and inner.action_space.shape == env.action_space.shape
-        actuators = _actuators(inner.action_space) if known else None
+        space = declared_actions(env)  # what the one who calls gymnasium.make sees
+        actuators = _actuators(space) if isinstance(space, Box) and space.shape == env.action_space.shape else None
         if env.spec is None:  # built by its family, and not by gymnasium.make
             return {"library": family_of(name).name, "id": name, "actuators": actuators}
         keywords = {key: value for key, value in env.spec.kwargs.items() if _is_plain(value)}

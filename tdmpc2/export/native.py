@@ -31,7 +31,9 @@ def export(request: Request) -> bool:
     """
     folder = _folder(request)
     files = sources()
-    request.check_free([folder] if folder.is_file() else [folder / name for name in (*files, MODEL)])
+    if folder.is_file():
+        raise ValueError(f"out={folder} is a file: --to native writes a folder, name another")
+    request.check_free([folder / name for name in (*files, MODEL)])
     if request.envs != 1:
         raise ValueError(f"envs={request.envs}: --to native leaves their number to tdmpc2_open; leave it out")
     source = read_source(request)

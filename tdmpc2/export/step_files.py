@@ -45,9 +45,11 @@ def export_steps(
     if request.check and not request.data:
         for task_id in steps[0].task_ids:
             check_task(source.cfg.task_specs[task_id].name)  # what cannot be played is named before a minute of writing
+    contents = []  # all of them before the first is replaced: a plan takes a minute, in which one may lose patience
     for step in steps:
         card = {**card_of(source.cfg, source.file, step.task_ids, request.precision), **step_facts(step)}
-        content = written(step, card)
+        contents.append(written(step, card))
+    for step, content in zip(steps, contents, strict=True):
         with replacing(paths[step.name], overwrite=request.force) as temporary:
             temporary.write_bytes(content)
         size = size_text(paths[step.name].stat().st_size)

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tdmpc2.checkpoints.card import FORMAT, NAME, check_card
-from tdmpc2.checkpoints.files import Checkpoint
+from tdmpc2.checkpoints.files import Checkpoint, file_sha256, load_file
 from tdmpc2.config import KEYS, UNDECISIVE, Config, as_typed, from_record
 from tdmpc2.data.placement import data_record
 from tdmpc2.data.source import CHUNKS, find_form, open_source
@@ -90,7 +92,8 @@ def new_card(
     card["files"] = list(dict.fromkeys(files))[-20:]
     trained = [read_run(run) for run in runs]
     if trained:
-        card |= _of_runs(trained)
+        _check_trained(checkpoint, card["files"], trained[-1])
+        card = {key: value for key, value in card.items() if key not in ("hours", "teachers")} | _of_runs(trained)
     if data:
         card["data"] = [_of_data(name, checkpoint, trained) for name in data]
     scores = [_of_evaluation(directory, card["files"]) for directory in evaluations]
@@ -101,6 +104,24 @@ def new_card(
     if heldout is not None:
         card["trust"] = _of_heldout(heldout, card["files"])
     return check_card(f"What {checkpoint.origin} would hold", {**card, **(said or {})})
+
+
+def _check_trained(checkpoint: Checkpoint, files: Sequence[str], run: Run) -> None:
+    """Raise ``ValueError`` unless a run left just these weights, in whatever form they are by now."""
+    left = [path for path in sorted(run.path.glob("*.pt")) if path.name != "state.pt"]
+    if any(file_sha256(path) in files for path in left):
+        return
+    own = checkpoint.model
+    for path in left:
+        other = load_file(path).model
+        if own.keys() & other.keys() and all(
+            torch.equal(tensor.float(), other[name].float()) for name, tensor in own.items() if name in other
+        ):
+            return
+    raise ValueError(
+        f"run={run.path}: none of its checkpoints has the weights of {checkpoint.origin}: name the run that trained "
+        "it, of several the last one last"
+    )
 
 
 def with_card(checkpoint: Checkpoint, card: Mapping[str, Any]) -> Checkpoint:

@@ -71,10 +71,29 @@ def test_agent_pushed_to_a_hub_is_loaded_by_name(hub: Hub, agent: TDMPC2) -> Non
 
 def test_card_of_the_owner_is_kept_by_a_second_push(hub: Hub, agent: TDMPC2) -> None:
     hub.files["me/walker"] = {"main": {"README.md": b"my own words"}}
-    assert "README.md there was kept" in agent.push_to_hub("hf://me/walker")
+    line = agent.push_to_hub("hf://me/walker", license="mit")
+    assert "(your own README.md there was kept, without license=mit)" in line
     files = hub.files["me/walker"]["main"]
     assert files["README.md"] == b"my own words"
     assert set(files) == {"README.md", "config.json", "model.safetensors"}
+
+
+def test_page_of_ours_is_that_of_the_newest_weights(hub: Hub, agent: TDMPC2) -> None:
+    """The first page was kept, with the checksum and scores of other weights."""
+    agent.push_to_hub("hf://me/walker", step=1)
+    first = hub.files["me/walker"]["main"]["README.md"]
+    agent.push_to_hub("hf://me/walker", step=2, license="mit")
+    second = hub.files["me/walker"]["main"]["README.md"]
+    assert first != second
+    assert second.startswith(b"---\nlicense: mit\n")
+
+
+def test_private_push_to_a_public_repository_is_refused(hub: Hub, agent: TDMPC2) -> None:
+    agent.push_to_hub("hf://me/walker")
+    files = dict(hub.files["me/walker"]["main"])
+    with pytest.raises(ValueError, match="me/walker is there already and public: leave out private"):
+        agent.push_to_hub("hf://me/walker", private=True, step=9)
+    assert hub.files["me/walker"]["main"] == files
 
 
 def test_names_choose_revision_and_file(hub: Hub, agent: TDMPC2, tmp_path: Path) -> None:

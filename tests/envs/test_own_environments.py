@@ -19,6 +19,7 @@ from tdmpc2.envs.task_sets import own_set
 from tdmpc2.envs.vector import EnvPool
 from tdmpc2.envs.workers import Workers, WorkerVecEnv
 from tdmpc2.envs.wrappers import OldGymEnv, frame_rate
+from tdmpc2.export.card import environment_facts
 from tdmpc2.play.evaluation import evaluate
 from tests.helpers.playing import SMALL_AGENT
 
@@ -51,6 +52,14 @@ class Logged(gymnasium.Env[Any, Any]):
         del self.client
         if self.keys.get("raises"):
             raise RuntimeError("the socket is closed already")
+
+
+class Wide(Logged):
+    """An environment whose actions are from -5 to 5."""
+
+    def __init__(self, **keys: Any) -> None:
+        super().__init__(**keys)
+        self.action_space = Box(-5, 5, (2,), np.float32)
 
 
 @pytest.fixture
@@ -184,6 +193,21 @@ def test_old_environment_keeps_its_metadata() -> None:
     wrapped = OldGymEnv(Old())
     assert wrapped.metadata["success_score"] is True
     assert frame_rate(wrapped) == 30
+
+
+def test_exported_actuators_are_those_that_gymnasium_make_shows(name: str) -> None:
+    """An environment that scales its actions itself got them scaled twice from an exported file's control loop."""
+    limits = {"min_action": -1.0, "max_action": 1.0}
+    gymnasium.register(
+        "Scaled-v0", lambda **keys: gymnasium.wrappers.RescaleAction(Wide(**keys), **limits), max_episode_steps=3
+    )
+    facts = environment_facts("Scaled-v0")
+    assert facts is not None
+    assert [(entry["low"], entry["high"]) for entry in facts["actuators"]] == [(-1, 1)] * 2
+    gymnasium.register("Wide-v0", Wide, max_episode_steps=3)
+    facts = environment_facts("Wide-v0")
+    assert facts is not None
+    assert [(entry["low"], entry["high"]) for entry in facts["actuators"]] == [(-5, 5)] * 2
 
 
 def test_set_with_two_names_of_one_task_is_refused(tmp_path: Any) -> None:

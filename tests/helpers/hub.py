@@ -110,7 +110,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if revision not in hub.files[name]:
                 return self.answer(404, X_Error_Code="RevisionNotFound")
             siblings = [{"rfilename": file} for file in hub.files[name][revision]]
-            return self.json({"id": name, "sha": _commit(revision), "siblings": siblings, "private": False, "tags": []})
+            return self.json(
+                {"id": name, "sha": _commit(revision), "siblings": siblings, "private": name in hub.private, "tags": []}
+            )
 
         def resolve(self, name: str, revision: str, file: str) -> None:
             if name not in hub.files:

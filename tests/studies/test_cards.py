@@ -60,6 +60,9 @@ def test_card_command_gathers_run_data_scores_and_trust(
     assert set(card["trust"]["tasks"]) <= set(TASKS)
     assert "score, policy         30.00" in capsys.readouterr().out
 
+    stranger = train(cfg.replace(seed=cfg.seed + 1, work_dir=str(tmp_path / "stranger")), None)
+    with pytest.raises(ValueError, match="stranger: none of its checkpoints has the weights of"):
+        new_card(load_file(model, identify=True), runs=[stranger.parent])
     again = new_card(load_file(out, identify=True), evaluations=[planned])
     assert again["scores"][-1]["action"] == "planner"  # an evaluation of the file before it had its card
     assert len(again["scores"]) == 2
