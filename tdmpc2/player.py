@@ -231,9 +231,9 @@ class Player:
             if self._last is None:
                 raise ValueError("expected_return() tells of the last plan, and there is none: call act() first")
             return (self._last.score * self._last.elite_value).sum(-1).cpu().numpy()
-        x = observations(obs, self._model.cfg)
-        context = self._model.context(task_ids(task, len(x), self._model.cfg, self._model.bins.device))
-        z = self._model.encode(x.to(self._model.bins.device), context)
+        asked = self.asked(obs, False, task)
+        context = self._model.context(asked.ids)
+        z = self._model.encode(asked.obs.to(self._model.bins.device), context)
         heads = torch.arange(2, device=z.device) % self._model.cfg.num_q
         value = self._model.Q(z, self._model.policy_mean(z, context), context, "avg", heads=heads)
         return value.squeeze(-1).float().cpu().numpy()

@@ -40,6 +40,16 @@ def test_act_of_one_task_refuses_another(task: object, message: str, mpc: bool) 
         agent.act(observation(0), t0=True, task=own)
 
 
+def test_expected_return_of_a_policy_refuses_what_acting_refuses() -> None:
+    """Of an observation that is not finite it was NaN."""
+    agent = TDMPC2(Config(task="walker-walk", mpc=False, **SMALL_AGENT))
+    player = agent.player()
+    player.act(observation(0), t0=True)
+    assert player.expected_return(observation(0)).shape == (1,)
+    with pytest.raises(ValueError, match="the observation has values that are not finite"):
+        player.expected_return(observation(0) * float("nan"))
+
+
 def test_first_player_of_an_agent_has_random_numbers_of_its_own() -> None:
     agent = TDMPC2(Config(task="walker-walk", mpc=False, **SMALL_AGENT))
     players = [agent, agent.player(), agent.player()]
