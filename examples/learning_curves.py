@@ -126,6 +126,7 @@ def draw(path: Path, out: Path, runs: Sequence[Learned]) -> None:
     for axes, run in zip(panels, runs, strict=False):
         played = read_csv(out / safe_name(run.task) / "episodes.csv")[1]
         points = [(int(row["step"]), float(row["return"])) for row in played]
+        axes.set(title=run.task, xlabel="agent steps", ylabel="return")
         if not points:
             continue
         axes.plot(*zip(*points, strict=True), ".", color="C0", alpha=0.3, markersize=3, label="episodes while learning")
@@ -137,11 +138,12 @@ def draw(path: Path, out: Path, runs: Sequence[Learned]) -> None:
                 [run.all_steps], [mean], [[mean - low], [high - mean]], color="C1", marker="D", markersize=4, capsize=3,
                 label="single-task TD-MPC2 (5M)",
             )  # fmt: skip
-        axes.set(title=run.task, xlabel="agent steps", ylabel="return", ylim=(0, None))
+        axes.set_ylim(0, None)
     for axes in list(panels):
         axes.set_visible(False)
+    with_legend = max(figure.axes, key=lambda axes: len(axes.get_legend_handles_labels()[0]))
     figure.legend(
-        *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(columns, 3), fontsize=8
+        *with_legend.get_legend_handles_labels(), loc="outside lower center", ncols=min(columns, 3), fontsize=8
     )
     save_figure(figure, path)
 

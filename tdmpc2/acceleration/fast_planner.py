@@ -100,7 +100,9 @@ class FastPlanner:
             Why there are none, or nothing.
         """
         reason = ""
-        if wanted != "false" and self.kind == "plain" and self._model.cfg.obs == "state":
+        if wanted == "false":
+            self._plan_plainly()
+        elif self.kind == "plain" and self._model.cfg.obs == "state":
             reason = self._use_kernels()
             if self.kind == "kernels":
                 self._undecided, self._plans = "", None

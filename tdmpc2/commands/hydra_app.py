@@ -187,7 +187,10 @@ def _exclude_fixed(overrides: Sequence[str]) -> str:
 
 def _note_unread(app: App, overrides: Sequence[str]) -> None:
     """Say which typed keys are of other commands, such as ``dry_run=true`` for an evaluation."""
-    typed = dict.fromkeys(override.key_or_group.rpartition(".")[2] for override in parse(overrides))
+    groups = [f"{group}." for group in app.groups]
+    typed: dict[str, None] = {}
+    for name in (override.key_or_group for override in parse(overrides)):
+        typed[next((name.removeprefix(group) for group in groups if name.startswith(group)), name)] = None
     read = {row.key for row in help_rows(app.name)}
     if unread := [name for name in typed if name in RUN_KEYS and name not in read]:
         said = "them" if len(unread) > 1 else "it"

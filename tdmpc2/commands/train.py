@@ -19,9 +19,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from tdmpc2.checkpoints.run_state import state_path
 from tdmpc2.commands.hydra_app import App, composed, job, launch, typed_names
 from tdmpc2.config import Config, defaults, has_teacher, help_rows, parse_cfg
 
+_OF_BOTH = {"episodic", "termination_coef", "env_workers"}  # keys of learning online that offline runs read, too
 APP = App("train", __doc__, "generic", groups=("student_config", "teacher_config"))
 
 
@@ -37,7 +39,7 @@ def run(cfg: DictConfig) -> None:
     keys = composed(cfg.student_config)
     student = parse_cfg(keys_from_checkpoint(keys, chosen(keys)), "student_config")
     online = student.mode == "online"
-    check_mode(student, typed_names())
+    check_mode(student, {name for name in typed_names() if keys.get(name) is not None})
     composed_one = not online and not student.teachers  # the teacher that the configuration files name
     distilled = has_teacher(cfg.get("teacher_config")) and (names_teacher() or composed_one)
     teacher = parse_cfg(composed(cfg.teacher_config), "teacher_config") if distilled else None
@@ -54,14 +56,15 @@ def check_mode(student: Config, typed: Collection[str]) -> None:
     Raises:
         ValueError: ``data_dir`` of a run that learns online, which would learn from nothing instead.
     """
-    if student.mode == "online" and "data_dir" in typed:
+    if student.mode == "online" and "data_dir" in typed and not state_path(student.run_dir).exists():
         raise ValueError(
             f"data_dir={student.data_dir}: a run that learns online does not read it. Stored episodes beside its own "
             "are demonstrations=DIR, and mode=offline learns from them alone"
         )
-    of_online = {row.key for row in help_rows("train") if row.section == "Learning online"}
-    if student.mode == "offline" and (unread := sorted(of_online & set(typed) - {"episodic", "termination_coef"})):
-        logging.getLogger("tdmpc2").warning("%s: a run that learns offline does not read it", ", ".join(unread))
+    of_online = {row.key for row in help_rows("train") if row.section == "Learning online"} - _OF_BOTH
+    if student.mode == "offline" and (unread := sorted(of_online & set(typed))):
+        it = "them" if len(unread) > 1 else "it"
+        logging.getLogger("tdmpc2").warning("%s: a run that learns offline does not read %s", ", ".join(unread), it)
 
 
 def chosen(keys: Mapping[str, Any]) -> set[str]:

@@ -123,17 +123,26 @@ class CheckedEnv(gymnasium.Wrapper[Observation, Action, Observation, Action]):
         except gymnasium.error.ResetNeeded:
             raise
         except Exception as error:  # the environment is the user's code: it can raise anything
-            hint = _OLD_GYM if isinstance(error, ValueError) and "values to unpack" in str(error) else ""
+            unpacked = isinstance(error, ValueError) and "values to unpack" in str(error) and not _of_user(error)
+            hint = _OLD_GYM if unpacked else ""
             raise EnvironmentFault(f"{self._at()}: the environment raised {described(error)}{hint}") from error
 
 
 def described(error: Exception) -> str:
     """Describe an error by type, text, file and line: what is left of a traceback in one line."""
     frames = list(traceback.extract_tb(error.__traceback__))
-    own = [frame for frame in frames if not {"gymnasium", "tdmpc2"} & set(Path(frame.filename).parts)]
-    frames = own or frames  # the newest one of neither, which is the user's, if there is any
+    frames = [frame for frame in frames if _is_of_user(frame)] or frames  # the newest is the user's, if there is any
     where = f" [{Path(frames[-1].filename).name}, line {frames[-1].lineno}]" if frames else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
+
+
+def _is_of_user(frame: traceback.FrameSummary) -> bool:
+    return not {"gymnasium", "tdmpc2"} & set(Path(frame.filename).parts)
+
+
+def _of_user(error: Exception) -> bool:
+    """Tell if code of neither Gymnasium nor this package raised an error."""
+    return _is_of_user(traceback.extract_tb(error.__traceback__)[-1])
 
 
 def _kind(value: Any) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from tdmpc2.envs.registry import build_env
-from tdmpc2.envs.wrappers import Action, Info, Observation, PadEnv
+from tdmpc2.envs.wrappers import Action, Info, Observation, PadEnv, check_sizes
 from tdmpc2.tasks import TaskSpec, nearest, padded_sizes
 
 
@@ -71,4 +71,6 @@ class MultiTaskEnv(gymnasium.Env[Observation, Action]):
         return self._envs[self._task["task"]]
 
     def _build(self, task: str) -> PadEnv:
-        return PadEnv(build_env(task, self._seed, self.render_mode), self._obs_dim, self._action_dim)
+        env = build_env(task, self._seed, self.render_mode)
+        check_sizes(env, self.specs[task])
+        return PadEnv(env, self._obs_dim, self._action_dim)

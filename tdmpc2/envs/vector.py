@@ -20,7 +20,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from tdmpc2.envs.registry import build_env, family_of
 from tdmpc2.envs.workers import Workers, WorkerVecEnv
-from tdmpc2.envs.wrappers import Action, Env, Info, Observation, PadEnv, sizes
+from tdmpc2.envs.wrappers import Action, Env, Info, Observation, PadEnv, check_sizes
 from tdmpc2.tasks import TaskSpec
 
 
@@ -53,8 +53,15 @@ def make_vec_env(
     def build(spec: TaskSpec, seed: int) -> Env:
         return _build(spec, seed, obs_dim, action_dim, obs, render_mode)
 
-    builders = [partial(build, spec, int(seed)) for spec, seed in zip(specs, seeds, strict=True)]
-    envs = SyncVectorEnv(builders, autoreset_mode=AutoresetMode.DISABLED)
+    built: list[Env] = []
+    try:
+        for spec, seed in zip(specs, seeds, strict=True):
+            built.append(build(spec, int(seed)))
+    except BaseException:
+        for env in built:
+            env.close()
+        raise
+    envs = SyncVectorEnv([partial(_same, env) for env in built], autoreset_mode=AutoresetMode.DISABLED)
     envs.action_space.seed(int(seeds[0]))
     return envs
 
@@ -155,15 +162,11 @@ class EnvPool:
 def _build(
     spec: TaskSpec, seed: int, obs_dim: int, action_dim: int, obs: str = "state", render_mode: str | None = None
 ) -> Env:
-    """Build one environment, which must be what the agent knows by its name."""
     env = build_env(spec.name, seed, render_mode, obs)
-    if obs == "state" and (own := sizes(env)) != (known := (spec.obs_dim, spec.action_dim)):
-        env.close()
-        raise ValueError(
-            f"{spec.name} has {own[0]} observed numbers and {own[1]} actions here, but {known[0]} and {known[1]} where "
-            "it was learned or recorded: the environment has changed since, and another one needs another name"
-        )
-    return _OneOfSeveral(PadEnv(env, obs_dim, action_dim) if obs == "state" else env)
+    if obs != "state":
+        return _OneOfSeveral(env)
+    check_sizes(env, spec)
+    return _OneOfSeveral(PadEnv(env, obs_dim, action_dim))
 
 
 def _same(env: Env) -> Env:

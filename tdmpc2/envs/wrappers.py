@@ -10,6 +10,8 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
+from tdmpc2.tasks import TaskSpec
+
 #: Entry of a step's info: the rewards of other tasks of the same body, by their names. An environment's own
 #: ``task_rewards`` may be anything.
 TASK_REWARDS = "tdmpc2/task_rewards"
@@ -194,6 +196,17 @@ def sizes(env: gymnasium.Env[Any, Any]) -> tuple[int, int]:
     """Find the lengths of the flat observation and of the action."""
     (obs_dim,), (action_dim,) = _shape(env.observation_space), _shape(env.action_space)
     return obs_dim, action_dim
+
+
+def check_sizes(env: Env, spec: TaskSpec) -> None:
+    """Close an environment and raise ``ValueError`` unless it has the sizes by which its task is known."""
+    own, known = sizes(env), (spec.obs_dim, spec.action_dim)
+    if own != known:
+        env.close()
+        raise ValueError(
+            f"{spec.name} has {own[0]} observed numbers and {own[1]} actions here, but {known[0]} and {known[1]} where "
+            "it was learned or recorded: the environment has changed since, and another one needs another name"
+        )
 
 
 def _shape(space: gymnasium.Space[Any]) -> tuple[int, ...]:

@@ -237,9 +237,10 @@ def check_video(cfg: Config) -> None:
 class VideoFile:
     """A video that is being written frame by frame, so that long ones take no memory."""
 
-    def __init__(self, path: Path, fps: float) -> None:
+    def __init__(self, path: Path, fps: float, name: Path) -> None:
         self._library = video_writer()
-        self._path, self.fps = path, fps  # the rate may be set until the first frame comes
+        self._path, self._name = path, name  # until it is whole, and then
+        self.fps = fps  # may be set until the first frame comes
         self._frames: Any = None
         self._size: tuple[int, ...] = ()  # of the first frame
 
@@ -249,20 +250,29 @@ class VideoFile:
             raise ValueError(
                 f"save_video: a picture of shape {list(frame.shape)} is not of height, width and 3 colours"
             )
-        if self._frames is None:
-            self._size = frame.shape
-            form = {"fps": self.fps, "codec": "libx264", "macro_block_size": 16}
-            form["output_params"] = ["-f", "mp4"]  # not to be told from the temporary name
-            self._frames = self._library.write_frames(str(self._path), frame.shape[1::-1], **form)
-            self._frames.send(None)
-        if frame.shape != self._size:
-            frame = _centred(frame, self._size)
-        self._frames.send(np.ascontiguousarray(frame))
+        with self._writing():
+            if self._frames is None:
+                self._size = frame.shape
+                form = {"fps": self.fps, "codec": "libx264", "macro_block_size": 16}
+                form["output_params"] = ["-f", "mp4"]  # not to be told from the temporary name
+                self._frames = self._library.write_frames(str(self._path), frame.shape[1::-1], **form)
+                self._frames.send(None)
+            if frame.shape != self._size:
+                frame = _centred(frame, self._size)
+            self._frames.send(np.ascontiguousarray(frame))
 
     def close(self) -> None:
         """Finish the file."""
-        if self._frames is not None:
-            self._frames.close()
+        with self._writing():
+            if self._frames is not None:
+                self._frames.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(f"Could not write {self._name}: {error}") from error
 
 
 def _centred(frame: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -284,12 +294,21 @@ def video_file(path: Path, fps: float = 25, *, overwrite: bool = True) -> Iterat
         ValueError: see :func:`video_writer`, or the file exists and ``overwrite`` is false.
     """
     video_writer()
-    playing = (OSError,)  # the agent plays in this block, and its RuntimeErrors are none of writing
-    with (
-        replacing(path, overwrite=overwrite, errors=playing) as temporary,
-        contextlib.closing(VideoFile(temporary, fps)) as video,
-    ):
-        yield video
+    try:
+        with (
+            replacing(path, overwrite=overwrite, errors=(OSError,)) as temporary,
+            contextlib.closing(VideoFile(temporary, fps, path)) as video,
+        ):
+            try:
+                yield video
+            except OSError as error:
+                raise _OfPlaying(error) from error
+    except _OfPlaying as wrapped:
+        raise wrapped.args[0] from None
+
+
+class _OfPlaying(Exception):
+    """An error of the disk or a pipe in the block of a video that is none of writing it."""
 
 
 def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float = 25) -> None:

@@ -75,7 +75,7 @@ def check_playable(cfg: Config) -> None:
         limit = None if spec.name in TASKS else registered_limit(spec.name)
         if limit not in (None, spec.episode_length):
             _log.warning(
-                "%s has %d steps an episode here, and %d where it was learned, which count",
+                "%s has %d steps an episode here, and %d where it was learned: episodes end at the smaller number",
                 spec.name, limit, spec.episode_length,
             )  # fmt: skip
 

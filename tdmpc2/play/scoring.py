@@ -82,7 +82,8 @@ def score_of_chance(file: Checkpoint, agent: TDMPC2) -> Evaluation:
     cfg = _named(agent.cfg, file)
     name = "random actions"
     protocol = {"checkpoint": name, "action": RANDOM, "config": cfg.to_dict()}
-    with results.fresh_directory(cfg.run_dir.with_name(f"{cfg.run_dir.name}-{RANDOM}")) as directory:
+    beside = cfg.run_dir.absolute()
+    with results.fresh_directory(beside.with_name(f"{beside.name}-{RANDOM}")) as directory:
         result = evaluate(agent, cfg, at_random=True, keep=partial(results.write_episodes, directory))
         get_console().print(results.table(result, name))
         results.write_results(directory, result, protocol)

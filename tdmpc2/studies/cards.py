@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -108,20 +109,31 @@ def new_card(
 
 def _check_trained(checkpoint: Checkpoint, files: Sequence[str], run: Run) -> None:
     """Raise ``ValueError`` unless a run left just these weights, in whatever form they are by now."""
-    left = [path for path in sorted(run.path.glob("*.pt")) if path.name != "state.pt"]
+    left = [path for path in sorted(run.path.glob("*.pt")) if not path.name.startswith("state")]
     if any(file_sha256(path) in files for path in left):
         return
-    own = checkpoint.model
     for path in left:
-        other = load_file(path).model
-        if own.keys() & other.keys() and all(
-            torch.equal(tensor.float(), other[name].float()) for name, tensor in own.items() if name in other
-        ):
-            return
+        with contextlib.suppress(ValueError):  # no checkpoint
+            if _are_of(checkpoint.model, load_file(path).model):
+                return
     raise ValueError(
         f"run={run.path}: none of its checkpoints has the weights of {checkpoint.origin}: name the run that trained "
         "it, of several the last one last"
     )
+
+
+def _are_of(own: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Tell if weights are those of a float32 file, perhaps rounded to fewer bits."""
+    common = [name for name, tensor in own.items() if isinstance(tensor, torch.Tensor) and name in other]
+    return bool(common) and all(_is_of(own[name], other[name], own.get(f"{name}.scale")) for name in common)
+
+
+def _is_of(own: torch.Tensor, other: torch.Tensor, scale: torch.Tensor | None) -> bool:
+    if own.shape != other.shape:
+        return False
+    if scale is None:
+        return torch.equal(own, other.to(own.dtype))
+    return bool(((own * scale - other).abs() <= scale * 0.501).all())  # half a step of int8
 
 
 def with_card(checkpoint: Checkpoint, card: Mapping[str, Any]) -> Checkpoint:

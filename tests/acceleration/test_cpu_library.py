@@ -35,7 +35,7 @@ class Named(Kernels):
 
 
 def variant(name: str, *, runs: bool = True, agrees: bool = True) -> Variant:
-    return Variant(name, Named(name), runs, lambda: agrees)
+    return Variant(name, Named(name), lambda: runs, lambda: agrees)
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, *variants: Variant, wanted: str = "") -> str:

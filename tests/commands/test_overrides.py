@@ -162,7 +162,7 @@ def test_planner_of_a_configuration_file_beside_a_checkpoint_is_named_as_unused(
     [
         ("evaluate", ["x.pt", "dry_run=true", "steps=100"], ["dry_run, steps: evaluate does not read them"]),
         ("train", ["compare=x.pt", "student_config.batch_size=8"], ["compare: train does not read it"]),
-        ("evaluate", ["x.pt", "eval_episodes=3", "num_samples=64", "hydra.verbose=true"], []),
+        ("evaluate", ["x.pt", "eval_episodes=3", "num_samples=64", "hydra.mode=MULTIRUN"], []),
         ("collect", ["x.pt", "data_dir=data", "mix=[]"], []),
     ],
 )

@@ -33,6 +33,8 @@ def test_data_of_a_run_that_learns_online_are_refused(trained: list[Any], capsys
         main(["task=walker-walk", "mode=online", "data_dir=data/walker"])
     assert "data_dir=data/walker: a run that learns online does not read it" in capsys.readouterr().err
     assert not trained
+    main(["task=walker-walk", "data_dir=null"])
+    assert [run[0] for run in trained] == ["online"]
 
 
 def test_keys_of_online_runs_are_named_where_they_are_not_read(
@@ -41,10 +43,10 @@ def test_keys_of_online_runs_are_named_where_they_are_not_read(
     logger = logging.getLogger("tdmpc2")
     logger.addHandler(caplog.handler)
     try:
-        main(["steps=10", "utd=2", "num_envs=3", "teacher_config=null"])
+        main(["steps=10", "utd=2", "num_envs=3", "env_workers=1", "teacher_config=null"])
     finally:
         logger.removeHandler(caplog.handler)
-    assert "num_envs, utd: a run that learns offline does not read it" in caplog.messages
+    assert "num_envs, utd: a run that learns offline does not read them" in caplog.messages
     assert [run[0] for run in trained] == ["offline"]
 
 

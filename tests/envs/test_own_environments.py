@@ -13,14 +13,16 @@ from gymnasium.spaces import Box
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config, parse_cfg
+from tdmpc2.envs.multitask import MultiTaskEnv
 from tdmpc2.envs.registry import build_env
 from tdmpc2.envs.stepping import EachAlone, Played
 from tdmpc2.envs.task_sets import own_set
-from tdmpc2.envs.vector import EnvPool
+from tdmpc2.envs.vector import EnvPool, make_vec_env
 from tdmpc2.envs.workers import Workers, WorkerVecEnv
 from tdmpc2.envs.wrappers import OldGymEnv, frame_rate
 from tdmpc2.export.card import environment_facts
 from tdmpc2.play.evaluation import evaluate
+from tdmpc2.tasks import TASKS
 from tests.helpers.playing import SMALL_AGENT
 
 #: Names of what was opened and closed, in order.
@@ -89,19 +91,26 @@ def test_agent_of_an_environment_that_has_changed_does_not_play(name: str) -> No
         what = f"Logged-v0 has {size} observed numbers and {actions} actions here, but 3 and 2 where it was learned"
         with pytest.raises(ValueError, match=what):
             evaluate(own, quiet=True)
+        several = MultiTaskEnv((own.cfg.task_specs[0], TASKS["cup-catch"]), 1)
+        with pytest.raises(ValueError, match=what):
+            several.reset(options={"task": name})
 
 
-def test_limit_that_has_changed_is_said(name: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("limit", "counts"), [(50, 5), (3, 3)])
+def test_limit_that_has_changed_is_said(name: str, caplog: pytest.LogCaptureFixture, limit: int, counts: int) -> None:
     own = agent(name)
-    registered(limit=50)
+    registered(limit=limit)
     logger = logging.getLogger("tdmpc2")
     logger.addHandler(caplog.handler)
     try:
         result = evaluate(own, quiet=True)
     finally:
         logger.removeHandler(caplog.handler)
-    assert result.tasks[0].returns == (5.0, 5.0)
-    assert "Logged-v0 has 50 steps an episode here, and 5 where it was learned, which count" in caplog.messages
+    assert result.tasks[0].returns == (counts, counts)
+    said = (
+        f"Logged-v0 has {limit} steps an episode here, and 5 where it was learned: episodes end at the smaller number"
+    )
+    assert said in caplog.messages
 
 
 def test_environments_of_a_pool_are_closed_once(name: str) -> None:
@@ -156,7 +165,12 @@ def test_error_of_close_does_not_hide_the_fault(name: str, caplog: pytest.LogCap
     assert any("close() raised RuntimeError: the socket is closed already" in line for line in caplog.messages)
 
 
-def test_environments_that_were_built_are_closed_where_one_fails(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_environments_that_were_built_are_closed_where_one_fails(
+    name: str, monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    spec = parse_cfg({"task": name, **SMALL_AGENT}).task_specs[0]
+    LOG.clear()
     real, built = Logged.__init__, []
 
     def limited(self: Logged, *args: Any, **keys: Any) -> None:
@@ -166,8 +180,11 @@ def test_environments_that_were_built_are_closed_where_one_fails(name: str, monk
         real(self, *args, **keys)
 
     monkeypatch.setattr(Logged, "__init__", limited)
+    played = [Played(i, name, i) for i in range(3)]
+    alone: list[Any] = [EachAlone, played, 3, 2, "state"]
+    build, *args = [make_vec_env, [spec] * 3, [1, 2, 3], 3, 2] if together else alone
     with pytest.raises(ValueError, match="no more licences"):
-        EachAlone([Played(i, name, i) for i in range(3)], 3, 2, "state")
+        build(*args)
     assert LOG == ["open"] * 2 + ["close"] * 2
 
 

@@ -216,6 +216,40 @@ def test_score_is_compared_with_that_of_random_actions_in_the_same_episodes(
     assert "x.pt, policy minus random actions: " in capsys.readouterr().out
 
 
+def test_chance_is_kept_beside_the_directory_of_work(
+    agent: TDMPC2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """work_dir=. has no name to add to, which was found when all had been played."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    agent.save("x.pt")
+    score_files(["x.pt", "random"], {"mpc": False, "eval_episodes": 1, "device": "cpu", "work_dir": "."})
+    assert (tmp_path / "here" / "results.json").exists()
+    assert (tmp_path / "here-random" / "results.json").exists()
+
+
+def test_error_of_playing_is_not_one_of_the_video(tmp_path: Path) -> None:
+    """A pipe that had closed was said to be a video that could not be written."""
+    pytest.importorskip("imageio_ffmpeg", reason="videos need imageio-ffmpeg")
+
+    def full(_: Any) -> None:
+        raise OSError("no room")
+
+    def film(name: str, error: OSError | None) -> None:
+        with results.video_file(tmp_path / name) as video:
+            video.append(np.zeros((16, 16, 3), np.uint8))
+            if error:
+                raise error
+            video._frames = SimpleNamespace(send=full, close=lambda: None)
+            video.append(np.zeros((16, 16, 3), np.uint8))
+
+    with pytest.raises(BrokenPipeError):
+        film("x.mp4", BrokenPipeError())
+    with pytest.raises(ValueError, match=r"Could not write .*y\.mp4: no room"):
+        film("y.mp4", None)
+    assert not list(tmp_path.iterdir())
+
+
 def test_score_of_a_file_says_where_its_video_is(
     agent: TDMPC2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

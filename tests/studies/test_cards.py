@@ -60,6 +60,10 @@ def test_card_command_gathers_run_data_scores_and_trust(
     assert set(card["trust"]["tasks"]) <= set(TASKS)
     assert "score, policy         30.00" in capsys.readouterr().out
 
+    (cfg.run_dir / "state.before.pt").touch()  # what a save leaves that was killed
+    (cfg.run_dir / "notes.pt").touch()
+    for recipe in ("fp16", "int8"):
+        new_card(load_file(payload(load_file(model), RECIPES[recipe])), runs=[cfg.run_dir])
     stranger = train(cfg.replace(seed=cfg.seed + 1, work_dir=str(tmp_path / "stranger")), None)
     with pytest.raises(ValueError, match="stranger: none of its checkpoints has the weights of"):
         new_card(load_file(model, identify=True), runs=[stranger.parent])

@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tdmpc2.acceleration.cpu.build import FOLDER, LIBRARY, sources_id
 
@@ -63,20 +63,23 @@ class Kernels:
             setattr(self, name, getattr(functions, name))
 
 
-class Variant(NamedTuple):
+class Variant:
     """One variant of the library.
 
     Attributes:
         name: of its instruction set.
         kernels: its functions.
-        runs_here: whether this processor has the instructions.
         agrees: tells whether it computes what the scalar one does, on a small layer in every format. Only if it runs.
     """
 
-    name: str
-    kernels: Kernels
-    runs_here: bool
-    agrees: Callable[[], bool]
+    def __init__(self, name: str, kernels: Kernels, runs: Callable[[], bool], agrees: Callable[[], bool]) -> None:
+        self.name, self.kernels, self.agrees = name, kernels, agrees
+        self._runs = runs
+
+    @functools.cached_property
+    def runs_here(self) -> bool:
+        """Whether this processor has the instructions. Linux is asked for the tiles of AMX here, and grants them."""
+        return self._runs()
 
 
 def load() -> Kernels:
@@ -122,7 +125,8 @@ def variants() -> tuple[Variant, ...]:
     while functions := library.tdmpc2_kernels(len(found)):
         kernels, index = Kernels(functions.contents), len(found)
         agrees = functools.partial(_is_true, library.tdmpc2_agrees, index)
-        found.append(Variant(kernels.name, kernels, _is_true(library.tdmpc2_runs_here, index), agrees))
+        runs = functools.partial(_is_true, library.tdmpc2_runs_here, index)
+        found.append(Variant(kernels.name, kernels, runs, agrees))
     return tuple(found)
 
 
@@ -160,15 +164,15 @@ def _load() -> tuple[Kernels | None, str]:
         candidates = list(variants())
     except RuntimeError as error:
         return None, str(error)
-    usable = [variant for variant in candidates if variant.runs_here]
     if wanted:
-        chosen = [variant for variant in usable if variant.name == wanted]
+        chosen = [variant for variant in candidates if variant.name == wanted and variant.runs_here]
         if not chosen:
+            usable = [variant for variant in candidates if variant.runs_here]
             names = ", ".join(variant.name for variant in usable)
             return None, f"{VARIABLE}={wanted} is not among the variants that run here: {names}, {OFF}"
         return chosen[0].kernels, ""
     wrong = []
-    for variant in reversed(usable):
+    for variant in reversed([variant for variant in candidates if variant.runs_here]):
         if variant.name == SCALAR:
             break
         if variant.agrees():

@@ -5,6 +5,8 @@
 // plain C++, since few machines have AMX.
 #pragma once
 
+#include <cstddef>
+
 #include "simd.h"
 
 #ifdef TDMPC2_TILES
@@ -14,11 +16,12 @@
 namespace tdmpc2::TDMPC2_VARIANT {
 
 INLINE void configure_tiles() {
-    struct alignas(64) {  // what LDTILECFG reads
+    struct alignas(64) Config {  // what LDTILECFG reads
         uint8_t palette, start_row, reserved[14];
         uint16_t row_bytes[16];
         uint8_t rows[16];
     } config = {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    static_assert(sizeof config == 64 && offsetof(Config, row_bytes) == 16 && offsetof(Config, rows) == 48);
     asm volatile("ldtilecfg %0" ::"m"(config) : "memory");
 }
 INLINE void release_tiles() { asm volatile("tilerelease" ::: "memory"); }
