@@ -206,7 +206,7 @@ def test_share_body_buffer_counts_the_rows_of_all_tasks(tmp_path: Path) -> None:
     # an episode of seven steps has eight rows; ten and four episodes may not have ended
     assert make_ring(cfg, torch.device("cpu")).capacity == 404 * 10 // 4 + 145 + 10
     assert make_ring(cfg.replace(share_body=False), torch.device("cpu")).capacity == 404 + 58 + 4
-    assert make_ring(cfg.replace(buffer_size=1600), torch.device("cpu")).capacity == 1600
+    assert make_ring(cfg.replace(buffer_size=1100), torch.device("cpu")).capacity == 1100
 
 
 def test_share_body_estimate_counts_the_rows_of_all_tasks(
