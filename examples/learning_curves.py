@@ -120,10 +120,11 @@ def _learned(run_dir: Path, task: str, steps: int, returns: list[float]) -> Lear
 
 def draw(path: Path, out: Path, runs: Sequence[Learned]) -> None:
     """Draw a panel for each task."""
-    columns = min(4, len(runs))
-    figure = figure_class()(figsize=(3 * columns, 2.4 * math.ceil(len(runs) / columns)), layout="constrained")
-    panels = figure.subplots(math.ceil(len(runs) / columns), columns, squeeze=False).flat
-    for axes, run in zip(panels, runs, strict=False):
+    rows = math.ceil(len(runs) / 4)
+    columns = math.ceil(len(runs) / rows)
+    figure = figure_class()(figsize=(3 * columns, 2.4 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for run, axes in zip(runs, panels, strict=False):  # zip takes one more of what comes first
         played = read_csv(out / safe_name(run.task) / "episodes.csv")[1]
         points = [(int(row["step"]), float(row["return"])) for row in played]
         axes.set(title=run.task, xlabel="agent steps", ylabel="return")
