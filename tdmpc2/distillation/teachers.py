@@ -54,7 +54,7 @@ def check_task_teachers(student: Config, teachers: Mapping[str, Config]) -> None
 
 
 def _taught_of(spec: TaskSpec) -> TaskSpec:
-    """What a teacher must know of a task as the student does: not how it is scored."""
+    """The facts of a task that teacher and student must share: all but how it is scored."""
     return replace(spec.unpadded(), success_score=False)
 
 

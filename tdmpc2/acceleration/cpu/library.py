@@ -78,7 +78,7 @@ class Variant:
 
     @functools.cached_property
     def runs_here(self) -> bool:
-        """Whether this processor has the instructions. Linux is asked for the tiles of AMX here, and grants them."""
+        """True if this processor has the instructions. For the tiles of AMX Linux is asked, which then grants them."""
         return self._runs()
 
 
