@@ -1,4 +1,4 @@
-"""Environments of users: ones that close badly, change under a checkpoint, have the old interface or tell odd things."""
+"""Environments of users: that close badly, change under a checkpoint, have the old interface, or tell odd things."""
 
 from __future__ import annotations
 
