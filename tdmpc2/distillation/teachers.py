@@ -43,14 +43,15 @@ def check_task_teachers(student: Config, teachers: Mapping[str, Config]) -> None
                 f"but not that task.{nearest(task, theirs)}"
             )
         if own[task] != theirs[task] or student.obs != teacher.obs:
-            kinds = (
-                f"{spec.obs_dim} observed numbers (obs={cfg.obs}), {'' if spec.image is None else 'images of '}"
-                f"{'' if spec.image is None else f'{list(spec.image)}, '}{spec.action_dim} actions and "
-                f"{spec.episode_length} steps"
-                for spec, cfg in ((theirs[task], teacher), (own[task], student))
-            )
+            kinds = (_described(theirs[task], teacher.obs), _described(own[task], student.obs))
             raise ValueError(f"teachers: the teacher of {task} knows it with {', the student with '.join(kinds)}")
         check_bins_of(student, teacher, f"those of the teacher of {task}")
+
+
+def _described(spec: TaskSpec, obs: str) -> str:
+    images = "" if spec.image is None else f"images of {list(spec.image)}, "
+    numbers = f"{spec.obs_dim} observed numbers (obs={obs}), {images}{spec.action_dim} actions"
+    return f"{numbers} and {spec.episode_length} steps"
 
 
 def _taught_of(spec: TaskSpec) -> TaskSpec:
