@@ -19,6 +19,7 @@ from tdmpc2.config import Config
 from tdmpc2.nn.layers import MLP, Linear, QEnsemble, identity, mlp, simnorm
 from tdmpc2.nn.math import bin_centres, bounded_log_std, decode, squashed_gaussian_stats
 from tdmpc2.nn.pixels import PixelEncoder, split_observation
+from tdmpc2.support.text import shown
 
 
 class TaskContext(NamedTuple):
@@ -183,7 +184,7 @@ class WorldModel(nn.Module):
                 goes on from there. Otherwise the table is not changed; the returned copy is rescaled.
 
         Raises:
-            ValueError: a multi-task model was given no task.
+            ValueError: a multi-task model was given no task, or what is no task id of its own (as a CPU notices).
         """
         if isinstance(task, TaskContext):
             return task
@@ -191,9 +192,14 @@ class WorldModel(nn.Module):
             return TaskContext(None, None, self.discounts)
         if task is None:
             raise ValueError(f"This model has {len(self.cfg.task_specs)} tasks ('{self.cfg.task}'): pass a task id")
-        ids = torch.as_tensor(task, device=self.action_masks.device)
         table = self._task_emb.weight
-        embedding = F.embedding(ids, table)
+        try:
+            ids = torch.as_tensor(task, device=self.action_masks.device)
+            embedding = F.embedding(ids, table)
+        except (IndexError, TypeError) as error:  # checking before would wait for a GPU
+            raise ValueError(
+                f"task={shown(task)} has task ids that the model has not: it knows 0 to {len(table) - 1}"
+            ) from error
         norm = embedding.detach().norm(dim=-1, keepdim=True)
         rescaled = torch.where(norm > 1, embedding / (norm + 1e-7), embedding)
         if train:

@@ -222,6 +222,14 @@ def test_update_with_odd_batch_names_the_field(tiny_cfg: Config, changes: dict[s
     assert all(torch.equal(value, before[name]) for name, value in agent.model.state_dict().items())
 
 
+@pytest.mark.parametrize("task", ["walker-walk", 30, -1, [0, 30]])
+def test_model_names_a_task_that_it_has_not(tiny_cfg: Config, task: Any) -> None:
+    model = TDMPC2(tiny_cfg).model
+    obs = torch.zeros(len(task) if isinstance(task, list) else 1, tiny_cfg.obs_dim)
+    with pytest.raises(ValueError, match="task ids that the model has not: it knows 0 to 29"):
+        model.encode(obs, task)
+
+
 @pytest.mark.parametrize("eval_mode", [None, "x", 2, [True, False], torch.ones(3)])
 def test_act_with_odd_eval_mode_is_refused(tiny_cfg: Config, eval_mode: object) -> None:
     agent = TDMPC2(tiny_cfg)
