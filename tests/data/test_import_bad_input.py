@@ -12,7 +12,9 @@ import torch
 
 from tdmpc2.data import unequal
 from tdmpc2.data.chunks import write_chunk
-from tdmpc2.data.store.importer import import_episodes
+from tdmpc2.data.store.importer import ensure_store, import_episodes
+from tdmpc2.data.store.store import EpisodeStore
+from tdmpc2.support.archives import read_directory
 from tdmpc2.tasks import TaskSpec
 from tests.helpers.data import BAD_FIELDS, BAD_LAYOUTS, BAD_VALUES, SPECS, L, fields, save_raw
 from tests.helpers.stores import TASKS, content, make_chunks, refused
@@ -125,3 +127,29 @@ def test_import_onto_existing_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\.new\.partial holds thesis\.txt, which is not of an episode store"):
         import_episodes([tmp_path / "chunks"], tmp_path / "new", "three", SPECS)
     assert content(tmp_path / ".new.partial") == {"thesis.txt": b"a"}
+
+
+@pytest.mark.parametrize("block", [2, 3])  # of two files, 3 and 4 episodes
+@pytest.mark.parametrize("own_store", [False, True])
+def test_import_of_damaged_file_is_refused_again(tmp_path: Path, block: int, own_store: bool) -> None:
+    """Its blocks are on disk before the checksums of whole arrays are known: a second call must not go on from them."""
+    chunks = make_chunks(tmp_path / "chunks")
+    path = sorted(chunks.glob("chunk_*.pt"))[0]
+    with open(path, "rb") as file:
+        record = next(record for record in read_directory(path, file) if record.name.endswith("/data/0"))
+    before = path.read_bytes()
+    damaged = bytearray(before)
+    damaged[record.offset + 9] ^= 1  # of a mantissa
+    path.write_bytes(damaged)
+
+    def call() -> EpisodeStore:
+        if own_store:
+            return ensure_store(chunks, "three", SPECS, quiet=True, block=block)
+        return import_episodes([chunks], tmp_path / "out", "three", SPECS, block=block, quiet=True)
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="Bad CRC-32"):
+            call()
+    path.write_bytes(before)
+    whole = import_episodes([chunks], tmp_path / "undisturbed", "three", SPECS, block=block, quiet=True)
+    assert content(call().path) == content(whole.path)

@@ -176,9 +176,9 @@ def test_import_of_file_changed_meanwhile_is_refused(tmp_path: Path, monkeypatch
     chunks = make_chunks(tmp_path / "chunks")
     write = StoreWriter.write
 
-    def touch(self: StoreWriter, records: Tensor, lengths: Tensor) -> None:
+    def touch(self: StoreWriter, records: Tensor, lengths: Tensor, hold: bool = False) -> None:
         os.utime(chunks / "chunk_0.pt", ns=(0, 0))
-        write(self, records, lengths)
+        write(self, records, lengths, hold)
 
     monkeypatch.setattr(StoreWriter, "write", touch)
     refused(tmp_path, "chunks changed while it was imported")

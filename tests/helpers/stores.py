@@ -57,10 +57,10 @@ class Interrupt(BaseException):
 def write_until(monkeypatch: pytest.MonkeyPatch, blocks: int, error: BaseException) -> None:
     write = StoreWriter.write
 
-    def stop(self: StoreWriter, records: Tensor, lengths: Tensor) -> None:
+    def stop(self: StoreWriter, records: Tensor, lengths: Tensor, hold: bool = False) -> None:
         if len(self.finished) >= blocks:
             raise error
-        write(self, records, lengths)
+        write(self, records, lengths, hold)
 
     monkeypatch.setattr(StoreWriter, "write", stop)
 

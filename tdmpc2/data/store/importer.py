@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from datetime import timedelta
-from itertools import cycle, groupby
+from itertools import cycle, groupby, zip_longest
 from operator import itemgetter
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from tdmpc2.data.store.folders import (
     locked,
 )
 from tdmpc2.data.store.meta import BLOCK, StoreMeta
+from tdmpc2.data.store.parts import Part
 from tdmpc2.data.store.selection import Selection, check_outside, check_tasks, chunk_fingerprints, is_store
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.data.store.writer import StoreWriter, buffers, say
@@ -208,37 +209,50 @@ def _import(selection: Selection, out: Path, replaces: Path | None, quiet: bool)
 
 
 def _copy(selection: Selection, writer: StoreWriter, bar: Progress | None) -> None:
-    """Read, check and convert here, hash and write in a thread; compare with the source's checksums in another."""
+    """Read, check and convert here, hash and write in a thread; compare with the source's checksums in another.
+
+    The checksums of a chunk file are of whole arrays. So where one is damaged all that was read from it is forgotten,
+    and its last block is finished only after them: what a later call goes on from has been compared.
+    """
     ring = buffers(selection.meta, _PIECE, 3, int(selection.index.counts.max()))
     first = writer.first_episode
     waiting: deque[Future[None]] = deque()
     buffer = cycle(ring)
     pieces = selection.pieces(writer.first_episode, _READ * len(ring[0]))
-    with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(1) as other:
-        for part, own_pieces in groupby(pieces, key=itemgetter(0)):
-            with part.verifying() as verify:
-                verified: Future[None] | None = None
-                for _, episodes in own_pieces:
-                    if verified is not None:
-                        verified.result()
-                    verified = other.submit(verify, episodes)
-                    data = part.read(episodes)
-                    for own in torch.arange(len(episodes)).split(len(ring[0])):
-                        if len(waiting) == len(ring):
-                            waiting.popleft().result()
-                        records = next(buffer)[: len(own)]
-                        within = slice(own[0], own[-1] + 1)
-                        _fill(records, selection.meta.row_format, part.path, data, episodes, within)
-                        lengths = selection.index.lengths[first : first + len(own)]
-                        waiting.append(thread.submit(writer.write, records, lengths))
-                        first += len(own)
-                        if bar:
-                            bar.update(len(own))
-                    del data  # before the next
-                if verified is not None:
-                    verified.result()
-        while waiting:
-            waiting.popleft().result()
+    copied: Part | None = None  # whole, and not compared to its end
+    try:
+        with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(1) as other:
+            for part, group in groupby(pieces, key=itemgetter(0)):
+                own = [episodes for _, episodes in group]
+                with part.verifying() as verify:
+                    verified = other.submit(verify, own[0])
+                    for episodes, following in zip_longest(own, own[1:]):
+                        data = part.read(episodes)
+                        verified.result()  # before any of them is written
+                        if following is not None:
+                            verified = other.submit(verify, following)
+                        for within in torch.arange(len(episodes)).split(len(ring[0])):
+                            if len(waiting) == len(ring):
+                                waiting.popleft().result()
+                            records = next(buffer)[: len(within)]
+                            rows = slice(int(within[0]), int(within[-1]) + 1)
+                            _fill(records, selection.meta.row_format, part.path, data, episodes, rows)
+                            lengths = selection.index.lengths[first : first + len(within)]
+                            hold = following is None and rows.stop == len(episodes)
+                            waiting.append(thread.submit(writer.write, records, lengths, hold))
+                            first += len(within)
+                            if bar:
+                                bar.update(len(within))
+                        del data  # before the next
+                    copied = part
+                copied = None
+                thread.submit(writer.finish_held).result()
+            while waiting:
+                waiting.popleft().result()
+    except ValueError:
+        if copied is not None:
+            writer.forget(selection.first_of(copied))
+        raise
 
 
 def _fill(

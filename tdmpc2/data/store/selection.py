@@ -123,6 +123,11 @@ class Selection:
             for number, own in self._of_parts(block):
                 yield from ((self.parts[number], episodes) for episodes in own.split(size))
 
+    def first_of(self, part: Part) -> int:
+        """Number of the first kept episode of a part."""
+        number = next(number for number, own in enumerate(self.parts) if own is part)
+        return int(torch.searchsorted(self.kept, self._ends[number] - len(part.index)))
+
     def _of_parts(self, episodes: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Find the parts that episodes, ascending, are in, and their numbers there."""
         if not len(episodes):

@@ -56,6 +56,7 @@ class StoreWriter:
         self._size = len(self._header) + index.num_rows * meta.row_format.record.itemsize
         self.finished = self._read_journal()
         self._hash, self._in_block, self._intact = hashlib.sha256(), 0, True
+        self._held: str | None = None  # SHA-256 of a block that is on disk and not yet in the journal
         self._thread = ThreadPoolExecutor(1)
 
     @property
@@ -81,8 +82,7 @@ class StoreWriter:
         try:
             self.partial.mkdir(exist_ok=True)
             delete_leftovers(self.partial)
-            lines = (" ".join(pair) for pair in zip(self.finished, self._origins, strict=False))
-            write_text(self._journal_path, "\n".join([self._form, *lines]) + "\n")
+            self._write_journal()
             _sync_directory(self.partial)  # the journal also says that this directory is of an import
             self._file = open(self._rows, "r+b" if self.finished else "xb", buffering=0)
             try:
@@ -107,7 +107,7 @@ class StoreWriter:
         self._file.close()
         self._journal.close()
 
-    def write(self, records: Tensor, lengths: Tensor) -> None:
+    def write(self, records: Tensor, lengths: Tensor, hold: bool = False) -> None:
         """Append episodes [n, longest + 1, W] int32, hashing and writing them at the same time.
 
         A block's last episode must also be the last of a call.
@@ -115,6 +115,8 @@ class StoreWriter:
         Args:
             records: rows beyond the end of an episode are not written.
             lengths: steps of each episode, [n].
+            hold: a block that ends here is not finished before :meth:`finish_held`, as what it was read from is not
+                verified yet.
 
         Raises:
             OSError: the disk refused. What was finished stays, and nothing more can be written.
@@ -133,12 +135,35 @@ class StoreWriter:
         self._in_block += len(records)
         if self._in_block == min(self.meta.block, self.meta.episodes - self.first_episode):
             os.fsync(self._file.fileno())  # before the journal says so
-            self._journal.write(f"{self._hash.hexdigest()} {self._origins[len(self.finished)]}\n")
-            self._journal.flush()
-            os.fsync(self._journal.fileno())
-            self.finished.append(self._hash.hexdigest())
+            self._held = self._hash.hexdigest()
             self._hash, self._in_block = hashlib.sha256(), 0
+            if not hold:
+                self.finish_held()
         self._intact = True
+
+    def finish_held(self) -> None:
+        """Write into the journal that a block is finished that :meth:`write` held back, if there is one.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        if self._held is None:
+            return
+        self._journal.write(f"{self._held} {self._origins[len(self.finished)]}\n")
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
+        self.finished.append(self._held)
+        self._held = None
+
+    def forget(self, episode: int) -> None:
+        """Take the blocks that hold an episode or later ones out of the journal; nothing can be written afterwards.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        self._intact, self._held = False, None
+        del self.finished[episode // self.meta.block :]
+        self._write_journal()
 
     def finish(self, replaces: bool) -> None:
         """Complete the store and give it its name.
@@ -213,6 +238,10 @@ class StoreWriter:
     @property
     def _journal_path(self) -> Path:
         return self.partial / "journal"
+
+    def _write_journal(self) -> None:
+        lines = (" ".join(pair) for pair in zip(self.finished, self._origins, strict=False))
+        write_text(self._journal_path, "\n".join([self._form, *lines]) + "\n")
 
     def _read_journal(self) -> list[str]:
         try:
