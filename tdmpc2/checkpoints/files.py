@@ -27,6 +27,7 @@ from tdmpc2.checkpoints.shared_storage import pack
 from tdmpc2.checkpoints.sizes import infer_sizes, log_std_bounds, size_keys, task_set
 from tdmpc2.checkpoints.values import check_finite
 from tdmpc2.config import Config
+from tdmpc2.support.archives import checksums_on
 from tdmpc2.support.files import replacing
 from tdmpc2.support.text import cut, shown
 from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, read_specs
@@ -110,22 +111,11 @@ def save_file(
         check_finite(payload["model"], f"What {path} would hold")
     plain = _plain({"format": FORMAT, **payload}, "payload")
     plain |= pack({name: plain[name] for name in packed})
-    with replacing(path, overwrite=overwrite) as temporary, open(temporary, "wb") as file, _checksums_on():
+    with replacing(path, overwrite=overwrite) as temporary, open(temporary, "wb") as file, checksums_on():
         if os.fspath(path).endswith(safetensors.SUFFIX):
             safetensors.write(file, plain)
         else:
             torch.save(plain, file)  # given a name, torch would store it and hide what the disk says
-
-
-@contextlib.contextmanager
-def _checksums_on() -> Iterator[None]:
-    """Let torch store the CRC-32 of each tensor, which a program can turn off for all files."""
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(True)
-    try:
-        yield
-    finally:
-        torch.serialization.set_crc32_options(before)
 
 
 def _plain(value: Any, where: str) -> Any:

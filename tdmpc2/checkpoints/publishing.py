@@ -43,7 +43,7 @@ def write_folder(folder: Path, checkpoint: Checkpoint, name: str, push: Push, *,
         checkpoint: of any layout and precision; the weights keep theirs.
         name: of the repository or folder, for the card.
         push: says the license.
-        overwrite: replace files of these names.
+        overwrite: replace files of these names, but for a page that its owner wrote.
 
     Returns:
         The files.
@@ -59,8 +59,19 @@ def write_folder(folder: Path, checkpoint: Checkpoint, name: str, push: Push, *,
     written = load_file(paths[2], identify=True)
     entries = {"library": "tdmpc2", "version": version(), "format": written.format, "config": written.config}
     write_text(paths[1], json_text({**entries, "step": written.step, **written.extra}, indent=2) + "\n")
-    write_text(paths[0], card(written, name, license))
+    if not (paths[0].exists() and is_owners(paths[0])):
+        write_text(paths[0], card(written, name, license))
     return paths
+
+
+def _kept(how: Push) -> str:
+    without = f", without license={how.license}" if how.license else ""
+    return f" (your own {CARD} there was kept{without})"
+
+
+def is_owners(page: Path) -> bool:
+    """Tell if a page was written by its owner, and not by us."""
+    return _OURS not in page.read_text(encoding="utf-8", errors="replace")
 
 
 def _license_of(checkpoint: Checkpoint, chosen: str | None) -> str | None:
@@ -142,7 +153,7 @@ def push(checkpoint: Checkpoint, target: str | os.PathLike[str], how: Push, *, o
     if not hub.is_hub_name(target):
         folder = Path(target).expanduser()
         write_folder(folder, checkpoint, f"{target}/{WEIGHTS}", how, overwrite=overwrite)
-        return str(folder)
+        return f"{folder}{_kept(how) if is_owners(folder / CARD) else ''}"
     wanted = repository_of(target)
     with tempfile.TemporaryDirectory() as temporary:
         write_folder(Path(temporary), checkpoint, f"{hub.PREFIX}{wanted.repository}", how)
@@ -156,7 +167,7 @@ def push(checkpoint: Checkpoint, target: str | os.PathLike[str], how: Push, *, o
             if not api.file_exists(wanted.repository, CARD, revision=wanted.revision):
                 return private, False
             page = api.hf_hub_download(wanted.repository, CARD, revision=wanted.revision)
-            return private, _OURS not in Path(page).read_text(encoding="utf-8", errors="replace")
+            return private, is_owners(Path(page))
 
         private, has_page = hub.ask(str(wanted), prepare)
         if how.private and not private:
@@ -170,8 +181,7 @@ def push(checkpoint: Checkpoint, target: str | os.PathLike[str], how: Push, *, o
                 revision=wanted.revision,
                 ignore_patterns=[CARD] if has_page else None,
             )
-            without = f", without license={how.license}" if how.license else ""
-            return f"{commit.commit_url}{f' (your own {CARD} there was kept{without})' if has_page else ''}"
+            return f"{commit.commit_url}{_kept(how) if has_page else ''}"
 
         return hub.ask(str(wanted), upload)
 

@@ -33,7 +33,7 @@ from tdmpc2.data.chunk_form import (
     check_sizes,
     episode_tasks,
 )
-from tdmpc2.support.archives import Checksums, Record, is_archive, read_directory
+from tdmpc2.support.archives import Checksums, Record, checksums_on, is_archive, read_directory
 from tdmpc2.support.files import replacing
 from tdmpc2.support.reading import NotRegularError, open_regular
 from tdmpc2.support.text import cut
@@ -226,7 +226,7 @@ def save_chunk(path: Path, chunk: Mapping[str, Tensor], first_rows: Tensor) -> N
 
 
 def _save(path: Path, chunk: Mapping[str, Tensor]) -> None:
-    with replacing(path, overwrite=False) as temporary, open(temporary, "wb") as file:
+    with replacing(path, overwrite=False) as temporary, open(temporary, "wb") as file, checksums_on():
         torch.save(TensorDict({k: _own_storage(v) for k, v in chunk.items()}, batch_size=chunk["reward"].shape), file)
 
 

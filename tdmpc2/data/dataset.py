@@ -149,7 +149,8 @@ class EpisodeDataset:
         with ThreadPoolExecutor(1) as thread:
             verified: Future[None] | None = None
             for first in range(0, len(store.index), _BLOCK):
-                own = episodes[(episodes >= first) & (episodes < first + _BLOCK)] - first
+                begin, end = torch.searchsorted(episodes, torch.tensor([first, first + _BLOCK])).tolist()
+                own = episodes[begin:end] - first
                 if len(own):
                     if verified is not None:
                         verified.result()

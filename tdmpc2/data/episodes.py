@@ -163,12 +163,12 @@ def _check_episode(origin: str, episode: Any, spec: TaskSpec) -> tuple[Floats, F
 
 
 def _floats(origin: str, values: Any) -> Floats:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = values.float() if values.dtype == torch.bfloat16 else values
     try:
+        if isinstance(values, Tensor):
+            values = values.detach().cpu()
+            values = values.float() if values.is_floating_point() else values  # numpy has not all of torch's types
         array = np.asarray(values)
-    except ValueError as error:  # lists of unequal lengths
+    except (ValueError, TypeError, RuntimeError) as error:  # lists of unequal lengths, or of tensors with gradients
         raise ValueError(f"{origin} is no array: {error}") from error
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{origin} is of type {array.dtype}, expected real numbers")

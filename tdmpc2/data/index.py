@@ -38,7 +38,7 @@ class EpisodeIndex:
         """Count the episodes, N."""
         return len(self.task)
 
-    @property
+    @cached_property
     def counts(self) -> Tensor:
         """Rows of each episode, [N] int64."""
         return self.lengths + 1

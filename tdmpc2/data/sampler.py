@@ -119,6 +119,7 @@ class SliceSampler(Sampler, Generic[E]):
     def _read_index(self) -> None:
         """Note where the episodes lie: first rows [n], lengths ([n], or L of all) and counts as of draw_slices."""
         episodes, balance = self.selection
+        self._stale = False
         task = self.dataset.task.cpu()
         order = torch.arange(len(task)) if episodes is None else episodes.cpu()
         self._counts: int | Indices = len(order)
@@ -133,6 +134,8 @@ class SliceSampler(Sampler, Generic[E]):
 
     def __len__(self) -> int:
         """Count the episodes that are drawn from."""
+        if self._stale:
+            self._read_index()
         return len(self._episodes)
 
     def __repr__(self) -> str:
@@ -174,6 +177,8 @@ class SliceSampler(Sampler, Generic[E]):
 
     def _slices(self, step: int, batch_size: int, horizon: int, seed: int) -> tuple[Tensor, Tensor]:
         """Positions in ``_episodes`` and starts of a batch, [B] each."""
+        if self._stale:
+            self._read_index()
         episode, start = draw_slices(self._counts, self._lengths, step, batch_size, horizon, seed)
         return torch.from_numpy(episode), torch.from_numpy(start)
 
@@ -206,11 +211,11 @@ class SliceSampler(Sampler, Generic[E]):
 
     def add(self, index: int) -> None:
         """Note that a row was written: the episodes may be others now."""
-        self._read_index()
+        self._stale = True  # read anew when it is drawn from: a buffer is filled with many at once
 
     def extend(self, index: Tensor) -> None:
         """Note that rows were written: the episodes may be others now."""
-        self._read_index()
+        self._stale = True
 
     def state_dict(self) -> dict[str, Any]:
         """Give seed and step: all that decides what a buffer samples next."""

@@ -183,6 +183,8 @@ def _runs(agent: TDMPC2, one: Inputs) -> tuple[Callable[[], None], Callable[[], 
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def _score(name: str, agent: TDMPC2, episodes: int) -> Evaluation:

@@ -16,7 +16,7 @@ from tdmpc2.quantization.calibration import Inputs, Sensitivity
 from tdmpc2.quantization.figure import quantization_figure
 from tdmpc2.quantization.measure import Settings
 from tdmpc2.quantization.recipes import ModuleError, plain_errors
-from tdmpc2.support.files import write_text
+from tdmpc2.support.files import json_text, write_text
 from tdmpc2.support.intervals import format_interval
 from tdmpc2.support.tables import Cells, markdown_table
 
@@ -142,7 +142,7 @@ def to_json(report: Report) -> str:
             for s in report.sensitivities
         ],
     }
-    return json.dumps(facts, indent=1) + "\n"
+    return json_text(facts, indent=1) + "\n"
 
 
 def report_files(out: Path, stem: str) -> dict[str, Path]:

@@ -5,15 +5,18 @@ Torch itself reads compressed records of any size and compares no checksum.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 _LOCAL_HEADER = 30  # bytes before a record's name
 _PIECE = 1 << 20  # bytes read at a time: they stay in the CPU's cache for the checksum
@@ -86,6 +89,17 @@ def has_checksums(records: Sequence[Record]) -> bool:
     return any(record.crc for record in records)
 
 
+@contextlib.contextmanager
+def checksums_on() -> Iterator[None]:
+    """Let torch store the CRC-32 of each tensor, which a program can turn off for all files."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
 def check_records(path: Path, file: BufferedReader, records: Sequence[Record]) -> None:
     """Compare all values of an archive with its CRC-32s; large ones in several threads.
 
@@ -99,7 +113,8 @@ def check_records(path: Path, file: BufferedReader, records: Sequence[Record]) -
         OSError: the disk refused.
     """
     total = sum(record.size for record in records)
-    threads = min(4, os.cpu_count() or 1) if total > _PARALLEL else 1
+    parallel = total > _PARALLEL and hasattr(os, "preadv")  # elsewhere threads would share the file's position
+    threads = min(4, os.cpu_count() or 1) if parallel else 1
     if threads == 1:
         Checksums(path, file, records).finish()
         return

@@ -24,6 +24,7 @@ class CsvFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._columns = read_csv(path)[0]
+        self._torn = path.exists() and not read_text(path).endswith("\n")  # by a kill, in its last line
         self._file: BinaryIO | None = None
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -33,11 +34,11 @@ class CsvFile:
             OSError, ValueError: the disk refused, or the file is a link; the file is as it was.
         """
         new = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in self._columns]
-        if new:
+        if new or self._torn:
             self.close()
             open_append(self._path).close()  # refuses what is no file of ours
             write_csv(self._path, columns := [*self._columns, *new], read_csv(self._path)[1])
-            self._columns = columns
+            self._columns, self._torn = columns, False
         if self._file is None:
             self._file = open_append(self._path)
         append_whole(self._file, _csv_text(self._columns, rows, header=False).encode())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,7 +31,8 @@ def continue_generator(generator: torch.Generator, state: Tensor) -> None:
     if state.shape == generator.get_state().shape:
         load_generator(generator, state)
     else:
-        generator.manual_seed(int.from_bytes(state.numpy().tobytes()[:7], "little"))
+        drawn = hashlib.sha256(state.numpy().tobytes())  # a state begins with its seed, wherever it stands
+        generator.manual_seed(int.from_bytes(drawn.digest()[:7], "little"))
 
 
 def load_generator(generator: torch.Generator, state: Tensor) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def replacing(
     """
     path = Path(path).expanduser()
     exists = f"{path} exists: choose another name, or allow replacing it (overwrite or force), if there is that option"
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise ValueError(exists)
     owner = owner_of("self")
     temporary = path.with_name(f".{_shortened(path.name)}.{owner}{secrets.token_hex(4)}.tmp")
@@ -58,15 +59,31 @@ def replacing(
         yield temporary
         with open(temporary, "r+b") as file:  # Windows syncs only what may be written
             os.fsync(file.fileno())
-        if path.exists() and not overwrite:
+        if overwrite:
+            with contextlib.suppress(OSError):  # a private file stays private
+                os.chmod(temporary, stat.S_IMODE(os.lstat(path).st_mode))
+            os.replace(temporary, path)
+        elif not _renamed(temporary, path):
             raise ValueError(exists)
-        os.replace(temporary, path)
     except errors as error:
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
         raise ValueError(f"Could not write {path}: {reason}. What was there before is unchanged") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _renamed(temporary: Path, path: Path) -> bool:
+    """Give a file its name, unless there is one of that name by now."""
+    try:
+        os.link(temporary, path)  # unlike renaming, this replaces nothing
+    except FileExistsError:
+        return False
+    except (OSError, NotImplementedError):  # a file system without second names
+        if os.path.lexists(path):
+            return False
+        os.replace(temporary, path)
+    return True
 
 
 def _shortened(name: str) -> str:
@@ -98,6 +115,20 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names of the files in a folder are on the disk.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    if os.name != "nt":  # Windows cannot open folders
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def delete_leftovers(directory: Path, name: str = "*") -> None:

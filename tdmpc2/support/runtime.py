@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from tdmpc2.support.cgroups import quota_cores
+from tdmpc2.support.cgroups import quota_cores, quota_memory
 from tdmpc2.support.programs import run_program
 from tdmpc2.support.text import cut
 
@@ -132,12 +132,8 @@ def available_memory(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    available = psutil.virtual_memory().available
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else "max"
-    if text != "max":
-        available = min(available, int(text) - psutil.Process().memory_info().rss)
-    return available // local_processes()
+    available, left = psutil.virtual_memory().available, quota_memory()
+    return (available if left is None else min(available, left)) // local_processes()
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -213,7 +213,12 @@ def test_push_command_writes_a_folder_and_keeps_what_is_there(
     assert command(*words) == 2
     assert "There is already" in capsys.readouterr().err
     assert command(*words, "--overwrite") == 0
-    assert f'load_agent("{tmp_path / "out"}/model.safetensors")' in (tmp_path / "out" / "README.md").read_text()
+    page = tmp_path / "out" / "README.md"
+    assert f'load_agent("{tmp_path / "out"}/model.safetensors")' in page.read_text()
+    page.write_text("my own words")
+    assert command(*words, "--overwrite") == 0
+    assert page.read_text() == "my own words"
+    assert "your own README.md there was kept" in capsys.readouterr().out
 
 
 def test_license_is_that_of_the_files_card(agent: TDMPC2, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from tdmpc2.data.chunks import write_chunk
 from tdmpc2.data.dataset import EpisodeDataset
 from tdmpc2.data.replay_buffer import replay_buffer, to_batch
 from tdmpc2.data.sampler import SliceSampler, draw_slices
+from tdmpc2.support.draws import continue_generator
 from tests.helpers.data import ALL, SPECS, L, fields, in_memory
 
 
@@ -294,3 +295,15 @@ def test_slices_of_another_form_of_the_episodes_are_the_same() -> None:
     other = sampler.over(EpisodeDataset(dataset.row_format, dataset.rows.clone(), dataset.task))
     assert repr(other) == repr(sampler)
     assert torch.equal(other.rows(1, 9, 2, 5), sampler.rows(1, 9, 2, 5))
+
+
+def test_generator_of_another_device_does_not_begin_anew() -> None:
+    """The state of a CPU's generator begins with its seed, however much was drawn."""
+    states = [torch.Generator().manual_seed(1) for _ in range(2)]
+    torch.rand(1000, generator=states[1])
+    drawn = []
+    for state in states:
+        generator = torch.Generator()
+        continue_generator(generator, torch.cat([state.get_state(), torch.zeros(1, dtype=torch.uint8)]))
+        drawn.append(torch.rand(4, generator=generator))
+    assert not torch.equal(*drawn)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -96,3 +98,42 @@ def test_replacing_a_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"Could not write {path}"):
         write_text(path, "new")
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_replacing_does_not_follow_a_link_to_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match="exists"), replacing(path, overwrite=False):
+        raise AssertionError
+    assert path.is_symlink()
+
+
+def test_replacing_keeps_the_one_of_two_writers_that_was_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking first and renaming then left a moment in which another's file was lost."""
+    path, link = tmp_path / "x.txt", os.link
+
+    def race(source: Path, target: Path) -> None:
+        path.write_text("theirs")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", race)
+    with pytest.raises(ValueError, match="exists"), replacing(path, overwrite=False) as temporary:
+        temporary.write_text("ours")
+    assert alone(path, "theirs")
+
+
+def test_replacing_without_second_names_still_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for _ in range(2):
+        with contextlib.suppress(ValueError), replacing(tmp_path / "x.txt", overwrite=False) as temporary:
+            temporary.write_text("new")
+    assert alone(tmp_path / "x.txt", "new")
+
+
+def test_replacing_keeps_a_private_file_private(path: Path) -> None:
+    path.chmod(0o600)
+    write_text(path, "new")
+    assert path.stat().st_mode & 0o777 == 0o600

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tdmpc2.support.cgroups import quota_cores
+from tdmpc2.support.cgroups import quota_cores, quota_memory
 from tdmpc2.support.runtime import kernel_threads, set_num_threads, too_many_threads, usable_cores
 
 
@@ -72,8 +72,29 @@ def test_quota_is_the_strictest_of_the_process_groups(
     assert quota_cores(root) == expected
 
 
+@pytest.mark.parametrize(
+    ("cgroup", "files", "expected"),
+    [
+        ("0::/", {"memory.max": "max", "memory.current": "10"}, None),
+        ("0::/", {"memory.max": "100", "memory.current": "30"}, 70),
+        ("0::/", {"memory.max": "100", "memory.current": "130"}, 0),
+        ("0::/", {"memory.max": "100", "memory.current": "90", "memory.stat": "anon 20\ninactive_file 60"}, 70),
+        ("0::/job/step", {"job/memory.max": "100", "job/memory.current": "30", "job/step/memory.max": "max"}, 70),
+        ("7:cpu:/a\n3:memory:/a\n0::/", {
+            "memory/a/memory.limit_in_bytes": "100", "memory/a/memory.usage_in_bytes": "80",
+            "memory/a/memory.stat": "inactive_file 5\ntotal_inactive_file 30"}, 50),
+    ],
+)  # fmt: skip
+def test_memory_is_what_the_strictest_group_leaves(
+    tmp_path: Path, cgroup: str, files: dict[str, str], expected: int | None
+) -> None:
+    root = groups(tmp_path, cgroup, **{f"sys/fs/cgroup/{name}": text for name, text in files.items()})
+    assert quota_memory(root) == expected
+
+
 def test_quota_where_linux_tells_nothing_is_none(tmp_path: Path) -> None:
     assert quota_cores(tmp_path) is None
+    assert quota_memory(tmp_path) is None
 
 
 @pytest.mark.parametrize(("quota", "expected"), [(None, 8), (2, 2), (99, 8)])

@@ -207,3 +207,10 @@ def test_run_with_a_damaged_file_never_stops_a_report(tmp_path: Path, name: str,
     assert "good" in [run.path.name for run in study.unfinished]
     json.loads(to_json(study, rows_of(study)), parse_constant=lambda name: pytest.fail(name))
     assert markdown(study, rows_of(study))
+
+
+def test_row_that_a_kill_tore_is_not_continued(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("step,a\n1,1.0\n2,2")
+    CsvFile(path).append([{"step": 3, "a": 3.0}])
+    assert path.read_text().splitlines() == ["step,a", "1,1.0", "3,3.0"]

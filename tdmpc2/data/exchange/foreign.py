@@ -47,7 +47,11 @@ class Foreign(Protocol):
 
     @property
     def path(self) -> Path:
-        """Its file, for messages, and by which a change is noticed."""
+        """Its file, for messages."""
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """All its files, by which a change is noticed."""
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -58,7 +62,7 @@ class Foreign(Protocol):
         """Tell of each episode if its last step ended it for good."""
 
     def opened(self) -> AbstractContextManager[object]:
-        """Keep its file open for the episodes that are read in a block."""
+        """Keep its file open for the episodes that are read in a block; one with checksums is compared at the end."""
 
     def read(self, number: int) -> Episode:
         """Read an episode; raises ``ValueError`` if it is damaged or of other sizes."""
@@ -115,8 +119,9 @@ def import_foreign(
     layout = Layout.of(target.specs)
     index = EpisodeIndex(torch.full_like(lengths, target.task_id), lengths, ends)
     index.check_lengths(source.path, target.spec.episode_length, f"Is it data of another task than {target.spec.name}?")
-    stat = source.path.stat()
-    known = [str(source.path.resolve()), stat.st_size, stat.st_mtime_ns, lengths.tolist(), ends.tolist()]
+    stats = [(str(path.resolve()), path.stat()) for path in source.files]
+    files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    known = [files, lengths.tolist(), ends.tolist()]
     taken = hashlib.sha256(json.dumps(known).encode()).hexdigest()
     rows = None if index.is_equal(layout.rows - 1) else index.num_rows
     meta = StoreMeta(target.name, target.specs, len(index), dtype, selection=taken, rows=rows)
@@ -151,7 +156,7 @@ class _Content:
     @contextmanager
     def verifying(self, index: EpisodeIndex) -> Iterator[Verify]:
         with self.source.opened():
-            yield lambda _: None  # these forms have no checksums
+            yield lambda _: None
 
 
 @contextmanager

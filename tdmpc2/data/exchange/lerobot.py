@@ -25,6 +25,7 @@ from tdmpc2.tracking.progress import Progress
 _VERSION = "v3.0"
 _CHUNK = 1000  # files in a folder
 _FILE_MB = 100
+_AT_ONCE = 1000  # episodes that are described in memory
 _PATH = "chunk-{:03d}/file-{:03d}.parquet"
 _DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 
@@ -71,7 +72,9 @@ class _Writer:
         self._tasks = {spec.name: number for number, spec in enumerate(data.tasks)}
         self._obs_dim, self._action_dim = padded_sizes(data.tasks)
         self.frames = 0
-        self._episodes: list[dict[str, Any]] = []
+        self.count = 0
+        self._episodes: list[dict[str, Any]] = []  # that are not yet written
+        self._described: Any = None
         self._stats = _Stats()
         self._file, self._parquet = 0, None
 
@@ -86,7 +89,7 @@ class _Writer:
         length = len(episode.reward)
         self._episodes.append(
             {
-                "episode_index": len(self._episodes),
+                "episode_index": self.count,
                 "tasks": [episode.spec.name],
                 "length": length,
                 "data/chunk_index": self._file // _CHUNK,
@@ -99,6 +102,9 @@ class _Writer:
             }
         )
         self.frames += length
+        self.count += 1
+        if len(self._episodes) == _AT_ONCE:
+            self._describe()
         if self._path().stat().st_size > _FILE_MB << 20:
             self._close_file()
             self._file += 1
@@ -110,11 +116,25 @@ class _Writer:
 
         self._close_file()
         meta = self._folder / "meta"
-        (meta / "episodes" / "chunk-000").mkdir(parents=True)
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(self._episodes), meta / "episodes" / _PATH.format(0, 0))
+        self._describe()
+        self._described.close()
         pyarrow.parquet.write_table(_tasks_table(self._tasks), meta / "tasks.parquet")
         write_text(meta / "stats.json", json_text(self._stats.joined(), indent=4) + "\n")
         write_text(meta / "info.json", json_text(self._info(robot), indent=4) + "\n")
+
+    def _describe(self) -> None:
+        """Write what is known of the last episodes."""
+        import pyarrow
+        import pyarrow.parquet
+
+        if self._described is None:
+            path = self._folder / "meta" / "episodes" / _PATH.format(0, 0)
+            path.parent.mkdir(parents=True)
+            schema = pyarrow.Table.from_pylist(self._episodes).schema
+            self._described = pyarrow.parquet.ParquetWriter(path, schema)
+        if self._episodes:
+            self._described.write_table(pyarrow.Table.from_pylist(self._episodes, self._described.schema))
+            self._episodes.clear()
 
     def _columns(self, episode: Own) -> Columns:
         steps = len(episode.reward)
@@ -132,7 +152,7 @@ class _Writer:
             "next.terminated": last & episode.terminated,
             "timestamp": (frame / self._fps).astype(np.float32),
             "frame_index": frame,
-            "episode_index": np.full(steps, len(self._episodes), np.int64),
+            "episode_index": np.full(steps, self.count, np.int64),
             "index": frame + self.frames,
             "task_index": np.full(steps, self._tasks[episode.spec.name], np.int64),
         }
@@ -163,14 +183,14 @@ class _Writer:
         return {
             "codebase_version": _VERSION,
             "robot_type": robot,
-            "total_episodes": len(self._episodes),
+            "total_episodes": self.count,
             "total_frames": self.frames,
             "total_tasks": len(self._tasks),
             "chunks_size": _CHUNK,
             "data_files_size_in_mb": _FILE_MB,
             "video_files_size_in_mb": 200,
             "fps": int(self._fps) if float(self._fps).is_integer() else self._fps,
-            "splits": {"train": f"0:{len(self._episodes)}"},
+            "splits": {"train": f"0:{self.count}"},
             "data_path": _DATA,
             "video_path": None,
             "features": {

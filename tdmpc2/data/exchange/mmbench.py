@@ -8,15 +8,15 @@ and termination that are not a number, with the number of the row's episode besi
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tdmpc2.data.chunks import read_tensordict
+from tdmpc2.data.chunks import chunk_checksums, read_tensordict
 from tdmpc2.data.exchange.foreign import Episode, Target, naming_damage
 from tdmpc2.tasks import TaskSpec
 
@@ -79,9 +79,17 @@ class Demonstrations:
                 raise ValueError(f"{path}: an episode terminates before its last row. {_AGAIN}")
         return cls(path, spec, (counts - 1).tolist(), ends.tolist(), first, rows)
 
-    def opened(self) -> AbstractContextManager[object]:
-        """Do nothing: it is mapped into memory."""
-        return nullcontext()
+    @property
+    def files(self) -> list[Path]:
+        """The file alone."""
+        return [self.path]
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Compare the file with its CRC-32s once its episodes have been read."""
+        with chunk_checksums(self.path) as sums:
+            yield
+            sums.finish()
 
     def read(self, number: int) -> Episode:
         """Read an episode, without the zeros that pad it to the sizes of all tasks."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tdmpc2.support.files import locked, write_text
+from tdmpc2.support.files import locked, sync_folder, write_text
 
 _MARK = "written-by-tdmpc2-export"  # in a folder that may be deleted: what a kill left
 
@@ -28,14 +28,19 @@ def new_folder(out: Path) -> Iterator[Path]:
     with locked(out.with_name(f".{out.name}.lock"), busy):
         try:
             if partial.exists():
-                if not (partial / _MARK).is_file():
+                if any(partial.iterdir()) and not (partial / _MARK).is_file():
                     raise ValueError(f"{partial} is in the way, and was not left by an export: move it away")
                 shutil.rmtree(partial)
             partial.mkdir(parents=True)
-            write_text(partial / _MARK, "An export that is not complete.\n")
+            write_text(partial / _MARK, "Files of an export; this one can be deleted.\n")
             yield partial
-            (partial / _MARK).unlink()
+            for folder, _, files in os.walk(partial, topdown=False):
+                for name in files:
+                    with open(Path(folder, name), "r+b") as file:
+                        os.fsync(file.fileno())
+                sync_folder(Path(folder))
             os.rename(partial, out)
+            (out / _MARK).unlink()
         except OSError as error:
             raise ValueError(f"Could not write {out}: {error}") from error
         finally:

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from tdmpc2.data.exchange.foreign import Floats
 from tdmpc2.data.index import EpisodeIndex
 from tdmpc2.data.source import Source, open_source
 from tdmpc2.data.store.parts import Part
 from tdmpc2.tasks import TaskSpec
+
+_AT_ONCE = 64  # episodes read together
 
 
 class Own(NamedTuple):
@@ -64,14 +67,18 @@ class OwnData:
         """
         first = 0
         for part in self.source.parts:
-            ids = range(len(part.index))
-            wanted = [i for i in ids if task is None or self.source.specs[int(part.index.task[i])] == task]
-            if wanted:
+            wanted = torch.arange(len(part.index))
+            if task is not None:
+                wanted = wanted[part.index.task == self.source.specs.index(task)]
+            if len(wanted):
                 with part.verifying() as verify:
-                    for i in wanted:
-                        verify(torch.tensor([i]))
-                        yield self._episode(first + i)
-            first += len(ids)
+                    for some in wanted.split(_AT_ONCE):
+                        verify(some)
+                        rows = part.read(some)
+                        for place, number in enumerate(some.tolist()):
+                            own = {name: values[place] for name, values in rows.items()}
+                            yield self._cut(first + number, part, number, own)
+            first += len(part.index)
 
     def episode(self, number: int) -> Own:
         """Read one episode, without comparing checksums.
@@ -93,8 +100,13 @@ class OwnData:
 
     def _episode(self, number: int) -> Own:
         part, place = self.place(number)
+        rows = {name: values[0] for name, values in part.read(torch.tensor([place])).items()}
+        return self._cut(number, part, place, rows)
+
+    def _cut(self, number: int, part: Part, place: int, padded: dict[str, Tensor]) -> Own:
+        """Cut rows that are padded to the longest episode and the sizes of all tasks."""
         spec, steps = self.source.specs[int(part.index.task[place])], int(part.index.lengths[place])
-        rows = {name: values[0].float().numpy() for name, values in part.read(torch.tensor([place])).items()}
+        rows = {name: values.float().numpy() for name, values in padded.items()}
         return Own(
             number,
             spec,

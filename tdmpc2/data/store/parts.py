@@ -57,7 +57,7 @@ class Part:
     @classmethod
     def of_store(cls, store: EpisodeStore) -> Part:
         """Take the episodes of an open store."""
-        return cls(store.path / "rows.npy", store.index, _Store(store))
+        return cls(store.path / "rows.npy", store.index, _Store(store, store.verifier()))
 
     def read(self, episodes: Tensor) -> dict[str, Tensor]:
         """Read obs [n, L+1, O], action [n, L+1, A] and reward [n, L+1] of some episodes, [n] int64, ascending; float32.
@@ -70,7 +70,7 @@ class Part:
         """Give a function that compares what some episodes [n] are read from with the recorded checksums.
 
         Episodes come in ascending order. A chunk file is verified whole, at the end of the block, since its checksums
-        are of whole arrays; in a store, only the blocks that hold one of the episodes are.
+        are of whole arrays; in a store, only the blocks that hold one of the episodes are. Nothing is verified twice.
 
         Raises:
             ValueError: damage, at one of the calls or at the end.
@@ -78,23 +78,29 @@ class Part:
         return self.content.verifying(self.index)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Chunk:
     path: Path
+    verified: bool = False
 
     def read(self, index: EpisodeIndex, episodes: Tensor) -> dict[str, Tensor]:
         return chunk_episodes(read_chunk(self.path), index, episodes)
 
     @contextmanager
     def verifying(self, index: EpisodeIndex) -> Iterator[Verify]:
+        if self.verified:
+            yield lambda _: None
+            return
         with chunk_checksums(self.path) as sums:
             yield lambda episodes: sums.advance((int(episodes[-1]) + 1) / len(index))
             sums.finish()
+        self.verified = True
 
 
 @dataclass(frozen=True)
 class _Store:
     store: EpisodeStore
+    verify: Verify
 
     def read(self, index: EpisodeIndex, episodes: Tensor) -> dict[str, Tensor]:
         first, count = int(episodes[0]), len(episodes)
@@ -108,4 +114,4 @@ class _Store:
 
     @contextmanager
     def verifying(self, index: EpisodeIndex) -> Iterator[Verify]:
-        yield self.store.verifier()
+        yield self.verify

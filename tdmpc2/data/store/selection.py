@@ -188,8 +188,10 @@ def _fingerprint(path: Path) -> str:
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             records = [(record.filename, record.file_size, record.CRC) for record in archive.infolist()]
-            size = os.fstat(file.fileno()).st_size
-        return f"{size}-{zlib.crc32(json.dumps(records).encode()):08x}"
+            stat = os.fstat(file.fileno())
+        if not any(crc for *_, crc in records):  # saved without checksums: nothing else tells two such files apart
+            records.append(("", stat.st_mtime_ns, 0))
+        return f"{stat.st_size}-{zlib.crc32(json.dumps(records).encode()):08x}"
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         raise unreadable(path, error) from error
 

@@ -25,7 +25,7 @@ from tdmpc2.data.index import EpisodeIndex, used_rows
 from tdmpc2.data.store.folders import beside, clean, discard, foreign, move_away
 from tdmpc2.data.store.meta import StoreFile, StoreMeta
 from tdmpc2.data.store.store import EpisodeStore, header
-from tdmpc2.support.files import delete_leftovers, disk_bytes, replacing, reserve, write_text
+from tdmpc2.support.files import delete_leftovers, disk_bytes, replacing, reserve, sync_folder, write_text
 from tdmpc2.support.reading import read_text
 from tdmpc2.tracking.progress import open_console, print_line
 
@@ -83,7 +83,7 @@ class StoreWriter:
             self.partial.mkdir(exist_ok=True)
             delete_leftovers(self.partial)
             self._write_journal()
-            _sync_directory(self.partial)  # the journal also says that this directory is of an import
+            sync_folder(self.partial)  # the journal also says that this directory is of an import
             self._file = open(self._rows, "r+b" if self.finished else "xb", buffering=0)
             try:
                 reserve(self._file.fileno(), self._size)
@@ -91,7 +91,7 @@ class StoreWriter:
                 done = int(self._index.counts[: self.first_episode].sum())
                 self._file.seek(len(self._header) + done * self.meta.row_format.record.itemsize)
                 os.fsync(self._file.fileno())
-                _sync_directory(self.partial)
+                sync_folder(self.partial)
                 self._journal = open(self._journal_path, "a", encoding="utf-8")
             except BaseException:
                 self._file.close()
@@ -186,14 +186,14 @@ class StoreWriter:
             sums = tuple(hashlib.sha256(content).hexdigest() for content in blocks)
             files[name] = StoreFile(len(start) + values.nbytes, sums)
         write_text(self.partial / "meta.json", replace(self.meta, files=files).to_json())
-        _sync_directory(self.partial)
+        sync_folder(self.partial)
         self._check_partial()
         if self.out.exists():
             if not replaces:
                 raise ValueError(f"{self.out} exists: move it away, and import again to put the finished store there")
             move_away(self.out)
         os.rename(self.partial, self.out)
-        _sync_directory(self.out.parent)
+        sync_folder(self.out.parent)
         clean(self.out, replaces)
 
     def _columns(self) -> dict[str, np.ndarray]:
@@ -268,12 +268,3 @@ def buffers(meta: StoreMeta, size: int, count: int, rows: int) -> list[Tensor]:
     episodes = max(1, min(size // (rows * meta.row_format.record.itemsize), meta.block))
     shape = (episodes, rows, meta.row_format.words)
     return [torch.zeros(shape, dtype=torch.int32) for _ in range(count)]
-
-
-def _sync_directory(path: Path) -> None:
-    if os.name != "nt":  # Windows cannot open directories
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -143,7 +143,8 @@ def _row_check(meta: StoreMeta, counts: Tensor) -> Callable[[np.ndarray, int, Pa
 
     def check(data: np.ndarray, first: int, path: Path) -> None:
         words = torch.from_numpy(data.view(np.int32)).view(-1, meta.row_format.words)
-        last = int(torch.searchsorted(counts[first:].cumsum(0), len(words))) + 1
+        following = counts[first : first + len(words)]  # an episode has a row at least
+        last = int(torch.searchsorted(following.cumsum(0), len(words))) + 1
         table = padded(words, counts[first : first + last] - 1)
         parts = dict(zip(FIRST_ROW, (part.float() for part in meta.row_format.split(table)), strict=True))
         check_finite(path, parts, range(first, first + last))

@@ -106,9 +106,9 @@ def test_interrupted_export_leaves_nothing_and_the_next_one_begins_anew(
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / ".out.partial").exists()
     (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "half").write_text("a file")
     assert run("export", store, tmp_path / "out", "form=lerobot") == 2, "a folder of somebody else's"
     (tmp_path / ".out.partial" / "written-by-tdmpc2-export").write_text("as after a kill")
-    (tmp_path / ".out.partial" / "half").write_text("a file")
     assert run("export", store, tmp_path / "out", "form=lerobot") == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["data", "meta"]
 

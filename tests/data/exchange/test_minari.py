@@ -285,3 +285,15 @@ def test_export_replaces_nothing(hopper: Path, tmp_path: Path, capsys: pytest.Ca
     said = refused(capsys, "export", tmp_path / "store", tmp_path / "new", "form=minari", "name=a/../b")
     assert "must be of letters, digits and _" in said
     assert not [path.name for path in tmp_path.iterdir() if "new" in path.name]
+
+
+def test_changed_file_of_an_episode_is_another_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Episodes of Arrow are files of their own: a continued import must not mix new ones with what was read before."""
+    pytest.importorskip("pyarrow")
+    dataset_id = record("Hopper-v5", tmp_path / "sets", monkeypatch, "arrow")
+    selections = []
+    for name in ("first", "second"):
+        assert run("import", dataset_id, tmp_path / name, "form=minari") == 0
+        selections.append(EpisodeStore.open(tmp_path / name).meta.selection)
+        os.utime(next((tmp_path / "sets").rglob("0/*.arrow")), ns=(0, 0))
+    assert len(set(selections)) == 2

@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from tdmpc2.data.store.store import EpisodeStore
+from tdmpc2.support.archives import read_directory
 from tests.data.exchange.test_minari import refused, run
 from tests.helpers.minari_sets import demonstrations
 
@@ -81,3 +82,16 @@ def test_file_that_would_run_code_is_refused(tmp_path: Path, capsys: pytest.Capt
     write(tmp_path / "stranger.pt", rows())
     said = refused(capsys, "import", tmp_path / "stranger.pt", tmp_path / "store", "form=mmbench")
     assert "is not named after a task that is known here" in said
+
+
+def test_demonstrations_with_a_wrong_bit_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file of TensorDicts has checksums, as chunk files have; again it must not go on from what was read before."""
+    path = write(tmp_path / "walker-walk.pt", rows())
+    with open(path, "rb") as file:
+        record = next(record for record in read_directory(path, file) if record.name.endswith("/data/0"))
+    content = bytearray(path.read_bytes())
+    content[record.offset + 9] ^= 1  # of a mantissa
+    path.write_bytes(content)
+    for _ in range(2):
+        assert "Bad CRC-32" in refused(capsys, "import", path, tmp_path / "store", "form=mmbench")
+    assert not (tmp_path / "store").exists()
