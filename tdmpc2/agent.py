@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +45,7 @@ from tdmpc2.noise import UpdateNoise, check_shares, draw_update_noise
 from tdmpc2.player import Array, Player
 from tdmpc2.support.draws import continue_generator
 from tdmpc2.support.runtime import available_memory, resolve_device
+from tdmpc2.support.text import shown
 
 
 class TDMPC2:
@@ -67,6 +69,9 @@ class TDMPC2:
         self, cfg: Config, teacher: TDMPC2 | Mapping[str, TDMPC2] | None = None, group: ProcessGroup | None = None
     ) -> None:
         self.cfg = cfg
+        given = list(teacher.values()) if isinstance(teacher, Mapping) else [teacher]
+        if strange := [one for one in given if not isinstance(one, TDMPC2 | None)]:
+            raise ValueError(f"teacher={shown(strange[0])} is no agent: pass load_agent(PATH)")
         self.teacher = None if isinstance(teacher, Mapping) else teacher
         if self.teacher is not None:
             check_teacher(cfg, self.teacher.cfg)
@@ -312,6 +317,8 @@ class TDMPC2:
         if seed is None:
             seed = (self.cfg.seed + self._num_players * 0x9E3779B9) % 2**32  # far from the seeds that people choose
             self._num_players += 1
+        if not isinstance(seed, (int, np.integer)):
+            raise ValueError(f"seed={shown(seed)} must be a whole number")
         generator = torch.Generator(self.device).manual_seed(seed)
         model, planner, cfg = self.model, self.planner, self.cfg
         if strange := sorted(budget.keys() - {*PLANNER_KEYS, "planner"}):

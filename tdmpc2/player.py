@@ -20,7 +20,7 @@ from tdmpc2.nn.inputs import TaskLike, observations, starts, task_ids
 from tdmpc2.nn.pixels import random_shift, split_observation
 from tdmpc2.nn.world_model import TaskContext, WorldModel
 from tdmpc2.planner import Iteration, Plan, PlanNoise, draw_noise, predicted_return
-from tdmpc2.support.draws import load_generator
+from tdmpc2.support.draws import continue_generator
 from tdmpc2.support.text import shown
 
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -142,9 +142,7 @@ class Player:
         self.plan_mean = None if plan_mean is None else plan_mean.to(device)
         self._last = None
         self._ids = None if ids is None else ids.to(device)
-        generator = state["generator"].cpu()
-        if generator.shape == self.generator.get_state().shape:
-            load_generator(self.generator, generator)
+        continue_generator(self.generator, state["generator"])
 
     @torch.no_grad()
     def act(
@@ -186,6 +184,7 @@ class Player:
                 self._check_values(z, context, asked.ids, plan.last)
             action = self.keep(asked, plan)
         else:
+            self.plan_mean = self._ids = self._last = None  # a plan from before is not gone on from later
             rows, count = self._among or (slice(None), len(asked.obs))
             eps = None
             if not eval_mode:

@@ -61,10 +61,16 @@ def check_mode(student: Config, typed: Collection[str]) -> None:
             f"data_dir={student.data_dir}: a run that learns online does not read it. Stored episodes beside its own "
             "are demonstrations=DIR, and mode=offline learns from them alone"
         )
+    if student.mode == "online" and student.demonstrations is None and "max_episodes_per_task" in typed:
+        _note("max_episodes_per_task: a run that learns online without demonstrations does not read it")
     of_online = {row.key for row in help_rows("train") if row.section == "Learning online"} - _OF_BOTH
     if student.mode == "offline" and (unread := sorted(of_online & set(typed))):
         it = "them" if len(unread) > 1 else "it"
-        logging.getLogger("tdmpc2").warning("%s: a run that learns offline does not read %s", ", ".join(unread), it)
+        _note(f"{', '.join(unread)}: a run that learns offline does not read {it}")
+
+
+def _note(text: str) -> None:
+    logging.getLogger("tdmpc2").warning("%s", text)
 
 
 def chosen(keys: Mapping[str, Any]) -> set[str]:

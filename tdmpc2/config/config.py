@@ -324,6 +324,9 @@ class Config(Keys):
                 f"collect_policy={self.collect_policy:g} is the share of steps without a plan, and mpc=false plans "
                 "for none: leave one out"
             )
+        for name in ("collect_num_samples", "collect_iterations"):
+            if getattr(self, name) is not None and not self.mpc:
+                raise ValueError(f"{name}={getattr(self, name)} is of plans, and mpc=false makes none: leave one out")
         if self.collect_precision != "fp32" and not self.mpc:
             raise ValueError(
                 f"collect_precision={self.collect_precision} is that of plans, and mpc=false makes none: leave one out"

@@ -70,8 +70,9 @@ class Keys:
         "learned online", choices=("auto", "episodes", "tasks"), scope=RUN, follows="task", decides=True,
     )  # fmt: skip
     max_episodes_per_task: int | None = key(
-        None, "train on so many episodes of each task, evenly spaced; null: all", at_least=1, scope=RUN, decides=True
-    )
+        None, "train on so many episodes of each task, evenly spaced (learning online: of the demonstrations); null: "
+        "all", at_least=1, scope=RUN, decides=True,
+    )  # fmt: skip
 
     steps: int = key(
         200_000, "updates to train for; learning online: steps of the environments", at_least=1, scope=RUN,

@@ -75,7 +75,9 @@ def clip_gradients(parameters: Sequence[Tensor], largest: float) -> Tensor:
     pass over all of them is saved; the numbers are the same.
     """
     grads = gradients(parameters)
-    if not grads or grads[0].device.type != "cpu":
+    if not grads:  # all frozen; torch's function would answer on the CPU
+        return torch.zeros((), device=parameters[0].device)
+    if grads[0].device.type != "cpu":
         return clip_grad_norm_(parameters, largest)
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
     if not norm + 1e-6 <= largest:  # also NaN, which spreads

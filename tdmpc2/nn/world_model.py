@@ -195,6 +195,8 @@ class WorldModel(nn.Module):
         table = self._task_emb.weight
         try:
             ids = torch.as_tensor(task, device=self.action_masks.device)
+            if ids.dtype not in (torch.int64, torch.int32):
+                raise TypeError(f"task ids of type {ids.dtype}")
             embedding = F.embedding(ids, table)
         except (IndexError, TypeError) as error:  # checking before would wait for a GPU
             raise ValueError(

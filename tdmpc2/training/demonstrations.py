@@ -130,7 +130,7 @@ def demonstrations_bytes(cfg: Config) -> int:
 def _as_data(cfg: Config) -> Config:
     """Describe the demonstrations as the data of a run; those of many tasks may lack some of them."""
     assert cfg.demonstrations is not None
-    keys = {"data_dir": cfg.demonstrations, "demonstrations": None, "bc_coef": 0.0, "max_episodes_per_task": None}
+    keys = {"data_dir": cfg.demonstrations, "demonstrations": None, "bc_coef": 0.0}
     keys |= {"share_body": False, "teachers": None}  # of tasks that they may lack
     tasks = cfg.tasks
     if cfg.multitask:

@@ -160,8 +160,8 @@ class Together:
             loop.owe(step)
 
     def _choose(self, step: int) -> list[Floats]:
-        together = self._plans_together and self._runs[0].cfg.mpc and not self._loops[0].is_random(step)
-        if not together:
+        random = any(loop.is_random(step) for loop in self._loops)
+        if random or not (self._plans_together and self._runs[0].cfg.mpc):
             return [loop.choose(step) for loop in self._loops]
         asked = [explorer.asked() for explorer in self._explorers]
         with ExitStack() as all_runs:

@@ -187,6 +187,8 @@ def check_stackable(cfg: Config, first: Config) -> None:
         differing.append("demonstrations")  # of its own task, but all have some or none
     if cfg.multitask != first.multitask:
         raise ValueError(f"{cfg.task} and {first.task} cannot be stacked: one of them is a model of many tasks")
+    if cfg.multitask and cfg.task_specs != first.task_specs:
+        raise ValueError(f"{cfg.task} and {first.task} cannot be stacked: they are models of different tasks")
     if differing:
         name = min(differing)
         raise ValueError(

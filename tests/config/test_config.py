@@ -382,6 +382,12 @@ def test_to_dict_round_trip_is_equal(changes: dict[str, Any]) -> None:
     assert parse_cfg(OmegaConf.create({k: v for k, v in plain.items() if k != "task_specs"})) == cfg
 
 
+@pytest.mark.parametrize("key", ["collect_num_samples", "collect_iterations"])
+def test_budget_of_plans_needs_plans(key: str) -> None:
+    with pytest.raises(ValueError, match=rf"{key}=64 is of plans, and mpc=false makes none"):
+        Config(task="walker-walk", mode="online", mpc=False, **{key: 64})
+
+
 def test_share_of_the_policy_needs_plans() -> None:
     with pytest.raises(ValueError, match=r"collect_policy=0.5 .* mpc=false plans for none"):
         Config(task="walker-walk", mode="online", collect_policy=0.5, mpc=False)

@@ -44,6 +44,14 @@ def assert_same_weights(one: TDMPC2, other: TDMPC2) -> None:
         )
 
 
+@pytest.mark.parametrize("freeze", [("policy",), ("encoder", "dynamics", "reward", "Q", "task_embedding")])
+def test_metrics_of_a_frozen_part_are_on_the_device(tiny_cfg: Config, freeze: tuple[str, ...]) -> None:
+    """Without gradients torch's norm of them is on the CPU, and metrics of two devices cannot be stacked."""
+    agent = TDMPC2(tiny_cfg.replace(device="cuda", freeze=freeze))
+    stats = agent.update(moved(random_batch(tiny_cfg, 1), "cuda"))
+    assert {value.device.type for value in stats.values()} == {"cuda"}
+
+
 def test_update_equals_that_of_a_cpu(tiny_cfg: Config) -> None:
     here, there = TDMPC2(tiny_cfg), TDMPC2(tiny_cfg.replace(device="cuda"))
     for number in range(3):

@@ -69,6 +69,14 @@ def test_half_of_each_batch_is_of_the_demonstrations(
     assert "Half of each batch: 2 episodes of" in (cfg.run_dir / "train.log").read_text()
 
 
+def test_so_many_episodes_of_the_demonstrations_are_shown(tmp_path: Path) -> None:
+    """The number was dropped without a word, and all of them were."""
+    shown = demonstrate(tmp_path / "shown", ends=((7, False), (5, False), (4, False)))
+    cfg = config(tmp_path, demonstrations=shown, batch_size=9, max_episodes_per_task=2)
+    train_online(cfg, None)
+    assert "Half of each batch: 2 episodes of" in (cfg.run_dir / "train.log").read_text()
+
+
 @pytest.mark.parametrize("env_workers", [0, 1])
 def test_demonstrations_changed_on_disk_stop_the_run_with_what_was_learned_saved(
     env_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tdmpc2.agent import TDMPC2
+from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
-from tdmpc2.training.stacked_agents import StackedAgents
+from tdmpc2.training.stacked_agents import StackedAgents, check_stackable
 from tests.helpers.agents import random_batch
 from tests.helpers.cpu_kernels import needs_library
 from tests.helpers.stacks import KINDS, agents, configs
@@ -175,3 +176,11 @@ def test_stack_of_agents_that_have_learned_goes_on() -> None:
         one.update(batch_of(one, 5))
         for name, weight in one.model.state_dict().items():
             torch.testing.assert_close(other.model.state_dict()[name], weight, **TOLERANCE)
+
+
+def test_models_of_different_tasks_are_refused() -> None:
+    """All would act and learn with the masks and discounts of the first."""
+    cfg = Config(task="mt30", mode="online", model_size=1)
+    other = cfg.replace(task_specs=cfg.task_specs[::-1])
+    with pytest.raises(ValueError, match="they are models of different tasks"):
+        check_stackable(other, cfg)

@@ -222,7 +222,7 @@ def test_update_with_odd_batch_names_the_field(tiny_cfg: Config, changes: dict[s
     assert all(torch.equal(value, before[name]) for name, value in agent.model.state_dict().items())
 
 
-@pytest.mark.parametrize("task", ["walker-walk", 30, -1, [0, 30]])
+@pytest.mark.parametrize("task", ["walker-walk", 30, -1, 1.0, True, [0, 30]])
 def test_model_names_a_task_that_it_has_not(tiny_cfg: Config, task: Any) -> None:
     model = TDMPC2(tiny_cfg).model
     obs = torch.zeros(len(task) if isinstance(task, list) else 1, tiny_cfg.obs_dim)
@@ -235,3 +235,27 @@ def test_act_with_odd_eval_mode_is_refused(tiny_cfg: Config, eval_mode: object) 
     agent = TDMPC2(tiny_cfg)
     with pytest.raises(ValueError, match=r"eval_mode=.* must be True or False"):
         agent.act(np.zeros(24, np.float32), t0=True, task=0, eval_mode=eval_mode)  # type: ignore[arg-type]
+
+
+def test_teacher_that_is_a_path_is_refused(tiny_cfg: Config) -> None:
+    for teacher in ("teacher.pt", {"walker-walk": "teacher.pt"}):
+        with pytest.raises(ValueError, match=r"teacher='teacher\.pt' is no agent: pass load_agent\(PATH\)"):
+            TDMPC2(tiny_cfg, teacher)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", ["1", 1.5])
+def test_player_with_no_whole_number_as_seed_is_refused(tiny_cfg: Config, seed: Any) -> None:
+    with pytest.raises(ValueError, match="must be a whole number"):
+        TDMPC2(tiny_cfg).player(seed=seed)
+
+
+def test_plan_from_before_the_policy_acted_is_not_gone_on_from(tiny_cfg: Config) -> None:
+    """A run may be stopped with plans, continued without, and once more with them."""
+    agent = TDMPC2(tiny_cfg)
+    obs = np.zeros((1, tiny_cfg.obs_dim), np.float32)
+    planning, policy, later = agent.player(mpc=True), agent.player(mpc=False), agent.player(mpc=True)
+    planning.act(obs, True, task=0)
+    policy.load_state(planning.state())
+    policy.act(obs, False, task=0)
+    later.load_state(policy.state())
+    assert later.plan_mean is None
