@@ -138,6 +138,10 @@ class Keys:
         None, "steps with random actions (from a checkpoint: its policy's), before the first update; null: the largest "
         "of 1000 steps, 5 episodes, one episode of each environment", at_least=0, follows="task", scope=RUN,
     decides=True, )  # fmt: skip
+    seed_actions: str = key(
+        "uniform", "random actions: each for itself (uniform), or pink noise, whose neighbours are alike: finds rare "
+        "rewards sooner", choices=("uniform", "pink"), scope=RUN, decides=True,
+    )  # fmt: skip
     utd: float = key(1.0, "updates per step of an environment; may be a fraction", above=0, scope=RUN, decides=True)
     buffer_size: int = key(
         1_000_000, "rows of the replay buffer: steps, and one for each episode", at_least=1, scope=RUN, decides=True

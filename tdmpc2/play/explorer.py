@@ -16,7 +16,7 @@ from tdmpc2.distributed import ProcessGroup
 from tdmpc2.envs.checked import EnvironmentFault
 from tdmpc2.envs.stepping import EachAlone, Played, Step
 from tdmpc2.envs.workers import EachInWorkers, WorkerLost, each_of
-from tdmpc2.play.actors import prior_actions, uniform_actions
+from tdmpc2.play.actors import pink_actions, prior_actions, uniform_actions
 from tdmpc2.play.environment_failed import EnvironmentFailed, TerminationRefused
 from tdmpc2.play.explorer_state import Running, check_explorer, loaded_episode, saved_episode, saved_running
 from tdmpc2.play.rollout import Episode, Floats
@@ -129,8 +129,8 @@ class Explorer:
 
         Args:
             step: number of the turn, which random actions are a function of.
-            random: uniformly random; otherwise planned, with exploration noise, or in the share ``collect_policy`` of
-                all turns samples of the policy prior.
+            random: as ``seed_actions`` has it; otherwise planned, with exploration noise, or in the share
+                ``collect_policy`` of all turns samples of the policy prior.
             prior: random actions are samples of the policy prior instead.
 
         Raises:
@@ -138,6 +138,8 @@ class Explorer:
         """
         self._before = self.player.state()
         generator = numbered_generator(self._cfg.seed, step, _RANDOM_ACTIONS)
+        if random and not prior and self._cfg.seed_actions == "pink":
+            return pink_actions(self._cfg, self.task_ids, step)[self.own]
         if random and not prior:
             return uniform_actions(self._cfg, self.task_ids, generator)[self.own]
         obs, starts, task = self._seen()

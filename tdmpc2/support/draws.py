@@ -19,7 +19,7 @@ def numbered_generator(seed: int, step: int, stream: int = 0) -> np.random.Gener
         seed: of the run.
         step: number of the step, from 0.
         stream: what the numbers are for; 0: the slices of batches, 1: random actions, 2: whether
-            the policy acts alone.
+            the policy acts alone, 3: pink noise.
     """
     key, counter = np.array([seed, stream], dtype=np.uint64), np.array([0, 0, 0, step], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))

@@ -150,7 +150,7 @@ def test_online_plans_in_bf16_are_for_the_kernels(tmp_path: Path) -> None:
 VARIANTS: dict[str, dict[str, Any]] = {
     "one": {},
     "episodic": {"task": FALLS, "episodic": True, "horizon": 2, "buffer_size": 20},
-    "several": {"num_envs": 2, "utd": 0.7, "collect_num_samples": 8, "buffer_size": 33},
+    "several": {"num_envs": 2, "utd": 0.7, "collect_num_samples": 8, "buffer_size": 33, "seed_actions": "pink"},
     "bf16": {"collect_precision": "bf16", "compile": "auto"},
     "policy": {"mpc": False},
     "often the policy": {"num_envs": 2, "collect_policy": 0.5},

@@ -34,7 +34,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "policy": POLICY,
     "terminations": {**POLICY, "task": FALLS, "episodic": True, "horizon": 2},
     "images and numbers": {**POLICY, "task": SEES, "obs": "rgb+state", "num_envs": 2, "steps": 32},
-    "several updates": {**POLICY, "utd": 1.4, "buffer_size": 40},
+    "several updates": {**POLICY, "utd": 1.4, "buffer_size": 40, "seed_actions": "pink"},
     "demonstrations": {**POLICY, "bc_coef": 1.0, "demonstrations": "shown"},
     "plans": {"num_envs": 2, "save_freq": 15, "eval_freq": 30, "eval_episodes": 2},
 }
