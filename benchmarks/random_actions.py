@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg = Config(task=task, mode="online", model_size=1)
         for name, choose in ACTIONS.items():
             returns = play(cfg, choose, args.episodes, f"{task}, {name}")
-            low, high = mean_interval(returns)
+            low, high = mean_interval(returns) or (float("nan"), float("nan"))
             results.append({
                 "task": task, "name": name, "episodes": len(returns), "rewarded": sum(value > 0 for value in returns),
                 "return": float(np.mean(returns)), "low": low, "high": high,

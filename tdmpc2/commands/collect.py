@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from tdmpc2.commands.hydra_app import App, composed, job, launch, load_keys
-from tdmpc2.config import parse_cfg
+from tdmpc2.config import parse_cfg, with_preset
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +39,7 @@ def run(cfg: DictConfig) -> None:
     from rich import box, get_console
     from rich.table import Table
 
+    from tdmpc2.checkpoints.files import load_file
     from tdmpc2.loading import load_agent
     from tdmpc2.play.collector import collect, episode_returns
     from tdmpc2.play.mixture import load_policies, mixture_entries
@@ -46,8 +47,13 @@ def run(cfg: DictConfig) -> None:
 
     config = parse_cfg(composed(cfg))
     set_num_threads(config.num_threads)
-    entries = mixture_entries(config.mix, config.checkpoint, config.mpc)
-    policies = load_policies(entries, partial(load_agent, **load_keys(cfg)))
+    keys = load_keys(cfg)
+    mpc = with_preset(keys).get("mpc")
+    if mpc is None:  # not typed: a checkpoint says how it plays
+        stored = load_file(config.checkpoint).config if config.checkpoint is not None and config.mix is None else None
+        mpc = (stored or {}).get("mpc", config.mpc)
+    entries = mixture_entries(config.mix, config.checkpoint, mpc)
+    policies = load_policies(entries, partial(load_agent, **keys))
     config = next((policy.agent.cfg for policy in policies if policy.agent is not None), config)
     console = get_console()
 

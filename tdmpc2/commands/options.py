@@ -125,6 +125,10 @@ def _more(before: str | None, text: str | None) -> str | None:
     return text if before is None or text is None else listed([*items(before), *items(text)])
 
 
+def _several(text: str) -> list[str]:
+    return items(text) if text.startswith("[") else [text]
+
+
 def _place(bare: list[str], places: list[Option]) -> dict[str, str | None]:
     """Values without a key -> the options they are for; one that takes many leaves one for each other place."""
     texts: dict[str, str | None] = {}
@@ -133,7 +137,7 @@ def _place(bare: list[str], places: list[Option]) -> dict[str, str | None]:
         count = max(1, len(bare) - later) if option.many else 1
         taken, bare = bare[:count], bare[count:]
         if taken:
-            texts[option.key] = listed(taken) if option.many else taken[0]
+            texts[option.key] = listed([one for text in taken for one in _several(text)]) if option.many else taken[0]
     if bare:
         raise ValueError(f"'{bare[0]}' is not of the form key=value, and nothing here takes it without a key")
     return texts

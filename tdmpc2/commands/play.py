@@ -11,12 +11,13 @@ num_samples=128 set how it plans, mpc=false lets the policy act alone. In the wi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from tdmpc2.commands.options import Option
 from tdmpc2.commands.plain import read_options
-from tdmpc2.config import key_names, typed_values
+from tdmpc2.config import PLAYING_KEYS, key_names, typed_values
 from tdmpc2.support.cli import one_line_errors
 
 OPTIONS = (
@@ -26,6 +27,7 @@ OPTIONS = (
     Option("seed", "first state of the first episode; by default as in evaluate", kind=int, least=0),
     Option("out", "the video; by default CHECKPOINT-TASK.mp4, where there is no window", kind=Path),
 )
+_READ = {*PLAYING_KEYS, "task", "tasks", "seed", "eval_seed", "obs", "augment_eval"}
 
 
 @one_line_errors
@@ -33,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     values, texts = read_options("play", __doc__, argv, OPTIONS, key_names())
     keys = typed_values(texts)
+    if unread := sorted(keys.keys() - _READ):
+        it = "them" if len(unread) > 1 else "it"
+        logging.getLogger("tdmpc2").warning("%s: play does not read %s", ", ".join(unread), it)
     if values["seed"] is not None:
         keys["eval_seed"] = values["seed"]
     if values["out"] is not None and values["out"].suffix != ".mp4":

@@ -17,7 +17,7 @@ MODEL, RUN = "model", "run"
 #: When a run is continued: FIXED keys must be as before, MAY_CHANGE keys need not be, since no update reads them;
 #: ONE_START keys concern a single start of the program and are not recorded.
 FIXED, MAY_CHANGE, ONE_START = "fixed", "may change", "one start"
-#: Commands whose ``--help`` shows keys.
+#: Commands that read keys.
 COMMANDS = ("train", "evaluate", "collect", "quantize")
 PLAYING = ("evaluate", "collect", "quantize")
 

@@ -276,7 +276,7 @@ class Keys:
     )  # fmt: skip
     augment_eval: bool = key(
         False, "true: images are shifted at random while acting too, also while collecting, as in TD-MPC2", scope=RUN,
-        decides=True, commands=("train", "evaluate"),
+        decides=True, commands=("train", "evaluate", "collect"),
     )  # fmt: skip
     eval_seed: int = key(
         100, "episode k is played in an environment built with seed eval_seed + k", at_least=0, at_most=2**31 - 1,

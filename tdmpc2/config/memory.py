@@ -13,6 +13,7 @@ from tdmpc2.nn.convolutions import places
 from tdmpc2.support.files import size_text
 
 _FLOAT = 4
+_TARGET = "the target heads"
 
 
 class Part(NamedTuple):
@@ -33,12 +34,13 @@ def model_parts(cfg: Config) -> list[Part]:
     others += (cfg.latent_dim + cfg.task_dim) * cfg.mlp_dim + wide + cfg.mlp_dim * 2 * cfg.action_dim  # policy
     if cfg.episodic:
         others += (cfg.latent_dim + cfg.task_dim) * cfg.mlp_dim + wide + cfg.mlp_dim  # termination
-    heads = 2 * cfg.num_q * (trunk + cfg.mlp_dim * cfg.num_bins)
+    heads = cfg.num_q * (trunk + cfg.mlp_dim * cfg.num_bins)
     return [
         *([_pixel_encoder(cfg)] if cfg.observes_images else []),
         *([_state_encoder(cfg)] if cfg.observes_state else []),
         Part("the networks", _FLOAT * others, ("mlp_dim", "latent_dim", "num_bins")),
         Part("the Q heads", _FLOAT * heads, ("num_q", "mlp_dim", "latent_dim", "num_bins")),
+        Part(_TARGET, _FLOAT * heads, ("num_q", "mlp_dim", "latent_dim", "num_bins")),
         Part("the task embedding", _FLOAT * len(cfg.task_specs) * cfg.task_dim, ("task_dim",)),
     ]
 
@@ -81,9 +83,15 @@ def batch_parts(cfg: Config) -> list[Part]:
 
 
 def training_parts(cfg: Config) -> list[Part]:
-    """Weights with gradients, the optimiser's two moments and their average, if there is one, and a batch."""
-    copies = 4 + bool(cfg.ema_decay)
-    return [part._replace(bytes=copies * part.bytes) for part in model_parts(cfg)] + batch_parts(cfg)
+    """Weights with gradients, the optimiser's two moments and their average, if there is one, and a batch.
+
+    Target heads have none of these, nor has what is frozen.
+    """
+    average = bool(cfg.ema_decay)
+    trained = 1 + average if cfg.freeze else 4 + average
+    copies = {_TARGET: 1 + average}
+    parts = [part._replace(bytes=copies.get(part.name, trained) * part.bytes) for part in model_parts(cfg)]
+    return parts + batch_parts(cfg)
 
 
 def check_memory(cfg: Config, parts: list[Part], available: int) -> None:

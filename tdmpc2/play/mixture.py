@@ -38,6 +38,8 @@ class BehaviourPolicy:
         plain: dict[str, Any] = {"share": self.entry.share, "kind": self.entry.kind}
         if self.agent is not None:
             plain |= {"noise": self.entry.noise, "sha256": self.sha256}
+            if self.agent.cfg.augment_eval and self.agent.cfg.observes_images:
+                plain |= {"augment_eval": True}
         if self.agent is not None and self.mpc:
             planner = {key: getattr(self.agent.cfg, key) for key in PLANNER_KEYS}
             for key in ("plan_action", "plan_start"):  # records of older versions do not have them

@@ -40,9 +40,13 @@ def labels(protocols: Sequence[Mapping[str, Any]], fallbacks: Sequence[str]) -> 
     names = [
         ", ".join([str(one["checkpoint"]), *(f"{key}={as_typed(one.get(key))}" for key in differing)]) for one in found
     ]
-    return [
+    unique = [
         name if names.count(name) == 1 else f"{name} ({fallback})"
         for name, fallback in zip(names, fallbacks, strict=True)
+    ]
+    return [
+        name if unique.count(name) == 1 else f"{name} {unique[: index + 1].count(name)}"
+        for index, name in enumerate(unique)
     ]
 
 

@@ -288,10 +288,10 @@ def _centred(frame: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.uint
 
 @contextlib.contextmanager
 def video_file(path: Path, fps: float = 25, *, overwrite: bool = True) -> Iterator[VideoFile]:
-    """Write an mp4 file, which has its name at the end of the block; of no frames at all there is none.
+    """Write an mp4 file, which has its name at the end of the block.
 
     Raises:
-        ValueError: see :func:`video_writer`, or the file exists and ``overwrite`` is false.
+        ValueError: see :func:`video_writer`, there was no frame, or the file exists and ``overwrite`` is false.
     """
     video_writer()
     try:

@@ -159,7 +159,8 @@ def play(
     from tdmpc2.envs.wrappers import frame_rate
 
     task_ids = np.array([job.task_id for job in jobs])
-    longest = max(cfg.task_specs[job.task_id].episode_length for job in jobs)
+    lengths = np.array([cfg.task_specs[job.task_id].episode_length for job in jobs])
+    longest = int(lengths.max())
     recording = _Recording(cfg, jobs, min(longest, max_steps or longest), keep_steps)
     drawn: dict[int, Film | Frames] = {**{i: recording.frames[i] for i in render}, **(films or {})}
     with _environments(cfg, jobs, "rgb_array" if drawn else None, pool) as envs:
@@ -179,7 +180,7 @@ def play(
             if on_step:
                 on_step(int(recording.playing.sum()))
             recording.add(t, current, action, reward, terminated, info["success"])
-            done = terminated | truncated
+            done = terminated | truncated | (t >= lengths)  # an environment may go on for longer than was learned
             recording.playing &= ~done
             if not recording.playing.any():
                 break

@@ -157,7 +157,7 @@ def _of_runs(runs: Sequence[Run]) -> dict[str, Any]:
     configs = [from_record(run.config) for run in runs]
     first, last = configs[0], configs[-1]
     card: dict[str, Any] = {
-        "command": "; ".join(map(_command, configs)),
+        "command": "; ".join(_command(cfg, run.config) for cfg, run in zip(configs, runs, strict=True)),
         "steps": sum(run.step for run in runs),
         "start": "random weights" if first.checkpoint is None else _short(first.checkpoint),
     }
@@ -170,7 +170,7 @@ def _of_runs(runs: Sequence[Run]) -> dict[str, Any]:
     return card | ({"teachers": teachers} if teachers else {})
 
 
-def _command(cfg: Config) -> str:
+def _command(cfg: Config, record: Mapping[str, Any]) -> str:
     """Write the line of a run, with the keys that its weights depend on and that are not the usual ones."""
     left_out = (UNDECISIVE - {"seed"}) | cfg.following() - {"mode"}
     if cfg.mode == ("offline" if cfg.multitask else "online"):  # without data_dir, which is of one machine
@@ -181,6 +181,10 @@ def _command(cfg: Config) -> str:
         if value != KEYS[key].default
     }
     words = [f"{key}={as_typed(value)}" for key, value in typed.items()]
+    if cfg.teachers:
+        words.append(f"teachers={{{', '.join(f'{one.task}: {_short(one.checkpoint)}' for one in cfg.teachers)}}}")
+    elif cfg.mode == "offline" and not record.get("teacher_sha256"):
+        words.append("teacher_config=null")  # as the configuration files name one
     return " ".join(["tdmpc2 train", *(f"'{word}'" if " " in word else word for word in words)])
 
 

@@ -76,8 +76,8 @@ def heldout_figures(
 
 
 def _checked(agent: TDMPC2, batches: Iterable[Batch], teacher: TDMPC2 | None) -> Iterable[Batch]:
-    if teacher is not None:
-        check_teacher(agent.cfg, teacher.cfg)
+    if teacher is not None:  # whose values are compared, whatever else the agent was taught
+        check_teacher(agent.cfg.replace(distillation_targets=("value",)), teacher.cfg)
     return batches
 
 
@@ -294,15 +294,17 @@ def error_files(paths: Iterable[Path]) -> dict[Path, Path]:
     """Name the file that each checkpoint's errors are left in.
 
     It is ``heldout.json`` beside the checkpoint; ``heldout_NAME.json`` for ``NAME.pt`` where there are several of one
-    directory.
+    directory, or the first is there for another checkpoint.
     """
     paths = list(paths)
     parents = [path.resolve().parent for path in paths]
     several = {parent for parent in parents if parents.count(parent) > 1}
-    return {
-        path: path.parent / (f"heldout_{path.stem}.json" if parent in several else "heldout.json")
-        for path, parent in zip(paths, parents, strict=True)
-    }
+    found = {}
+    for path, parent in zip(paths, parents, strict=True):
+        file = path.parent / "heldout.json"
+        taken = file.exists() and Path(str(read_json(file).get("checkpoint", path.name))).name != path.name
+        found[path] = path.parent / f"heldout_{path.stem}.json" if parent in several or taken else file
+    return found
 
 
 def check_one_each(paths: Iterable[Path]) -> None:

@@ -163,7 +163,8 @@ def summaries(entries: Sequence[Entry], tasks: Sequence[str]) -> list[Summary]:
         if entry.has(tasks):
             scores = [entry.scores[task] for task in tasks]
             mean = float(np.mean([values.mean() for values in scores]))
-            found.append(Summary(entry, mean, bootstrap(scores), aggregates(scores)))
+            of_tasks = [values.mean(keepdims=True) for values in scores]  # sources have episodes, seeds or only these
+            found.append(Summary(entry, mean, bootstrap(scores), aggregates(of_tasks)))
     return sorted(found, key=lambda summary: -summary.mean)
 
 

@@ -56,6 +56,7 @@ class Run:
     heldout: dict[str, Any]
     seconds: float | None
     remarks: tuple[str, ...] = ()
+    unscored: tuple[int, ...] = ()
 
     @property
     def seed(self) -> int:
@@ -69,7 +70,8 @@ class Run:
         Several environments take their steps together, and the last ones may lead beyond ``steps``.
         """
         steps, every = self.config["steps"], self.config["eval_freq"]
-        return bool(self.step >= steps and (not every or steps % every or max(self.scores, default=0) >= steps))
+        evaluated = max([*self.scores, *self.unscored], default=0)
+        return bool(self.step >= steps and (not every or steps % every or evaluated >= steps))
 
     @property
     def learned(self) -> dict[int, float]:
@@ -249,6 +251,7 @@ def read_run(path: Path) -> Run:
         heldout=_heldout(path / "heldout.json"),
         seconds=sum(row.get("seconds", 0.0) for row in speed) if speed else None,
         remarks=remarks,
+        unscored=tuple(missing),
     )
 
 

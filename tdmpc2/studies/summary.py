@@ -65,7 +65,8 @@ def _row(group: Group, control: Group | None, is_control: bool) -> dict[str, Any
     if scores and (base := control.scores) and row["score_step"] == control.score_step is not None:
         row["minus_control"] = float(np.mean(scores) - np.mean(base))
         row["minus_control_interval"] = difference_interval(scores, base)
-    others = _columns(_heldout(control))
+    comparable = bool(heldout) and _protocol(group) == _protocol(control)
+    others = _columns(_heldout(control)) if comparable else {}
     for name in heldout.keys() & others.keys():
         difference = float(np.mean(heldout[name]) - np.mean(others[name]))
         row["heldout_minus_control"][name] = (difference, difference_interval(heldout[name], others[name]))
@@ -73,8 +74,13 @@ def _row(group: Group, control: Group | None, is_control: bool) -> dict[str, Any
 
 
 def _heldout(group: Group) -> list[dict[str, float]]:
-    """Held-out errors of the runs in which they are those of the last step."""
-    return [run.heldout.get("errors", {}) for run in group.runs if run.heldout.get("step") == run.step]
+    """Held-out errors of the runs in which they are those of the last step, all measured alike."""
+    own = [run.heldout for run in group.runs if run.heldout.get("step") == run.step]
+    return [found.get("errors", {}) for found in own if found.get("protocol") == own[0].get("protocol")]
+
+
+def _protocol(group: Group) -> Any:
+    return next((run.heldout.get("protocol") for run in group.runs if run.heldout.get("step") == run.step), None)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -29,6 +29,7 @@ def values(*words: str) -> dict[str, Any]:
         ("out=z", "x", "y"),
         ("source=x,y", "z"),
         ("source=[x,y]", "--out", "z"),
+        ("[x,y]", "z"),
         ("--source", "x", "y", "--out=z"),
         ("source=x", "source=y", "out=z"),
     ],

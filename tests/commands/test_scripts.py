@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from tdmpc2.checkpoints.files import load_file
+from tdmpc2.checkpoints.files import load_file, save_file
 from tdmpc2.commands.hydra_app import sweep_name
 from tdmpc2.config import key_names
 from tdmpc2.data.chunks import read_chunk
@@ -274,3 +274,15 @@ def test_run_of_a_multirun_that_fails_is_named_and_the_others_go_on(run: Run, cw
     assert "error: data_dir_nowhere: " in outcome.err
     assert "Traceback" not in outcome.err
     assert load_file(cwd / "logs/mt30/1/data_dir_data/model.pt").step == 2
+
+
+def test_collect_plays_a_file_as_it_was_trained(run: Run, cwd: Path) -> None:
+    """A file whose policy acts alone was planned with, unlike in evaluate."""
+    file = load_file(cwd / "student.pt")
+    save_file(cwd / "alone.pt", {"model": file.model, "config": {**(file.config or {}), "mpc": False}}, overwrite=False)
+    for number, (typed, kind) in enumerate((("", "policy"), ("mpc=true", "planner"), ("planner=policy", "policy"))):
+        line = (
+            f"collect.py checkpoint=alone.pt tasks=[pendulum-spin] episodes_per_task=1 data_dir=alone_{number} {typed}"
+        )
+        good(run(line, cwd))
+        assert f'"kind": "{kind}"' in (cwd / f"alone_{number}" / "collect.json").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import gymnasium
@@ -169,3 +170,13 @@ def test_play_failing_actor_closes_environments(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(RuntimeError, match="no action"):
         play(toy_config(), act, [Job(1, 0)])
     assert closed == ["closed"]
+
+
+def test_play_ends_an_episode_at_its_own_length_beside_longer_ones() -> None:
+    """An environment may go on for longer than the task that was learned; what plays beside it must not matter."""
+    cfg = toy_config()
+    short = dataclasses.replace(cfg.task_specs[2], episode_length=3)
+    cfg = cfg.replace(task_specs=(*cfg.task_specs[:2], short))
+    actor, _ = scripted(cfg, 2)
+    episodes = play(cfg, actor, [Job(2, 1), Job(0, 1)])
+    assert [len(episode.reward) - 1 for episode in episodes] == [3, 500]

@@ -172,5 +172,21 @@ def test_line_of_a_card_is_the_run_again(tmp_path: Path, keys: dict[str, Any]) -
     line = _of_runs([Run(tmp_path, run.to_dict(), 7, {}, "return", {}, {}, {}, 1.0)])["command"]
     words = shlex.split(line)
     assert words[:2] == ["tdmpc2", "train"]
-    again = parse_cfg(typed_values(dict(word.split("=", 1) for word in words[2:])))
+    taught = ["teacher_config=null"] if run.mode == "offline" else []
+    assert words[len(words) - len(taught) :] == taught
+    again = parse_cfg(typed_values(dict(word.split("=", 1) for word in words[2 : len(words) - len(taught)])))
     assert again == run.replace(data_dir=None)
+
+
+def test_line_of_a_card_names_who_taught(tmp_path: Path) -> None:
+    """Typed again, the line of a run without a teacher would have had the one of the configuration files."""
+    run = Config(seed=3, steps=7, mode="offline", tasks=TASKS)
+
+    def line(cfg: Config, **more: Any) -> str:
+        record = {**cfg.to_dict(), **more}
+        return str(_of_runs([Run(tmp_path, record, 7, {}, "return", {}, {}, {}, 1.0)])["command"])
+
+    assert line(run, teacher_sha256=None).endswith(" teacher_config=null")
+    assert "teacher" not in line(run, teacher_sha256="ab" * 32)
+    several = parse_cfg({**run.to_dict(), "teachers": {TASKS[0]: "logs/mine/model.pt"}})
+    assert f"teachers={{{TASKS[0]}: mine/model.pt}}" in line(several)

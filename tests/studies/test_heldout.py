@@ -114,6 +114,11 @@ def test_heldout_command_writes_and_prints_errors(
     found = json.loads((cfg.run_dir / "heldout.json").read_text())
     text = markdown(study, [row])
     assert f"| {row['name']} | {found['errors']['reward_rmse']:.4f} | - |" in text
+    before = (cfg.run_dir / "heldout.json").read_bytes()
+    (cfg.run_dir / "ema.pt").write_bytes(Path(path).read_bytes())
+    heldout.main([str(cfg.run_dir / "ema.pt"), *options, "--write"])
+    assert (cfg.run_dir / "heldout.json").read_bytes() == before, "another checkpoint's errors have a file of their own"
+    assert json.loads((cfg.run_dir / "heldout_ema.json").read_text())["checkpoint"] == "ema.pt"
     train(cfg.replace(steps=25), None)
     (row,) = rows_of(study := read_study([cfg.run_dir]))
     assert row["heldout"] == {}, "it is of an earlier step"

@@ -152,11 +152,16 @@ def test_study_names_damaged_files(sweep: Path, name: str, content: str) -> None
 
 def test_study_says_which_evaluation_met_a_failed_environment(sweep: Path) -> None:
     path = sweep / "1" / "weight_0.4"
-    (path / "evaluations.json").write_text('{"50": null}')
+    evaluated = json.loads((path / "evaluations.json").read_text())
+    last = max(evaluated, key=int)
+    (path / "evaluations.json").write_text(json.dumps({**evaluated, last: None}))
     study = read_study([sweep])
     (line,) = study.left_out
-    assert line == f"{path}: the score of step 50, which is not a finite number"
-    assert [row["runs"] for row in rows_of(study)] == [2, 2, 1, 2]
+    assert line == f"{path}: the score of step {last}, which is not a finite number"
+    assert not study.unfinished, "it has been made, and would not be made again"
+    rows = rows_of(study)
+    assert [row["runs"] for row in rows] == [2, 2, 2, 2]
+    assert [len(row["scores"]) for row in rows] == [2, 2, 2, 2], "at the step before"
 
 
 # -- the control that is missing --------------------------------------------------------------------------------------
