@@ -142,6 +142,10 @@ class Keys:
         "uniform", "random actions: each for itself (uniform), or pink noise, whose neighbours are alike: finds rare "
         "rewards sooner", choices=("uniform", "pink"), scope=RUN, decides=True,
     )  # fmt: skip
+    fit_encoder: bool = key(
+        True, "images: scale the encoder's layers to those of the first batch before the first update; false: as in "
+        "TD-MPC2, which learns little where rewards are rare", scope=RUN, decides=True,
+    )  # fmt: skip
     utd: float = key(1.0, "updates per step of an environment; may be a fraction", above=0, scope=RUN, decides=True)
     buffer_size: int = key(
         1_000_000, "rows of the replay buffer: steps, and one for each episode", at_least=1, scope=RUN, decides=True

@@ -6,6 +6,7 @@ Parameter names are those of published checkpoints: the convolutions are layers 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -16,6 +17,7 @@ from tdmpc2.nn.convolutions import KERNELS, places
 from tdmpc2.nn.layers import Activation, NormedLinear, identity, simnorm
 
 SHIFT = 3  # pixels an image is moved by at most
+_NO_VARIANCE = 1e-10
 
 
 class PixelEncoder(nn.ModuleDict):
@@ -43,6 +45,33 @@ class PixelEncoder(nn.ModuleDict):
             layers["10"] = NormedLinear(features, latent_dim, identity)
         super().__init__(layers)
         self.act: Activation = partial(simnorm, group=group) if group else identity
+
+    @torch.no_grad()
+    def fit(self, images: Tensor, average: Callable[[Sequence[Tensor]], None]) -> None:
+        """Scale each layer so that its outputs have mean 0 and variance 1 over images: docs/algorithm.md, "Pixels".
+
+        Most of an image is the same in all of them. What differs is a hundredth of what layers with random weights
+        give, and what follows cannot see it.
+
+        Args:
+            images: uint8 [N, C, height, width].
+            average: takes the mean over all processes, in place.
+        """
+        x = images.to(self["2"].weight.dtype) / 255 - 0.5  # type: ignore[arg-type]
+        for number, layer in enumerate(self.values()):
+            assert isinstance(layer, nn.Conv2d | NormedLinear)
+            convolves = isinstance(layer, nn.Conv2d)
+            x = F.relu(x) if number and convolves else x if convolves else x.flatten(1)
+            y = layer(x) if convolves else F.linear(x, layer.weight, layer.bias)  # before its LayerNorm
+            rest = (0, 2, 3) if convolves else (0,)
+            mean, square = y.mean(rest), y.square().mean(rest)
+            average([mean, square])
+            variance = square - mean.square()
+            factor = torch.where(variance > _NO_VARIANCE, variance.rsqrt(), 1.0)  # of equal images nothing is known
+            layer.weight.mul_(factor.view(-1, *[1] * (layer.weight.ndim - 1)))
+            assert layer.bias is not None
+            layer.bias.sub_(mean).mul_(factor)
+            x = layer(x)
 
     def forward(self, images: Tensor, shift: Tensor | None = None) -> Tensor:
         """Encode images.

@@ -8,10 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.run_state import NEW_RUN, part_of
+from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.reward_range import beyond_bins
 from tdmpc2.data.ring import ReplayRing
+from tdmpc2.nn.pixels import PixelEncoder, split_observation
 from tdmpc2.play.rollout import Episode
 from tdmpc2.support.entries import Entry, check_entries, flag, whole
 from tdmpc2.tracking.progress import Progress
@@ -97,6 +100,8 @@ class Learner:
             return self.metrics or None
         if pca_line := fit_pca(self._run.agent, replay.sampler):
             self._run.message(pca_line)
+        if not self.done and fits_encoder(self._run.cfg):
+            fit_encoder(self._run.agent, self.draw())
         many = self.owed >= _BURST
         with Progress(self.owed, "Learning from the seed steps", unit="updates") if many else nullcontext() as bar:
             while self.owed > 0 and not self.interrupted:
@@ -153,3 +158,18 @@ def cut_short(parts: Mapping[str, Any]) -> bool:
     """Tell from what was saved of a run's parts whether a signal left updates of its last step to be made."""
     learner = parts.get("learner")
     return isinstance(learner, Mapping) and learner.get("interrupted") is True
+
+
+def fits_encoder(cfg: Config) -> bool:
+    """Tell whether the encoder of images is to be scaled before the first update: one that begins at random."""
+    begins = cfg.checkpoint is None or "encoder" in cfg.reset
+    return cfg.fit_encoder and cfg.observes_images and begins and "encoder" not in cfg.freeze
+
+
+def fit_encoder(agent: TDMPC2, batch: Batch) -> None:
+    """Scale the layers of the encoder of images to those of a batch, of all processes together."""
+    cfg, obs = agent.cfg, batch.obs.flatten(0, 1)
+    images = split_observation(obs, cfg.obs_dim, cfg.image_shape)[1] if cfg.observes_state else obs
+    encoder = agent.model._encoder["rgb"]
+    assert isinstance(encoder, PixelEncoder)
+    encoder.fit(images, agent.group.average)

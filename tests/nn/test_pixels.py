@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
+from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.config import Config
 from tdmpc2.nn.layers import NormedLinear
-from tdmpc2.nn.pixels import SHIFT, random_shift, shift_images
+from tdmpc2.nn.pixels import SHIFT, PixelEncoder, random_shift, shift_images
 from tdmpc2.nn.world_model import WorldModel
 from tests.helpers.agents import small_config
 from tests.helpers.online_golden import Recorded, agent_files, read
@@ -106,3 +109,56 @@ def test_images_are_shifted_while_acting_if_asked(mpc: bool) -> None:
 def test_augment_eval_needs_images() -> None:
     with pytest.raises(ValueError, match=r"augment_eval=true shifts images, and obs=state has none"):
         Config(task="walker-walk", mode="online", augment_eval=True)
+
+
+def almost_equal_images(count: int) -> Tensor:
+    """Make images that differ in a small square, as those of a simulator do: uint8 [N, 9, 64, 64]."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(256, (9, 64, 64), dtype=torch.uint8, generator=generator).repeat(count, 1, 1, 1)
+    for image, place in zip(images, torch.randint(56, (count,), generator=generator).tolist(), strict=True):
+        image[:, place : place + 8, place : place + 8] = 255
+    return images
+
+
+def encoder_of(size: int) -> PixelEncoder:
+    model = WorldModel(Config(task="cup-catch", obs="rgb", model_size=size), torch.Generator().manual_seed(1))
+    encoder = model.get_submodule("_encoder.rgb")
+    assert isinstance(encoder, PixelEncoder)
+    return encoder.requires_grad_(False)
+
+
+@pytest.mark.parametrize(("size", "gain"), [(1, 30), (5, 1000)])
+def test_fitted_encoder_tells_images_apart(size: int, gain: float) -> None:
+    encoder, images = encoder_of(size), almost_equal_images(40)
+    before = encoder(images).var(0).mean()
+    encoder.fit(images, lambda _: None)
+    assert encoder(images).var(0).mean() > gain * before
+    x = images / 255 - 0.5
+    for name in ("2", "4", "6", "8"):
+        x = encoder[name](x if name == "2" else x.relu())
+        torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(32), rtol=0, atol=1e-3)
+        torch.testing.assert_close(x.var((0, 2, 3), correction=0), torch.ones(32), rtol=0, atol=1e-2)
+
+
+def test_encoder_is_fitted_to_the_images_of_all_processes() -> None:
+    """Two processes have a half each, and scale by what both see."""
+    images, half = almost_equal_images(40), 20
+    whole, alone = encoder_of(1), encoder_of(1)
+    sums: list[Tensor] = []
+    whole.fit(images, lambda found: sums.extend(tensor.clone() for tensor in found))
+
+    def average(found: Sequence[Tensor]) -> None:
+        for tensor in found:
+            tensor.copy_(sums.pop(0))
+
+    alone.fit(images[:half], average)
+    for one, other in zip(whole.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_encoder_fitted_to_equal_images_stays_finite(size: int) -> None:
+    encoder = encoder_of(size)
+    encoder.fit(torch.zeros(4, 9, 64, 64, dtype=torch.uint8), lambda _: None)
+    assert all(weight.isfinite().all() for weight in encoder.parameters())
+    assert encoder(almost_equal_images(4)).isfinite().all()
