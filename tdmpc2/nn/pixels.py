@@ -64,9 +64,9 @@ class PixelEncoder(nn.ModuleDict):
             x = F.relu(x) if number and convolves else x if convolves else x.flatten(1)
             y = layer(x) if convolves else F.linear(x, layer.weight, layer.bias)  # before its LayerNorm
             rest = (0, 2, 3) if convolves else (0,)
-            mean, square = y.mean(rest), y.square().mean(rest)
-            average([mean, square])
-            variance = square - mean.square()
+            average([mean := y.mean(rest)])
+            y = y - mean.view(-1, *[1] * (len(rest) - 1))
+            average([variance := y.square().mean(rest)])
             factor = torch.where(variance > _NO_VARIANCE, variance.rsqrt(), 1.0)  # of equal images nothing is known
             layer.weight.mul_(factor.view(-1, *[1] * (layer.weight.ndim - 1)))
             assert layer.bias is not None

@@ -146,7 +146,7 @@ def test_online_run_of_two_processes_equals_that_of_one(both: tuple[Path, Path],
         one, other = (rows_of(directory / "run" / file) for directory in (alone, two))
         assert len(one) == len(other) > 2
         for row, expected in zip(other, one, strict=True):
-            assert row == pytest.approx(expected, abs=1e-4)
+            assert row == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert close(alone, two)
 
 
