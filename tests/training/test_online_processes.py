@@ -33,7 +33,15 @@ POLICY: dict[str, Any] = {"num_envs": 3, "mpc": False, "steps": 60, "save_freq":
 RUNS: dict[str, dict[str, Any]] = {
     "policy": POLICY,
     "terminations": {**POLICY, "task": FALLS, "episodic": True, "horizon": 2},
-    "images and numbers": {**POLICY, "task": SEES, "obs": "rgb+state", "num_envs": 2, "steps": 32},
+    # An encoder that is fitted to images as alike as these has large gradients, and rounding errors grow with them.
+    "images and numbers": {
+        **POLICY,
+        "task": SEES,
+        "obs": "rgb+state",
+        "fit_encoder": False,
+        "num_envs": 2,
+        "steps": 32,
+    },
     "several updates": {**POLICY, "utd": 1.4, "buffer_size": 40, "seed_actions": "pink"},
     "demonstrations": {**POLICY, "bc_coef": 1.0, "demonstrations": "shown"},
     "plans": {"num_envs": 2, "save_freq": 15, "eval_freq": 30, "eval_episodes": 2},
@@ -146,7 +154,7 @@ def test_online_run_of_two_processes_equals_that_of_one(both: tuple[Path, Path],
         one, other = (rows_of(directory / "run" / file) for directory in (alone, two))
         assert len(one) == len(other) > 2
         for row, expected in zip(other, one, strict=True):
-            assert row == pytest.approx(expected, rel=1e-4, abs=1e-4)
+            assert row == pytest.approx(expected, abs=1e-4)
     assert close(alone, two)
 
 
