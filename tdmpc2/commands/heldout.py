@@ -32,7 +32,7 @@ OPTIONS = (
     Option("batch_size", "slices in each", 256, int, least=1),
     Option("seed", "of the slices", 12345, int, least=0),
     Option("device", "where the model computes", "auto"),
-    Option("write", "leave heldout.json beside each checkpoint, for report; heldout_NAME.json beside several",
+    Option("write", "leave heldout.json beside a run's model.pt, for report; heldout_NAME.json beside other files",
            False, bool),
 )  # fmt: skip
 

@@ -33,7 +33,10 @@ _READ = {*PLAYING_KEYS, "task", "tasks", "seed", "eval_seed", "obs", "augment_ev
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
+    from tdmpc2.commands.hydra_app import print_notes
+
     values, texts = read_options("play", __doc__, argv, OPTIONS, key_names())
+    print_notes()
     keys = typed_values(texts)
     if unread := sorted(keys.keys() - _READ):
         it = "them" if len(unread) > 1 else "it"
@@ -42,8 +45,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         keys["eval_seed"] = values["seed"]
     if values["out"] is not None and values["out"].suffix != ".mp4":
         raise ValueError(f"out={values['out']} must end in .mp4")
-    from tdmpc2.commands.hydra_app import print_notes
     from tdmpc2.play.watching import play_file
 
-    print_notes()
     play_file(values["checkpoint"], keys, window=values["window"], episodes=values["episodes"], out=values["out"])

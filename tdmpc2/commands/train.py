@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from tdmpc2.checkpoints.run_state import state_path
 from tdmpc2.commands.hydra_app import App, composed, job, launch, typed_names
-from tdmpc2.config import Config, defaults, has_teacher, help_rows, parse_cfg
+from tdmpc2.config import Config, defaults, has_teacher, help_rows, parse_cfg, policy_is_from_file
 
 _OF_BOTH = {"episodic", "termination_coef", "env_workers"}  # keys of learning online that offline runs read, too
 APP = App("train", __doc__, "generic", groups=("student_config", "teacher_config"))
@@ -63,6 +63,13 @@ def check_mode(student: Config, typed: Collection[str]) -> None:
         )
     if student.mode == "online" and student.demonstrations is None and "max_episodes_per_task" in typed:
         _note("max_episodes_per_task: a run that learns online without demonstrations does not read it")
+    if "seed_actions" in typed and student.mode == "online" and policy_is_from_file(student.checkpoint, student.reset):
+        _note("seed_actions: a run from a checkpoint begins with its policy's actions, and does not read it")
+    if "fit_encoder" in typed and student.fit_encoder and student.mode == "online":
+        from tdmpc2.training.learner import fits_encoder
+
+        if not fits_encoder(student):
+            _note("fit_encoder: only an encoder of images that begins at random is fitted")
     of_online = {row.key for row in help_rows("train") if row.section == "Learning online"} - _OF_BOTH
     if student.mode == "offline" and (unread := sorted(of_online & set(typed))):
         it = "them" if len(unread) > 1 else "it"

@@ -180,7 +180,8 @@ def play(
             if on_step:
                 on_step(int(recording.playing.sum()))
             recording.add(t, current, action, reward, terminated, info["success"])
-            done = terminated | truncated | (t >= lengths)  # an environment may go on for longer than was learned
+            beyond = t >= lengths  # an environment may go on for longer than was learned
+            done = recording.playing & (terminated | truncated | beyond)
             recording.playing &= ~done
             if not recording.playing.any():
                 break

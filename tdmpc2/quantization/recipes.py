@@ -225,9 +225,6 @@ def relative_db(got: Tensor, expected: Tensor) -> float:
     return math.inf if error else -math.inf
 
 
-def plain_errors(errors: Mapping[str, float]) -> dict[str, float | str | None]:
-    """Convert errors to what JSON has: None where nothing differs, ``inf`` or ``nan`` as text."""
-    return {
-        name: None if value == -math.inf else value if math.isfinite(value) else str(value)
-        for name, value in errors.items()
-    }
+def plain_errors(errors: Mapping[str, float]) -> dict[str, float | None]:
+    """Write errors as rows have them: None where nothing differs."""
+    return {name: None if value == -math.inf else value for name, value in errors.items()}

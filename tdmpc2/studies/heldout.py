@@ -293,18 +293,13 @@ def write_errors(results: Mapping[Path, Mapping[str, Any]]) -> None:
 def error_files(paths: Iterable[Path]) -> dict[Path, Path]:
     """Name the file that each checkpoint's errors are left in.
 
-    It is ``heldout.json`` beside the checkpoint; ``heldout_NAME.json`` for ``NAME.pt`` where there are several of one
-    directory, or the first is there for another checkpoint.
+    It is ``heldout.json`` beside the ``model.pt`` of a run, which the report reads, and ``heldout_NAME.json`` beside
+    another ``NAME.pt``.
     """
-    paths = list(paths)
-    parents = [path.resolve().parent for path in paths]
-    several = {parent for parent in parents if parents.count(parent) > 1}
-    found = {}
-    for path, parent in zip(paths, parents, strict=True):
-        file = path.parent / "heldout.json"
-        taken = file.exists() and Path(str(read_json(file).get("checkpoint", path.name))).name != path.name
-        found[path] = path.parent / f"heldout_{path.stem}.json" if parent in several or taken else file
-    return found
+    return {
+        path: path.parent / ("heldout.json" if path.name == "model.pt" else f"heldout_{path.stem}.json")
+        for path in paths
+    }
 
 
 def check_one_each(paths: Iterable[Path]) -> None:

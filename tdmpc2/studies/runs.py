@@ -256,7 +256,8 @@ def read_run(path: Path) -> Run:
 
 
 def _heldout(path: Path) -> dict[str, Any]:
-    return check_entries(str(path), found, _HELDOUT, others=True) if (found := read_json(path, {})) else {}
+    found = check_entries(str(path), found, _HELDOUT, others=True) if (found := read_json(path, {})) else {}
+    return found if found.get("checkpoint", "model.pt") == "model.pt" else {}  # older ones may be of another file
 
 
 def _logged_scores(rows: Iterable[Mapping[str, float]], label: str) -> dict[int, float]:

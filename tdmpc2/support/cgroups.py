@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-_MEMORY_FILES = (  # limit, use and, in memory.stat, pages of files that can go; of each version
-    ("memory.max", "memory.current", "inactive_file"),
-    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+_MEMORY_FILES = (  # limit, use and, in memory.stat, what can go of it; of each version
+    ("memory.max", "memory.current", ("inactive_file", "active_file", "slab_reclaimable")),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
 )
 
 
@@ -72,12 +72,12 @@ def _quota(folder: Path) -> float:
 
 def _memory(folder: Path) -> float:
     """Bytes that one group leaves its processes; infinite if it sets no limit, or is not one."""
-    for limit_name, used_name, cached_name in _MEMORY_FILES:
+    for limit_name, used_name, can_go in _MEMORY_FILES:
         limit, used = _read(folder / limit_name) or "", _read(folder / used_name) or ""
         if limit.isdecimal() and used.isdecimal():  # and not "max"
             lines = (line.partition(" ") for line in (_read(folder / "memory.stat") or "").splitlines())
-            cached = {name: value for name, _, value in lines}.get(cached_name, "0")
-            return max(int(limit) - int(used) + int(cached), 0)
+            cached = sum(int(value) for name, _, value in lines if name in can_go)
+            return max(int(limit) - max(int(used) - cached, 0), 0)
     return math.inf
 
 

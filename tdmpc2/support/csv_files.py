@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tdmpc2.support.appending import append_whole, open_append
 from tdmpc2.support.files import write_text
-from tdmpc2.support.reading import MOST_TEXT, NotRegularError, read_text
+from tdmpc2.support.reading import MOST_TEXT, NotRegularError, open_regular, read_text
 
 
 class CsvFile:
@@ -24,7 +25,7 @@ class CsvFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._columns = read_csv(path)[0]
-        self._torn = path.exists() and not read_text(path).endswith("\n")  # by a kill, in its last line
+        self._torn = _is_torn(path)
         self._file: BinaryIO | None = None
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -48,6 +49,14 @@ class CsvFile:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _is_torn(path: Path) -> bool:
+    """Tell if a kill has torn the last line of a file."""
+    if not path.exists():
+        return False
+    with open_regular(path) as file:
+        return file.seek(0, os.SEEK_END) > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
 
 
 def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:

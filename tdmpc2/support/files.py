@@ -56,12 +56,15 @@ def replacing(
         path.parent.mkdir(parents=True, exist_ok=True)
         if owner:
             _delete_orphans(path)
+        mode = _mode(path)
+        if mode is not None and not mode & 0o077:  # a private file stays private, while it is written too
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode | 0o600))
         yield temporary
         with open(temporary, "r+b") as file:  # Windows syncs only what may be written
             os.fsync(file.fileno())
         if overwrite:
-            with contextlib.suppress(OSError):  # a private file stays private
-                os.chmod(temporary, stat.S_IMODE(os.lstat(path).st_mode))
+            if mode is not None:
+                os.chmod(temporary, mode)
             os.replace(temporary, path)
         elif not _renamed(temporary, path):
             raise ValueError(exists)
@@ -71,6 +74,14 @@ def replacing(
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _mode(path: Path) -> int | None:
+    """Permissions of a file that is to be replaced; None: there is none, or it is a link, whose own mean nothing."""
+    with contextlib.suppress(OSError):
+        found = os.lstat(path).st_mode
+        return stat.S_IMODE(found) if stat.S_ISREG(found) else None
+    return None
 
 
 def _renamed(temporary: Path, path: Path) -> bool:

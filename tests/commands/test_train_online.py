@@ -44,12 +44,15 @@ def test_keys_of_online_runs_are_named_where_they_are_not_read(
     logger.addHandler(caplog.handler)
     try:
         main(["steps=10", "utd=2", "num_envs=3", "env_workers=1", "teacher_config=null"])
-        main(["task=walker-walk", "max_episodes_per_task=3"])
+        main(["task=walker-walk", "max_episodes_per_task=3", "fit_encoder=true"])
+        main(["task=walker-walk", "obs=rgb", "fit_encoder=true", "seed_actions=pink"])
     finally:
         logger.removeHandler(caplog.handler)
     assert "num_envs, utd: a run that learns offline does not read them" in caplog.messages
     assert "max_episodes_per_task: a run that learns online without demonstrations does not read it" in caplog.messages
-    assert [run[0] for run in trained] == ["offline", "online"]
+    fitted = "fit_encoder: only an encoder of images that begins at random is fitted"
+    assert [message for message in caplog.messages if "encoder" in message or "seed_actions" in message] == [fitted]
+    assert [run[0] for run in trained] == ["offline", "online", "online"]
 
 
 @pytest.mark.parametrize(("line", "mode", "keys"), [

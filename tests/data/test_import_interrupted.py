@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -182,3 +183,15 @@ def test_import_of_file_changed_meanwhile_is_refused(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(StoreWriter, "write", touch)
     refused(tmp_path, "chunks changed while it was imported")
+
+
+def test_partial_import_of_an_older_version_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks may not have been compared with the checksums of their files, and would not be any more."""
+    chunks, whole = interrupted(tmp_path, monkeypatch)
+    out, journal = tmp_path / "out", tmp_path / ".out.partial" / "journal"
+    form, *lines = journal.read_text().split("\n")
+    first, *rest = json.loads(form)
+    assert first == "compared"
+    journal.write_text("\n".join([json.dumps(rest), *lines]))
+    (rows := journal.with_name("rows.npy")).write_bytes(b"\0" * rows.stat().st_size)
+    assert content(import_episodes([chunks], out, "three", SPECS, block=2, quiet=True).path) == whole

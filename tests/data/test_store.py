@@ -19,9 +19,11 @@ from tdmpc2.data.chunks import write_chunk
 from tdmpc2.data.dataset import EpisodeDataset
 from tdmpc2.data.store.importer import import_episodes
 from tdmpc2.data.store.meta import BLOCK, StoreMeta
+from tdmpc2.data.store.parts import Part
 from tdmpc2.data.store.store import EpisodeStore
 from tests.helpers.data import SPECS, L, fields
 from tests.helpers.data_command import episodes, write_store
+from tests.helpers.stores import make_chunks
 
 TASKS = [0, 1, 2, 2, 1]
 BLOCKS = [(0, 2), (2, 2), (4, 1)]
@@ -227,3 +229,14 @@ def test_store_that_is_refused_leaves_no_file_open(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="900 bytes instead of"):
         EpisodeStore.open(root)
     assert open_rows(root) == 0
+
+
+def test_damaged_block_is_refused_as_often_as_it_is_read(tmp_path: Path) -> None:
+    store = import_episodes([make_chunks(tmp_path / "chunks")], tmp_path / "out", "three", SPECS, block=2, quiet=True)
+    content = bytearray((store.path / "rows.npy").read_bytes())
+    content[-1] ^= 1
+    (store.path / "rows.npy").write_bytes(content)
+    part = Part.of_store(EpisodeStore.open(store.path))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="checksum"), part.verifying() as verify:
+            verify(torch.tensor([len(store.index) - 1]))

@@ -137,3 +137,21 @@ def test_replacing_keeps_a_private_file_private(path: Path) -> None:
     path.chmod(0o600)
     write_text(path, "new")
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_replaced_link_has_permissions_of_its_own(tmp_path: Path) -> None:
+    """Those of a link are all that there are, and mean nothing."""
+    (tmp_path / "there").write_text("theirs")
+    for number, target in enumerate(("there", "nowhere")):
+        (link := tmp_path / f"link{number}").symlink_to(tmp_path / target)
+        write_text(link, "new")
+        assert not link.is_symlink()
+        assert link.stat().st_mode & 0o022 == 0
+    assert (tmp_path / "there").read_text() == "theirs"
+
+
+def test_private_file_is_private_while_it_is_written(path: Path) -> None:
+    path.chmod(0o600)
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert temporary.stat().st_mode & 0o077 == 0

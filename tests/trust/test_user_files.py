@@ -214,3 +214,10 @@ def test_row_that_a_kill_tore_is_not_continued(tmp_path: Path) -> None:
     path.write_text("step,a\n1,1.0\n2,2")
     CsvFile(path).append([{"step": 3, "a": 3.0}])
     assert path.read_text().splitlines() == ["step,a", "1,1.0", "3,3.0"]
+
+
+def test_log_that_is_no_text_is_continued(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_bytes(b"step,a\n1,\xff\n")
+    CsvFile(path).append([{"step": 3, "a": 3.0}])
+    assert path.read_bytes().endswith(b"\n3,3.0\n")

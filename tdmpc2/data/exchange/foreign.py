@@ -24,7 +24,7 @@ from tdmpc2.data.index import EpisodeIndex
 from tdmpc2.data.store.importer import import_selection
 from tdmpc2.data.store.meta import StoreMeta
 from tdmpc2.data.store.parts import Part, Verify
-from tdmpc2.data.store.selection import Selection
+from tdmpc2.data.store.selection import Selection, file_facts
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.envs import task_spec
 from tdmpc2.support.text import cut
@@ -119,13 +119,11 @@ def import_foreign(
     layout = Layout.of(target.specs)
     index = EpisodeIndex(torch.full_like(lengths, target.task_id), lengths, ends)
     index.check_lengths(source.path, target.spec.episode_length, f"Is it data of another task than {target.spec.name}?")
-    stats = [(str(path.resolve()), path.stat()) for path in source.files]
-    files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-    known = [files, lengths.tolist(), ends.tolist()]
+    known = [file_facts(*source.files), lengths.tolist(), ends.tolist()]
     taken = hashlib.sha256(json.dumps(known).encode()).hexdigest()
     rows = None if index.is_equal(layout.rows - 1) else index.num_rows
     meta = StoreMeta(target.name, target.specs, len(index), dtype, selection=taken, rows=rows)
-    part = Part(source.path, index, _Content(source, target.spec, layout))
+    part = Part(source.path, index, _Content(source, target.spec, layout), tuple(source.files))
     kept = torch.arange(len(index))
     return import_selection(Selection(meta, [part], kept, index, [source.path], str(source.path)), out, quiet)
 

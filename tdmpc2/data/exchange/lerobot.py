@@ -33,7 +33,7 @@ Columns = dict[str, NDArray[Any]]
 
 
 def export_lerobot(data: OwnData, out: Path, fps: float, robot: str = "unknown") -> int:
-    """Write all episodes as a new data set, with the memory of an episode.
+    """Write all episodes as a new data set, with the memory of some of them.
 
     Tasks of several sizes are padded with zeros to the largest. Beside LeRobot's own columns, ``next.terminated`` says
     whether a step ended its episode for good.

@@ -39,11 +39,13 @@ class Part:
         path: a chunk file, the rows of a store, or a file of a run's replay buffer.
         index: task, length and end of each episode.
         content: reads them.
+        others: files beside ``path`` that it reads.
     """
 
     path: Path
     index: EpisodeIndex
     content: Content
+    others: tuple[Path, ...] = ()
 
     @classmethod
     def of_chunk(cls, path: Path, layout: Layout) -> Part:

@@ -107,11 +107,7 @@ class Selection:
 
     def origins(self) -> list[str]:
         """Compute for each block a SHA-256 that changes with its files and the episodes taken of them."""
-        stats = [part.path.stat() for part in self.parts]
-        files = [
-            (str(part.path.resolve()), stat.st_size, stat.st_mtime_ns)
-            for part, stat in zip(self.parts, stats, strict=True)
-        ]
+        files = [file_facts(part.path, *part.others) for part in self.parts]
         return [
             _digest([files[number] for number, _ in owned], *(episodes for _, episodes in owned))
             for owned in (list(self._of_parts(block)) for block in self.kept.split(self.meta.block))
@@ -143,6 +139,12 @@ class Selection:
     def _ends(self) -> Tensor:
         """The number of the episode after the last of each part."""
         return torch.tensor([len(part.index) for part in self.parts]).cumsum(0)
+
+
+def file_facts(*paths: Path) -> str:
+    """Compute a SHA-256 that changes with names, sizes and times of files."""
+    stats = [(str(path.resolve()), path.stat()) for path in paths]
+    return _digest([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
 
 
 def _digest(plain: Any, *episodes: Tensor) -> str:
@@ -188,10 +190,8 @@ def _fingerprint(path: Path) -> str:
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             records = [(record.filename, record.file_size, record.CRC) for record in archive.infolist()]
-            stat = os.fstat(file.fileno())
-        if not any(crc for *_, crc in records):  # saved without checksums: nothing else tells two such files apart
-            records.append(("", stat.st_mtime_ns, 0))
-        return f"{stat.st_size}-{zlib.crc32(json.dumps(records).encode()):08x}"
+            size = os.fstat(file.fileno()).st_size
+        return f"{size}-{zlib.crc32(json.dumps(records).encode()):08x}"
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         raise unreadable(path, error) from error
 

@@ -103,8 +103,8 @@ class EpisodeStore:
         def verify(episodes: Tensor) -> None:
             for block in (episodes // self.meta.block).unique().tolist():
                 if block not in done:
-                    done.add(block)
                     self._verify_block(block)
+                    done.add(block)
 
         return verify
 

@@ -29,6 +29,7 @@ from tdmpc2.support.files import delete_leftovers, disk_bytes, replacing, reserv
 from tdmpc2.support.reading import read_text
 from tdmpc2.tracking.progress import open_console, print_line
 
+_JOURNAL = "compared"  # blocks of older journals may not have been compared with the checksums of their sources
 _LINE = re.compile(r"[0-9a-f]{64} [0-9a-f]{64}")
 
 
@@ -50,7 +51,8 @@ class StoreWriter:
     def __init__(self, out: Path, meta: StoreMeta, index: EpisodeIndex, origins: Sequence[str]) -> None:
         self.out, self.meta, self._index, self._origins = out, meta, index, origins
         form: list[Any] = [spec.plain() for spec in meta.tasks] + [meta.episodes, meta.dtype, meta.block]
-        self._form = json.dumps(form if meta.rows is None else [*form, meta.rows])
+        form = [_JOURNAL, *form] if meta.rows is None else [_JOURNAL, *form, meta.rows]
+        self._form = json.dumps(form)
         self.partial = beside(out, "partial")
         self._header = header(meta.shape, meta.row_format.record)
         self._size = len(self._header) + index.num_rows * meta.row_format.record.itemsize
@@ -162,6 +164,7 @@ class StoreWriter:
             OSError: the disk refused.
         """
         self._intact, self._held = False, None
+        self._journal.close()  # Windows renames onto no open file
         del self.finished[episode // self.meta.block :]
         self._write_journal()
 

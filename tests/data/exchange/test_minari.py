@@ -288,7 +288,7 @@ def test_export_replaces_nothing(hopper: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_changed_file_of_an_episode_is_another_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Episodes of Arrow are files of their own: a continued import must not mix new ones with what was read before."""
+    """Episodes of Arrow are files of their own."""
     pytest.importorskip("pyarrow")
     dataset_id = record("Hopper-v5", tmp_path / "sets", monkeypatch, "arrow")
     selections = []

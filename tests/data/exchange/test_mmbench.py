@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,16 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from tdmpc2.data.exchange import foreign
+from tdmpc2.data.exchange.foreign import import_foreign
+from tdmpc2.data.exchange.mmbench import Demonstrations, task_of
+from tdmpc2.data.store import importer
+from tdmpc2.data.store.meta import StoreMeta
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.support.archives import read_directory
 from tests.data.exchange.test_minari import refused, run
 from tests.helpers.minari_sets import demonstrations
+from tests.helpers.stores import Interrupt, write_until
 
 LENGTHS = (5, 3, 7)
 ENDS = (False, True, False)
@@ -95,3 +102,28 @@ def test_demonstrations_with_a_wrong_bit_are_refused(tmp_path: Path, capsys: pyt
     for _ in range(2):
         assert "Bad CRC-32" in refused(capsys, "import", path, tmp_path / "store", "form=mmbench")
     assert not (tmp_path / "store").exists()
+
+
+def test_import_does_not_go_on_where_another_of_its_files_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Episodes of Arrow have a file each, beside the one that describes them all."""
+    path, beside = write(tmp_path / "walker-walk.pt", rows()), tmp_path / "beside"
+    beside.write_text("first")
+    target = task_of(path, None, None)
+    monkeypatch.setattr(Demonstrations, "files", [path, beside])
+    monkeypatch.setattr(foreign, "StoreMeta", partial(StoreMeta, block=1))
+
+    def begun(said: str) -> bool:
+        lines: list[str] = []
+        with monkeypatch.context() as patch:
+            write_until(patch, 2, Interrupt())
+            patch.setattr(importer, "say", lines.append)
+            with pytest.raises(Interrupt):
+                import_foreign(Demonstrations.open(path, target), target, tmp_path / "store")
+        return any(line.startswith(said) for line in lines)
+
+    assert begun("Importing")
+    assert begun("Continuing: 2 of 3")
+    beside.write_text("another")
+    assert begun("Starting afresh")
