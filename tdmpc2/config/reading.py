@@ -78,7 +78,9 @@ def from_record(record: Mapping[str, Any]) -> Config:
     known = {name: value for name, value in record.items() if name in KEYS or name == "task_specs"}
     if known.get("mpc") is False:  # they were accepted, and had no effect
         known |= dict.fromkeys(("collect_num_samples", "collect_iterations"))
-    return Config(**{"fit_encoder": False, **known})  # where it is not yet recorded nothing was fitted
+    if known.get("obs", "state") != "state":  # where it is not yet recorded nothing was fitted
+        known = {"fit_encoder": False, **known}
+    return Config(**known)
 
 
 def completed(record: Mapping[str, Any]) -> dict[str, Any]:

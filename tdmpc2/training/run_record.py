@@ -103,11 +103,12 @@ def _differences(path: Path, record: Mapping[str, Any]) -> dict[str, str]:
     """Compare the record on disk with the one of now: what differs, in words, by key."""
     try:
         recorded = read_record(path)
+        older = {"fit_encoder"} - read_json(path).keys()  # it has no effect on what has learned
     except ValueError as error:
         raise ValueError(f"{error}: {START_NEW}") from error
     return {
         key: _difference(key, recorded.get(key), record.get(key))
-        for key in sorted((recorded.keys() | record.keys()) - ONE_START_KEYS - {"random_seed_steps"})
+        for key in sorted((recorded.keys() | record.keys()) - ONE_START_KEYS - {"random_seed_steps"} - older)
         if recorded.get(key) != record.get(key)
     }
 

@@ -69,3 +69,19 @@ def test_older_checkpoint_configuration_is_read() -> None:
     cfg = from_record(RECORD)
     assert (cfg.model_size, cfg.enc_dim, cfg.task_dim) == (1, 256, 96)
     assert cfg.replace(num_samples=32).num_elites == 32
+
+
+@pytest.mark.parametrize("obs", ["state", "rgb"])
+def test_older_run_of_images_has_an_encoder_as_it_began(tmp_path: Path, obs: str) -> None:
+    """A report told it from none of the later runs, whose encoders are scaled; the same command goes on all the same."""
+    cfg = Config(task="cup-catch", mode="online", obs=obs, work_dir=str(tmp_path))
+    record = {**cfg.to_dict(), "data": None, "teacher_sha256": None}
+    del record["fit_encoder"]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert from_record(record).fit_encoder is (obs == "state")
+    run_record.check(cfg, None, None)
+
+
+def test_older_record_of_a_policy_alone_may_have_a_budget_of_plans() -> None:
+    cfg = Config(task="cup-catch", mode="online", mpc=False)
+    assert from_record({**cfg.to_dict(), "collect_num_samples": 64}) == cfg

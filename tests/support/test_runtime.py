@@ -78,8 +78,8 @@ def test_quota_is_the_strictest_of_the_process_groups(
         ("0::/", {"memory.max": "max", "memory.current": "10"}, None),
         ("0::/", {"memory.max": "100", "memory.current": "30"}, 70),
         ("0::/", {"memory.max": "100", "memory.current": "130"}, 0),
-        ("0::/", {"memory.max": "100", "memory.current": "90", "memory.stat": "anon 2\nactive_file 9\ninactive_file 51"},
-         70),
+        ("0::/", {"memory.max": "100", "memory.current": "90",
+                  "memory.stat": "anon 2\nactive_file 9\ninactive_file 51"}, 70),
         ("0::/job/step", {"job/memory.max": "100", "job/memory.current": "30", "job/step/memory.max": "max"}, 70),
         ("7:cpu:/a\n3:memory:/a\n0::/", {
             "memory/a/memory.limit_in_bytes": "100", "memory/a/memory.usage_in_bytes": "80",
