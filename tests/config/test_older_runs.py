@@ -73,7 +73,7 @@ def test_older_checkpoint_configuration_is_read() -> None:
 
 @pytest.mark.parametrize("obs", ["state", "rgb"])
 def test_older_run_of_images_has_an_encoder_as_it_began(tmp_path: Path, obs: str) -> None:
-    """A report told it from none of the later runs, whose encoders are scaled; the same command goes on all the same."""
+    """A report told it from none of the later runs, whose encoders are scaled; the same command goes on."""
     cfg = Config(task="cup-catch", mode="online", obs=obs, work_dir=str(tmp_path))
     record = {**cfg.to_dict(), "data": None, "teacher_sha256": None}
     del record["fit_encoder"]
