@@ -50,8 +50,8 @@ class PixelEncoder(nn.ModuleDict):
     def fit(self, images: Tensor, average: Callable[[Sequence[Tensor]], None]) -> None:
         """Scale each layer so that its outputs have mean 0 and variance 1 over images: docs/algorithm.md, "Pixels".
 
-        Most of an image is the same in all of them. What differs is a hundredth of what layers with random weights
-        give, and what follows cannot see it.
+        Most of an image is the same in all of them. What differs is a twentieth of what layers with random weights
+        give, and what follows hardly sees it.
 
         Args:
             images: uint8 [N, C, height, width].
