@@ -192,9 +192,14 @@ def _note_unread(app: App, overrides: Sequence[str]) -> None:
     for name in (override.key_or_group for override in parse(overrides)):
         typed[next((name.removeprefix(group) for group in groups if name.startswith(group)), name)] = None
     read = {row.key for row in help_rows(app.name)}
-    if unread := [name for name in typed if name in RUN_KEYS and name not in read]:
-        said = "them" if len(unread) > 1 else "it"
-        logging.getLogger("tdmpc2").warning("%s: %s does not read %s", ", ".join(unread), app.name, said)
+    note_unread(app.name, [name for name in typed if name in RUN_KEYS and name not in read])
+
+
+def note_unread(reader: str, names: Sequence[str]) -> None:
+    """Say that a command, or a way to learn, does not read some typed keys; nothing where there are none."""
+    if names:
+        it = "them" if len(names) > 1 else "it"
+        logging.getLogger("tdmpc2").warning("%s: %s does not read %s", ", ".join(names), reader, it)
 
 
 def load_keys(cfg: DictConfig) -> dict[str, Any]:

@@ -11,7 +11,6 @@ num_samples=128 set how it plans, mpc=false lets the policy act alone. In the wi
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,20 +26,18 @@ OPTIONS = (
     Option("seed", "first state of the first episode; by default as in evaluate", kind=int, least=0),
     Option("out", "the video; by default CHECKPOINT-TASK.mp4, where there is no window", kind=Path),
 )
-_READ = {*PLAYING_KEYS, "task", "tasks", "seed", "eval_seed", "obs", "augment_eval"}
+_READ = {*PLAYING_KEYS, "task", "tasks", "eval_seed", "obs", "augment_eval"}
 
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    from tdmpc2.commands.hydra_app import print_notes
+    from tdmpc2.commands.hydra_app import note_unread, print_notes
 
     values, texts = read_options("play", __doc__, argv, OPTIONS, key_names())
     print_notes()
     keys = typed_values(texts)
-    if unread := sorted(keys.keys() - _READ):
-        it = "them" if len(unread) > 1 else "it"
-        logging.getLogger("tdmpc2").warning("%s: play does not read %s", ", ".join(unread), it)
+    note_unread("play", sorted(keys.keys() - _READ))
     if values["seed"] is not None:
         keys["eval_seed"] = values["seed"]
     if values["out"] is not None and values["out"].suffix != ".mp4":

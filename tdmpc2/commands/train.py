@@ -13,14 +13,13 @@ the model is fine-tuned to the one.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
 
 from tdmpc2.checkpoints.run_state import state_path
-from tdmpc2.commands.hydra_app import App, composed, job, launch, typed_names
+from tdmpc2.commands.hydra_app import App, composed, job, launch, note_unread, typed_names
 from tdmpc2.config import Config, defaults, has_teacher, help_rows, parse_cfg, policy_is_from_file
 
 _OF_BOTH = {"episodic", "termination_coef", "env_workers"}  # keys of learning online that offline runs read, too
@@ -62,22 +61,17 @@ def check_mode(student: Config, typed: Collection[str]) -> None:
             "are demonstrations=DIR, and mode=offline learns from them alone"
         )
     if student.mode == "online" and student.demonstrations is None and "max_episodes_per_task" in typed:
-        _note("max_episodes_per_task: a run that learns online without demonstrations does not read it")
+        note_unread("a run that learns online without demonstrations", ["max_episodes_per_task"])
     if "seed_actions" in typed and student.mode == "online" and policy_is_from_file(student.checkpoint, student.reset):
-        _note("seed_actions: a run from a checkpoint begins with its policy's actions, and does not read it")
+        note_unread("a run that begins with its checkpoint's policy", ["seed_actions"])
     if "fit_encoder" in typed and student.fit_encoder and student.mode == "online":
         from tdmpc2.training.learner import fits_encoder
 
         if not fits_encoder(student):
-            _note("fit_encoder: only an encoder of images that begins at random is fitted")
+            note_unread("a run without an encoder of images that begins at random", ["fit_encoder"])
     of_online = {row.key for row in help_rows("train") if row.section == "Learning online"} - _OF_BOTH
-    if student.mode == "offline" and (unread := sorted(of_online & set(typed))):
-        it = "them" if len(unread) > 1 else "it"
-        _note(f"{', '.join(unread)}: a run that learns offline does not read {it}")
-
-
-def _note(text: str) -> None:
-    logging.getLogger("tdmpc2").warning("%s", text)
+    if student.mode == "offline":
+        note_unread("a run that learns offline", sorted(of_online & set(typed)))
 
 
 def chosen(keys: Mapping[str, Any]) -> set[str]:

@@ -142,16 +142,7 @@ def to_json(report: Report) -> str:
             for s in report.sensitivities
         ],
     }
-    return json_text(_worded(facts), indent=1) + "\n"
-
-
-def _worded(content: Any) -> Any:
-    """Write numbers that are not finite, for which JSON has no word, as text: null says that nothing differs."""
-    if isinstance(content, float):
-        return content if math.isfinite(content) else str(content)
-    if isinstance(content, Mapping):
-        return {key: _worded(value) for key, value in content.items()}
-    return [_worded(value) for value in content] if isinstance(content, (list, tuple)) else content
+    return json_text(facts, indent=1, instead=str) + "\n"  # null says that nothing differs
 
 
 def report_files(out: Path, stem: str) -> dict[str, Path]:

@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -210,17 +210,17 @@ def read_json(path: Path, absent: dict[str, Any] | None = None) -> dict[str, Any
     return content
 
 
-def json_text(content: Any, indent: int | None = None) -> str:
-    """Write JSON that every reader takes: numbers that are not finite become null, which JSON has no word for."""
-    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+def json_text(content: Any, indent: int | None = None, instead: Callable[[float], str | None] = lambda _: None) -> str:
+    """Write JSON that every reader takes; numbers that are not finite, for which it has no word, become ``instead``."""
+    return json.dumps(_finite(content, instead), indent=indent, allow_nan=False)
 
 
-def _finite(content: Any) -> Any:
+def _finite(content: Any, instead: Callable[[float], str | None]) -> Any:
     if isinstance(content, float):
-        return content if math.isfinite(content) else None
+        return content if math.isfinite(content) else instead(content)
     if isinstance(content, Mapping):
-        return {key: _finite(item) for key, item in content.items()}
-    return [_finite(item) for item in content] if isinstance(content, (list, tuple)) else content
+        return {key: _finite(item, instead) for key, item in content.items()}
+    return [_finite(item, instead) for item in content] if isinstance(content, (list, tuple)) else content
 
 
 def free_disk(path: Path) -> int:

@@ -50,7 +50,7 @@ def test_keys_of_online_runs_are_named_where_they_are_not_read(
         logger.removeHandler(caplog.handler)
     assert "num_envs, utd: a run that learns offline does not read them" in caplog.messages
     assert "max_episodes_per_task: a run that learns online without demonstrations does not read it" in caplog.messages
-    fitted = "fit_encoder: only an encoder of images that begins at random is fitted"
+    fitted = "fit_encoder: a run without an encoder of images that begins at random does not read it"
     assert [message for message in caplog.messages if "encoder" in message or "seed_actions" in message] == [fitted]
     assert [run[0] for run in trained] == ["offline", "online", "online"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -213,3 +214,14 @@ def test_play_films_a_simulated_task(tmp_path: Path, monkeypatch: pytest.MonkeyP
     frames = video_frames(out)
     assert len(frames) == 10
     assert frames[0].shape == (384, 384, 3)
+
+
+def test_key_that_play_does_not_read_is_named(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    logger = logging.getLogger("tdmpc2")
+    logger.addHandler(caplog.handler)
+    try:
+        with pytest.raises(SystemExit):
+            main([str(tmp_path / "none.pt"), "eval_noise=true", "env_workers=2", "num_samples=16"])
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "env_workers, eval_noise: play does not read them" in caplog.messages

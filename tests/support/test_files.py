@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
+import math
 import os
 from pathlib import Path
 
 import pytest
 
-from tdmpc2.support.files import replacing, write_text
+from tdmpc2.support.files import json_text, replacing, write_text
 from tests.helpers.disks import largest_file
 
 
@@ -155,3 +157,9 @@ def test_private_file_is_private_while_it_is_written(path: Path) -> None:
     with replacing(path) as temporary:
         temporary.write_text("new")
         assert temporary.stat().st_mode & 0o077 == 0
+
+
+def test_json_has_no_numbers_that_are_not_finite() -> None:
+    content = {"a": [1.5, math.inf], "b": (math.nan, None)}
+    assert json.loads(json_text(content)) == {"a": [1.5, None], "b": [None, None]}
+    assert json.loads(json_text(content, instead=str)) == {"a": [1.5, "inf"], "b": ["nan", None]}

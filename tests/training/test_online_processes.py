@@ -42,11 +42,13 @@ RUNS: dict[str, dict[str, Any]] = {
         "num_envs": 2,
         "steps": 32,
     },
+    # Hardly learns, so that what two processes fitted together can be compared.
+    "fitted": {**POLICY, "task": SEES, "obs": "rgb+state", "num_envs": 2, "steps": 32, "lr": 1e-9},
     "several updates": {**POLICY, "utd": 1.4, "buffer_size": 40, "seed_actions": "pink"},
     "demonstrations": {**POLICY, "bc_coef": 1.0, "demonstrations": "shown"},
     "plans": {"num_envs": 2, "save_freq": 15, "eval_freq": 30, "eval_episodes": 2},
 }
-PLANNED = ("plans",)
+APART = ("plans", "fitted")  # that have tests of their own
 
 
 def test_batch_that_does_not_split_is_refused_before_anything_is_written(
@@ -146,7 +148,7 @@ def close(one: Path, two: Path) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in RUNS if name not in PLANNED])
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in APART])
 def test_online_run_of_two_processes_equals_that_of_one(both: tuple[Path, Path], name: str) -> None:
     """Episodes, their order, losses and weights are the same up to rounding."""
     alone, two = (directory / name for directory in both)
@@ -156,6 +158,16 @@ def test_online_run_of_two_processes_equals_that_of_one(both: tuple[Path, Path],
         for row, expected in zip(other, one, strict=True):
             assert row == pytest.approx(expected, abs=1e-4)
     assert close(alone, two)
+
+
+@pytest.mark.slow
+def test_encoder_that_two_processes_fit_is_that_of_one(both: tuple[Path, Path]) -> None:
+    """Relative to its weights, of which some are a hundred times what they were."""
+    one, other = (state_of(directory / "fitted")["weights"] for directory in both)
+    names = [name for name in one if name.startswith("_encoder.rgb.")]
+    assert names
+    for name in names:
+        torch.testing.assert_close(other[name], one[name], rtol=1e-4, atol=1e-5)
 
 
 def rows_of(path: Path) -> list[dict[str, float]]:
