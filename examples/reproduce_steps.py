@@ -11,7 +11,7 @@ from typing import NamedTuple
 from reproduce_scale import BATCHES, EPISODE, NOTHING, Scale, Work
 
 from tdmpc2.checkpoints.reading import read_outline
-from tdmpc2.studies.heldout import error_files
+from tdmpc2.studies.heldout import error_file
 
 STAGES = ("teachers", "data", "student", "evaluation", "quantising", "cards", "comparison")
 #: Stages that need the student that was chosen.
@@ -267,24 +267,22 @@ def _copies(scale: Scale, work: str, student: str | None, chosen: int) -> Iterat
 def _cards(scale: Scale, work: str, student: str | None, origin: Origin, chosen: int) -> Iterator[Step]:
     about = ["license=mit", f"processor={origin.processor}", "overwrite=true"]
     about += [f"commit={origin.commit}"] if origin.commit else []
-    copies = _copy_files(scale, work)
-    errors = error_files([Path(copy) for copy in copies.values()])
 
-    def card(name: str, file: str, runs: Sequence[str], scores: str, heldout: str | Path, *more: str) -> Step:
+    def card(name: str, file: str, runs: Sequence[str], scores: str, *more: str) -> Step:
         found = f"evaluation=[{work}/scores/{scores}-planned,{work}/scores/{scores}-alone]"
-        found_too = (f"run={_list(runs)}", found, f"heldout={heldout}")
+        found_too = (f"run={_list(runs)}", found, f"heldout={error_file(Path(file))}")
         words = ("checkpoint", "card", file, *found_too, *more, *about, f"out={work}/models/{name}.pt")
         return Step("cards", f"card-{name}", words)
 
     for name in scale.teachers:
         run = f"{work}/teachers/{name}"
-        yield card(f"teacher_{name}", f"{run}/model.pt", [run], name, f"{run}/heldout.json")
+        yield card(f"teacher_{name}", f"{run}/model.pt", [run], name)
     rounds = [f"{work}/student/{number}" for number in range(chosen + 1)]
     begin = (f"start={Path(student).name}" if student else "start=random weights",)
     more = (f"data={work}/data/all-{chosen}", *begin)
-    yield card("student", averaged_weights(work, chosen), rounds, "student", f"{rounds[-1]}/heldout.json", *more)
-    for recipe, copy in copies.items():
-        yield card(f"student_{recipe}", copy, rounds, f"student_{recipe}", errors[Path(copy)], *more)
+    yield card("student", averaged_weights(work, chosen), rounds, "student", *more)
+    for recipe, copy in _copy_files(scale, work).items():
+        yield card(f"student_{recipe}", copy, rounds, f"student_{recipe}", *more)
 
 
 def _comparisons(scale: Scale, work: str, student: str | None) -> Iterator[Step]:

@@ -280,26 +280,23 @@ def scored_tasks(results: Mapping[Path, Mapping[str, Any]]) -> list[str]:
 
 
 def write_errors(results: Mapping[Path, Mapping[str, Any]]) -> None:
-    """Leave the errors of each checkpoint beside it, see :func:`error_files`; the report reads ``heldout.json``.
+    """Leave the errors of each checkpoint beside it, see :func:`error_file`; the report reads ``heldout.json``.
 
     Raises:
         ValueError: two checkpoints would leave theirs in the same file, or the disk refused.
     """
     check_one_each(results)
-    for path, file in error_files(results).items():
-        write_text(file, json_text(results[path], indent=1) + "\n")
+    for path, errors in results.items():
+        write_text(error_file(path), json_text(errors, indent=1) + "\n")
 
 
-def error_files(paths: Iterable[Path]) -> dict[Path, Path]:
-    """Name the file that each checkpoint's errors are left in.
+def error_file(path: Path) -> Path:
+    """Name the file that a checkpoint's errors are left in.
 
     It is ``heldout.json`` beside the ``model.pt`` of a run, which the report reads, and ``heldout_NAME.json`` beside
     another ``NAME.pt``.
     """
-    return {
-        path: path.parent / ("heldout.json" if path.name == "model.pt" else f"heldout_{path.stem}.json")
-        for path in paths
-    }
+    return path.parent / ("heldout.json" if path.name == "model.pt" else f"heldout_{path.stem}.json")
 
 
 def check_one_each(paths: Iterable[Path]) -> None:
