@@ -51,6 +51,7 @@ VERBS = {
                 False,
                 kind=bool,
             ),
+            Option("task_set", "store them as part of mt30, mt80 or a set of your own; by default that of the run"),
         ),
     ),
     "convert": Verb(
@@ -75,7 +76,7 @@ VERBS = {
             Option("out", "directory to make; it must not exist", kind=Path, required=True, bare=True),
             Option("form", "what the source is", required=True, choices=("minari", "mmbench")),
             Option("task", "task of the episodes; by default what the source says"),
-            Option("task_set", "store them as part of mt30 or mt80; by default alone"),
+            Option("task_set", "store them as part of mt30, mt80 or a set of your own; by default alone"),
             Option("dtype", "of observations and actions", "float32", choices=("float32", "float16")),
         ),
     ),
@@ -171,7 +172,8 @@ def _convert(values: dict[str, Any]) -> None:
 def _from_run(values: dict[str, Any]) -> None:
     from tdmpc2.training.saved_replay import replay_to_store
 
-    _print_store(values["out"], replay_to_store(values["run"], values["out"], values["dtype"], alone=values["alone"]))
+    kind = {"alone": values["alone"], "task_set": values["task_set"]}
+    _print_store(values["out"], replay_to_store(values["run"], values["out"], values["dtype"], **kind))
 
 
 def _import(values: dict[str, Any]) -> None:

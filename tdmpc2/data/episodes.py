@@ -14,12 +14,11 @@ from torch import Tensor
 
 from tdmpc2.data.chunk_form import Layout
 from tdmpc2.data.collect_record import Record
+from tdmpc2.data.data_target import DataTarget
 from tdmpc2.data.unequal import Recorded, write_recorded
-from tdmpc2.envs import task_spec
-from tdmpc2.envs.task_sets import OwnSet, own_set
 from tdmpc2.support.files import locked
 from tdmpc2.support.text import shown
-from tdmpc2.tasks import TASK_SETS, TaskSpec, nearest
+from tdmpc2.tasks import TaskSpec
 
 Floats = NDArray[np.float32]
 _ABOVE_ONE = 1e-5  # what rounding can add to an action at its limit
@@ -66,7 +65,7 @@ def write_episodes(
             float32, an action outside [-1, 1], a directory with data of other tasks, or the disk refused. The message
             names the episode, and nothing is written.
     """
-    name, specs, task_id = _task_set(task, task_set)
+    name, specs, task_id = DataTarget.of(task, task_set)
     spec, layout = specs[task_id], Layout.of(specs)
     episodes = _entries("episodes", episodes)
     if not episodes:
@@ -110,21 +109,6 @@ def _ends(terminated: Any) -> list[bool]:
         if not is_number or end not in (0, 1):
             raise ValueError(f"terminated[{number}] is {shown(end)}, expected True or False")
     return [bool(end) for end in ends]
-
-
-def _task_set(task: str, task_set: str | None) -> tuple[str, tuple[TaskSpec, ...], int]:
-    """Name and tasks of the set that the data is of, and the position of a task in it."""
-    for argument, name in (("task", task), ("task_set", "" if task_set is None else task_set)):
-        if not isinstance(name, str):
-            raise ValueError(f"{argument}={shown(name)} must be a name")
-    if task_set is None:
-        return task, (task_spec(task),), 0
-    own = OwnSet(task_set, TASK_SETS[task_set]) if task_set in TASK_SETS else own_set(task_set)
-    if own is None:
-        raise ValueError(f"task_set='{task_set}' is not one of {', '.join(TASK_SETS)}.{nearest(task_set, TASK_SETS)}")
-    if task not in own.tasks:
-        raise ValueError(f"'{task}' is not a task of {own.name}.{nearest(task, own.tasks)}")
-    return own.name, own.padded([task_spec(task) for task in own.tasks]), own.tasks.index(task)
 
 
 def _check_episode(origin: str, episode: Any, spec: TaskSpec) -> tuple[Floats, Floats, Floats]:

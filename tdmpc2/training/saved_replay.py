@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from tdmpc2.checkpoints.reading import read_file
 from tdmpc2.checkpoints.run_state import part_of, state_path
 from tdmpc2.config import Config, from_record
 from tdmpc2.data.chunk_form import Layout
+from tdmpc2.data.data_target import find_set, specs_of
 from tdmpc2.data.index import EpisodeIndex, padded
 from tdmpc2.data.ring_files import listed_files, read_episodes
 from tdmpc2.data.rows import RowFormat
@@ -27,7 +28,7 @@ from tdmpc2.data.store.selection import Selection
 from tdmpc2.data.store.store import EpisodeStore
 from tdmpc2.data.unequal import VALUES
 from tdmpc2.support.entries import check_entries
-from tdmpc2.tasks import TaskSpec
+from tdmpc2.tasks import TaskSpec, nearest, padded_sizes
 from tdmpc2.training import run_dir, run_record
 from tdmpc2.training.state_file import STATE
 
@@ -39,7 +40,12 @@ class NoEpisodes(ValueError):
 
 
 def replay_to_store(
-    run: Path, out: Path, dtype: str = "float32", quiet: bool = False, alone: bool = False
+    run: Path,
+    out: Path,
+    dtype: str = "float32",
+    quiet: bool = False,
+    alone: bool = False,
+    task_set: str | None = None,
 ) -> EpisodeStore:
     """Write the episodes in the replay buffer that a run last saved into a new store, oldest first.
 
@@ -52,9 +58,12 @@ def replay_to_store(
         quiet: print nothing.
         alone: of a run that plays one task of a set, as one that fine-tunes does, the store is of this task, without
             the padding of the set; by default it is of the set, as demonstrations of such runs are.
+        task_set: the set that the episodes are stored as part of, with its ids and padding, to be merged with other
+            data of it: ``mt30``, ``mt80`` or one of the user's own (``my_set.yaml``); None: that of the run.
 
     Raises:
-        ValueError: ``alone`` and a run of several tasks, it is no run that learned online from states, has saved no
+        ValueError: ``alone`` and a run of several tasks or a ``task_set``, which lacks a task of the run or has one of
+            this name with other sizes or shorter episodes; it is no run that learned online from states, has saved no
             episode yet, or is going on; a file of it is damaged; or see
             :func:`~tdmpc2.data.store.importer.import_episodes`.
     """
@@ -68,10 +77,10 @@ def replay_to_store(
             f"{run} learned from images (obs={cfg.obs}), which episode stores do not hold: keep the run itself"
         )
     with run_dir.lock(run):
-        return import_selection(_select(run, cfg, dtype, alone), out, quiet=quiet)
+        return import_selection(_select(run, cfg, dtype, alone, task_set), out, quiet=quiet)
 
 
-def _select(run: Path, cfg: Config, dtype: str, alone: bool) -> Selection:
+def _select(run: Path, cfg: Config, dtype: str, alone: bool, task_set: str | None) -> Selection:
     path, directory = state_path(run), run / "replay"
     parts_of_run = check_entries(str(path), read_file(path), STATE, _AGAIN).get("parts", {})
     if "replay" not in parts_of_run:
@@ -86,27 +95,54 @@ def _select(run: Path, cfg: Config, dtype: str, alone: bool) -> Selection:
     index = EpisodeIndex.joined([part.index for part in parts]).take(kept)
     if (index.task < 0).any() or (index.task >= len(cfg.task_specs)).any():
         raise ValueError(f"{directory} has an episode of a task that the run does not know. {_AGAIN}")
-    layout = Layout.of(cfg.task_specs)
-    index.check_lengths(directory, layout.longest, _AGAIN)
+    index.check_lengths(directory, Layout.of(cfg.task_specs).longest, _AGAIN)
     taken = sha256(json.dumps([[file["sha256"] for file in files], kept.tolist()]).encode()).hexdigest()
     task, specs = cfg.task, cfg.task_specs
+    if alone and task_set is not None:
+        raise ValueError("alone=true makes data of one task, and task_set of a set: leave one of them out")
     if alone:
         if len(cfg.task_ids) > 1:
             raise ValueError(f"alone=true makes data of one task, and {run} plays {len(cfg.task_ids)}: leave it out")
         own = cfg.task_specs[cfg.task_ids[0]].unpadded()
         task, specs = own.name, (own,)
-        index = replace(index, task=torch.zeros_like(index.task))
-        parts = [_of_one_task(part, own) for part in parts]
+    elif task_set is not None:
+        found = find_set(task_set)
+        task, specs = found.name, specs_of(found)
+    if specs != cfg.task_specs:
+        index, parts = _stored_as(specs, task, cfg, index, parts)
+        index.check_lengths(directory, Layout.of(specs).longest, f"{task} has shorter episodes: name another task_set")
     rows = None if index.is_equal(Layout.of(specs).rows - 1) else index.num_rows
     meta = StoreMeta(task, specs, len(kept), dtype, selection=taken, rows=rows)
     return Selection(meta, parts, kept, index, [path, *(part.path for part in parts)], str(run))
 
 
-def _of_one_task(part: Part, spec: TaskSpec) -> Part:
-    """Turn episodes of a padded task into those of a set of this task alone."""
-    assert isinstance(part.content, _Saved)
-    own = replace(part.content, sizes=(spec.obs_dim, spec.action_dim))
-    return replace(part, index=replace(part.index, task=torch.zeros_like(part.index.task)), content=own)
+def _stored_as(
+    specs: Sequence[TaskSpec], task_set: str, cfg: Config, index: EpisodeIndex, parts: Sequence[Part]
+) -> tuple[EpisodeIndex, list[Part]]:
+    """Turn episodes of a run into those of another set that has its tasks, with the ids and padding of this set."""
+    names = [spec.name for spec in specs]
+    ids = torch.full((len(cfg.task_specs),), -1)
+    for number in index.task.unique().tolist():
+        own = cfg.task_specs[number]
+        if own.name not in names:
+            raise ValueError(f"'{own.name}' is not a task of {task_set}.{nearest(own.name, names)}")
+        ids[number] = position = names.index(own.name)
+        other = specs[position]
+        if (own.obs_dim, own.action_dim, own.image) != (other.obs_dim, other.action_dim, other.image):
+            raise ValueError(
+                f"'{own.name}' has {own.obs_dim} numbers in an observation and {own.action_dim} in an action here, and "
+                f"{other.obs_dim} and {other.action_dim} in {task_set}: name another task_set"
+            )
+    sizes = padded_sizes(specs)
+    moved = [
+        replace(
+            part,
+            index=replace(part.index, task=ids[part.index.task]),
+            content=replace(cast(_Saved, part.content), sizes=sizes),
+        )
+        for part in parts
+    ]
+    return replace(index, task=ids[index.task]), moved
 
 
 def _part(directory: Path, file: Mapping[str, Any], row_format: RowFormat) -> Part:
@@ -126,7 +162,7 @@ class _Saved:
     directory: Path
     file: Mapping[str, Any]
     row_format: RowFormat
-    sizes: tuple[int, int] | None = None  # of observation and action without padding; None: as they are saved
+    sizes: tuple[int, int] | None = None  # that observation and action are cut or padded to; None: as they are saved
     rows: Tensor | None = None  # [R, W]
 
     def read(self, index: EpisodeIndex, episodes: Tensor) -> dict[str, Tensor]:
@@ -135,8 +171,9 @@ class _Saved:
         values = dict(zip(VALUES, self.row_format.split(table), strict=True))
         if self.sizes is None:
             return values
-        widths = dict(zip(("obs", "action"), self.sizes, strict=True))
-        return {name: value[..., : widths[name]] if name in widths else value for name, value in values.items()}
+        return values | {
+            name: _resized(values[name], size) for name, size in zip(("obs", "action"), self.sizes, strict=True)
+        }
 
     @contextmanager
     def verifying(self, index: EpisodeIndex) -> Iterator[Verify]:
@@ -146,3 +183,12 @@ class _Saved:
             yield lambda _: None
         finally:
             self.rows = None
+
+
+def _resized(value: Tensor, size: int) -> Tensor:
+    """Cut off padding, or add some."""
+    missing = size - value.shape[-1]
+    if missing <= 0:
+        return value[..., :size]
+    filling = torch.where(value[..., :1].isnan(), torch.nan, 0.0)  # the row without an action has none in the padding
+    return torch.cat([value, filling.expand(*value.shape[:-1], missing)], dim=-1)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tdmpc2.commands.data import main as data_command
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data.dataset import EpisodeDataset
+from tdmpc2.data.episodes import write_episodes
 from tdmpc2.data.store.store import EpisodeStore
+from tdmpc2.data.tools.convert import to_store
 from tdmpc2.data.tools.verify import verify
+from tdmpc2.envs import task_spec
+from tdmpc2.tasks import MT30
 from tdmpc2.training.offline import train
 from tdmpc2.training.online import train_online
 from tdmpc2.training.ring import plan_ring
@@ -83,6 +89,54 @@ def test_episodes_that_never_terminate_give_a_store_of_the_former_format(tmp_pat
     store = replay_to_store(cfg.run_dir, tmp_path / "store", quiet=True)
     assert store.meta.format == 1
     assert store.rows.shape[1] == STANDS_FOR + 1
+
+
+def test_run_of_one_task_is_stored_as_part_of_a_set(tmp_path: Path) -> None:
+    """It has the ids and padding of the set, so that it merges with what others have played."""
+    cfg = config(tmp_path, "pendulum-spin", seed_steps=5, steps=501)
+    train_online(cfg, None)
+    alone = replay_to_store(cfg.run_dir, tmp_path / "alone", quiet=True)
+    store = replay_to_store(cfg.run_dir, tmp_path / "part", quiet=True, task_set="mt30")
+    assert store.meta.tasks == tuple(map(task_spec, MT30))
+    assert store.index.task.tolist() == [MT30.index("pendulum-spin")]
+    episode, own = (EpisodeDataset.map(data) for data in (store, alone))
+    assert torch.equal(episode.obs[..., :3], own.obs)
+    assert not episode.obs[..., 3:].any()
+    assert torch.equal(episode.action[:, 1:, :1], own.action[:, 1:])
+    assert not episode.action[:, 1:, 1:].any()
+    assert episode.action[:, 0].isnan().all() == own.action[:, 0].isnan().all()
+    assert torch.equal(episode.reward[:, 1:], own.reward[:, 1:])
+    assert not verify(store.path).problems
+    more = tmp_path / "more"
+    write_episodes(more, "cup-catch", [(np.zeros((501, 8)), np.zeros((500, 2)), np.ones(500))], task_set="mt30")
+    assert to_store([str(store.path), str(more)], tmp_path / "both").meta.episodes == 2
+
+    back = replay_to_store(
+        cfg.run_dir, tmp_path / "set", quiet=True, task_set=_set(tmp_path, "pendulum-spin", "cup-catch")
+    )
+    assert (back.meta.task, back.index.task.tolist()) == ("mine", [0])
+
+
+def _set(directory: Path, *tasks: str) -> str:
+    file = directory / "mine.yaml"
+    file.write_text(f"tasks: {list(tasks)}")
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"task_set": "mt3"}, "task_set='mt3' is not one of mt30, mt80. Did you mean 'mt30'"),
+        ({"task_set": "mt30"}, f"'{FALLS}' is not a task of mt30."),
+        ({"task_set": "mt30", "alone": True}, "alone=true makes data of one task, and task_set of a set"),
+    ],
+)
+def test_set_that_cannot_hold_a_run_is_refused(
+    played: Config, tmp_path: Path, words: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        replay_to_store(played.run_dir, tmp_path / "store", quiet=True, **words)
+    assert not (tmp_path / "store").exists()
 
 
 def _damaged(cfg: Config) -> None:

@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tdmpc2.data.chunk_form import Layout
+from tdmpc2.data.data_target import DataTarget
 from tdmpc2.data.index import EpisodeIndex
 from tdmpc2.data.store.importer import import_selection
 from tdmpc2.data.store.meta import StoreMeta
 from tdmpc2.data.store.parts import Part, Verify
 from tdmpc2.data.store.selection import Selection, file_facts
 from tdmpc2.data.store.store import EpisodeStore
-from tdmpc2.envs import task_spec
 from tdmpc2.support.text import cut
-from tdmpc2.tasks import TASK_SETS, TaskSpec, lookup, nearest
+from tdmpc2.tasks import TaskSpec
 
 Floats = NDArray[np.float32]
 _ABOVE_ONE = 1e-5  # what rounding can add to an action at its limit
@@ -68,42 +68,8 @@ class Foreign(Protocol):
         """Read an episode; raises ``ValueError`` if it is damaged or of other sizes."""
 
 
-class Target(NamedTuple):
-    """The task that data are of, alone or within a task set."""
-
-    name: str  # of the set
-    specs: tuple[TaskSpec, ...]
-    task_id: int
-
-    @property
-    def spec(self) -> TaskSpec:
-        """The task."""
-        return self.specs[self.task_id]
-
-    @classmethod
-    def of(cls, task: str, task_set: str | None = None, *, from_file: bool = False) -> Target:
-        """Look up a task.
-
-        Args:
-            task: its name; a module that it begins with is imported, unless ``from_file``.
-            task_set: the set that it is stored in; None: it is stored alone.
-            from_file: a file says so, and not the user.
-
-        Raises:
-            ValueError: unknown.
-        """
-        if task_set is None:
-            return cls(task, (task_spec(task, from_file=from_file),), 0)
-        if task_set not in TASK_SETS:
-            raise ValueError(f"task_set={task_set} is not one of {', '.join(TASK_SETS)}.{nearest(task_set, TASK_SETS)}")
-        names = TASK_SETS[task_set]
-        if task not in names:
-            raise ValueError(f"'{task}' is not a task of {task_set}.{nearest(task, names)}")
-        return cls(task_set, tuple(lookup(name) for name in names), names.index(task))
-
-
 def import_foreign(
-    source: Foreign, target: Target, out: Path, dtype: str = "float32", quiet: bool = False
+    source: Foreign, target: DataTarget, out: Path, dtype: str = "float32", quiet: bool = False
 ) -> EpisodeStore:
     """Write the episodes of another program into a new store, with the memory of some of them at a time.
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from tdmpc2.data.exchange.foreign import Episode, Target, naming_damage
+from tdmpc2.data.data_target import DataTarget
+from tdmpc2.data.exchange.foreign import Episode, naming_damage
 from tdmpc2.data.exchange.minari_readers import AGAIN, ENDS, Columns, arrow, hdf5
 from tdmpc2.data.exchange.spaces import Leaf, flatten, read_space, to_unit
 from tdmpc2.support.entries import check_entries, nothing_or, one_of, text, whole
@@ -83,7 +84,7 @@ class MinariData:
             [terminated for _, terminated in ends], reader,
         )  # fmt: skip
 
-    def target(self, task: str | None, task_set: str | None) -> Target:
+    def target(self, task: str | None, task_set: str | None) -> DataTarget:
         """Find the task that the data are of.
 
         Args:
@@ -94,11 +95,11 @@ class MinariData:
             ValueError: neither says, or it is unknown.
         """
         if task is not None:
-            return Target.of(task, task_set)
+            return DataTarget.of(task, task_set)
         if self.task is None:
             raise ValueError(f"{self.path.parent} does not say what task it is of: name it, task=NAME")
         try:
-            return Target.of(self.task, task_set, from_file=True)
+            return DataTarget.of(self.task, task_set, from_file=True)
         except ValueError as error:
             raise ValueError(
                 f"{self.path.parent} is of '{cut(self.task, 80)}', which is not known here: name its task, task=NAME "

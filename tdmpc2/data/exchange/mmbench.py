@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from tdmpc2.data.chunks import chunk_checksums, read_tensordict
-from tdmpc2.data.exchange.foreign import Episode, Target, naming_damage
+from tdmpc2.data.data_target import DataTarget
+from tdmpc2.data.exchange.foreign import Episode, naming_damage
 from tdmpc2.tasks import TaskSpec
 
 _FIELDS = ("obs", "action", "reward")
@@ -44,7 +45,7 @@ class Demonstrations:
     rows: dict[str, Tensor] = field(repr=False)
 
     @classmethod
-    def open(cls, source: str | os.PathLike[str], target: Target) -> Demonstrations:
+    def open(cls, source: str | os.PathLike[str], target: DataTarget) -> Demonstrations:
         """Open a file without running code from it.
 
         Raises:
@@ -107,17 +108,17 @@ class Demonstrations:
         return values[:, :size].contiguous()
 
 
-def task_of(source: str | os.PathLike[str], task: str | None, task_set: str | None) -> Target:
+def task_of(source: str | os.PathLike[str], task: str | None, task_set: str | None) -> DataTarget:
     """Find the task of a file: as the user says, or by its name.
 
     Raises:
         ValueError: unknown.
     """
     if task is not None:
-        return Target.of(task, task_set)
+        return DataTarget.of(task, task_set)
     name = Path(source).stem
     try:
-        return Target.of(name, task_set, from_file=True)
+        return DataTarget.of(name, task_set, from_file=True)
     except ValueError as error:
         raise ValueError(
             f"{source} is not named after a task that is known here: name it, task=NAME ({error})"
