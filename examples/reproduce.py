@@ -238,11 +238,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="all stages at toy size")
     parser.add_argument("--plan", action="store_true", help="print the plan and stop; nothing is written to WORK_DIR")
     args = parser.parse_args(argv)
+    if args.student is not None and (shipped := find(args.student)):
+        args.student = str(shipped)
     for name, path in (("--work-dir", args.work_dir), ("--student", args.student)):
         if path is not None and not re.fullmatch(r"[\w./:@+-]+", path):
             raise ValueError(f"{name} {path}: a name without spaces and other signs is needed, for the command lines")
-    if args.student is not None and (shipped := find(args.student)):
-        args.student = str(shipped)
     if args.student is not None and not Path(args.student).is_file():
         raise ValueError(f"--student {args.student} does not exist: README.md says where the published one is")
     work = Path(args.work_dir)

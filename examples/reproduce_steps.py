@@ -11,7 +11,7 @@ from typing import NamedTuple
 from reproduce_scale import BATCHES, EPISODE, NOTHING, Scale, Work
 
 from tdmpc2.checkpoints.reading import read_outline
-from tdmpc2.studies.heldout import error_file
+from tdmpc2.studies.error_files import error_file
 
 STAGES = ("teachers", "data", "student", "evaluation", "quantising", "cards", "comparison")
 #: Stages that need the student that was chosen.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 import time
@@ -81,6 +82,11 @@ def main() -> None:
         named = "is missing" if args.player is None else f"{args.player} does not exist"
         sys.exit(f"error: --player {named}: name a trained checkpoint, such as the published student of README.md")
     out, player = Path(args.out).resolve(), Path(args.player).expanduser().resolve()
+    for name, path in (("--out", out), ("--player", player)):
+        if not re.fullmatch(r"[\w./:@+-]+", str(path)):
+            sys.exit(f"error: {name} {path}: a path without spaces and other signs is needed, for the command lines")
+    if args.jobs < 1:
+        sys.exit(f"error: --jobs {args.jobs} must be at least 1")
     logs = out / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     cores = usable_cores()

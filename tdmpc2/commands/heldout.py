@@ -30,7 +30,7 @@ OPTIONS = (
     ),
     Option("batches", "how many are drawn", 50, int, least=1),
     Option("batch_size", "slices in each", 256, int, least=1),
-    Option("seed", "of the slices", 12345, int, least=0),
+    Option("seed", "of the slices", 12345, int, least=0, most=2**31 - 1),
     Option("device", "where the model computes", "auto"),
     Option("write", "leave heldout.json beside a run's model.pt, for report; heldout_NAME.json beside other files",
            False, bool),
@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     values, _ = read_options("heldout", __doc__, argv, OPTIONS)
     from rich import get_console
 
-    from tdmpc2.studies.heldout import check_one_each, error_table, measure, scored_tasks, trust_table, write_errors
+    from tdmpc2.studies.error_files import check_one_each, write_errors
+    from tdmpc2.studies.heldout import error_table, measure, scored_tasks, trust_table
     from tdmpc2.support.tables import terminal_table
 
     paths, write = values.pop("checkpoints"), values.pop("write")

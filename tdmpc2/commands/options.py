@@ -29,6 +29,7 @@ class Option:
         bare: takes values without a key, in the order of the rows.
         choices: the values it may have; empty: any.
         least: smallest number.
+        most: largest number.
         aliases: other names people may know it by.
     """
 
@@ -41,6 +42,7 @@ class Option:
     bare: bool = False
     choices: tuple[str, ...] = ()
     least: float | None = None
+    most: float | None = None
     aliases: tuple[str, ...] = ()
 
     def value(self, text: str | None) -> Any:
@@ -72,6 +74,8 @@ class Option:
             raise ValueError(f"{self.key}={text} must be a finite number")
         if self.least is not None and value < self.least:
             raise ValueError(f"{self.key}={text} must be at least {self.least:g}")
+        if self.most is not None and value > self.most:
+            raise ValueError(f"{self.key}={text} must be at most {self.most:g}")
         return value.expanduser() if isinstance(value, Path) else value
 
 

@@ -26,6 +26,7 @@ from tdmpc2.config.teachers import parse_teachers
 from tdmpc2.support.cli import one_line_errors
 
 if TYPE_CHECKING:
+    from tdmpc2.data.store.store import EpisodeStore
     from tdmpc2.data.store.teacher_columns import TeacherTargets
     from tdmpc2.training.teacher import Teacher, Teachers
 
@@ -101,7 +102,7 @@ class Known:
         from tdmpc2.data.store.teacher_columns import find_targets
 
         for place in self._places:
-            old, wanted = _store(place, agent), [column for column in columns if not column.complete()]
+            old, wanted = _known_store(place), [column for column in columns if not column.complete()]
             sources = {column.name: find_targets(old, self._teacher.sha256, column.name) for column in wanted}
             pairs = [(column, source) for column in wanted if (source := sources[column.name]) is not None]
             for column, source in pairs:  # before episodes are read, which takes long
@@ -112,6 +113,17 @@ class Known:
             for column in columns:
                 count = copied.get(column.name, 0)
                 print(f"{column.name} of {count:,} episodes is taken over from {old.path}", flush=True)
+
+
+def _known_store(place: str) -> EpisodeStore:
+    """Open the store of a directory as it is: importing its files anew would delete the outputs to be copied."""
+    from tdmpc2.data.store.store import EpisodeStore
+
+    root = Path(place).expanduser()
+    path = next((path for path in (root, root / "store") if (path / "meta.json").exists()), None)
+    if path is None:
+        raise ValueError(f"known: {place} holds no episode store, and so no outputs of a teacher: leave it out")
+    return EpisodeStore.open(path)
 
 
 def _teacher(values: dict[str, Any]) -> Teacher | Teachers:

@@ -13,6 +13,7 @@ the model is fine-tuned to the one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from tdmpc2.commands.hydra_app import App, composed, job, launch, note_unread, t
 from tdmpc2.config import Config, defaults, has_teacher, help_rows, parse_cfg, policy_is_from_file
 
 _OF_BOTH = {"episodic", "termination_coef", "env_workers"}  # keys of learning online that offline runs read, too
+_OF_TEACHING = re.compile("distillation_").match
 APP = App("train", __doc__, "generic", groups=("student_config", "teacher_config"))
 
 
@@ -42,6 +44,8 @@ def run(cfg: DictConfig) -> None:
     composed_one = not online and not student.teachers  # the teacher that the configuration files name
     distilled = has_teacher(cfg.get("teacher_config")) and (names_teacher() or composed_one)
     teacher = parse_cfg(composed(cfg.teacher_config), "teacher_config") if distilled else None
+    if teacher is None and not student.teachers:
+        note_unread("a run without a teacher", sorted(filter(_OF_TEACHING, typed_names())))
     (train_online if online else train)(student, teacher)
     if student.save_csv and not student.dry_run and is_main_process():
         from tdmpc2.studies.curves import draw_run
@@ -63,12 +67,14 @@ def check_mode(student: Config, typed: Collection[str]) -> None:
     if student.mode == "online" and student.demonstrations is None and "max_episodes_per_task" in typed:
         note_unread("a run that learns online without demonstrations", ["max_episodes_per_task"])
     if "seed_actions" in typed and student.mode == "online" and policy_is_from_file(student.checkpoint, student.reset):
-        note_unread("a run that begins with its checkpoint's policy", ["seed_actions"])
+        note_unread("a run that begins with its checkpoint's policy in a task that the file knows", ["seed_actions"])
     if "fit_encoder" in typed and student.fit_encoder and student.mode == "online":
         from tdmpc2.training.learner import fits_encoder
 
         if not fits_encoder(student):
             note_unread("a run without an encoder of images that begins at random", ["fit_encoder"])
+    if "lr_end" in typed and student.lr_schedule == "constant":
+        note_unread("a run with lr_schedule=constant", ["lr_end"])
     of_online = {row.key for row in help_rows("train") if row.section == "Learning online"} - _OF_BOTH
     if student.mode == "offline":
         note_unread("a run that learns offline", sorted(of_online & set(typed)))

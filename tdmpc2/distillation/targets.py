@@ -156,6 +156,14 @@ def only_cached(target: str) -> str:
     )
 
 
+def only_offline(target: str) -> str:
+    """Say why a run that learns online cannot have a target that needs a cache."""
+    return (
+        f"distillation_targets={target} needs what is made beforehand for stored episodes, and mode=online plays new "
+        "ones: store what it has played (`tdmpc2 data from-run`) and learn the target with mode=offline"
+    )
+
+
 def loss_name(target: str) -> str:
     """Name a target's loss among the losses of an update: ``distillation`` for ``reward``, as in the reference."""
     return "distillation" if target == "reward" else f"distillation_{target}"

@@ -10,6 +10,7 @@ from gymnasium.spaces import Box
 
 from tdmpc2.checkpoints.files import Checkpoint
 from tdmpc2.config import PLANNER_KEYS, Config
+from tdmpc2.config.observing import STACKED
 from tdmpc2.envs.registry import build_env, family_of
 from tdmpc2.envs.wrappers import declared_actions
 from tdmpc2.support.version import version
@@ -41,7 +42,8 @@ def card_of(cfg: Config, file: Checkpoint, task_ids: Sequence[int], precision: s
             "card": file.card,
         },
         "tasks": [_task(cfg, task_id) for task_id in task_ids],
-        "observation": {"kind": cfg.obs, "size": cfg.obs_dim if cfg.observes_state else None, "padding": 0.0},
+        "observation": {"kind": cfg.obs, "size": cfg.obs_dim if cfg.observes_state else None, "padding": 0.0}
+        | ({"images": _images(cfg)} if cfg.observes_images else {}),
         "action": {"size": cfg.action_dim, "low": -1.0, "high": 1.0},
         "budget": {**{key: getattr(cfg, key) for key in PLANNER_KEYS}, "iterations": cfg.plan_iterations},
     }
@@ -49,11 +51,23 @@ def card_of(cfg: Config, file: Checkpoint, task_ids: Sequence[int], precision: s
 
 def _task(cfg: Config, task_id: int) -> dict[str, Any]:
     spec = cfg.task_specs[task_id]
-    return {**spec.unpadded().plain(), "discount": cfg.discounts[task_id], "environment": environment_facts(spec.name)}
+    environment = environment_facts(spec.name, cfg.obs)
+    return {**spec.unpadded().plain(), "discount": cfg.discounts[task_id], "environment": environment}
 
 
-def environment_facts(name: str) -> dict[str, Any] | None:
+def _images(cfg: Config) -> dict[str, Any]:
+    """Describe the images of an observation, bytes of the newest frames side by side."""
+    channels, height, width = cfg.image_shape
+    frame = [channels // STACKED, height, width]
+    return {"frames": STACKED, "frame": frame, "order": "oldest first", "low": 0, "high": 255}
+
+
+def environment_facts(name: str, obs: str = "state") -> dict[str, Any] | None:
     """Describe the environment of a task: which one it is, its actuators in order, and what an action of -1 and 1 is.
+
+    Args:
+        name: of the task.
+        obs: what the model observes; of images alone, the names of other observations are left out.
 
     Returns:
         None where it cannot be built here.
@@ -61,13 +75,14 @@ def environment_facts(name: str) -> dict[str, Any] | None:
     from tdmpc2.envs.dm_control import DMControlEnv
 
     try:
-        env = build_env(name, 0)
+        env = build_env(name, 0, obs=obs)
     except (ValueError, ImportError, GymnasiumError):
         return None
     try:
         inner: Any = env.unwrapped
         if isinstance(inner, DMControlEnv):
-            return inner.facts
+            facts = {**inner.facts, **({"camera": inner.view().camera} if obs != "state" else {})}
+            return {key: value for key, value in facts.items() if obs != "rgb" or key != "observations"}
         space = declared_actions(env)  # what the one who calls gymnasium.make sees
         actuators = _actuators(space) if isinstance(space, Box) and space.shape == env.action_space.shape else None
         if env.spec is None:  # built by its family, and not by gymnasium.make

@@ -9,9 +9,7 @@ from pathlib import Path
 from tdmpc2.acceleration.cpu import build
 from tdmpc2.export.native_model import read_source, write_model
 from tdmpc2.export.request import Request
-from tdmpc2.quantization.copies import stem_of
 from tdmpc2.support.files import replacing, size_text
-from tdmpc2.support.names import safe_name
 from tdmpc2.support.version import version
 
 MODEL = "model.safetensors"
@@ -105,6 +103,4 @@ def _variants(common: list[str]) -> str:
 def _folder(request: Request) -> Path:
     if request.out is not None:
         return request.out
-    task = f"_{safe_name(request.task)}" if request.task else ""
-    precision = f"_{request.precision}" if request.precision else ""
-    return request.default_folder / f"{stem_of(request.checkpoint)}{task}{precision}_native"
+    return request.default_folder / f"{request.stem(request.precision or '')}_native"

@@ -16,6 +16,7 @@ from tdmpc2.config import Config
 from tdmpc2.loading import load_agent
 from tdmpc2.nn.world_model import WorldModel
 from tdmpc2.quantization.recipes import RECIPES, quantize_state
+from tdmpc2.support.names import safe_name
 
 RECIPE = "int8-weight-only"  # of int8 exports
 _INT8 = ("int8", "qint8")
@@ -57,6 +58,12 @@ class Request:
     def default_folder(self) -> Path:
         """Where files are written whose name was not asked for."""
         return self.checkpoint.parent if self.folder is None else self.folder
+
+    def stem(self, precision: str) -> str:
+        """Name what is written by the checkpoint, the one task and the precision, which a quantised copy's name has."""
+        named = not precision or self.checkpoint.stem.endswith(f"_{precision}")
+        parts = [self.checkpoint.stem, safe_name(self.task) if self.task else "", "" if named else precision]
+        return "_".join(filter(None, parts))
 
     def check_free(self, paths: Iterable[Path]) -> None:
         """Raise ``ValueError`` if a file to write is there and must stay, or is the checkpoint itself."""

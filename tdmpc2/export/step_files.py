@@ -12,9 +12,7 @@ from tdmpc2.envs import check_task
 from tdmpc2.export.card import card_of
 from tdmpc2.export.graph import STEPS, Step
 from tdmpc2.export.request import Request, load
-from tdmpc2.quantization.copies import stem_of
 from tdmpc2.support.files import replacing, size_text
-from tdmpc2.support.names import safe_name
 
 CARD = "tdmpc2"  # name of the card in a file
 #: A file that runs: tensors by name -> outputs.
@@ -69,9 +67,7 @@ def target_files(request: Request, ending: str) -> dict[str, Path]:
     if out is not None and out.suffix == ending:
         return {step.name: out.with_name(f"{out.stem}_{step.name}{ending}") for step in STEPS}
     folder = request.default_folder if out is None else out
-    stem = stem_of(request.checkpoint)
-    stem += f"_{safe_name(request.task)}" if request.task else ""
-    stem += "" if request.precision == "fp32" else f"_{request.precision}"
+    stem = request.stem("" if request.precision == "fp32" else request.precision)
     return {step.name: folder / f"{stem}_{step.name}{ending}" for step in STEPS}
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tdmpc2.config import KEYS, UNDECISIVE, as_typed
+from tdmpc2.config import KEYS, PLANNER_KEYS, UNDECISIVE, as_typed
+from tdmpc2.config.sizes import budget
+from tdmpc2.support.entries import text, whole
 
 #: Keys that a score depends on once the weights are given; the precision is the protocol's own.
 _DECIDING = {
@@ -17,6 +20,18 @@ _DECIDING = {
 
 #: Entries of a protocol that are no settings, or follow from others.
 _FOLLOWING = {"config", "sha256", "plan_iterations"}
+#: Entries of ``config`` that :func:`plan_text` reads.
+PLAN = {
+    "num_samples": whole(2),
+    "iterations": whole(1),
+    "horizon": whole(1),
+    "plan_action": text().optional,
+    "plan_start": text().optional,
+}
+#: Keys of the planner that every description of a plan has, or whose default depends on the task.
+_IN_PLAN_TEXT = {"num_samples", "iterations", "horizon", "plan_action", "plan_start"}
+#: Names of a run's other files.
+_OF_RUNS = re.compile(r"ema|best|model_\d+")
 
 
 def difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -58,9 +73,39 @@ def settings(protocol: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checkpoint_name(path: str) -> str:
-    """Shorten a path to what tells a checkpoint from others: its stem, or its directory's name for ``model.pt``."""
+    """Shorten a path to what tells a checkpoint from others.
+
+    It is the file's stem; the directory's name for a run's ``model.pt``; and both for its other files, such as
+    ``ema.pt``, which are called alike in every run.
+    """
     file = Path(path)
-    return file.absolute().parent.name if file.stem == "model" else file.stem
+    directory = file.absolute().parent.name
+    if file.stem == "model":
+        return directory
+    return f"{directory}-{file.stem}" if directory and _OF_RUNS.fullmatch(file.stem) else file.stem
+
+
+def budget_text(protocol: Mapping[str, Any]) -> str:
+    """Say how many action sequences a plan tries, as in ``6 x 512 samples``."""
+    config = protocol["config"]
+    return f"{protocol.get('plan_iterations', config['iterations'])} x {config['num_samples']} samples"
+
+
+def plan_text(protocol: Mapping[str, Any]) -> str:
+    """Describe a planner's budget and all of its settings that are not the usual ones.
+
+    Args:
+        protocol: as in ``results.json``, with ``num_samples``, ``iterations`` and ``horizon`` in its ``config``.
+    """
+    config = protocol["config"]
+    text = f"{budget_text(protocol)}, horizon {config['horizon']}"
+    if (executed := config.get("plan_action", "sample")) != "sample":
+        text += f", {executed} of the plan"
+    if (start := config.get("plan_start", "previous")) != "previous":
+        text += f", begun by the {start}"
+    usual = {name: KEYS[name].default for name in PLANNER_KEYS} | budget(config["num_samples"])
+    others = [key for key in PLANNER_KEYS if key not in _IN_PLAN_TEXT and config.get(key, usual[key]) != usual[key]]
+    return ", ".join([text, *(f"{key}={as_typed(config[key])}" for key in others)])
 
 
 def _differing(found: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -46,7 +46,7 @@ def quantization_figure(path: Path, rows: Sequence[dict[str, Any]], limit_db: fl
         errors.axvline(x + 0.5, color="lightgrey", linewidth=0.5)
     errors.set_xticks(range(len(outputs)), [name.replace("_", " ") for name in outputs])
     errors.set(xlim=(-0.5, len(outputs) - 0.5), ylabel="error relative to float32, dB", title="lower is better")
-    what = "normalized score, 95 % intervals" if scored else "regret ± standard error"
+    what = f"{rows[0].get('score_label', 'normalized score')}, 95 % intervals" if scored else "regret ± standard error"
     costs.set(xlabel="file size, % of float32", ylabel=what, title="further left is smaller")
     costs.set_xlim(left=0)
     for axes in (errors, costs):

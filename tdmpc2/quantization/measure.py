@@ -95,7 +95,7 @@ def measure(candidates: Sequence[Candidate], inputs: Inputs, settings: Settings)
         for row, score in zip(rows, scores, strict=True):
             difference, interval = compare(score, scores[0])
             if not score.mixed:
-                row |= {"score": score.normalized_score, "interval": score.interval}
+                row |= {"score": score.normalized_score, "interval": score.interval, "score_label": score.score_label}
                 row |= {"minus_fp32": difference, "minus_fp32_interval": interval}
             row["returns"] = {result.task: list(result.returns) for result in score.tasks}
     return rows

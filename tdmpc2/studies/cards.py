@@ -16,6 +16,7 @@ from tdmpc2.checkpoints.files import Checkpoint, file_sha256, load_file
 from tdmpc2.config import KEYS, UNDECISIVE, Config, as_typed, from_record
 from tdmpc2.data.placement import data_record
 from tdmpc2.data.source import CHUNKS, find_form, open_source
+from tdmpc2.play.protocols import PLAN, plan_text
 from tdmpc2.studies.runs import Run, read_run
 from tdmpc2.support.entries import (
     SHA256,
@@ -32,6 +33,7 @@ from tdmpc2.support.entries import (
 from tdmpc2.support.files import json_text, read_json
 from tdmpc2.support.text import cut
 from tdmpc2.support.version import version
+from tdmpc2.tracking.curves import wall_seconds
 from tdmpc2.training.run_record import share_episodes
 
 _PAIR = nothing_or(list_of(number(), least=2))
@@ -53,11 +55,7 @@ _SETTINGS = {
     "eval_episodes": whole(1),
     "eval_seed": whole(),
     "eval_noise": flag(),
-    "num_samples": whole(2),
-    "iterations": whole(1),
-    "horizon": whole(1),
-    "plan_action": text().optional,
-    "plan_start": text().optional,
+    **PLAN,
 }
 _TASK = {"task": text(), "return": nothing_or(number()), "return_interval": _PAIR}
 #: Entries of ``heldout.json``.
@@ -94,7 +92,8 @@ def new_card(
     trained = [read_run(run) for run in runs]
     if trained:
         _check_trained(checkpoint, card["files"], trained[-1])
-        card = {key: value for key, value in card.items() if key not in ("hours", "teachers")} | _of_runs(trained)
+        card = {key: value for key, value in card.items() if key not in ("hours", "teachers")}
+        card |= _of_runs(trained, checkpoint.step)
     if data:
         card["data"] = [_of_data(name, checkpoint, trained) for name in data]
     scores = [_of_evaluation(directory, card["files"]) for directory in evaluations]
@@ -152,18 +151,20 @@ def _kind(score: Mapping[str, Any], own: Collection[str]) -> tuple[Any, ...]:
     return file, *(score[key] for key in ("action", "plan", "precision", "noise")), *sorted(score["tasks"])
 
 
-def _of_runs(runs: Sequence[Run]) -> dict[str, Any]:
-    """Tell how runs that go on from each other were made."""
+def _of_runs(runs: Sequence[Run], step: int | None = None) -> dict[str, Any]:
+    """Tell how runs that go on from each other were made, the last one until a step; None: until its end."""
+    until = runs[-1].step if step is None else step
     configs = [from_record(run.config) for run in runs]
     first, last = configs[0], configs[-1]
     card: dict[str, Any] = {
         "command": "; ".join(_command(cfg, run.config) for cfg, run in zip(configs, runs, strict=True)),
-        "steps": sum(run.step for run in runs),
+        "steps": sum(run.step for run in runs[:-1]) + until,
         "start": "random weights" if first.checkpoint is None else _short(first.checkpoint),
     }
     seconds = [run.seconds for run in runs if run.seconds is not None]
     if len(seconds) == len(runs):  # or it would be the time of some of them
-        card["hours"] = sum(seconds) / 3600
+        left = wall_seconds(runs[-1].path, until) if until < runs[-1].step else seconds[-1]
+        card["hours"] = (sum(seconds[:-1]) + left) / 3600
     teachers = {entry.task: _short(entry.checkpoint) for entry in last.teachers or ()}
     if not teachers and (sha256 := runs[-1].config.get("teacher_sha256")):
         teachers = {"all": f"sha256 {sha256}"}
@@ -220,15 +221,9 @@ def _of_evaluation(directory: Path, files: Sequence[str]) -> dict[str, Any]:
     settings = check_entries(f"{path}: protocol, config", protocol["config"], _SETTINGS, others=True)
     _check_same(str(path), protocol["sha256"], files)
     tasks = [check_entries(f"{path}: tasks", task, _TASK, others=True) for task in found["tasks"]]
-    iterations = protocol.get("plan_iterations", settings["iterations"])
-    plan = f"{iterations} x {settings['num_samples']} samples, horizon {settings['horizon']}"
-    if (executed := settings.get("plan_action", "sample")) != "sample":
-        plan += f", {executed} of the plan"
-    if (start := settings.get("plan_start", "previous")) != "previous":
-        plan += f", begun by the {start}"
     return {
         "action": protocol["action"],
-        "plan": plan if protocol["action"] == "planner" else "no planning",
+        "plan": plan_text(protocol) if protocol["action"] == "planner" else "no planning",
         "precision": protocol["precision"],
         "score": found["normalized_score"],
         "label": found["score_label"],

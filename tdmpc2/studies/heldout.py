@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import Checkpoint, load_file
-from tdmpc2.checkpoints.hub import as_typed, is_path
+from tdmpc2.checkpoints.hub import is_path
 from tdmpc2.config import Config
 from tdmpc2.data.batch import Batch
 from tdmpc2.data.placement import data_record, open_data
@@ -25,7 +25,7 @@ from tdmpc2.nn.math import decode, symlog
 from tdmpc2.studies.agreement import RANKS, rank_correlations
 from tdmpc2.studies.trust import STEPS, rollout_is_worse, trust_figures
 from tdmpc2.support.entries import check_entries
-from tdmpc2.support.files import json_text, read_json, write_text
+from tdmpc2.support.files import read_json
 from tdmpc2.support.tables import Cells
 from tdmpc2.tasks import matching, nearest
 from tdmpc2.tracking.progress import progress
@@ -223,6 +223,8 @@ def measure(
             )
         file = load_file(path, identify=True)
         agent = load_agent(file, device=device, precision="fp32")
+        if agent.cfg.observes_images:
+            raise ValueError(f"{path} observes images (obs={agent.cfg.obs}), which stored episodes do not hold")
         cfg = agent.cfg.replace(data_dir=data_dir, task_balance="tasks")
         if cfg.multitask:
             cfg = cfg.replace(tasks=shared_tasks(cfg, data_dir, tasks))
@@ -277,42 +279,6 @@ def scored_tasks(results: Mapping[Path, Mapping[str, Any]]) -> list[str]:
         of = f" of {min(trained)}" if len(trained) == 1 and trained != {len(tasks)} else ""
         lines.append(f"Measured on {len(tasks)}{of} tasks of the model{whose}: {', '.join(tasks)}")
     return lines
-
-
-def write_errors(results: Mapping[Path, Mapping[str, Any]]) -> None:
-    """Leave the errors of each checkpoint beside it, see :func:`error_file`; the report reads ``heldout.json``.
-
-    Raises:
-        ValueError: two checkpoints would leave theirs in the same file, or the disk refused.
-    """
-    check_one_each(results)
-    for path, errors in results.items():
-        write_text(error_file(path), json_text(errors, indent=1) + "\n")
-
-
-def error_file(path: Path) -> Path:
-    """Name the file that a checkpoint's errors are left in.
-
-    It is ``heldout.json`` beside the ``model.pt`` of a run, which the report reads, and ``heldout_NAME.json`` beside
-    another ``NAME.pt``.
-    """
-    return path.parent / ("heldout.json" if path.name == "model.pt" else f"heldout_{path.stem}.json")
-
-
-def check_one_each(paths: Iterable[Path]) -> None:
-    """Raise ValueError if two checkpoints would leave their errors in the same file, or one is no path."""
-    paths = list(paths)
-    if remote := [as_typed(path) for path in paths if not is_path(path)]:
-        raise ValueError(
-            f"write leaves heldout.json beside a checkpoint, and {remote[0]} is no path: copy the file here"
-        )
-    names = [(path.resolve().parent, path.stem) for path in paths]
-    if several := next((name for name in names if names.count(name) > 1), None):
-        same = [path for path, name in zip(paths, names, strict=True) if name == several]
-        raise ValueError(
-            f"{same[0]} and {same[1]} would leave their errors in the same file: write takes "
-            "one checkpoint of each name"
-        )
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tdmpc2.play.evaluation import Aggregate, aggregates
-from tdmpc2.play.protocols import checkpoint_name, labels
+from tdmpc2.play.protocols import PLAN, budget_text, checkpoint_name, labels
 from tdmpc2.studies.sources import SHORT, SOURCES, Source, column, find
+from tdmpc2.support.entries import check_entries, record, text
 from tdmpc2.support.files import read_json
 from tdmpc2.support.intervals import Interval, bootstrap
 from tdmpc2.support.text import shown
@@ -29,6 +30,9 @@ TABLES: dict[str, tuple[str, ...]] = {
     "All 30 tasks": MT30,
     "The 19 tasks of DMControl itself": tuple(task for task in MT30 if task not in ADDED),
 }
+
+
+_PROTOCOL = {"config": record().optional, "checkpoint": text().optional}
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,8 @@ def gather(evaluations: Sequence[Path], folders: Sequence[Path] = ()) -> Gathere
 
 
 def _told_apart(entries: Sequence[Entry], directories: Sequence[Path]) -> list[Entry]:
-    """Name evaluations that look the same by what they differ in, such as the budget of their plans."""
-    rows = [(entry.name, entry.planned, entry.protocol) for entry in entries]
+    """Name evaluations of the same name and kind by what they differ in, such as the budget of their plans."""
+    rows = [(entry.name, entry.planned) for entry in entries]
     found = list(entries)
     for row in {row for row in rows if rows.count(row) > 1}:
         own = [number for number, other in enumerate(rows) if other == row]
@@ -124,16 +128,22 @@ def own_entry(directory: Path) -> Entry:
     protocol = about.get("protocol")
     if not isinstance(protocol, dict) or protocol.get("action") not in ("planner", "policy"):
         raise ValueError(f"{directory / 'results.json'} has no protocol of an evaluation: make it by `tdmpc2 evaluate`")
+    origin = f"{directory / 'results.json'}: protocol"
+    check_entries(origin, protocol, _PROTOCOL, others=True)
+    if planned := protocol["action"] == "planner":
+        check_entries(f"{origin}, config", _config(protocol), PLAN, others=True)
     returns = column("return")({"results.csv": file})
     if not returns:
         raise ValueError(f"{file} has no episodes of a task of MT30")
-    most = max(map(len, returns.values()))
+    counts = sorted({len(values) for values in returns.values()})
+    few = "1 episode" if counts[0] == 1 else f"{counts[0]} episodes"
+    episodes = f"{counts[0]} to {counts[-1]} episodes" if len(counts) > 1 else few
     noise = ", with exploration noise" if _config(protocol).get("eval_noise") is True else ""
     precision = protocol.get("precision")
     return Entry(
         name=checkpoint_name(str(protocol.get("checkpoint", directory.name))),
-        planned=protocol["action"] == "planner",
-        protocol=f"here, {most} {'episode' if most == 1 else 'episodes'} a task, {precision}{noise}",
+        planned=planned,
+        protocol=f"here, {budget_text(protocol) + ', ' if planned else ''}{episodes} a task, {precision}{noise}",
         parameters=_positive(directory, about, "parameters"),
         seconds=_positive(directory, about, "seconds_per_action"),
         scores={task: np.array(values) / 10 for task, values in returns.items()},

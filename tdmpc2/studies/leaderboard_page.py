@@ -24,7 +24,8 @@ Made by `tdmpc2 leaderboard`; do not edit. A score is the return / 10, averaged 
 intervals over episodes, or over training seeds where a source has those; `-` means that there is one number a task.
 Interquartile mean and worst five are of the tasks' means, which all sources have. Rows over episodes say nothing about
 how another training would end. Methods that learn a model for each task, methods that learn online and methods that see
-only stored data are not the same contest: the third column tells them apart. Seconds an action are those of our own
+only stored data are not the same contest: the third column tells them apart; of rows measured here
+it has the evaluation, and the card of the file says what it learned from. Seconds an action are those of our own
 evaluations: wall time over actions, simulation included, episodes side by side."""
 
 

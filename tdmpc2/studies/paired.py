@@ -128,6 +128,12 @@ def paired(first: Played, second: Played) -> Pair:
     Raises:
         ValueError: they have different tasks or seeds; the message names them.
     """
+    counts = {len(result.seeds) for result in first.result.tasks}
+    if len(counts) > 1:  # the interquartile mean would weigh tasks by their episodes
+        raise ValueError(
+            f"{first.path} has {min(counts)} to {max(counts)} episodes a task, as an evaluation that was cut off: "
+            "evaluate it again"
+        )
     second = _in_order_of(first, second)
     score, interval = compare(second.result, first.result)
     scores = [

@@ -14,13 +14,15 @@ from typing import Any
 
 from tdmpc2.config import UNDECISIVE, as_typed, distillation_terms, from_record
 from tdmpc2.envs.registry import MIXED, SCORE_RULES, score_label
+from tdmpc2.studies.error_files import error_file
 from tdmpc2.support.csv_files import read_csv
 from tdmpc2.support.entries import LARGEST, check_entries, nothing_or, number, record, table_of, whole
 from tdmpc2.support.files import read_json
 from tdmpc2.support.text import cut
 from tdmpc2.tracking.curves import read_curves
 from tdmpc2.training.evaluations import factor_between, read_scores
-from tdmpc2.training.run_record import read_record, tells_content
+from tdmpc2.training.run_dir import step_of
+from tdmpc2.training.run_record import MADE, read_record, tells_content
 
 #: Entries of run.json that neither weights nor scores depend on.
 _IGNORED = UNDECISIVE | {"task_specs"}
@@ -92,7 +94,7 @@ class Run:
         return {
             key: value
             for key, value in sorted(self.config.items())
-            if key not in ignored and key != _TEACHER and not key.startswith("distillation")
+            if key not in ignored | {_TEACHER, MADE} and not key.startswith("distillation")
         }
 
     @cached_property
@@ -100,8 +102,10 @@ class Run:
         """Teacher and what is distilled. Without influence of a teacher only whether there was one."""
         if not self.distilled:
             return {_TEACHER: self.config[_TEACHER] and "of weight 0"}
-        names = (key for key in sorted(self.config) if key.startswith("distillation") and key not in _IGNORED)
-        return {_TEACHER: self.config[_TEACHER], **{key: self.config[key] for key in names}}
+        names = [key for key in sorted(self.config) if key.startswith("distillation") and key not in _IGNORED]
+        columns = self.config.get(MADE, {}).items()
+        made = {f"{column}.{key}": value for column, settings in columns for key, value in settings.items()}
+        return {_TEACHER: self.config[_TEACHER], **{key: self.config[key] for key in names}, **made}
 
 
 @dataclass(frozen=True)
@@ -243,21 +247,24 @@ def read_run(path: Path) -> Run:
     return Run(
         path=path,
         config=config,
-        step=max([0, *known, *(int(row["step"]) for row in train)]),
+        step=max([0, *known, *(int(row["step"]) for row in train), step_of(path / "model.pt") or 0]),
         scores=known,
         score_label=label,
         returns=returns,
         losses=train[-1] if train else {},
-        heldout=_heldout(path / "heldout.json"),
+        heldout=_heldout(path / ("ema.pt" if config.get("eval_weights") == "ema" else "model.pt")),
         seconds=sum(row.get("seconds", 0.0) for row in speed) if speed else None,
         remarks=remarks,
         unscored=tuple(missing),
     )
 
 
-def _heldout(path: Path) -> dict[str, Any]:
+def _heldout(checkpoint: Path) -> dict[str, Any]:
+    """Read the errors of the file whose scores are the run's."""
+    path = error_file(checkpoint)
     found = check_entries(str(path), found, _HELDOUT, others=True) if (found := read_json(path, {})) else {}
-    return found if found.get("checkpoint", "model.pt") == "model.pt" else {}  # older ones may be of another file
+    name = checkpoint.name
+    return found if found.get("checkpoint", name) == name else {}  # older ones may be of another file
 
 
 def _logged_scores(rows: Iterable[Mapping[str, float]], label: str) -> dict[int, float]:

@@ -85,6 +85,11 @@ def shares(teacher: TDMPC2 | Mapping[str, TDMPC2], store: EpisodeStore) -> list[
                 f"{store.path} holds task={store.meta.task} ({len(specs)} tasks), but the teacher plays "
                 f"task={teacher.cfg.task} ({len(teacher.cfg.task_specs)} tasks). Use a teacher of the data's task set"
             )
+        if teacher.cfg.observes_images:
+            raise ValueError(
+                f"the teacher observes images (obs={teacher.cfg.obs}), which {store.path} does not hold: use one that "
+                "observes states"
+            )
         everything = torch.arange(len(specs), device=teacher.device)
         return [Share(teacher, everything, torch.ones(len(specs), dtype=torch.bool))]
     student = Config(task=store.meta.task, task_specs=specs)

@@ -14,6 +14,7 @@ from tdmpc2.data.reward_range import beyond_bins
 from tdmpc2.distributed import process_group
 from tdmpc2.play.evaluation import evaluate
 from tdmpc2.support.mapped_files import UnchangedFile, name_bus_errors
+from tdmpc2.training import run_record
 from tdmpc2.training.callbacks import Callback
 from tdmpc2.training.divergence import Diagnosis, diagnosis_of
 from tdmpc2.training.loop import Run
@@ -66,6 +67,7 @@ def _learn(run: Run) -> None:
             data, lazy_targets = add_targets(data, run.teacher, cfg, agent.device, run.live_teacher)
             if made := made_outputs(data, run.teacher, cfg):
                 run.attach("made outputs", made)
+                run.resumed.record[run_record.MADE] = made.state()
     if data_record(cfg.data_dir, cfg.task) != run.resumed.record["data"]:
         raise ValueError(f"The files in data_dir={cfg.data_dir} were replaced while they were read: start again")
     sampler = data.sampler

@@ -80,12 +80,14 @@ def compute_plans(
     episodes = torch.arange(len(store.task)) if episodes is None else episodes.cpu()
     with one_process(column.path):
         fill_untaught([column], of_tasks, episodes)
+        verify = store.verifier()
         todo = [(share, own[column.missing(own)]) for share in of_tasks if len(own := share.episodes(store, episodes))]
         with Progress(sum(len(own) for _, own in todo) * length, "Teacher's plans", unit="plans") as bar:
             for share, own in todo:
                 if line := share.teacher.planner.speed_up(share.teacher.cfg.compile, len(own) * length):
                     print(line, flush=True)
                 for episode in own.tolist():
+                    verify(torch.tensor([episode]))  # plans for damaged rows would stay after the rows are repaired
                     _plan_episode(column, share, episode, size, bar)
         column.flush()
 

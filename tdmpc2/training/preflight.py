@@ -21,7 +21,7 @@ from tdmpc2.data.placement import column_bytes, data_bytes, data_problems, data_
 from tdmpc2.data.store.importer import RATE, find_store
 from tdmpc2.data.store.teacher_columns import COLUMNS
 from tdmpc2.distillation.outputs import teacher_columns
-from tdmpc2.distillation.targets import TARGETS, only_cached
+from tdmpc2.distillation.targets import TARGETS, only_cached, only_offline
 from tdmpc2.nn.layers import num_parameters
 from tdmpc2.play.evaluation import num_steps, side_by_side
 from tdmpc2.play.results import check_video
@@ -92,7 +92,8 @@ def preflight(cfg: Config, teacher: Config | None) -> None:
     ]
     taught = teacher is not None or bool(cfg.teachers)
     if taught and cfg.distillation_cache != "full":
-        problems += [only_cached(name) for name in cfg.distillation_terms if not TARGETS[name].live]
+        made_before = [name for name in cfg.distillation_terms if not TARGETS[name].live]
+        problems += [only_offline(name) if online else only_cached(name) for name in made_before]
     if cfg.checkpoint is not None and (why := why_missing(cfg.checkpoint)):
         problems.append(f"weights to start from: checkpoint={cfg.checkpoint} {why}")
     if cfg.eval_freq and (online or cfg.eval_freq <= cfg.steps):

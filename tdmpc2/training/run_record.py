@@ -13,16 +13,22 @@ from typing import Any
 from tdmpc2.checkpoints.run_state import START_NEW, state_path
 from tdmpc2.config import CHANGEABLE, ONE_START_KEYS, Config, completed, from_record
 from tdmpc2.support.entries import SHA256, check_entries, flag, nothing_or, table_of, text
+from tdmpc2.support.entries import record as entries_of
 from tdmpc2.support.files import read_json, write_text
 from tdmpc2.support.text import cut, shown
 
+MADE = "made_outputs"
 #: Entries of the record that are not keys of the configuration, whose own table checks those.
 RECORD = {
     "teacher_sha256": nothing_or(SHA256).optional,
     "data": nothing_or(table_of(text())).optional,
     #: In a run that older versions began from a checkpoint: its seed steps are random, not the checkpoint's policy.
     "random_seed_steps": flag().optional,
+    #: How the columns were made that do not follow from the teacher's file alone, such as plans: settings by column.
+    MADE: table_of(entries_of()).optional,
 }
+#: Entries that are compared elsewhere, or never.
+_APART = {"random_seed_steps", MADE}
 
 
 def check(cfg: Config, teacher_sha256: str | None, data: Mapping[str, str] | None = None) -> tuple[dict[str, Any], str]:
@@ -108,7 +114,7 @@ def _differences(path: Path, record: Mapping[str, Any]) -> dict[str, str]:
         raise ValueError(f"{error}: {START_NEW}") from error
     return {
         key: _difference(key, recorded.get(key), record.get(key))
-        for key in sorted((recorded.keys() | record.keys()) - ONE_START_KEYS - {"random_seed_steps"} - older)
+        for key in sorted((recorded.keys() | record.keys()) - ONE_START_KEYS - _APART - older)
         if recorded.get(key) != record.get(key)
     }
 

@@ -62,9 +62,11 @@ def compute_all(
             if lacks.any()
         ]
         label = f"Teacher's {' and '.join(column.name for column in columns)}"
+        verify = store.verifier()
         with Progress(sum(len(own) for _, own, _ in blocks), label, unit="episodes") as bar:
             for share, own, lacks in blocks:
                 lacking = [column for column, lack in zip(columns, lacks, strict=True) if lack]
+                verify(own)  # outputs of damaged rows would stay after the rows are repaired
                 outputs = _outputs(share, [column.name for column in lacking], store, own)
                 for column in lacking:
                     write(column, rows_of(own, length), outputs[column.name])

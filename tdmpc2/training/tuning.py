@@ -133,7 +133,7 @@ def _begun_anew(agent: TDMPC2, weights: Mapping[str, Tensor], cfg: Config) -> di
     modules = tuple(f"{name}." for part in cfg.reset for name in PARTS[part])
     kept = {name: tensor for name, tensor in weights.items() if not (modules and name.startswith(modules))}
     own = _own(agent, *(name for part in cfg.reset for name in PARTS[part]))
-    if "task_embedding" in cfg.reset:
+    if "task_embedding" in cfg.reset and "_task_emb.weight" in weights:  # without, the agent says what differs
         rows, new = weights["_task_emb.weight"].clone(), own["_task_emb.weight"].cpu()
         if rows.shape == new.shape:  # otherwise the agent says what differs when it loads them
             rows[list(cfg.task_ids)] = new[list(cfg.task_ids)].to(rows.dtype)

@@ -10,7 +10,8 @@ import torch
 from tdmpc2.config import Config
 from tdmpc2.data.store.same_episodes import fingerprint, same_episodes, take_over
 from tdmpc2.data.store.store import EpisodeStore
-from tdmpc2.data.store.teacher_columns import COLUMNS, TeacherTargets, open_targets, verify_targets
+from tdmpc2.data.store.teacher_columns import COLUMNS, TeacherTargets, open_targets
+from tdmpc2.data.store.verify_columns import verify_targets
 from tdmpc2.data.tools.convert import to_store
 from tdmpc2.tasks import TaskSpec
 from tdmpc2.training import plan_labels

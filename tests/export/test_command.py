@@ -91,6 +91,9 @@ def test_command_without_onnx_says_how_to_get_it(
 def test_files_are_named_after_checkpoint_task_and_precision(model_file: Path, tmp_path: Path) -> None:
     request = Request(model_file, task="walker-walk", precision="int8")
     assert target_files(request, ENDING)["plan"].name == "model_walker-walk_int8_plan.onnx"
+    copy = replace(request, checkpoint=tmp_path / "student_int8.pt", task=None)
+    assert target_files(copy, ENDING)["plan"].name == "student_int8_plan.onnx"
+    assert target_files(replace(copy, precision="fp32"), ENDING)["plan"].name == "student_int8_plan.onnx"
     assert target_files(replace(request, out=tmp_path), ENDING)["policy"].parent == tmp_path
     assert target_files(replace(request, out=tmp_path / "a.onnx"), ENDING)["policy"] == tmp_path / "a_policy.onnx"
     own = target_files(replace(request, task="mine:Mine-v0"), ENDING)["plan"].name

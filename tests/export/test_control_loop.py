@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from tdmpc2 import make_env
-from tdmpc2.export.card import environment_facts
+from tdmpc2.checkpoints.files import Checkpoint
+from tdmpc2.config import Config
+from tdmpc2.export.card import card_of, environment_facts
+from tdmpc2.tasks import lookup
 from tests.helpers.forks import environment
 from tests.helpers.reference import REPO
 from tests.helpers.scripts import load_script
@@ -106,3 +109,15 @@ def test_environment_that_the_file_does_not_describe_is_one_line(loop: ModuleTyp
 def test_loop_with_a_task_that_the_file_does_not_know_is_one_line(loop: ModuleType, files: dict[str, Path]) -> None:
     with pytest.raises(SystemExit, match="does not know cup-spin: its tasks are pendulum-spin"):
         loop.main([str(files["plan"]), "--task", "cup-spin"])
+
+
+def test_facts_of_a_model_of_images_say_how_they_are_drawn() -> None:
+    """A robot has to know camera, frames and their order, and not what the model never sees."""
+    cfg = Config(task="walker-walk", task_specs=(lookup("walker-walk"),), obs="rgb", mode="online", model_size=1)
+    card = card_of(cfg, Checkpoint({}), [0], "fp32")
+    images = card["observation"]["images"]
+    assert images == {"frames": 3, "frame": [3, 64, 64], "order": "oldest first", "low": 0, "high": 255}
+    environment = card["tasks"][0]["environment"]
+    assert environment["camera"] == 0
+    assert "observations" not in environment
+    assert "camera" not in (environment_facts("walker-walk") or {"camera": 0})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tdmpc2.config import Config
-from tdmpc2.play.protocols import labels
+from tdmpc2.play.protocols import checkpoint_name, labels, plan_text
 
 STUDENT = {
     "checkpoint": "logs/student/model.pt",
@@ -33,3 +33,20 @@ def test_labels_of_equal_evaluations_are_told_apart_by_their_directories() -> No
 
 def test_labels_of_results_without_a_protocol_still_differ() -> None:
     assert labels([{}, {}], ["a", "b"]) == ["? (a)", "? (b)"]
+
+
+def test_files_of_a_run_are_named_with_their_directory() -> None:
+    """The averaged weights of every run are called ema.pt."""
+    assert checkpoint_name("logs/a/ema.pt") == "a-ema"
+    assert checkpoint_name("logs/a/best.pt") == "a-best"
+    assert checkpoint_name("logs/a/model_5000.pt") == "a-model_5000"
+    assert checkpoint_name("logs/a/model.pt") == "a"
+    assert checkpoint_name("models/student.pt") == "student"
+
+
+def test_plan_text_names_what_is_not_usual() -> None:
+    config = Config(num_samples=128, iterations=4, plan_action="mean")
+    usual = {"config": config.to_dict(), "plan_iterations": 4}
+    assert plan_text(usual) == "4 x 128 samples, horizon 3, mean of the plan"
+    other = {**usual, "config": config.replace(temperature=9.0, num_elites=2).to_dict()}
+    assert plan_text(other) == "4 x 128 samples, horizon 3, mean of the plan, num_elites=2, temperature=9"

@@ -190,3 +190,10 @@ def test_line_of_a_card_names_who_taught(tmp_path: Path) -> None:
     assert "teacher" not in line(run, teacher_sha256="ab" * 32)
     several = parse_cfg({**run.to_dict(), "teachers": {TASKS[0]: "logs/mine/model.pt"}})
     assert f"teachers={{{TASKS[0]}: mine/model.pt}}" in line(several)
+
+
+def test_card_of_a_file_of_the_middle_of_a_run_has_its_steps_and_hours(cfg: Config) -> None:
+    run = train(cfg.replace(save_freq=10, keep_last=3, save_csv=True), None).parent
+    half, whole = (new_card(load_file(run / name, identify=True), runs=[run]) for name in ("model_10.pt", "model.pt"))
+    assert (half["steps"], whole["steps"]) == (10, 20)
+    assert 0 < half["hours"] <= whole["hours"]

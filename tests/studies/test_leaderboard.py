@@ -16,6 +16,7 @@ from tdmpc2.studies.sources import SHORT, SOURCES, find
 from tdmpc2.tasks import MT30
 
 PWM = SOURCES[0].readings[0].file
+CONFIG = {"eval_noise": False, "num_samples": 512, "iterations": 6, "horizon": 3}
 BMPC = next(source for source in SOURCES if source.method == "BMPC")
 
 
@@ -24,7 +25,7 @@ def evaluation(folder: Path, action: str = "planner", tasks: tuple[str, ...] = M
     folder.mkdir(parents=True)
     rows = [f"{task},{seed},{value}," for task in tasks for seed, value in ((1, 400.0), (2, 600.0))]
     (folder / "results.csv").write_text("\r\n".join(["task,seed,return,success", *rows, ""]))
-    protocol = {"action": action, "checkpoint": "models/mine.pt", "precision": "fp32", "config": {"eval_noise": False}}
+    protocol = {"action": action, "checkpoint": "models/mine.pt", "precision": "fp32", "config": CONFIG}
     (folder / "results.json").write_text(json.dumps({"protocol": protocol, **facts}))
     return folder
 
@@ -158,7 +159,7 @@ def test_command_writes_the_page_with_own_rows_and_says_what_is_absent(
     evaluation(tmp_path / "part", "policy", MT30[:20])
     command.main(["whole", "part", "figure=figures/board.png"])
     text = (tmp_path / "leaderboard.md").read_text()
-    assert "| **mine** | plan | here, 2 episodes a task, fp32 | 50.0 | [" in text
+    assert "| **mine** | plan | here, 6 x 512 samples, 2 episodes a task, fp32 | 50.0 | [" in text
     assert "Not in this table: mine, policy, which has 20 of them." in text
     assert "Not here: BMPC (wertyuilife2/bmpc)" in text
     assert "![Means and their intervals](figures/board.png)" in text
@@ -192,3 +193,30 @@ def test_command_replaces_a_page_only_when_asked(
     assert "leaderboard.md exists" in capsys.readouterr().err
     command.main(["--force"])
     assert there.read_text().startswith("# Leaderboard")
+
+
+def test_evaluations_of_different_length_are_told_apart_by_their_budgets_too(tmp_path: Path) -> None:
+    """They used to have one name, since only rows with equal numbers of episodes were told apart."""
+    folders = [evaluation(tmp_path / name) for name in ("full", "few")]
+    for folder, (samples, episodes) in zip(folders, ((512, 2), (128, 1)), strict=True):
+        about = json.loads((folder / "results.json").read_text())
+        about["protocol"]["config"] |= {"num_samples": samples, "eval_episodes": episodes}
+        (folder / "results.json").write_text(json.dumps(about))
+    table = (folders[1] / "results.csv").read_text().splitlines()
+    (folders[1] / "results.csv").write_text("\n".join(line for line in table if ",2," not in line) + "\n")
+    full, few = (entry for entry in gather(folders).entries if entry.own)
+    assert full.name == "mine, num_samples=512, eval_episodes=2"
+    assert (few.name, few.protocol) == (
+        "mine, num_samples=128, eval_episodes=1",
+        "here, 6 x 128 samples, 1 episode a task, fp32",
+    )
+
+
+@pytest.mark.parametrize("config", [None, {"num_samples": "many"}])
+def test_own_evaluation_with_a_damaged_protocol_is_refused_in_one_line(tmp_path: Path, config: object) -> None:
+    folder = evaluation(tmp_path / "mine")
+    about = json.loads((folder / "results.json").read_text())
+    about["protocol"]["config"] = config
+    (folder / "results.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=r"results\.json: protocol.*config"):
+        gather([folder])

@@ -290,3 +290,23 @@ def test_scores_of_different_steps_are_not_passed_off_as_those_of_one(tmp_path: 
     (row,) = rows_of(study)
     assert (row["score"], row["score_step"]) == (6.0, None)
     assert "| of different steps |" in markdown(study, [row])
+
+
+def test_students_of_different_plans_are_no_repetitions(tmp_path: Path) -> None:
+    """Plans are made before the run, whose own settings do not tell how."""
+    for samples in (8, 64):
+        directory = write_run(tmp_path / str(samples), 1, 10 + samples, weight=0.4)
+        record = json.loads((directory / "run.json").read_text())
+        (directory / "run.json").write_text(json.dumps(record | {"made_outputs": {"plan": {"num_samples": samples}}}))
+    study = read_study([tmp_path])
+    assert [group.values["plan.num_samples"] for group in study.groups] == [8, 64]
+    assert not study.left_out
+
+
+def test_errors_are_of_the_weights_whose_scores_are_the_runs(tmp_path: Path) -> None:
+    """With eval_weights=ema that is the average."""
+    directory = write_run(tmp_path, 1, 10, ema_decay=0.99, eval_weights="ema")
+    (directory / "heldout.json").write_text('{"checkpoint": "model.pt", "errors": {"reward_rmse": 1.0}, "step": 100}')
+    (directory / "heldout_ema.json").write_text('{"checkpoint": "ema.pt", "errors": {"reward_rmse": 2.0}, "step": 100}')
+    (row,) = rows_of(read_study([tmp_path]))
+    assert row["heldout"] == {"reward_rmse": 2.0}

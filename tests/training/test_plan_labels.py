@@ -18,13 +18,16 @@ from tdmpc2.commands.targets import main
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.data.store.same_episodes import fingerprint
 from tdmpc2.data.store.store import EpisodeStore
-from tdmpc2.data.store.teacher_columns import TeacherTargets, open_targets, verify_targets
+from tdmpc2.data.store.teacher_columns import TeacherTargets, open_targets
+from tdmpc2.data.store.verify_columns import verify_targets
+from tdmpc2.data.tools.convert import to_store
 from tdmpc2.tasks import TaskSpec
 from tdmpc2.training import plan_labels as module
 from tdmpc2.training.offline import train
 from tdmpc2.training.plan_labels import compute_plans, episode_seed, row_noise, settings
 from tdmpc2.training.teacher_cache import compute_all
 from tests.helpers.data import make_store
+from tests.helpers.data_command import flip
 from tests.helpers.distillation import make_expert
 from tests.helpers.runs import TINY, rows
 from tests.helpers.teacher_cache import SHA256, content
@@ -334,3 +337,57 @@ def test_states_that_a_student_visits_are_labelled_as_the_page_says(
     first = rows(live.run_dir / "train.csv")[0]
     assert first["distillation_plan_loss"] > 0
     assert "distillation_ranking_loss" in first
+
+
+def test_no_plan_is_made_for_a_damaged_row(store: EpisodeStore) -> None:
+    """It used to be, and stayed, with a good check number, after the row was repaired."""
+    column, good = empty(store), (store.path / "rows.npy").read_bytes()
+    flip(store.path / "rows.npy", -300)
+    with pytest.raises(ValueError, match=r"rows\.npy, episodes .*: checksum"):
+        compute_plans(column, make_expert(two_tasks()))
+    reward = open_targets(store, SHA256, "teacher.pt", "reward")
+    with pytest.raises(ValueError, match=r"rows\.npy, episodes .*: checksum"):
+        compute_all([reward], make_expert(two_tasks()))
+    assert reward.missing().all()
+    (store.path / "rows.npy").write_bytes(good)
+    compute_plans(column, make_expert(two_tasks()))
+    assert column.complete()
+
+
+def test_all_damage_of_columns_is_listed_with_a_remedy_that_keeps_what_is_good(store: EpisodeStore) -> None:
+    plans, reward = empty(store), open_targets(store, SHA256, "teacher.pt", "reward")
+    compute_plans(plans, make_expert(two_tasks()))
+    plans.values[0, 3, 0], plans.values[2, 5, 1] = 7.0, 7.0
+    with reward.file.open("r+b") as file:
+        file.truncate(reward.file.stat().st_size - 4)
+    cut, wrong = verify_targets(store)
+    assert "reward.npy and reward.check.npy there: what they held is computed again" in cut
+    assert (
+        "plan.npy holds 7.0 with another one's check number in episode 0, row 3, the first of 2 wrong numbers" in wrong
+    )
+    assert "The command that made it computes again what is wrong" in wrong
+    compute_plans(plans, make_expert(two_tasks()))
+    assert verify_targets(store) == [cut]
+
+
+def test_known_store_of_files_that_have_grown_keeps_its_outputs(
+    cfg: Config, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It used to be imported anew, which deleted what was to be copied."""
+    teacher, mine, both = tmp_path / "teacher.pt", tmp_path / "mine", tmp_path / "both"
+    make_expert(cfg).save(teacher)
+    shutil.copytree(data_dir, mine, ignore=lambda *_: ["store"])
+    labels = [str(teacher), "columns=reward", "device=cpu"]
+    main([str(mine), *labels])
+    first = sorted(mine.glob("chunk_*.pt"))[-1]
+    shutil.copy(first, mine / f"chunk_{int(first.stem[6:]) + 1}.pt")
+    to_store([str(mine)], both)
+    capsys.readouterr()
+    main([str(both), *labels, f"known={mine}"])
+    out = capsys.readouterr().out
+    assert "reward of 0 episodes" not in out
+    assert "Replacing" not in out
+    with pytest.raises(SystemExit):
+        main([str(both), *labels, f"known={tmp_path}"])
+    torch.set_num_threads(1)
+    assert f"known: {tmp_path} holds no episode store" in capsys.readouterr().err

@@ -24,7 +24,8 @@ from tdmpc2.config import Config
 from tdmpc2.data.dataset import EpisodeDataset
 from tdmpc2.data.sampler import SliceSampler
 from tdmpc2.data.store.store import EpisodeStore
-from tdmpc2.data.store.teacher_columns import open_targets, verify_targets
+from tdmpc2.data.store.teacher_columns import open_targets
+from tdmpc2.data.store.verify_columns import verify_targets
 from tdmpc2.support.mapped_files import FileChangedError
 from tdmpc2.training import teacher_cache as module
 from tdmpc2.training.teacher_cache import LazyTargets, compute_all
@@ -108,7 +109,9 @@ def test_cache_damaged_is_refused(store: EpisodeStore, teacher: TDMPC2) -> None:
         (targets.path / name).write_bytes(damaged)
         with pytest.raises(ValueError, match=message) as error:
             empty(store)
-        assert f"Delete the directory {targets.path}" in str(error.value)
+        column = f"{targets.path / 'reward'}.npy and reward.check.npy"
+        what = column if name == "reward.npy" else f"the directory {targets.path}"
+        assert f"Delete {what}" in str(error.value)
         if "another teacher" not in message:  # verify only knows the beginning of the checksum
             assert verify_targets(store) == [str(error.value)]
         (targets.path / name).write_bytes(original)

@@ -21,7 +21,7 @@ from tdmpc2.play.evaluation import evaluate
 from tdmpc2.play.explorer import Explorer
 from tdmpc2.support.draws import numbered_generator
 from tdmpc2.support.names import safe_name
-from tdmpc2.tasks import TaskSpec
+from tdmpc2.tasks import TaskSpec, lookup
 from tdmpc2.training.guards import STOPPED
 from tdmpc2.training.new_task import embedding_losses
 from tdmpc2.training.offline import train
@@ -431,3 +431,11 @@ def test_published_student_is_tuned_to_one_of_its_tasks_and_plays(
         cfg = tuned(tmp_path / kind, file, "walker-walk")
         with pytest.raises(ValueError, match=rf"its weights are quantised \({kind}\)"):
             load_start(TDMPC2(cfg), cfg)
+
+
+def test_reset_of_an_embedding_that_a_file_of_one_task_lacks_says_so(tmp_path: Path) -> None:
+    alone = tmp_path / "alone.pt"
+    TDMPC2(Config(task="cup-catch", task_specs=(lookup("cup-catch"),), **SMALL)).save(alone)
+    cfg = parse_cfg({"task": "mt30", "mode": "offline", "checkpoint": str(alone), "reset": ["task_embedding"]})
+    with pytest.raises(ValueError, match="the state dict does not fit the model"):
+        load_start(TDMPC2(cfg), cfg)

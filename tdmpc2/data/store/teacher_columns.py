@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdmpc2.data.store.column_making import check_made, read_made, write_made
+from tdmpc2.data.store.column_making import check_made, write_made
 from tdmpc2.data.store.store import EpisodeStore, header
 from tdmpc2.support.entries import SHA256, check_entries, text, whole
 from tdmpc2.support.files import check_free_disk, locked, replacing, write_text
@@ -199,7 +199,7 @@ def open_targets(
         _create(path, name, store, meta, made)
     if made is not None:
         check_made(path, name, made)
-    return _open(path, name, store, teacher_sha256)
+    return open_column(path, name, store, teacher_sha256)
 
 
 def find_targets(store: EpisodeStore, teacher_sha256: str, name: str) -> TeacherTargets | None:
@@ -209,35 +209,7 @@ def find_targets(store: EpisodeStore, teacher_sha256: str, name: str) -> Teacher
         ValueError: a damaged column.
     """
     path = _path(store, teacher_sha256)
-    return _open(path, name, store, teacher_sha256) if (path / f"{name}.npy").exists() else None
-
-
-def verify_targets(store: EpisodeStore) -> list[str]:
-    """List damage of the columns of a store, one line each; reads them whole."""
-    problems = []
-    for path in sorted((store.path / "targets").glob("[!.]*/")):
-        for name in [name for name in COLUMNS if (path / f"{name}.npy").exists()] or [next(iter(COLUMNS))]:
-            try:
-                targets = _open(path, name, store)
-                read_made(path, name)
-            except ValueError as error:
-                problems.append(str(error))
-                break
-            size = episodes_at_once(targets.values.shape)
-            for number, block in enumerate(targets.values.split(size)):
-                checks = targets.checks[number * size : (number + 1) * size]
-                wrong = block.isinf() | (checks != check_numbers(block))
-                wrong[:, 0] |= ~block[:, 0].isnan()
-                if wrong.any():
-                    own, row, *_ = where = tuple(wrong.nonzero()[0].tolist())
-                    found = block[where]
-                    wrong_check = " with another one's check number" * bool(found.isfinite() and row)
-                    problems.append(
-                        f"{targets.file} holds {found}{wrong_check} in episode {number * size + own}, row {row}. "
-                        f"{_again(path)}"
-                    )
-                    break
-    return problems
+    return open_column(path, name, store, teacher_sha256) if (path / f"{name}.npy").exists() else None
 
 
 def _path(store: EpisodeStore, teacher_sha256: str) -> Path:
@@ -307,7 +279,7 @@ def _add_checks(path: Path, name: str, store: EpisodeStore) -> None:
             file.write(check_numbers(block).numpy().astype(_CHECK).data)
 
 
-def _open(path: Path, name: str, store: EpisodeStore, teacher_sha256: str | None = None) -> TeacherTargets:
+def open_column(path: Path, name: str, store: EpisodeStore, teacher_sha256: str | None = None) -> TeacherTargets:
     file = path / f"{name}.npy"
     try:
         meta = load_json(path / "meta.json")
@@ -322,7 +294,10 @@ def _open(path: Path, name: str, store: EpisodeStore, teacher_sha256: str | None
         values = _map(name, file, store, _DTYPE, writable)
         checks = _map(name, checked, store, _CHECK, writable) if checked.exists() else None
     except _Wrong as error:
-        raise ValueError(f"{error}. {_again(path)}") from error
+        raise ValueError(
+            f"{error}. Delete {path / name}.npy and {name}.check.npy there: what they held is computed again by "
+            f"training, and plans by `tdmpc2 targets ... columns={name}`"
+        ) from error
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged [{type(error).__name__}: {cut(str(error))}]. {_again(path)}") from error
     except ValueError as error:

@@ -24,7 +24,7 @@ from tdmpc2.data.source import FIRST_ROW, STORE, chunk_tasks, find_form, naming_
 from tdmpc2.data.store.meta import StoreMeta
 from tdmpc2.data.store.selection import chunk_fingerprints
 from tdmpc2.data.store.store import EpisodeStore, check_column, header, read_index
-from tdmpc2.data.store.teacher_columns import verify_targets
+from tdmpc2.data.store.verify_columns import verify_targets
 from tdmpc2.data.unequal import chunk_episodes, chunk_index, count_not_finite, is_unequal
 from tdmpc2.support.reading import open_regular
 from tdmpc2.tracking.progress import Progress
