@@ -95,5 +95,5 @@ def test_run_without_cache_of_plans_is_refused(cfg: Config, tmp_path: Path) -> N
             train(plans.replace(distillation_cache="full", dry_run=dry), teacher)
     assert set(Path(cfg.data_dir).rglob("*")) == there
     online = config(tmp_path / "online", distillation_targets=("plan",))
-    with pytest.raises(ValueError, match="plan needs what is made beforehand .* learn the target with mode=offline"):
+    with pytest.raises(ValueError, match=r"plan needs what is made beforehand .* learn the target with mode=offline"):
         train_online(online, teacher)
