@@ -28,7 +28,7 @@ class Shipped(NamedTuple):
 
 #: By the name that :func:`tdmpc2.load_agent` takes.
 SHIPPED: dict[str, Shipped] = {
-    "student": Shipped("student.pt", 2879626, "e756c510846b854689faf91160c359d9fd35cfb4ba7ca0e0e77c0f63184144e1"),
+    "student": Shipped("student.pt", 2888458, "6690eed698d83ef5dc1dd93a8e0a214d97d3c85a2b5ad3332a1dadef9dd61d34"),
     "walker": Shipped("walker.pt", 2873418, "237d019e64ddf971d7fba031a9df0d5af66c0080e61133c459ea6aaf7a185eb3"),
     "cartpoles": Shipped("cartpoles.pt", 2873354, "e925b9cfd6d3f290ac9b5059383842e7b1c8730f283c21414508d5ee3bf937a3"),
     "cheetahs": Shipped("cheetahs.pt", 2873482, "a4d5a34cb25e16daad706edce0af4278ab496f0a14b2a727e3adcea78b6cf4a3"),
