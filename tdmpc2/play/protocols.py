@@ -104,7 +104,8 @@ def plan_text(protocol: Mapping[str, Any]) -> str:
     if (start := config.get("plan_start", "previous")) != "previous":
         text += f", begun by the {start}"
     usual = {name: KEYS[name].default for name in PLANNER_KEYS} | budget(config["num_samples"])
-    others = [key for key in PLANNER_KEYS if key not in _IN_PLAN_TEXT and config.get(key, usual[key]) != usual[key]]
+    own = [key for key in PLANNER_KEYS if key not in _IN_PLAN_TEXT]
+    others = [key for key in own if config.get(key) not in (None, usual[key])]  # null follows from another key
     return ", ".join([text, *(f"{key}={as_typed(config[key])}" for key in others)])
 
 

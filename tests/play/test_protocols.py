@@ -48,5 +48,6 @@ def test_plan_text_names_what_is_not_usual() -> None:
     config = Config(num_samples=128, iterations=4, plan_action="mean")
     usual = {"config": config.to_dict(), "plan_iterations": 4}
     assert plan_text(usual) == "4 x 128 samples, horizon 3, mean of the plan"
+    assert plan_text({"config": {**config.to_dict(), "num_elites": None}}) == plan_text(usual), "it follows"
     other = {**usual, "config": config.replace(temperature=9.0, num_elites=2).to_dict()}
     assert plan_text(other) == "4 x 128 samples, horizon 3, mean of the plan, num_elites=2, temperature=9"
