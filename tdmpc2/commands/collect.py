@@ -51,8 +51,8 @@ def run(cfg: DictConfig) -> None:
     mpc = with_preset(keys).get("mpc")
     if config.mix is not None and ("mpc" in keys or mpc is False):
         raise ValueError(
-            f"mpc={str(mpc).lower()} beside mix, whose entries say which checkpoint acts by planning (planner) and which "
-            "by its policy alone (policy): leave it out"
+            f"mpc={str(mpc).lower()} beside mix, whose entries say which checkpoint acts by planning (planner) and "
+            "which by its policy alone (policy): leave it out"
         )
     if mpc is None:  # not typed: a checkpoint says how it plays
         stored = load_file(config.checkpoint).config if config.checkpoint is not None and config.mix is None else None
