@@ -112,6 +112,25 @@ def value_loss(q_logits: Tensor, teacher_value: Tensor, bins: Tensor, mask: Tens
     return of_taught(soft_cross_entropy(q_logits, teacher_value, bins), mask).mean()
 
 
+def value_horizon_loss(q_logits: Tensor, teacher_value: Tensor, bins: Tensor, mask: Tensor | None = None) -> Tensor:
+    """:func:`value_loss` on the imagined latents of all H steps, every step alike: a plan ends with the last of them.
+
+    Args:
+        q_logits: logits of all the student's heads on its imagined latents z_0 to z_{H-1}, [Q, H, B, K].
+        teacher_value: the teacher's decoded value at its encoding of the real observations, [H, B, 1].
+
+    Raises:
+        ValueError: the teacher's values are of fewer steps.
+    """
+    steps = q_logits.shape[1]
+    if len(teacher_value) < steps:
+        raise ValueError(
+            f"distillation_targets=value_horizon needs the teacher's value of {steps} steps, but "
+            f"teacher_value has {len(teacher_value)}"
+        )
+    return value_loss(q_logits, teacher_value[:steps], bins, mask)
+
+
 def ranking_loss(values: Tensor, teacher_values: Tensor, mask: Tensor | None = None) -> Tensor:
     """Huber loss of the differences between the values of one state's sequences, in units of how much they differ.
 

@@ -118,7 +118,7 @@ def teacher_outputs(
     if "reward" in needs:
         columns |= _columns(teacher, ("reward",), z[:steps], action[:steps], context)
     if "value" in needs:
-        columns |= _columns(teacher, ("value",), z[:1], action[:1], context)
+        columns |= _columns(teacher, ("value",), z[:steps], action[:steps], context)
     if "policy" in needs:
         columns |= _columns(teacher, ("policy",), z[:1], action[:1], context)
     return TeacherOutputs(

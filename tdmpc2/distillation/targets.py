@@ -116,6 +116,13 @@ TARGETS: dict[str, Target] = {
         loss=lambda s, t, c: losses.value_loss(s.q_logits[:, 0], t.value[0], c.bins, t.mask),
         cached_as="value",
     ),
+    "value_horizon": Target(
+        "the same along the student's imagined trajectory, every step alike",
+        needs="value",
+        loss=lambda s, t, c: losses.value_horizon_loss(s.q_logits, t.value, c.bins, t.mask),
+        cached_as="value",
+        all_steps=True,
+    ),
     "ranking": Target(
         "differences of the values of eight action sequences in one state, both models imagining them",
         needs="ranking",

@@ -131,6 +131,20 @@ def test_value_loss_matches_plain_version(generator: torch.Generator) -> None:
     assert float(distill_losses.value_loss(logits, teacher, BINS)) == pytest.approx(np.mean(slow), rel=1e-6)
 
 
+def test_value_horizon_loss_is_the_mean_of_the_value_losses_of_all_steps(generator: torch.Generator) -> None:
+    logits, teacher = normal(generator, 3, H, B, K), 5 * normal(generator, H, B, 1)
+    slow = [float(distill_losses.value_loss(logits[:, t], teacher[t], BINS)) for t in range(H)]
+    assert np.std(slow) > 1e-3
+    assert float(distill_losses.value_horizon_loss(logits, teacher, BINS)) == pytest.approx(np.mean(slow), rel=1e-9)
+    mask = (torch.arange(B) % 2).double().unsqueeze(-1)
+    some = [float(distill_losses.value_loss(logits[:, t], teacher[t], BINS, mask)) for t in range(H)]
+    assert float(distill_losses.value_horizon_loss(logits, teacher, BINS, mask)) == pytest.approx(
+        np.mean(some), rel=1e-9
+    )
+    with pytest.raises(ValueError, match="needs the teacher's value of 3 steps, but teacher_value has 1"):
+        distill_losses.value_horizon_loss(logits, teacher[:1], BINS)
+
+
 def test_policy_loss_matches_plain_version(generator: torch.Generator) -> None:
     mean, log_std, teacher_mean, teacher_log_std = (normal(generator, B, A) for _ in range(4))
     for x in (mean, log_std, teacher_mean, teacher_log_std):

@@ -129,7 +129,7 @@ def test_train_with_cached_outputs_equals_live_teacher(
     cfg: Config, expert: Config, data_dir: Path, tmp_path: Path, cache: str, place: str
 ) -> None:
     shutil.copytree(data_dir, tmp_path / "data")
-    targets: tuple[str, ...] = ("reward", "value 0.1", "reward_horizon 0.2")
+    targets: tuple[str, ...] = ("reward", "value 0.1", "reward_horizon 0.2", "value_horizon 0.2")
     if cache == "full":  # which leaves to the live teacher what it cannot hold
         targets += ("ranking 0.3",)
     cfg = cfg.replace(data_dir=str(tmp_path / "data"), distillation_targets=targets, log_freq=1)

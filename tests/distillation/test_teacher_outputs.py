@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
     [
         (("reward",), (0, 1)),
         (("reward_horizon",), (0, 3)),
+        (("value_horizon",), (0, 3)),
         (("reward_logits", "policy", "value"), (0, 1)),
         (("next_state_linear",), (1, 2)),
         (("next_state_pca", "next_state_linear"), (1, 2)),
@@ -49,11 +50,13 @@ def test_teacher_outputs_compute_only_what_targets_need(
                 assert float(reward[b]) == pytest.approx(decoded(logits.double()), abs=1e-5)
     if "reward_logits" in targets:
         assert_close(got.reward_logits, model.reward(z[0], batch.action[0], batch.task))
-    if "value" in targets:
+    if "value" in targets or "value_horizon" in targets:
         assert got.value is not None
-        heads = model.Q(z[0], batch.action[0], batch.task, "all").double()
-        slow = [np.mean([decoded(head[b]) for head in heads]) for b in range(8)]
-        assert_close(got.value[0, :, 0], torch.tensor(slow, dtype=torch.float32), rtol=1e-4, atol=1e-4)
+        assert len(got.value) == (3 if {"value_horizon", "reward_horizon"} & set(targets) else 1)
+        for t, value in enumerate(got.value):
+            heads = model.Q(z[t], batch.action[t], batch.task, "all").double()
+            slow = [np.mean([decoded(head[b]) for head in heads]) for b in range(8)]
+            assert_close(value[:, 0], torch.tensor(slow, dtype=torch.float32), rtol=1e-4, atol=1e-4)
         assert got.value.std() > 0.1
     if set(targets) & {"next_state_linear", "next_state_pca"}:
         assert_close(got.next_latent, z[1])
@@ -61,7 +64,11 @@ def test_teacher_outputs_compute_only_what_targets_need(
         assert got.policy is not None
         assert_close(torch.tanh(got.policy[0]), model.pi(z[0], batch.task)[1]["mean"])
         assert_close(got.policy[1], model.pi(z[0], batch.task)[1]["log_std"])
-    fields = {"reward": ("reward", "reward_horizon"), "next_latent": ("next_state_linear", "next_state_pca")}
+    fields = {
+        "reward": ("reward", "reward_horizon"),
+        "value": ("value", "value_horizon"),
+        "next_latent": ("next_state_linear", "next_state_pca"),
+    }
     for name, output in got._asdict().items():
         assert (output is not None) == bool(set(targets) & set(fields.get(name, (name,)))), name
         for tensor in output if isinstance(output, tuple) else [output]:

@@ -62,17 +62,24 @@ def test_update_with_target_weights_its_loss(tiny_cfg: Config, target: str) -> N
             torch.distributions.Normal(i["presquash_mean"], i["log_std"].exp()) for i in (expert_info, info)
         ]
         pca, projection = student.distillation.pca, student.distillation.projection
-        value = expert.model.Q(teacher_z[0], batch.action[0], task, "all").double()
-        values = torch.tensor([[np.mean([decoded(head[b]) for head in value])] for b in range(8)])
+        heads = [expert.model.Q(teacher_z[t], batch.action[t], task, "all").double() for t in range(3)]
+        values = torch.tensor([[[np.mean([decoded(head[b]) for head in step])] for b in range(8)] for step in heads])
+        value_errors = [
+            float(
+                distill_losses.value_loss(
+                    model.Q(z[t], batch.action[t], task, "all").double(), values[t].double(), BINS
+                )
+            )
+            for t in range(3)
+        ]
         slow = {
             "reward": lambda: errors[0],
             "reward_horizon": lambda: sum(0.5**t * errors[t] for t in range(3)) / 3,
             "reward_logits": lambda: 4 * np.mean(softened),
             "next_state_linear": lambda: float((projection(z[1]) - teacher_z[1]).square().mean()),  # type: ignore[misc]
             "next_state_pca": lambda: float((z[1] - pca.project(teacher_z[1], 8)).square().mean()),  # type: ignore[union-attr]
-            "value": lambda: float(
-                distill_losses.value_loss(model.Q(z[0], batch.action[0], task, "all").double(), values.double(), BINS)
-            ),
+            "value": lambda: value_errors[0],
+            "value_horizon": lambda: np.mean(value_errors),
             "policy": lambda: float(torch.distributions.kl_divergence(*distributions).sum(-1).mean()),
             "ranking": lambda: slow_ranking_loss(student, expert, batch, noise),
         }[target]()  # fmt: skip
@@ -121,6 +128,7 @@ REACHES = {
     "next_state_linear": {"_encoder", "_dynamics", "_task_emb", "projection"},
     "next_state_pca": {"_encoder", "_dynamics", "_task_emb"},
     "value": {"_encoder", "_Qs", "_task_emb"},
+    "value_horizon": {"_encoder", "_dynamics", "_Qs", "_task_emb"},
     "policy": {"_pi"},
     "ranking": {"_encoder", "_dynamics", "_reward", "_Qs", "_task_emb"},
 }
