@@ -43,6 +43,7 @@ BUDGETS: tuple[dict[str, int], ...] = (
     {},
     {"num_samples": 256, "iterations": 6},
     {"num_samples": 256, "iterations": 3},
+    {"num_samples": 128, "iterations": 4},
     {"num_samples": 128, "iterations": 3},
     {"num_samples": 64, "iterations": 3},
     {"num_samples": 128, "iterations": 3, "horizon": 2},

@@ -46,8 +46,9 @@ def heldout_errors(agent: TDMPC2, batches: Iterable[Batch], teacher: TDMPC2 | No
         ``reward_rmse`` of the first step and ``reward_horizon_rmse`` of all H, in units of the reward, and the same
         with ``_symlog`` in symlog space, where large rewards weigh less; ``latent_rmse`` of the H predicted latents
         against the encodings of the observations (between 0 and 1, not comparable over latent sizes). With a teacher
-        ``value_rmse`` and ``value_rmse_symlog`` of the mean of the Q heads at the first step against its own, and how
-        far both agree on which action sequences are better: ``q_rank`` and ``plan_rank``, mean rank correlations of
+        ``value_rmse`` of the mean of the Q heads at the first step against its own, and ``value_horizon_rmse`` at all
+        H, on predicted latents against its own of the observations, both also with ``_symlog``; and how far both agree
+        on which action sequences are better: ``q_rank`` and ``plan_rank``, mean rank correlations of
         :func:`~tdmpc2.studies.agreement.rank_correlations`.
 
     Raises:
@@ -123,10 +124,13 @@ def _rows(agent: TDMPC2, batch: Batch, teacher: TDMPC2 | None) -> _Rows:
     ranks = None
     if teacher is not None:
         ranks = rank_correlations(agent, teacher, obs[0], action, task).cpu()
-        own = decode(model.Q(predicted[0], action[0], context, "all"), model.bins).mean(0)  # [B, 1]
-        asked = [None if x is None else x.to(teacher.device) for x in (obs[0], action[0], task)]
-        theirs = teacher_columns(teacher.model, ("value",), *asked)["value"]  # type: ignore[arg-type]
-        pairs["value_rmse"] = (own[None], theirs.to(device)[None])
+        for name, steps in (("value_rmse", 1), ("value_horizon_rmse", len(action))):
+            own = decode(model.Q(predicted[:steps], action[:steps], context, "all"), model.bins).mean(
+                0
+            )  # [steps, B, 1]
+            asked = [None if x is None else x.to(teacher.device) for x in (obs[:steps], action[:steps], task)]
+            theirs = teacher_columns(teacher.model, ("value",), *asked)["value"]  # type: ignore[arg-type]
+            pairs[name] = (own, theirs.to(device))
     squares = {name: (a.double() - b.double()).square() for name, (a, b) in pairs.items()}
     for name, (a, b) in pairs.items():
         if name != "latent_rmse":

@@ -36,6 +36,7 @@ _HELDOUT = {
     "reward_rmse": "reward RMSE",
     "reward_horizon_rmse": "reward RMSE over the horizon",
     "value_rmse": "value RMSE",
+    "value_horizon_rmse": "value RMSE over the horizon",
 }
 
 _TITLES = {"report.png": "Scores", "curves.png": "Learning curves"}

@@ -40,17 +40,18 @@ def test_heldout_errors_match_values_by_hand(tiny_cfg: Config) -> None:
         )
         for _ in range(2)
     ]
-    sums = dict.fromkeys(("reward", "horizon", "latent", "value"), 0.0)
+    sums = dict.fromkeys(("reward", "horizon", "latent", "value", "values"), 0.0)
     with torch.no_grad():
         for obs, action, reward, task, *_ in batches:
             for b in range(5):
                 z = agent.model.encode(obs[0, b], task[b])
-                values = [
-                    decode(m.Q(m.encode(obs[0, b], task[b]), action[0, b], task[b], "all"), m.bins).mean().item()
-                    for m in (agent.model, teacher.model)
-                ]
-                sums["value"] += (values[0] - values[1]) ** 2 / 10
                 for t in range(3):
+                    own, theirs = (
+                        decode(m.Q(latent, action[t, b], task[b], "all"), m.bins).mean().item()
+                        for m, latent in ((agent.model, z), (teacher.model, teacher.model.encode(obs[t, b], task[b])))
+                    )
+                    sums["value"] += (own - theirs) ** 2 / 10 if t == 0 else 0
+                    sums["values"] += (own - theirs) ** 2 / 30
                     error = decode(agent.model.reward(z, action[t, b], task[b]), agent.model.bins) - reward[t, b]
                     sums["reward"] += error.item() ** 2 / 10 if t == 0 else 0
                     sums["horizon"] += error.item() ** 2 / 30
@@ -58,7 +59,13 @@ def test_heldout_errors_match_values_by_hand(tiny_cfg: Config) -> None:
                     truth = agent.model.encode(obs[t + 1, b], task[b])
                     sums["latent"] += (z - truth).square().mean().item() / 30
     errors = heldout_errors(agent, batches, teacher)
-    names = {"reward": "reward_rmse", "horizon": "reward_horizon_rmse", "latent": "latent_rmse", "value": "value_rmse"}
+    names = {
+        "reward": "reward_rmse",
+        "horizon": "reward_horizon_rmse",
+        "latent": "latent_rmse",
+        "value": "value_rmse",
+        "values": "value_horizon_rmse",
+    }
     assert {name: errors[names[name]] for name in sums} == pytest.approx(
         {name: total**0.5 for name, total in sums.items()}, rel=1e-4
     )
