@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from tdmpc2.tasks import TaskSpec
 def check_teacher(student: Config, teacher: Config) -> None:
     """Raise ``ValueError`` unless the teacher can teach the student.
 
-    It must play the student's tasks with the same ids and padding, for ``reward_logits`` have the same bins, and for
-    ``next_state_pca`` a latent that is at least as wide.
+    It must play the student's tasks with the same ids and padding, for ``reward_logits`` have the same bins, for values
+    the same discounts, and for ``next_state_pca`` a latent that is at least as wide.
     """
     if student.task_specs != teacher.task_specs:
         pairs = zip(student.task_specs, teacher.task_specs, strict=False)
@@ -31,6 +32,8 @@ def check_teacher(student: Config, teacher: Config) -> None:
     if student.obs != teacher.obs:
         raise ValueError(f"Teacher and student observe different things: obs={teacher.obs} and obs={student.obs}")
     check_bins_of(student, teacher, "the teacher's")
+    pairs = zip(student.task_specs, student.discounts, teacher.discounts, strict=True)
+    check_discounts_of(student, {spec.name: (own, theirs) for spec, own, theirs in pairs})
     if "next_state_pca" in student.distillation_terms and teacher.latent_dim < student.latent_dim:
         raise ValueError(
             f"distillation_targets=next_state_pca needs a teacher with latent_dim of at least {student.latent_dim}, "
@@ -55,6 +58,25 @@ def check_bins_of(student: Config, teacher: Config, whose: str) -> None:
             f"distillation_targets=reward_logits needs a teacher with the student's bins, but (num_bins, vmin, vmax) "
             f"are {bins[0]} and {whose} {bins[1]}: use the target reward, or the teacher's bins"
         )
+
+
+def check_discounts_of(student: Config, discounts: Mapping[str, tuple[float, float]]) -> None:
+    """Raise ``ValueError`` if values are distilled and a teacher discounts rewards differently than the student.
+
+    The student's own value loss would then pull its heads elsewhere than its teacher does.
+
+    Args:
+        student: its targets.
+        discounts: by task, the student's discount and its teacher's.
+    """
+    values = [name for name in student.distillation_terms if TARGETS[name].needs in ("value", "ranking")]
+    for task, (own, theirs) in discounts.items() if values else ():
+        if not math.isclose(own, theirs, abs_tol=1e-9):
+            raise ValueError(
+                f"distillation_targets={', '.join(values)} needs a teacher that discounts as the student does, but the "
+                f"discount of {task} is {own:g} and its teacher's {theirs:g}: train with the teacher's discount_denom, "
+                "discount_min and discount_max, or without these targets"
+            )
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from tdmpc2.agent import TDMPC2
 from tdmpc2.checkpoints.files import file_sha256, load_file
 from tdmpc2.config import Config, parse_cfg
 from tdmpc2.distillation.outputs import check_teacher
+from tdmpc2.distillation.teachers import check_task_teachers
 from tdmpc2.play.collector import collect
 from tdmpc2.training.offline import train
 from tests.helpers.runs import TASKS, TINY, equal, rows, weights
@@ -54,6 +55,19 @@ def test_train_with_teacher_of_other_task_set_is_refused(cfg: Config, tmp_path: 
     with pytest.raises(ValueError, match="different task sets"):
         check_teacher(Config(), parse_cfg({"task": "mt80"}))
     check_teacher(Config(tasks=TASKS), Config(model_size=5))
+
+
+@pytest.mark.parametrize("target", ["value", "value_horizon", "ranking"])
+def test_teacher_that_discounts_otherwise_gives_no_values(target: str) -> None:
+    student, teacher = Config(distillation_targets=("reward", target)), Config(discount_max=0.98)
+    message = rf"={target} needs a teacher.*discount of walker-stand is 0.99 and its teacher's 0.98: .*discount_max"
+    with pytest.raises(ValueError, match=message):
+        check_teacher(student, teacher)
+    with pytest.raises(ValueError, match=message.replace("stand", "run")):
+        check_task_teachers(student, {"walker-run": teacher})
+    check_teacher(student, Config())
+    check_teacher(Config(distillation_targets=("reward", "policy")), teacher)
+    check_task_teachers(student, {"walker-run": parse_cfg({"task": "walker-run"})})
 
 
 def test_teacher_of_single_task_without_name_is_used(tmp_path: Path) -> None:
