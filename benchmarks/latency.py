@@ -8,8 +8,8 @@ the file's full budget, and the regret of the budget: how much less the float32 
 plain plans, in standard deviations; negative is better; mean over observations of rollouts. Plans of another horizon
 are compared by what the horizon of the file leaves: longer ones are cut, shorter ones continued with the policy prior.
 All are timed in turns, the second of two actions: the first finds the caches filled by the agent before, as no control
-loop does. Results: `name`, the budget, `threads`, `plain_ms`, `fast_ms` (medians), `p95_ms`, `p99_ms`, `hz`, `speedup`,
-`matmul_ms` and `regret` (null for the policy alone).
+loop does. Results: `name`, the budget, where its plans `start`, `threads`, `plain_ms`, `fast_ms` (medians), `p95_ms`,
+`p99_ms`, `hz`, `speedup`, `matmul_ms` and `regret` (null for the policy alone).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DISK_GB = 0
 
 PLAIN = "plain"
 
-BUDGETS: tuple[dict[str, int], ...] = (
+BUDGETS: tuple[dict[str, Any], ...] = (
     {},
     {"num_samples": 256, "iterations": 6},
     {"num_samples": 256, "iterations": 3},
@@ -48,6 +48,7 @@ BUDGETS: tuple[dict[str, int], ...] = (
     {"num_samples": 64, "iterations": 3},
     {"num_samples": 128, "iterations": 3, "horizon": 2},
     {"num_samples": 128, "iterations": 3, "horizon": 5},
+    {"planner": "fast"},
 )
 
 
@@ -98,13 +99,13 @@ def act_run(agent: TDMPC2, obs: np.ndarray, task: int | None) -> Run:
     return partial(agent.act, obs, eval_mode=True, task=task)
 
 
-def name_of(precision: str, budget: dict[str, int]) -> str:
+def name_of(precision: str, budget: dict[str, Any]) -> str:
     """Name an agent as in the results."""
     return f"{precision} {' '.join(f'{key}={value}' for key, value in budget.items()) or 'full'}"
 
 
 def load_agents(
-    path: Path, plain: TDMPC2, precisions: list[str], budgets: Sequence[dict[str, int]]
+    path: Path, plain: TDMPC2, precisions: list[str], budgets: Sequence[dict[str, Any]]
 ) -> dict[str, TDMPC2]:
     """Load an agent of each precision and budget, and one of each precision that does not plan."""
     agents: dict[str, TDMPC2] = {}
@@ -121,13 +122,13 @@ def load_agents(
 
 def result_of(name: str, cfg: Config, times: Timings, regret: float | None) -> dict[str, Any]:
     """Return what one agent's actions took; its budget has keys and columns of its own, so that rows differ."""
-    budget = (cfg.num_samples, cfg.plan_iterations, cfg.horizon) if cfg.mpc else ("policy", None, None)
+    budget = (cfg.num_samples, cfg.plan_iterations, cfg.horizon, cfg.plan_start) if cfg.mpc else ("policy", *[None] * 3)
     p95, p99 = 1e3 * np.percentile(times.seconds[name], [95, 99])
     products = f"products of {name}"
     return {
         "name": name,
         "format": name.split()[0],
-        **dict(zip(("samples", "iterations", "horizon"), budget, strict=True)),
+        **dict(zip(("samples", "iterations", "horizon", "start"), budget, strict=True)),
         "threads": torch.get_num_threads(),
         "plain_ms": times.ms(PLAIN),
         "fast_ms": times.ms(name),
@@ -166,8 +167,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     columns = [
         ("type", "format", ""), ("samples", "samples", ""), ("iterations", "iterations", ""), ("H", "horizon", ""),
-        ("median ms", "fast_ms", ".2f"), ("p95", "p95_ms", ".2f"), ("p99", "p99_ms", ".2f"),
-        ("Hz at p95", "hz", ".0f"), ("speedup", "speedup", ".1f"), ("regret", "regret", ".2f"),
+        ("start", "start", ""), ("median ms", "fast_ms", ".2f"), ("p95", "p95_ms", ".2f"),
+        ("p99", "p99_ms", ".2f"), ("Hz, p95", "hz", ".0f"), ("speedup", "speedup", ".1f"),
+        ("regret", "regret", ".2f"),
     ]  # fmt: skip
     results: list[dict[str, Any]] = []
     counts = args.threads if isinstance(args.threads, list) else [1, args.threads]  # by default all cores

@@ -32,8 +32,8 @@ def check_teacher(student: Config, teacher: Config) -> None:
     if student.obs != teacher.obs:
         raise ValueError(f"Teacher and student observe different things: obs={teacher.obs} and obs={student.obs}")
     check_bins_of(student, teacher, "the teacher's")
-    pairs = zip(student.task_specs, student.discounts, teacher.discounts, strict=True)
-    check_discounts_of(student, {spec.name: (own, theirs) for spec, own, theirs in pairs})
+    discounts = zip(student.discounts, teacher.discounts, strict=True)
+    check_discounts_of(student, dict(zip(student.task_names, discounts, strict=True)))
     if "next_state_pca" in student.distillation_terms and teacher.latent_dim < student.latent_dim:
         raise ValueError(
             f"distillation_targets=next_state_pca needs a teacher with latent_dim of at least {student.latent_dim}, "
