@@ -166,9 +166,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, agent in planning.items()
     }
     columns = [
-        ("type", "format", ""), ("samples", "samples", ""), ("iterations", "iterations", ""), ("H", "horizon", ""),
+        ("type", "format", ""), ("samples", "samples", ""), ("iter.", "iterations", ""), ("H", "horizon", ""),
         ("start", "start", ""), ("median ms", "fast_ms", ".2f"), ("p95", "p95_ms", ".2f"),
-        ("p99", "p99_ms", ".2f"), ("Hz, p95", "hz", ".0f"), ("speedup", "speedup", ".1f"),
+        ("p99", "p99_ms", ".2f"), ("Hz", "hz", ".0f"), ("speedup", "speedup", ".1f"),
         ("regret", "regret", ".2f"),
     ]  # fmt: skip
     results: list[dict[str, Any]] = []
