@@ -125,12 +125,10 @@ def _rows(agent: TDMPC2, batch: Batch, teacher: TDMPC2 | None) -> _Rows:
     if teacher is not None:
         ranks = rank_correlations(agent, teacher, obs[0], action, task).cpu()
         for name, steps in (("value_rmse", 1), ("value_horizon_rmse", len(action))):
-            own = decode(model.Q(predicted[:steps], action[:steps], context, "all"), model.bins).mean(
-                0
-            )  # [steps, B, 1]
+            heads = decode(model.Q(predicted[:steps], action[:steps], context, "all"), model.bins)  # [Q, steps, B, 1]
             asked = [None if x is None else x.to(teacher.device) for x in (obs[:steps], action[:steps], task)]
             theirs = teacher_columns(teacher.model, ("value",), *asked)["value"]  # type: ignore[arg-type]
-            pairs[name] = (own, theirs.to(device))
+            pairs[name] = (heads.mean(0), theirs.to(device))
     squares = {name: (a.double() - b.double()).square() for name, (a, b) in pairs.items()}
     for name, (a, b) in pairs.items():
         if name != "latent_rmse":
