@@ -8,7 +8,7 @@ the file's full budget, and the regret of the budget: how much less the float32 
 plain plans, in standard deviations; negative is better; mean over observations of rollouts. Plans of another horizon
 are compared by what the horizon of the file leaves: longer ones are cut, shorter ones continued with the policy prior.
 All are timed in turns, the second of two actions: the first finds the caches filled by the agent before, as no control
-loop does. Results: `name`, the budget, where its plans `start`, `threads`, `plain_ms`, `fast_ms` (medians), `p95_ms`,
+loop does. Results: `name`, the budget, what its plans `start` from, `threads`, `plain_ms`, `fast_ms` (medians), `p95_ms`,
 `p99_ms`, `hz`, `speedup`, `matmul_ms` and `regret` (null for the policy alone).
 """
 
@@ -41,14 +41,14 @@ PLAIN = "plain"
 
 BUDGETS: tuple[dict[str, Any], ...] = (
     {},
+    {"num_samples": 128, "iterations": 4},
+    {"planner": "fast"},
     {"num_samples": 256, "iterations": 6},
     {"num_samples": 256, "iterations": 3},
-    {"num_samples": 128, "iterations": 4},
     {"num_samples": 128, "iterations": 3},
     {"num_samples": 64, "iterations": 3},
     {"num_samples": 128, "iterations": 3, "horizon": 2},
     {"num_samples": 128, "iterations": 3, "horizon": 5},
-    {"planner": "fast"},
 )
 
 

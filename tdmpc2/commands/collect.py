@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from tdmpc2.commands.hydra_app import App, composed, job, launch, load_keys
+from tdmpc2.commands.hydra_app import App, composed, job, launch, load_keys, typed_names
 from tdmpc2.config import parse_cfg, with_preset
 
 if TYPE_CHECKING:
@@ -49,9 +49,11 @@ def run(cfg: DictConfig) -> None:
     set_num_threads(config.num_threads)
     keys = load_keys(cfg)
     mpc = with_preset(keys).get("mpc")
-    if config.mix is not None and ("mpc" in keys or mpc is False):
+    typed = "mpc" in typed_names()
+    if config.mix is not None and (typed or mpc is False):
+        said = f"mpc={str(mpc).lower()}" if typed else "planner=policy"
         raise ValueError(
-            f"mpc={str(mpc).lower()} beside mix, whose entries say which checkpoint acts by planning (planner) and "
+            f"{said} beside mix, whose entries say which checkpoint acts by planning (planner) and "
             "which by its policy alone (policy): leave it out"
         )
     if mpc is None:  # not typed: a checkpoint says how it plays

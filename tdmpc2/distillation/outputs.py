@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -32,8 +32,8 @@ def check_teacher(student: Config, teacher: Config) -> None:
     if student.obs != teacher.obs:
         raise ValueError(f"Teacher and student observe different things: obs={teacher.obs} and obs={student.obs}")
     check_bins_of(student, teacher, "the teacher's")
-    discounts = zip(student.discounts, teacher.discounts, strict=True)
-    check_discounts_of(student, dict(zip(student.task_names, discounts, strict=True)))
+    for task_id in student.task_ids:
+        check_discount(student, student.task_names[task_id], teacher.discounts[task_id])
     if "next_state_pca" in student.distillation_terms and teacher.latent_dim < student.latent_dim:
         raise ValueError(
             f"distillation_targets=next_state_pca needs a teacher with latent_dim of at least {student.latent_dim}, "
@@ -60,23 +60,19 @@ def check_bins_of(student: Config, teacher: Config, whose: str) -> None:
         )
 
 
-def check_discounts_of(student: Config, discounts: Mapping[str, tuple[float, float]]) -> None:
-    """Raise ``ValueError`` if values are distilled and a teacher discounts rewards differently than the student.
+def check_discount(student: Config, task: str, theirs: float) -> None:
+    """Raise ``ValueError`` if values are distilled and the teacher of a task discounts its rewards otherwise.
 
-    The student's own value loss would then pull its heads elsewhere than its teacher does.
-
-    Args:
-        student: its targets.
-        discounts: by task, the student's discount and its teacher's.
+    The student's own value loss would then pull its heads elsewhere than the teacher does.
     """
     values = [name for name in student.distillation_terms if TARGETS[name].needs in ("value", "ranking")]
-    for task, (own, theirs) in discounts.items() if values else ():
-        if not math.isclose(own, theirs, abs_tol=1e-9):
-            raise ValueError(
-                f"distillation_targets={', '.join(values)} needs a teacher that discounts as the student does, but the "
-                f"discount of {task} is {own:g} and its teacher's {theirs:g}: train with the teacher's discount_denom, "
-                "discount_min and discount_max, or without these targets"
-            )
+    own = student.discounts[student.task_names.index(task)]
+    if values and not math.isclose(own, theirs):
+        raise ValueError(
+            f"distillation_targets={', '.join(values)} needs a teacher that discounts as the student does, but the "
+            f"discount of {task} is {own:g} and its teacher's {theirs:g}: train with the teacher's discount_denom, "
+            "discount_min and discount_max, or without these targets"
+        )
 
 
 @torch.no_grad()
@@ -131,18 +127,16 @@ def teacher_outputs(
     """
     targets = [TARGETS[name] for name in names]
     needs = {target.needs for target in targets}
-    steps = len(action) if any(target.all_steps for target in targets) else 1
+    all_steps = {target.needs for target in targets if target.all_steps}
+    steps = {need: len(action) if need in all_steps else 1 for need in needs}
     start = 1 if needs == {"next_latent"} else 0
-    stop = max(steps, 2 if "next_latent" in needs else 1)
+    stop = max([2 if "next_latent" in needs else 1, *steps.values()])
     context = teacher.context(task)
     z = teacher.encode(obs[start:stop], context)  # [., B, D_T]
     columns: dict[str, Tensor] = {}
-    if "reward" in needs:
-        columns |= _columns(teacher, ("reward",), z[:steps], action[:steps], context)
-    if "value" in needs:
-        columns |= _columns(teacher, ("value",), z[:steps], action[:steps], context)
-    if "policy" in needs:
-        columns |= _columns(teacher, ("policy",), z[:1], action[:1], context)
+    for name in ("reward", "value", "policy"):
+        if name in needs:
+            columns |= _columns(teacher, (name,), z[: steps[name]], action[: steps[name]], context)
     return TeacherOutputs(
         **outputs_of(columns),
         reward_logits=teacher.reward(z[0], action[0], context) if "reward_logits" in needs else None,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tdmpc2.config import Config
-from tdmpc2.distillation.outputs import check_bins_of, check_discounts_of, teacher_outputs
+from tdmpc2.distillation.outputs import check_bins_of, check_discount, teacher_outputs
 from tdmpc2.distillation.ranking import teacher_values
 from tdmpc2.distillation.targets import TARGETS, TeacherOutputs
 from tdmpc2.nn.world_model import WorldModel
@@ -47,8 +47,7 @@ def check_task_teachers(student: Config, teachers: Mapping[str, Config]) -> None
             kinds = (_described(theirs[task], teacher.obs), _described(own[task], student.obs))
             raise ValueError(f"teachers: the teacher of {task} knows it with {', the student with '.join(kinds)}")
         check_bins_of(student, teacher, f"those of the teacher of {task}")
-        pair = (student.discounts[student.task_names.index(task)], teacher.discounts[teacher.task_names.index(task)])
-        check_discounts_of(student, {task: pair})
+        check_discount(student, task, teacher.discounts[teacher.task_names.index(task)])
 
 
 def _described(spec: TaskSpec, obs: str) -> str:

@@ -52,7 +52,7 @@ def heldout_errors(agent: TDMPC2, batches: Iterable[Batch], teacher: TDMPC2 | No
         :func:`~tdmpc2.studies.agreement.rank_correlations`.
 
     Raises:
-        ValueError: there is no batch, the teacher has other tasks, or an error is not finite.
+        ValueError: there is no batch, the teacher has other tasks or discounts, or an error is not finite.
     """
     return _errors([_rows(agent, batch, teacher) for batch in _checked(agent, batches, teacher)])
 
@@ -77,8 +77,16 @@ def heldout_figures(
 
 
 def _checked(agent: TDMPC2, batches: Iterable[Batch], teacher: TDMPC2 | None) -> Iterable[Batch]:
-    if teacher is not None:  # whose values are compared, whatever else the agent was taught
-        check_teacher(agent.cfg.replace(distillation_targets=("value",)), teacher.cfg)
+    if teacher is not None:
+        cfg = agent.cfg
+        check_teacher(cfg.replace(distillation_targets=("reward",)), teacher.cfg)  # the same tasks, whatever was taught
+        for task_id in cfg.task_ids:
+            own, theirs = cfg.discounts[task_id], teacher.cfg.discounts[task_id]
+            if not math.isclose(own, theirs):
+                raise ValueError(
+                    "Values of model and teacher do not compare: the discount of "
+                    f"{cfg.task_names[task_id]} is {own:g}, the teacher's {theirs:g}. Leave out the teacher"
+                )
     return batches
 
 
@@ -209,8 +217,8 @@ def measure(
         which names those it was measured on: two files' errors compare if theirs is the same.
 
     Raises:
-        ValueError: unreadable file or data, no common task, a teacher of other tasks, or data that a checkpoint was
-            trained on.
+        ValueError: unreadable file or data, no common task, a teacher of other tasks or discounts, or data that a
+            checkpoint was trained on.
     """
     record = data_record(data_dir)
     teacher_file = load_file(teacher_path, identify=True) if teacher_path else None

@@ -97,7 +97,7 @@ MORE_BAD_INPUT = [
     (f"{EVALUATE} checkpoint=student.pt precision=fp8", "precision=fp8 is not one of auto, fp32, bf16, fp16"),
     ("collect.py task=lift-cube", "ManiSkill 3 has no task 'lift-cube' any more"),
     ("collect.py mpc=false mix=[{share:1,kind:random}]", "mpc=false beside mix"),
-    ("collect.py planner=policy mix=[{share:1,kind:random}]", "mpc=false beside mix"),
+    ("collect.py planner=policy mix=[{share:1,kind:random}]", "planner=policy beside mix"),
     (f"{EVALUATE} checkpoint=student.pt task=dog-run", "task=dog-run: student.pt was trained on 'mt30'"),
     (f"{EVALUATE} checkpoint=student.pt task=mt80", "task=mt80: student.pt was trained on 'mt30'"),
     (f"{EVALUATE} checkpoint=student.pt tasks=[]", "tasks=.. must name at least one task"),

@@ -286,3 +286,11 @@ def test_collect_plays_a_file_as_it_was_trained(run: Run, cwd: Path) -> None:
         )
         good(run(line, cwd))
         assert f'"kind": "{kind}"' in (cwd / f"alone_{number}" / "collect.json").read_text()
+
+
+def test_preset_beside_a_mix_sets_the_budget_of_its_planners(run: Run, cwd: Path) -> None:
+    mix = "mix=[{share:1,kind:planner,checkpoint:student.pt}]"
+    good(run(f"collect.py {mix} planner=fast tasks=[pendulum-spin] episodes_per_task=1 data_dir=fast", cwd))
+    record = (cwd / "fast" / "collect.json").read_text()
+    assert '"plan_start": "policy"' in record
+    assert '"num_samples": 128' in record

@@ -76,6 +76,8 @@ def test_heldout_errors_match_values_by_hand(tiny_cfg: Config) -> None:
     assert [same[name] for name in RANKS] == pytest.approx([1, 1])
     with pytest.raises(ValueError, match="No batch"):
         heldout_errors(agent, [])
+    with pytest.raises(ValueError, match=r"discount of walker-stand is 0.99, the teacher's 0.98"):
+        heldout_errors(agent, batches, TDMPC2(tiny_cfg.replace(discount_max=0.98)))
 
 
 def test_heldout_errors_that_are_not_finite_name_the_weights(tiny_cfg: Config) -> None:

@@ -68,6 +68,8 @@ def test_teacher_that_discounts_otherwise_gives_no_values(target: str) -> None:
     check_teacher(student, Config())
     check_teacher(Config(distillation_targets=("reward", "policy")), teacher)
     check_task_teachers(student, {"walker-run": parse_cfg({"task": "walker-run"})})
+    mt80 = {"task": "mt80", "tasks": ["walker-walk"], "discount_min": 0.97, "distillation_targets": [target]}
+    check_teacher(parse_cfg(mt80), parse_cfg({"task": "mt80"}))  # other discounts of tasks that are not trained
 
 
 def test_teacher_of_single_task_without_name_is_used(tmp_path: Path) -> None:
