@@ -8,8 +8,8 @@ the file's full budget, and the regret of the budget: how much less the float32 
 plain plans, in standard deviations; negative is better; mean over observations of rollouts. Plans of another horizon
 are compared by what the horizon of the file leaves: longer ones are cut, shorter ones continued with the policy prior.
 All are timed in turns, the second of two actions: the first finds the caches filled by the agent before, as no control
-loop does. Results: `name`, the budget, what its plans `start` from, `threads`, `plain_ms`, `fast_ms` (medians), `p95_ms`,
-`p99_ms`, `hz`, `speedup`, `matmul_ms` and `regret` (null for the policy alone).
+loop does. Results: `name`, the budget, what its plans `start` from, `threads`, `plain_ms`, `fast_ms` (medians),
+`p95_ms`, `p99_ms`, `hz`, `speedup`, `matmul_ms` and `regret` (null for the policy alone).
 """
 
 from __future__ import annotations

@@ -115,8 +115,8 @@ def value_loss(q_logits: Tensor, teacher_value: Tensor, bins: Tensor, mask: Tens
 def value_horizon_loss(q_logits: Tensor, teacher_value: Tensor, bins: Tensor, mask: Tensor | None = None) -> Tensor:
     """Compute :func:`value_loss` on the imagined latents of all H steps, every step alike.
 
-    The value at the first step alone leaves open what the heads say of imagined latents, which planning reads. z_H, with
-    whose value a plan ends, is not taught: the batch has no action for it.
+    The value at the first step alone leaves open what the heads say of imagined latents, which planning reads. z_H,
+    with whose value a plan ends, is not taught: the batch has no action for it.
 
     Args:
         q_logits: logits of all the student's heads on its imagined latents z_0 to z_{H-1}, [Q, H, B, K].
